@@ -1,0 +1,2 @@
+//! The node agent: watches, reconcile loops, CNI socket, metrics.
+#![forbid(unsafe_code)]

@@ -1,0 +1,1 @@
+//! OpenAPI documents of the built-in kinds, made from their schemas when first asked for.

@@ -1,0 +1,2 @@
+//! What answers queries in user space: the DNS server.
+#![forbid(unsafe_code)]

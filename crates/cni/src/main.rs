@@ -1,0 +1,4 @@
+//! towpath-cni, the plugin that the container runtime executes.
+#![forbid(unsafe_code)]
+
+fn main() {}

@@ -1,0 +1,2 @@
+//! Cluster-wide duties under a Lease: pod ranges of nodes.
+#![forbid(unsafe_code)]

@@ -1,0 +1,1 @@
+//! Every effect on the kernel: programs, maps, netlink, nft, namespaces.

@@ -1,0 +1,2 @@
+//! A cluster on one machine: API server, stand-in kubelets, namespaces.
+#![forbid(unsafe_code)]

@@ -1,0 +1,2 @@
+//! Tests only: a naive NetworkPolicy evaluator written from the Kubernetes documentation.
+#![forbid(unsafe_code)]

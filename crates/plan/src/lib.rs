@@ -1,0 +1,2 @@
+//! Pure decisions: service tables, routes, address allocation, DNS answers.
+#![forbid(unsafe_code)]

@@ -1,0 +1,2 @@
+//! NetworkPolicy compiled to peer classes; evaluated and explained.
+#![forbid(unsafe_code)]

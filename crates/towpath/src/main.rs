@@ -1,0 +1,4 @@
+//! The `towpath` command line.
+#![forbid(unsafe_code)]
+
+fn main() {}
