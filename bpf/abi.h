@@ -1,0 +1,326 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The one source of every layout that kernel programs and user space share.
+ *
+ * Rules: fixed-width types, no implicit padding (every hole is a named field that user space writes as zero),
+ * addresses are 16 bytes with IPv4 mapped into IPv6 (::ffff:a.b.c.d), addresses and ports in network byte order,
+ * everything else in host order. The Rust side is generated from this file; a check fails on a difference.
+ */
+#ifndef TOWPATH_ABI_H
+#define TOWPATH_ABI_H
+
+/* Raised whenever a layout below changes: part of the pin directory's name, so that two versions never share a map. */
+#define TP_ABI_VERSION 1
+
+/* ---- addresses and tuples ------------------------------------------------------------------------------------ */
+
+struct tp_addr {
+	__u8 b[16];
+};
+
+/* Prefix-tree key. `family` is 4 or 6 and comes first, so that ::/0 never matches IPv4. prefixlen counts from the
+ * family field: 32 + 96 + n for IPv4 (mapped), 32 + n for IPv6. */
+struct tp_cidr_key {
+	__u32 prefixlen;
+	__u32 family;
+	struct tp_addr addr;
+};
+
+/* One direction of a flow. ICMP echo: both ports hold the identifier. Other protocols: ports are 0. */
+struct tp_tuple {
+	struct tp_addr saddr;
+	struct tp_addr daddr;
+	__be16 sport;
+	__be16 dport;
+	__u8 proto;
+	__u8 pad[3];
+};
+
+/* ---- the node -------------------------------------------------------------------------------------------------- */
+
+enum tp_backend_mode {
+	TP_MODE_VXLAN = 1,
+};
+
+enum tp_feature {
+	TP_FEATURE_TRACK = 1 << 0,	/* every pod connection is tracked */
+	TP_FEATURE_TRACE = 1 << 1,	/* tests only: redirects and tunnel keys are also written to tp_trace */
+};
+
+/* tp_node_config: array of one. */
+struct tp_node_config {
+	struct tp_addr node4;		/* this node's address, zero when it has none of the family */
+	struct tp_addr node6;
+	struct tp_addr dns4;		/* node-local address that DNS listens on */
+	struct tp_addr dns6;
+	__u64 netns_cookie;		/* the node's own network namespace */
+	__u32 uplink_ifindex;
+	__u32 tunnel_ifindex;
+	__u32 tunnel_id;		/* VNI */
+	__u32 mode;			/* enum tp_backend_mode */
+	__u32 features;			/* enum tp_feature */
+	__be16 tunnel_port;
+	__be16 nodeport_min;
+	__be16 nodeport_max;
+	__u8 tunnel_mac[6];		/* the tunnel device's address, the same on every node */
+};
+
+/* tp_revision: array of one __u32, raised after every change of policy sets, classes or rules is complete. A verdict
+ * older than it is judged again at the flow's next packet. Never 0. */
+
+/* ---- pods and peers -------------------------------------------------------------------------------------------- */
+
+enum tp_pod_flag {
+	TP_POD_HOST_ONLY = 1 << 0,	/* labels unknown yet: everything denied but its own node */
+};
+
+/* tp_pods: hash, address -> this. Pods of this node only; a pod with two families has two entries. A packet from a pod's
+ * device whose source has no entry, or one with another ifindex or MAC, is dropped. */
+struct tp_pod {
+	__u32 ifindex;			/* host side of the pod's veth */
+	__u32 pod_id;			/* stable while the pod lives; never 0 */
+	__u32 ingress_set;		/* policy set, 0: not isolated */
+	__u32 egress_set;
+	__u32 flags;			/* enum tp_pod_flag */
+	__u8 mac[6];			/* the pod's own */
+	__u8 host_mac[6];		/* the host side's */
+};
+
+/* tp_netns_pods: hash, netns cookie (__u64) -> this. Lets the socket hooks name the client as the veth path would. */
+struct tp_netns_pod {
+	struct tp_addr addr4;
+	struct tp_addr addr6;
+	__u32 pod_id;
+	__u32 pad;
+};
+
+enum tp_peer_flag {
+	TP_PEER_NODE = 1 << 0,		/* the prefix is a node's own address (NodePort answers there) */
+	TP_PEER_LOCAL = 1 << 1,		/* it is this node's */
+};
+
+/* tp_peers: prefix tree, tp_cidr_key -> this. podCIDRs and node addresses of all nodes, this one included. Who is not
+ * in it is outside the cluster. */
+struct tp_peer {
+	struct tp_addr tunnel;		/* the node's tunnel address */
+	__u32 flags;			/* enum tp_peer_flag */
+	__u32 pad;
+};
+
+/* ---- policy ---------------------------------------------------------------------------------------------------- */
+
+/* tp_class_pods: hash, address -> __u32 class. Every address of a pod that some policy in force on this node can tell
+ * apart. Looked up first. tp_class_cidrs: prefix tree, tp_cidr_key -> __u32 class, for everything else. Neither: class 0. */
+
+/* tp_set_class: hash, this -> __u32 local class. Absent: local class 0. */
+struct tp_set_class_key {
+	__u32 set;
+	__u32 class_id;
+};
+
+/* tp_rules: prefix tree, this -> tp_rule. Prefixes of one (set, local class, proto) are disjoint: the planner flattens
+ * ranges, so prefix length decides nothing. proto is TCP, UDP or SCTP, or 0 for every other protocol (port then 0).
+ * prefixlen = 80 + number of significant bits of the port. Absent: denied by default. Sets belong to one direction. */
+struct tp_rule_key {
+	__u32 prefixlen;
+	__u32 set;
+	__u32 local_class;
+	__u8 proto;
+	__u8 pad;
+	__be16 port;
+};
+
+enum tp_verdict {
+	TP_VERDICT_NONE = 0,		/* not judged */
+	TP_VERDICT_ALLOW = 1,
+	TP_VERDICT_DENY = 2,
+};
+
+struct tp_rule {
+	__u32 verdict;			/* enum tp_verdict */
+	__u32 rule_id;			/* resolved by user space to policy, direction, rule, peer and port */
+};
+
+/* rule_id values that no rule has. */
+enum tp_rule_id {
+	TP_RULE_NOT_ISOLATED = 0,	/* no policy selects the pod in this direction */
+	TP_RULE_DEFAULT_DENY = 0xffffffff,
+	TP_RULE_OWN_NODE = 0xfffffffe,	/* generated by the pod's own node */
+	TP_RULE_HOST_ONLY = 0xfffffffd,	/* the pod's labels are not known yet */
+};
+
+/* ---- connections ----------------------------------------------------------------------------------------------- */
+
+/* tp_ct: hash. One entry a connection, found from both directions: the smaller (address, port) is side A.
+ * The tuple is the one after service translation. */
+struct tp_ct_key {
+	struct tp_addr addr_a;
+	struct tp_addr addr_b;
+	__be16 port_a;
+	__be16 port_b;
+	__u8 proto;
+	__u8 pad[3];
+};
+
+enum tp_ct_flag {
+	TP_CT_FROM_A = 1 << 0,		/* side A opened the connection */
+	TP_CT_REPLIED = 1 << 1,
+	TP_CT_DNAT = 1 << 2,		/* replies get vip/vport as their source */
+	TP_CT_FIN_A = 1 << 3,
+	TP_CT_FIN_B = 1 << 4,
+	TP_CT_RST = 1 << 5,
+	TP_CT_VIA_TUNNEL = 1 << 6,	/* came from another node on behalf of an outside client: replies go to `via` */
+	TP_CT_ESTABLISHED = 1 << 7,	/* TCP: past the handshake */
+};
+
+struct tp_ct {
+	__u64 last_seen;		/* ktime, ns */
+	__u64 created;
+	struct tp_addr vip;
+	struct tp_addr via;
+	__u32 flags;			/* enum tp_ct_flag */
+	__u32 egress_revision;		/* tp_revision under which the opener's egress was judged, 0: not judged here */
+	__u32 ingress_revision;
+	__u32 egress_rule;
+	__u32 ingress_rule;
+	__u32 backend;			/* tp_backends id, with TP_CT_DNAT */
+	__be16 vport;
+	__u8 egress_verdict;		/* enum tp_verdict */
+	__u8 ingress_verdict;
+	__u32 pod_id;			/* the local pod it is counted to */
+};
+
+/* tp_nat: hash, tp_tuple as the client sends it (before translation) -> this. */
+struct tp_nat {
+	struct tp_addr daddr;
+	__be16 dport;
+	__u8 pad[2];
+	__u32 backend;
+	__u64 last_seen;
+};
+
+/* tp_frags: LRU, first fragment's facts for those that follow. */
+struct tp_frag_key {
+	struct tp_addr saddr;
+	struct tp_addr daddr;
+	__u32 id;
+	__u8 proto;
+	__u8 pad[3];
+};
+
+struct tp_frag {
+	__be16 sport;
+	__be16 dport;
+	__u32 pad;
+};
+
+/* ---- services -------------------------------------------------------------------------------------------------- */
+
+/* tp_services: hash, this -> tp_service. A zero address is "any node address": NodePorts. */
+struct tp_service_key {
+	struct tp_addr addr;
+	__be16 port;
+	__u8 proto;
+	__u8 pad;
+};
+
+enum tp_service_flag {
+	TP_SERVICE_AFFINITY = 1 << 0,	/* ClientIP */
+	TP_SERVICE_NODEPORT = 1 << 1,
+};
+
+struct tp_service {
+	__u32 id;			/* stable; the affinity key refers to it */
+	__u32 list;			/* generation: tp_slots keys */
+	__u32 count;			/* backends in the list; 0: refuse at once */
+	__u32 flags;			/* enum tp_service_flag */
+	__u32 affinity_seconds;
+	__u32 pad;
+};
+
+/* tp_slots: hash, this -> __u32 backend id. A new list is written whole before a service points to it. */
+struct tp_slot_key {
+	__u32 list;
+	__u32 index;
+};
+
+/* tp_backends: hash, __u32 id -> this. */
+struct tp_backend {
+	struct tp_addr addr;
+	__be16 port;
+	__u8 proto;
+	__u8 pad;
+	__u32 flags;
+};
+
+/* tp_affinity: LRU. */
+struct tp_affinity_key {
+	struct tp_addr client;
+	__u32 service;
+	__u32 pad;
+};
+
+struct tp_affinity {
+	__u64 last_used;		/* ktime, ns */
+	__u32 backend;
+	__u32 pad;
+};
+
+/* tp_sock_rev: LRU, what a translated socket believes it talks to. */
+struct tp_sock_rev_key {
+	__u64 cookie;
+	struct tp_addr addr;		/* the backend */
+	__be16 port;
+	__u8 pad[6];
+};
+
+struct tp_sock_rev {
+	struct tp_addr addr;		/* the Service */
+	__be16 port;
+	__u8 pad[2];
+	__u32 service;
+};
+
+/* ---- what is counted ------------------------------------------------------------------------------------------- */
+
+/* tp_counters: per-CPU array, reason -> tp_counter. Reasons below TP_DROP_FIRST are not drops. */
+enum tp_reason {
+	TP_LOCAL_DELIVERY = 0,		/* straight into a pod of this node */
+	TP_TUNNEL_OUT = 1,
+	TP_TO_STACK = 2,
+	TP_SERVICE_TRANSLATED = 3,
+	TP_HOST_OUT = 4,		/* out of the uplink by the kernel's FIB, without its stack */
+	TP_DROP_FIRST = 16,
+	TP_DROP_MALFORMED = 16,
+	TP_DROP_SOURCE_ADDRESS = 17,	/* not the sender's own */
+	TP_DROP_SOURCE_MAC = 18,
+	TP_DROP_ARP_ND = 19,		/* foreign ARP, neighbour or router discovery */
+	TP_DROP_MAPPED_V4 = 20,		/* IPv6 packet with a mapped, compatible or translated IPv4 address */
+	TP_DROP_EGRESS_POLICY = 21,
+	TP_DROP_INGRESS_POLICY = 22,
+	TP_DROP_TUNNEL_SOURCE = 23,	/* outer source is not the node that owns the inner source */
+	TP_DROP_TUNNEL_OUTSIDER = 24,	/* encapsulated packet from what is no node */
+	TP_DROP_SPOOFED_NODE = 25,	/* from outside with this node's or a pod's address */
+	TP_DROP_NO_BACKEND = 26,
+	TP_DROP_CT_FULL = 27,
+	TP_DROP_FRAGMENT = 28,		/* its first fragment was not seen */
+	TP_DROP_SERVICE_ICMP = 29,	/* an echo request to a Service address */
+	TP_DROP_INTERNAL = 30,		/* a helper failed */
+	TP_REASON_MAX = 64,
+};
+
+struct tp_counter {
+	__u64 packets;
+	__u64 bytes;
+};
+
+/* tp_trace: tests only, array of one: the last redirect. */
+struct tp_trace {
+	struct tp_addr tunnel_remote;
+	__u32 redirect_ifindex;
+	__u32 redirect_kind;		/* 1 peer, 2 device, 3 neighbour */
+	__u32 tunnel_id;
+	__u32 reason;
+};
+
+#endif
