@@ -1,0 +1,90 @@
+//! Who asks (authentication) and whether they may (authorization).
+//!
+//! Users come from client certificates (common name → user, organisations → groups), from the embedder's static
+//! bearer tokens, and from tokens that `serviceaccounts/NAME/token` issued. An embedder's [`Authorizer`] may decide first;
+//! then RBAC objects and the node rules decide.
+
+use std::collections::BTreeMap;
+
+/// An authenticated user.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct UserInfo {
+    /// For example `system:node:n1` or `system:serviceaccount:default:default`.
+    pub name: String,
+    /// Unique id, empty when there is none.
+    pub uid: String,
+    /// Groups; `system:authenticated` is added by the server.
+    pub groups: Vec<String>,
+    /// Further facts, for example `authentication.kubernetes.io/pod-name`.
+    pub extra: BTreeMap<String, Vec<String>>,
+}
+
+impl UserInfo {
+    /// A user with these groups.
+    pub fn new(name: impl Into<String>, groups: &[&str]) -> Self {
+        Self {
+            name: name.into(),
+            groups: groups.iter().map(|group| (*group).to_owned()).collect(),
+            ..Self::default()
+        }
+    }
+
+    /// `kubernetes-admin` in `system:masters`, who may do everything.
+    pub fn admin() -> Self {
+        Self::new("kubernetes-admin", &["system:masters"])
+    }
+
+    /// Nobody in particular.
+    pub(crate) fn anonymous() -> Self {
+        Self::new("system:anonymous", &["system:unauthenticated"])
+    }
+
+    /// The same user, in `system:authenticated` too.
+    pub(crate) fn authenticated(mut self) -> Self {
+        let group = "system:authenticated";
+        if !self.groups.iter().any(|have| have == group) && self.name != "system:anonymous" {
+            self.groups.push(group.to_owned());
+        }
+        self
+    }
+}
+
+/// What somebody wants to do, as `SubjectAccessReview` names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attributes<'a> {
+    /// Who.
+    pub user: &'a UserInfo,
+    /// `get`, `list`, `watch`, `create`, `update`, `patch`, `delete`, `deletecollection`.
+    pub verb: &'a str,
+    /// API group, empty for core and for paths.
+    pub group: &'a str,
+    /// API version.
+    pub version: &'a str,
+    /// Plural resource; empty for a path outside the resources.
+    pub resource: &'a str,
+    /// Subresource, empty when none.
+    pub subresource: &'a str,
+    /// Namespace, empty when cluster-wide.
+    pub namespace: &'a str,
+    /// Object name, empty when not known.
+    pub name: &'a str,
+    /// URL path, used when `resource` is empty.
+    pub path: &'a str,
+}
+
+/// An authorizer's answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// Yes.
+    Allow,
+    /// No, and nobody else is asked. The reason is shown.
+    Deny(String),
+    /// The next one decides.
+    NoOpinion,
+}
+
+/// Decides before RBAC does. `system:masters` are not asked.
+pub trait Authorizer: Send + Sync + 'static {
+    /// Decides one request.
+    fn authorize(&self, attributes: &Attributes<'_>) -> Decision;
+}
