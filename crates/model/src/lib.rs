@@ -1,2 +1,31 @@
-//! Validated nouns, parsed once from Kubernetes objects, and the desired state of a node.
+//! Validated nouns, parsed once from Kubernetes objects at the edge, and the desired state of a node.
+//!
+//! Every type here is made by `TryFrom` a Kubernetes object (or by a planner) and cannot hold nonsense: whoever has a
+//! [`Pod`] or a [`NetworkPolicy`] needs no further check. Objects are trimmed to what the network needs. Nothing here reads a
+//! clock, a file or the network.
 #![forbid(unsafe_code)]
+
+pub mod desired;
+pub mod endpoints;
+pub mod error;
+pub mod labels;
+pub mod name;
+pub mod namespace;
+pub mod netpol;
+pub mod node;
+pub mod pod;
+pub mod protocol;
+pub mod service;
+pub mod world;
+
+pub use endpoints::{Conditions, Endpoint, EndpointPort, EndpointSlice};
+pub use error::Invalid;
+pub use labels::{Labels, Selector};
+pub use name::{NamespacedName, NodeName};
+pub use namespace::Namespace;
+pub use netpol::{Direction, NetworkPolicy, Peer, PolicyPort, PolicyRule, PortMatch};
+pub use node::Node;
+pub use pod::{NamedPort, Phase, Pod};
+pub use protocol::{Family, Protocol, canonical, family_of};
+pub use service::{Service, ServiceKind, ServicePort, TargetPort, TrafficPolicy};
+pub use world::World;

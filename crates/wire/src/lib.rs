@@ -1,2 +1,7 @@
-//! CNI types and the messages between Towpath's processes.
+//! CNI types and the messages between Towpath's processes. Serde only: nothing here does I/O.
 #![forbid(unsafe_code)]
+
+pub mod cni;
+pub mod config;
+pub mod dns;
+pub mod status;

@@ -1,0 +1,260 @@
+//! What the kernel of one node should hold. Planners make it, `datapath` applies it by difference.
+//!
+//! Nothing here knows of maps or netlink; the names are those of the ABI header where both speak of the same thing.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use crate::{Family, NamespacedName, NodeName, Protocol};
+
+/// Facts about this node that rarely change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeSettings {
+    /// This node.
+    pub name: NodeName,
+    /// Its addresses, at most one a family.
+    pub addresses: Vec<IpAddr>,
+    /// Its pod ranges, at most one a family.
+    pub pod_cidrs: Vec<IpNet>,
+    /// All pod ranges of the cluster: never masqueraded.
+    pub cluster_cidrs: Vec<IpNet>,
+    /// Ranges of Service addresses: what no Service has there is rejected on the node.
+    pub service_cidrs: Vec<IpNet>,
+    /// More destinations that are not masqueraded.
+    pub non_masquerade_cidrs: Vec<IpNet>,
+    /// Node-local addresses that DNS listens on, at most one a family.
+    pub dns_addresses: Vec<IpAddr>,
+    /// Lowest and highest NodePort.
+    pub node_ports: (u16, u16),
+    /// Backend between nodes.
+    pub backend: Backend,
+    /// MTU of pod devices in bytes; none: the uplink's less the backend's overhead.
+    pub pod_mtu: Option<u32>,
+}
+
+/// How packets reach another node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "kebab-case")]
+pub enum Backend {
+    /// VXLAN (RFC 7348).
+    Vxlan {
+        /// Network identifier, 24 bits.
+        vni: u32,
+        /// Outer UDP destination port.
+        port: u16,
+    },
+}
+
+/// A node as its peers need it (this one included): where its pods and its own addresses are reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodePeer {
+    /// Its name.
+    pub name: NodeName,
+    /// Its own addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Its pod ranges.
+    pub pod_cidrs: Vec<IpNet>,
+    /// Outer address of its tunnel.
+    pub tunnel: IpAddr,
+    /// Whether it is this node.
+    pub local: bool,
+}
+
+/// A pod of this node that has a device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LocalPod {
+    /// Namespace and name.
+    pub name: NamespacedName,
+    /// CNI container id: the sandbox.
+    pub container_id: String,
+    /// Its addresses, at most one a family.
+    pub addresses: Vec<IpAddr>,
+    /// Name of the host side of its veth.
+    pub host_device: String,
+    /// Index of the host side in the node's network namespace.
+    pub ifindex: u32,
+    /// The pod's own MAC.
+    pub mac: [u8; 6],
+    /// The host side's MAC.
+    pub host_mac: [u8; 6],
+    /// Cookie of its network namespace.
+    pub netns_cookie: u64,
+    /// Stable while the pod lives, never 0.
+    pub pod_id: u32,
+}
+
+// ---- services ------------------------------------------------------------------------------------------------------
+
+/// Stable id of a Service port (one frontend set). Never 0, not reused while anything refers to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ServiceId(pub u32);
+
+/// Stable id of a backend (address, port, protocol). Never 0, not reused while anything refers to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct BackendId(pub u32);
+
+/// What a client connects to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Frontend {
+    /// The address; none: any node address (NodePort), in the family of [`Frontend::family`].
+    pub address: Option<IpAddr>,
+    /// Family it serves; with an address, the address's.
+    pub family: Family,
+    /// Port.
+    pub port: u16,
+    /// Protocol.
+    pub protocol: Protocol,
+}
+
+/// Where a frontend leads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FrontendTarget {
+    /// The Service port's id.
+    pub id: ServiceId,
+    /// Backends that take new connections, sorted. Empty: refuse at once.
+    pub backends: Vec<BackendId>,
+    /// ClientIP affinity in seconds.
+    pub affinity_seconds: Option<u32>,
+    /// Who it is, for people.
+    pub service: NamespacedName,
+    /// Name of the Service port, for people.
+    pub port_name: String,
+}
+
+/// One backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct BackendAddress {
+    /// Address.
+    pub address: IpAddr,
+    /// Port.
+    pub port: u16,
+    /// Protocol.
+    pub protocol: Protocol,
+}
+
+/// All Services of the node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ServiceTable {
+    /// Frontends.
+    pub frontends: BTreeMap<Frontend, FrontendTarget>,
+    /// Backends that a frontend refers to, and those that only drain (open connections may still refer to them).
+    pub backends: BTreeMap<BackendId, BackendAddress>,
+}
+
+// ---- policy --------------------------------------------------------------------------------------------------------
+
+/// Class of a peer, as coarse as the policies in force on this node allow. 0: nothing tells it from a stranger.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub struct ClassId(pub u32);
+
+/// A policy set: the compiled rules of one direction that one or more pods share. 0: not isolated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub struct SetId(pub u32);
+
+/// Class as one set sees it. 0: everybody the set does not mention.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub struct LocalClass(pub u32);
+
+/// Names the rule that decided, see [`RuleInfo`]. 0 and values from `0xffff_fff0` up are reserved by the ABI.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Default, Serialize, Deserialize)]
+pub struct RuleId(pub u32);
+
+impl RuleId {
+    /// No policy selects the pod in this direction.
+    pub const NOT_ISOLATED: RuleId = RuleId(0);
+    /// Isolated, and no rule matched.
+    pub const DEFAULT_DENY: RuleId = RuleId(0xffff_ffff);
+    /// Generated by the pod's own node.
+    pub const OWN_NODE: RuleId = RuleId(0xffff_fffe);
+    /// The pod's labels are not known yet.
+    pub const HOST_ONLY: RuleId = RuleId(0xffff_fffd);
+}
+
+/// A verdict.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    /// Let it pass.
+    Allow,
+    /// Drop it.
+    Deny,
+}
+
+/// The protocol part of a rule row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum RowProtocol {
+    /// A protocol with ports.
+    Ports(Protocol),
+    /// Every other protocol (ICMP and the rest); its rows have no port.
+    Other,
+}
+
+/// Key of a rule row. Rows of one set, local class and protocol do not overlap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RowKey {
+    /// The set.
+    pub set: SetId,
+    /// The peer, as the set sees it.
+    pub class: LocalClass,
+    /// Protocol.
+    pub protocol: RowProtocol,
+    /// Port bits; 0 for [`RowProtocol::Other`].
+    pub port: u16,
+    /// How many leading bits of `port` count, 0–16.
+    pub port_bits: u8,
+}
+
+/// Value of a rule row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Row {
+    /// The verdict.
+    pub verdict: Verdict,
+    /// Who says so.
+    pub rule: RuleId,
+}
+
+/// Which policy sets a pod has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub struct PodSets {
+    /// Ingress set.
+    pub ingress: SetId,
+    /// Egress set.
+    pub egress: SetId,
+}
+
+/// The compiled policy of a node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PolicyImage {
+    /// Class of each pod address (of the whole cluster) that some policy in force here can tell apart.
+    pub pod_classes: BTreeMap<IpAddr, ClassId>,
+    /// Class of other addresses, longest prefix first wins.
+    pub cidr_classes: BTreeMap<IpNet, ClassId>,
+    /// Class as a set sees it; absent: local class 0.
+    pub set_classes: BTreeMap<(SetId, ClassId), LocalClass>,
+    /// Rules.
+    pub rows: BTreeMap<RowKey, Row>,
+    /// Sets of the pods of this node, by address. A local pod that is absent is not known yet: denied all but its node.
+    pub pods: BTreeMap<IpAddr, PodSets>,
+    /// What a rule id stands for.
+    pub rules: BTreeMap<RuleId, RuleInfo>,
+    /// Policies that isolate the pods of a set: what a default deny resolves to.
+    pub isolating: BTreeMap<SetId, BTreeSet<NamespacedName>>,
+}
+
+/// What a rule id stands for.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct RuleInfo {
+    /// The policy.
+    pub policy: NamespacedName,
+    /// The direction.
+    pub direction: crate::Direction,
+    /// Index into `spec.ingress` or `spec.egress`.
+    pub rule: u32,
+    /// Index into the rule's `from` or `to`; none: the rule has no peers, so everyone matches.
+    pub peer: Option<u32>,
+    /// Index into the rule's `ports`; none: the rule has no ports, so all match.
+    pub port: Option<u32>,
+}

@@ -1,0 +1,112 @@
+//! EndpointSlices (`discovery.k8s.io/v1`): where a Service's ports lead.
+
+use std::net::IpAddr;
+
+use k8s_openapi::api::discovery::v1 as discovery;
+
+use crate::{Invalid, NamespacedName, NodeName, Protocol, canonical};
+
+/// The label that names a slice's Service.
+pub const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
+
+/// `endpoints[].conditions`, with the API's defaults applied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Conditions {
+    /// May take new connections. Absent means yes.
+    pub ready: bool,
+    /// Answers, even if it is terminating. Absent means as `ready`.
+    pub serving: bool,
+    /// Is going away.
+    pub terminating: bool,
+}
+
+/// One endpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Its address; the API treats several as fungible and consumers use the first.
+    pub address: IpAddr,
+    /// Its state.
+    pub conditions: Conditions,
+    /// `hostname`: gets a DNS name of its own below a headless Service.
+    pub hostname: Option<String>,
+    /// The node it is on.
+    pub node: Option<NodeName>,
+    /// The pod behind it (`targetRef`).
+    pub pod: Option<NamespacedName>,
+}
+
+/// One port that all endpoints of a slice have.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct EndpointPort {
+    /// Matches the Service port's name.
+    pub name: String,
+    /// Its protocol.
+    pub protocol: Protocol,
+    /// Its number.
+    pub port: u16,
+}
+
+/// A slice of a Service's endpoints.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EndpointSlice {
+    /// Namespace and name of the slice.
+    pub name: NamespacedName,
+    /// The Service it belongs to.
+    pub service: NamespacedName,
+    /// Its endpoints.
+    pub endpoints: Vec<Endpoint>,
+    /// Its ports.
+    pub ports: Vec<EndpointPort>,
+}
+
+impl TryFrom<&discovery::EndpointSlice> for EndpointSlice {
+    type Error = Invalid;
+
+    /// Slices that belong to no Service and those of type FQDN are refused: nothing can be sent there.
+    fn try_from(object: &discovery::EndpointSlice) -> Result<Self, Invalid> {
+        let meta = &object.metadata;
+        let (Some(namespace), Some(name)) = (&meta.namespace, &meta.name) else {
+            return Err(Invalid::new("EndpointSlice", "metadata", "namespace or name missing"));
+        };
+        let name = NamespacedName::new(namespace, name);
+        let who = format!("EndpointSlice {name}");
+        let service = meta.labels.as_ref().and_then(|l| l.get(SERVICE_NAME_LABEL)).ok_or_else(|| {
+            Invalid::new(&who, "metadata.labels", format!("no {SERVICE_NAME_LABEL}: belongs to no Service"))
+        })?;
+        if !matches!(object.address_type.as_str(), "IPv4" | "IPv6") {
+            return Err(Invalid::new(&who, "addressType", format!("{:?} is not IPv4 or IPv6", object.address_type)));
+        }
+        let mut endpoints = Vec::new();
+        for (index, endpoint) in object.endpoints.iter().flatten().enumerate() {
+            let Some(text) = endpoint.addresses.first() else { continue };
+            let address: IpAddr = text.parse().map(canonical).map_err(|_| {
+                Invalid::new(&who, format!("endpoints[{index}].addresses[0]"), format!("{text:?} is no address"))
+            })?;
+            let conditions = endpoint.conditions.clone().unwrap_or_default();
+            let ready = conditions.ready.unwrap_or(true);
+            endpoints.push(Endpoint {
+                address,
+                conditions: Conditions {
+                    ready,
+                    serving: conditions.serving.unwrap_or(ready),
+                    terminating: conditions.terminating.unwrap_or(false),
+                },
+                hostname: endpoint.hostname.clone().filter(|h| !h.is_empty()),
+                node: endpoint.node_name.clone().map(NodeName::new),
+                pod: endpoint.target_ref.as_ref().filter(|r| r.kind.as_deref() == Some("Pod")).and_then(|r| {
+                    Some(NamespacedName::new(r.namespace.clone().unwrap_or_else(|| namespace.clone()), r.name.clone()?))
+                }),
+            });
+        }
+        let mut ports = Vec::new();
+        for port in object.ports.iter().flatten() {
+            // A port without a number means "all ports"; no proxy can use it (API: "consumers must ignore it").
+            let Some(number) = port.port else { continue };
+            let number = u16::try_from(number)
+                .map_err(|_| Invalid::new(&who, "ports[].port", format!("{number} is no port")))?;
+            let Some(protocol) = Protocol::parse(port.protocol.as_deref()) else { continue };
+            ports.push(EndpointPort { name: port.name.clone().unwrap_or_default(), protocol, port: number });
+        }
+        Ok(Self { service: NamespacedName::new(namespace, service), name, endpoints, ports })
+    }
+}

@@ -1,0 +1,239 @@
+//! NetworkPolicy (`networking.k8s.io/v1`), parsed.
+
+use ipnet::IpNet;
+use k8s_openapi::api::networking::v1 as networking;
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use serde::{Deserialize, Serialize};
+
+use crate::{Invalid, NamespacedName, Protocol, Selector};
+
+/// Which way a rule looks, seen from the pod it isolates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Direction {
+    /// Towards the pod.
+    Ingress,
+    /// From the pod.
+    Egress,
+}
+
+/// A NetworkPolicy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NetworkPolicy {
+    /// Namespace and name.
+    pub name: NamespacedName,
+    /// The pods of its namespace that it isolates.
+    pub pod_selector: Selector,
+    /// Its ingress rules, if it isolates ingress (an empty list then denies all).
+    pub ingress: Option<Vec<PolicyRule>>,
+    /// Its egress rules, if it isolates egress.
+    pub egress: Option<Vec<PolicyRule>>,
+}
+
+impl NetworkPolicy {
+    /// The rules of a direction, if the policy isolates it.
+    pub fn rules(&self, direction: Direction) -> Option<&[PolicyRule]> {
+        match direction {
+            Direction::Ingress => self.ingress.as_deref(),
+            Direction::Egress => self.egress.as_deref(),
+        }
+    }
+}
+
+/// One rule: any of the peers on any of the ports.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PolicyRule {
+    /// `from` or `to`; empty: everyone.
+    pub peers: Vec<Peer>,
+    /// `ports`; empty: every port of every protocol.
+    pub ports: Vec<PolicyPort>,
+}
+
+/// One peer of a rule.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Peer {
+    /// Pods by labels.
+    Pods {
+        /// Which namespaces; none: the policy's own.
+        namespaces: Option<Selector>,
+        /// Which pods in them.
+        pods: Selector,
+    },
+    /// Addresses.
+    IpBlock {
+        /// `cidr`, truncated to its network.
+        cidr: IpNet,
+        /// `except`, each inside `cidr`.
+        except: Vec<IpNet>,
+    },
+}
+
+/// One entry of `ports`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PolicyPort {
+    /// Its protocol.
+    pub protocol: Protocol,
+    /// Which ports of it.
+    pub port: PortMatch,
+}
+
+/// Which ports of a protocol.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum PortMatch {
+    /// All.
+    Any,
+    /// `port` to `endPort`, both included; a single port is a range of one.
+    Range(u16, u16),
+    /// The destination pod's container port of this name.
+    Named(String),
+}
+
+struct At<'a> {
+    who: &'a str,
+    field: String,
+}
+
+impl At<'_> {
+    fn invalid(&self, below: &str, reason: impl std::fmt::Display) -> Invalid {
+        Invalid::new(self.who, format!("{}{below}", self.field), reason)
+    }
+}
+
+fn parse_block(at: &At<'_>, block: &networking::IPBlock) -> Result<Peer, Invalid> {
+    let parse = |below: &str, text: &str| {
+        text.parse::<IpNet>().map(|n| n.trunc()).map_err(|e| at.invalid(below, format!("{text:?} is no CIDR: {e}")))
+    };
+    let cidr = parse(".ipBlock.cidr", &block.cidr)?;
+    let mut except = Vec::new();
+    for text in block.except.iter().flatten() {
+        let inner = parse(".ipBlock.except", text)?;
+        if !cidr.contains(&inner) || cidr == inner {
+            return Err(at.invalid(".ipBlock.except", format!("{inner} must be a strict subset of {cidr}")));
+        }
+        except.push(inner);
+    }
+    except.sort();
+    except.dedup();
+    Ok(Peer::IpBlock { cidr, except })
+}
+
+fn parse_peer(at: &At<'_>, peer: &networking::NetworkPolicyPeer) -> Result<Peer, Invalid> {
+    match (&peer.ip_block, &peer.namespace_selector, &peer.pod_selector) {
+        (Some(block), None, None) => parse_block(at, block),
+        (Some(_), _, _) => Err(at.invalid(".ipBlock", "may not be combined with selectors")),
+        (None, None, None) => Err(at.invalid("", "must name an ipBlock, a podSelector or a namespaceSelector")),
+        (None, namespaces, pods) => Ok(Peer::Pods {
+            namespaces: namespaces
+                .as_ref()
+                .map(|s| Selector::parse(s, at.who, &format!("{}.namespaceSelector", at.field)))
+                .transpose()?,
+            pods: pods
+                .as_ref()
+                .map(|s| Selector::parse(s, at.who, &format!("{}.podSelector", at.field)))
+                .transpose()?
+                .unwrap_or_default(),
+        }),
+    }
+}
+
+fn parse_port(at: &At<'_>, port: &networking::NetworkPolicyPort) -> Result<PolicyPort, Invalid> {
+    let protocol = Protocol::parse(port.protocol.as_deref())
+        .ok_or_else(|| at.invalid(".protocol", format!("unknown protocol {:?}", port.protocol)))?;
+    let number = |below: &str, value: i32| {
+        u16::try_from(value)
+            .ok()
+            .filter(|n| *n > 0)
+            .ok_or_else(|| at.invalid(below, format!("{value} is not between 1 and 65535")))
+    };
+    let matched = match (&port.port, port.end_port) {
+        (None, None) => PortMatch::Any,
+        (None, Some(_)) => return Err(at.invalid(".endPort", "needs port")),
+        (Some(IntOrString::String(name)), None) => PortMatch::Named(name.clone()),
+        (Some(IntOrString::String(_)), Some(_)) => return Err(at.invalid(".endPort", "needs a numeric port")),
+        (Some(IntOrString::Int(value)), None) => {
+            let first = number(".port", *value)?;
+            PortMatch::Range(first, first)
+        }
+        (Some(IntOrString::Int(value)), Some(end)) => {
+            let (first, last) = (number(".port", *value)?, number(".endPort", end)?);
+            if last < first {
+                return Err(at.invalid(".endPort", format!("{last} is below port {first}")));
+            }
+            PortMatch::Range(first, last)
+        }
+    };
+    Ok(PolicyPort { protocol, port: matched })
+}
+
+fn parse_rule(
+    who: &str,
+    field: &str,
+    peers: Option<&Vec<networking::NetworkPolicyPeer>>,
+    peer_field: &str,
+    ports: Option<&Vec<networking::NetworkPolicyPort>>,
+) -> Result<PolicyRule, Invalid> {
+    let peers = peers
+        .into_iter()
+        .flatten()
+        .enumerate()
+        .map(|(i, peer)| parse_peer(&At { who, field: format!("{field}.{peer_field}[{i}]") }, peer))
+        .collect::<Result<_, _>>()?;
+    let ports = ports
+        .into_iter()
+        .flatten()
+        .enumerate()
+        .map(|(i, port)| parse_port(&At { who, field: format!("{field}.ports[{i}]") }, port))
+        .collect::<Result<_, _>>()?;
+    Ok(PolicyRule { peers, ports })
+}
+
+impl TryFrom<&networking::NetworkPolicy> for NetworkPolicy {
+    type Error = Invalid;
+
+    fn try_from(object: &networking::NetworkPolicy) -> Result<Self, Invalid> {
+        let meta = &object.metadata;
+        let (Some(namespace), Some(name)) = (&meta.namespace, &meta.name) else {
+            return Err(Invalid::new("NetworkPolicy", "metadata", "namespace or name missing"));
+        };
+        let name = NamespacedName::new(namespace, name);
+        let who = format!("NetworkPolicy {name}");
+        let spec = object.spec.as_ref().ok_or_else(|| Invalid::new(&who, "spec", "missing"))?;
+        let pod_selector = spec
+            .pod_selector
+            .as_ref()
+            .map(|s| Selector::parse(s, &who, "spec.podSelector"))
+            .transpose()?
+            .unwrap_or_default();
+        // Without policyTypes: Ingress always, Egress when there are egress rules (API default).
+        let types = spec.policy_types.clone().filter(|t| !t.is_empty()).unwrap_or_else(|| {
+            let mut types = vec!["Ingress".to_owned()];
+            if spec.egress.as_ref().is_some_and(|e| !e.is_empty()) {
+                types.push("Egress".to_owned());
+            }
+            types
+        });
+        let has = |wanted: &str| types.iter().any(|t| t == wanted);
+        let ingress = has("Ingress")
+            .then(|| {
+                spec.ingress
+                    .iter()
+                    .flatten()
+                    .enumerate()
+                    .map(|(i, r)| {
+                        parse_rule(&who, &format!("spec.ingress[{i}]"), r.from.as_ref(), "from", r.ports.as_ref())
+                    })
+                    .collect::<Result<Vec<_>, _>>()
+            })
+            .transpose()?;
+        let egress = has("Egress")
+            .then(|| {
+                spec.egress
+                    .iter()
+                    .flatten()
+                    .enumerate()
+                    .map(|(i, r)| parse_rule(&who, &format!("spec.egress[{i}]"), r.to.as_ref(), "to", r.ports.as_ref()))
+                    .collect::<Result<Vec<_>, _>>()
+            })
+            .transpose()?;
+        Ok(Self { name, pod_selector, ingress, egress })
+    }
+}

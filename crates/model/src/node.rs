@@ -1,0 +1,70 @@
+//! Nodes: their addresses and pod ranges.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use k8s_openapi::api::core::v1 as core;
+
+use crate::{Family, Invalid, Labels, NodeName, canonical, family_of};
+
+/// A node of the cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    /// Its name.
+    pub name: NodeName,
+    /// Its labels (zone, hostname).
+    pub labels: Labels,
+    /// `status.addresses` of type `InternalIP`, in order, at most one a family.
+    pub internal_ips: Vec<IpAddr>,
+    /// `spec.podCIDRs`, at most one a family; empty until somebody assigns them.
+    pub pod_cidrs: Vec<IpNet>,
+    /// The `Ready` condition.
+    pub ready: bool,
+}
+
+impl Node {
+    /// The node's address of a family.
+    pub fn internal_ip(&self, family: Family) -> Option<IpAddr> {
+        self.internal_ips.iter().copied().find(|ip| family_of(*ip) == family)
+    }
+}
+
+impl TryFrom<&core::Node> for Node {
+    type Error = Invalid;
+
+    fn try_from(object: &core::Node) -> Result<Self, Invalid> {
+        let name = object.metadata.name.clone().ok_or_else(|| Invalid::new("Node", "metadata.name", "missing"))?;
+        let who = format!("Node {name}");
+        let spec = object.spec.clone().unwrap_or_default();
+        let ranges = match (spec.pod_cidrs, spec.pod_cidr) {
+            (Some(ranges), _) if !ranges.is_empty() => ranges,
+            (_, Some(range)) if !range.is_empty() => vec![range],
+            _ => Vec::new(),
+        };
+        let mut pod_cidrs: Vec<IpNet> = Vec::new();
+        for (index, text) in ranges.iter().enumerate() {
+            let cidr: IpNet = text
+                .parse()
+                .map_err(|e| Invalid::new(&who, format!("spec.podCIDRs[{index}]"), format!("{text:?}: {e}")))?;
+            pod_cidrs.push(cidr.trunc());
+        }
+        let status = object.status.clone().unwrap_or_default();
+        let mut internal_ips: Vec<IpAddr> = Vec::new();
+        for address in status.addresses.iter().flatten().filter(|a| a.type_ == "InternalIP") {
+            // Kubelet may list what a cloud provider calls it; what does not parse is no address of ours.
+            if let Ok(ip) = address.address.parse::<IpAddr>().map(canonical)
+                && internal_ips.iter().all(|have| family_of(*have) != family_of(ip))
+            {
+                internal_ips.push(ip);
+            }
+        }
+        let ready = status.conditions.iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True");
+        Ok(Self {
+            name: NodeName::new(name),
+            labels: object.metadata.labels.clone().unwrap_or_default(),
+            internal_ips,
+            pod_cidrs,
+            ready,
+        })
+    }
+}

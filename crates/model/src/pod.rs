@@ -1,0 +1,127 @@
+//! Pods, as far as the network needs them.
+
+use std::net::IpAddr;
+
+use k8s_openapi::api::core::v1 as core;
+
+use crate::{Invalid, Labels, NamespacedName, NodeName, Protocol, canonical};
+
+/// A named container port: what a named port of a policy or a Service resolves to in this pod.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct NamedPort {
+    /// The name (IANA_SVC_NAME).
+    pub name: String,
+    /// Its protocol.
+    pub protocol: Protocol,
+    /// Its number, 1–65535.
+    pub number: u16,
+}
+
+/// Where a pod is in its life (`status.phase`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Phase {
+    /// Accepted, not all containers started.
+    Pending,
+    /// At least one container runs.
+    Running,
+    /// `Succeeded` or `Failed`: its address may belong to another pod by now.
+    Terminated,
+}
+
+/// A pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pod {
+    /// Namespace and name.
+    pub name: NamespacedName,
+    /// `metadata.uid`.
+    pub uid: String,
+    /// Its labels.
+    pub labels: Labels,
+    /// `spec.nodeName`, once it is bound.
+    pub node: Option<NodeName>,
+    /// `status.podIPs`, canonical, at most one a family. Of a hostNetwork pod: its node's.
+    pub ips: Vec<IpAddr>,
+    /// Named container ports (of containers and restartable init containers), sorted.
+    pub named_ports: Vec<NamedPort>,
+    /// `spec.hostNetwork`: not on the pod network; NetworkPolicy does not apply to it.
+    pub host_network: bool,
+    /// Where it is in its life.
+    pub phase: Phase,
+    /// It has a deletion timestamp.
+    pub terminating: bool,
+    /// The `Ready` condition.
+    pub ready: bool,
+    /// `spec.hostname`, for DNS.
+    pub hostname: Option<String>,
+    /// `spec.subdomain`, for DNS.
+    pub subdomain: Option<String>,
+}
+
+impl Pod {
+    /// Whether policies and address classes apply: on the pod network and not ended.
+    pub fn on_pod_network(&self) -> bool {
+        !self.host_network && self.phase != Phase::Terminated
+    }
+
+    /// The number that a named port of `protocol` has in this pod.
+    pub fn named_port(&self, name: &str, protocol: Protocol) -> Option<u16> {
+        self.named_ports.iter().find(|p| p.name == name && p.protocol == protocol).map(|p| p.number)
+    }
+}
+
+impl TryFrom<&core::Pod> for Pod {
+    type Error = Invalid;
+
+    fn try_from(object: &core::Pod) -> Result<Self, Invalid> {
+        let meta = &object.metadata;
+        let (Some(namespace), Some(name)) = (&meta.namespace, &meta.name) else {
+            return Err(Invalid::new("Pod", "metadata", "namespace or name missing"));
+        };
+        let name = NamespacedName::new(namespace, name);
+        let spec = object.spec.as_ref().ok_or_else(|| Invalid::new(format!("Pod {name}"), "spec", "missing"))?;
+        let status = object.status.clone().unwrap_or_default();
+        let sidecars = spec.init_containers.iter().flatten().filter(|c| c.restart_policy.as_deref() == Some("Always"));
+        let mut named_ports = Vec::new();
+        for container in spec.containers.iter().chain(sidecars) {
+            for port in container.ports.iter().flatten() {
+                let (Some(port_name), Some(protocol)) = (&port.name, Protocol::parse(port.protocol.as_deref())) else {
+                    continue;
+                };
+                let number = u16::try_from(port.container_port).map_err(|_| {
+                    Invalid::new(format!("Pod {name}"), "containerPort", format!("{} is no port", port.container_port))
+                })?;
+                named_ports.push(NamedPort { name: port_name.clone(), protocol, number });
+            }
+        }
+        named_ports.sort();
+        named_ports.dedup();
+        let mut ips: Vec<IpAddr> = Vec::new();
+        let listed = status.pod_ips.iter().flatten().map(|p| p.ip.clone()).chain(status.pod_ip.clone());
+        for text in listed {
+            if let Ok(ip) = text.parse::<IpAddr>().map(canonical)
+                && !ips.contains(&ip)
+            {
+                ips.push(ip);
+            }
+        }
+        let phase = match status.phase.as_deref() {
+            Some("Running") => Phase::Running,
+            Some("Succeeded" | "Failed") => Phase::Terminated,
+            _ => Phase::Pending,
+        };
+        Ok(Self {
+            uid: meta.uid.clone().unwrap_or_default(),
+            labels: meta.labels.clone().unwrap_or_default(),
+            node: spec.node_name.clone().filter(|n| !n.is_empty()).map(NodeName::new),
+            ips,
+            named_ports,
+            host_network: spec.host_network.unwrap_or(false),
+            phase,
+            terminating: meta.deletion_timestamp.is_some(),
+            ready: status.conditions.iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True"),
+            hostname: spec.hostname.clone().filter(|h| !h.is_empty()),
+            subdomain: spec.subdomain.clone().filter(|s| !s.is_empty()),
+            name,
+        })
+    }
+}

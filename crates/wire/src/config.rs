@@ -1,0 +1,163 @@
+//! Configuration files of `towpath agent`, `towpath carry` and `towpath controller`: JSON, one struct each, every field
+//! with a default that works on a node of a kubeadm cluster.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// `towpath agent --config FILE`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "camelCase")]
+pub struct AgentConfig {
+    /// The node's name in Kubernetes; empty: the machine's host name.
+    pub node_name: String,
+    /// Kubeconfig; none: the pod's service account.
+    pub kubeconfig: Option<PathBuf>,
+    /// bpffs mount under which programs and maps are pinned.
+    pub bpffs: PathBuf,
+    /// cgroup v2 directory that holds the node's own processes and its pods; none: the root of the cgroup2 mount.
+    pub cgroup: Option<PathBuf>,
+    /// Survives reboots: leases, queued DELs.
+    pub state_dir: PathBuf,
+    /// Does not: sockets.
+    pub run_dir: PathBuf,
+    /// Where the container runtime looks for CNI configuration; the agent writes its own there, last.
+    pub cni_conf_dir: PathBuf,
+    /// Pod ranges of the whole cluster, at most one a family.
+    pub cluster_cidrs: Vec<ipnet_text::Cidr>,
+    /// Service ranges, at most one a family.
+    pub service_cidrs: Vec<ipnet_text::Cidr>,
+    /// Cluster DNS Service addresses, at most one a family.
+    pub cluster_dns: Vec<IpAddr>,
+    /// Node-local addresses that `towpath carry` answers DNS on, at most one a family.
+    pub dns_addresses: Vec<IpAddr>,
+    /// Domain of the cluster, without a trailing dot.
+    pub cluster_domain: String,
+    /// Lowest and highest NodePort.
+    pub node_ports: (u16, u16),
+    /// VXLAN network identifier.
+    pub vxlan_vni: u32,
+    /// VXLAN UDP port.
+    pub vxlan_port: u16,
+    /// Uplink device; none: the one that holds the node's address.
+    pub uplink: Option<String>,
+    /// MTU of pod devices in bytes; none: derived from the uplink.
+    pub pod_mtu: Option<u32>,
+    /// Destinations outside the cluster that see pod addresses untranslated.
+    pub non_masquerade_cidrs: Vec<ipnet_text::Cidr>,
+    /// Prometheus metrics and health; none: not served.
+    pub metrics_listen: Option<SocketAddr>,
+}
+
+impl Default for AgentConfig {
+    fn default() -> Self {
+        Self {
+            node_name: String::new(),
+            kubeconfig: None,
+            bpffs: "/sys/fs/bpf".into(),
+            cgroup: None,
+            state_dir: "/var/lib/towpath".into(),
+            run_dir: "/run/towpath".into(),
+            cni_conf_dir: "/etc/cni/net.d".into(),
+            cluster_cidrs: vec![ipnet_text::Cidr("10.244.0.0/16".to_owned())],
+            service_cidrs: vec![ipnet_text::Cidr("10.96.0.0/12".to_owned())],
+            cluster_dns: vec![IpAddr::from([10, 96, 0, 10])],
+            dns_addresses: vec![IpAddr::from([169, 254, 116, 10]), IpAddr::from([0xfd00, 0x7470, 0, 0, 0, 0, 0, 0x0a])],
+            cluster_domain: "cluster.local".to_owned(),
+            node_ports: (30000, 32767),
+            vxlan_vni: 116,
+            vxlan_port: 8472,
+            uplink: None,
+            pod_mtu: None,
+            non_masquerade_cidrs: Vec::new(),
+            metrics_listen: None,
+        }
+    }
+}
+
+impl AgentConfig {
+    /// Socket on which the agent takes CNI requests (root only).
+    pub fn cni_socket(&self) -> PathBuf {
+        self.run_dir.join("cni.sock")
+    }
+
+    /// Socket on which the agent answers `towpath status` (root only).
+    pub fn status_socket(&self) -> PathBuf {
+        self.run_dir.join("agent.sock")
+    }
+
+    /// Socket on which `towpath carry` takes its feed (root only).
+    pub fn carry_socket(&self) -> PathBuf {
+        self.run_dir.join("carry.sock")
+    }
+}
+
+/// `towpath carry --config FILE`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "camelCase")]
+pub struct CarryConfig {
+    /// Does not survive reboots: the feed socket.
+    pub run_dir: PathBuf,
+    /// Survives them: the last state that the agent fed.
+    pub state_dir: PathBuf,
+    /// Addresses to answer on, UDP and TCP port 53; added to the loopback device by the agent.
+    pub dns_addresses: Vec<IpAddr>,
+    /// Upstream servers for names outside the cluster; empty: those of `resolv_conf`.
+    pub upstreams: Vec<SocketAddr>,
+    /// The node's own resolver configuration.
+    pub resolv_conf: PathBuf,
+}
+
+impl Default for CarryConfig {
+    fn default() -> Self {
+        Self {
+            run_dir: "/run/towpath".into(),
+            state_dir: "/var/lib/towpath".into(),
+            dns_addresses: AgentConfig::default().dns_addresses,
+            upstreams: Vec::new(),
+            resolv_conf: "/etc/resolv.conf".into(),
+        }
+    }
+}
+
+/// `towpath controller --config FILE`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "camelCase")]
+pub struct ControllerConfig {
+    /// Kubeconfig; none: the pod's service account.
+    pub kubeconfig: Option<PathBuf>,
+    /// Identity in the leader election Lease; empty: the host name.
+    pub identity: String,
+    /// Namespace of the Lease.
+    pub namespace: String,
+    /// Give nodes without podCIDRs a range out of these, at most one a family; empty: leave that to others.
+    pub cluster_cidrs: Vec<ipnet_text::Cidr>,
+    /// Prefix length of a node's IPv4 range.
+    pub node_mask_v4: u8,
+    /// Prefix length of a node's IPv6 range.
+    pub node_mask_v6: u8,
+}
+
+impl Default for ControllerConfig {
+    fn default() -> Self {
+        Self {
+            kubeconfig: None,
+            identity: String::new(),
+            namespace: "kube-system".to_owned(),
+            cluster_cidrs: vec![ipnet_text::Cidr("10.244.0.0/16".to_owned())],
+            node_mask_v4: 24,
+            node_mask_v6: 64,
+        }
+    }
+}
+
+/// CIDRs as text: this crate has no parser for them; `model` does.
+pub mod ipnet_text {
+    use serde::{Deserialize, Serialize};
+
+    /// A CIDR as written, for example `10.244.0.0/16`.
+    #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+    #[serde(transparent)]
+    pub struct Cidr(pub String);
+}

@@ -1,0 +1,116 @@
+//! What the agent feeds to `towpath carry` so that it can answer DNS queries: cluster records, in the form of the
+//! Kubernetes DNS specification (schema version 1.1.0).
+//!
+//! The feed is a stream of length-prefixed JSON messages ([`FeedMessage`], 4 bytes big-endian length, at most 64 MiB) over a
+//! root-only unix socket. The first message after connecting is a [`FeedMessage::Snapshot`]; changes follow a Service at a time.
+
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+/// One message of the feed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "camelCase")]
+pub enum FeedMessage {
+    /// Everything; what is not in it is gone.
+    Snapshot {
+        /// Cluster domain without a trailing dot, for example `cluster.local`.
+        domain: String,
+        /// All Services.
+        services: Vec<DnsService>,
+        /// Namespaces that exist: a name below one is NODATA or NXDOMAIN by its own, below none is NXDOMAIN.
+        namespaces: Vec<String>,
+        /// Pods by address, for `a-b-c-d.ns.pod` names that must exist ("pods verified").
+        #[serde(default)]
+        pods: Vec<DnsPod>,
+    },
+    /// This Service is now so.
+    Set {
+        /// The Service.
+        service: DnsService,
+    },
+    /// This Service is gone.
+    Remove {
+        /// Its namespace.
+        namespace: String,
+        /// Its name.
+        name: String,
+    },
+    /// The namespaces are now these.
+    Namespaces {
+        /// All of them.
+        namespaces: Vec<String>,
+    },
+    /// The pods are now changed so.
+    Pods {
+        /// Now there.
+        set: Vec<DnsPod>,
+        /// Now gone.
+        remove: Vec<DnsPod>,
+    },
+}
+
+/// A pod's address and namespace.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct DnsPod {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its address.
+    pub address: IpAddr,
+}
+
+/// What DNS says of a Service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DnsService {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// What its name leads to.
+    pub answer: DnsAnswer,
+}
+
+/// What a Service's name leads to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "camelCase")]
+pub enum DnsAnswer {
+    /// Its cluster addresses.
+    ClusterIps {
+        /// The addresses.
+        addresses: Vec<IpAddr>,
+        /// Its named and unnamed ports.
+        ports: Vec<DnsPort>,
+    },
+    /// Its endpoints (headless): those that are ready, or all with `publishNotReadyAddresses`.
+    Endpoints {
+        /// The endpoints.
+        endpoints: Vec<DnsEndpoint>,
+    },
+    /// Another name (ExternalName).
+    Alias {
+        /// The target, without a trailing dot.
+        target: String,
+    },
+}
+
+/// A Service port, for SRV records.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DnsPort {
+    /// Its name, empty for the only port of a Service.
+    pub name: String,
+    /// `tcp`, `udp` or `sctp`.
+    pub protocol: String,
+    /// Its number.
+    pub port: u16,
+}
+
+/// An endpoint of a headless Service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DnsEndpoint {
+    /// Its address.
+    pub address: IpAddr,
+    /// Its own name below the Service, if it has one; else the server derives one from the address.
+    pub hostname: Option<String>,
+    /// Ports of the slice it is in.
+    pub ports: Vec<DnsPort>,
+}

@@ -1,0 +1,53 @@
+//! What the agent answers on its status socket to `towpath status`: one JSON document.
+
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+/// State of one agent.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AgentStatus {
+    /// The node.
+    pub node: String,
+    /// Version of the binary.
+    pub version: String,
+    /// Whether the first full sync is in the kernel.
+    pub ready: bool,
+    /// What is wrong, for people; empty when all is well.
+    pub problems: Vec<String>,
+    /// The backend between nodes, for example `vxlan`.
+    pub backend: String,
+    /// MTU of pod devices in bytes.
+    pub pod_mtu: u32,
+    /// Nodes this one can reach, with their tunnel addresses.
+    pub peers: Vec<PeerStatus>,
+    /// Pods with a device on this node.
+    pub pods: u32,
+    /// Frontends in the kernel.
+    pub frontends: u32,
+    /// Backends in the kernel.
+    pub backends: u32,
+    /// Policies in force on this node.
+    pub policies: u32,
+    /// Address classes in the kernel.
+    pub classes: u32,
+    /// Rule rows in the kernel.
+    pub rules: u32,
+    /// Tracked connections.
+    pub connections: u32,
+    /// Packets by reason, `drop.*` for drops.
+    pub counters: std::collections::BTreeMap<String, u64>,
+}
+
+/// One peer.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PeerStatus {
+    /// The node's name.
+    pub node: String,
+    /// Outer address of its tunnel.
+    pub tunnel: Option<IpAddr>,
+    /// Its pod ranges.
+    pub pod_cidrs: Vec<String>,
+}
