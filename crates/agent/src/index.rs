@@ -1,0 +1,229 @@
+//! The index: a synchronous in-memory [`World`] kept up to date by `apply / remove / reset`.
+//!
+//! It says which parts changed, so that only their planners run; an object that says nothing new to the network (a
+//! heartbeat, a status nobody here reads) changes nothing. It knows which kinds have had their first full list: nothing is
+//! planned, and nothing in the kernel touched, before all have.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::api::discovery::v1 as discovery;
+use k8s_openapi::api::networking::v1 as networking;
+use towpath_model::{
+    EndpointSlice, Invalid, Namespace, NamespacedName, NetworkPolicy, Node, NodeName, Pod, Service, World,
+};
+
+/// A kind the agent watches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Kind {
+    /// Nodes.
+    Node,
+    /// Namespaces.
+    Namespace,
+    /// Pods.
+    Pod,
+    /// Services.
+    Service,
+    /// EndpointSlices.
+    EndpointSlice,
+    /// NetworkPolicies.
+    NetworkPolicy,
+}
+
+impl Kind {
+    /// All of them.
+    pub const ALL: [Kind; 6] =
+        [Kind::Node, Kind::Namespace, Kind::Pod, Kind::Service, Kind::EndpointSlice, Kind::NetworkPolicy];
+}
+
+/// A noun of the model as the index stores it.
+pub trait Noun: Sized + PartialEq + Send + 'static {
+    /// The Kubernetes object it is parsed from.
+    type Object;
+    /// What it is found by.
+    type Key: Ord + Clone + Send + std::fmt::Display + 'static;
+    /// Its kind.
+    const KIND: Kind;
+
+    /// The object's key, if it has one.
+    fn key(object: &Self::Object) -> Option<Self::Key>;
+    /// The noun, or why the object is none.
+    ///
+    /// # Errors
+    /// The object says something impossible.
+    fn parse(object: &Self::Object) -> Result<Self, Invalid>;
+    /// Where the world keeps it.
+    fn table(world: &mut World) -> &mut BTreeMap<Self::Key, Self>;
+}
+
+macro_rules! noun {
+    ($noun:ty, $object:ty, $key:ty, $kind:expr, $table:ident, $find:expr) => {
+        impl Noun for $noun {
+            type Object = $object;
+            type Key = $key;
+            const KIND: Kind = $kind;
+            fn key(object: &$object) -> Option<$key> {
+                let find: fn(&$object) -> Option<$key> = $find;
+                find(object)
+            }
+            fn parse(object: &$object) -> Result<Self, Invalid> {
+                Self::try_from(object)
+            }
+            fn table(world: &mut World) -> &mut BTreeMap<$key, Self> {
+                &mut world.$table
+            }
+        }
+    };
+}
+
+fn namespaced(meta: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta) -> Option<NamespacedName> {
+    Some(NamespacedName::new(meta.namespace.as_ref()?, meta.name.as_ref()?))
+}
+
+noun!(Node, core::Node, NodeName, Kind::Node, nodes, |o| o.metadata.name.clone().map(NodeName::new));
+noun!(Namespace, core::Namespace, String, Kind::Namespace, namespaces, |o| o.metadata.name.clone());
+noun!(Pod, core::Pod, NamespacedName, Kind::Pod, pods, |o| namespaced(&o.metadata));
+noun!(Service, core::Service, NamespacedName, Kind::Service, services, |o| namespaced(&o.metadata));
+noun!(EndpointSlice, discovery::EndpointSlice, NamespacedName, Kind::EndpointSlice, slices, |o| namespaced(
+    &o.metadata
+));
+noun!(NetworkPolicy, networking::NetworkPolicy, NamespacedName, Kind::NetworkPolicy, policies, |o| namespaced(
+    &o.metadata
+));
+
+/// What changed since it was last asked.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    kinds: BTreeSet<Kind>,
+}
+
+impl Changes {
+    /// Whether nothing did.
+    pub fn is_empty(&self) -> bool {
+        self.kinds.is_empty()
+    }
+
+    /// Whether anything of these kinds did.
+    pub fn any(&self, kinds: &[Kind]) -> bool {
+        kinds.iter().any(|k| self.kinds.contains(k))
+    }
+
+    /// Everything: for a first plan or after a failed apply.
+    pub fn everything() -> Self {
+        Self { kinds: Kind::ALL.into_iter().collect() }
+    }
+
+    /// Both.
+    pub fn merge(&mut self, other: Changes) {
+        self.kinds.extend(other.kinds);
+    }
+}
+
+/// The world, what changed in it, and which kinds are known in full.
+#[derive(Debug, Default)]
+pub struct Index {
+    world: World,
+    changes: Changes,
+    synced: BTreeSet<Kind>,
+}
+
+impl Index {
+    /// The world as last heard of.
+    pub fn world(&self) -> &World {
+        &self.world
+    }
+
+    /// Whether every kind has had its first full list.
+    pub fn is_synced(&self) -> bool {
+        self.synced.len() == Kind::ALL.len()
+    }
+
+    /// Kinds whose first full list is still missing.
+    pub fn missing(&self) -> Vec<Kind> {
+        Kind::ALL.into_iter().filter(|k| !self.synced.contains(k)).collect()
+    }
+
+    /// Takes what changed since the last call.
+    pub fn take_changes(&mut self) -> Changes {
+        std::mem::take(&mut self.changes)
+    }
+
+    /// An object is now so. `None`: it says something impossible and counts as absent.
+    pub fn apply<N: Noun>(&mut self, key: N::Key, noun: Option<N>) {
+        let Some(noun) = noun else { return self.remove::<N>(&key) };
+        let table = N::table(&mut self.world);
+        if table.get(&key) != Some(&noun) {
+            table.insert(key, noun);
+            self.changes.kinds.insert(N::KIND);
+        }
+    }
+
+    /// An object is gone.
+    pub fn remove<N: Noun>(&mut self, key: &N::Key) {
+        if N::table(&mut self.world).remove(key).is_some() {
+            self.changes.kinds.insert(N::KIND);
+        }
+    }
+
+    /// The full list: what is not in it is gone.
+    pub fn reset<N: Noun>(&mut self, all: BTreeMap<N::Key, N>) {
+        self.synced.insert(N::KIND);
+        let table = N::table(&mut self.world);
+        if *table != all {
+            *table = all;
+            self.changes.kinds.insert(N::KIND);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn namespace(name: &str) -> Namespace {
+        Namespace { name: name.to_owned(), labels: Default::default() }
+    }
+
+    #[test]
+    fn a_heartbeat_changes_nothing() {
+        let mut index = Index::default();
+        index.apply("a".to_owned(), Some(namespace("a")));
+        assert!(index.take_changes().any(&[Kind::Namespace]));
+        index.apply("a".to_owned(), Some(namespace("a")));
+        assert!(index.take_changes().is_empty());
+    }
+
+    #[test]
+    fn a_reset_forgets_what_is_not_listed() {
+        let mut index = Index::default();
+        index.apply("gone".to_owned(), Some(namespace("gone")));
+        index.take_changes();
+        index.reset(BTreeMap::from([("kept".to_owned(), namespace("kept"))]));
+        assert!(index.take_changes().any(&[Kind::Namespace]));
+        assert_eq!(index.world().namespaces.keys().collect::<Vec<_>>(), ["kept"]);
+    }
+
+    #[test]
+    fn only_full_lists_of_every_kind_make_it_synced() {
+        let mut index = Index::default();
+        index.reset::<Namespace>(BTreeMap::new());
+        assert!(!index.is_synced());
+        index.reset::<Node>(BTreeMap::new());
+        index.reset::<Pod>(BTreeMap::new());
+        index.reset::<Service>(BTreeMap::new());
+        index.reset::<EndpointSlice>(BTreeMap::new());
+        assert_eq!(index.missing(), [Kind::NetworkPolicy]);
+        index.reset::<NetworkPolicy>(BTreeMap::new());
+        assert!(index.is_synced());
+    }
+
+    #[test]
+    fn an_impossible_object_counts_as_absent() {
+        let mut index = Index::default();
+        index.apply("a".to_owned(), Some(namespace("a")));
+        index.take_changes();
+        index.apply::<Namespace>("a".to_owned(), None);
+        assert!(index.world().namespaces.is_empty());
+        assert!(!index.take_changes().is_empty());
+    }
+}

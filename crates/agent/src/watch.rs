@@ -1,0 +1,92 @@
+//! Watches: one task a kind turns the Kubernetes API's events into updates of the [`Index`].
+//!
+//! A watch never ends by itself: errors are logged with their kind, waited out with growing, jittered delays, and followed by a
+//! relist that the index takes as a reset. Objects are parsed here, once; what is impossible is logged with its reason and
+//! counts as absent.
+
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+
+use futures::{StreamExt, TryStreamExt};
+use kube::api::Api;
+use kube::runtime::{WatchStreamExt, watcher};
+use serde::de::DeserializeOwned;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use towpath_model::{EndpointSlice, Namespace, NetworkPolicy, Node, Pod, Service};
+use tracing::{debug, warn};
+
+use crate::index::{Index, Noun};
+
+/// A change to the index, made by the one who owns it.
+pub type Update = Box<dyn FnOnce(&mut Index) + Send>;
+
+/// Starts a watch of every kind. Dropping the set ends them.
+pub fn watch_all(client: &kube::Client, updates: &mpsc::Sender<Update>) -> JoinSet<()> {
+    let mut tasks = JoinSet::new();
+    tasks.spawn(watch::<Node>(Api::all(client.clone()), updates.clone()));
+    tasks.spawn(watch::<Namespace>(Api::all(client.clone()), updates.clone()));
+    tasks.spawn(watch::<Pod>(Api::all(client.clone()), updates.clone()));
+    tasks.spawn(watch::<Service>(Api::all(client.clone()), updates.clone()));
+    tasks.spawn(watch::<EndpointSlice>(Api::all(client.clone()), updates.clone()));
+    tasks.spawn(watch::<NetworkPolicy>(Api::all(client.clone()), updates.clone()));
+    tasks
+}
+
+fn parse<N: Noun>(object: &N::Object) -> Option<(N::Key, Option<N>)> {
+    let key = N::key(object)?;
+    match N::parse(object) {
+        Ok(noun) => Some((key, Some(noun))),
+        Err(error) => {
+            // Slices of no Service and the like are ordinary; anything else a person may want to see.
+            debug!(kind = ?N::KIND, %key, %error, "object left out");
+            Some((key, None))
+        }
+    }
+}
+
+async fn watch<N>(api: Api<N::Object>, updates: mpsc::Sender<Update>)
+where
+    N: Noun,
+    N::Object: kube::Resource + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
+{
+    let mut events = watcher(api, watcher::Config::default()).default_backoff().boxed();
+    let mut listed: BTreeMap<N::Key, N> = BTreeMap::new();
+    loop {
+        let event = match events.try_next().await {
+            Ok(Some(event)) => event,
+            Ok(None) => return,
+            Err(error) => {
+                warn!(kind = ?N::KIND, %error, "watch interrupted; listing again");
+                continue;
+            }
+        };
+        let update: Update = match event {
+            watcher::Event::Init => {
+                listed.clear();
+                continue;
+            }
+            watcher::Event::InitApply(object) => {
+                if let Some((key, Some(noun))) = parse::<N>(&object) {
+                    listed.insert(key, noun);
+                }
+                continue;
+            }
+            watcher::Event::InitDone => {
+                let all = std::mem::take(&mut listed);
+                Box::new(move |index| index.reset(all))
+            }
+            watcher::Event::Apply(object) => match parse::<N>(&object) {
+                Some((key, noun)) => Box::new(move |index| index.apply(key, noun)),
+                None => continue,
+            },
+            watcher::Event::Delete(object) => match N::key(&object) {
+                Some(key) => Box::new(move |index| index.remove::<N>(&key)),
+                None => continue,
+            },
+        };
+        if updates.send(update).await.is_err() {
+            return;
+        }
+    }
+}
