@@ -62,8 +62,13 @@ struct tp_node_config {
 	__be16 tunnel_port;
 	__be16 nodeport_min;
 	__be16 nodeport_max;
-	__u8 tunnel_mac[6];		/* the tunnel device's address, the same on every node */
+	__u8 tunnel_mac[6];		/* this node's tunnel device's own address, see below */
 };
+
+/* MAC of the tunnel device of the node whose tunnel address is T: 02:74 and the four bytes of the XOR of T's four 32-bit
+ * words. Inner Ethernet source is the sender's (tunnel_mac), inner destination the receiver's, computed from
+ * tp_peer.tunnel (or tp_ct.via). It must differ between nodes: the VXLAN driver drops a frame whose inner source is its own
+ * address as a loop. */
 
 /* tp_revision: array of one __u32, raised after every change of policy sets, classes or rules is complete. A verdict
  * older than it is judged again at the flow's next packet. Never 0. */
