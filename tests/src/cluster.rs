@@ -203,12 +203,20 @@ impl Cluster {
         Ok(Said::from(self.lab(&["exec", node, "--", "sh", "-c", script])?))
     }
 
-    /// A shell command on the host outside, from one of its addresses if given.
+    /// A shell command on the first host outside.
     ///
     /// # Errors
     /// It could not be started.
     pub fn outside(&self, script: &str) -> Result<Said> {
         Ok(Said::from(self.lab(&["outside", "--", "sh", "-c", script])?))
+    }
+
+    /// A shell command on the host outside that has this address.
+    ///
+    /// # Errors
+    /// It could not be started.
+    pub fn outside_from(&self, address: &str, script: &str) -> Result<Said> {
+        Ok(Said::from(self.lab(&["outside", "--from", address, "--", "sh", "-c", script])?))
     }
 
     /// Waits until pods that a selector selects are ready.

@@ -129,21 +129,18 @@ pub(super) fn w10(cluster: &Cluster, log: &mut Log) -> Result<()> {
     cluster.apply(log, "w10-policy.yaml")?;
     let (_, node) = cluster.nodes()?.into_iter().next().context("no node")?;
     let four = !node.contains(':');
-    // The host outside has an address in the block and one that is not in it.
-    let block_host = |from: &str, port: u16| {
-        let bind = if four { format!("--interface {from} ") } else { String::new() };
-        format!("curl -sS -m 4 {bind}http://{}:{port}/", host(&node))
-    };
+    // One host outside has an address in the block, the other has not.
+    let by_node = |port: u16| format!("curl -sS -m 4 http://{}:{port}/", host(&node));
     for port in [31080, 31234] {
         let outcome = wait("the block is admitted", Duration::from_secs(5), || {
-            let said = cluster.outside(&block_host("192.168.26.10", port))?;
+            let said = cluster.outside(&by_node(port))?;
             if said.ok == four { Ok(()) } else { bail!("{}", said.all()) }
         });
         let word = if four { "reaches" } else { "(IPv6: not in the IPv4 block) does not reach" };
         log.check(format!("a host in the block {word} port {port}"), outcome.map_err(|e| format!("{e:#}")));
     }
     if four {
-        let said = cluster.outside(&block_host("203.0.113.10", 31080))?;
+        let said = cluster.outside_from("203.0.113.10", &by_node(31080))?;
         log.expect("a host that is not in the block does not", !said.ok, said.all());
     }
     let listen = |port: u16| format!("httpd -f -p {port} -h /etc & pid=$!; sleep 4; kill $pid");
