@@ -1,0 +1,133 @@
+//! What the loader and `apply_node` are told.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use towpath_model::desired::PodSets;
+
+/// Where the loader pins and how much the maps may hold.
+#[derive(Clone, Debug)]
+pub struct BpfConfig {
+    /// A directory on a mounted bpffs that is this node's own (`/sys/fs/bpf` in a real cluster). Everything is pinned
+    /// beneath `towpath-v<ABI version>` in it.
+    pub pin_dir: PathBuf,
+    /// Map limits.
+    pub limits: Limits,
+}
+
+/// How many entries the maps may hold. Maps are not preallocated, so a high limit costs nothing until it is used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Tracked connections, and translations beside them.
+    pub connections: u32,
+    /// Frontends (Service addresses and NodePorts).
+    pub services: u32,
+    /// Slots of all backend lists, old and new.
+    pub slots: u32,
+    /// Backends.
+    pub backends: u32,
+    /// Pod addresses and ranges that policies can tell apart.
+    pub classes: u32,
+    /// (set, class) pairs.
+    pub set_classes: u32,
+    /// Rule rows.
+    pub rules: u32,
+    /// Prefixes of nodes (pod ranges and addresses).
+    pub peers: u32,
+    /// Addresses of pods of this node.
+    pub pods: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 512 * 1024,
+            services: 128 * 1024,
+            slots: 1024 * 1024,
+            backends: 256 * 1024,
+            classes: 512 * 1024,
+            set_classes: 1024 * 1024,
+            rules: 1024 * 1024,
+            peers: 64 * 1024,
+            pods: 4096,
+        }
+    }
+}
+
+/// A place in the kernel that runs one of our programs for each packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Hook {
+    /// Host side of a pod's veth, packets that the pod sends.
+    FromPod,
+    /// Host side of a pod's veth, packets that the kernel's stack sends to the pod.
+    ToPod,
+    /// The collect-metadata tunnel device, packets of other nodes.
+    FromTunnel,
+    /// The uplink, packets from outside.
+    FromUplink,
+}
+
+impl Hook {
+    /// All four.
+    pub const ALL: [Hook; 4] = [Hook::FromPod, Hook::ToPod, Hook::FromTunnel, Hook::FromUplink];
+
+    /// Name of the program.
+    pub fn program(self) -> &'static str {
+        match self {
+            Hook::FromPod => "tp_from_pod",
+            Hook::ToPod => "tp_to_pod",
+            Hook::FromTunnel => "tp_from_tunnel",
+            Hook::FromUplink => "tp_from_uplink",
+        }
+    }
+}
+
+/// Facts about this node that the programs need (`tp_node_config`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeConfig {
+    /// This node's addresses, at most one a family.
+    pub addresses: Vec<IpAddr>,
+    /// Node-local addresses that DNS listens on, at most one a family.
+    pub dns_addresses: Vec<IpAddr>,
+    /// Cookie of the node's own network namespace (`SO_NETNS_COOKIE`).
+    pub netns_cookie: u64,
+    /// The device that leads to the other nodes.
+    pub uplink_ifindex: u32,
+    /// The collect-metadata tunnel device.
+    pub tunnel_ifindex: u32,
+    /// The tunnel device's own MAC: 02:74 and the fold of the tunnel address, see `bpf/abi.h`.
+    pub tunnel_mac: [u8; 6],
+    /// MTU of the tunnel device in bytes: what does not fit takes the kernel's path. 0: not checked.
+    pub tunnel_mtu: u32,
+    /// VXLAN network identifier.
+    pub vni: u32,
+    /// Outer UDP destination port.
+    pub tunnel_port: u16,
+    /// Lowest and highest NodePort.
+    pub node_ports: (u16, u16),
+}
+
+/// What is known about the policies of a pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Isolation {
+    /// Its policy sets.
+    Sets(PodSets),
+    /// Its labels are not known yet: everything is denied but its own node.
+    HostOnly,
+}
+
+/// How many entries an `apply_*` wrote and removed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Entries written.
+    pub written: usize,
+    /// Entries removed.
+    pub removed: usize,
+}
+
+impl std::ops::AddAssign for Changes {
+    fn add_assign(&mut self, other: Self) {
+        self.written += other.written;
+        self.removed += other.removed;
+    }
+}

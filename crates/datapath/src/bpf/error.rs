@@ -1,0 +1,76 @@
+//! What can go wrong between us and the kernel's BPF objects: every error names the operation and the object.
+
+use std::io;
+
+/// An error of the loader or of an `apply_*`.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// libbpf refused: `operation` names what was tried, `object` on which program, map or device.
+    #[error("cannot {operation} {object}: {source}")]
+    Bpf {
+        /// What was tried.
+        operation: &'static str,
+        /// On which program, map, link, device or path.
+        object: String,
+        /// libbpf's reason.
+        #[source]
+        source: libbpf_rs::Error,
+    },
+    /// The kernel refused a system call.
+    #[error("cannot {operation} {object}: {source}")]
+    Kernel {
+        /// What was tried.
+        operation: &'static str,
+        /// On which program, map, link, device or path.
+        object: String,
+        /// The kernel's reason.
+        #[source]
+        source: io::Error,
+    },
+    /// The verifier refused a program: the log's last lines say why.
+    #[error("the kernel's verifier refused the programs (kernel 6.6 or newer is needed): {source}\n{log}")]
+    Verifier {
+        /// Last lines of the verifier's log.
+        log: String,
+        /// libbpf's reason.
+        #[source]
+        source: libbpf_rs::Error,
+    },
+    /// A map is at its limit.
+    #[error("map {map} is full at {limit} entries; raise its limit in the configuration")]
+    Full {
+        /// Name of the map.
+        map: &'static str,
+        /// Entries it may hold.
+        limit: u32,
+    },
+    /// The object that was built in lacks a map or program that this code expects, or has it in another layout.
+    #[error("the built-in BPF object and this program disagree about {what}; rebuild from one source tree")]
+    Mismatch {
+        /// Which map or program.
+        what: String,
+    },
+    /// What was handed over cannot be expressed.
+    #[error("{object}: {reason}")]
+    Invalid {
+        /// The object.
+        object: String,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+}
+
+impl Error {
+    /// An error of the kernel.
+    pub(crate) fn kernel(operation: &'static str, object: impl Into<String>, source: io::Error) -> Self {
+        Error::Kernel { operation, object: object.into(), source }
+    }
+
+    /// An error of libbpf.
+    pub(crate) fn bpf(operation: &'static str, object: impl Into<String>, source: libbpf_rs::Error) -> Self {
+        Error::Bpf { operation, object: object.into(), source }
+    }
+}
+
+/// Result of everything in this module.
+pub type Result<T> = std::result::Result<T, Error>;
