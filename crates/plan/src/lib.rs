@@ -1,2 +1,10 @@
 //! Pure decisions: service tables, routes, address allocation, DNS answers.
 #![forbid(unsafe_code)]
+
+pub mod changed;
+pub mod cluster_cidrs;
+pub mod dns;
+pub mod peers;
+pub mod services;
+
+pub use changed::Changed;

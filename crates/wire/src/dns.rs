@@ -1,8 +1,9 @@
 //! What the agent feeds to `towpath carry` so that it can answer DNS queries: cluster records, in the form of the
 //! Kubernetes DNS specification (schema version 1.1.0).
 //!
-//! The feed is a stream of length-prefixed JSON messages ([`FeedMessage`], 4 bytes big-endian length, at most 64 MiB) over a
+//! The feed is a stream of length-prefixed JSON messages ([`FeedRequest`], 4 bytes big-endian length, at most 64 MiB) over a
 //! root-only unix socket. The first message after connecting is a [`FeedMessage::Snapshot`]; changes follow a Service at a time.
+//! Each message is answered, in order, with a [`FeedReply`] in the same form.
 
 use std::net::IpAddr;
 
@@ -48,6 +49,74 @@ pub enum FeedMessage {
         /// Now gone.
         remove: Vec<DnsPod>,
     },
+}
+
+/// The longest message of the feed, in bytes.
+pub const MAX_FEED_MESSAGE: usize = 64 << 20;
+
+/// What travels from a client of the feed socket to `towpath carry`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "request", rename_all = "camelCase")]
+pub enum FeedRequest {
+    /// The agent says what changed.
+    Apply {
+        /// The change.
+        message: FeedMessage,
+    },
+    /// Somebody asks what was counted.
+    Counters,
+}
+
+/// What `towpath carry` answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "reply", rename_all = "camelCase")]
+pub enum FeedReply {
+    /// Queries are answered from it now.
+    Applied,
+    /// It was not applied.
+    Refused {
+        /// Why, for people.
+        reason: String,
+    },
+    /// What was counted.
+    Counters {
+        /// Since the start of the process.
+        counters: DnsCounters,
+    },
+}
+
+/// What the DNS server counted since it started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct DnsCounters {
+    /// Queries over UDP.
+    pub udp_queries: u64,
+    /// Queries over TCP.
+    pub tcp_queries: u64,
+    /// Answered from what the agent fed.
+    pub cluster_answers: u64,
+    /// Answered from the cache of upstream answers.
+    pub cache_hits: u64,
+    /// Asked upstream.
+    pub forwarded: u64,
+    /// Joined a query that was already on its way.
+    pub joined: u64,
+    /// Answered from the cache after its time because no upstream answered (RFC 8767).
+    pub stale_answers: u64,
+    /// No upstream answered.
+    pub upstream_failures: u64,
+    /// Answers truncated for UDP.
+    pub truncated: u64,
+    /// Messages that were no query, and got silence or FORMERR.
+    pub malformed: u64,
+    /// Queries turned away because too many were on their way upstream, or too many connections open.
+    pub overloaded: u64,
+    /// Messages of the feed applied.
+    pub feed_messages: u64,
+    /// Upstream answers cached now.
+    pub cached: u64,
+    /// Their size in bytes.
+    pub cached_bytes: u64,
 }
 
 /// A pod's address and namespace.

@@ -1,0 +1,42 @@
+//! What changed in the world since a planner last looked. A planner may always be told [`Changed::All`]: it then costs
+//! time, never correctness.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use towpath_model::{EndpointSlice, NamespacedName, World};
+
+/// Which Services (with their EndpointSlices) a planner must look at again.
+#[derive(Clone, Copy, Debug)]
+pub enum Changed<'a> {
+    /// Everything: at start, after a re-list, at the slow full check, and when nodes came, went or changed address.
+    All,
+    /// These Services: the object or any slice that names it changed, came or went.
+    Services(&'a BTreeSet<NamespacedName>),
+}
+
+impl Changed<'_> {
+    /// The slices of the Services concerned, in one pass; `World::slices_of` for each would be quadratic.
+    pub(crate) fn slices<'w>(&self, world: &'w World) -> BTreeMap<&'w NamespacedName, Vec<&'w EndpointSlice>> {
+        let mut by_service: BTreeMap<&NamespacedName, Vec<&EndpointSlice>> = BTreeMap::new();
+        match self {
+            Changed::All => {
+                for slice in world.slices.values() {
+                    by_service.entry(&slice.service).or_default().push(slice);
+                }
+            }
+            Changed::Services(names) => {
+                // A slice lives in its Service's namespace, and the world is sorted by namespace.
+                let namespaces: BTreeSet<&str> = names.iter().map(|n| n.namespace.as_str()).collect();
+                for namespace in namespaces {
+                    let slices = world.slices.range(NamespacedName::new(namespace, "")..);
+                    for (_, slice) in slices.take_while(|(name, _)| name.namespace == namespace) {
+                        if names.contains(&slice.service) {
+                            by_service.entry(&slice.service).or_default().push(slice);
+                        }
+                    }
+                }
+            }
+        }
+        by_service
+    }
+}

@@ -1,0 +1,155 @@
+//! The world to the DNS feed: a snapshot first, then what differs, a Service at a time.
+
+use std::collections::BTreeSet;
+
+use towpath_model::{EndpointSlice, Phase, Protocol, Service, ServiceKind, World};
+use towpath_wire::dns::{DnsAnswer, DnsEndpoint, DnsPod, DnsPort, DnsService, FeedMessage};
+
+use super::records::Records;
+use crate::Changed;
+
+/// Remembers what was fed and says what to feed next.
+#[derive(Debug)]
+pub struct FeedPlanner {
+    domain: String,
+    fed: Option<Records>,
+}
+
+impl FeedPlanner {
+    /// A planner for a cluster domain such as `cluster.local`.
+    pub fn new(domain: impl Into<String>) -> Self {
+        Self { domain: domain.into(), fed: None }
+    }
+
+    /// What to send so that the other side knows this world: first a snapshot (whatever else is said), then the
+    /// differences among the Services concerned and, if `places` says that pods or namespaces changed too, among those.
+    /// Empty when nothing differs.
+    pub fn plan(&mut self, world: &World, changed: Changed<'_>, places: bool) -> Vec<FeedMessage> {
+        let Some(fed) = &mut self.fed else {
+            let snapshot = snapshot(world, &self.domain);
+            let mut records = Records::default();
+            records.apply(snapshot.clone());
+            self.fed = Some(records);
+            return vec![snapshot];
+        };
+        let mut messages = Vec::new();
+        if places || matches!(changed, Changed::All) {
+            messages.extend(place_changes(world, fed));
+        }
+        messages.extend(service_changes(world, changed, fed));
+        for message in &messages {
+            fed.apply(message.clone());
+        }
+        messages
+    }
+}
+
+fn snapshot(world: &World, domain: &str) -> FeedMessage {
+    let slices = Changed::All.slices(world);
+    let services = world.services.values().filter_map(|service| {
+        dns_service(service, slices.get(&service.name).map(Vec::as_slice).unwrap_or_default())
+    });
+    FeedMessage::Snapshot {
+        domain: domain.to_owned(),
+        services: services.collect(),
+        namespaces: world.namespaces.keys().cloned().collect(),
+        pods: pods(world).into_iter().collect(),
+    }
+}
+
+fn place_changes(world: &World, fed: &Records) -> Vec<FeedMessage> {
+    let mut messages = Vec::new();
+    let namespaces: BTreeSet<String> = world.namespaces.keys().cloned().collect();
+    if namespaces != *fed.namespaces() {
+        messages.push(FeedMessage::Namespaces { namespaces: namespaces.into_iter().collect() });
+    }
+    let pods = pods(world);
+    if pods != *fed.pods() {
+        messages.push(FeedMessage::Pods {
+            set: pods.difference(fed.pods()).cloned().collect(),
+            remove: fed.pods().difference(&pods).cloned().collect(),
+        });
+    }
+    messages
+}
+
+fn service_changes(world: &World, changed: Changed<'_>, fed: &Records) -> Vec<FeedMessage> {
+    let slices = changed.slices(world);
+    let names: BTreeSet<(String, String)> = match changed {
+        Changed::Services(names) => names.iter().map(|n| (n.namespace.clone(), n.name.clone())).collect(),
+        Changed::All => world
+            .services
+            .keys()
+            .map(|n| (n.namespace.clone(), n.name.clone()))
+            .chain(fed.services().map(|s| (s.namespace.clone(), s.name.clone())))
+            .collect(),
+    };
+    let mut messages = Vec::new();
+    for (namespace, name) in names {
+        let key = towpath_model::NamespacedName::new(&namespace, &name);
+        let of_service = slices.get(&key).map(Vec::as_slice).unwrap_or_default();
+        let new = world.services.get(&key).and_then(|service| dns_service(service, of_service));
+        match (new, fed.service(&namespace, &name)) {
+            (Some(new), old) if old != Some(&new) => messages.push(FeedMessage::Set { service: new }),
+            (None, Some(_)) => messages.push(FeedMessage::Remove { namespace, name }),
+            _ => {}
+        }
+    }
+    messages
+}
+
+/// Pods that have a name by address: all that have not ended.
+fn pods(world: &World) -> BTreeSet<DnsPod> {
+    world
+        .pods
+        .values()
+        .filter(|pod| pod.phase != Phase::Terminated)
+        .flat_map(|pod| {
+            pod.ips.iter().map(|ip| DnsPod { namespace: pod.name.namespace.clone(), address: *ip })
+        })
+        .collect()
+}
+
+/// What DNS says of a Service; none while it has no address yet.
+fn dns_service(service: &Service, slices: &[&EndpointSlice]) -> Option<DnsService> {
+    let answer = match &service.kind {
+        ServiceKind::ExternalName(target) => {
+            DnsAnswer::Alias { target: target.trim_end_matches('.').to_ascii_lowercase() }
+        }
+        ServiceKind::Headless => DnsAnswer::Endpoints { endpoints: endpoints(service, slices) },
+        ServiceKind::ClusterIp | ServiceKind::NodePort | ServiceKind::LoadBalancer => {
+            if service.cluster_ips.is_empty() {
+                return None;
+            }
+            DnsAnswer::ClusterIps {
+                addresses: service.cluster_ips.clone(),
+                ports: service.ports.iter().map(|p| dns_port(&p.name, p.protocol, p.port)).collect(),
+            }
+        }
+    };
+    Some(DnsService { namespace: service.name.namespace.clone(), name: service.name.name.clone(), answer })
+}
+
+/// The endpoints of a headless Service that are ready (all with `publishNotReadyAddresses`), in a stable order.
+fn endpoints(service: &Service, slices: &[&EndpointSlice]) -> Vec<DnsEndpoint> {
+    let mut endpoints: Vec<DnsEndpoint> = Vec::new();
+    for slice in slices {
+        let ports: Vec<DnsPort> = slice.ports.iter().map(|p| dns_port(&p.name, p.protocol, p.port)).collect();
+        for endpoint in &slice.endpoints {
+            if endpoint.conditions.ready || service.publish_not_ready {
+                endpoints.push(DnsEndpoint {
+                    address: endpoint.address,
+                    hostname: endpoint.hostname.as_ref().map(|h| h.to_ascii_lowercase()),
+                    ports: ports.clone(),
+                });
+            }
+        }
+    }
+    endpoints.sort_by(|a, b| (a.address, &a.hostname).cmp(&(b.address, &b.hostname)));
+    endpoints.dedup();
+    endpoints
+}
+
+fn dns_port(name: &str, protocol: Protocol, port: u16) -> DnsPort {
+    DnsPort { name: name.to_ascii_lowercase(), protocol: protocol.to_string().to_ascii_lowercase(), port }
+}

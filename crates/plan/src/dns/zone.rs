@@ -1,0 +1,530 @@
+//! Answers for the cluster domain and for the reverse names of cluster addresses, from what the feed said.
+//!
+//! Kubernetes DNS specification 1.1.0: A and AAAA, SRV, PTR, CNAME for ExternalName, `dns-version` TXT; and pods by address
+//! (`10-1-2-3.ns.pod.cluster.local`, only those that exist). No wildcards. NXDOMAIN and NODATA are told apart, both with
+//! the SOA (RFC 2308). Names are text in lower case without a trailing dot; labels are separated by `.`, so a caller must
+//! escape labels that hold one (such a name then matches nothing, which is right: no cluster name has such a label).
+
+use std::collections::{BTreeSet, HashMap};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use towpath_model::{Family, family_of};
+use towpath_wire::dns::{DnsAnswer, DnsEndpoint, DnsPod, DnsPort, DnsService, FeedMessage};
+
+use super::records::Records;
+
+/// Seconds that a client may keep an answer, and a negative one. Short: addresses of pods come and go.
+pub const TTL: u32 = 5;
+
+/// How many ExternalName aliases within the cluster are followed in one answer.
+const MAX_ALIASES: usize = 8;
+
+/// What is asked for (RFC 1035 QTYPE).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum QueryType {
+    /// 1.
+    A,
+    /// 2.
+    Ns,
+    /// 5.
+    Cname,
+    /// 6.
+    Soa,
+    /// 12.
+    Ptr,
+    /// 16.
+    Txt,
+    /// 28.
+    Aaaa,
+    /// 33.
+    Srv,
+    /// 255: answered with a subset (RFC 8482).
+    Any,
+    /// Any other.
+    Other(u16),
+}
+
+impl From<u16> for QueryType {
+    fn from(number: u16) -> Self {
+        match number {
+            1 => QueryType::A,
+            2 => QueryType::Ns,
+            5 => QueryType::Cname,
+            6 => QueryType::Soa,
+            12 => QueryType::Ptr,
+            16 => QueryType::Txt,
+            28 => QueryType::Aaaa,
+            33 => QueryType::Srv,
+            255 => QueryType::Any,
+            other => QueryType::Other(other),
+        }
+    }
+}
+
+/// Response code, as far as a zone gives one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rcode {
+    /// The name exists (perhaps without data of the type).
+    NoError,
+    /// It does not.
+    NxDomain,
+}
+
+/// Data of a record. Names are absolute, without a trailing dot.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Data {
+    /// IPv4 address.
+    A(Ipv4Addr),
+    /// IPv6 address.
+    Aaaa(Ipv6Addr),
+    /// Alias.
+    Cname(String),
+    /// Service location.
+    Srv {
+        /// Lower is tried first.
+        priority: u16,
+        /// Share among equals.
+        weight: u16,
+        /// Port.
+        port: u16,
+        /// Host.
+        target: String,
+    },
+    /// Name of an address.
+    Ptr(String),
+    /// Text.
+    Txt(String),
+    /// Name server.
+    Ns(String),
+    /// Start of authority.
+    Soa {
+        /// Primary server.
+        mname: String,
+        /// Mailbox.
+        rname: String,
+        /// Rises with every change.
+        serial: u32,
+    },
+}
+
+/// A record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// Its name.
+    pub owner: String,
+    /// Seconds it may be kept.
+    pub ttl: u32,
+    /// Its data.
+    pub data: Data,
+}
+
+/// An authoritative answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// The response code.
+    pub rcode: Rcode,
+    /// Answer section.
+    pub answers: Vec<Record>,
+    /// Authority section: the SOA of a negative answer.
+    pub authority: Vec<Record>,
+    /// Additional section: addresses of SRV targets.
+    pub additional: Vec<Record>,
+    /// The answer ends in an alias to this name outside the cluster: the server looks it up and appends what it finds.
+    pub chase: Option<String>,
+}
+
+/// Whether a question is the cluster's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It is.
+    Answer(Answer),
+    /// It is not: ask upstream.
+    Forward,
+    /// Nothing was fed yet, so nobody can tell: the client should try again (SERVFAIL).
+    NotReady,
+}
+
+/// What a name within the cluster domain holds.
+enum Found<'a> {
+    /// No such name, and nothing below it.
+    Nothing,
+    /// The name exists, perhaps only because something is below it.
+    Data(Vec<Data>),
+    /// SRV records: data, and the addresses of their targets.
+    Services(Vec<(Data, Vec<IpAddr>)>),
+    /// An alias.
+    Alias(&'a str),
+}
+
+/// The records of a cluster and an index for reverse names.
+#[derive(Clone, Debug, Default)]
+pub struct Zone {
+    records: Records,
+    /// Services (namespace, name) that have an address as cluster address or headless endpoint.
+    reverse: HashMap<IpAddr, BTreeSet<(String, String)>>,
+    servers: Vec<IpAddr>,
+    serial: u32,
+}
+
+impl Zone {
+    /// An empty zone that names these addresses as its server (`ns.dns.<domain>`).
+    pub fn new(servers: Vec<IpAddr>) -> Self {
+        Self { servers, ..Self::default() }
+    }
+
+    /// Applies one message of the feed.
+    pub fn apply(&mut self, message: FeedMessage) {
+        self.serial = self.serial.wrapping_add(1).max(1);
+        match &message {
+            FeedMessage::Set { service } => {
+                self.unindex(&service.namespace, &service.name);
+                let addresses = addresses_of(service);
+                let key = (service.namespace.clone(), service.name.clone());
+                for address in addresses {
+                    self.reverse.entry(address).or_default().insert(key.clone());
+                }
+            }
+            FeedMessage::Remove { namespace, name } => self.unindex(namespace, name),
+            FeedMessage::Snapshot { services, .. } => {
+                self.reverse.clear();
+                for service in services {
+                    for address in addresses_of(service) {
+                        let key = (service.namespace.clone(), service.name.clone());
+                        self.reverse.entry(address).or_default().insert(key);
+                    }
+                }
+            }
+            FeedMessage::Namespaces { .. } | FeedMessage::Pods { .. } => {}
+        }
+        self.records.apply(message);
+    }
+
+    fn unindex(&mut self, namespace: &str, name: &str) {
+        let Some(old) = self.records.service(namespace, name) else { return };
+        let key = (namespace.to_owned(), name.to_owned());
+        for address in addresses_of(old) {
+            if let Some(owners) = self.reverse.get_mut(&address) {
+                owners.remove(&key);
+                if owners.is_empty() {
+                    self.reverse.remove(&address);
+                }
+            }
+        }
+    }
+
+    /// What the feed said so far.
+    pub fn records(&self) -> &Records {
+        &self.records
+    }
+
+    /// The SOA serial: rises with every message applied.
+    pub fn serial(&self) -> u32 {
+        self.serial
+    }
+
+    /// Answers a question of class IN. `name`: lower case, without a trailing dot.
+    pub fn answer(&self, name: &str, query: QueryType) -> Outcome {
+        if self.records.domain().is_empty() {
+            return Outcome::NotReady;
+        }
+        if let Some(address) = parse_reverse(name) {
+            return match self.pointers(address) {
+                None => Outcome::Forward,
+                Some(names) if matches!(query, QueryType::Ptr | QueryType::Any) => {
+                    let answers = names.into_iter().map(|n| record(name, Data::Ptr(n))).collect();
+                    Outcome::Answer(Answer { answers, ..Answer::empty(Rcode::NoError) })
+                }
+                Some(_) => Outcome::Answer(self.negative(Rcode::NoError)),
+            };
+        }
+        let Some(below) = self.below(name) else { return Outcome::Forward };
+        Outcome::Answer(self.answer_below(name, &below, query))
+    }
+
+    /// The labels of a name below the cluster domain.
+    fn below<'n>(&self, name: &'n str) -> Option<Vec<&'n str>> {
+        let rest = name.strip_suffix(self.records.domain())?;
+        if rest.is_empty() {
+            return Some(Vec::new());
+        }
+        rest.strip_suffix('.').map(|rest| rest.split('.').collect())
+    }
+
+    fn answer_below(&self, name: &str, below: &[&str], query: QueryType) -> Answer {
+        let mut answer = Answer::empty(Rcode::NoError);
+        let mut owner = name.to_owned();
+        let mut found = self.find(below, query);
+        for _ in 0..MAX_ALIASES {
+            let Found::Alias(target) = found else { break };
+            answer.answers.push(record(&owner, Data::Cname(target.to_owned())));
+            if matches!(query, QueryType::Cname | QueryType::Any) {
+                return answer;
+            }
+            let Some(below) = self.below(target) else {
+                answer.chase = Some(target.to_owned());
+                return answer;
+            };
+            if answer.answers.iter().any(|r| r.owner == target) {
+                return answer; // Aliases in a circle: what is known so far is all there is.
+            }
+            owner = target.to_owned();
+            found = self.find(&below, query);
+        }
+        let negative = match found {
+            Found::Nothing => Some(Rcode::NxDomain),
+            Found::Alias(_) => None,
+            Found::Data(data) => {
+                let matching: Vec<Data> = data.into_iter().filter(|d| d.is(query)).collect();
+                let none = matching.is_empty();
+                answer.answers.extend(matching.into_iter().map(|d| record(&owner, d)));
+                none.then_some(Rcode::NoError)
+            }
+            Found::Services(services) => {
+                for (data, addresses) in services {
+                    if let Data::Srv { target, .. } = &data {
+                        for extra in addresses.into_iter().map(|a| record(target, Data::of(a))) {
+                            if !answer.additional.contains(&extra) {
+                                answer.additional.push(extra);
+                            }
+                        }
+                    }
+                    answer.answers.push(record(&owner, data));
+                }
+                None
+            }
+        };
+        if let Some(rcode) = negative {
+            answer.rcode = rcode;
+            answer.authority = self.negative(rcode).authority;
+        }
+        answer
+    }
+
+    fn find(&self, below: &[&str], query: QueryType) -> Found<'_> {
+        match below {
+            [] => Found::Data(vec![self.soa(), Data::Ns(self.server_name())]),
+            ["dns-version"] => Found::Data(vec![Data::Txt("1.1.0".to_owned())]),
+            ["dns" | "svc" | "pod"] => Found::Data(Vec::new()),
+            ["ns", "dns"] => Found::Data(self.servers.iter().map(|a| Data::of(*a)).collect()),
+            [namespace, "svc" | "pod"] => self.exists(self.records.has_namespace(namespace)),
+            [address, namespace, "pod"] => self.pod(address, namespace),
+            [name, namespace, "svc"] => match self.records.service(namespace, name) {
+                Some(service) => self.service(service),
+                None => Found::Nothing,
+            },
+            [label, name, namespace, "svc"] => match self.records.service(namespace, name) {
+                Some(service) => self.below_service(service, label),
+                None => Found::Nothing,
+            },
+            [port, protocol, name, namespace, "svc"] => match self.records.service(namespace, name) {
+                Some(service) => self.port(service, port, protocol, query),
+                None => Found::Nothing,
+            },
+            _ => Found::Nothing,
+        }
+    }
+
+    fn exists(&self, yes: bool) -> Found<'_> {
+        if yes { Found::Data(Vec::new()) } else { Found::Nothing }
+    }
+
+    fn pod(&self, label: &str, namespace: &str) -> Found<'_> {
+        let Some(address) = parse_dashed(label) else { return Found::Nothing };
+        let pod = DnsPod { namespace: namespace.to_owned(), address };
+        if self.records.has_pod(&pod) { Found::Data(vec![Data::of(address)]) } else { Found::Nothing }
+    }
+
+    fn service<'a>(&self, service: &'a DnsService) -> Found<'a> {
+        match &service.answer {
+            DnsAnswer::Alias { target } => Found::Alias(target),
+            DnsAnswer::ClusterIps { addresses, .. } => {
+                Found::Data(addresses.iter().map(|a| Data::of(*a)).collect())
+            }
+            // "If there are no ready endpoints for the headless Service, the answer should be NXDOMAIN."
+            DnsAnswer::Endpoints { endpoints } if endpoints.is_empty() => Found::Nothing,
+            DnsAnswer::Endpoints { endpoints } => {
+                let addresses: BTreeSet<IpAddr> = endpoints.iter().map(|e| e.address).collect();
+                Found::Data(addresses.into_iter().map(Data::of).collect())
+            }
+        }
+    }
+
+    /// `<endpoint>.<service>` or `_<protocol>.<service>`, which exists when a port does below it.
+    fn below_service<'a>(&self, service: &'a DnsService, label: &str) -> Found<'a> {
+        if let Some(protocol) = label.strip_prefix('_') {
+            let exists = ports_of(service).any(|p| !p.name.is_empty() && p.protocol == protocol);
+            return if exists { Found::Data(Vec::new()) } else { Found::Nothing };
+        }
+        let DnsAnswer::Endpoints { endpoints } = &service.answer else { return Found::Nothing };
+        let addresses: BTreeSet<IpAddr> =
+            endpoints.iter().filter(|e| endpoint_label(e) == label).map(|e| e.address).collect();
+        if addresses.is_empty() {
+            return Found::Nothing;
+        }
+        Found::Data(addresses.into_iter().map(Data::of).collect())
+    }
+
+    /// `_<port>._<protocol>.<service>`: SRV of named ports only.
+    fn port<'a>(&self, service: &'a DnsService, port: &str, protocol: &str, query: QueryType) -> Found<'a> {
+        let (Some(port), Some(protocol)) = (port.strip_prefix('_'), protocol.strip_prefix('_')) else {
+            return Found::Nothing;
+        };
+        let wanted = |p: &&DnsPort| !p.name.is_empty() && p.name == port && p.protocol == protocol;
+        let service_name = self.service_name(&service.namespace, &service.name);
+        let mut targets: Vec<(u16, String, Vec<IpAddr>)> = Vec::new();
+        match &service.answer {
+            DnsAnswer::Alias { .. } => {}
+            DnsAnswer::ClusterIps { addresses, ports } => {
+                targets.extend(ports.iter().filter(wanted).map(|p| (p.port, service_name.clone(), addresses.clone())));
+            }
+            DnsAnswer::Endpoints { endpoints } => {
+                for endpoint in endpoints {
+                    for port in endpoint.ports.iter().filter(wanted) {
+                        let target = format!("{}.{service_name}", endpoint_label(endpoint));
+                        // Two families of one pod share a host name: one SRV record, two addresses.
+                        match targets.iter_mut().find(|(number, name, _)| *number == port.port && *name == target) {
+                            Some((_, _, addresses)) => addresses.push(endpoint.address),
+                            None => targets.push((port.port, target, vec![endpoint.address])),
+                        }
+                    }
+                }
+            }
+        }
+        if targets.is_empty() {
+            return Found::Nothing;
+        }
+        if !matches!(query, QueryType::Srv | QueryType::Any) {
+            return Found::Data(Vec::new());
+        }
+        let share = u16::try_from((100 / targets.len()).max(1)).unwrap_or(1);
+        let srv = |(port, target, addresses)| (Data::Srv { priority: 0, weight: share, port, target }, addresses);
+        Found::Services(targets.into_iter().map(srv).collect())
+    }
+
+    /// The names of an address; none if it is not one of ours.
+    fn pointers(&self, address: IpAddr) -> Option<BTreeSet<String>> {
+        let mut names = BTreeSet::new();
+        for (namespace, name) in self.reverse.get(&address)? {
+            let Some(service) = self.records.service(namespace, name) else { continue };
+            let own = self.service_name(namespace, name);
+            match &service.answer {
+                DnsAnswer::ClusterIps { .. } => {
+                    names.insert(own);
+                }
+                DnsAnswer::Endpoints { endpoints } => names.extend(
+                    endpoints
+                        .iter()
+                        .filter(|e| e.address == address)
+                        .map(|e| format!("{}.{own}", endpoint_label(e))),
+                ),
+                DnsAnswer::Alias { .. } => {}
+            }
+        }
+        (!names.is_empty()).then_some(names)
+    }
+
+    fn service_name(&self, namespace: &str, name: &str) -> String {
+        format!("{name}.{namespace}.svc.{}", self.records.domain())
+    }
+
+    fn server_name(&self) -> String {
+        format!("ns.dns.{}", self.records.domain())
+    }
+
+    fn soa(&self) -> Data {
+        Data::Soa {
+            mname: self.server_name(),
+            rname: format!("hostmaster.{}", self.records.domain()),
+            serial: self.serial,
+        }
+    }
+
+    fn negative(&self, rcode: Rcode) -> Answer {
+        Answer { authority: vec![record(self.records.domain(), self.soa())], ..Answer::empty(rcode) }
+    }
+}
+
+impl Answer {
+    fn empty(rcode: Rcode) -> Self {
+        Self { rcode, answers: Vec::new(), authority: Vec::new(), additional: Vec::new(), chase: None }
+    }
+}
+
+impl Data {
+    fn of(address: IpAddr) -> Self {
+        match address {
+            IpAddr::V4(v4) => Data::A(v4),
+            IpAddr::V6(v6) => Data::Aaaa(v6),
+        }
+    }
+
+    fn is(&self, query: QueryType) -> bool {
+        matches!(
+            (self, query),
+            (_, QueryType::Any)
+                | (Data::A(_), QueryType::A)
+                | (Data::Aaaa(_), QueryType::Aaaa)
+                | (Data::Cname(_), QueryType::Cname)
+                | (Data::Srv { .. }, QueryType::Srv)
+                | (Data::Ptr(_), QueryType::Ptr)
+                | (Data::Txt(_), QueryType::Txt)
+                | (Data::Ns(_), QueryType::Ns)
+                | (Data::Soa { .. }, QueryType::Soa)
+        )
+    }
+}
+
+fn record(owner: &str, data: Data) -> Record {
+    Record { owner: owner.to_owned(), ttl: TTL, data }
+}
+
+fn addresses_of(service: &DnsService) -> BTreeSet<IpAddr> {
+    match &service.answer {
+        DnsAnswer::ClusterIps { addresses, .. } => addresses.iter().copied().collect(),
+        DnsAnswer::Endpoints { endpoints } => endpoints.iter().map(|e| e.address).collect(),
+        DnsAnswer::Alias { .. } => BTreeSet::new(),
+    }
+}
+
+fn ports_of(service: &DnsService) -> Box<dyn Iterator<Item = &DnsPort> + '_> {
+    match &service.answer {
+        DnsAnswer::ClusterIps { ports, .. } => Box::new(ports.iter()),
+        DnsAnswer::Endpoints { endpoints } => Box::new(endpoints.iter().flat_map(|e| e.ports.iter())),
+        DnsAnswer::Alias { .. } => Box::new(std::iter::empty()),
+    }
+}
+
+/// The label of an endpoint below its Service: its host name, else its address with dashes.
+fn endpoint_label(endpoint: &DnsEndpoint) -> String {
+    endpoint.hostname.clone().unwrap_or_else(|| match endpoint.address {
+        IpAddr::V4(v4) => v4.to_string().replace('.', "-"),
+        IpAddr::V6(v6) => v6.to_string().replace(':', "-"),
+    })
+}
+
+/// `10-1-2-3` or `fd00--1` as an address.
+fn parse_dashed(label: &str) -> Option<IpAddr> {
+    let v4 = || label.replace('-', ".").parse::<Ipv4Addr>().ok().map(IpAddr::V4);
+    let v6 = || label.replace('-', ":").parse::<Ipv6Addr>().ok().map(IpAddr::V6);
+    v4().or_else(v6)
+}
+
+/// The address of a name below `in-addr.arpa` or `ip6.arpa` (RFC 1035 §3.5, RFC 3596 §2.5), if it names a whole one.
+fn parse_reverse(name: &str) -> Option<IpAddr> {
+    if let Some(rest) = name.strip_suffix(".in-addr.arpa") {
+        let mut octets: Vec<&str> = rest.split('.').collect();
+        octets.reverse();
+        let address: Ipv4Addr = octets.join(".").parse().ok()?;
+        return Some(IpAddr::V4(address));
+    }
+    let rest = name.strip_suffix(".ip6.arpa")?;
+    let mut bits: u128 = 0;
+    let mut count = 0;
+    for (index, label) in rest.split('.').enumerate() {
+        let nibble = u128::from(label.chars().next().filter(|_| label.len() == 1)?.to_digit(16)?);
+        bits |= nibble.checked_shl(u32::try_from(index).ok()?.checked_mul(4)?)?;
+        count = index + 1;
+    }
+    let address = IpAddr::V6(Ipv6Addr::from(bits));
+    (count == 32 && family_of(address) == Family::V6).then_some(address)
+}

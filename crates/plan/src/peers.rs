@@ -1,0 +1,134 @@
+//! Nodes to peers: where each node's pods and own addresses are reached. A node that would take what another has is
+//! refused, in whole or in part, with a reason for people.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use towpath_model::desired::NodePeer;
+use towpath_model::{Family, Node, NodeName, World, family_of};
+
+/// The peers, and what was left out.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Peers {
+    /// Nodes that can be reached, this one included, by name.
+    pub peers: Vec<NodePeer>,
+    /// Why a node, one of its addresses or one of its ranges is not among them.
+    pub refused: BTreeMap<NodeName, Vec<String>>,
+}
+
+/// Plans the peers of `local`. `previous` is the last result: who had a range or an address keeps it; else the first by
+/// name does, so that all nodes decide alike. The tunnel runs over IPv4 if this node has an IPv4 address, else over IPv6.
+pub fn plan(world: &World, local: &NodeName, previous: &[NodePeer]) -> Peers {
+    let mut out = Peers::default();
+    let Some(own) = world.nodes.get(local) else {
+        refuse(&mut out, local, "this node is not in the cluster yet: its kubelet has not registered it".to_owned());
+        return out;
+    };
+    let Some(family) = [Family::V4, Family::V6].into_iter().find(|f| own.internal_ip(*f).is_some()) else {
+        refuse(&mut out, local, NO_ADDRESS.to_owned());
+        return out;
+    };
+    let mut claims = Claims::default();
+    let before: BTreeSet<&NodeName> = previous.iter().map(|p| &p.name).collect();
+    let (kept, new): (Vec<&Node>, Vec<&Node>) = world.nodes.values().partition(|n| before.contains(&n.name));
+    let order: Vec<&Node> = kept.into_iter().chain(new).collect();
+    // Addresses of all nodes first: no pod range may cover one, whosever it is.
+    let mut addresses: BTreeMap<&NodeName, Vec<IpAddr>> = BTreeMap::new();
+    for node in &order {
+        let mut own = Vec::new();
+        for address in &node.internal_ips {
+            match claims.address(&node.name, *address) {
+                Ok(()) => own.push(*address),
+                Err(reason) => refuse(&mut out, &node.name, reason),
+            }
+        }
+        addresses.insert(&node.name, own);
+    }
+    for node in order {
+        let addresses = addresses.remove(&node.name).unwrap_or_default();
+        let Some(tunnel) = addresses.iter().copied().find(|a| family_of(*a) == family) else {
+            let reason = match (node.internal_ips.is_empty(), family) {
+                (true, _) => NO_ADDRESS,
+                (false, Family::V4) => "has no usable IPv4 address, and the tunnels of this node run over IPv4",
+                (false, Family::V6) => "has no usable IPv6 address, and the tunnels of this node run over IPv6",
+            };
+            refuse(&mut out, &node.name, reason.to_owned());
+            continue;
+        };
+        let mut pod_cidrs = Vec::new();
+        for cidr in &node.pod_cidrs {
+            match claims.range(&node.name, *cidr) {
+                Ok(()) => pod_cidrs.push(*cidr),
+                Err(reason) => refuse(&mut out, &node.name, reason),
+            }
+        }
+        if node.pod_cidrs.is_empty() {
+            refuse(&mut out, &node.name, NO_RANGE.to_owned());
+        }
+        if pod_cidrs.is_empty() {
+            continue;
+        }
+        let local = node.name == *local;
+        out.peers.push(NodePeer { name: node.name.clone(), addresses, pod_cidrs, tunnel, local });
+    }
+    out.peers.sort_by(|a, b| a.name.cmp(&b.name));
+    out
+}
+
+const NO_ADDRESS: &str = "has no InternalIP in status.addresses: check its kubelet (--node-ip)";
+const NO_RANGE: &str = "has no spec.podCIDRs: run kube-controller-manager with --allocate-node-cidrs, or towpath controller \
+                        with clusterCidrs";
+
+fn refuse(out: &mut Peers, node: &NodeName, reason: String) {
+    let reasons = out.refused.entry(node.clone()).or_default();
+    if !reasons.contains(&reason) {
+        reasons.push(reason);
+    }
+}
+
+/// Who has which address and range.
+#[derive(Default)]
+struct Claims<'a> {
+    addresses: BTreeMap<IpAddr, &'a NodeName>,
+    /// By first address; disjoint.
+    ranges: BTreeMap<IpAddr, (IpNet, &'a NodeName)>,
+}
+
+impl<'a> Claims<'a> {
+    fn address(&mut self, node: &'a NodeName, address: IpAddr) -> Result<(), String> {
+        if address.is_loopback() || address.is_multicast() || address.is_unspecified() {
+            return Err(format!("address {address} cannot be a node's"));
+        }
+        match self.addresses.get(&address) {
+            Some(owner) => Err(format!("address {address} already belongs to node {owner}")),
+            None => {
+                self.addresses.insert(address, node);
+                Ok(())
+            }
+        }
+    }
+
+    fn range(&mut self, node: &'a NodeName, cidr: IpNet) -> Result<(), String> {
+        let (first, last) = (cidr.network(), cidr.broadcast());
+        if let Some((address, owner)) = self.addresses.range(first..=last).next() {
+            return Err(format!("pod range {cidr} covers {address}, the address of node {owner}"));
+        }
+        // Disjoint so far: only the nearest that begins at or before our end can touch us.
+        if let Some((_, (other, owner))) = self.ranges.range(..=last).next_back()
+            && family_of(other.addr()) == family_of(first)
+            && other.broadcast() >= first
+        {
+            return Err(if *owner == node {
+                format!("pod range {cidr} overlaps its own {other}")
+            } else {
+                format!("pod range {cidr} overlaps {other} of node {owner}")
+            });
+        }
+        self.ranges.insert(first, (cidr, node));
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

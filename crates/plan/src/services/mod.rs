@@ -1,0 +1,468 @@
+//! Services and EndpointSlices to the table a node's kernel should hold: frontends, the backends that take new
+//! connections, and those that only drain.
+//!
+//! Incremental by Service. Ids stay with what they name ([`BackendId`] with address, port and protocol; [`ServiceId`] with
+//! Service, port and traffic policy) and are not given to another within the grace period. Pure: time is an argument,
+//! any monotonic count since a fixed start.
+
+mod choose;
+mod ids;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use towpath_model::desired::{BackendAddress, BackendId, Frontend, FrontendTarget, ServiceId, ServiceTable};
+use towpath_model::{
+    EndpointSlice, Family, NamespacedName, NodeName, Protocol, Service, ServiceKind, ServicePort, World, family_of,
+};
+
+use crate::Changed;
+use choose::{State, candidates, choose};
+use ids::Ids;
+
+/// Facts of the cluster that Services depend on.
+#[derive(Clone, Debug)]
+pub struct ServiceConfig {
+    /// Lowest and highest NodePort; others are refused.
+    pub node_ports: (u16, u16),
+    /// Cluster DNS Service addresses, at most one a family: port 53 there always leads to `dns_addresses`.
+    pub cluster_dns: Vec<IpAddr>,
+    /// Node-local addresses that DNS listens on, at most one a family.
+    pub dns_addresses: Vec<IpAddr>,
+    /// Ranges of Service addresses: no endpoint may be in them.
+    pub service_cidrs: Vec<IpNet>,
+    /// How long an unused id is kept from others, and how long TCP and SCTP backends that vanished stay listed.
+    pub grace: Duration,
+}
+
+impl Default for ServiceConfig {
+    /// No DNS, the API's default NodePort range, a minute of grace.
+    fn default() -> Self {
+        Self {
+            node_ports: (30000, 32767),
+            cluster_dns: Vec::new(),
+            dns_addresses: Vec::new(),
+            service_cidrs: Vec::new(),
+            grace: Duration::from_secs(60),
+        }
+    }
+}
+
+/// Something a Service asks for and does not get.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// The Service.
+    pub service: NamespacedName,
+    /// What and why, for people.
+    pub reason: String,
+}
+
+/// Which clients a Service port's id is for: when the policies for inside and outside differ, affinity must too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Scope {
+    Internal,
+    External,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct PortKey {
+    service: NamespacedName,
+    port: String,
+    protocol: Protocol,
+    scope: Scope,
+}
+
+/// Who wins when two Services ask for one frontend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Rank {
+    ClusterDns,
+    ClusterIp,
+    NodePort,
+    LoadBalancer,
+}
+
+type Claim = (Rank, PortKey);
+
+/// What one Service has in the table.
+#[derive(Debug, Default)]
+struct Planned {
+    claims: BTreeMap<(Frontend, Claim), FrontendTarget>,
+    ports: BTreeSet<PortKey>,
+    held: BTreeSet<BackendAddress>,
+    refused: Vec<String>,
+}
+
+/// Makes and keeps the [`ServiceTable`].
+#[derive(Debug)]
+pub struct Planner {
+    config: ServiceConfig,
+    planned: BTreeMap<NamespacedName, Planned>,
+    claims: BTreeMap<Frontend, BTreeMap<Claim, FrontendTarget>>,
+    holders: BTreeMap<BackendAddress, u32>,
+    draining: BTreeMap<BackendAddress, Duration>,
+    backends: Ids<BackendAddress>,
+    ports: Ids<PortKey>,
+    adopted_frontends: BTreeMap<Frontend, ServiceId>,
+    node_addresses: BTreeSet<IpAddr>,
+    table: ServiceTable,
+}
+
+impl Planner {
+    /// A planner that knows of nothing yet.
+    pub fn new(config: ServiceConfig) -> Self {
+        Self {
+            backends: Ids::new(config.grace),
+            ports: Ids::new(config.grace),
+            config,
+            planned: BTreeMap::new(),
+            claims: BTreeMap::new(),
+            holders: BTreeMap::new(),
+            draining: BTreeMap::new(),
+            adopted_frontends: BTreeMap::new(),
+            node_addresses: BTreeSet::new(),
+            table: ServiceTable::default(),
+        }
+    }
+
+    /// Takes over the ids that the kernel already has, once, before the first plan: connections refer to them across a
+    /// restart of the agent. TCP and SCTP backends among them drain for the grace period even if no Service lists them now.
+    pub fn adopt(
+        &mut self,
+        backends: impl IntoIterator<Item = (BackendId, BackendAddress)>,
+        frontends: impl IntoIterator<Item = (Frontend, ServiceId)>,
+        now: Duration,
+    ) {
+        for (id, backend) in backends {
+            self.backends.adopt(backend, id.0, now);
+            self.drain(backend, now);
+        }
+        for (frontend, id) in frontends {
+            self.ports.start_above(id.0);
+            self.adopted_frontends.insert(frontend, id);
+        }
+    }
+
+    /// Brings the table up to date with what changed. `now` never goes back. The first call must be [`Changed::All`].
+    pub fn plan(&mut self, world: &World, node: &NodeName, changed: Changed<'_>, now: Duration) -> &ServiceTable {
+        self.sweep(now);
+        let slices = changed.slices(world);
+        let none: Vec<&EndpointSlice> = Vec::new();
+        let names: BTreeSet<NamespacedName> = match changed {
+            Changed::Services(names) => names.clone(),
+            Changed::All => {
+                self.node_addresses = world.nodes.values().flat_map(|n| n.internal_ips.iter().copied()).collect();
+                world.services.keys().chain(self.planned.keys()).cloned().collect()
+            }
+        };
+        for name in names {
+            let service = world.services.get(&name);
+            let slices = slices.get(&name).unwrap_or(&none);
+            self.replan(&name, service, slices, node, now);
+        }
+        if matches!(changed, Changed::All) {
+            self.claim_cluster_dns();
+            self.adopted_frontends.clear();
+        }
+        &self.table
+    }
+
+    /// The table as last planned.
+    pub fn table(&self) -> &ServiceTable {
+        &self.table
+    }
+
+    /// When [`Planner::plan`] has something to do even if nothing changes: the next backend has drained.
+    pub fn next_deadline(&self) -> Option<Duration> {
+        self.draining.values().min().copied()
+    }
+
+    /// What Services ask for and do not get.
+    pub fn refusals(&self) -> Vec<Refusal> {
+        let own = self.planned.iter().flat_map(|(service, planned)| {
+            let reasons: BTreeSet<&String> = planned.refused.iter().collect();
+            reasons.into_iter().map(|reason| Refusal { service: service.clone(), reason: reason.clone() })
+        });
+        let contested = self.claims.iter().flat_map(|(frontend, claims)| {
+            let owner = self.table.frontends.get(frontend).map(|target| &target.service);
+            claims.keys().filter_map(move |(_, loser)| {
+                let owner = owner.filter(|owner| **owner != loser.service)?;
+                Some(Refusal {
+                    service: loser.service.clone(),
+                    reason: format!("{} already belongs to Service {owner}", show(frontend)),
+                })
+            })
+        });
+        own.chain(contested).collect()
+    }
+
+    fn sweep(&mut self, now: Duration) {
+        let over: Vec<BackendAddress> =
+            self.draining.iter().filter(|(_, until)| **until <= now).map(|(b, _)| *b).collect();
+        for backend in over {
+            self.draining.remove(&backend);
+            if let Some(id) = self.backends.known(&backend) {
+                self.table.backends.remove(&BackendId(id));
+            }
+            // Its grace starts only now: until here the table still named it.
+            self.backends.retire(&backend, now);
+        }
+        self.backends.sweep(now);
+        self.ports.sweep(now);
+    }
+
+    fn replan(
+        &mut self,
+        name: &NamespacedName,
+        service: Option<&Service>,
+        slices: &[&EndpointSlice],
+        node: &NodeName,
+        now: Duration,
+    ) {
+        let new = service.map(|s| self.compute(s, slices, node)).unwrap_or_default();
+        let old = if service.is_some() { self.planned.insert(name.clone(), Planned::default()) } else { self.planned.remove(name) }
+            .unwrap_or_default();
+        for backend in &new.held {
+            self.hold(*backend);
+        }
+        for backend in &old.held {
+            self.release(*backend, now);
+        }
+        for key in old.ports.difference(&new.ports) {
+            self.ports.retire(key, now);
+        }
+        let touched: BTreeSet<Frontend> = old.claims.keys().chain(new.claims.keys()).map(|(f, _)| *f).collect();
+        for (frontend, claim) in old.claims.keys() {
+            if let Some(claims) = self.claims.get_mut(frontend) {
+                claims.remove(claim);
+            }
+        }
+        for ((frontend, claim), target) in &new.claims {
+            self.claims.entry(*frontend).or_default().insert(claim.clone(), target.clone());
+        }
+        for frontend in touched {
+            self.settle(frontend);
+        }
+        if service.is_some() {
+            self.planned.insert(name.clone(), new);
+        }
+    }
+
+    /// Gives a frontend to whoever has the best claim; among equals, who has it keeps it.
+    fn settle(&mut self, frontend: Frontend) {
+        let claims = self.claims.get(&frontend);
+        let best = claims.and_then(|claims| claims.iter().next()).map(|((rank, _), target)| (*rank, target));
+        let current = self.table.frontends.get(&frontend).map(|target| target.id);
+        let keeps = claims.into_iter().flatten().find(|((rank, _), target)| {
+            Some(target.id) == current && Some(*rank) == best.map(|(rank, _)| rank)
+        });
+        match keeps.map(|(_, target)| target).or(best.map(|(_, target)| target)) {
+            Some(target) => {
+                self.table.frontends.insert(frontend, target.clone());
+            }
+            None => {
+                self.claims.remove(&frontend);
+                self.table.frontends.remove(&frontend);
+            }
+        }
+    }
+
+    fn hold(&mut self, backend: BackendAddress) -> BackendId {
+        let id = BackendId(self.backends.take(&backend));
+        *self.holders.entry(backend).or_default() += 1;
+        self.draining.remove(&backend);
+        self.table.backends.insert(id, backend);
+        id
+    }
+
+    fn release(&mut self, backend: BackendAddress, now: Duration) {
+        let Some(count) = self.holders.get_mut(&backend) else { return };
+        *count = count.saturating_sub(1);
+        if *count == 0 {
+            self.holders.remove(&backend);
+            self.drain(backend, now);
+        }
+    }
+
+    /// A backend that nobody lists: open TCP and SCTP connections may live on; a UDP socket pinned to it must be released
+    /// at once, or it talks to nobody for ever.
+    fn drain(&mut self, backend: BackendAddress, now: Duration) {
+        let Some(id) = self.backends.known(&backend).map(BackendId) else { return };
+        if backend.protocol == Protocol::Udp {
+            self.table.backends.remove(&id);
+            self.backends.retire(&backend, now);
+        } else {
+            self.table.backends.insert(id, backend);
+            self.backends.take(&backend);
+            self.draining.insert(backend, now.saturating_add(self.config.grace));
+        }
+    }
+
+    /// Port 53 at the cluster DNS addresses leads to this node's own server, whatever the API says of that Service.
+    fn claim_cluster_dns(&mut self) {
+        let pairs: Vec<(IpAddr, IpAddr)> = self
+            .config
+            .cluster_dns
+            .iter()
+            .filter_map(|front| {
+                let family = family_of(*front);
+                self.config.dns_addresses.iter().find(|a| family_of(**a) == family).map(|back| (*front, *back))
+            })
+            .collect();
+        for (front, back) in pairs {
+            for (protocol, port_name) in [(Protocol::Udp, "dns"), (Protocol::Tcp, "dns-tcp")] {
+                let frontend = Frontend { address: Some(front), family: family_of(front), port: 53, protocol };
+                let key = PortKey {
+                    service: NamespacedName::new("kube-system", "kube-dns"),
+                    port: port_name.to_owned(),
+                    protocol,
+                    scope: Scope::Internal,
+                };
+                if self.claims.get(&frontend).is_some_and(|c| c.contains_key(&(Rank::ClusterDns, key.clone()))) {
+                    continue;
+                }
+                let backend = self.hold(BackendAddress { address: back, port: 53, protocol });
+                let target = FrontendTarget {
+                    id: self.port_id(&key, &[frontend]),
+                    backends: vec![backend],
+                    affinity_seconds: None,
+                    service: key.service.clone(),
+                    port_name: key.port.clone(),
+                };
+                self.claims.entry(frontend).or_default().insert((Rank::ClusterDns, key), target);
+                self.settle(frontend);
+            }
+        }
+    }
+
+    fn port_id(&mut self, key: &PortKey, frontends: &[Frontend]) -> ServiceId {
+        let wanted = frontends.iter().find_map(|f| self.adopted_frontends.get(f)).map(|id| id.0);
+        ServiceId(self.ports.take_or(key, wanted))
+    }
+
+    fn compute(&mut self, service: &Service, slices: &[&EndpointSlice], node: &NodeName) -> Planned {
+        let mut planned = Planned::default();
+        if matches!(service.kind, ServiceKind::Headless | ServiceKind::ExternalName(_)) {
+            return planned;
+        }
+        for port in &service.ports {
+            let wishes = self.wishes(service, port, &mut planned.refused);
+            let families: BTreeSet<Family> = wishes.iter().map(|(f, _)| f.family).collect();
+            for family in families {
+                let found = candidates(service, port, family, slices, node, &self.config, &mut planned.refused);
+                let wishes: Vec<&(Frontend, Rank)> = wishes.iter().filter(|(f, _)| f.family == family).collect();
+                self.compute_family(service, port, &found, &wishes, &mut planned);
+            }
+        }
+        planned
+    }
+
+    fn compute_family(
+        &mut self,
+        service: &Service,
+        port: &ServicePort,
+        found: &BTreeMap<BackendAddress, State>,
+        wishes: &[&(Frontend, Rank)],
+        planned: &mut Planned,
+    ) {
+        let differ = service.external_policy != service.internal_policy;
+        for (scope, policy) in
+            [(Scope::Internal, service.internal_policy), (Scope::External, service.external_policy)]
+        {
+            let of_scope = |rank: Rank| (rank > Rank::ClusterIp) == (scope == Scope::External);
+            let frontends: Vec<Frontend> = wishes.iter().filter(|(_, r)| of_scope(*r)).map(|(f, _)| *f).collect();
+            if frontends.is_empty() {
+                continue;
+            }
+            let chosen = choose(found, policy);
+            let mut backends: Vec<BackendId> = chosen.iter().map(|b| BackendId(self.backends.take(b))).collect();
+            backends.sort_unstable();
+            planned.held.extend(chosen);
+            let key = PortKey {
+                service: service.name.clone(),
+                port: port.name.clone(),
+                protocol: port.protocol,
+                scope: if differ { scope } else { Scope::Internal },
+            };
+            let target = FrontendTarget {
+                id: self.port_id(&key, &frontends),
+                backends,
+                affinity_seconds: service.affinity_seconds,
+                service: service.name.clone(),
+                port_name: port.name.clone(),
+            };
+            planned.ports.insert(key.clone());
+            for (frontend, rank) in wishes.iter().filter(|(_, r)| of_scope(*r)) {
+                planned.claims.insert((*frontend, (*rank, key.clone())), target.clone());
+            }
+        }
+        // Connections to an endpoint that takes no new ones go on: TCP while it is listed at all, UDP while it serves.
+        planned.held.extend(found.iter().filter_map(|(backend, state)| {
+            let usable = backend.protocol != Protocol::Udp || state.serving;
+            (usable && self.holders.contains_key(backend) || self.draining.contains_key(backend) && usable)
+                .then_some(*backend)
+        }));
+    }
+
+    /// The frontends a port asks for and may have.
+    fn wishes(&self, service: &Service, port: &ServicePort, refused: &mut Vec<String>) -> Vec<(Frontend, Rank)> {
+        let at = |address: Option<IpAddr>, family: Family, number: u16| Frontend {
+            address,
+            family,
+            port: number,
+            protocol: port.protocol,
+        };
+        let mut wishes = Vec::new();
+        for ip in &service.cluster_ips {
+            wishes.push((at(Some(*ip), family_of(*ip), port.port), Rank::ClusterIp));
+        }
+        let outside = matches!(service.kind, ServiceKind::NodePort | ServiceKind::LoadBalancer);
+        if let Some(number) = port.node_port.filter(|_| outside) {
+            let (low, high) = self.config.node_ports;
+            if (low..=high).contains(&number) {
+                let families: BTreeSet<Family> = service.cluster_ips.iter().map(|ip| family_of(*ip)).collect();
+                wishes.extend(families.into_iter().map(|family| (at(None, family, number), Rank::NodePort)));
+            } else {
+                refused.push(format!("nodePort {number} is outside {low}-{high}"));
+            }
+        }
+        if service.kind == ServiceKind::LoadBalancer {
+            for ip in &service.load_balancer_ips {
+                match self.not_for_load_balancers(*ip) {
+                    None => wishes.push((at(Some(*ip), family_of(*ip), port.port), Rank::LoadBalancer)),
+                    Some(reason) => refused.push(format!("load balancer address {ip}: {reason}")),
+                }
+            }
+        }
+        wishes
+    }
+
+    /// Who can write a Service's status must not take over an address that others already answer on.
+    fn not_for_load_balancers(&self, ip: IpAddr) -> Option<&'static str> {
+        if self.node_addresses.contains(&ip) {
+            return Some("the address of a node");
+        }
+        if self.config.cluster_dns.contains(&ip) || self.config.dns_addresses.contains(&ip) {
+            return Some("the address of cluster DNS");
+        }
+        let link_local = match ip {
+            IpAddr::V4(v4) => v4.is_link_local() || v4.is_broadcast(),
+            IpAddr::V6(v6) => v6.is_unicast_link_local(),
+        };
+        if ip.is_loopback() || ip.is_multicast() || ip.is_unspecified() || link_local {
+            return Some("not an address that can be reached from outside");
+        }
+        None
+    }
+}
+
+fn show(frontend: &Frontend) -> String {
+    match frontend.address {
+        Some(address) => format!("{} port {}/{}", address, frontend.port, frontend.protocol),
+        None => format!("node port {}/{}", frontend.port, frontend.protocol),
+    }
+}
