@@ -1,2 +1,22 @@
 //! NetworkPolicy compiled to peer classes; evaluated and explained.
+//!
+//! Two independent ways to the same answer. [`Compiler`] turns the policies in force on one node into a
+//! [`PolicyImage`](towpath_model::desired::PolicyImage), which the kernel holds and [`image`] interprets exactly as the
+//! kernel does. [`evaluate`](fn@evaluate) answers for one flow straight from the parsed policies, with the rule that decides or the
+//! nearest one that does not. Both read a [`View`] and nothing else: no clock, no file, no randomness.
+//!
+//! What the Kubernetes API leaves open, and what is decided here (the evaluator, the compiler and the tests agree on it):
+//! - A pod always reaches itself, and its own node always reaches it. Traffic *to* the own node is judged as to any address.
+//! - `ipBlock` also matches pod addresses. `0.0.0.0/0` matches IPv4 only, `::/0` IPv6 only.
+//! - A `hostNetwork` pod is its node's address; an ended pod is nothing; a terminating pod counts until it has ended.
+//! - The node-local DNS addresses are peers like a pod labelled `k8s-app=kube-dns` in `kube-system`; no policy isolates them.
 #![forbid(unsafe_code)]
+
+pub mod compile;
+pub mod evaluate;
+pub mod image;
+pub mod view;
+
+pub use compile::Compiler;
+pub use evaluate::{Decision, Evaluator, Flow, Mismatch, Nearest, Reason, Side, evaluate};
+pub use view::{Holder, Holders, View};

@@ -1,0 +1,150 @@
+//! All peers, cut as coarsely as the atoms in force allow.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use ipnet::IpNet;
+use towpath_model::Protocol;
+
+use super::bits::{Bits, Partition};
+use super::groups::Groups;
+use super::program::{Atom, Within};
+use super::regions::Regions;
+use super::set::Seen;
+
+/// What an atom matches.
+enum Extent {
+    Groups(Bits),
+    Regions(Bits),
+}
+
+/// The atoms of a compilation, each once, with what they match.
+pub(super) struct Atoms<'p> {
+    numbers: HashMap<&'p Atom, usize>,
+    extents: Vec<Extent>,
+    /// The regions that block atoms cut.
+    pub(super) regions: Regions,
+}
+
+impl<'p> Atoms<'p> {
+    /// Looks up all atoms.
+    pub(super) fn of(all: impl Iterator<Item = &'p Atom>, groups: &mut Groups<'_>) -> Self {
+        let mut numbers: HashMap<&'p Atom, usize> = HashMap::new();
+        let mut list: Vec<&'p Atom> = Vec::new();
+        for atom in all {
+            numbers.entry(atom).or_insert_with(|| {
+                list.push(atom);
+                list.len() - 1
+            });
+        }
+        let mut borders: BTreeSet<IpNet> = BTreeSet::new();
+        for atom in &list {
+            if let Atom::Block { cidr, except } = atom {
+                borders.insert(*cidr);
+                borders.extend(except);
+            }
+        }
+        let regions = Regions::of(&borders);
+        let extents = list
+            .iter()
+            .map(|atom| match atom {
+                Atom::Block { cidr, except } => Extent::Regions(regions.in_block(cidr, except)),
+                Atom::Pods { within, pods } => {
+                    let mut bits = match within {
+                        Within::Namespace(name) => groups.in_namespace(name),
+                        Within::Matching(selector) => groups.in_namespaces(selector).as_ref().clone(),
+                    };
+                    bits.intersect(&groups.with_labels(pods));
+                    Extent::Groups(bits)
+                }
+            })
+            .collect();
+        Self { numbers, extents, regions }
+    }
+
+    /// The number of an atom.
+    pub(super) fn number(&self, atom: &Atom) -> Option<usize> {
+        self.numbers.get(atom).copied()
+    }
+
+    /// Cuts the peers: two that no atom and no named port tells apart get the same kind.
+    pub(super) fn cut<'n>(&self, groups: &Groups<'_>, named: impl Iterator<Item = (&'n str, Protocol)>) -> Kinds {
+        let mut by_group = Partition::new(groups.len());
+        let mut by_region = Partition::new(self.regions.len());
+        for extent in &self.extents {
+            match extent {
+                Extent::Groups(bits) => by_group.split(bits.iter()),
+                Extent::Regions(bits) => by_region.split(bits.iter()),
+            }
+        }
+        for (name, protocol) in named {
+            let mut with_number: BTreeMap<u16, Vec<usize>> = BTreeMap::new();
+            for group in 0..groups.len() {
+                if let Some(number) = groups.named_port(group, name, protocol) {
+                    with_number.entry(number).or_default().push(group);
+                }
+            }
+            with_number.values().for_each(|members| by_group.split(members.iter().copied()));
+        }
+        let mut kinds = Kinds::default();
+        for member in &groups.members {
+            let region = self.regions.find(member.address);
+            let kind = kinds.kind(&by_group, Some(member.group), &by_region, region);
+            kinds.of_member.push(kind);
+        }
+        for region in 0..self.regions.len() {
+            let kind = kinds.kind(&by_group, None, &by_region, Some(region));
+            kinds.of_region.push(kind);
+        }
+        kinds
+    }
+}
+
+/// The kinds of peers: finer than classes, since it is not asked yet whether rules differ.
+#[derive(Debug, Default)]
+pub(super) struct Kinds {
+    known: HashMap<(Option<usize>, Option<usize>), usize>,
+    /// A group and a region that stand for the kind.
+    pub(super) samples: Vec<(Option<usize>, Option<usize>)>,
+    /// Kind of each of [`Groups::members`].
+    pub(super) of_member: Vec<usize>,
+    /// Kind of what is no pod in each region.
+    pub(super) of_region: Vec<usize>,
+}
+
+impl Kinds {
+    fn kind(
+        &mut self,
+        by_group: &Partition,
+        group: Option<usize>,
+        by_region: &Partition,
+        region: Option<usize>,
+    ) -> usize {
+        let identity = (group.and_then(|g| by_group.class_of(g)), region.and_then(|r| by_region.class_of(r)));
+        *self.known.entry(identity).or_insert_with(|| {
+            self.samples.push((group, region));
+            self.samples.len() - 1
+        })
+    }
+}
+
+/// A kind, as sets look at it.
+pub(super) struct Sample<'s, 'p, 'a> {
+    pub(super) atoms: &'s Atoms<'p>,
+    pub(super) groups: &'s Groups<'a>,
+    pub(super) group: Option<usize>,
+    pub(super) region: Option<usize>,
+}
+
+impl Seen for Sample<'_, '_, '_> {
+    fn matches(&self, atom: usize) -> bool {
+        match self.atoms.extents.get(atom) {
+            Some(Extent::Groups(bits)) => self.group.is_some_and(|g| bits.has(g)),
+            Some(Extent::Regions(bits)) => self.region.is_some_and(|r| bits.has(r)),
+            None => false,
+        }
+    }
+
+    fn named_port(&self, name: &str, protocol: Protocol) -> Option<u16> {
+        self.groups.named_port(self.group?, name, protocol)
+    }
+}

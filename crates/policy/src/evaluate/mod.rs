@@ -1,0 +1,265 @@
+//! One flow judged straight from the parsed policies, with the reason: what `explain` shows.
+//!
+//! Nothing here goes through a [`PolicyImage`](towpath_model::desired::PolicyImage); that both agree is what the tests check.
+
+mod nearest;
+mod show;
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+
+use serde::Serialize;
+use towpath_model::desired::{RowProtocol, RuleInfo, Verdict};
+use towpath_model::{Direction, NamespacedName, NetworkPolicy, Peer, Pod, PolicyPort, PortMatch};
+
+pub use nearest::{Mismatch, Nearest};
+
+use crate::view::{Holder, Holders, View};
+
+/// A flow, as its first packet shows it after Service translation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Flow {
+    /// Source address.
+    pub source: IpAddr,
+    /// Destination address.
+    pub destination: IpAddr,
+    /// Protocol.
+    pub protocol: RowProtocol,
+    /// Destination port; 0 for [`RowProtocol::Other`].
+    pub port: u16,
+    /// The packet only passes the node whose address it carries (it was masqueraded): not the node's own traffic.
+    pub forwarded: bool,
+}
+
+impl Flow {
+    /// A flow that its source itself generates.
+    pub fn new(source: IpAddr, destination: IpAddr, protocol: RowProtocol, port: u16) -> Self {
+        Self { source, destination, protocol, port, forwarded: false }
+    }
+}
+
+/// Why one end's verdict is what it is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "type", rename_all = "kebab-case")]
+pub enum Reason {
+    /// Both ends are the same pod.
+    Itself,
+    /// It comes from the pod's own node.
+    OwnNode,
+    /// The API has not told us of the pod yet.
+    Unknown,
+    /// No policy selects the pod in this direction.
+    NotIsolated,
+    /// This rule allows it.
+    Rule {
+        /// The rule.
+        rule: RuleInfo,
+    },
+    /// Policies isolate the pod and none of their rules matches.
+    DefaultDeny {
+        /// The policies, by name.
+        isolating: Vec<NamespacedName>,
+        /// The rule that was closest to a match; none: they have no rules at all.
+        nearest: Option<Nearest>,
+    },
+}
+
+/// The verdict at one end.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Side {
+    /// The pod whose policies were asked.
+    pub pod: NamespacedName,
+    /// Egress at the source, ingress at the destination.
+    pub direction: Direction,
+    /// The verdict.
+    pub verdict: Verdict,
+    /// Why.
+    pub reason: Reason,
+}
+
+/// The verdict on a flow.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Decision {
+    /// Allowed only if no end denies.
+    pub verdict: Verdict,
+    /// At the source; none: the source is no pod.
+    pub egress: Option<Side>,
+    /// At the destination; none: the destination is no pod.
+    pub ingress: Option<Side>,
+}
+
+/// Judges flows of one view. Making one costs a pass over all pods, a flow then only the policies of its two namespaces.
+#[derive(Clone, Debug)]
+pub struct Evaluator<'a> {
+    view: View<'a>,
+    holders: Holders<'a>,
+    policies: HashMap<&'a str, Vec<&'a NetworkPolicy>>,
+}
+
+/// Judges one flow; see [`Evaluator`] for many.
+pub fn evaluate(view: &View<'_>, flow: &Flow) -> Decision {
+    Evaluator::new(view).evaluate(flow)
+}
+
+impl<'a> Evaluator<'a> {
+    /// Prepares a view.
+    pub fn new(view: &View<'a>) -> Self {
+        let mut policies: HashMap<&'a str, Vec<&'a NetworkPolicy>> = HashMap::new();
+        for policy in view.world.policies.values() {
+            policies.entry(&policy.name.namespace).or_default().push(policy);
+        }
+        Self { view: *view, holders: Holders::of(view), policies }
+    }
+
+    /// Who holds an address.
+    pub fn holder(&self, address: IpAddr) -> Option<Holder<'a>> {
+        self.holders.holder(address)
+    }
+
+    /// Judges a flow at both of its ends.
+    pub fn evaluate(&self, flow: &Flow) -> Decision {
+        let egress = self.side(flow, Direction::Egress);
+        let ingress = self.side(flow, Direction::Ingress);
+        let denied = [&egress, &ingress].into_iter().flatten().any(|side| side.verdict == Verdict::Deny);
+        Decision { verdict: if denied { Verdict::Deny } else { Verdict::Allow }, egress, ingress }
+    }
+
+    /// Judges a flow at one end; none: there is no pod there.
+    pub fn side(&self, flow: &Flow, direction: Direction) -> Option<Side> {
+        let (own, other) = match direction {
+            Direction::Ingress => (flow.destination, flow.source),
+            Direction::Egress => (flow.source, flow.destination),
+        };
+        match self.holders.holder(own)? {
+            Holder::Pod(pod) => {
+                let reason = self.judge(pod, direction, other, flow);
+                let verdict = match reason {
+                    Reason::DefaultDeny { .. } | Reason::Unknown => Verdict::Deny,
+                    Reason::Itself | Reason::OwnNode | Reason::NotIsolated | Reason::Rule { .. } => Verdict::Allow,
+                };
+                Some(Side { pod: pod.name.clone(), direction, verdict, reason })
+            }
+            Holder::UnknownPod(pod) => {
+                Some(Side { pod: pod.clone(), direction, verdict: Verdict::Deny, reason: Reason::Unknown })
+            }
+            Holder::Dns | Holder::Node(_) => None,
+        }
+    }
+
+    fn judge(&self, pod: &'a Pod, direction: Direction, other: IpAddr, flow: &Flow) -> Reason {
+        let peer = self.holders.holder(other);
+        match peer {
+            Some(Holder::Pod(same)) if same.name == pod.name => return Reason::Itself,
+            Some(Holder::Node(node))
+                if direction == Direction::Ingress && !flow.forwarded && pod.node.as_ref() == Some(node) =>
+            {
+                return Reason::OwnNode;
+            }
+            _ => {}
+        }
+        let isolating: Vec<&NetworkPolicy> = self
+            .policies
+            .get(pod.name.namespace.as_str())
+            .into_iter()
+            .flatten()
+            .copied()
+            .filter(|p| p.rules(direction).is_some() && p.pod_selector.matches(&pod.labels))
+            .collect();
+        if isolating.is_empty() {
+            return Reason::NotIsolated;
+        }
+        let case = Case { view: &self.view, pod, direction, other, peer, flow };
+        match isolating.iter().find_map(|policy| case.allowed_by(policy)) {
+            Some(rule) => Reason::Rule { rule },
+            None => Reason::DefaultDeny {
+                nearest: case.nearest(&isolating),
+                isolating: isolating.into_iter().map(|p| p.name.clone()).collect(),
+            },
+        }
+    }
+}
+
+/// One end of one flow: what a rule is held against.
+struct Case<'c, 'a> {
+    view: &'c View<'a>,
+    pod: &'a Pod,
+    direction: Direction,
+    other: IpAddr,
+    peer: Option<Holder<'a>>,
+    flow: &'c Flow,
+}
+
+/// The entries of a list with their indices, or "no list" once where the API reads an empty list as "all".
+fn entries<T>(list: &[T]) -> impl Iterator<Item = Option<(u32, &T)>> {
+    let all = list.is_empty().then_some(None);
+    all.into_iter().chain((0u32..).zip(list).map(Some))
+}
+
+impl Case<'_, '_> {
+    /// The first rule of a policy that allows the flow.
+    fn allowed_by(&self, policy: &NetworkPolicy) -> Option<RuleInfo> {
+        for (index, rule) in (0u32..).zip(policy.rules(self.direction)?) {
+            for peer in entries(&rule.peers).filter(|p| p.is_none_or(|(_, p)| self.peer_matches(policy, p))) {
+                if let Some(port) = entries(&rule.ports).find(|p| p.is_none_or(|(_, p)| self.port_matches(p))) {
+                    return Some(self.rule_info(policy, index, peer, port));
+                }
+            }
+        }
+        None
+    }
+
+    fn rule_info(
+        &self,
+        policy: &NetworkPolicy,
+        rule: u32,
+        peer: Option<(u32, &Peer)>,
+        port: Option<(u32, &PolicyPort)>,
+    ) -> RuleInfo {
+        RuleInfo {
+            policy: policy.name.clone(),
+            direction: self.direction,
+            rule,
+            peer: peer.map(|(i, _)| i),
+            port: port.map(|(i, _)| i),
+        }
+    }
+
+    fn peer_matches(&self, policy: &NetworkPolicy, wanted: &Peer) -> bool {
+        match wanted {
+            Peer::IpBlock { cidr, except } => {
+                cidr.contains(&self.other) && !except.iter().any(|e| e.contains(&self.other))
+            }
+            Peer::Pods { namespaces, pods } => self.peer.and_then(|p| p.as_peer()).is_some_and(|peer| {
+                pods.matches(peer.labels)
+                    && match namespaces {
+                        None => peer.namespace == policy.name.namespace,
+                        Some(selector) => selector.matches(&self.view.world.namespace_labels(peer.namespace)),
+                    }
+            }),
+        }
+    }
+
+    fn port_matches(&self, wanted: &PolicyPort) -> bool {
+        self.protocol_matches(wanted) && self.number_matches(wanted)
+    }
+
+    fn protocol_matches(&self, wanted: &PolicyPort) -> bool {
+        self.flow.protocol == RowProtocol::Ports(wanted.protocol)
+    }
+
+    fn number_matches(&self, wanted: &PolicyPort) -> bool {
+        match &wanted.port {
+            PortMatch::Any => true,
+            PortMatch::Range(first, last) => (*first..=*last).contains(&self.flow.port),
+            PortMatch::Named(name) => self.named_port(name, wanted) == Some(self.flow.port),
+        }
+    }
+
+    /// What a named port means here: a container port of the pod that the flow leads to.
+    fn named_port(&self, name: &str, wanted: &PolicyPort) -> Option<u16> {
+        match self.direction {
+            Direction::Ingress => self.pod.named_port(name, wanted.protocol),
+            Direction::Egress => self.peer.and_then(|p| p.as_peer())?.named_port(name, wanted.protocol),
+        }
+    }
+}

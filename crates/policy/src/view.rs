@@ -1,0 +1,165 @@
+//! What policy looks at: the world, plus what only the node knows; and who holds which address.
+//!
+//! An address has one holder. The order of trust: the node-local DNS addresses, addresses of nodes, what the agent itself
+//! gave out ([`View::pod_ips`]), and last what pod statuses claim; among those, a pod whose node owns the address's range comes
+//! before one whose node does not, then a pod that stays before one that terminates, then the first by name.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+use std::sync::LazyLock;
+
+use towpath_model::{Labels, NamedPort, NamespacedName, NodeName, Pod, Protocol, World};
+
+/// Everything a compilation or an evaluation reads.
+#[derive(Clone, Copy, Debug)]
+pub struct View<'a> {
+    /// The cluster.
+    pub world: &'a World,
+    /// Node-local addresses that DNS listens on.
+    pub dns: &'a [IpAddr],
+    /// Addresses that were given at ADD. They replace what the pod's status says, because kubelet reports later.
+    pub pod_ips: &'a BTreeMap<NamespacedName, Vec<IpAddr>>,
+}
+
+static NO_POD_IPS: BTreeMap<NamespacedName, Vec<IpAddr>> = BTreeMap::new();
+
+impl<'a> View<'a> {
+    /// A view of nothing but the API's objects: what a laptop has.
+    pub fn of(world: &'a World) -> Self {
+        Self { world, dns: &[], pod_ips: &NO_POD_IPS }
+    }
+
+    /// The addresses of a pod on the pod network; none for other pods.
+    pub fn addresses_of(&self, pod: &'a Pod) -> &'a [IpAddr] {
+        if !pod.on_pod_network() {
+            return &[];
+        }
+        self.pod_ips.get(&pod.name).filter(|ips| !ips.is_empty()).unwrap_or(&pod.ips)
+    }
+}
+
+/// Namespace that the DNS addresses count to.
+pub const DNS_NAMESPACE: &str = "kube-system";
+
+static DNS_LABELS: LazyLock<Labels> = LazyLock::new(|| Labels::from([("k8s-app".to_owned(), "kube-dns".to_owned())]));
+
+static DNS_PORTS: LazyLock<Vec<NamedPort>> = LazyLock::new(|| {
+    vec![
+        NamedPort { name: "dns".to_owned(), protocol: Protocol::Udp, number: 53 },
+        NamedPort { name: "dns-tcp".to_owned(), protocol: Protocol::Tcp, number: 53 },
+    ]
+});
+
+/// Who holds an address.
+#[derive(Clone, Copy, Debug)]
+pub enum Holder<'a> {
+    /// A pod on the pod network.
+    Pod(&'a Pod),
+    /// The node's own DNS.
+    Dns,
+    /// A node.
+    Node(&'a NodeName),
+    /// A pod of this node that the API has not told us of yet.
+    UnknownPod(&'a NamespacedName),
+}
+
+/// What selectors and named ports see of a peer.
+#[derive(Clone, Copy, Debug)]
+pub struct PeerPod<'a> {
+    /// Its namespace.
+    pub namespace: &'a str,
+    /// Its labels.
+    pub labels: &'a Labels,
+    /// Its named ports, sorted.
+    pub named_ports: &'a [NamedPort],
+}
+
+impl<'a> PeerPod<'a> {
+    /// The number that a named port has in it.
+    pub fn named_port(&self, name: &str, protocol: Protocol) -> Option<u16> {
+        self.named_ports.iter().find(|p| p.name == name && p.protocol == protocol).map(|p| p.number)
+    }
+}
+
+impl<'a> Holder<'a> {
+    /// The holder as selectors see it; none: it is only an address to them.
+    pub fn as_peer(&self) -> Option<PeerPod<'a>> {
+        match self {
+            Holder::Pod(pod) => {
+                Some(PeerPod { namespace: &pod.name.namespace, labels: &pod.labels, named_ports: &pod.named_ports })
+            }
+            Holder::Dns => Some(PeerPod { namespace: DNS_NAMESPACE, labels: &DNS_LABELS, named_ports: &DNS_PORTS }),
+            Holder::Node(_) | Holder::UnknownPod(_) => None,
+        }
+    }
+}
+
+/// All held addresses of a view.
+#[derive(Clone, Debug, Default)]
+pub struct Holders<'a> {
+    by_address: HashMap<IpAddr, Holder<'a>>,
+}
+
+/// Whether `challenger` is the likelier holder of `address` than `holder`, both by their status only.
+fn likelier(world: &World, address: IpAddr, challenger: &Pod, holder: &Pod) -> bool {
+    let in_range = |pod: &Pod| {
+        let node = pod.node.as_ref().and_then(|name| world.nodes.get(name));
+        node.is_some_and(|n| n.pod_cidrs.iter().any(|cidr| cidr.contains(&address)))
+    };
+    (in_range(challenger), !challenger.terminating) > (in_range(holder), !holder.terminating)
+}
+
+impl<'a> Holders<'a> {
+    /// Works out who holds what.
+    pub fn of(view: &View<'a>) -> Self {
+        let world = view.world;
+        let mut by_address: HashMap<IpAddr, Holder<'a>> = HashMap::with_capacity(world.pods.len() + world.nodes.len());
+        by_address.extend(view.dns.iter().map(|ip| (*ip, Holder::Dns)));
+        for node in world.nodes.values() {
+            for ip in &node.internal_ips {
+                by_address.entry(*ip).or_insert(Holder::Node(&node.name));
+            }
+        }
+        for (name, ips) in view.pod_ips {
+            let holder = match world.pods.get(name) {
+                Some(pod) if pod.on_pod_network() => Holder::Pod(pod),
+                // Its own lease says it is on the pod network: a record that denies it is of an earlier pod of this name.
+                _ => Holder::UnknownPod(name),
+            };
+            for ip in ips {
+                by_address.entry(*ip).or_insert(holder);
+            }
+        }
+        for pod in world.pods.values().filter(|pod| pod.on_pod_network()) {
+            if view.pod_ips.get(&pod.name).is_some_and(|ips| !ips.is_empty()) {
+                continue;
+            }
+            for ip in &pod.ips {
+                match by_address.get_mut(ip) {
+                    None => {
+                        by_address.insert(*ip, Holder::Pod(pod));
+                    }
+                    Some(held) => {
+                        if let Holder::Pod(holder) = *held
+                            && !view.pod_ips.get(&holder.name).is_some_and(|ips| ips.contains(ip))
+                            && likelier(world, *ip, pod, holder)
+                        {
+                            *held = Holder::Pod(pod);
+                        }
+                    }
+                }
+            }
+        }
+        Self { by_address }
+    }
+
+    /// Who holds an address; none: it is outside the cluster.
+    pub fn holder(&self, address: IpAddr) -> Option<Holder<'a>> {
+        self.by_address.get(&address).copied()
+    }
+
+    /// All addresses that selectors can match, in no order.
+    pub fn peers(&self) -> impl Iterator<Item = (IpAddr, Holder<'a>, PeerPod<'a>)> + '_ {
+        self.by_address.iter().filter_map(|(ip, holder)| Some((*ip, *holder, holder.as_peer()?)))
+    }
+}
