@@ -1,0 +1,548 @@
+//! What each CNI verb does on this node.
+
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use towpath_model::NamespacedName;
+use towpath_plan::ipam::IpamError;
+use towpath_wire::cni::{
+    AddRequest, AddResult, Attachment, CheckRequest, CniError, DelRequest, Dns, ErrorCode, Interface, IpConfig, PodIdentity,
+    Prefix, Reply, Request, Route,
+};
+
+use super::CniServerError;
+use super::ports::{
+    AttachRequest, Attached, DetachRequest, Device, Fetched, Isolation, PlumbError, PodFacts, PodIndex, PodPlumber, Readiness,
+};
+use super::queue::DeleteQueue;
+use super::turns::Turns;
+use crate::ipam::{AttachedDevice, Lease, LeaseError, LeaseStore};
+
+/// How long things may take, and where DELs are queued.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Directory of queued DELs, shared with `towpath-cni`.
+    pub deletes: PathBuf,
+    /// How long an ADD waits for the agent to be ready.
+    pub ready_wait: Duration,
+    /// How long asking the API server for a pod may take.
+    pub fetch_wait: Duration,
+    /// How long making a device may take.
+    pub attach_wait: Duration,
+    /// How long removing, comparing or listing devices may take.
+    pub detach_wait: Duration,
+}
+
+impl Settings {
+    /// The default times: 10 s to be ready, 2 s for the API server, 30 s to make a device, 20 s to remove one.
+    pub fn new(deletes: PathBuf) -> Self {
+        Self {
+            deletes,
+            ready_wait: Duration::from_secs(10),
+            fetch_wait: Duration::from_secs(2),
+            attach_wait: Duration::from_secs(30),
+            detach_wait: Duration::from_secs(20),
+        }
+    }
+}
+
+/// The verbs.
+pub struct Operations<I, P> {
+    settings: Settings,
+    index: Arc<I>,
+    plumber: Arc<P>,
+    leases: Arc<LeaseStore>,
+    readiness: watch::Receiver<Readiness>,
+    turns: Turns,
+    queue: DeleteQueue,
+}
+
+impl<I: PodIndex, P: PodPlumber> Operations<I, P> {
+    /// All it needs.
+    pub fn new(
+        settings: Settings,
+        index: Arc<I>,
+        plumber: Arc<P>,
+        leases: Arc<LeaseStore>,
+        readiness: watch::Receiver<Readiness>,
+    ) -> Self {
+        let queue = DeleteQueue::new(settings.deletes.clone());
+        Self { settings, index, plumber, leases, readiness, turns: Turns::default(), queue }
+    }
+
+    /// Answers a request. `asker_gone` ends an ADD that waits for something that nobody waits for any more.
+    pub async fn handle(&self, request: Request, netns: Option<OwnedFd>, asker_gone: CancellationToken) -> Reply {
+        let outcome = match request {
+            Request::Add(add) => match self.add(&add, netns, &asker_gone).await {
+                Ok(result) => {
+                    tracing::info!(attachment = %add.attachment, pod = ?add.pod.as_ref().map(|p| &p.name), ips = ?result.ips, "ADD");
+                    return Reply::Added { result };
+                }
+                Err(error) => {
+                    tracing::warn!(attachment = %add.attachment, %error, "ADD failed");
+                    Err(error)
+                }
+            },
+            Request::Del(del) => self.del(&del).await,
+            Request::Check(check) => self.check(&check, netns).await,
+            Request::Gc { network, valid } => self.collect_garbage(&network, &valid).await,
+            Request::Status { .. } => self.status(),
+        };
+        match outcome {
+            Ok(()) => Reply::Done,
+            Err(error) => Reply::Failed { error },
+        }
+    }
+
+    // ---- ADD ---------------------------------------------------------------------------------------------------------
+
+    async fn add(
+        &self,
+        request: &AddRequest,
+        netns: Option<OwnedFd>,
+        asker_gone: &CancellationToken,
+    ) -> Result<AddResult, CniError> {
+        let netns = container_namespace(netns)?;
+        let owner = &request.attachment;
+        let _turn = self.turns.take(owner).await;
+        let isolation = tokio::select! {
+            found = async { self.wait_ready().await?; self.isolation(request.pod.as_ref()).await } => found?,
+            () = asker_gone.cancelled() => return Err(given_up(owner)),
+        };
+        if self.queue.contains(owner) {
+            // Asked for before this ADD: the container id is used again.
+            self.remove(owner).await?;
+        }
+        if let Some(result) = self.as_before(request, &netns).await? {
+            return Ok(result);
+        }
+        if asker_gone.is_cancelled() {
+            return Err(given_up(owner));
+        }
+        let lease = self.on_disk(|leases, request| leases.reserve(&request), request.clone()).await?;
+        let attached = match self.attach(request, &lease, netns, isolation).await {
+            Ok(attached) => attached,
+            Err(error) => return Err(self.undo(request, error).await),
+        };
+        let committed = self.on_disk(|leases, (owner, attached)| leases.commit(&owner, &attached), (owner.clone(), attached));
+        match committed.await {
+            Ok(lease) => {
+                self.leases.device_gone(&self.plumber.device_name(owner));
+                lease.attached.as_ref().map(|attached| self.result(request, &lease, attached)).ok_or_else(|| given_up(owner))
+            }
+            Err(error) => Err(self.undo(request, error).await),
+        }
+    }
+
+    async fn wait_ready(&self) -> Result<(), CniError> {
+        let mut readiness = self.readiness.clone();
+        let ready = readiness.wait_for(|now| *now == Readiness::Ready);
+        match tokio::time::timeout(self.settings.ready_wait, ready).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) => Err(CniError::new(ErrorCode::TryAgain, "the Towpath agent is stopping")),
+            Err(_) => Err(CniError::new(ErrorCode::TryAgain, format!("the Towpath agent is not ready: {}", self.why_not_ready()))
+                .hint("see `towpath status` on this node")),
+        }
+    }
+
+    fn why_not_ready(&self) -> String {
+        match &*self.readiness.borrow() {
+            Readiness::Starting(why) => why.clone(),
+            Readiness::Ready => "it is just becoming so".to_owned(),
+        }
+    }
+
+    /// What must hold for the pod's packets, by what is known of it.
+    async fn isolation(&self, pod: Option<&PodIdentity>) -> Result<Isolation, CniError> {
+        let Some(identity) = pod else { return Ok(Isolation::NotAPod) };
+        let pod = NamespacedName::new(&identity.namespace, &identity.name);
+        let known = self.index.lookup(&pod);
+        if known.as_ref().is_some_and(|facts| is_sandbox_of(identity, facts)) {
+            return Ok(Isolation::Policy);
+        }
+        let again = |why: String| {
+            CniError::new(ErrorCode::TryAgain, why).hint("the container runtime tries again by itself")
+        };
+        match tokio::time::timeout(self.settings.fetch_wait, self.index.fetch(&pod)).await {
+            Ok(Fetched::Found(facts)) if is_sandbox_of(identity, &facts) => Ok(Isolation::Policy),
+            Ok(Fetched::Found(facts)) => Err(CniError::new(
+                ErrorCode::StaleSandbox,
+                format!("pod {pod} is now uid {}, the sandbox is of uid {}", facts.uid.unwrap_or_default(), identity.uid),
+            )
+            .hint("the pod was replaced; the container runtime should remove this sandbox")),
+            Ok(Fetched::Absent) => Err(again(format!("the API server does not know pod {pod}"))),
+            Ok(Fetched::Unreachable(why)) if known.is_some() => {
+                Err(again(format!("pod {pod} seems to have been replaced, and the API server cannot be asked: {why}")))
+            }
+            Ok(Fetched::Unreachable(why)) => {
+                tracing::warn!(%pod, why, "the pod is not known and the API server cannot be asked: only its node reaches it \
+                    until its labels are known");
+                Ok(Isolation::HostOnly)
+            }
+            Err(_) => Err(again(format!(
+                "pod {pod} is not known yet, and the API server did not answer within {:?}",
+                self.settings.fetch_wait
+            ))),
+        }
+    }
+
+    /// The answer to an ADD that was answered before, if everything is still so. If not, what is left of it is removed.
+    async fn as_before(&self, request: &AddRequest, netns: &OwnedFd) -> Result<Option<AddResult>, CniError> {
+        let Some(lease) = self.leases.lease(&request.attachment) else { return Ok(None) };
+        if let Some(attached) = &lease.attached
+            && lease.network == request.network
+            && lease.uid == request.pod.as_ref().map(|p| p.uid.clone()).unwrap_or_default()
+            && let Ok(netns) = netns.try_clone()
+            && self.compare(&attached.pod, &request.attachment, netns).await.is_ok()
+        {
+            return Ok(Some(self.result(request, &lease, attached)));
+        }
+        self.remove(&request.attachment).await?;
+        Ok(None)
+    }
+
+    async fn attach(
+        &self,
+        request: &AddRequest,
+        lease: &Lease,
+        netns: OwnedFd,
+        isolation: Isolation,
+    ) -> Result<Attached, CniError> {
+        let attach = self.plumber.attach(AttachRequest {
+            attachment: request.attachment.clone(),
+            pod: lease.pod.clone().unwrap_or_else(|| NamespacedName::new("", request.attachment.container_id())),
+            addresses: lease.addresses.clone(),
+            gateways: self.leases.gateways(&lease.addresses),
+            netns,
+            isolation,
+        });
+        match tokio::time::timeout(self.settings.attach_wait, attach).await {
+            Ok(Ok(attached)) => Ok(attached),
+            Ok(Err(error)) => Err(plumb_error("make", &request.attachment, &error)),
+            Err(_) => Err(CniError::new(
+                ErrorCode::TryAgain,
+                format!("making {} took longer than {:?}", request.attachment, self.settings.attach_wait),
+            )),
+        }
+    }
+
+    /// Removes what a failed ADD may have left; what cannot be removed is queued. Returns the ADD's own error.
+    async fn undo(&self, request: &AddRequest, error: CniError) -> CniError {
+        if let Err(left) = self.remove(&request.attachment).await {
+            tracing::warn!(attachment = %request.attachment, error = %left, "what a failed ADD left cannot be removed; queued");
+            let del = DelRequest { attachment: request.attachment.clone(), network: request.network.clone() };
+            if let Err(error) = self.queue.put(&del) {
+                tracing::error!(attachment = %request.attachment, %error, "nor can that be queued; the next sweep finds it");
+            }
+        }
+        error
+    }
+
+    fn result(&self, request: &AddRequest, lease: &Lease, attached: &AttachedDevice) -> AddResult {
+        let gateways = self.leases.gateways(&lease.addresses);
+        let pair = || lease.addresses.iter().zip(&gateways);
+        AddResult {
+            interfaces: vec![
+                Interface {
+                    name: attached.pod.host_device.clone(),
+                    mac: mac_text(attached.pod.host_mac),
+                    mtu: Some(attached.mtu),
+                    ..Interface::default()
+                },
+                Interface {
+                    name: request.attachment.ifname().to_owned(),
+                    mac: mac_text(attached.pod.mac),
+                    mtu: Some(attached.mtu),
+                    sandbox: request.netns.clone(),
+                    ..Interface::default()
+                },
+            ],
+            ips: pair()
+                .map(|(address, gateway)| IpConfig {
+                    address: Prefix::host(*address),
+                    gateway: Some(*gateway),
+                    interface: Some(1),
+                })
+                .collect(),
+            routes: pair().map(|(address, gateway)| Route::via(Prefix::everything(*address), *gateway)).collect(),
+            dns: Dns::default(),
+        }
+    }
+
+    /// Removes what an ADD made whose answer could not be delivered.
+    pub(super) async fn take_back(&self, request: &Request) {
+        if let Request::Add(add) = request {
+            tracing::warn!(attachment = %add.attachment, "nobody took the answer to ADD; what it made is removed");
+            let del = DelRequest { attachment: add.attachment.clone(), network: add.network.clone() };
+            if let Err(error) = self.del(&del).await {
+                tracing::error!(attachment = %add.attachment, %error, "what ADD made cannot be removed");
+            }
+        }
+    }
+
+    // ---- DEL ---------------------------------------------------------------------------------------------------------
+
+    async fn del(&self, request: &DelRequest) -> Result<(), CniError> {
+        let _turn = self.turns.take(&request.attachment).await;
+        match self.remove(&request.attachment).await {
+            Ok(()) => {
+                tracing::info!(attachment = %request.attachment, "DEL");
+                Ok(())
+            }
+            Err(error) => {
+                tracing::warn!(attachment = %request.attachment, %error, "DEL failed; queued and tried again");
+                self.queue.put(request).map_err(|io| {
+                    CniError::new(ErrorCode::Io, format!("{error}; and the DEL cannot be queued: {io}"))
+                        .hint(format!("check {}", self.settings.deletes.display()))
+                })
+            }
+        }
+    }
+
+    /// Removes device, lease and queued DEL. Call with the attachment's turn.
+    async fn remove(&self, owner: &Attachment) -> Result<(), CniError> {
+        let lease = self.leases.lease(owner);
+        let detach = self.plumber.detach(DetachRequest {
+            attachment: owner.clone(),
+            addresses: lease.as_ref().map(|l| l.addresses.clone()).unwrap_or_default(),
+            attached: lease.and_then(|l| l.attached).map(|a| a.pod),
+        });
+        match tokio::time::timeout(self.settings.detach_wait, detach).await {
+            Ok(outcome) => outcome.map_err(|error| plumb_error("remove", owner, &error))?,
+            Err(_) => {
+                let wait = self.settings.detach_wait;
+                return Err(CniError::new(ErrorCode::Plumbing, format!("removing {owner} took longer than {wait:?}")));
+            }
+        }
+        self.leases.device_gone(&self.plumber.device_name(owner));
+        self.on_disk(|leases, owner| leases.release(&owner), owner.clone()).await?;
+        self.queue
+            .take_out(owner)
+            .map_err(|error| CniError::new(ErrorCode::Io, format!("cannot take the DEL of {owner} out of the queue: {error}")))
+    }
+
+    // ---- CHECK, GC, STATUS -------------------------------------------------------------------------------------------
+
+    async fn check(&self, request: &CheckRequest, netns: Option<OwnedFd>) -> Result<(), CniError> {
+        let netns = container_namespace(netns)?;
+        let owner = &request.attachment;
+        let _turn = self.turns.take(owner).await;
+        let differs = |why: String| {
+            CniError::new(ErrorCode::Mismatch, format!("{owner}: {why}")).hint("delete the pod; its successor is made anew")
+        };
+        let Some(lease) = self.leases.lease(owner) else {
+            return Err(differs("there is no lease of it".to_owned()));
+        };
+        let Some(attached) = &lease.attached else {
+            return Err(differs("its ADD was not completed".to_owned()));
+        };
+        let has = |name: &str| request.prev_result.interfaces.iter().any(|i| i.name == name);
+        for name in [attached.pod.host_device.as_str(), owner.ifname()] {
+            if !has(name) {
+                return Err(differs(format!("prevResult does not have its interface {name}")));
+            }
+        }
+        for address in &lease.addresses {
+            if !request.prev_result.ips.iter().any(|ip| ip.address.address == *address) {
+                return Err(differs(format!("prevResult does not have its address {address}")));
+            }
+        }
+        self.compare(&attached.pod, owner, netns).await
+    }
+
+    async fn compare(
+        &self,
+        pod: &towpath_model::desired::LocalPod,
+        owner: &Attachment,
+        netns: OwnedFd,
+    ) -> Result<(), CniError> {
+        match tokio::time::timeout(self.settings.detach_wait, self.plumber.check(pod, owner.ifname(), netns)).await {
+            Ok(outcome) => outcome.map_err(|error| plumb_error("compare", owner, &error)),
+            Err(_) => Err(CniError::new(ErrorCode::TryAgain, format!("comparing {owner} takes too long"))),
+        }
+    }
+
+    /// Removes what the network has and the runtime no longer uses. Goes on after a failure and reports all of them.
+    async fn collect_garbage(&self, network: &str, valid: &[Attachment]) -> Result<(), CniError> {
+        let mut failures = Vec::new();
+        for lease in self.leases.leases() {
+            if lease.network != network || valid.contains(&lease.owner) {
+                continue;
+            }
+            let _turn = self.turns.take(&lease.owner).await;
+            if self.leases.lease(&lease.owner).as_ref() == Some(&lease) {
+                tracing::info!(attachment = %lease.owner, addresses = ?lease.addresses, "GC: no longer in use; removed");
+                if let Err(error) = self.remove(&lease.owner).await {
+                    failures.push(error.to_string());
+                }
+            }
+        }
+        if failures.is_empty() {
+            Ok(())
+        } else {
+            Err(CniError::new(ErrorCode::Plumbing, format!("GC of network {network}: {}", failures.join("; "))))
+        }
+    }
+
+    fn status(&self) -> Result<(), CniError> {
+        if *self.readiness.borrow() == Readiness::Ready {
+            return Ok(());
+        }
+        Err(CniError::new(ErrorCode::NotAvailable, format!("the Towpath agent is not ready: {}", self.why_not_ready()))
+            .hint("see `towpath status` on this node"))
+    }
+
+    // ---- convergence -------------------------------------------------------------------------------------------------
+
+    /// Does what is queued, then compares leases with devices. What fails is tried again at the next sweep.
+    pub async fn sweep(&self) {
+        self.drain_queue().await;
+        if let Err(error) = self.reconcile().await {
+            tracing::warn!(%error, "leases and devices could not be compared; tried again");
+        }
+    }
+
+    /// Works off queued DELs.
+    pub async fn drain_queue(&self) {
+        let queued = match self.queue.list() {
+            Ok(queued) => queued,
+            Err(error) => {
+                tracing::warn!(dir = %self.settings.deletes.display(), %error, "cannot read the queue of DELs; tried again");
+                return;
+            }
+        };
+        for owner in queued {
+            let _turn = self.turns.take(&owner).await;
+            if !self.queue.contains(&owner) {
+                continue;
+            }
+            match self.remove(&owner).await {
+                Ok(()) => tracing::info!(attachment = %owner, "a queued DEL is done"),
+                Err(error) => tracing::warn!(attachment = %owner, %error, "a queued DEL failed; tried again"),
+            }
+        }
+    }
+
+    /// Compares leases with the devices that exist: releases what has none, removes what no ADD answered for, holds the
+    /// addresses of devices without a lease.
+    pub async fn reconcile(&self) -> Result<(), CniServerError> {
+        let found = self.leases.compare(&self.devices().await?, |owner| self.plumber.device_name(owner));
+        for lease in &found.unanswered {
+            let _turn = self.turns.take(&lease.owner).await;
+            self.remove_if_unchanged(lease, "its ADD was never answered").await;
+        }
+        for lease in &found.without_device {
+            let _turn = self.turns.take(&lease.owner).await;
+            // Looked at again in its turn: it may have been removed and made again meanwhile.
+            let name = self.plumber.device_name(&lease.owner);
+            if !self.devices().await?.iter().any(|d| d.name == name) {
+                self.remove_if_unchanged(lease, "its network namespace is gone").await;
+            }
+        }
+        for owner in &found.damaged_gone {
+            let _turn = self.turns.take(owner).await;
+            if self.leases.lease(owner).is_none()
+                && let Err(error) = self.remove(owner).await
+            {
+                tracing::warn!(attachment = %owner, %error, "a damaged lease cannot be removed; tried again");
+            }
+        }
+        let strangers = if found.strangers.is_empty() {
+            Vec::new()
+        } else {
+            let devices = self.devices().await?;
+            let again = self.leases.compare(&devices, |owner| self.plumber.device_name(owner)).strangers;
+            again.into_iter().filter(|d| found.strangers.iter().any(|before| before.name == d.name)).collect()
+        };
+        self.leases.hold(&strangers);
+        Ok(())
+    }
+
+    async fn remove_if_unchanged(&self, lease: &Lease, why: &str) {
+        if self.leases.lease(&lease.owner).as_ref() != Some(lease) {
+            return;
+        }
+        match self.remove(&lease.owner).await {
+            Ok(()) => tracing::info!(attachment = %lease.owner, addresses = ?lease.addresses, why, "released"),
+            Err(error) => tracing::warn!(attachment = %lease.owner, why, %error, "cannot be released; tried again"),
+        }
+    }
+
+    async fn devices(&self) -> Result<Vec<Device>, CniServerError> {
+        match tokio::time::timeout(self.settings.detach_wait, self.plumber.list()).await {
+            Ok(devices) => devices.map_err(CniServerError::Devices),
+            Err(_) => Err(CniServerError::Devices(PlumbError::Again("listing them took too long".to_owned()))),
+        }
+    }
+
+    /// Runs work of the lease store where blocking is allowed. It is not cut short when the caller is.
+    async fn on_disk<A, T>(
+        &self,
+        work: impl FnOnce(&LeaseStore, A) -> Result<T, LeaseError> + Send + 'static,
+        argument: A,
+    ) -> Result<T, CniError>
+    where
+        A: Send + 'static,
+        T: Send + 'static,
+    {
+        let leases = self.leases.clone();
+        match tokio::task::spawn_blocking(move || work(&leases, argument)).await {
+            Ok(outcome) => outcome.map_err(lease_error),
+            Err(error) => Err(CniError::new(ErrorCode::State, format!("the lease store failed: {error}"))),
+        }
+    }
+}
+
+fn is_sandbox_of(identity: &PodIdentity, facts: &PodFacts) -> bool {
+    identity.uid.is_empty() || facts.uid.as_ref().is_none_or(|uid| *uid == identity.uid)
+}
+
+fn given_up(owner: &Attachment) -> CniError {
+    CniError::new(ErrorCode::TryAgain, format!("{owner}: the container runtime no longer waits for the answer"))
+}
+
+fn mac_text(mac: [u8; 6]) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
+}
+
+/// The namespace that came with a request. The agent's own is refused: a pod's device there would be the node's.
+fn container_namespace(netns: Option<OwnedFd>) -> Result<OwnedFd, CniError> {
+    let netns = netns.ok_or_else(|| {
+        CniError::new(ErrorCode::InvalidEnvironment, "the request came without the container's network namespace")
+    })?;
+    let same = || -> io::Result<bool> {
+        let own = rustix::fs::stat("/proc/self/ns/net")?;
+        let container = rustix::fs::fstat(netns.as_fd())?;
+        Ok((own.st_dev, own.st_ino) == (container.st_dev, container.st_ino))
+    };
+    match same() {
+        Ok(false) => Ok(netns),
+        Ok(true) => Err(CniError::new(ErrorCode::InvalidEnvironment, "CNI_NETNS is the node's own network namespace")
+            .hint("pods with hostNetwork need no CNI")),
+        Err(error) => Err(CniError::new(ErrorCode::Io, format!("cannot look at the container's network namespace: {error}"))),
+    }
+}
+
+fn lease_error(error: LeaseError) -> CniError {
+    let code = match &error {
+        LeaseError::Ipam(IpamError::Exhausted { .. }) => ErrorCode::Exhausted,
+        LeaseError::Ipam(IpamError::NoRange) => ErrorCode::TryAgain,
+        _ => ErrorCode::State,
+    };
+    CniError::new(code, error.to_string())
+}
+
+fn plumb_error(what: &str, owner: &Attachment, error: &PlumbError) -> CniError {
+    let code = match error {
+        PlumbError::Again(_) => ErrorCode::TryAgain,
+        PlumbError::Namespace(_) => ErrorCode::UnknownContainer,
+        PlumbError::Mismatch(_) => ErrorCode::Mismatch,
+        PlumbError::Failed(_) => ErrorCode::Plumbing,
+    };
+    CniError::new(code, format!("cannot {what} {owner}: {error}"))
+}

@@ -1,0 +1,140 @@
+//! What the CNI server needs of the rest of the agent: who a pod is ([`PodIndex`]) and its device ([`PodPlumber`]).
+
+use std::future::Future;
+use std::net::IpAddr;
+use std::os::fd::OwnedFd;
+
+use towpath_model::NamespacedName;
+use towpath_model::desired::LocalPod;
+use towpath_wire::cni::Attachment;
+
+/// Whether ADD can be served.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Readiness {
+    /// Not yet, and why, for people: `waiting for the node's podCIDR`.
+    Starting(String),
+    /// The first full sync is in the kernel.
+    Ready,
+}
+
+/// What an ADD needs to know of a pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodFacts {
+    /// `metadata.uid`; none where it says nothing about the sandbox: the API's mirror of a static pod has a uid of its own
+    /// (annotation `kubernetes.io/config.mirror`).
+    pub uid: Option<String>,
+}
+
+/// What asking the API server once brought.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fetched {
+    /// The pod; it is in the index now.
+    Found(PodFacts),
+    /// The API server does not know it.
+    Absent,
+    /// The API server could not be asked, and why.
+    Unreachable(String),
+}
+
+/// The agent's view of pods.
+pub trait PodIndex: Send + Sync + 'static {
+    /// The pod as watched.
+    fn lookup(&self, pod: &NamespacedName) -> Option<PodFacts>;
+
+    /// Asks the API server once (the caller bounds the time) and puts what it says into the index, so that a policy compiled
+    /// from then on knows the pod.
+    fn fetch(&self, pod: &NamespacedName) -> impl Future<Output = Fetched> + Send;
+}
+
+/// What holds for a pod's packets from the first one on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Isolation {
+    /// Its labels are known: what the policies say.
+    Policy,
+    /// Its labels are not known yet: everything is denied but its own node, until they are.
+    HostOnly,
+    /// No pod of Kubernetes, so that no policy selects it.
+    NotAPod,
+}
+
+/// Make a pod's device.
+#[derive(Debug)]
+pub struct AttachRequest {
+    /// Container and interface.
+    pub attachment: Attachment,
+    /// The pod; of a container that Kubernetes does not know, the container id in the namespace `""`.
+    pub pod: NamespacedName,
+    /// Its addresses, at most one a family.
+    pub addresses: Vec<IpAddr>,
+    /// Gateways, one a family of `addresses`, in their order.
+    pub gateways: Vec<IpAddr>,
+    /// Its network namespace.
+    pub netns: OwnedFd,
+    /// What holds for its packets.
+    pub isolation: Isolation,
+}
+
+/// A device that was made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attached {
+    /// The pod as the kernel has it.
+    pub pod: LocalPod,
+    /// MTU of its device in bytes.
+    pub mtu: u32,
+}
+
+/// Remove a pod's device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DetachRequest {
+    /// Container and interface.
+    pub attachment: Attachment,
+    /// The addresses it had, as far as they are known.
+    pub addresses: Vec<IpAddr>,
+    /// The pod as it was attached, if ADD got that far.
+    pub attached: Option<LocalPod>,
+}
+
+/// A pod device that the kernel really has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Device {
+    /// Name of the host side: what [`PodPlumber::device_name`] says of its attachment.
+    pub name: String,
+    /// The addresses it has, from its routes or the pod map.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// Why a device could not be made, removed or compared.
+#[derive(Debug, thiserror::Error)]
+pub enum PlumbError {
+    /// A transient condition: the runtime is told to try again.
+    #[error("{0}")]
+    Again(String),
+    /// The container's network namespace is gone or is none.
+    #[error("{0}")]
+    Namespace(String),
+    /// CHECK: the device is not as it was made.
+    #[error("{0}")]
+    Mismatch(String),
+    /// Anything else.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// Makes and removes pod devices in the kernel.
+pub trait PodPlumber: Send + Sync + 'static {
+    /// Name of the host side of an attachment's device.
+    fn device_name(&self, attachment: &Attachment) -> String;
+
+    /// Makes the device, with the pod's isolation in the kernel before the device is up: it returns only when both are there.
+    /// A failure leaves nothing behind. A device of that name that is there already is replaced.
+    fn attach(&self, request: AttachRequest) -> impl Future<Output = Result<Attached, PlumbError>> + Send;
+
+    /// Removes the device and everything in the kernel that refers to it. What is gone already is no error.
+    fn detach(&self, request: DetachRequest) -> impl Future<Output = Result<(), PlumbError>> + Send;
+
+    /// Compares the device with what was made.
+    fn check(&self, pod: &LocalPod, ifname: &str, netns: OwnedFd) -> impl Future<Output = Result<(), PlumbError>> + Send;
+
+    /// All pod devices of this node.
+    fn list(&self) -> impl Future<Output = Result<Vec<Device>, PlumbError>> + Send;
+}

@@ -1,0 +1,1 @@
+//! The promises of the pool, by example and for random sequences.
