@@ -4,6 +4,7 @@
 pub mod changed;
 pub mod cluster_cidrs;
 pub mod dns;
+pub mod ipam;
 pub mod peers;
 pub mod services;
 
