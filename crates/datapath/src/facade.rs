@@ -1,0 +1,93 @@
+//! The door to the kernel: an async, cloneable handle on the node's data path thread.
+
+use std::time::Instant;
+
+use towpath_model::desired::{LocalPod, NodePeer, PolicyImage, ServiceTable};
+
+use crate::bpf::Changes;
+use crate::error::Error;
+use crate::node::Node;
+use crate::requests::{Applied, AttachRequest, CheckRequest, DatapathConfig, NodeFacts, NodeStatus};
+use crate::worker::Worker;
+
+/// The data path of one node. Calls are carried out one after the other, in the order in which they were made, on a thread
+/// of its own in the network namespace of the thread that called [`Datapath::open`]. Dropping it changes nothing in the
+/// kernel: what is attached goes on working, and the next `open` adopts it.
+#[derive(Clone, Debug)]
+pub struct Datapath {
+    worker: Worker<Node>,
+}
+
+impl Datapath {
+    /// Loads or adopts programs and maps, finds the uplink, makes or adopts the tunnel device, addresses and nftables
+    /// table, and adopts the pods whose devices are there. Policies, Services and peers stay as they are until the first
+    /// `apply_*` of each. Leftovers of pods that were never finished are removed.
+    pub async fn open(config: DatapathConfig) -> Result<Self, Error> {
+        Ok(Self { worker: Worker::start(move || Node::open(config)).await? })
+    }
+
+    /// Removes everything of ours from the kernel: pods' devices, tunnel, routes, rules, addresses, the nftables table,
+    /// pinned programs and maps. Sysctls stay. Errors are collected; the rest is removed.
+    pub async fn uninstall(self) -> Result<(), Error> {
+        self.worker.call(|node| node.uninstall()).await
+    }
+
+    /// What opening found out or made.
+    pub async fn facts(&self) -> Result<NodeFacts, Error> {
+        self.worker.call(|node| Ok(node.facts().clone())).await
+    }
+
+    /// Facts and counts for `towpath status`.
+    pub async fn status(&self) -> Result<NodeStatus, Error> {
+        self.worker.call(|node| Ok(node.status())).await
+    }
+
+    /// Gives a pod its device. When it returns, the pod is connected and isolated as its policy sets say, and it was never
+    /// connected without them. On failure nothing is left. A device of an earlier attempt with the same container id and
+    /// name is replaced.
+    pub async fn attach_pod(&self, request: AttachRequest) -> Result<LocalPod, Error> {
+        self.worker.call(move |node| node.attach_pod(request)).await
+    }
+
+    /// Takes a pod's device away, with its connections and routes. Fine when there is none, or only parts of one.
+    pub async fn detach_pod(&self, container_id: &str, ifname: &str) -> Result<(), Error> {
+        let (container_id, ifname) = (container_id.to_owned(), ifname.to_owned());
+        self.worker.call(move |node| node.detach_pod(&container_id, &ifname)).await
+    }
+
+    /// Compares a pod's device, addresses and routes with what `attach_pod` made; the error names the first difference.
+    pub async fn check_pod(&self, request: CheckRequest) -> Result<(), Error> {
+        self.worker.call(move |node| node.check_pod(&request)).await
+    }
+
+    /// The pods that have a device now, by what the kernel says; with the name of the device inside each.
+    pub async fn list_pods(&self) -> Result<Vec<(LocalPod, String)>, Error> {
+        self.worker.call(|node| node.list_pods()).await
+    }
+
+    /// All nodes, this one included: the tunnel's peers, routes, rules, masquerade exceptions.
+    pub async fn apply_peers(&self, peers: Vec<NodePeer>) -> Result<Applied, Error> {
+        self.worker.call(move |node| node.apply_peers(peers)).await
+    }
+
+    /// All Services. New backend lists are written whole before a Service points to them.
+    pub async fn apply_services(&self, table: ServiceTable) -> Result<Changes, Error> {
+        self.worker.call(move |node| node.apply_services(&table)).await
+    }
+
+    /// The compiled policy, with the sets of the pods that are attached.
+    pub async fn apply_policy(&self, image: PolicyImage) -> Result<Changes, Error> {
+        self.worker.call(move |node| node.apply_policy(&image)).await
+    }
+
+    /// Deletes what a grace period protected. Call it every second or so.
+    pub async fn sweep(&self) -> Result<usize, Error> {
+        self.worker.call(|node| node.sweep(Instant::now())).await
+    }
+
+    /// The slow full check: compares everything of ours with what should be and repairs it (routes or devices deleted by
+    /// hand, a flushed nftables table, an uplink that came back with another index).
+    pub async fn audit(&self) -> Result<Applied, Error> {
+        self.worker.call(|node| Ok(node.audit())).await
+    }
+}

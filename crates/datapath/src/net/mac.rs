@@ -1,0 +1,51 @@
+//! MAC addresses that are computed, never exchanged: of tunnel devices from the node's tunnel address, of pods from the pod's.
+//!
+//! All are locally administered unicast addresses (IEEE 802, second bit of the first byte).
+
+use std::net::IpAddr;
+
+/// Host side of every pod's veth. Each pair is a link of its own, so one address serves all.
+pub const HOST_SIDE: [u8; 6] = [0x02, 0x74, 0x70, 0x00, 0x00, 0x01];
+
+/// The tunnel device of the node whose tunnel address is `address`. It differs between nodes, because the VXLAN driver
+/// takes a frame whose inner source is its own address for a loop and drops it; kernel programs compute the same
+/// (`bpf/abi.h`).
+pub fn of_tunnel(address: IpAddr) -> [u8; 6] {
+    folded([0x02, 0x74], address)
+}
+
+/// The device of the pod that holds `address` (its first).
+pub fn of_pod(address: IpAddr) -> [u8; 6] {
+    folded([0x06, 0x74], address)
+}
+
+/// Two fixed bytes and the XOR of the four 32-bit words of the 16-byte form (IPv4 mapped into IPv6).
+fn folded([first, second]: [u8; 2], address: IpAddr) -> [u8; 6] {
+    let wide = match address {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped().to_bits(),
+        IpAddr::V6(v6) => v6.to_bits(),
+    };
+    let word = (wide >> 96) as u32 ^ (wide >> 64) as u32 ^ (wide >> 32) as u32 ^ wide as u32;
+    let [a, b, c, d] = word.to_be_bytes();
+    [first, second, a, b, c, d]
+}
+
+/// As `ip link` writes it.
+pub fn text(mac: [u8; 6]) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tunnel_address_folds_into_the_mac_as_the_abi_says() {
+        assert_eq!(text(of_tunnel("192.168.255.11".parse().unwrap())), "02:74:c0:a8:00:f4");
+        assert_eq!(text(of_tunnel("fd00:255::b".parse().unwrap())), "02:74:fd:00:02:5e");
+        assert_ne!(of_tunnel("10.0.0.1".parse().unwrap()), of_tunnel("10.0.0.2".parse().unwrap()));
+        for mac in [of_tunnel("10.0.0.1".parse().unwrap()), of_pod("10.0.0.1".parse().unwrap()), HOST_SIDE] {
+            assert_eq!(mac[0] & 3, 2, "unicast and locally administered");
+        }
+    }
+}

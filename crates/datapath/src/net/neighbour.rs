@@ -1,0 +1,85 @@
+//! Permanent neighbour entries: nobody is ever asked for the addresses of pods, gateways and tunnel ends.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
+use rtnetlink::packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState};
+use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage as Message};
+
+use super::error::Error;
+use super::mac;
+use super::netlink::{Netlink, Request};
+
+/// Request: `address` is at `mac` on the device, for ever.
+pub fn set(device: u32, name: &str, address: IpAddr, mac: [u8; 6]) -> Request {
+    let mut message = message(device, address);
+    message.header.state = NeighbourState::Permanent;
+    message.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.to_vec()));
+    let operation = format!("set neighbour {address} at {} on device {name}", mac::text(mac));
+    Request::new(operation, Message::NewNeighbour(message), NLM_F_CREATE | NLM_F_REPLACE)
+}
+
+/// The permanent entries of a device. Entries without a MAC are left out.
+pub fn list(netlink: &mut Netlink, device: u32) -> Result<BTreeMap<IpAddr, [u8; 6]>, Error> {
+    let mut entries = BTreeMap::new();
+    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+        let mut filter = NeighbourMessage::default();
+        filter.header.family = family;
+        filter.attributes.push(NeighbourAttribute::IfIndex(device));
+        for answer in netlink.dump("list neighbours", Message::GetNeighbour(filter))? {
+            let Message::NewNeighbour(entry) = answer else { continue };
+            if entry.header.ifindex == device && entry.header.state == NeighbourState::Permanent {
+                entries.extend(read(&entry));
+            }
+        }
+    }
+    Ok(entries)
+}
+
+/// Makes the permanent entries of `device`, a device of ours, exactly `wanted`; what was changed, in words.
+pub fn ensure(
+    netlink: &mut Netlink,
+    device: u32,
+    name: &str,
+    wanted: &BTreeMap<IpAddr, [u8; 6]>,
+) -> Result<Vec<String>, Error> {
+    let present = list(netlink, device)?;
+    let mut requests = Vec::new();
+    for (address, mac) in wanted.iter().filter(|(address, mac)| present.get(address) != Some(mac)) {
+        requests.push(set(device, name, *address, *mac));
+    }
+    for address in present.keys().filter(|address| !wanted.contains_key(address)) {
+        let operation = format!("delete neighbour {address} from device {name}");
+        requests.push(Request::new(operation, Message::DelNeighbour(message(device, *address)), 0));
+    }
+    let done = requests.iter().map(|r| r.operation.clone()).collect();
+    for result in netlink.batch(requests) {
+        match result {
+            Err(error) if error.is_absent() => {}
+            other => other?,
+        }
+    }
+    Ok(done)
+}
+
+fn message(device: u32, address: IpAddr) -> NeighbourMessage {
+    let mut message = NeighbourMessage::default();
+    message.header.family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    message.header.ifindex = device;
+    message.attributes.push(NeighbourAttribute::Destination(address.into()));
+    message
+}
+
+fn read(message: &NeighbourMessage) -> Option<(IpAddr, [u8; 6])> {
+    let (mut address, mut mac) = (None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(a)) => address = Some(IpAddr::V4(*a)),
+            NeighbourAttribute::Destination(NeighbourAddress::Inet6(a)) => address = Some(IpAddr::V6(*a)),
+            NeighbourAttribute::LinkLayerAddress(bytes) => mac = bytes.clone().try_into().ok(),
+            _ => {}
+        }
+    }
+    Some((address?, mac?))
+}

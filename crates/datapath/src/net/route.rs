@@ -1,0 +1,235 @@
+//! Routes of ours: those with [`super::PROTOCOL`], applied as a two-way difference.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
+use rtnetlink::packet_route::route::{
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteIp6Tunnel, RouteIpTunnel, RouteLwEnCapType, RouteLwTunnelEncap,
+    RouteMessage, RouteProtocol, RouteScope, RouteType,
+};
+use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage as Message};
+
+use super::error::Error;
+use super::netlink::{Netlink, Request};
+use super::{PROTOCOL, host_range};
+
+/// A unicast route of ours.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Route {
+    /// Routing table.
+    pub table: u32,
+    /// Destination.
+    pub destination: IpNet,
+    /// Index of the device.
+    pub device: u32,
+    /// Next hop, taken as reachable on the device whatever other routes say (onlink).
+    pub gateway: Option<IpAddr>,
+    /// Source that the node's own packets get.
+    pub source: Option<IpAddr>,
+    /// Tunnel key that packets get (lightweight tunnel).
+    pub encap: Option<Encap>,
+}
+
+/// Tunnel key of a route.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Encap {
+    /// VNI.
+    pub id: u32,
+    /// Outer source.
+    pub source: IpAddr,
+    /// Outer destination.
+    pub destination: IpAddr,
+}
+
+impl Route {
+    fn key(&self) -> (u32, IpNet) {
+        (self.table, self.destination)
+    }
+
+    /// Request: add it; it must not be there, also not as somebody else's.
+    pub fn add(&self) -> Request {
+        self.request("add", Message::NewRoute(self.message()), NLM_F_CREATE | NLM_F_EXCL)
+    }
+
+    /// Request: put it in the place of ours with the same destination.
+    pub fn replace(&self) -> Request {
+        self.request("replace", Message::NewRoute(self.message()), NLM_F_CREATE | NLM_F_REPLACE)
+    }
+
+    /// Request: delete it.
+    pub fn delete(&self) -> Request {
+        self.request("delete", Message::DelRoute(self.message()), 0)
+    }
+
+    fn request(&self, verb: &str, message: Message, flags: u16) -> Request {
+        let table = if self.table == super::MAIN_TABLE { String::new() } else { format!(" in table {}", self.table) };
+        Request::new(format!("{verb} route {}{table}", self.destination), message, flags)
+    }
+
+    fn message(&self) -> RouteMessage {
+        let mut message = RouteMessage::default();
+        message.header = RouteHeader {
+            address_family: if self.destination.addr().is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 },
+            destination_prefix_length: self.destination.prefix_len(),
+            table: u8::try_from(self.table).unwrap_or(RouteHeader::RT_TABLE_UNSPEC),
+            protocol: RouteProtocol::Other(PROTOCOL),
+            scope: match (self.destination, self.gateway) {
+                (IpNet::V4(_), None) => RouteScope::Link,
+                _ => RouteScope::Universe,
+            },
+            kind: RouteType::Unicast,
+            flags: if self.gateway.is_some() { RouteFlags::Onlink } else { RouteFlags::empty() },
+            ..RouteHeader::default()
+        };
+        let attributes = &mut message.attributes;
+        attributes.push(RouteAttribute::Table(self.table));
+        attributes.push(RouteAttribute::Destination(self.destination.network().into()));
+        attributes.push(RouteAttribute::Oif(self.device));
+        attributes.extend(self.gateway.map(|g| RouteAttribute::Gateway(g.into())));
+        attributes.extend(self.source.map(|s| RouteAttribute::PrefSource(s.into())));
+        if let Some(encap) = &self.encap {
+            // The kernel reads the type first, but accepts either order.
+            attributes.push(RouteAttribute::EncapType(encap.kind()));
+            attributes.push(RouteAttribute::Encap(encap.attributes()));
+        }
+        message
+    }
+}
+
+impl Encap {
+    fn kind(&self) -> RouteLwEnCapType {
+        if self.destination.is_ipv4() { RouteLwEnCapType::Ip } else { RouteLwEnCapType::Ip6 }
+    }
+
+    fn attributes(&self) -> Vec<RouteLwTunnelEncap> {
+        let id = u64::from(self.id);
+        match (self.source, self.destination) {
+            (IpAddr::V4(source), IpAddr::V4(destination)) => vec![
+                RouteLwTunnelEncap::Ip(RouteIpTunnel::Id(id)),
+                RouteLwTunnelEncap::Ip(RouteIpTunnel::Destination(destination)),
+                RouteLwTunnelEncap::Ip(RouteIpTunnel::Source(source)),
+            ],
+            (IpAddr::V6(source), IpAddr::V6(destination)) => vec![
+                RouteLwTunnelEncap::Ip6(RouteIp6Tunnel::Id(id)),
+                RouteLwTunnelEncap::Ip6(RouteIp6Tunnel::Destination(destination)),
+                RouteLwTunnelEncap::Ip6(RouteIp6Tunnel::Source(source)),
+            ],
+            _ => Vec::new(),
+        }
+    }
+}
+
+/// Our routes in `table`, both families.
+pub fn list(netlink: &mut Netlink, table: u32) -> Result<Vec<Route>, Error> {
+    let mut routes = Vec::new();
+    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+        let mut filter = RouteMessage::default();
+        filter.header.address_family = family;
+        filter.header.protocol = RouteProtocol::Other(PROTOCOL);
+        filter.header.kind = RouteType::Unicast;
+        filter.attributes.push(RouteAttribute::Table(table));
+        match netlink.dump("list routes", Message::GetRoute(filter)) {
+            Ok(answers) => {
+                routes.extend(answers.into_iter().filter_map(|m| if let Message::NewRoute(r) = m { read(&r) } else { None }));
+            }
+            // The table does not exist before its first route.
+            Err(error) if error.is_absent() => {}
+            Err(error) => return Err(error),
+        }
+    }
+    routes.retain(|route| route.table == table);
+    Ok(routes)
+}
+
+/// Makes our routes of `table` that lie in `scope` exactly `wanted`. What was changed, in words, and what could not be.
+pub fn ensure(
+    netlink: &mut Netlink,
+    table: u32,
+    scope: impl Fn(&Route) -> bool,
+    wanted: &[Route],
+) -> Result<(Vec<String>, Vec<Error>), Error> {
+    let mut present: BTreeMap<(u32, IpNet), Route> =
+        list(netlink, table)?.into_iter().filter(|route| scope(route)).map(|r| (r.key(), r)).collect();
+    let mut requests = Vec::new();
+    for route in wanted {
+        match present.remove(&route.key()) {
+            Some(same) if same == *route => {}
+            Some(_) => requests.push(route.replace()),
+            None => requests.push(route.add()),
+        }
+    }
+    requests.extend(present.values().map(Route::delete));
+    let words: Vec<String> = requests.iter().map(|r| r.operation.clone()).collect();
+    let (mut done, mut failed) = (Vec::new(), Vec::new());
+    for (operation, result) in words.into_iter().zip(netlink.batch(requests)) {
+        match result {
+            Ok(()) => done.push(operation),
+            Err(error) if operation.starts_with("delete") && error.is_absent() => {}
+            Err(error) if error.is_present() => failed.push(Error::Refused(format!(
+                "{operation}: a route to the same destination exists that is not ours; compare `ip route show proto {PROTOCOL}` \
+                 with `ip route`, and remove it or choose other pod ranges"
+            ))),
+            Err(error) => failed.push(error),
+        }
+    }
+    Ok((done, failed))
+}
+
+fn read(message: &RouteMessage) -> Option<Route> {
+    if message.header.protocol != RouteProtocol::Other(PROTOCOL) {
+        return None;
+    }
+    let mut route = Route {
+        table: u32::from(message.header.table),
+        destination: host_range(IpAddr::from([0; 4])),
+        device: 0,
+        gateway: None,
+        source: None,
+        encap: None,
+    };
+    let mut destination = match message.header.address_family {
+        AddressFamily::Inet => IpAddr::from([0_u8; 4]),
+        AddressFamily::Inet6 => IpAddr::from([0_u8; 16]),
+        _ => return None,
+    };
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Table(table) => route.table = *table,
+            RouteAttribute::Destination(address) => destination = ip(address)?,
+            RouteAttribute::Oif(device) => route.device = *device,
+            RouteAttribute::Gateway(address) => route.gateway = ip(address),
+            RouteAttribute::PrefSource(address) => route.source = ip(address),
+            RouteAttribute::Encap(attributes) => route.encap = read_encap(attributes),
+            _ => {}
+        }
+    }
+    route.destination = IpNet::new(destination, message.header.destination_prefix_length).ok()?;
+    Some(route)
+}
+
+fn read_encap(attributes: &[RouteLwTunnelEncap]) -> Option<Encap> {
+    let (mut id, mut source, mut destination) = (None, None, None);
+    for attribute in attributes {
+        match attribute {
+            RouteLwTunnelEncap::Ip(RouteIpTunnel::Id(value)) | RouteLwTunnelEncap::Ip6(RouteIp6Tunnel::Id(value)) => {
+                id = u32::try_from(*value).ok();
+            }
+            RouteLwTunnelEncap::Ip(RouteIpTunnel::Source(a)) => source = Some(IpAddr::V4(*a)),
+            RouteLwTunnelEncap::Ip(RouteIpTunnel::Destination(a)) => destination = Some(IpAddr::V4(*a)),
+            RouteLwTunnelEncap::Ip6(RouteIp6Tunnel::Source(a)) => source = Some(IpAddr::V6(*a)),
+            RouteLwTunnelEncap::Ip6(RouteIp6Tunnel::Destination(a)) => destination = Some(IpAddr::V6(*a)),
+            _ => {}
+        }
+    }
+    Some(Encap { id: id?, source: source?, destination: destination? })
+}
+
+fn ip(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(a) => Some(IpAddr::V4(*a)),
+        RouteAddress::Inet6(a) => Some(IpAddr::V6(*a)),
+        _ => None,
+    }
+}

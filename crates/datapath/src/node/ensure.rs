@@ -1,0 +1,156 @@
+//! The steps that compare the kernel with what should be and repair it. Each returns what it changed, in words.
+
+use std::collections::BTreeSet;
+
+use towpath_model::desired::Backend;
+
+use super::{Node, cgroup_root, program_error};
+use crate::bpf::{Hook, NodeConfig};
+use crate::error::Error;
+use crate::net::link::{self, Link, TUNNEL_DEVICE};
+use crate::net::{MAIN_TABLE, NODE_TABLE, address, neighbour, route, rule, sysctl};
+use crate::requests::Applied;
+
+impl Node {
+    /// Sysctls, tunnel device, addresses on `lo`, the programs of node-wide hooks. The tunnel device comes up only when
+    /// its program is attached.
+    pub(super) fn ensure_node(&mut self) -> Result<Vec<String>, Error> {
+        let mut changes = self.ensure_forwarding()?;
+        let tunnel = self.ensure_tunnel_device(&mut changes)?;
+        self.facts.tunnel_ifindex = tunnel.index;
+        self.ensure_programs()?;
+        if !tunnel.up {
+            changes.push(format!("bring device {TUNNEL_DEVICE} up"));
+            self.netlink.request(link::up(tunnel.index, TUNNEL_DEVICE))?;
+        }
+        let lo = link::existing(&mut self.netlink, "lo")?;
+        let settings = &self.config.settings;
+        let wanted: BTreeSet<_> = self.facts.gateways.iter().chain(&settings.dns_addresses).copied().collect();
+        changes.extend(address::ensure(&mut self.netlink, lo.index, "lo", &wanted)?);
+        if !lo.up {
+            self.netlink.request(link::up(lo.index, "lo"))?;
+            changes.push("bring device lo up".to_owned());
+        }
+        changes.extend(rule::ensure(&mut self.netlink, &self.config.settings.pod_cidrs)?);
+        Ok(changes)
+    }
+
+    fn ensure_forwarding(&self) -> Result<Vec<String>, Error> {
+        let (has_v4, has_v6) = (self.has_family(true), self.has_family(false));
+        let mut wanted = Vec::new();
+        if has_v4 {
+            wanted.push(("ipv4/ip_forward".to_owned(), "1"));
+        }
+        if has_v6 {
+            // A forwarding node ignores router advertisements unless told otherwise; its own default route may be from one.
+            let accept = format!("ipv6/conf/{}/accept_ra", self.facts.uplink);
+            if sysctl::get(&accept)? == "1" {
+                wanted.push((accept, "2"));
+            }
+            wanted.push(("ipv6/conf/all/forwarding".to_owned(), "1"));
+        }
+        let mut changes = Vec::new();
+        for (name, value) in wanted {
+            if sysctl::set(&name, value)? {
+                changes.push(format!("set sysctl {name} to {value}"));
+            }
+        }
+        Ok(changes)
+    }
+
+    fn has_family(&self, v4: bool) -> bool {
+        self.config.settings.pod_cidrs.iter().any(|c| c.addr().is_ipv4() == v4)
+    }
+
+    /// Adopts the tunnel device, or makes it (down). A device of its name that is of another kind or port is ours, from
+    /// another configuration: it is replaced.
+    fn ensure_tunnel_device(&mut self, changes: &mut Vec<String>) -> Result<Link, Error> {
+        let Backend::Vxlan { port, .. } = self.config.settings.backend;
+        let (mac, mtu) = (self.facts.tunnel_mac, self.facts.tunnel_mtu);
+        let netlink = &mut self.netlink;
+        let mut present = link::by_name(netlink, TUNNEL_DEVICE)?;
+        if let Some(other) = present.take_if(|l| l.vxlan != Some((true, port))) {
+            link::delete(netlink, other.index, TUNNEL_DEVICE)?;
+            changes.push(format!("delete device {TUNNEL_DEVICE} of another kind"));
+        }
+        let tunnel = match present {
+            Some(tunnel) => tunnel,
+            None => {
+                link::create_vxlan(netlink, TUNNEL_DEVICE, mac, port, mtu)?;
+                changes.push(format!("make device {TUNNEL_DEVICE}"));
+                link::existing(netlink, TUNNEL_DEVICE)?
+            }
+        };
+        let mut requests = Vec::new();
+        if !tunnel.up {
+            requests.push(link::no_link_local(tunnel.index, TUNNEL_DEVICE));
+        }
+        if tunnel.mac != Some(mac) {
+            requests.push(link::set_mac(tunnel.index, TUNNEL_DEVICE, mac));
+        }
+        if tunnel.mtu != mtu {
+            requests.push(link::set_mtu(tunnel.index, TUNNEL_DEVICE, mtu));
+        }
+        changes.extend(requests.iter().map(|r| r.operation.clone()));
+        netlink.batch(requests).into_iter().collect::<Result<(), _>>()?;
+        // Packets of outside clients come through it too, and their way back is another device: loose, not strict.
+        let filter = format!("ipv4/conf/{TUNNEL_DEVICE}/rp_filter");
+        if sysctl::set_if_known(&filter, "2")? {
+            changes.push(format!("set sysctl {filter} to 2"));
+        }
+        Ok(tunnel)
+    }
+
+    /// Node facts first, then the hooks that read them.
+    fn ensure_programs(&mut self) -> Result<(), Error> {
+        let settings = &self.config.settings;
+        let Backend::Vxlan { vni, port } = settings.backend;
+        let facts = &self.facts;
+        let Some(programs) = &mut self.programs else { return Ok(()) };
+        programs.apply_node(&NodeConfig {
+            addresses: settings.addresses.clone(),
+            dns_addresses: settings.dns_addresses.clone(),
+            netns_cookie: facts.netns_cookie,
+            uplink_ifindex: facts.uplink_ifindex,
+            tunnel_ifindex: facts.tunnel_ifindex,
+            tunnel_mac: facts.tunnel_mac,
+            tunnel_mtu: facts.tunnel_mtu,
+            vni,
+            tunnel_port: port,
+            node_ports: settings.node_ports,
+        })?;
+        programs.attach_device(facts.tunnel_ifindex, Hook::FromTunnel)?;
+        programs.attach_device(facts.uplink_ifindex, Hook::FromUplink)?;
+        let cgroup = match &self.config.cgroup {
+            Some(cgroup) => cgroup.clone(),
+            None => cgroup_root()?,
+        };
+        programs.attach_cgroup(&cgroup).map_err(program_error)
+    }
+
+    /// The nftables table; `compare` with what the kernel lists, or only with what was written last.
+    pub(super) fn ensure_nftables(&mut self, compare: bool) -> Result<Vec<String>, Error> {
+        let facts = self.nft_facts();
+        let written = if compare { self.nft.repair(&facts)? } else { self.nft.apply(&facts)? };
+        Ok(if written { vec!["write nftables table inet towpath".to_owned()] } else { Vec::new() })
+    }
+
+    /// Routes, neighbours and rules towards the peers. Neighbours come before the routes that lead to them.
+    pub(super) fn ensure_peers(&mut self, applied: &mut Applied) {
+        let tables = self.peer_tables();
+        let device = self.facts.tunnel_ifindex;
+        applied.problems.extend(tables.problems);
+        applied.note(neighbour::ensure(&mut self.netlink, device, TUNNEL_DEVICE, &tables.neighbours));
+        for (table, wanted) in [(MAIN_TABLE, tables.ranges), (NODE_TABLE, tables.nodes)] {
+            // In the main table the others of ours are the pods'. Ours through no device of ours are leftovers.
+            let pods: BTreeSet<u32> = self.records.iter().map(|r| r.pod.ifindex).collect();
+            match route::ensure(&mut self.netlink, table, |r| !pods.contains(&r.device), &wanted) {
+                Ok((changes, failed)) => {
+                    applied.changes.extend(changes);
+                    applied.problems.extend(failed.iter().map(ToString::to_string));
+                }
+                Err(error) => applied.problems.push(error.to_string()),
+            }
+        }
+    }
+}

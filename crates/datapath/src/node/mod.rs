@@ -1,0 +1,263 @@
+//! The state of the data path thread: what one node should be, and the calls that make it so.
+//!
+//! Every step that can be undone by somebody else (a device, a route, a sysctl) is an `ensure_*` that compares and repairs
+//! (`ensure.rs`), so that opening, applying and auditing are the same code.
+
+mod ensure;
+mod pods;
+#[cfg(test)]
+mod tests;
+
+use std::fs;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use towpath_model::desired::{Backend, NodePeer, PolicyImage, ServiceTable};
+
+use crate::bpf::{self, BpfConfig, Changes, Programs};
+use crate::error::Error;
+use crate::net::link::{self, TUNNEL_DEVICE};
+use crate::net::netlink::Netlink;
+use crate::net::peers::{PeerTables, Tunnel};
+use crate::net::{self, MAIN_TABLE, NODE_TABLE, gateway_of, mac, netns, nft, of_family, peers, pod, route, rule, uplink};
+use crate::records::Records;
+use crate::requests::{Applied, DatapathConfig, NodeFacts, NodeStatus};
+
+/// One node's data path.
+#[derive(Debug)]
+pub(crate) struct Node {
+    config: DatapathConfig,
+    netlink: Netlink,
+    /// None only in tests of the network beneath the programs.
+    programs: Option<Programs>,
+    facts: NodeFacts,
+    records: Records,
+    peers: Vec<NodePeer>,
+    /// Whether `apply_peers` was called: before it, what a former agent left stays.
+    peers_known: bool,
+    nft: nft::Table,
+    problems: Vec<String>,
+}
+
+impl Node {
+    /// Opens with programs.
+    pub(crate) fn open(config: DatapathConfig) -> Result<Self, Error> {
+        let bpf = BpfConfig { pin_dir: config.bpffs.clone(), limits: config.limits.clone() };
+        let programs = Programs::open(bpf)?;
+        Self::open_with(config, Some(programs))
+    }
+
+    fn open_with(config: DatapathConfig, programs: Option<Programs>) -> Result<Self, Error> {
+        let mut netlink = Netlink::open()?;
+        let facts = gather(&mut netlink, &config)?;
+        let records = Records::open(config.state_dir.join("pods"))?;
+        let nft = nft::Table::default();
+        let mut node = Self {
+            config,
+            netlink,
+            programs,
+            facts,
+            records,
+            peers: Vec::new(),
+            peers_known: false,
+            nft,
+            problems: Vec::new(),
+        };
+        node.ensure_node()?;
+        node.ensure_nftables(false)?;
+        node.adopt_pods()?;
+        if let Some(programs) = &mut node.programs {
+            programs.sweep_links()?;
+        }
+        Ok(node)
+    }
+
+    pub(crate) fn facts(&self) -> &NodeFacts {
+        &self.facts
+    }
+
+    pub(crate) fn status(&self) -> NodeStatus {
+        NodeStatus {
+            facts: self.facts.clone(),
+            pods: self.records.iter().count(),
+            peers: self.peers.iter().filter(|p| !p.local).count(),
+            problems: self.problems.clone(),
+        }
+    }
+
+    /// See [`crate::Datapath::apply_peers`]. Programs learn of a peer before routes lead to it.
+    pub(crate) fn apply_peers(&mut self, peers: Vec<NodePeer>) -> Result<Applied, Error> {
+        self.peers = peers;
+        self.peers_known = true;
+        let own = self.peers.iter().find(|p| p.local).map(|p| p.tunnel);
+        let mut applied = Applied::default();
+        if own.is_some_and(|own| own != self.facts.tunnel_address) {
+            self.facts = gather_with(&mut self.netlink, &self.config, own)?;
+            applied.note(self.ensure_node());
+        }
+        if let Some(programs) = &mut self.programs {
+            programs.apply_peers(&self.peers)?;
+        }
+        applied.note(self.ensure_nftables(false));
+        self.ensure_peers(&mut applied);
+        self.problems = applied.problems.clone();
+        Ok(applied)
+    }
+
+    /// See [`crate::Datapath::apply_services`].
+    pub(crate) fn apply_services(&mut self, table: &ServiceTable) -> Result<Changes, Error> {
+        match &mut self.programs {
+            Some(programs) => Ok(programs.apply_services(table, Instant::now())?),
+            None => Ok(Changes::default()),
+        }
+    }
+
+    /// See [`crate::Datapath::apply_policy`].
+    pub(crate) fn apply_policy(&mut self, image: &PolicyImage) -> Result<Changes, Error> {
+        match &mut self.programs {
+            Some(programs) => Ok(programs.apply_policy(image)?),
+            None => Ok(Changes::default()),
+        }
+    }
+
+    /// See [`crate::Datapath::sweep`].
+    pub(crate) fn sweep(&mut self, now: Instant) -> Result<usize, Error> {
+        match &mut self.programs {
+            Some(programs) => Ok(programs.sweep(now)?),
+            None => Ok(0),
+        }
+    }
+
+    /// See [`crate::Datapath::audit`].
+    pub(crate) fn audit(&mut self) -> Applied {
+        let mut applied = Applied::default();
+        let own = Some(self.facts.tunnel_address);
+        match gather_with(&mut self.netlink, &self.config, own) {
+            Ok(facts) => self.facts = facts,
+            Err(error) => applied.problems.push(error.to_string()),
+        }
+        applied.note(self.ensure_node());
+        applied.note(self.ensure_nftables(true));
+        self.ensure_pods(&mut applied);
+        if self.peers_known {
+            self.ensure_peers(&mut applied);
+        }
+        if let Some(programs) = &mut self.programs
+            && let Err(error) = programs.sweep_links()
+        {
+            applied.problems.push(error.to_string());
+        }
+        self.problems = applied.problems.clone();
+        applied
+    }
+
+    /// See [`crate::Datapath::uninstall`].
+    pub(crate) fn uninstall(&mut self) -> Result<(), Error> {
+        let mut errors: Vec<Error> = Vec::new();
+        let mut note = |result: Result<(), Error>| errors.extend(result.err());
+        let netlink = &mut self.netlink;
+        match link::list(netlink) {
+            Ok(links) => {
+                for device in links.iter().filter(|l| l.name == TUNNEL_DEVICE || pod::is_host_device(&l.name)) {
+                    note(link::delete(netlink, device.index, &device.name).map_err(Error::from));
+                }
+            }
+            Err(error) => note(Err(error.into())),
+        }
+        for table in [MAIN_TABLE, NODE_TABLE] {
+            match route::ensure(netlink, table, |_| true, &[]) {
+                Ok((_, failed)) => failed.into_iter().for_each(|e| note(Err(e.into()))),
+                Err(error) => note(Err(error.into())),
+            }
+        }
+        note(rule::ensure(netlink, &[]).map(drop).map_err(Error::from));
+        let lo = link::existing(netlink, "lo");
+        let addresses = lo.and_then(|lo| net::address::ensure(netlink, lo.index, "lo", &Default::default()));
+        note(addresses.map(drop).map_err(Error::from));
+        note(nft::delete().map_err(Error::from));
+        for device in self.records.iter().map(|r| r.pod.host_device.clone()).collect::<Vec<_>>() {
+            note(self.records.remove(&device));
+        }
+        if let Some(programs) = self.programs.take() {
+            note(programs.unpin_all().map_err(Error::from));
+        }
+        Error::collect(errors)
+    }
+
+    fn tunnel(&self) -> Tunnel {
+        let Backend::Vxlan { vni, .. } = self.config.settings.backend;
+        Tunnel { device: self.facts.tunnel_ifindex, id: vni, addresses: self.config.settings.addresses.clone() }
+    }
+
+    fn nft_facts(&self) -> nft::Facts {
+        let settings = &self.config.settings;
+        let Backend::Vxlan { port, .. } = settings.backend;
+        let mut nodes = settings.addresses.clone();
+        nodes.extend(self.peers.iter().flat_map(|p| p.addresses.iter().copied().chain([p.tunnel])));
+        nodes.sort_unstable();
+        nodes.dedup();
+        nft::Facts {
+            pods: settings.pod_cidrs.clone(),
+            cluster: settings.cluster_cidrs.clone(),
+            services: settings.service_cidrs.clone(),
+            nodes,
+            untranslated: settings.non_masquerade_cidrs.clone(),
+            dns: settings.dns_addresses.clone(),
+            tunnel_port: port,
+        }
+    }
+
+    fn peer_tables(&self) -> PeerTables {
+        peers::tables(&self.tunnel(), &self.peers)
+    }
+}
+
+fn gather(netlink: &mut Netlink, config: &DatapathConfig) -> Result<NodeFacts, Error> {
+    gather_with(netlink, config, None)
+}
+
+/// What can be known before anything is made; the tunnel device's index is 0 until it is there.
+fn gather_with(netlink: &mut Netlink, config: &DatapathConfig, tunnel: Option<IpAddr>) -> Result<NodeFacts, Error> {
+    let settings = &config.settings;
+    let Some(tunnel_address) = tunnel.or(settings.addresses.first().copied()) else {
+        return Err(net::Error::Refused(format!(
+            "node {} has no address; check `kubectl get node {} -o wide`",
+            settings.name, settings.name
+        ))
+        .into());
+    };
+    if of_family(&settings.addresses, tunnel_address) != Some(tunnel_address) {
+        return Err(net::Error::Refused(format!("tunnel address {tunnel_address} is not an address of node {}", settings.name)).into());
+    }
+    let uplink = uplink::find(netlink, &settings.addresses, config.uplink.as_deref())?;
+    let tunnel_mtu = uplink::tunnel_mtu(uplink.mtu, tunnel_address);
+    let present = link::by_name(netlink, TUNNEL_DEVICE)?;
+    Ok(NodeFacts {
+        uplink: uplink.name,
+        uplink_ifindex: uplink.index,
+        uplink_mtu: uplink.mtu,
+        tunnel_ifindex: present.map_or(0, |l| l.index),
+        tunnel_address,
+        tunnel_mac: mac::of_tunnel(tunnel_address),
+        tunnel_mtu,
+        pod_mtu: settings.pod_mtu.unwrap_or(tunnel_mtu),
+        gateways: settings.pod_cidrs.iter().copied().filter_map(gateway_of).collect(),
+        netns_cookie: netns::cookie()?,
+    })
+}
+
+/// The root of the cgroup2 mount.
+fn cgroup_root() -> Result<PathBuf, Error> {
+    let mounts = fs::read_to_string("/proc/mounts").map_err(|e| net::Error::system("read /proc/mounts", e))?;
+    let root = mounts.lines().find_map(|line| {
+        let mut fields = line.split(' ').skip(1);
+        let place = fields.next()?;
+        (fields.next()? == "cgroup2").then(|| PathBuf::from(place.replace("\\040", " ")))
+    });
+    Ok(root.ok_or_else(|| net::Error::Refused("no cgroup2 file system is mounted; mount one, or name a directory of one".to_owned()))?)
+}
+
+fn program_error(error: bpf::Error) -> Error {
+    Error::Bpf(error)
+}

@@ -1,0 +1,245 @@
+//! Pods' devices: attach, detach, check, adopt, repair.
+//!
+//! Order when attaching: the pair is made with both sides down, programs and the pod's map entry are in place, then the host
+//! side comes up, and the pod's side last. So no packet of a pod ever passes unjudged.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::os::fd::AsFd;
+
+use towpath_model::desired::LocalPod;
+
+use super::Node;
+use crate::bpf::{Hook, Isolation};
+use crate::error::Error;
+use crate::net::link::{self, Link, Veth};
+use crate::net::{self, MAIN_TABLE, mac, neighbour, netns, pod, route};
+use crate::records::Record;
+use crate::requests::{Applied, AttachRequest, CheckRequest};
+
+/// Smallest MTU that IPv6 allows (RFC 8200 §5).
+const MTU_MIN_V6: u32 = 1280;
+/// Smallest MTU that IPv4 allows (RFC 791).
+const MTU_MIN_V4: u32 = 68;
+
+impl Node {
+    /// See [`crate::Datapath::attach_pod`].
+    pub(crate) fn attach_pod(&mut self, request: AttachRequest) -> Result<LocalPod, Error> {
+        let device = pod::host_device(&request.container_id, &request.ifname);
+        let name = request.pod.to_string();
+        let attached = self.attach(&device, request);
+        attached.map_err(|(made, error)| {
+            if made && let Err(left) = self.remove(&device) {
+                tracing::error!(pod = name, device, error = %left, "taking back a half-attached pod failed; DEL or GC will try again");
+            }
+            Error::Pod { pod: name, source: Box::new(error) }
+        })
+    }
+
+    /// On failure also whether something was made that has to be taken back.
+    fn attach(&mut self, device: &str, request: AttachRequest) -> Result<LocalPod, (bool, Error)> {
+        let refused = |error: Error| (false, error);
+        let (pod, mtu, pairs) = self.describe(device, &request).map_err(refused)?;
+        self.remove(device).map_err(refused)?;
+        let veth = Veth {
+            host_name: device,
+            host_mac: pod.host_mac,
+            pod_name: &request.ifname,
+            pod_mac: pod.mac,
+            pod_netns: request.netns.as_fd(),
+            mtu,
+        };
+        link::create_veth(&mut self.netlink, &veth).map_err(|e| refused(e.into()))?;
+        self.connect(pod, &pairs, &request).map_err(|error| (true, error))
+    }
+
+    /// Checks the request, and what the pod will be; its indexes are filled in when the device is there.
+    fn describe(&self, device: &str, request: &AttachRequest) -> Result<(LocalPod, u32, Vec<(IpAddr, IpAddr)>), Error> {
+        pod::check_name(&request.ifname)?;
+        let pairs = pod::with_gateways(&request.addresses, &self.config.settings.pod_cidrs)?;
+        let other = |r: &&Record| r.pod.host_device != device && r.pod.addresses.iter().any(|a| request.addresses.contains(a));
+        if let Some(other) = self.records.iter().find(other) {
+            return Err(net::Error::Refused(format!(
+                "an address of {:?} is in use by pod {} (container {}); its DEL was lost, or a lease was given twice",
+                request.addresses, other.pod.name, other.pod.container_id
+            ))
+            .into());
+        }
+        if let Some(same) = self.records.get(device).filter(|r| r.pod.container_id != request.container_id) {
+            let other = &same.pod.container_id;
+            return Err(net::Error::Refused(format!("device name {device} is in use by container {other}; recreate the pod")).into());
+        }
+        let mtu = request.mtu.unwrap_or(self.facts.pod_mtu);
+        let least = if request.addresses.iter().any(IpAddr::is_ipv6) { MTU_MIN_V6 } else { MTU_MIN_V4 };
+        if mtu < least {
+            return Err(net::Error::Refused(format!("MTU {mtu} is below the least that the pod's addresses allow, {least}")).into());
+        }
+        let netns_cookie = netns::within(request.netns.as_fd(), netns::cookie)?;
+        if netns_cookie == self.facts.netns_cookie {
+            return Err(net::Error::Refused("the pod's network namespace is the node's own: host-network pods get no device".to_owned()).into());
+        }
+        let first = request.addresses.first().copied().unwrap_or(self.facts.tunnel_address);
+        let pod = LocalPod {
+            name: request.pod.clone(),
+            container_id: request.container_id.clone(),
+            addresses: request.addresses.clone(),
+            host_device: device.to_owned(),
+            ifindex: 0,
+            mac: mac::of_pod(first),
+            host_mac: mac::HOST_SIDE,
+            netns_cookie,
+            pod_id: 0,
+        };
+        Ok((pod, mtu, pairs))
+    }
+
+    fn connect(&mut self, mut pod: LocalPod, pairs: &[(IpAddr, IpAddr)], request: &AttachRequest) -> Result<LocalPod, Error> {
+        let link = link::existing(&mut self.netlink, &pod.host_device)?;
+        // An index is unique while the device lives, and never 0.
+        (pod.ifindex, pod.pod_id) = (link.index, link.index);
+        self.records.put(Record { pod: pod.clone(), ifname: request.ifname.clone() })?;
+        let quiet = link::no_link_local(link.index, &pod.host_device);
+        match self.netlink.request(quiet) {
+            // A kernel without IPv6.
+            Err(error) if matches!(error.errno(), Some(libc::EAFNOSUPPORT | libc::EOPNOTSUPP)) => {}
+            other => drop(other?),
+        }
+        let isolation = request.sets.map_or(Isolation::HostOnly, Isolation::Sets);
+        if let Some(programs) = &mut self.programs {
+            programs.attach_device(link.index, Hook::FromPod)?;
+            programs.attach_device(link.index, Hook::ToPod)?;
+            programs.set_pod(&pod, isolation)?;
+        }
+        let nodes = &self.config.settings.addresses;
+        let requests = pod::host_side(link.index, &pod.host_device, pod.mac, &pod.addresses, nodes);
+        self.netlink.batch(requests).into_iter().collect::<Result<(), _>>()?;
+        pod::set_up_inside(request.netns.as_fd(), &request.ifname, pairs, pod.host_mac)?;
+        Ok(pod)
+    }
+
+    /// See [`crate::Datapath::detach_pod`].
+    pub(crate) fn detach_pod(&mut self, container_id: &str, ifname: &str) -> Result<(), Error> {
+        self.remove(&pod::host_device(container_id, ifname))
+    }
+
+    /// Removes whatever there is of a pod's device; errors are collected, the rest is removed.
+    fn remove(&mut self, device: &str) -> Result<(), Error> {
+        let mut errors: Vec<Error> = Vec::new();
+        let link = link::by_name(&mut self.netlink, device).unwrap_or_else(|error| {
+            errors.push(error.into());
+            None
+        });
+        let known = self.records.get(device).map(|r| r.pod.clone());
+        let index = link.as_ref().map(|l| l.index).or(known.as_ref().map(|p| p.ifindex));
+        // The device first: while it is there, nothing of the pod may pass unjudged.
+        if let Some(link) = &link {
+            errors.extend(link::delete(&mut self.netlink, link.index, device).err().map(Error::from));
+        }
+        if let Some(programs) = &mut self.programs {
+            errors.extend(index.and_then(|i| programs.detach_device(i).err()).map(Error::from));
+            errors.extend(known.as_ref().and_then(|p| programs.remove_pod(p).err()).map(Error::from));
+        }
+        if errors.is_empty() {
+            self.records.remove(device)?;
+        }
+        Error::collect(errors)
+    }
+
+    /// See [`crate::Datapath::check_pod`].
+    pub(crate) fn check_pod(&mut self, request: &CheckRequest) -> Result<(), Error> {
+        let device = pod::host_device(&request.container_id, &request.ifname);
+        let wrong = |what: String| Err(net::Error::Refused(format!("device {device} on the node: {what}")).into());
+        let Some(Record { pod, .. }) = self.records.get(&device).cloned() else {
+            return wrong(format!("container {} was never given one", request.container_id));
+        };
+        let Some(link) = link::by_name(&mut self.netlink, &device)? else { return wrong("missing".to_owned()) };
+        if !link.up {
+            return wrong("down".to_owned());
+        }
+        let routes = route::list(&mut self.netlink, MAIN_TABLE)?;
+        for address in &pod.addresses {
+            if !routes.contains(&pod::host_route(link.index, *address, &self.config.settings.addresses)) {
+                return wrong(format!("the route to {address} is missing or changed"));
+            }
+        }
+        let pairs = pod::with_gateways(&pod.addresses, &self.config.settings.pod_cidrs)?;
+        Ok(pod::check_inside(request.netns.as_fd(), &request.ifname, pod.mac, &pairs)?)
+    }
+
+    /// See [`crate::Datapath::list_pods`].
+    pub(crate) fn list_pods(&mut self) -> Result<Vec<(LocalPod, String)>, Error> {
+        let present: BTreeSet<String> = link::list(&mut self.netlink)?.into_iter().map(|l| l.name).collect();
+        let there = self.records.iter().filter(|r| present.contains(&r.pod.host_device));
+        Ok(there.map(|r| (r.pod.clone(), r.ifname.clone())).collect())
+    }
+
+    /// After a restart: pods whose devices are there keep what they have, with our programs; records without a device and
+    /// devices without a record go.
+    pub(super) fn adopt_pods(&mut self) -> Result<(), Error> {
+        let links: BTreeMap<String, Link> = link::list(&mut self.netlink)?
+            .into_iter()
+            .filter(|l| pod::is_host_device(&l.name))
+            .map(|l| (l.name.clone(), l))
+            .collect();
+        let known: BTreeMap<String, LocalPod> =
+            self.records.iter().map(|r| (r.pod.host_device.clone(), r.pod.clone())).collect();
+        let unfinished = links.keys().filter(|name| !known.contains_key(*name));
+        let gone = known.iter().filter(|(name, pod)| links.get(*name).is_none_or(|l| l.index != pod.ifindex));
+        for device in unfinished.chain(gone.map(|(name, _)| name)) {
+            tracing::info!(device, "removing what is left of a pod's device");
+            self.remove(device)?;
+        }
+        let mut applied = Applied::default();
+        self.ensure_pods(&mut applied);
+        for problem in applied.problems {
+            tracing::warn!(problem, "adopting a pod's device");
+        }
+        Ok(())
+    }
+
+    /// Programs, routes and neighbours on the host side of every pod's device. A device that is gone is left to CNI: the
+    /// runtime deletes the pod, or CHECK says so.
+    pub(super) fn ensure_pods(&mut self, applied: &mut Applied) {
+        let links: BTreeMap<u32, Link> = match link::list(&mut self.netlink) {
+            Ok(links) => links.into_iter().map(|l| (l.index, l)).collect(),
+            Err(error) => return applied.problems.push(error.to_string()),
+        };
+        let pods: Vec<LocalPod> = self.records.iter().map(|r| r.pod.clone()).collect();
+        let mut wanted = Vec::new();
+        for pod in &pods {
+            match links.get(&pod.ifindex).filter(|l| l.name == pod.host_device) {
+                Some(link) => {
+                    applied.note(self.ensure_pod(pod, link));
+                    let nodes = &self.config.settings.addresses;
+                    wanted.extend(pod.addresses.iter().map(|a| pod::host_route(pod.ifindex, *a, nodes)));
+                }
+                None => applied.problems.push(format!("pod {}: its device {} is gone; delete the pod", pod.name, pod.host_device)),
+            }
+        }
+        let mine: BTreeSet<u32> = pods.iter().map(|p| p.ifindex).collect();
+        match route::ensure(&mut self.netlink, MAIN_TABLE, |r| mine.contains(&r.device), &wanted) {
+            Ok((changes, failed)) => {
+                applied.changes.extend(changes);
+                applied.problems.extend(failed.iter().map(ToString::to_string));
+            }
+            Err(error) => applied.problems.push(error.to_string()),
+        }
+    }
+
+    fn ensure_pod(&mut self, pod: &LocalPod, link: &Link) -> Result<Vec<String>, Error> {
+        if let Some(programs) = &mut self.programs {
+            programs.attach_device(pod.ifindex, Hook::FromPod)?;
+            programs.attach_device(pod.ifindex, Hook::ToPod)?;
+            programs.adopt_pod(pod)?;
+        }
+        let mut changes = Vec::new();
+        if !link.up {
+            let request = link::up(link.index, &link.name);
+            changes.push(request.operation.clone());
+            self.netlink.request(request)?;
+        }
+        let neighbours = pod.addresses.iter().map(|a| (*a, pod.mac)).collect();
+        changes.extend(neighbour::ensure(&mut self.netlink, link.index, &link.name, &neighbours)?);
+        Ok(changes)
+    }
+}

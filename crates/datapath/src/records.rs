@@ -1,0 +1,130 @@
+//! What each pod's device is for, on disk: the kernel keeps the device, but not the pod's name, addresses and sandbox.
+//!
+//! One JSON file a device, written by rename, in a directory that outlives the agent. The device in the kernel is the truth:
+//! a record without one is stale, a device without one was never finished.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use towpath_model::desired::LocalPod;
+
+use crate::error::Error;
+
+/// A pod's device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Record {
+    /// The pod.
+    pub pod: LocalPod,
+    /// Name of the device inside the pod.
+    pub ifname: String,
+}
+
+/// All records, by the name of the host device.
+#[derive(Debug)]
+pub(crate) struct Records {
+    directory: PathBuf,
+    records: BTreeMap<String, Record>,
+}
+
+impl Records {
+    /// Reads the directory, making it if need be. A file that cannot be understood is left where it is and reported in the
+    /// log; its device counts as unfinished.
+    pub(crate) fn open(directory: PathBuf) -> Result<Self, Error> {
+        let failed = |operation, path: &Path| {
+            let path = path.to_owned();
+            move |source| Error::Record { operation, path, source }
+        };
+        fs::create_dir_all(&directory).map_err(failed("make directory", &directory))?;
+        let mut records = BTreeMap::new();
+        for entry in fs::read_dir(&directory).map_err(failed("read directory", &directory))? {
+            let path = entry.map_err(failed("read directory", &directory))?.path();
+            if path.extension().is_none_or(|e| e != "json") {
+                continue;
+            }
+            let bytes = fs::read(&path).map_err(failed("read", &path))?;
+            match serde_json::from_slice::<Record>(&bytes) {
+                Ok(record) => {
+                    records.insert(record.pod.host_device.clone(), record);
+                }
+                Err(error) => tracing::warn!(path = %path.display(), %error, "pod record left out: cannot be read"),
+            }
+        }
+        Ok(Self { directory, records })
+    }
+
+    pub(crate) fn get(&self, device: &str) -> Option<&Record> {
+        self.records.get(device)
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Record> {
+        self.records.values()
+    }
+
+    /// Writes a record, replacing the device's earlier one.
+    pub(crate) fn put(&mut self, record: Record) -> Result<(), Error> {
+        let path = self.path(&record.pod.host_device);
+        let temporary = path.with_extension("tmp");
+        let failed = |source| Error::Record { operation: "write", path: path.clone(), source };
+        let text = serde_json::to_vec(&record).map_err(|e| failed(io::Error::other(e)))?;
+        fs::write(&temporary, text).map_err(failed)?;
+        fs::rename(&temporary, &path).map_err(failed)?;
+        self.records.insert(record.pod.host_device.clone(), record);
+        Ok(())
+    }
+
+    /// Forgets a device; fine when it is not known.
+    pub(crate) fn remove(&mut self, device: &str) -> Result<(), Error> {
+        self.records.remove(device);
+        let path = self.path(device);
+        match fs::remove_file(&path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                Err(Error::Record { operation: "remove", path, source })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn path(&self, device: &str) -> PathBuf {
+        self.directory.join(device).with_extension("json")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use towpath_model::NamespacedName;
+
+    use super::*;
+
+    fn record(device: &str) -> Record {
+        let pod = LocalPod {
+            name: NamespacedName::new("default", "web"),
+            container_id: "c".to_owned(),
+            addresses: vec!["10.244.1.2".parse().unwrap()],
+            host_device: device.to_owned(),
+            ifindex: 7,
+            mac: [1; 6],
+            host_mac: [2; 6],
+            netns_cookie: 9,
+            pod_id: 7,
+        };
+        Record { pod, ifname: "eth0".to_owned() }
+    }
+
+    #[test]
+    fn records_survive_and_a_broken_one_is_left_out() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut records = Records::open(directory.path().join("pods")).unwrap();
+        records.put(record("tp00000000001")).unwrap();
+        records.put(record("tp00000000002")).unwrap();
+        records.remove("tp00000000002").unwrap();
+        records.remove("tp00000000002").unwrap();
+        fs::write(directory.path().join("pods/tp00000000003.json"), "{").unwrap();
+        let again = Records::open(directory.path().join("pods")).unwrap();
+        assert_eq!(again.iter().collect::<Vec<_>>(), [&record("tp00000000001")]);
+        assert!(directory.path().join("pods/tp00000000003.json").exists());
+    }
+}

@@ -1,0 +1,115 @@
+//! What the facade takes and gives.
+
+use std::net::IpAddr;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
+use towpath_model::NamespacedName;
+use towpath_model::desired::{NodeSettings, PodSets};
+
+use crate::bpf;
+
+/// How to open the data path of a node.
+#[derive(Clone, Debug)]
+pub struct DatapathConfig {
+    /// Facts about the node.
+    pub settings: NodeSettings,
+    /// A directory on a mounted bpffs under which programs and maps are pinned.
+    pub bpffs: PathBuf,
+    /// cgroup v2 directory that holds the node's processes and pods; none: the root of the cgroup2 mount.
+    pub cgroup: Option<PathBuf>,
+    /// Directory for the records of attached pods; made if it is not there. It must outlive the agent, not a reboot.
+    pub state_dir: PathBuf,
+    /// Uplink device; none: the one that holds the node's address.
+    pub uplink: Option<String>,
+    /// Limits of the maps.
+    pub limits: bpf::Limits,
+}
+
+/// A pod to give a device.
+#[derive(Debug)]
+pub struct AttachRequest {
+    /// The pod's network namespace.
+    pub netns: OwnedFd,
+    /// Name of the device in the pod, `eth0`.
+    pub ifname: String,
+    /// CNI container id: the sandbox.
+    pub container_id: String,
+    /// Whose it is.
+    pub pod: NamespacedName,
+    /// Its addresses, at most one a family, each in one of the node's pod ranges.
+    pub addresses: Vec<IpAddr>,
+    /// MTU of its device in bytes; none: the node's default for pods.
+    pub mtu: Option<u32>,
+    /// Its policy sets, whose rows were applied before; none: its labels are not known, deny all but its node until a later
+    /// `apply_policy` names it.
+    pub sets: Option<PodSets>,
+}
+
+/// A pod to compare with what was set up for it (CNI CHECK).
+#[derive(Debug)]
+pub struct CheckRequest {
+    /// The pod's network namespace.
+    pub netns: OwnedFd,
+    /// CNI container id.
+    pub container_id: String,
+    /// Name of the device in the pod.
+    pub ifname: String,
+}
+
+/// What opening found out or made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeFacts {
+    /// Name of the uplink.
+    pub uplink: String,
+    /// Its index.
+    pub uplink_ifindex: u32,
+    /// Its MTU in bytes.
+    pub uplink_mtu: u32,
+    /// Index of the tunnel device.
+    pub tunnel_ifindex: u32,
+    /// This node's tunnel address.
+    pub tunnel_address: IpAddr,
+    /// MAC of the tunnel device.
+    pub tunnel_mac: [u8; 6],
+    /// MTU of the tunnel device in bytes.
+    pub tunnel_mtu: u32,
+    /// MTU that pods get in bytes.
+    pub pod_mtu: u32,
+    /// Gateway addresses of the node's pod ranges.
+    pub gateways: Vec<IpAddr>,
+    /// Cookie of the node's network namespace.
+    pub netns_cookie: u64,
+}
+
+/// The data path as it is now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeStatus {
+    /// Facts of the node.
+    pub facts: NodeFacts,
+    /// Pods that have a device.
+    pub pods: usize,
+    /// Other nodes that were handed over.
+    pub peers: usize,
+    /// What the last `apply_peers` or `audit` could not do, in words; tried again at the next.
+    pub problems: Vec<String>,
+}
+
+/// What an apply or a check changed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Applied {
+    /// Changes, in words; empty when everything was as it should be.
+    pub changes: Vec<String>,
+    /// What could not be done, in words; everything else was. Tried again at the next apply or audit.
+    pub problems: Vec<String>,
+}
+
+impl Applied {
+    /// Notes the outcome of one step.
+    pub(crate) fn note<E: std::fmt::Display>(&mut self, outcome: Result<Vec<String>, E>) {
+        match outcome {
+            Ok(changes) => self.changes.extend(changes),
+            Err(error) => self.problems.push(error.to_string()),
+        }
+    }
+}
