@@ -1,0 +1,365 @@
+//! Random small clusters as API objects: few labels, addresses and ports, so that everything meets everything.
+#![allow(dead_code, unreachable_pub, missing_docs, reason = "each test binary uses a part of it")]
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::api::networking::v1 as networking;
+use proptest::prelude::*;
+use serde_json::{Value, json};
+use towpath_model::desired::RowProtocol;
+use towpath_model::{Namespace, NamespacedName, NetworkPolicy, Node, Pod, Protocol, World};
+use towpath_oracle::Cluster;
+
+pub const NAMESPACES: [&str; 3] = ["n0", "n1", "kube-system"];
+pub const NODES: [&str; 2] = ["m0", "m1"];
+pub const DNS: [&str; 2] = ["169.254.20.10", "fd99::10"];
+
+pub fn dns() -> Vec<IpAddr> {
+    DNS.iter().map(|ip| ip.parse().unwrap()).collect()
+}
+
+fn node_ips(node: usize) -> [String; 2] {
+    [format!("10.9.0.{}", node + 1), format!("fd09::{}", node + 1)]
+}
+
+/// How a pod is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Plain,
+    Terminating,
+    Pending,
+    /// On its node's addresses.
+    Host,
+    /// Ended; still shows addresses, which another pod may have by now.
+    Ended,
+}
+
+#[derive(Clone, Debug)]
+pub struct PodSpec {
+    pub namespace: usize,
+    pub node: usize,
+    pub kind: Kind,
+    pub labels: BTreeMap<String, String>,
+    /// v4, v6.
+    pub families: (bool, bool),
+    /// (name, protocol) → number.
+    pub ports: BTreeMap<(String, String), u16>,
+}
+
+/// A random cluster before it is made into objects. Pods and policies are named by their index.
+#[derive(Clone, Debug)]
+pub struct Spec {
+    pub namespaces: Vec<BTreeMap<String, String>>,
+    pub pods: Vec<PodSpec>,
+    pub policies: Vec<Value>,
+}
+
+pub fn labels() -> impl Strategy<Value = BTreeMap<String, String>> {
+    let value = || prop_oneof![2 => Just(None), 3 => Just(Some("x")), 2 => Just(Some("y"))];
+    (value(), value()).prop_map(|(a, b)| {
+        [("a", a), ("b", b)].into_iter().filter_map(|(k, v)| Some((k.to_owned(), v?.to_owned()))).collect()
+    })
+}
+
+fn selector() -> impl Strategy<Value = Value> {
+    let key = || prop::sample::select(vec!["a", "b", "c", "kubernetes.io/metadata.name"]);
+    let values = || prop::sample::subsequence(vec!["x", "y", "n0", "n1"], 1..=3);
+    let expression = prop_oneof![
+        (key(), values()).prop_map(|(k, v)| json!({"key": k, "operator": "In", "values": v})),
+        (key(), values()).prop_map(|(k, v)| json!({"key": k, "operator": "NotIn", "values": v})),
+        key().prop_map(|k| json!({"key": k, "operator": "Exists"})),
+        key().prop_map(|k| json!({"key": k, "operator": "DoesNotExist"})),
+    ];
+    prop_oneof![
+        2 => Just(json!({})),
+        3 => labels().prop_map(|l| json!({"matchLabels": l})),
+        3 => (labels(), prop::collection::vec(expression, 1..3))
+            .prop_map(|(l, e)| json!({"matchLabels": l, "matchExpressions": e})),
+    ]
+}
+
+const BLOCKS: [&str; 14] = [
+    "0.0.0.0/0",
+    "::/0",
+    "10.0.0.0/8",
+    "10.0.0.0/16",
+    "10.0.0.0/24",
+    "10.0.1.0/24",
+    "10.0.0.2/31",
+    "10.9.0.0/24",
+    "198.51.100.0/24",
+    "198.51.100.128/25",
+    "203.0.113.9/32",
+    "fd00::/16",
+    "fd00::2/127",
+    "2001:db8::/32",
+];
+
+fn inside(outer: &str, inner: &str) -> bool {
+    let (outer, inner): (ipnet::IpNet, ipnet::IpNet) = (outer.parse().unwrap(), inner.parse().unwrap());
+    outer.contains(&inner) && outer != inner
+}
+
+fn block() -> impl Strategy<Value = Value> {
+    (prop::sample::select(BLOCKS.to_vec()), prop::sample::subsequence(BLOCKS.to_vec(), 0..=4)).prop_map(
+        |(cidr, holes)| {
+            let except: Vec<&str> = holes.into_iter().filter(|hole| inside(cidr, hole)).collect();
+            if except.is_empty() {
+                json!({"ipBlock": {"cidr": cidr}})
+            } else {
+                json!({"ipBlock": {"cidr": cidr, "except": except}})
+            }
+        },
+    )
+}
+
+fn peer() -> impl Strategy<Value = Value> {
+    prop_oneof![
+        2 => selector().prop_map(|s| json!({"podSelector": s})),
+        2 => selector().prop_map(|s| json!({"namespaceSelector": s})),
+        3 => (selector(), selector()).prop_map(|(n, p)| json!({"namespaceSelector": n, "podSelector": p})),
+        4 => block(),
+    ]
+}
+
+fn port() -> impl Strategy<Value = Value> {
+    let protocol = prop::sample::select(vec![None, Some("TCP"), Some("UDP"), Some("SCTP")]);
+    let port = prop_oneof![
+        1 => Just((json!(null), json!(null))),
+        3 => prop::sample::select(vec![53, 80, 81, 8080]).prop_map(|p| (json!(p), json!(null))),
+        2 => prop::sample::select(vec![(79, 81), (80, 8080), (1, 65535), (8000, 8100)]).prop_map(|(a, b)| (json!(a), json!(b))),
+        4 => prop::sample::select(vec!["http", "alt", "dns", "none"]).prop_map(|n| (json!(n), json!(null))),
+    ];
+    (protocol, port).prop_map(|(protocol, (port, end))| json!({"protocol": protocol, "port": port, "endPort": end}))
+}
+
+fn rules(peers: &'static str) -> impl Strategy<Value = Value> {
+    let rule =
+        (prop::collection::vec(peer(), 0..3), prop::collection::vec(port(), 0..3)).prop_map(move |(p, ports)| {
+            let mut rule = serde_json::Map::new();
+            if !p.is_empty() {
+                rule.insert(peers.to_owned(), json!(p));
+            }
+            if !ports.is_empty() {
+                rule.insert("ports".to_owned(), json!(ports));
+            }
+            Value::Object(rule)
+        });
+    prop::collection::vec(rule, 0..4).prop_map(|rules| if rules.is_empty() { json!(null) } else { json!(rules) })
+}
+
+/// Most of what there is shares a namespace and a node, so that it meets.
+fn namespace() -> impl Strategy<Value = usize> {
+    prop_oneof![5 => Just(0usize), 2 => Just(1usize), 1 => Just(2usize)]
+}
+
+fn pod_selector() -> impl Strategy<Value = Value> {
+    prop_oneof![Just(json!({})), selector()]
+}
+
+/// A policy without a name.
+pub fn policy() -> impl Strategy<Value = Value> {
+    let types =
+        prop::sample::select(vec![json!(null), json!(["Ingress"]), json!(["Egress"]), json!(["Ingress", "Egress"])]);
+    (namespace().prop_map(|n| NAMESPACES[n]), pod_selector(), types, rules("from"), rules("to")).prop_map(
+        |(namespace, selector, types, ingress, egress)| {
+            json!({"metadata": {"namespace": namespace}, "spec": {
+                "podSelector": selector, "policyTypes": types, "ingress": ingress, "egress": egress}})
+        },
+    )
+}
+
+pub fn pod() -> impl Strategy<Value = PodSpec> {
+    let kind = prop_oneof![
+        12 => Just(Kind::Plain),
+        1 => Just(Kind::Terminating),
+        1 => Just(Kind::Pending),
+        1 => Just(Kind::Host),
+        1 => Just(Kind::Ended),
+    ];
+    let families =
+        prop::sample::select(vec![(true, false), (true, false), (true, true), (false, true), (false, false)]);
+    let port = (
+        (prop::sample::select(vec!["http", "alt", "dns"]), prop::sample::select(vec!["TCP", "UDP"])),
+        prop::sample::select(vec![53u16, 80, 8080]),
+    )
+        .prop_map(|((n, p), number)| ((n.to_owned(), p.to_owned()), number));
+    (
+        namespace(),
+        prop_oneof![3 => Just(0usize), 1 => Just(1usize)],
+        kind,
+        labels(),
+        families,
+        prop::collection::btree_map(port.clone().prop_map(|p| p.0), port.prop_map(|p| p.1), 0..3),
+    )
+        .prop_map(|(namespace, node, kind, labels, families, ports)| PodSpec {
+            namespace,
+            node,
+            kind,
+            labels,
+            families,
+            ports,
+        })
+}
+
+pub fn spec() -> impl Strategy<Value = Spec> {
+    (
+        prop::collection::vec(labels(), NAMESPACES.len()),
+        prop::collection::vec(pod(), 2..9),
+        prop::collection::vec(policy(), 0..7),
+    )
+        .prop_map(|(namespaces, pods, policies)| Spec { namespaces, pods, policies })
+}
+
+/// Addresses of the pod with an index. An ended pod shows those of the pod before it.
+pub fn pod_ips(spec: &Spec, index: usize) -> Vec<String> {
+    let Some(pod) = spec.pods.get(index) else { return Vec::new() };
+    if pod.kind == Kind::Host {
+        return node_ips(pod.node).to_vec();
+    }
+    let number = if pod.kind == Kind::Ended { index.saturating_sub(1) } else { index };
+    let v4 = pod.families.0.then(|| format!("10.0.{}.{}", number % 2, number));
+    let v6 = pod.families.1.then(|| format!("fd00::{number:x}"));
+    v4.into_iter().chain(v6).collect()
+}
+
+impl Spec {
+    fn pod_object(&self, index: usize, pod: &PodSpec) -> Value {
+        let containers: Vec<Value> = (0..)
+            .zip(&pod.ports)
+            .map(|(i, ((name, protocol), number))| {
+                json!({"name": format!("c{i}"), "ports": [{"name": name, "protocol": protocol, "containerPort": number}]})
+            })
+            .collect();
+        let ips: Vec<Value> = pod_ips(self, index).iter().map(|ip| json!({"ip": ip})).collect();
+        let phase = match pod.kind {
+            Kind::Pending => "Pending",
+            Kind::Ended => {
+                if index.is_multiple_of(2) {
+                    "Succeeded"
+                } else {
+                    "Failed"
+                }
+            }
+            Kind::Plain | Kind::Terminating | Kind::Host => "Running",
+        };
+        let deleted = (pod.kind == Kind::Terminating).then_some("2026-01-01T00:00:00Z");
+        json!({
+            "metadata": {"namespace": NAMESPACES[pod.namespace], "name": format!("p{index}"), "labels": pod.labels, "deletionTimestamp": deleted},
+            "spec": {"nodeName": NODES[pod.node], "hostNetwork": pod.kind == Kind::Host, "containers": containers},
+            "status": {"phase": phase, "podIPs": ips}
+        })
+    }
+
+    /// The API objects.
+    pub fn objects(&self) -> Cluster {
+        let from = |v: Value| v;
+        let nodes = (0..NODES.len()).map(|n| {
+            let addresses: Vec<Value> =
+                node_ips(n).iter().map(|ip| json!({"type": "InternalIP", "address": ip})).collect();
+            serde_json::from_value(json!({"metadata": {"name": NODES[n]}, "status": {"addresses": addresses}})).unwrap()
+        });
+        let namespaces = NAMESPACES.iter().zip(&self.namespaces).map(|(name, labels)| {
+            let mut labels = labels.clone();
+            labels.insert("kubernetes.io/metadata.name".to_owned(), (*name).to_owned());
+            serde_json::from_value(json!({"metadata": {"name": name, "labels": labels}})).unwrap()
+        });
+        let pods = self.pods.iter().enumerate().map(|(i, p)| serde_json::from_value(self.pod_object(i, p)).unwrap());
+        let policies = self.policies.iter().enumerate().map(|(i, p)| {
+            let mut object = from(p.clone());
+            object["metadata"]["name"] = json!(format!("q{i}"));
+            serde_json::from_value(object).unwrap()
+        });
+        Cluster {
+            nodes: nodes.collect(),
+            namespaces: namespaces.collect(),
+            pods: pods.collect(),
+            policies: policies.collect(),
+        }
+    }
+}
+
+/// The objects as `model` parses them.
+pub fn world(objects: &Cluster) -> World {
+    let mut world = World::default();
+    for object in &objects.nodes {
+        let node = Node::try_from(object).unwrap();
+        world.nodes.insert(node.name.clone(), node);
+    }
+    for object in &objects.namespaces {
+        let namespace = Namespace::try_from(object).unwrap();
+        world.namespaces.insert(namespace.name.clone(), namespace);
+    }
+    for object in &objects.pods {
+        let pod = Pod::try_from(object).unwrap();
+        world.pods.insert(pod.name.clone(), pod);
+    }
+    for object in &objects.policies {
+        let policy = NetworkPolicy::try_from(object).unwrap();
+        world.policies.insert(policy.name.clone(), policy);
+    }
+    world
+}
+
+/// What the oracle must know of the node-local DNS to class it: a pod like the cluster's own DNS.
+pub fn dns_pod() -> core::Pod {
+    let ips: Vec<Value> = DNS.iter().map(|ip| json!({"ip": ip})).collect();
+    serde_json::from_value(json!({
+        "metadata": {"namespace": "kube-system", "name": "node-local-dns", "labels": {"k8s-app": "kube-dns"}},
+        "spec": {"containers": [{"name": "dns", "ports": [
+            {"name": "dns", "protocol": "UDP", "containerPort": 53}, {"name": "dns-tcp", "protocol": "TCP", "containerPort": 53}]}]},
+        "status": {"phase": "Running", "podIPs": ips}
+    }))
+    .unwrap()
+}
+
+pub fn named(namespace: &str, name: &str) -> NamespacedName {
+    NamespacedName::new(namespace, name)
+}
+
+/// A policy object from JSON.
+pub fn policy_object(value: Value) -> networking::NetworkPolicy {
+    serde_json::from_value(value).unwrap()
+}
+
+/// All addresses worth asking about: of pods, nodes, DNS, and outside.
+pub fn addresses(spec: &Spec) -> Vec<IpAddr> {
+    let mut all: Vec<String> = (0..spec.pods.len()).flat_map(|i| pod_ips(spec, i)).collect();
+    all.extend((0..NODES.len()).flat_map(node_ips));
+    all.extend(DNS.map(str::to_owned));
+    all.extend(
+        [
+            "198.51.100.7",
+            "198.51.100.200",
+            "203.0.113.9",
+            "203.0.113.10",
+            "10.0.0.77",
+            "2001:db8::1",
+            "2001:db9::1",
+            "fd00::77",
+        ]
+        .map(str::to_owned),
+    );
+    let mut parsed: Vec<IpAddr> = all.iter().map(|ip| ip.parse().unwrap()).collect();
+    parsed.sort();
+    parsed.dedup();
+    parsed
+}
+
+/// Protocols and ports worth asking about: borders of everything [`policy`] makes.
+pub fn services() -> Vec<(RowProtocol, &'static str, u16)> {
+    let tcp: &[u16] = &[0, 1, 53, 79, 80, 81, 82, 7999, 8000, 8080, 8100, 8101, 65535];
+    let asked = [
+        (Protocol::Tcp, "TCP", tcp),
+        (Protocol::Udp, "UDP", &[1, 53, 80, 8080, 8101][..]),
+        (Protocol::Sctp, "SCTP", &[1, 80, 8101][..]),
+    ];
+    let mut all: Vec<(RowProtocol, &'static str, u16)> = Vec::new();
+    for (protocol, name, ports) in asked {
+        all.extend(ports.iter().map(|port| (RowProtocol::Ports(protocol), name, *port)));
+    }
+    all.push((RowProtocol::Other, "ICMP", 0));
+    all
+}

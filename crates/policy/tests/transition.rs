@@ -1,0 +1,200 @@
+//! From one image to the next: ids keep their meaning, and a kernel caught between two images judges by one of them.
+
+mod cluster;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use proptest::prelude::*;
+use towpath_model::desired::{PolicyImage, Verdict};
+use towpath_model::{Direction, NodeName, World};
+use towpath_policy::{Compiler, View, image};
+
+use cluster::{PodSpec, Spec, addresses, dns, services, spec, world};
+
+const GRACE: Duration = Duration::from_secs(5);
+
+/// A change of a cluster.
+#[derive(Clone, Debug)]
+enum Change {
+    Policy(usize, serde_json::Value),
+    DropPolicy(usize),
+    Pod(usize, PodSpec),
+    Namespace(usize, BTreeMap<String, String>),
+    /// Nothing but time.
+    Wait,
+}
+
+fn change() -> impl Strategy<Value = Change> {
+    prop_oneof![
+        4 => (0usize..7, cluster::policy()).prop_map(|(i, p)| Change::Policy(i, p)),
+        2 => (0usize..7).prop_map(Change::DropPolicy),
+        3 => (0usize..8, cluster::pod()).prop_map(|(i, p)| Change::Pod(i, p)),
+        1 => (0usize..3, cluster::labels()).prop_map(|(i, l)| Change::Namespace(i, l)),
+        1 => Just(Change::Wait),
+    ]
+}
+
+fn apply(spec: &mut Spec, change: &Change) {
+    match change {
+        Change::Policy(index, policy) if *index < spec.policies.len() => spec.policies[*index] = policy.clone(),
+        Change::Policy(_, policy) => spec.policies.push(policy.clone()),
+        Change::DropPolicy(index) => {
+            if *index < spec.policies.len() {
+                spec.policies.remove(*index);
+            }
+        }
+        Change::Pod(index, pod) => {
+            let index = index % spec.pods.len();
+            spec.pods[index] = pod.clone();
+        }
+        Change::Namespace(index, labels) => spec.namespaces[*index] = labels.clone(),
+        Change::Wait => {}
+    }
+}
+
+/// What both images must say of an id for it to mean the same.
+fn ids_keep_their_meaning(before: &PolicyImage, after: &PolicyImage) -> Result<(), TestCaseError> {
+    for (key, row) in &before.rows {
+        prop_assert!(after.rows.get(key).is_none_or(|r| r == row), "a row changed in place: {:?}", key);
+    }
+    for (key, local) in &before.set_classes {
+        prop_assert!(after.set_classes.get(key).is_none_or(|l| l == local), "a class changed for a set: {:?}", key);
+    }
+    for (id, rule) in &before.rules {
+        prop_assert!(after.rules.get(id).is_none_or(|r| r == rule), "a rule id changed its meaning: {:?}", id);
+    }
+    for (id, policies) in &before.isolating {
+        prop_assert!(after.isolating.get(id).is_none_or(|p| p == policies), "a set changed its meaning: {:?}", id);
+    }
+    Ok(())
+}
+
+/// The kernel's maps while an image is applied in the order that the compiler's documentation gives.
+struct Kernel {
+    maps: PolicyImage,
+}
+
+impl Kernel {
+    /// Every single write, as a list of closures in order.
+    fn writes(before: &PolicyImage, after: &PolicyImage) -> Vec<Box<dyn Fn(&mut PolicyImage)>> {
+        let mut writes: Vec<Box<dyn Fn(&mut PolicyImage)>> = Vec::new();
+        let (rows, classes) = (after.rows.clone(), after.set_classes.clone());
+        writes.push(Box::new(move |m| {
+            m.rows.extend(rows.clone());
+            m.set_classes.extend(classes.clone());
+        }));
+        for (net, class) in after.cidr_classes.clone() {
+            writes.push(Box::new(move |m| {
+                m.cidr_classes.insert(net, class);
+            }));
+        }
+        for (ip, class) in after.pod_classes.clone() {
+            writes.push(Box::new(move |m| {
+                m.pod_classes.insert(ip, class);
+            }));
+        }
+        for ip in before.pod_classes.keys().copied().filter(|ip| !after.pod_classes.contains_key(ip)) {
+            writes.push(Box::new(move |m| {
+                m.pod_classes.remove(&ip);
+            }));
+        }
+        for net in before.cidr_classes.keys().copied().filter(|net| !after.cidr_classes.contains_key(net)) {
+            writes.push(Box::new(move |m| {
+                m.cidr_classes.remove(&net);
+            }));
+        }
+        for (ip, sets) in after.pods.clone() {
+            writes.push(Box::new(move |m| {
+                m.pods.insert(ip, sets);
+            }));
+        }
+        let last = after.clone();
+        writes.push(Box::new(move |m| *m = last.clone()));
+        writes
+    }
+}
+
+type Verdicts = BTreeMap<(IpAddr, Direction, IpAddr, usize), Verdict>;
+
+fn verdicts(maps: &PolicyImage, pods: &BTreeSet<IpAddr>, peers: &[IpAddr]) -> Verdicts {
+    let mut all = Verdicts::new();
+    // A few services suffice: what can go wrong here are classes and sets, not port borders.
+    let services: Vec<_> = services().into_iter().enumerate().filter(|(i, _)| i % 4 == 1 || *i == 21).collect();
+    for pod in pods {
+        for peer in peers.iter().filter(|p| p.is_ipv4() == pod.is_ipv4()) {
+            for (index, (protocol, _, port)) in &services {
+                for direction in [Direction::Ingress, Direction::Egress] {
+                    let (verdict, _) = image::judge_pod(maps, *pod, direction, *peer, *protocol, *port);
+                    all.insert((*pod, direction, *peer, *index), verdict);
+                }
+            }
+        }
+    }
+    all
+}
+
+fn compile(compiler: &mut Compiler, world: &World, now: Duration) -> PolicyImage {
+    let (dns, given) = (dns(), BTreeMap::new());
+    let view = View { world, dns: &dns, pod_ips: &given };
+    compiler.compile(&view, &NodeName::new("m0"), now)
+}
+
+fn without_retired(image: &PolicyImage) -> usize {
+    image.pods.values().flat_map(|s| [s.ingress, s.egress]).filter(|s| s.0 != 0).collect::<BTreeSet<_>>().len()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 60, ..ProptestConfig::default() })]
+
+    #[test]
+    fn between_two_images_every_verdict_is_of_one_of_them(
+        mut spec in spec(),
+        changes in prop::collection::vec((change(), 0u64..4), 1..6),
+    ) {
+        let mut compiler = Compiler::new(GRACE);
+        let mut now = Duration::ZERO;
+        let mut kernel = Kernel { maps: compile(&mut compiler, &world(&spec.objects()), now) };
+        for (change, seconds) in &changes {
+            let mut peers = addresses(&spec);
+            apply(&mut spec, change);
+            peers.extend(addresses(&spec));
+            peers.sort();
+            peers.dedup();
+            now += Duration::from_secs(*seconds);
+            let before = kernel.maps.clone();
+            let after = compile(&mut compiler, &world(&spec.objects()), now);
+            ids_keep_their_meaning(&before, &after)?;
+            let pods: BTreeSet<IpAddr> = before.pods.keys().filter(|ip| after.pods.contains_key(ip)).copied().collect();
+            let (old, new) = (verdicts(&before, &pods, &peers), verdicts(&after, &pods, &peers));
+            for (step, write) in Kernel::writes(&before, &after).iter().enumerate() {
+                write(&mut kernel.maps);
+                for (flow, verdict) in verdicts(&kernel.maps, &pods, &peers) {
+                    prop_assert!(verdict == old[&flow] || verdict == new[&flow], "step {}: {:?}: {:?}", step, flow, verdict);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn compiling_again_changes_nothing_and_after_the_grace_only_what_is_used_remains(
+        mut spec in spec(), change in change()
+    ) {
+        let mut compiler = Compiler::new(GRACE);
+        compile(&mut compiler, &world(&spec.objects()), Duration::ZERO);
+        apply(&mut spec, &change);
+        let world = world(&spec.objects());
+        let image = compile(&mut compiler, &world, Duration::from_secs(1));
+        prop_assert_eq!(&image, &compile(&mut compiler, &world, Duration::from_secs(2)));
+        let expiry = compiler.next_expiry().unwrap_or(Duration::from_secs(6));
+        prop_assert_eq!(expiry, Duration::from_secs(6));
+        let later = compile(&mut compiler, &world, expiry);
+        prop_assert_eq!(later.isolating.len(), without_retired(&later));
+        prop_assert_eq!(compiler.next_expiry(), None);
+        let fresh = compile(&mut Compiler::new(GRACE), &world, Duration::ZERO);
+        prop_assert_eq!(later.rows.len(), fresh.rows.len());
+        prop_assert_eq!(later.pod_classes.len(), fresh.pod_classes.len());
+        prop_assert_eq!(later.cidr_classes.len(), fresh.cidr_classes.len());
+    }
+}
