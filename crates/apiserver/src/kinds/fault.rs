@@ -120,11 +120,6 @@ impl Faults {
         self.0
     }
 
-    /// Whether nothing was found.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
     /// How many were found, to notice whether a check added any.
     pub(crate) fn len(&self) -> usize {
         self.0.len()
@@ -167,6 +162,11 @@ impl Faults {
     /// `Duplicate value`.
     pub(crate) fn duplicate(&mut self, path: &Path, value: impl Into<Shown>) {
         self.push("FieldValueDuplicate", path, format!("Duplicate value: {}", value.into().0), "");
+    }
+
+    /// `Duplicate value`, with the reason.
+    pub(crate) fn duplicate_because(&mut self, path: &Path, value: impl Into<Shown>, detail: &str) {
+        self.push("FieldValueDuplicate", path, format!("Duplicate value: {}", value.into().0), detail);
     }
 
     /// `Not found`.

@@ -268,19 +268,6 @@ pub(crate) fn path_segment(text: &str) -> Vec<String> {
     ["/", "%"].iter().filter(|bad| text.contains(**bad)).map(|bad| format!("may not contain '{bad}'")).collect()
 }
 
-/// A C identifier.
-pub(crate) fn c_identifier(text: &str) -> Vec<String> {
-    let good = text.bytes().enumerate().all(|(i, b)| b == b'_' || b.is_ascii_alphabetic() || (i > 0 && b.is_ascii_digit()));
-    if good && !text.is_empty() {
-        return Vec::new();
-    }
-    vec![regex_message(
-        "a valid C identifier must start with alphabetic character or '_', followed by a string of alphanumeric characters or '_'",
-        "[A-Za-z_][A-Za-z0-9_]*",
-        &["my_name", "MY_NAME", "MyName"],
-    )]
-}
-
 /// An address that Go parses leniently: leading zeros in IPv4 octets are read as decimal.
 pub(crate) fn sloppy_ip(text: &str) -> Option<IpAddr> {
     if let Ok(address) = text.parse::<IpAddr>() {

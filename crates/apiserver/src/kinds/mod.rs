@@ -1,17 +1,21 @@
 //! The built-in kinds: names, defaults, validation, merge rules and table columns.
 
 mod conform;
+mod defaults;
 mod fault;
 mod format;
 mod merge;
 mod metadata;
+mod prepare;
 mod print;
 mod quantity;
 mod read;
 mod rules;
 pub(crate) mod schema;
+mod selectable;
 mod strategy;
 pub(crate) mod table;
+mod validate;
 
 use std::borrow::Cow;
 

@@ -102,3 +102,13 @@ fn shift_decimal(value: i128, shift: i32) -> i128 {
         None => i128::from(value != 0),
     }
 }
+
+/// The quantity rounded up to thousandths, when it is finer than that.
+pub(crate) fn round_up_to_milli(text: &str) -> Option<String> {
+    const MICROS: i128 = 1_000_000;
+    let Quantity { nanos } = Quantity::parse(text)?;
+    if nanos % MICROS == 0 {
+        return None;
+    }
+    Some(format!("{}m", nanos.div_euclid(MICROS) + 1))
+}
