@@ -1,0 +1,376 @@
+//! What a person may choose about a lab, and the [`ClusterSpec`] that follows from it and is kept on disk.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use anyhow::{Context, Result, bail, ensure};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use serde::{Deserialize, Serialize};
+
+use crate::layout::LabName;
+
+/// Address families of pods, Services and nodes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum IpFamily {
+    /// IPv4 only.
+    #[default]
+    Ipv4,
+    /// IPv6 only.
+    Ipv6,
+    /// Both, IPv4 first.
+    Dual,
+}
+
+impl IpFamily {
+    /// Whether IPv4 is in use.
+    pub fn has_v4(self) -> bool {
+        self != Self::Ipv6
+    }
+
+    /// Whether IPv6 is in use.
+    pub fn has_v6(self) -> bool {
+        self != Self::Ipv4
+    }
+
+    fn wants(self, network: &IpNet) -> bool {
+        match network {
+            IpNet::V4(_) => self.has_v4(),
+            IpNet::V6(_) => self.has_v6(),
+        }
+    }
+}
+
+impl FromStr for IpFamily {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "ipv4" => Ok(Self::Ipv4),
+            "ipv6" => Ok(Self::Ipv6),
+            "dual" => Ok(Self::Dual),
+            other => bail!("IP family {other:?} is none of ipv4, ipv6, dual"),
+        }
+    }
+}
+
+/// Options of `lab up`. The default is a three-node IPv4 lab called `lab`.
+#[derive(Clone, Debug)]
+pub struct UpOptions {
+    /// The lab's name.
+    pub name: LabName,
+    /// Number of nodes, 1 to 200.
+    pub nodes: usize,
+    /// Address families.
+    pub ip_family: IpFamily,
+    /// Pod ranges, one a family; empty for 10.244.0.0/16 and fd00:10:244::/56.
+    pub pod_cidrs: Vec<IpNet>,
+    /// Service ranges, one a family; empty for 10.96.0.0/12 and fd00:10:96::/112.
+    pub service_cidrs: Vec<IpNet>,
+    /// Underlay networks, written as the gateway's address and length; empty for 192.168.255.1/24 and fd00:255::1/64.
+    pub underlay: Vec<IpNet>,
+    /// Networks outside of the cluster, written as the gateway's address and length; the host in each has number 10.
+    /// Empty for 192.168.26.1/24, 203.0.113.1/24, fd00:26::1/64 and 2001:db8:113::1/64.
+    pub outside: Vec<IpNet>,
+    /// A CNI configuration list to use instead of Towpath: no agent, carry and controller are started then.
+    /// `$NODE`, `$POD_CIDR` (the node's first), `$POD_CIDRS` (a JSON list) and `$STATE` in it are replaced for each node.
+    pub cni_conf: Option<PathBuf>,
+    /// Directory of `towpath-cni`; the directory of [`UpOptions::program`] when not given.
+    pub cni_bin_dir: Option<PathBuf>,
+    /// The program whose hidden `lab serve` and `lab stage` commands are run, and `agent`, `carry` and `controller`.
+    pub program: PathBuf,
+    /// Arguments in front of those commands, for programs that wrap them; normally empty.
+    pub program_args: Vec<String>,
+    /// Extra fields merged into every agent's configuration, for experiments.
+    pub agent_config: serde_json::Map<String, serde_json::Value>,
+}
+
+impl UpOptions {
+    /// Defaults, with the running program as the one that is started for the stages.
+    pub fn new(name: LabName) -> Result<Self> {
+        Ok(Self {
+            name,
+            nodes: 3,
+            ip_family: IpFamily::Ipv4,
+            pod_cidrs: Vec::new(),
+            service_cidrs: Vec::new(),
+            underlay: Vec::new(),
+            outside: Vec::new(),
+            cni_conf: None,
+            cni_bin_dir: None,
+            program: std::env::current_exe().context("find the running program")?,
+            program_args: Vec::new(),
+            agent_config: serde_json::Map::new(),
+        })
+    }
+}
+
+/// One node of the cluster.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct NodeSpec {
+    /// `n1`, `n2` …
+    pub name: String,
+    /// Its addresses on the underlay, one a family.
+    pub addresses: Vec<IpNet>,
+    /// Its pod ranges, one a family.
+    pub pod_cidrs: Vec<IpNet>,
+}
+
+impl NodeSpec {
+    /// The first address, as text: what `lab status` and tests call "the node's address".
+    pub fn primary_address(&self) -> Option<IpAddr> {
+        self.addresses.first().map(IpNet::addr)
+    }
+}
+
+/// A host outside of the cluster, in a network namespace of its own.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct OutsideHost {
+    /// Namespace suffix: `outside` for the first, then `outside2` …
+    pub netns: String,
+    /// Its addresses with prefix length, one a family.
+    pub addresses: Vec<IpNet>,
+    /// The underlay's router in each of its networks.
+    pub gateways: Vec<IpNet>,
+}
+
+/// Everything that is decided about a lab; stored in its state directory, so that `start` brings back the same cluster.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ClusterSpec {
+    /// The lab's name.
+    pub name: LabName,
+    /// Address families.
+    pub ip_family: IpFamily,
+    /// Pod ranges of the cluster.
+    pub pod_cidrs: Vec<IpNet>,
+    /// Service ranges.
+    pub service_cidrs: Vec<IpNet>,
+    /// Addresses of the cluster's DNS: the tenth of each Service range.
+    pub dns_addresses: Vec<IpAddr>,
+    /// The underlay's gateway address and length, one a family.
+    pub underlay: Vec<IpNet>,
+    /// The nodes.
+    pub nodes: Vec<NodeSpec>,
+    /// Hosts outside.
+    pub outside: Vec<OutsideHost>,
+    /// Port of the API server on 127.0.0.1, kept across stop and start.
+    pub api_port: u16,
+    /// Text of a CNI configuration list that replaces Towpath.
+    pub cni_conf: Option<String>,
+    /// Directories of CNI plugins, in order of search.
+    pub cni_bin_dirs: Vec<PathBuf>,
+    /// The program of the hidden commands.
+    pub program: PathBuf,
+    /// Arguments in front of the hidden commands.
+    pub program_args: Vec<String>,
+    /// Extra fields of every agent's configuration.
+    #[serde(default)]
+    pub agent_config: serde_json::Map<String, serde_json::Value>,
+}
+
+/// The cluster's DNS domain.
+pub const CLUSTER_DOMAIN: &str = "cluster.local";
+
+fn v4(a: u8, b: u8, c: u8, d: u8, length: u8) -> Result<IpNet> {
+    Ok(Ipv4Net::new(Ipv4Addr::new(a, b, c, d), length)?.into())
+}
+
+fn v6(address: &str, length: u8) -> Result<IpNet> {
+    Ok(Ipv6Net::new(address.parse::<Ipv6Addr>()?, length)?.into())
+}
+
+/// The address `offset` after the network's first, for example 10 → 10.96.0.10.
+pub(crate) fn nth_address(network: &IpNet, offset: u32) -> Result<IpAddr> {
+    let address = match network {
+        IpNet::V4(net) => u32::from(net.network()).checked_add(offset).map(|bits| IpAddr::V4(bits.into())),
+        IpNet::V6(net) => u128::from(net.network()).checked_add(offset.into()).map(|bits| IpAddr::V6(bits.into())),
+    };
+    address
+        .filter(|a| network.contains(a))
+        .with_context(|| format!("{network} is too small: it has no address number {offset}"))
+}
+
+/// What was chosen, or the defaults, restricted to the families in use; one a family.
+fn ranges(what: &str, chosen: &[IpNet], defaults: Vec<IpNet>, family: IpFamily, one_each: bool) -> Result<Vec<IpNet>> {
+    if chosen.is_empty() {
+        return Ok(defaults.into_iter().filter(|net| family.wants(net)).collect());
+    }
+    let (mut fours, mut sixes) = (0, 0);
+    for net in chosen {
+        ensure!(family.wants(net), "{what} {net} does not belong to the lab's IP family");
+        *(if matches!(net, IpNet::V4(_)) { &mut fours } else { &mut sixes }) += 1;
+    }
+    ensure!((fours > 0) == family.has_v4() && (sixes > 0) == family.has_v6(), "{what} is not given for every IP family of the lab");
+    ensure!(!one_each || (fours <= 1 && sixes <= 1), "{what} is given twice for one IP family");
+    Ok(chosen.to_vec())
+}
+
+fn refuse_overlaps(named: &[(&str, &[IpNet])]) -> Result<()> {
+    let all: Vec<(&str, &IpNet)> = named.iter().flat_map(|(name, nets)| nets.iter().map(move |net| (*name, net))).collect();
+    for (index, (name, net)) in all.iter().enumerate() {
+        for (other_name, other) in all.iter().skip(index + 1) {
+            ensure!(
+                !net.contains(&other.network()) && !other.contains(&net.network()),
+                "{name} {net} and {other_name} {other} overlap: choose disjoint ranges"
+            );
+        }
+    }
+    Ok(())
+}
+
+impl ClusterSpec {
+    /// Decides everything that [`UpOptions`] leave open, and refuses ranges that overlap or are too small.
+    pub fn plan(options: &UpOptions, api_port: u16) -> Result<Self> {
+        let family = options.ip_family;
+        ensure!((1..=200).contains(&options.nodes), "a lab has 1 to 200 nodes, not {}", options.nodes);
+        let pod_cidrs = ranges(
+            "the pod range",
+            &options.pod_cidrs,
+            vec![v4(10, 244, 0, 0, 16)?, v6("fd00:10:244::", 56)?],
+            family,
+            true,
+        )?;
+        let service_cidrs = ranges(
+            "the Service range",
+            &options.service_cidrs,
+            vec![v4(10, 96, 0, 0, 12)?, v6("fd00:10:96::", 112)?],
+            family,
+            true,
+        )?;
+        let underlay = ranges(
+            "the underlay",
+            &options.underlay,
+            vec![v4(192, 168, 255, 1, 24)?, v6("fd00:255::1", 64)?],
+            family,
+            true,
+        )?;
+        let outside = ranges(
+            "the outside network",
+            &options.outside,
+            vec![v4(192, 168, 26, 1, 24)?, v6("fd00:26::1", 64)?, v4(203, 0, 113, 1, 24)?, v6("2001:db8:113::1", 64)?],
+            family,
+            false,
+        )?;
+        refuse_overlaps(&[
+            ("pod range", &pod_cidrs),
+            ("Service range", &service_cidrs),
+            ("underlay", &underlay),
+            ("outside network", &outside),
+        ])?;
+        Ok(Self {
+            name: options.name.clone(),
+            ip_family: family,
+            dns_addresses: service_cidrs.iter().map(|net| nth_address(net, 10)).collect::<Result<_>>()?,
+            nodes: plan_nodes(options.nodes, &underlay, &pod_cidrs)?,
+            outside: plan_outside(&outside)?,
+            pod_cidrs,
+            service_cidrs,
+            underlay,
+            api_port,
+            cni_conf: read_cni_conf(options)?,
+            cni_bin_dirs: cni_bin_dirs(options),
+            program: options.program.clone(),
+            program_args: options.program_args.clone(),
+            agent_config: options.agent_config.clone(),
+        })
+    }
+
+    /// The node called `name`.
+    pub fn node(&self, name: &str) -> Result<&NodeSpec> {
+        self.nodes.iter().find(|node| node.name == name).with_context(|| {
+            let known: Vec<&str> = self.nodes.iter().map(|n| n.name.as_str()).collect();
+            format!("lab {} has no node {name:?}; it has {}", self.name, known.join(", "))
+        })
+    }
+}
+
+fn plan_nodes(count: usize, underlay: &[IpNet], pod_cidrs: &[IpNet]) -> Result<Vec<NodeSpec>> {
+    let mut nodes = Vec::with_capacity(count);
+    for number in 1..=count {
+        let offset = u32::try_from(number)?;
+        let addresses = underlay
+            .iter()
+            .map(|net| Ok(IpNet::new(nth_address(net, 10 + offset)?, net.prefix_len())?))
+            .collect::<Result<_>>()?;
+        let pods = pod_cidrs.iter().map(|net| node_range(net, number - 1)).collect::<Result<_>>()?;
+        nodes.push(NodeSpec { name: format!("n{number}"), addresses, pod_cidrs: pods });
+    }
+    Ok(nodes)
+}
+
+/// The node's share of the pod range: a /24 of IPv4, a /64 of IPv6, as Kubernetes' controller cuts it.
+fn node_range(cluster: &IpNet, index: usize) -> Result<IpNet> {
+    let length = match cluster {
+        IpNet::V4(_) => 24,
+        IpNet::V6(_) => 64,
+    };
+    cluster
+        .subnets(length.max(cluster.prefix_len()))?
+        .nth(index)
+        .with_context(|| format!("the pod range {cluster} has no /{length} left for node n{}; choose a larger range", index + 1))
+}
+
+fn plan_outside(gateways: &[IpNet]) -> Result<Vec<OutsideHost>> {
+    let fours: Vec<&IpNet> = gateways.iter().filter(|net| matches!(net, IpNet::V4(_))).collect();
+    let sixes: Vec<&IpNet> = gateways.iter().filter(|net| matches!(net, IpNet::V6(_))).collect();
+    let mut hosts = Vec::new();
+    for index in 0..fours.len().max(sixes.len()) {
+        let gateways: Vec<IpNet> = [fours.get(index), sixes.get(index)].into_iter().flatten().map(|net| **net).collect();
+        let addresses = gateways
+            .iter()
+            .map(|net| Ok(IpNet::new(nth_address(net, if net.addr().is_ipv4() { 10 } else { 0x10 })?, net.prefix_len())?))
+            .collect::<Result<_>>()?;
+        let netns = if index == 0 { "outside".to_owned() } else { format!("outside{}", index + 1) };
+        hosts.push(OutsideHost { netns, addresses, gateways });
+    }
+    Ok(hosts)
+}
+
+fn read_cni_conf(options: &UpOptions) -> Result<Option<String>> {
+    let Some(path) = &options.cni_conf else { return Ok(None) };
+    let text = std::fs::read_to_string(path).with_context(|| format!("read the CNI configuration {}", path.display()))?;
+    serde_json::from_str::<serde_json::Value>(&text.replace("$POD_CIDRS", "[]"))
+        .with_context(|| format!("{} is not JSON", path.display()))?;
+    Ok(Some(text))
+}
+
+fn cni_bin_dirs(options: &UpOptions) -> Vec<PathBuf> {
+    let own = options.cni_bin_dir.clone().or_else(|| options.program.parent().map(PathBuf::from));
+    own.into_iter().chain([PathBuf::from("/usr/lib/cni"), PathBuf::from("/opt/cni/bin")]).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options() -> UpOptions {
+        UpOptions::new("t".parse().unwrap()).unwrap()
+    }
+
+    #[test]
+    fn defaults_follow_the_documentation() {
+        let spec = ClusterSpec::plan(&UpOptions { ip_family: IpFamily::Dual, ..options() }, 6443).unwrap();
+        assert_eq!(spec.dns_addresses, ["10.96.0.10".parse::<IpAddr>().unwrap(), "fd00:10:96::a".parse().unwrap()]);
+        let second = &spec.nodes[1];
+        assert_eq!(second.name, "n2");
+        assert_eq!(second.addresses[0].to_string(), "192.168.255.12/24");
+        assert_eq!(second.addresses[1].to_string(), "fd00:255::c/64");
+        assert_eq!(second.pod_cidrs[0].to_string(), "10.244.1.0/24");
+        assert_eq!(second.pod_cidrs[1].to_string(), "fd00:10:244:1::/64");
+        assert_eq!(spec.outside[0].addresses[0].to_string(), "192.168.26.10/24");
+        assert_eq!(spec.outside[1].addresses[0].to_string(), "203.0.113.10/24");
+    }
+
+    #[test]
+    fn overlapping_and_exhausted_ranges_are_refused_by_name() {
+        let overlap = UpOptions { pod_cidrs: vec!["10.96.0.0/16".parse().unwrap()], ..options() };
+        let error = ClusterSpec::plan(&overlap, 1).unwrap_err().to_string();
+        assert!(error.contains("overlap") && error.contains("10.96.0.0/16"), "{error}");
+        let small = UpOptions { pod_cidrs: vec!["10.250.0.0/23".parse().unwrap()], ..options() };
+        let error = ClusterSpec::plan(&small, 1).unwrap_err().to_string();
+        assert!(error.contains("n3"), "{error}");
+        let wrong = UpOptions { pod_cidrs: vec!["fd00::/56".parse().unwrap()], ..options() };
+        assert!(ClusterSpec::plan(&wrong, 1).is_err());
+    }
+}
