@@ -46,9 +46,10 @@ impl FeedPlanner {
 
 fn snapshot(world: &World, domain: &str) -> FeedMessage {
     let slices = Changed::All.slices(world);
-    let services = world.services.values().filter_map(|service| {
-        dns_service(service, slices.get(&service.name).map(Vec::as_slice).unwrap_or_default())
-    });
+    let services = world
+        .services
+        .values()
+        .filter_map(|service| dns_service(service, slices.get(&service.name).map(Vec::as_slice).unwrap_or_default()));
     FeedMessage::Snapshot {
         domain: domain.to_owned(),
         services: services.collect(),
@@ -104,9 +105,7 @@ fn pods(world: &World) -> BTreeSet<DnsPod> {
         .pods
         .values()
         .filter(|pod| pod.phase != Phase::Terminated)
-        .flat_map(|pod| {
-            pod.ips.iter().map(|ip| DnsPod { namespace: pod.name.namespace.clone(), address: *ip })
-        })
+        .flat_map(|pod| pod.ips.iter().map(|ip| DnsPod { namespace: pod.name.namespace.clone(), address: *ip }))
         .collect()
 }
 

@@ -212,6 +212,11 @@ impl Zone {
         }
     }
 
+    /// An empty zone to build this one's successor in: same servers, later serial.
+    pub fn successor(&self) -> Self {
+        Self { servers: self.servers.clone(), serial: self.serial, ..Self::default() }
+    }
+
     /// What the feed said so far.
     pub fn records(&self) -> &Records {
         &self.records
@@ -337,9 +342,7 @@ impl Zone {
     fn service<'a>(&self, service: &'a DnsService) -> Found<'a> {
         match &service.answer {
             DnsAnswer::Alias { target } => Found::Alias(target),
-            DnsAnswer::ClusterIps { addresses, .. } => {
-                Found::Data(addresses.iter().map(|a| Data::of(*a)).collect())
-            }
+            DnsAnswer::ClusterIps { addresses, .. } => Found::Data(addresses.iter().map(|a| Data::of(*a)).collect()),
             // "If there are no ready endpoints for the headless Service, the answer should be NXDOMAIN."
             DnsAnswer::Endpoints { endpoints } if endpoints.is_empty() => Found::Nothing,
             DnsAnswer::Endpoints { endpoints } => {
@@ -412,10 +415,7 @@ impl Zone {
                     names.insert(own);
                 }
                 DnsAnswer::Endpoints { endpoints } => names.extend(
-                    endpoints
-                        .iter()
-                        .filter(|e| e.address == address)
-                        .map(|e| format!("{}.{own}", endpoint_label(e))),
+                    endpoints.iter().filter(|e| e.address == address).map(|e| format!("{}.{own}", endpoint_label(e))),
                 ),
                 DnsAnswer::Alias { .. } => {}
             }

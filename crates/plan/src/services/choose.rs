@@ -43,8 +43,7 @@ pub(super) fn candidates(
                     terminating: endpoint.conditions.terminating,
                     local: endpoint.node.as_ref() == Some(node),
                 };
-                let key =
-                    BackendAddress { address: endpoint.address, port: slice_port.port, protocol: port.protocol };
+                let key = BackendAddress { address: endpoint.address, port: slice_port.port, protocol: port.protocol };
                 // An endpoint may be in two slices while it moves: the better state counts.
                 found
                     .entry(key)
@@ -64,8 +63,7 @@ pub(super) fn candidates(
 /// Those that take new connections: the ready ones; if there is none, those that still serve while they terminate.
 /// With [`TrafficPolicy::Local`], of this node only, and the same fallback among them.
 pub(super) fn choose(candidates: &BTreeMap<BackendAddress, State>, policy: TrafficPolicy) -> Vec<BackendAddress> {
-    let eligible =
-        || candidates.iter().filter(|(_, state)| policy == TrafficPolicy::Cluster || state.local);
+    let eligible = || candidates.iter().filter(|(_, state)| policy == TrafficPolicy::Cluster || state.local);
     let ready: Vec<BackendAddress> = eligible().filter(|(_, s)| s.ready).map(|(b, _)| *b).collect();
     if !ready.is_empty() {
         return ready;

@@ -224,8 +224,12 @@ impl Planner {
         now: Duration,
     ) {
         let new = service.map(|s| self.compute(s, slices, node)).unwrap_or_default();
-        let old = if service.is_some() { self.planned.insert(name.clone(), Planned::default()) } else { self.planned.remove(name) }
-            .unwrap_or_default();
+        let old = if service.is_some() {
+            self.planned.insert(name.clone(), Planned::default())
+        } else {
+            self.planned.remove(name)
+        }
+        .unwrap_or_default();
         for backend in &new.held {
             self.hold(*backend);
         }
@@ -257,9 +261,10 @@ impl Planner {
         let claims = self.claims.get(&frontend);
         let best = claims.and_then(|claims| claims.iter().next()).map(|((rank, _), target)| (*rank, target));
         let current = self.table.frontends.get(&frontend).map(|target| target.id);
-        let keeps = claims.into_iter().flatten().find(|((rank, _), target)| {
-            Some(target.id) == current && Some(*rank) == best.map(|(rank, _)| rank)
-        });
+        let keeps = claims
+            .into_iter()
+            .flatten()
+            .find(|((rank, _), target)| Some(target.id) == current && Some(*rank) == best.map(|(rank, _)| rank));
         match keeps.map(|(_, target)| target).or(best.map(|(_, target)| target)) {
             Some(target) => {
                 self.table.frontends.insert(frontend, target.clone());
@@ -370,8 +375,7 @@ impl Planner {
         planned: &mut Planned,
     ) {
         let differ = service.external_policy != service.internal_policy;
-        for (scope, policy) in
-            [(Scope::Internal, service.internal_policy), (Scope::External, service.external_policy)]
+        for (scope, policy) in [(Scope::Internal, service.internal_policy), (Scope::External, service.external_policy)]
         {
             let of_scope = |rank: Rank| (rank > Rank::ClusterIp) == (scope == Scope::External);
             let frontends: Vec<Frontend> = wishes.iter().filter(|(_, r)| of_scope(*r)).map(|(f, _)| *f).collect();

@@ -1,0 +1,80 @@
+//! The cluster's records as all tasks share them, what is counted, and the cache's size for those who ask.
+
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{PoisonError, RwLock};
+
+use tokio::sync::Notify;
+use towpath_plan::dns::{Outcome, QueryType, Zone};
+use towpath_wire::dns::{DnsCounters, FeedMessage};
+
+use crate::counters::Counters;
+
+/// What the agent fed, and the counters.
+#[derive(Debug)]
+pub(crate) struct Cluster {
+    zone: RwLock<Zone>,
+    pub(crate) counters: Counters,
+    cached: AtomicU64,
+    cached_bytes: AtomicU64,
+    changed: Notify,
+}
+
+impl Cluster {
+    pub(crate) fn new(servers: Vec<IpAddr>) -> Self {
+        Self {
+            zone: RwLock::new(Zone::new(servers)),
+            counters: Counters::default(),
+            cached: AtomicU64::new(0),
+            cached_bytes: AtomicU64::new(0),
+            changed: Notify::new(),
+        }
+    }
+
+    /// Applies a message of the feed; answers follow it from here on.
+    pub(crate) fn apply(&self, message: FeedMessage) {
+        self.restore(message);
+        self.counters.feed_messages.add();
+        self.changed.notify_one();
+    }
+
+    /// As [`Cluster::apply`], for what came from disk.
+    pub(crate) fn restore(&self, message: FeedMessage) {
+        // A writer that panicked left a zone that is whole: `apply` replaces entries one at a time.
+        if matches!(message, FeedMessage::Snapshot { .. }) {
+            // A large snapshot is indexed aside, so that answers go on meanwhile.
+            let mut next = self.zone.read().unwrap_or_else(PoisonError::into_inner).successor();
+            next.apply(message);
+            *self.zone.write().unwrap_or_else(PoisonError::into_inner) = next;
+        } else {
+            self.zone.write().unwrap_or_else(PoisonError::into_inner).apply(message);
+        }
+    }
+
+    pub(crate) fn answer(&self, name: &str, query: QueryType) -> Outcome {
+        self.zone.read().unwrap_or_else(PoisonError::into_inner).answer(name, query)
+    }
+
+    /// Everything fed, to be saved.
+    pub(crate) fn snapshot(&self) -> FeedMessage {
+        self.zone.read().unwrap_or_else(PoisonError::into_inner).records().snapshot()
+    }
+
+    /// Waits until something was fed.
+    pub(crate) async fn changed(&self) {
+        self.changed.notified().await;
+    }
+
+    pub(crate) fn report_cache(&self, entries: usize, bytes: usize) {
+        self.cached.store(entries as u64, Ordering::Relaxed);
+        self.cached_bytes.store(bytes as u64, Ordering::Relaxed);
+    }
+
+    pub(crate) fn counters(&self) -> DnsCounters {
+        DnsCounters {
+            cached: self.cached.load(Ordering::Relaxed),
+            cached_bytes: self.cached_bytes.load(Ordering::Relaxed),
+            ..self.counters.read()
+        }
+    }
+}

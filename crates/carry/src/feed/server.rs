@@ -1,0 +1,93 @@
+//! This process's end of the feed: applies what the agent says, for root only.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use tokio::net::{UnixListener, UnixStream};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use towpath_wire::dns::{FeedMessage, FeedReply, FeedRequest};
+
+use super::client::FeedError;
+use super::frame::Frames;
+use crate::CarryError;
+use crate::cluster::Cluster;
+
+/// Connections at a time: one agent, its successor during an upgrade, and a few that ask for counters.
+const MAX_CONNECTIONS: usize = 16;
+
+/// Binds the socket, in place of one that a predecessor left, with access for its owner only.
+pub(crate) fn bind(path: &Path) -> Result<UnixListener, CarryError> {
+    let error = |source| CarryError::Socket { path: path.to_owned(), source };
+    // Bound under another name, closed to others, then moved: nobody ever finds it open or absent.
+    let fresh = path.with_extension("sock.new");
+    match std::fs::remove_file(&fresh) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(error(e)),
+        _ => {}
+    }
+    let listener = UnixListener::bind(&fresh).map_err(error)?;
+    std::fs::set_permissions(&fresh, std::fs::Permissions::from_mode(0o600)).map_err(error)?;
+    std::fs::rename(&fresh, path).map_err(error)?;
+    Ok(listener)
+}
+
+/// Serves until shutdown.
+pub(crate) async fn serve(listener: UnixListener, cluster: Arc<Cluster>, shutdown: CancellationToken) {
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            Some(_) = connections.join_next(), if !connections.is_empty() => {}
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) if connections.len() < MAX_CONNECTIONS => {
+                    connections.spawn(connection(stream, Arc::clone(&cluster)));
+                }
+                Ok(_) => tracing::warn!("feed socket: {MAX_CONNECTIONS} connections are open, one more was closed"),
+                Err(error) => {
+                    tracing::warn!(%error, "feed socket: accept failed");
+                    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                }
+            },
+        }
+    }
+}
+
+async fn connection(stream: UnixStream, cluster: Arc<Cluster>) {
+    // The mode of the socket keeps others out; the kernel's word on who connected does so again.
+    let allowed = [0, rustix::process::geteuid().as_raw()];
+    match stream.peer_cred() {
+        Ok(peer) if allowed.contains(&peer.uid()) => {}
+        Ok(peer) => {
+            tracing::warn!(uid = peer.uid(), "feed socket: refused a connection that is not root's");
+            return;
+        }
+        Err(error) => {
+            tracing::warn!(%error, "feed socket: cannot tell who connected");
+            return;
+        }
+    }
+    if let Err(error) = talk(Frames::new(stream), &cluster).await {
+        tracing::warn!(%error, "feed socket: connection ended; answers go on from the last state");
+    }
+}
+
+async fn talk(mut frames: Frames, cluster: &Cluster) -> Result<(), FeedError> {
+    let mut begun = false;
+    while let Some(request) = frames.read::<FeedRequest>().await? {
+        let reply = match request {
+            FeedRequest::Counters => FeedReply::Counters { counters: cluster.counters() },
+            FeedRequest::Apply { message } => {
+                begun |= matches!(message, FeedMessage::Snapshot { .. });
+                if begun {
+                    cluster.apply(message);
+                    FeedReply::Applied
+                } else {
+                    FeedReply::Refused { reason: "the first message of a connection must be a snapshot".to_owned() }
+                }
+            }
+        };
+        frames.write(&reply).await?;
+    }
+    Ok(())
+}

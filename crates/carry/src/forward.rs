@@ -1,0 +1,156 @@
+//! Names outside the cluster: from the cache, by joining a question that is already on its way, or from upstream.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures::FutureExt;
+use futures::future::{BoxFuture, Shared, WeakShared};
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+
+use crate::cache::{Cache, Hit, Key};
+use crate::cluster::Cluster;
+use crate::message::Response;
+use crate::message::response::{MAX_TTL, wire_name};
+use crate::upstream::{Ask, Upstreams};
+
+/// Questions on their way upstream at a time; each has a socket.
+const MAX_IN_FLIGHT: usize = 512;
+/// TTL of an answer that is given after its time (RFC 8767 §4 recommends 30 s).
+const STALE_TTL: u32 = 30;
+/// How long a failure is remembered, so that one broken name is not asked for again by everybody (RFC 9520).
+const FAILURE_FOR: Duration = Duration::from_secs(1);
+/// Failures remembered at a time.
+const MAX_FAILURES: usize = 4096;
+
+type Flight = Shared<BoxFuture<'static, Option<Arc<Response>>>>;
+
+/// An answer and how to show its age.
+#[derive(Clone, Debug)]
+pub(crate) struct Forwarded {
+    pub(crate) response: Arc<Response>,
+    /// Seconds to take off its TTLs.
+    pub(crate) age: u32,
+    /// Most that a TTL may then be.
+    pub(crate) cap: u32,
+}
+
+/// Answers questions by asking upstream.
+pub(crate) struct Forwarder {
+    shared: Arc<State>,
+    in_flight: Mutex<HashMap<Key, WeakShared<BoxFuture<'static, Option<Arc<Response>>>>>>,
+    slots: Arc<Semaphore>,
+}
+
+struct State {
+    cluster: Arc<Cluster>,
+    upstreams: Arc<Upstreams>,
+    cache: Mutex<Cache>,
+    failures: Mutex<HashMap<Key, Instant>>,
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Forwarder {
+    pub(crate) fn new(cluster: Arc<Cluster>, upstreams: Arc<Upstreams>) -> Self {
+        let (cache, failures) = (Mutex::new(Cache::default()), Mutex::new(HashMap::new()));
+        Self {
+            shared: Arc::new(State { cluster, upstreams, cache, failures }),
+            in_flight: Mutex::new(HashMap::new()),
+            slots: Arc::new(Semaphore::new(MAX_IN_FLIGHT)),
+        }
+    }
+
+    /// The answer, if it is in the cache and its time is not over.
+    pub(crate) fn cached(&self, key: &Key) -> Option<Forwarded> {
+        let hit = locked(&self.shared.cache).get(key, Instant::now()).filter(|hit| !hit.stale)?;
+        self.shared.cluster.counters.cache_hits.add();
+        Some(fresh(hit))
+    }
+
+    /// The answer; none when nobody has one.
+    pub(crate) async fn resolve(&self, key: Key) -> Option<Forwarded> {
+        let failed = locked(&self.shared.failures).get(&key).is_some_and(|at| at.elapsed() < FAILURE_FOR);
+        if !failed && let Some(flight) = self.flight(&key) {
+            if let Some(response) = flight.await {
+                return Some(Forwarded { response, age: 0, cap: MAX_TTL });
+            }
+        }
+        let hit = locked(&self.shared.cache).get(&key, Instant::now())?;
+        if !hit.stale {
+            return Some(fresh(hit));
+        }
+        self.shared.cluster.counters.stale_answers.add();
+        Some(Forwarded { response: hit.response, age: 0, cap: STALE_TTL })
+    }
+
+    /// Joins the question if it is on its way, else sends it; none when too many are.
+    fn flight(&self, key: &Key) -> Option<Flight> {
+        let mut in_flight = locked(&self.in_flight);
+        // A question that everybody stopped waiting for is not upgraded, and so asked anew.
+        if let Some(flight) = in_flight.get(key).and_then(WeakShared::upgrade) {
+            self.shared.cluster.counters.joined.add();
+            return Some(flight);
+        }
+        let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() else {
+            self.shared.cluster.counters.overloaded.add();
+            return None;
+        };
+        let (state, of) = (Arc::clone(&self.shared), key.clone());
+        let flight = async move {
+            let answer = state.ask(of).await;
+            drop(slot);
+            answer
+        }
+        .boxed()
+        .shared();
+        // Those that ended or were given up leave their keys behind: there are never many more than in flight.
+        if in_flight.len() > 2 * MAX_IN_FLIGHT {
+            in_flight.retain(|_, flight| flight.upgrade().is_some_and(|f| f.peek().is_none()));
+        }
+        if let Some(weak) = flight.downgrade() {
+            in_flight.insert(key.clone(), weak);
+        }
+        Some(flight)
+    }
+}
+
+fn fresh(hit: Hit) -> Forwarded {
+    Forwarded { response: hit.response, age: hit.age, cap: MAX_TTL }
+}
+
+impl State {
+    async fn ask(&self, key: Key) -> Option<Arc<Response>> {
+        self.cluster.counters.forwarded.add();
+        let ask = Ask {
+            qname: wire_name(&key.name)?,
+            qtype: key.qtype,
+            dnssec_ok: key.dnssec_ok,
+            checking_disabled: key.checking_disabled,
+        };
+        match self.upstreams.resolve(&ask).await {
+            Some(response) => {
+                let response = Arc::new(response);
+                let mut cache = locked(&self.cache);
+                cache.insert(key, Arc::clone(&response), Instant::now());
+                let (entries, bytes) = cache.size();
+                self.cluster.report_cache(entries, bytes);
+                Some(response)
+            }
+            None => {
+                self.cluster.counters.upstream_failures.add();
+                let mut failures = locked(&self.failures);
+                if failures.len() >= MAX_FAILURES {
+                    failures.retain(|_, at| at.elapsed() < FAILURE_FOR);
+                }
+                if failures.len() < MAX_FAILURES {
+                    failures.insert(key, Instant::now());
+                }
+                None
+            }
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! One message in, one message out: the cluster's names at once, all others by way of the forwarder.
+
+use std::sync::Arc;
+
+use towpath_plan::dns::{Answer, Outcome, QueryType};
+
+use crate::cache::Key;
+use crate::cluster::Cluster;
+use crate::forward::{Forwarded, Forwarder};
+use crate::message::compose::{self, Composed};
+use crate::message::{Incoming, Query, Transport, query, rcode};
+
+/// Answers messages.
+pub(crate) struct Responder {
+    cluster: Arc<Cluster>,
+    forwarder: Forwarder,
+}
+
+/// What a message leads to.
+pub(crate) enum Now {
+    /// Nothing is sent.
+    Silence,
+    /// This is sent.
+    Reply(Vec<u8>),
+    /// Somebody must be asked first: [`Responder::later`].
+    Later(Pending),
+}
+
+/// A question that upstream servers must be asked about.
+pub(crate) struct Pending {
+    query: Query,
+    key: Key,
+    /// The cluster's own part of the answer, which ends in an alias to `key`.
+    alias: Option<Answer>,
+}
+
+impl Responder {
+    pub(crate) fn new(cluster: Arc<Cluster>, forwarder: Forwarder) -> Self {
+        Self { cluster, forwarder }
+    }
+
+    /// Answers a message without waiting for anybody, if that can be done.
+    pub(crate) fn now(&self, bytes: &[u8], transport: Transport) -> Now {
+        let counters = &self.cluster.counters;
+        match transport {
+            Transport::Udp => counters.udp_queries.add(),
+            Transport::Tcp => counters.tcp_queries.add(),
+        }
+        let query = match query::parse(bytes, transport) {
+            Incoming::Silence => {
+                counters.malformed.add();
+                return Now::Silence;
+            }
+            Incoming::Reject(reply) => {
+                counters.malformed.add();
+                return Now::Reply(reply);
+            }
+            Incoming::Query(query) => query,
+        };
+        match self.cluster.answer(&query.name, QueryType::from(query.qtype)) {
+            Outcome::NotReady => Now::Reply(compose::error(&query, rcode::SERVFAIL)),
+            Outcome::Answer(answer) => {
+                counters.cluster_answers.add();
+                match answer.chase.clone().filter(|_| query.recursion_desired) {
+                    Some(name) => self.look_up(query, name, Some(answer)),
+                    None => Now::Reply(self.composed(&query, compose::cluster(&query, &answer, None))),
+                }
+            }
+            // This server knows nothing of other names by itself, and was told not to ask.
+            Outcome::Forward if !query.recursion_desired => Now::Reply(compose::error(&query, rcode::REFUSED)),
+            Outcome::Forward => {
+                let name = query.name.clone();
+                self.look_up(query, name, None)
+            }
+        }
+    }
+
+    fn look_up(&self, query: Query, name: String, alias: Option<Answer>) -> Now {
+        let key = Key {
+            name,
+            qtype: query.qtype,
+            dnssec_ok: query.edns.is_some_and(|e| e.dnssec_ok),
+            checking_disabled: query.checking_disabled,
+        };
+        match self.forwarder.cached(&key) {
+            Some(found) => Now::Reply(self.forwarded(&query, alias.as_ref(), Some(&found))),
+            None => Now::Later(Pending { query, key, alias }),
+        }
+    }
+
+    /// Answers a question after asking upstream.
+    pub(crate) async fn later(&self, pending: Pending) -> Vec<u8> {
+        let Pending { query, key, alias } = pending;
+        let found = self.forwarder.resolve(key).await;
+        self.forwarded(&query, alias.as_ref(), found.as_ref())
+    }
+
+    /// The reply when more is asked than can be carried.
+    pub(crate) fn overloaded(&self, pending: &Pending) -> Vec<u8> {
+        self.cluster.counters.overloaded.add();
+        compose::error(&pending.query, rcode::SERVFAIL)
+    }
+
+    /// A message or connection was turned away.
+    pub(crate) fn count_overload(&self) {
+        self.cluster.counters.overloaded.add();
+    }
+
+    fn forwarded(&self, query: &Query, alias: Option<&Answer>, found: Option<&Forwarded>) -> Vec<u8> {
+        let Some(found) = found else { return compose::error(query, rcode::SERVFAIL) };
+        if let Some(answer) = alias {
+            return self.composed(query, compose::cluster(query, answer, Some((&found.response, found.age))));
+        }
+        let (reply, truncated) = found.response.reply(query, found.age, found.cap);
+        if truncated {
+            self.cluster.counters.truncated.add();
+        }
+        reply
+    }
+
+    fn composed(&self, query: &Query, composed: Option<Composed>) -> Vec<u8> {
+        match composed {
+            Some(Composed { bytes, truncated }) => {
+                if truncated {
+                    self.cluster.counters.truncated.add();
+                }
+                bytes
+            }
+            None => compose::error(query, rcode::SERVFAIL),
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! DNS over UDP: a batch of datagrams at a time, answered in place where nobody else must be asked.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use socket2::Type;
+use tokio::net::UdpSocket;
+use tokio::task::JoinSet;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+
+use super::{bound, opened};
+use crate::message::Transport;
+use crate::responder::{Now, Responder};
+
+/// Datagrams answered before other tasks get their turn.
+const BATCH: usize = 64;
+/// Longer queries are malformed: a question has at most 255 bytes of name, and options of a query are few.
+const LONGEST_QUERY: usize = 4096;
+/// Questions that wait for upstream servers at a time.
+const MAX_WAITING: usize = 2048;
+/// Room for bursts in the kernel.
+const RECEIVE_BUFFER: usize = 1 << 20;
+
+/// Answers on `address` until shutdown.
+pub(crate) async fn serve(address: SocketAddr, responder: Arc<Responder>, shutdown: CancellationToken) {
+    let open = || {
+        let socket = bound(address, Type::DGRAM)?;
+        // The kernel's limit may be lower: then that is what it is.
+        let _ = socket.set_recv_buffer_size(RECEIVE_BUFFER);
+        UdpSocket::from_std(socket.into())
+    };
+    let Some(socket) = opened("UDP", address, &shutdown, open).await else { return };
+    let socket = Arc::new(socket);
+    let mut waiting = JoinSet::new();
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            Some(_) = waiting.join_next(), if !waiting.is_empty() => {}
+            ready = socket.readable() => match ready {
+                Ok(()) => batch(&socket, &responder, &mut waiting).await,
+                Err(error) => {
+                    tracing::warn!(%address, %error, "DNS over UDP: cannot wait for queries");
+                    sleep(Duration::from_millis(100)).await;
+                }
+            },
+        }
+    }
+}
+
+async fn batch(socket: &Arc<UdpSocket>, responder: &Arc<Responder>, waiting: &mut JoinSet<()>) {
+    let mut buffer = [0u8; LONGEST_QUERY];
+    for _ in 0..BATCH {
+        let (length, client) = match socket.try_recv_from(&mut buffer) {
+            Ok(received) => received,
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return,
+            // An earlier reply that was refused, and the like: about one client, not about this socket.
+            Err(_) => continue,
+        };
+        match responder.now(buffer.get(..length).unwrap_or_default(), Transport::Udp) {
+            Now::Silence => {}
+            Now::Reply(reply) => send(socket, &reply, client).await,
+            Now::Later(pending) if waiting.len() >= MAX_WAITING => {
+                send(socket, &responder.overloaded(&pending), client).await;
+            }
+            Now::Later(pending) => {
+                let (socket, responder) = (Arc::clone(socket), Arc::clone(responder));
+                waiting.spawn(async move {
+                    let reply = responder.later(pending).await;
+                    send(&socket, &reply, client).await;
+                });
+            }
+        }
+    }
+}
+
+async fn send(socket: &UdpSocket, reply: &[u8], client: SocketAddr) {
+    if reply.is_empty() {
+        return;
+    }
+    // The client asks again if this is lost.
+    if let Err(error) = socket.send_to(reply, client).await {
+        tracing::debug!(%client, %error, "DNS reply not sent");
+    }
+}
