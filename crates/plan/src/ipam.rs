@@ -261,8 +261,10 @@ impl Pool {
 
     fn take(&mut self, holder: Holder, addresses: Vec<IpAddr>) {
         for address in &addresses {
-            if self.rested.remove(address).is_some() {
-                self.resting.retain(|(resting, _)| resting != address);
+            if self.rested.remove(address).is_some()
+                && let Some(position) = self.resting.iter().position(|(resting, _)| resting == address)
+            {
+                self.resting.remove(position);
             }
             self.holder.insert(*address, holder.clone());
         }

@@ -1,1 +1,216 @@
 //! The promises of the pool, by example and for random sequences.
+
+use std::collections::{BTreeMap, HashSet};
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn owner(n: u32) -> Attachment {
+    Attachment::new(&format!("c{n}"), "eth0").unwrap()
+}
+
+fn pool(ranges: &[&str]) -> Pool {
+    Pool::new(&ranges.iter().map(|r| r.parse().unwrap()).collect::<Vec<IpNet>>()).unwrap()
+}
+
+fn at(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+fn one(pool: &mut Pool, n: u32, now: Duration) -> IpAddr {
+    pool.allocate(&owner(n), now).unwrap().addresses[0]
+}
+
+fn release(pool: &mut Pool, n: u32, now: Duration) {
+    pool.release(&Holder::Attachment(owner(n)), now);
+}
+
+#[test]
+fn network_gateway_and_broadcast_are_never_given() {
+    let mut pool = pool(&["10.244.1.0/29"]);
+    let given: Vec<String> = (0..5).map(|n| one(&mut pool, n, at(0)).to_string()).collect();
+    assert_eq!(given, ["10.244.1.2", "10.244.1.3", "10.244.1.4", "10.244.1.5", "10.244.1.6"]);
+    assert_eq!(gateway_of(&"10.244.1.0/29".parse().unwrap()).to_string(), "10.244.1.1");
+    assert_eq!(gateway_of(&"fd00:10:244:1::/64".parse().unwrap()).to_string(), "fd00:10:244:1::1");
+}
+
+#[test]
+fn a_full_range_says_how_full() {
+    let mut pool = pool(&["10.244.1.0/29"]);
+    for n in 0..5 {
+        one(&mut pool, n, at(0));
+    }
+    let error = pool.allocate(&owner(9), at(0)).unwrap_err();
+    assert_eq!(error.to_string(), "no free address in 10.244.1.0/29: 5 of 5 are taken");
+    assert_eq!(pool.usage()[0].taken, 5);
+}
+
+#[test]
+fn the_same_owner_gets_the_same_again() {
+    let mut pool = pool(&["10.244.1.0/24"]);
+    assert_eq!(one(&mut pool, 1, at(0)), one(&mut pool, 1, at(99)));
+    assert_eq!(pool.usage()[0].taken, 1);
+}
+
+#[test]
+fn both_families_or_none() {
+    let mut pool = pool(&["10.244.1.0/30", "fd00::/64"]);
+    assert_eq!(
+        pool.allocate(&owner(1), at(0)).unwrap().addresses,
+        ["10.244.1.2".parse::<IpAddr>().unwrap(), "fd00::2".parse().unwrap()]
+    );
+    assert!(matches!(pool.allocate(&owner(2), at(0)), Err(IpamError::Exhausted { .. })));
+    assert_eq!(pool.usage().iter().map(|u| u.taken).collect::<Vec<_>>(), [1, 1]);
+    assert_eq!(pool.held_by(&Holder::Attachment(owner(2))), None);
+}
+
+#[test]
+fn a_failed_allocation_does_not_use_up_addresses_of_the_other_family() {
+    let mut pool = pool(&["fd00::/64", "10.244.1.0/30"]);
+    pool.allocate(&owner(1), at(0)).unwrap();
+    for n in 2..50 {
+        assert!(pool.allocate(&owner(n), at(0)).is_err());
+    }
+    release(&mut pool, 1, at(1));
+    assert_eq!(pool.allocate(&owner(60), at(100)).unwrap().addresses[0].to_string(), "fd00::3");
+}
+
+#[test]
+fn released_addresses_come_last_and_the_longest_released_first() {
+    let mut pool = pool(&["10.244.1.0/29"]);
+    let first = one(&mut pool, 1, at(0));
+    let second = one(&mut pool, 2, at(0));
+    release(&mut pool, 2, at(1));
+    release(&mut pool, 1, at(2));
+    let fresh: HashSet<IpAddr> = (10..13).map(|n| one(&mut pool, n, at(3))).collect();
+    assert!(!fresh.contains(&first) && !fresh.contains(&second), "fresh ones go first: {fresh:?}");
+    let hurried = pool.allocate(&owner(20), at(3)).unwrap();
+    assert_eq!((hurried.addresses[0], hurried.hurried), (second, Some(at(2))));
+    let rested = pool.allocate(&owner(21), at(40)).unwrap();
+    assert_eq!((rested.addresses[0], rested.hurried), (first, None));
+}
+
+#[test]
+fn a_huge_range_does_not_remember_every_address_it_ever_gave() {
+    let mut pool = pool(&["fd00::/64"]);
+    for n in 0..20_000u32 {
+        one(&mut pool, n, at(u64::from(n)));
+        release(&mut pool, n, at(u64::from(n)));
+    }
+    assert!(pool.resting.len() <= RESTING_LIMIT + 1 && pool.rested.len() == pool.resting.len());
+}
+
+#[test]
+fn ranges_that_hold_no_pod_are_refused() {
+    for small in ["10.0.0.0/31", "10.0.0.0/32", "fd00::/127", "fd00::/128"] {
+        assert!(matches!(Pool::new(&[small.parse().unwrap()]), Err(IpamError::TooSmall(_))), "{small}");
+    }
+    assert!(matches!(
+        Pool::new(&["10.0.0.0/24".parse().unwrap(), "10.1.0.0/24".parse().unwrap()]),
+        Err(IpamError::SameFamily(_, _))
+    ));
+    assert_eq!(pool(&[]).allocate(&owner(1), at(0)), Err(IpamError::NoRange));
+}
+
+#[test]
+fn the_extremes_of_the_number_space_are_ranges_like_any_other() {
+    for (range, size) in
+        [("0.0.0.0/0", (1u128 << 32) - 3), ("255.255.255.248/29", 5), ("::/0", u128::MAX - 1), ("ffff::/126", 2)]
+    {
+        let mut pool = pool(&[range]);
+        assert_eq!(pool.usage()[0].size, size, "{range}");
+        for n in 0..2 {
+            assert!(range.parse::<IpNet>().unwrap().contains(&one(&mut pool, n, at(0))));
+        }
+    }
+    let mut last = pool(&["ffff:ffff:ffff:ffff:ffff:ffff:ffff:fffc/126"]);
+    assert_eq!((0..2).map(|n| one(&mut last, n, at(0))).collect::<HashSet<_>>().len(), 2);
+    assert!(last.allocate(&owner(9), at(0)).is_err());
+}
+
+#[test]
+fn adopted_addresses_are_not_given_and_may_lie_outside_the_range() {
+    let mut pool = pool(&["10.244.1.0/29"]);
+    let adopted: Vec<IpAddr> = vec!["10.244.1.2".parse().unwrap()];
+    pool.adopt(Holder::Device("tp0".into()), &adopted).unwrap();
+    pool.adopt(Holder::Attachment(owner(7)), &["192.168.0.9".parse().unwrap()]).unwrap();
+    let error = pool.adopt(Holder::Attachment(owner(8)), &adopted).unwrap_err();
+    assert_eq!(error.to_string(), "10.244.1.2 is held by device tp0 and cannot also belong to eth0 of container c8");
+    assert_eq!(one(&mut pool, 1, at(0)).to_string(), "10.244.1.3");
+    pool.release(&Holder::Device("tp0".into()), at(1));
+    let rest: Vec<String> = (2..6).map(|n| one(&mut pool, n, at(2)).to_string()).collect();
+    assert_eq!(rest, ["10.244.1.4", "10.244.1.5", "10.244.1.6", "10.244.1.2"]);
+}
+
+#[test]
+fn another_range_leaves_holders_alone() {
+    let mut pool = pool(&["10.244.1.0/30"]);
+    let old = one(&mut pool, 1, at(0));
+    pool.set_ranges(&["10.244.2.0/24".parse().unwrap()]).unwrap();
+    assert_eq!(one(&mut pool, 1, at(0)), old);
+    assert_eq!(one(&mut pool, 2, at(0)).to_string(), "10.244.2.2");
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Allocate(u32),
+    Release(u32),
+    Wait(u64),
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        4 => (0u32..12).prop_map(Step::Allocate),
+        3 => (0u32..12).prop_map(Step::Release),
+        1 => (0u64..40).prop_map(Step::Wait),
+    ];
+    prop::collection::vec(step, 0..120)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(512))]
+
+    /// Against a model that knows only who holds what and when each address was released.
+    #[test]
+    fn any_sequence_keeps_the_promises(steps in steps()) {
+        let mut pool = pool(&["10.0.0.0/28", "fd00::/124"]);
+        let usable: Vec<IpAddr> = (2..15u8).map(|n| IpAddr::from([10, 0, 0, n])).collect();
+        let mut held: BTreeMap<u32, Vec<IpAddr>> = BTreeMap::new();
+        let mut released: BTreeMap<IpAddr, Duration> = BTreeMap::new();
+        let mut now = at(0);
+        for step in steps {
+            match step {
+                Step::Wait(seconds) => now += at(seconds),
+                Step::Release(n) => {
+                    let gone = pool.release(&Holder::Attachment(owner(n)), now);
+                    prop_assert_eq!(&gone, &held.remove(&n).unwrap_or_default());
+                    released.extend(gone.into_iter().map(|address| (address, now)));
+                }
+                Step::Allocate(n) => {
+                    let got = pool.allocate(&owner(n), now).unwrap().addresses;
+                    if let Some(before) = held.get(&n) {
+                        prop_assert_eq!(&got, before);
+                        continue;
+                    }
+                    prop_assert_eq!(got.len(), 2);
+                    prop_assert!(usable.contains(&got[0]));
+                    prop_assert!(held.values().flatten().all(|taken| !got.contains(taken)), "given twice");
+                    let free = |a: &&IpAddr| held.values().flatten().all(|taken| taken != *a);
+                    if let Some(when) = released.get(&got[0]) {
+                        for other in usable.iter().filter(free) {
+                            let before = released.get(other);
+                            prop_assert!(before.is_some(), "{other} is fresh");
+                            prop_assert!(before >= Some(when), "{other} was released earlier");
+                        }
+                    }
+                    for address in &got {
+                        released.remove(address);
+                    }
+                    held.insert(n, got);
+                }
+            }
+            prop_assert_eq!(pool.usage()[0].taken, held.len() as u128);
+        }
+    }
+}

@@ -63,7 +63,8 @@ impl NetworkConfig {
     }
 
     fn object(bytes: &[u8]) -> Result<Map<String, Value>, CniError> {
-        let decode = |why: String| CniError::new(ErrorCode::Decode, format!("network configuration on standard input: {why}"));
+        let decode =
+            |why: String| CniError::new(ErrorCode::Decode, format!("network configuration on standard input: {why}"));
         match serde_json::from_slice(bytes) {
             Ok(Value::Object(object)) => Ok(object),
             Ok(_) => Err(decode("is not a JSON object".to_owned())),
@@ -73,11 +74,14 @@ impl NetworkConfig {
     }
 
     fn version_of(object: &Map<String, Value>) -> Result<Version, CniError> {
-        let incompatible =
-            |msg: String| CniError::new(ErrorCode::IncompatibleVersion, msg).hint(format!("supported: {}", Version::listed()));
+        let incompatible = |msg: String| {
+            CniError::new(ErrorCode::IncompatibleVersion, msg).hint(format!("supported: {}", Version::listed()))
+        };
         match text(object, "cniVersion")? {
             None => Err(incompatible("cniVersion is missing, which means 0.1.0".to_owned())),
-            Some(text) => Version::parse(&text).ok_or_else(|| incompatible(format!("cniVersion {text:?} is not supported"))),
+            Some(text) => {
+                Version::parse(&text).ok_or_else(|| incompatible(format!("cniVersion {text:?} is not supported")))
+            }
         }
     }
 }

@@ -162,7 +162,10 @@ impl AddResult {
         {
             for (ip, config) in ips.iter_mut().zip(&shaped.ips) {
                 if let Some(object) = ip.as_object_mut() {
-                    object.insert("version".to_owned(), Value::from(if config.address.address.is_ipv4() { "4" } else { "6" }));
+                    object.insert(
+                        "version".to_owned(),
+                        Value::from(if config.address.address.is_ipv4() { "4" } else { "6" }),
+                    );
                 }
             }
         }
@@ -191,7 +194,15 @@ impl AddResult {
             interface.pci_id.clear();
         }
         for route in &mut self.routes {
-            *route = Route { dst: route.dst, gw: route.gw, mtu: None, advmss: None, priority: None, table: None, scope: None };
+            *route = Route {
+                dst: route.dst,
+                gw: route.gw,
+                mtu: None,
+                advmss: None,
+                priority: None,
+                table: None,
+                scope: None,
+            };
         }
     }
 }
