@@ -2,8 +2,17 @@
 //!
 //! A compilation looks at everything, but costs little: selectors are answered by an index over groups of equal pods, and sets
 //! see kinds of peers, not peers. Ids outlive it (see [`Compiler::compile`]), so that the difference between two images is as
-//! small as what changed, and every step between them is safe in the order: rows, classes as sets see them, classes of
-//! addresses, sets of pods, revision, removals.
+//! small as what changed.
+//!
+//! Whoever applies an image over the one before does it in this order; then after every single write each flow is judged as one
+//! of the two images says (`tests/transition.rs`):
+//! 1. new [`rows`](PolicyImage::rows) and new [`set_classes`](PolicyImage::set_classes); neither ever changes in place;
+//! 2. [`cidr_classes`](PolicyImage::cidr_classes) added and changed, then [`pod_classes`](PolicyImage::pod_classes) added and
+//!    changed, then entries of both removed;
+//! 3. the sets of [`pods`](PolicyImage::pods);
+//! 4. the revision, and only then rows and set classes that the new image does not have are removed.
+//!
+//! Done otherwise (removals of step 2 at the end) a flow may be denied for a moment, but never allowed against both images.
 
 mod bits;
 mod classes;
@@ -223,7 +232,12 @@ impl Compiler {
             let numbers: Vec<Option<usize>> =
                 set.clauses().map(|(_, c)| c.atom.as_ref().and_then(|a| atoms.number(a))).collect();
             set.begin();
-            for ((group, region), content) in kinds.samples.iter().zip(&mut contents) {
+            let concerned =
+                if set.asks_everyone() { kinds.all() } else { kinds.matched_by(numbers.iter().copied().flatten()) };
+            for kind in concerned.iter() {
+                let (Some((group, region)), Some(content)) = (kinds.samples.get(kind), contents.get_mut(kind)) else {
+                    continue;
+                };
                 let sample = Sample { atoms: &atoms, groups, group: *group, region: *region };
                 let class = set.classify(&numbers, &sample, &mut scratch);
                 if class != LocalClass(0) {

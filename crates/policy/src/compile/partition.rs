@@ -86,15 +86,30 @@ impl<'p> Atoms<'p> {
             with_number.values().for_each(|members| by_group.split(members.iter().copied()));
         }
         let mut kinds = Kinds::default();
+        let mut in_group: Vec<Vec<usize>> = vec![Vec::new(); groups.len()];
+        let mut in_region: Vec<Vec<usize>> = vec![Vec::new(); self.regions.len()];
         for member in &groups.members {
             let region = self.regions.find(member.address);
             let kind = kinds.kind(&by_group, Some(member.group), &by_region, region);
             kinds.of_member.push(kind);
+            in_group.get_mut(member.group).into_iter().for_each(|list| list.push(kind));
+            region.and_then(|r| in_region.get_mut(r)).into_iter().for_each(|list| list.push(kind));
         }
-        for region in 0..self.regions.len() {
+        for (region, list) in in_region.iter_mut().enumerate() {
             let kind = kinds.kind(&by_group, None, &by_region, Some(region));
             kinds.of_region.push(kind);
+            list.push(kind);
         }
+        let matched = self.extents.iter().map(|extent| {
+            let mut bits = Bits::none(kinds.samples.len());
+            let (of, within) = match extent {
+                Extent::Groups(of) => (of, &in_group),
+                Extent::Regions(of) => (of, &in_region),
+            };
+            of.iter().filter_map(|n| within.get(n)).flatten().for_each(|kind| bits.insert(*kind));
+            bits
+        });
+        kinds.matched = matched.collect();
         kinds
     }
 }
@@ -109,9 +124,25 @@ pub(super) struct Kinds {
     pub(super) of_member: Vec<usize>,
     /// Kind of what is no pod in each region.
     pub(super) of_region: Vec<usize>,
+    /// Kinds that each atom matches.
+    matched: Vec<Bits>,
 }
 
 impl Kinds {
+    /// Kinds that any of these atoms matches: to a set of them all others are strangers.
+    pub(super) fn matched_by(&self, atoms: impl Iterator<Item = usize>) -> Bits {
+        let mut bits = Bits::none(self.samples.len());
+        atoms.filter_map(|atom| self.matched.get(atom)).for_each(|matched| bits.unite(matched));
+        bits
+    }
+
+    /// All kinds.
+    pub(super) fn all(&self) -> Bits {
+        let mut bits = Bits::none(self.samples.len());
+        bits.complement();
+        bits
+    }
+
     fn kind(
         &mut self,
         by_group: &Partition,

@@ -113,6 +113,12 @@ impl Set {
         self.programs.iter().enumerate().flat_map(|(i, p)| p.clauses.iter().map(move |c| (i, c)))
     }
 
+    /// Whether a peer that no atom matches may still be no stranger: a rule for everybody has ports named by the peer.
+    pub(super) fn asks_everyone(&self) -> bool {
+        self.key.direction == Direction::Egress
+            && self.clauses().any(|(_, c)| c.atom.is_none() && c.named().next().is_some())
+    }
+
     /// Starts a new count of the classes in use.
     pub(super) fn begin(&mut self) {
         self.used.clear();
