@@ -16,7 +16,7 @@
 
 struct tp_addr {
 	__u8 b[16];
-};
+} __attribute__((aligned(4)));
 
 /* Prefix-tree key. `family` is 4 or 6 and comes first, so that ::/0 never matches IPv4. prefixlen counts from the
  * family field: 32 + 96 + n for IPv4 (mapped), 32 + n for IPv6. */
@@ -42,11 +42,6 @@ enum tp_backend_mode {
 	TP_MODE_VXLAN = 1,
 };
 
-enum tp_feature {
-	TP_FEATURE_TRACK = 1 << 0,	/* every pod connection is tracked */
-	TP_FEATURE_TRACE = 1 << 1,	/* tests only: redirects and tunnel keys are also written to tp_trace */
-};
-
 /* tp_node_config: array of one. */
 struct tp_node_config {
 	struct tp_addr node4;		/* this node's address, zero when it has none of the family */
@@ -58,7 +53,7 @@ struct tp_node_config {
 	__u32 tunnel_ifindex;
 	__u32 tunnel_id;		/* VNI */
 	__u32 mode;			/* enum tp_backend_mode */
-	__u32 features;			/* enum tp_feature */
+	__u32 tunnel_mtu;		/* bytes; what does not fit takes the kernel's path. 0: not checked */
 	__be16 tunnel_port;
 	__be16 nodeport_min;
 	__be16 nodeport_max;
@@ -70,8 +65,8 @@ struct tp_node_config {
  * tp_peer.tunnel (or tp_ct.via). It must differ between nodes: the VXLAN driver drops a frame whose inner source is its own
  * address as a loop. */
 
-/* tp_revision: array of one __u32, raised after every change of policy sets, classes or rules is complete. A verdict
- * older than it is judged again at the flow's next packet. Never 0. */
+/* tp_revision: array of one __u32, raised after every change of policy sets, classes, rules or peers is complete. A verdict
+ * older than it is judged again at the flow's next packet, and where the flow goes is looked up again. Never 0. */
 
 /* ---- pods and peers -------------------------------------------------------------------------------------------- */
 
@@ -174,7 +169,8 @@ enum tp_ct_flag {
 	TP_CT_FIN_A = 1 << 3,
 	TP_CT_FIN_B = 1 << 4,
 	TP_CT_RST = 1 << 5,
-	TP_CT_VIA_TUNNEL = 1 << 6,	/* came from another node on behalf of an outside client: replies go to `via` */
+	TP_CT_VIA_TUNNEL = 1 << 6,	/* the end that is not here is reached through the node `via`: a remote pod or node, or
+					 * an outside client that came in there */
 	TP_CT_ESTABLISHED = 1 << 7,	/* TCP: past the handshake */
 };
 
@@ -221,7 +217,8 @@ struct tp_frag {
 
 /* ---- services -------------------------------------------------------------------------------------------------- */
 
-/* tp_services: hash, this -> tp_service. A zero address is "any node address": NodePorts. */
+/* tp_services: hash, this -> tp_service. The zero address of a family (::ffff:0.0.0.0 or ::) is "any node address":
+ * NodePorts. Port 0, protocol 0 marks the address itself as a Service's: nothing but its ports answers there. */
 struct tp_service_key {
 	struct tp_addr addr;
 	__be16 port;
@@ -286,6 +283,20 @@ struct tp_sock_rev {
 	__u32 service;
 };
 
+/* ---- asked of the kernel by user space (programs in SEC("syscall")) --------------------------------------------- */
+
+/* tp_purge: deletes every connection and translation that has this address at either end. */
+struct tp_purge {
+	struct tp_addr addr;
+	__u32 removed;			/* answer */
+};
+
+/* tp_release: deletes translations whose backend is no longer in tp_backends. tp_collect: one run of the collector. */
+struct tp_removed {
+	__u32 connections;
+	__u32 translations;
+};
+
 /* ---- what is counted ------------------------------------------------------------------------------------------- */
 
 /* tp_counters: per-CPU array, reason -> tp_counter. Reasons below TP_DROP_FIRST are not drops. */
@@ -295,6 +306,8 @@ enum tp_reason {
 	TP_TO_STACK = 2,
 	TP_SERVICE_TRANSLATED = 3,
 	TP_HOST_OUT = 4,		/* out of the uplink by the kernel's FIB, without its stack */
+	TP_IGNORED = 5,			/* link-local housekeeping that nobody here needs: router solicitations, MLD, DAD */
+	TP_REFUSED = 6,			/* answered with a reset or port unreachable: the Service has no backend */
 	TP_DROP_FIRST = 16,
 	TP_DROP_MALFORMED = 16,
 	TP_DROP_SOURCE_ADDRESS = 17,	/* not the sender's own */
@@ -311,6 +324,7 @@ enum tp_reason {
 	TP_DROP_FRAGMENT = 28,		/* its first fragment was not seen */
 	TP_DROP_SERVICE_ICMP = 29,	/* an echo request to a Service address */
 	TP_DROP_INTERNAL = 30,		/* a helper failed */
+	TP_DROP_NO_POD = 31,		/* for an address that no pod has here */
 	TP_REASON_MAX = 64,
 };
 
@@ -319,8 +333,10 @@ struct tp_counter {
 	__u64 bytes;
 };
 
-/* tp_trace: tests only, array of one: the last redirect. */
+/* tp_trace: array of one: the last redirect. Used only when the object was loaded with tp_testing set (constant data,
+ * so in production the code that writes it does not exist). */
 struct tp_trace {
+	struct tp_addr tunnel_source;	/* in: the outer source that tp_from_tunnel is to believe, zero: the real one */
 	struct tp_addr tunnel_remote;
 	__u32 redirect_ifindex;
 	__u32 redirect_kind;		/* 1 peer, 2 device, 3 neighbour */

@@ -1,0 +1,91 @@
+/* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
+/* Addresses as 16 bytes, read as four words in network byte order. */
+#ifndef TOWPATH_ADDR_H
+#define TOWPATH_ADDR_H
+
+#define MAPPED_PREFIX bpf_htonl(0x0000ffff)
+
+static __always_inline __be32 tp_word(const struct tp_addr *a, int i)
+{
+	return ((const __be32 *)a->b)[i];
+}
+
+static __always_inline void tp_set_word(struct tp_addr *a, int i, __be32 v)
+{
+	((__be32 *)a->b)[i] = v;
+}
+
+static __always_inline void tp_set_v4(struct tp_addr *a, __be32 v4)
+{
+	tp_set_word(a, 0, 0);
+	tp_set_word(a, 1, 0);
+	tp_set_word(a, 2, MAPPED_PREFIX);
+	tp_set_word(a, 3, v4);
+}
+
+static __always_inline void tp_set_v6(struct tp_addr *a, const void *v6)
+{
+	const __be32 *w = v6;
+
+	tp_set_word(a, 0, w[0]);
+	tp_set_word(a, 1, w[1]);
+	tp_set_word(a, 2, w[2]);
+	tp_set_word(a, 3, w[3]);
+}
+
+static __always_inline int tp_is_v4(const struct tp_addr *a)
+{
+	return tp_word(a, 0) == 0 && tp_word(a, 1) == 0 && tp_word(a, 2) == MAPPED_PREFIX;
+}
+
+static __always_inline int tp_is_zero(const struct tp_addr *a)
+{
+	return !(tp_word(a, 0) | tp_word(a, 1) | tp_word(a, 2) | tp_word(a, 3));
+}
+
+static __always_inline int tp_same(const struct tp_addr *a, const struct tp_addr *b)
+{
+	return tp_word(a, 3) == tp_word(b, 3) && tp_word(a, 2) == tp_word(b, 2) && tp_word(a, 1) == tp_word(b, 1) &&
+	       tp_word(a, 0) == tp_word(b, 0);
+}
+
+/* Mapped, compatible or translated IPv4 in an IPv6 header (RFC 4291 2.5.5, RFC 2765): none belongs on a wire. */
+static __always_inline int tp_embeds_v4(const struct tp_addr *a)
+{
+	__be32 third = tp_word(a, 2);
+
+	if (tp_word(a, 0) | tp_word(a, 1))
+		return 0;
+	if (third == MAPPED_PREFIX || third == bpf_htonl(0xffff0000))
+		return 1;
+	return third == 0 && bpf_ntohl(tp_word(a, 3)) > 1;
+}
+
+static __always_inline int tp_is_link_local(const struct tp_addr *a)
+{
+	return (tp_word(a, 0) & bpf_htonl(0xffc00000)) == bpf_htonl(0xfe800000);
+}
+
+static __always_inline int tp_same_mac(const __u8 *a, const __u8 *b)
+{
+	return a[0] == b[0] && a[1] == b[1] && a[2] == b[2] && a[3] == b[3] && a[4] == b[4] && a[5] == b[5];
+}
+
+static __always_inline void tp_copy_mac(__u8 *to, const __u8 *from)
+{
+	__builtin_memcpy(to, from, 6);
+}
+
+static __always_inline void tp_full_prefix(struct tp_cidr_key *key, const struct tp_addr *a)
+{
+	key->prefixlen = 32 + 128;
+	key->family = tp_is_v4(a) ? 4 : 6;
+	key->addr = *a;
+}
+
+static __always_inline int tp_is_own_node(const struct tp_node_config *cfg, const struct tp_addr *a)
+{
+	return tp_same(a, &cfg->node4) || (tp_same(a, &cfg->node6) && !tp_is_zero(a));
+}
+
+#endif

@@ -1,0 +1,135 @@
+/* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
+/* The collector: a timer that deletes what is idle, agent or no agent. And what user space asks to be deleted. */
+
+#define COLLECT_EVERY (5 * NSEC_PER_SEC)
+#define CLOCK_MONOTONIC 1
+
+struct tp_sweep {
+	__u64 now;
+	struct tp_addr addr;
+	struct tp_removed removed;
+};
+
+static long tp_collect_ct(void *map, struct tp_ct_key *key, struct tp_ct *ct, struct tp_sweep *sweep)
+{
+	if (tp_ct_expired(key->proto, ct, sweep->now) && !bpf_map_delete_elem(&tp_ct, key))
+		sweep->removed.connections++;
+	return 0;
+}
+
+/* A translation lives as long as its connection does, and a moment longer: it is entered first. */
+static long tp_collect_nat(void *map, struct tp_tuple *sent, struct tp_nat *nat, struct tp_sweep *sweep)
+{
+	struct tp_ct_key key = {};
+	struct tp_tuple t = *sent;
+
+	if (sweep->now < nat->last_seen + 5 * NSEC_PER_SEC)
+		return 0;
+	t.daddr = nat->daddr;
+	t.dport = nat->dport;
+	if (tp_source_is_smaller(&t)) {
+		key.addr_a = t.saddr;
+		key.addr_b = t.daddr;
+		key.port_a = t.sport;
+		key.port_b = t.dport;
+	} else {
+		key.addr_a = t.daddr;
+		key.addr_b = t.saddr;
+		key.port_a = t.dport;
+		key.port_b = t.sport;
+	}
+	key.proto = t.proto;
+	if (!bpf_map_lookup_elem(&tp_ct, &key) && !bpf_map_delete_elem(&tp_nat, sent))
+		sweep->removed.translations++;
+	return 0;
+}
+
+static __noinline void tp_collect_all(struct tp_sweep *sweep)
+{
+	/* The fine clock: programs of this kind are not given the coarse one, which is at most a tick behind. */
+	sweep->now = bpf_ktime_get_ns();
+	bpf_for_each_map_elem(&tp_ct, tp_collect_ct, sweep, 0);
+	bpf_for_each_map_elem(&tp_nat, tp_collect_nat, sweep, 0);
+}
+
+static int tp_collector_fires(void *map, __u32 *index, struct tp_collector *collector)
+{
+	struct tp_sweep sweep = {};
+
+	tp_collect_all(&sweep);
+	bpf_timer_start(&collector->timer, COLLECT_EVERY, 0);
+	return 0;
+}
+
+/* Run once at load. A timer that an earlier load armed is taken over: it goes on with this code. */
+SEC("syscall")
+int tp_arm(void *ctx)
+{
+	__u32 zero = 0;
+	struct tp_collector *collector = bpf_map_lookup_elem(&tp_collector, &zero);
+
+	if (!collector)
+		return 1;
+	/* EBUSY: it is there already. */
+	bpf_timer_init(&collector->timer, &tp_collector, CLOCK_MONOTONIC);
+	if (bpf_timer_set_callback(&collector->timer, tp_collector_fires))
+		return 2;
+	return bpf_timer_start(&collector->timer, COLLECT_EVERY, 0) ? 3 : 0;
+}
+
+SEC("syscall")
+int tp_collect(struct tp_removed *removed)
+{
+	struct tp_sweep sweep = {};
+
+	tp_collect_all(&sweep);
+	*removed = sweep.removed;
+	return 0;
+}
+
+static long tp_purge_ct(void *map, struct tp_ct_key *key, struct tp_ct *ct, struct tp_sweep *sweep)
+{
+	if ((tp_same(&key->addr_a, &sweep->addr) || tp_same(&key->addr_b, &sweep->addr)) &&
+	    !bpf_map_delete_elem(&tp_ct, key))
+		sweep->removed.connections++;
+	return 0;
+}
+
+static long tp_purge_nat(void *map, struct tp_tuple *sent, struct tp_nat *nat, struct tp_sweep *sweep)
+{
+	if ((tp_same(&sent->saddr, &sweep->addr) || tp_same(&nat->daddr, &sweep->addr)) &&
+	    !bpf_map_delete_elem(&tp_nat, sent))
+		sweep->removed.translations++;
+	return 0;
+}
+
+SEC("syscall")
+int tp_purge(struct tp_purge *purge)
+{
+	struct tp_sweep sweep = {};
+
+	sweep.addr = purge->addr;
+	bpf_for_each_map_elem(&tp_ct, tp_purge_ct, &sweep, 0);
+	bpf_for_each_map_elem(&tp_nat, tp_purge_nat, &sweep, 0);
+	purge->removed = sweep.removed.connections + sweep.removed.translations;
+	return 0;
+}
+
+static long tp_release_nat(void *map, struct tp_tuple *sent, struct tp_nat *nat, struct tp_sweep *sweep)
+{
+	__u32 backend = nat->backend;
+
+	if (!bpf_map_lookup_elem(&tp_backends, &backend) && !bpf_map_delete_elem(&tp_nat, sent))
+		sweep->removed.translations++;
+	return 0;
+}
+
+SEC("syscall")
+int tp_release(struct tp_removed *removed)
+{
+	struct tp_sweep sweep = {};
+
+	bpf_for_each_map_elem(&tp_nat, tp_release_nat, &sweep, 0);
+	*removed = sweep.removed;
+	return 0;
+}

@@ -1,0 +1,288 @@
+/* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
+/*
+ * Connections: found from both directions, judged when new or when the policy changed, in the direction in which they
+ * were opened.
+ */
+#ifndef TOWPATH_CT_H
+#define TOWPATH_CT_H
+
+/* Idle limits. */
+#define CT_TCP_ESTABLISHED (8 * 3600 * NSEC_PER_SEC)
+#define CT_TCP_HANDSHAKE (60 * NSEC_PER_SEC)
+#define CT_TCP_CLOSING (10 * NSEC_PER_SEC)
+#define CT_REPLIED (180 * NSEC_PER_SEC)
+#define CT_UNREPLIED (30 * NSEC_PER_SEC)
+
+#define CT_CLOSED(flags) \
+	(((flags) & TP_CT_RST) || ((flags) & (TP_CT_FIN_A | TP_CT_FIN_B)) == (TP_CT_FIN_A | TP_CT_FIN_B))
+
+static __always_inline __u64 tp_ct_idle_limit(__u8 proto, __u32 flags)
+{
+	if (proto == IPPROTO_TCP) {
+		if (CT_CLOSED(flags))
+			return CT_TCP_CLOSING;
+		return flags & TP_CT_ESTABLISHED ? CT_TCP_ESTABLISHED : CT_TCP_HANDSHAKE;
+	}
+	if ((proto == IPPROTO_UDP || proto == SCTP) && (flags & TP_CT_REPLIED))
+		return CT_REPLIED;
+	return CT_UNREPLIED;
+}
+
+static __always_inline int tp_ct_expired(__u8 proto, const struct tp_ct *ct, __u64 now)
+{
+	__u64 last_seen = ct->last_seen;
+
+	/* The coarse clock of another CPU may be a tick ahead. */
+	return now > last_seen && now - last_seen > tp_ct_idle_limit(proto, ct->flags);
+}
+
+static __always_inline int tp_source_is_smaller(const struct tp_tuple *t)
+{
+	for (int i = 0; i < 4; i++) {
+		__u32 s = bpf_ntohl(tp_word(&t->saddr, i)), d = bpf_ntohl(tp_word(&t->daddr, i));
+
+		if (s != d)
+			return s < d;
+	}
+	return bpf_ntohs(t->sport) <= bpf_ntohs(t->dport);
+}
+
+/* Makes w->key and w->from_a of a tuple, and looks the connection up. */
+static __always_inline struct tp_ct *tp_ct_find(struct tp_work *w, const struct tp_tuple *t)
+{
+	if (tp_source_is_smaller(t)) {
+		w->from_a = 1;
+		w->key.addr_a = t->saddr;
+		w->key.addr_b = t->daddr;
+		w->key.port_a = t->sport;
+		w->key.port_b = t->dport;
+	} else {
+		w->from_a = 0;
+		w->key.addr_a = t->daddr;
+		w->key.addr_b = t->saddr;
+		w->key.port_a = t->dport;
+		w->key.port_b = t->sport;
+	}
+	w->key.proto = t->proto;
+	__builtin_memset(w->key.pad, 0, sizeof(w->key.pad));
+	return bpf_map_lookup_elem(&tp_ct, &w->key);
+}
+
+/* Whether the packet last looked up goes from the opener to the responder. */
+static __always_inline int tp_ct_forward(const struct tp_work *w, const struct tp_ct *ct)
+{
+	return !!(ct->flags & TP_CT_FROM_A) == !!w->from_a;
+}
+
+static __always_inline int tp_ct_stale(const struct tp_ct *ct, __u32 revision)
+{
+	return (ct->egress_revision && ct->egress_revision != revision) ||
+	       (ct->ingress_revision && ct->ingress_revision != revision);
+}
+
+/* Whether the packet begins a connection anew although there is an entry. */
+static __always_inline int tp_ct_restarts(const struct tp_work *w, const struct tp_ct *ct, __u64 now)
+{
+	int forward = tp_ct_forward(w, ct);
+
+	if (tp_ct_expired(w->p.t.proto, ct, now))
+		return 1;
+	/* An own-node verdict serves only packets that the node generated, and they need no other. */
+	if (forward && w->own_node != TP_OWN_UNKNOWN &&
+	    (w->own_node == TP_OWN_YES) != (ct->ingress_rule == TP_RULE_OWN_NODE))
+		return 1;
+	/* The same addresses reached by way of another Service, or of none: the answer's source would be wrong. */
+	if (forward && w->translated &&
+	    (!(ct->flags & TP_CT_DNAT) || ct->vport != w->sent.dport || !tp_same(&ct->vip, &w->sent.daddr)))
+		return 1;
+	if (!(w->p.flags & TP_PKT_OPENS))
+		return 0;
+	return !forward || (ct->flags & TP_CT_ESTABLISHED) || CT_CLOSED(ct->flags) ||
+	       (!w->translated && (ct->flags & TP_CT_DNAT));
+}
+
+static __always_inline void tp_origin_is(struct tp_work *w, const struct tp_tuple *t, int forward)
+{
+	if (forward) {
+		w->origin = *t;
+		return;
+	}
+	w->origin.saddr = t->daddr;
+	w->origin.daddr = t->saddr;
+	w->origin.sport = t->dport;
+	w->origin.dport = t->sport;
+	w->origin.proto = t->proto;
+	__builtin_memset(w->origin.pad, 0, sizeof(w->origin.pad));
+}
+
+/* The node that the destination lies behind, when it is not this one. */
+static __always_inline void tp_resolve_via(struct tp_work *w)
+{
+	struct tp_peer *peer;
+
+	if (!w->resolve)
+		return;
+	tp_full_prefix(&w->cidr, &w->p.t.daddr);
+	peer = bpf_map_lookup_elem(&tp_peers, &w->cidr);
+	if (!peer || (peer->flags & TP_PEER_LOCAL))
+		return;
+	w->via = peer->tunnel;
+	w->has_via = 1;
+}
+
+/* Judges an entry again under the present policy; `t` is the direction in which it was looked up. */
+static __always_inline void tp_rejudge(struct tp_work *w, const struct tp_node_config *cfg, struct tp_ct *ct,
+				       const struct tp_tuple *t, __u32 revision)
+{
+	tp_origin_is(w, t, tp_ct_forward(w, ct));
+	tp_judge(w, cfg, ct->ingress_rule == TP_RULE_OWN_NODE);
+	/* The revision is written last: whoever sees it sees the verdict. */
+	ct->egress_rule = w->j.egress_rule;
+	ct->ingress_rule = w->j.ingress_rule;
+	ct->egress_verdict = w->j.egress_verdict;
+	ct->ingress_verdict = w->j.ingress_verdict;
+	barrier();
+	ct->egress_revision = w->j.egress_verdict ? revision : 0;
+	ct->ingress_revision = w->j.ingress_verdict ? revision : 0;
+}
+
+static __always_inline __u32 tp_ct_denied(const struct tp_ct *ct)
+{
+	if (ct->egress_verdict == TP_VERDICT_DENY)
+		return TP_DROP_EGRESS_POLICY;
+	if (ct->ingress_verdict == TP_VERDICT_DENY)
+		return TP_DROP_INGRESS_POLICY;
+	return 0;
+}
+
+/* What a packet tells of its connection's state. Shared lines are written only when something is new. */
+static __always_inline void tp_ct_observe(struct tp_work *w, struct tp_ct *ct, __u64 now)
+{
+	__u32 flags = ct->flags, add = 0;
+
+	if (w->reply)
+		add |= TP_CT_REPLIED;
+	if (w->p.t.proto == IPPROTO_TCP) {
+		__u8 tcp = w->p.tcp_flags;
+
+		if (tcp & TCP_RST)
+			add |= TP_CT_RST;
+		if (tcp & TCP_FIN)
+			add |= w->from_a ? TP_CT_FIN_A : TP_CT_FIN_B;
+		if (!w->reply && (tcp & TCP_ACK) && !(tcp & TCP_SYN) && (flags & TP_CT_REPLIED))
+			add |= TP_CT_ESTABLISHED;
+	}
+	if (add & ~flags)
+		__sync_fetch_and_or(&ct->flags, add);
+	if (now - ct->last_seen > NSEC_PER_SEC)
+		ct->last_seen = now;
+	if (w->has_via && (!(flags & TP_CT_VIA_TUNNEL) || !tp_same(&ct->via, &w->via))) {
+		ct->via = w->via;
+		__sync_fetch_and_or(&ct->flags, TP_CT_VIA_TUNNEL);
+	}
+}
+
+/* A new connection, judged and entered. NULL with w->reason 0: it may pass, but is not tracked. */
+static __always_inline struct tp_ct *tp_ct_open(struct tp_work *w, const struct tp_node_config *cfg, __u64 now,
+						__u32 revision)
+{
+	struct tp_ct *fresh = &w->fresh;
+
+	w->origin = w->p.t;
+	w->reason = tp_judge(w, cfg, w->own_node == TP_OWN_YES);
+	if (w->reason)
+		return NULL;
+	tp_resolve_via(w);
+	__builtin_memset(fresh, 0, sizeof(*fresh));
+	fresh->last_seen = now;
+	fresh->created = now;
+	fresh->flags = w->from_a ? TP_CT_FROM_A : 0;
+	if (w->p.tcp_flags & TCP_RST)
+		fresh->flags |= TP_CT_RST;
+	if (w->translated) {
+		fresh->flags |= TP_CT_DNAT;
+		fresh->vip = w->sent.daddr;
+		fresh->vport = w->sent.dport;
+		fresh->backend = w->lb.backend_id;
+	}
+	if (w->has_via) {
+		fresh->flags |= TP_CT_VIA_TUNNEL;
+		fresh->via = w->via;
+	}
+	fresh->egress_verdict = w->j.egress_verdict;
+	fresh->ingress_verdict = w->j.ingress_verdict;
+	fresh->egress_rule = w->j.egress_rule;
+	fresh->ingress_rule = w->j.ingress_rule;
+	fresh->egress_revision = w->j.egress_verdict ? revision : 0;
+	fresh->ingress_revision = w->j.ingress_verdict ? revision : 0;
+	fresh->pod_id = w->j.pod_id;
+	if (bpf_map_update_elem(&tp_ct, &w->key, fresh, BPF_ANY)) {
+		tp_count(TP_DROP_CT_FULL, 0);
+		/* Without an entry, answers would be judged as if they were questions, and never be translated back. */
+		if (w->j.isolated || w->translated || w->has_via)
+			w->reason = TP_DROP_CT_FULL;
+		return NULL;
+	}
+	return bpf_map_lookup_elem(&tp_ct, &w->key);
+}
+
+/*
+ * The connection of packet w->p, which tp_ct_find has just looked up: `ct` is what it found. Leaves the reason to drop the
+ * packet in w->reason, and whether it is a reply in w->reply.
+ */
+static __always_inline struct tp_ct *tp_track(struct tp_work *w, const struct tp_node_config *cfg, struct tp_ct *ct)
+{
+	__u64 now = bpf_ktime_get_coarse_ns();
+	__u32 revision = tp_revision_now();
+
+	if (!ct || tp_ct_restarts(w, ct, now))
+		return tp_ct_open(w, cfg, now, revision);
+	w->reply = !tp_ct_forward(w, ct);
+	if (tp_ct_stale(ct, revision)) {
+		tp_rejudge(w, cfg, ct, &w->p.t, revision);
+		tp_resolve_via(w);
+	}
+	w->reason = tp_ct_denied(ct);
+	if (w->reason)
+		return NULL;
+	tp_ct_observe(w, ct, now);
+	return ct;
+}
+
+/*
+ * An ICMP error is as welcome as the flow that it quotes, at whose sender it must be aimed. Without such a flow it is
+ * judged like any packet, and leaves no entry.
+ */
+static __noinline __u32 tp_track_error(struct __sk_buff *skb, struct tp_work *w, const struct tp_node_config *cfg)
+{
+	__u32 revision = tp_revision_now();
+	struct tp_ct *ct;
+	__u32 reason = tp_parse_quoted(skb, w);
+
+	if (reason)
+		return reason;
+	if (!tp_same(&w->quoted.saddr, &w->p.t.daddr))
+		return TP_DROP_MALFORMED;
+	ct = tp_ct_find(w, &w->quoted);
+	if (!ct) {
+		w->origin = w->p.t;
+		reason = tp_judge(w, cfg, w->own_node == TP_OWN_YES);
+		if (!reason)
+			tp_resolve_via(w);
+		return reason;
+	}
+	if (tp_ct_stale(ct, revision))
+		tp_rejudge(w, cfg, ct, &w->quoted, revision);
+	reason = tp_ct_denied(ct);
+	if (reason)
+		return reason;
+	if (ct->flags & TP_CT_VIA_TUNNEL) {
+		w->via = ct->via;
+		w->has_via = 1;
+	} else {
+		tp_resolve_via(w);
+	}
+	return 0;
+}
+
+#endif

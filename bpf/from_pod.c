@@ -1,0 +1,189 @@
+/* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
+/* tcx ingress of the host side of a pod's veth: everything that a pod sends. */
+
+struct tp_arp {
+	__be16 hardware;
+	__be16 protocol;
+	__u8 hardware_len;
+	__u8 protocol_len;
+	__be16 operation;
+	__u8 sender_mac[6];
+	__u8 sender[4];
+	__u8 target_mac[6];
+	__u8 target[4];
+} __attribute__((packed));
+
+/* The pod that owns this address, if it lives behind this device and has this MAC; else why not. */
+static __always_inline struct tp_pod *tp_sender(struct __sk_buff *skb, struct tp_work *w, const struct tp_addr *addr)
+{
+	struct tp_pod *pod = bpf_map_lookup_elem(&tp_pods, addr);
+
+	if (!pod || pod->ifindex != skb->ifindex) {
+		w->reason = TP_DROP_SOURCE_ADDRESS;
+		return NULL;
+	}
+	if (!tp_same_mac(pod->mac, w->h.eth_src)) {
+		w->reason = TP_DROP_SOURCE_MAC;
+		return NULL;
+	}
+	return pod;
+}
+
+/* ARP only about the pod's own address and MAC. */
+static __noinline int tp_arp_from_pod(struct __sk_buff *skb, struct tp_work *w)
+{
+	struct tp_arp arp;
+	struct tp_addr sender;
+	__be32 v4;
+
+	if (bpf_skb_load_bytes(skb, 0, w->h.eth_dst, ETH_LEN) || bpf_skb_load_bytes(skb, ETH_LEN, &arp, sizeof(arp)))
+		return tp_drop(skb, TP_DROP_MALFORMED);
+	__builtin_memcpy(&v4, arp.sender, 4);
+	tp_set_v4(&sender, v4);
+	if (arp.hardware != bpf_htons(1) || arp.protocol != bpf_htons(ETH_P_IP) || arp.hardware_len != 6 ||
+	    arp.protocol_len != 4 || !tp_same_mac(arp.sender_mac, w->h.eth_src) || !tp_sender(skb, w, &sender))
+		return tp_drop(skb, TP_DROP_ARP_ND);
+	return TC_ACT_OK;
+}
+
+#define ND_ROUTER_SOLICITATION 133
+#define ND_ROUTER_ADVERTISEMENT 134
+#define ND_NEIGHBOUR_SOLICITATION 135
+#define ND_NEIGHBOUR_ADVERTISEMENT 136
+#define ND_REDIRECT 137
+#define MLD_QUERY 130
+#define MLD_DONE 132
+#define MLD2_REPORT 143
+
+static __always_inline int tp_is_nd(const struct tp_packet *p)
+{
+	return p->t.proto == ICMP6 && !(p->flags & TP_PKT_LATER_FRAG) &&
+	       ((p->icmp_type >= MLD_QUERY && p->icmp_type <= ND_REDIRECT) || p->icmp_type == MLD2_REPORT);
+}
+
+/*
+ * Neighbour discovery only with the pod's own source and about itself. The gateway's neighbour entry is permanent, so
+ * nothing depends on it; what the kernel of a pod says unasked on its link is ignored, not counted as an attack.
+ */
+static __noinline int tp_nd_from_pod(struct __sk_buff *skb, struct tp_work *w)
+{
+	struct tp_addr target;
+	__u8 type = w->p.icmp_type;
+	int unasked = tp_is_zero(&w->p.t.saddr) || tp_is_link_local(&w->p.t.saddr);
+
+	if (type == ND_ROUTER_ADVERTISEMENT || type == ND_REDIRECT)
+		return tp_drop(skb, TP_DROP_ARP_ND);
+	if (type != ND_NEIGHBOUR_ADVERTISEMENT && unasked)
+		return tp_drop(skb, TP_IGNORED);
+	if (type != ND_NEIGHBOUR_SOLICITATION && type != ND_NEIGHBOUR_ADVERTISEMENT)
+		return tp_drop(skb, unasked ? TP_IGNORED : TP_DROP_ARP_ND);
+	if (w->p.ttl != 255 || bpf_skb_load_bytes(skb, w->p.l4_off + 8, &target, sizeof(target)))
+		return tp_drop(skb, TP_DROP_MALFORMED);
+	if (type == ND_NEIGHBOUR_ADVERTISEMENT && tp_is_link_local(&target) && unasked)
+		return tp_drop(skb, TP_IGNORED);
+	if (!tp_sender(skb, w, &w->p.t.saddr) ||
+	    (type == ND_NEIGHBOUR_ADVERTISEMENT && !tp_same(&target, &w->p.t.saddr)))
+		return tp_drop(skb, TP_DROP_ARP_ND);
+	return TC_ACT_OK;
+}
+
+/* Where an allowed and translated packet goes on. */
+static __always_inline int tp_route_from_pod(struct __sk_buff *skb, struct tp_work *w, const struct tp_node_config *cfg,
+					     const struct tp_ct *ct, int answer_of_service)
+{
+	struct tp_pod *to;
+
+	if (tp_wants_stack(w))
+		return tp_to_stack(skb);
+	to = bpf_map_lookup_elem(&tp_pods, &w->p.t.daddr);
+	if (to)
+		return tp_deliver(skb, w, to);
+	if (ct && (ct->flags & TP_CT_VIA_TUNNEL)) {
+		w->via = ct->via;
+		return tp_encapsulate(skb, w, cfg, &w->via);
+	}
+	if (!ct) {
+		w->resolve = 1;
+		tp_resolve_via(w);
+		if (w->has_via)
+			return tp_encapsulate(skb, w, cfg, &w->via);
+	}
+	if (answer_of_service)
+		return tp_route_out(skb, w);
+	return tp_to_stack(skb);
+}
+
+static __always_inline int tp_error_from_pod(struct __sk_buff *skb, struct tp_work *w, const struct tp_node_config *cfg)
+{
+	__u32 reason = tp_track_error(skb, w, cfg);
+
+	if (reason)
+		return tp_drop(skb, reason);
+	/* A pod is no router: it complains of what was sent to it, and of nothing else. */
+	if (!tp_same(&w->quoted.daddr, &w->p.t.saddr))
+		return tp_drop(skb, TP_DROP_SOURCE_ADDRESS);
+	if (w->has_via && !tp_wants_stack(w) && !bpf_map_lookup_elem(&tp_pods, &w->p.t.daddr))
+		return tp_encapsulate(skb, w, cfg, &w->via);
+	return tp_route_from_pod(skb, w, cfg, NULL, 0);
+}
+
+SEC("tc")
+int tp_from_pod(struct __sk_buff *skb)
+{
+	const struct tp_node_config *cfg = tp_config();
+	struct tp_work *w = tp_work();
+	struct tp_ct *ct;
+	__u32 reason;
+	int answer = 0;
+
+	if (!cfg || !w)
+		return TC_ACT_SHOT;
+	if (skb->protocol == bpf_htons(ETH_P_ARP))
+		return tp_arp_from_pod(skb, w);
+	reason = tp_parse(skb, w);
+	if (reason && reason != TP_DROP_FRAGMENT)
+		return tp_drop(skb, reason);
+	if (tp_is_nd(&w->p))
+		return tp_nd_from_pod(skb, w);
+	if (!tp_sender(skb, w, &w->p.t.saddr))
+		return tp_drop(skb, w->reason);
+	if (reason)
+		return tp_drop(skb, reason);
+	/* An IPv4 redirect is the router's to send, as in IPv6. */
+	if (w->p.t.proto == IPPROTO_ICMP && w->p.icmp_type == 5)
+		return tp_drop(skb, TP_DROP_ARP_ND);
+	w->resolve = 1;
+	if (w->p.flags & TP_PKT_ERROR)
+		return tp_error_from_pod(skb, w, cfg);
+
+	w->sent = w->p.t;
+	ct = tp_ct_find(w, &w->p.t);
+	if (!ct || (w->p.flags & TP_PKT_OPENS) || (!(ct->flags & TP_CT_REPLIED) && tp_ct_forward(w, ct))) {
+		if (tp_has_ports(w->p.t.proto)) {
+			int choice = tp_translate(w, cfg, 1);
+
+			if (w->reason)
+				return tp_drop(skb, w->reason);
+			if (choice == TP_CHOICE_REFUSE)
+				return tp_refuse(skb, w, 1);
+			if (choice == TP_CHOICE_BACKEND || (w->p.flags & TP_PKT_OPENS))
+				ct = tp_ct_find(w, &w->p.t);
+		} else if (!ct && tp_is_service_address(w)) {
+			return tp_drop(skb, TP_DROP_SERVICE_ICMP);
+		}
+	}
+	ct = tp_track(w, cfg, ct);
+	if (w->reason)
+		return tp_drop(skb, w->reason);
+	if (w->translated) {
+		if (tp_rewrite(skb, w, 0, &w->lb.backend.addr, w->lb.backend.port))
+			return tp_drop(skb, TP_DROP_INTERNAL);
+		tp_count(TP_SERVICE_TRANSLATED, skb->len);
+	} else if (ct && w->reply && (ct->flags & TP_CT_DNAT)) {
+		answer = 1;
+		w->nat.daddr = ct->vip;
+		if (tp_rewrite(skb, w, 1, &w->nat.daddr, ct->vport))
+			return tp_drop(skb, TP_DROP_INTERNAL);
+	}
+	return tp_route_from_pod(skb, w, cfg, ct, answer);
+}

@@ -1,0 +1,108 @@
+/* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
+/* tcx ingress of the collect-metadata VXLAN device: what other nodes send here. */
+
+/* The node that sent the encapsulated packet; zero with another network's identifier or without tunnel metadata. */
+static __always_inline void tp_outer_source(struct __sk_buff *skb, struct tp_work *w, const struct tp_node_config *cfg,
+					    struct tp_addr *outer)
+{
+	struct bpf_tunnel_key *key = &w->tunnel;
+
+	__builtin_memset(outer, 0, sizeof(*outer));
+	if (tp_testing) {
+		__u32 zero = 0;
+		struct tp_trace *trace = bpf_map_lookup_elem(&tp_trace, &zero);
+
+		if (trace && !tp_is_zero(&trace->tunnel_source)) {
+			*outer = trace->tunnel_source;
+			return;
+		}
+	}
+	if (!bpf_skb_get_tunnel_key(skb, key, sizeof(*key), 0)) {
+		if (key->tunnel_id == cfg->tunnel_id)
+			tp_set_v4(outer, bpf_htonl(key->remote_ipv4));
+	} else if (!bpf_skb_get_tunnel_key(skb, key, sizeof(*key), BPF_F_TUNINFO_IPV6)) {
+		if (key->tunnel_id == cfg->tunnel_id)
+			tp_set_v6(outer, key->remote_ipv6);
+	}
+}
+
+/* Whether `outer` may send this inner source here: it is the node that owns it, or it forwards an outside client to a pod. */
+static __noinline int tp_may_send(struct tp_work *w, const struct tp_addr *outer, __u32 to_pod)
+{
+	struct tp_peer *peer;
+
+	tp_full_prefix(&w->cidr, &w->p.t.saddr);
+	peer = bpf_map_lookup_elem(&tp_peers, &w->cidr);
+	if (peer)
+		return !(peer->flags & TP_PEER_LOCAL) && tp_same(&peer->tunnel, outer);
+	tp_full_prefix(&w->cidr, outer);
+	peer = bpf_map_lookup_elem(&tp_peers, &w->cidr);
+	return to_pod && peer && (peer->flags & (TP_PEER_NODE | TP_PEER_LOCAL)) == TP_PEER_NODE;
+}
+
+/* For none of our pods: our own address, or the answer to a client that came in here. */
+static __always_inline int tp_tunnel_to_other(struct __sk_buff *skb, struct tp_work *w, const struct tp_node_config *cfg,
+					      struct tp_ct *ct)
+{
+	if (tp_is_own_node(cfg, &w->p.t.daddr))
+		return tp_to_stack(skb);
+	if (!ct || tp_ct_forward(w, ct) || !(ct->flags & TP_CT_DNAT))
+		return tp_drop(skb, TP_DROP_NO_POD);
+	ct = tp_track(w, cfg, ct);
+	if (w->reason || !ct || !w->reply)
+		return tp_drop(skb, w->reason ? w->reason : TP_DROP_NO_POD);
+	w->nat.daddr = ct->vip;
+	if (tp_rewrite(skb, w, 1, &w->nat.daddr, ct->vport))
+		return tp_drop(skb, TP_DROP_INTERNAL);
+	return tp_wants_stack(w) ? tp_to_stack(skb) : tp_route_out(skb, w);
+}
+
+SEC("tc")
+int tp_from_tunnel(struct __sk_buff *skb)
+{
+	const struct tp_node_config *cfg = tp_config();
+	struct tp_work *w = tp_work();
+	struct tp_addr outer;
+	struct tp_pod *to;
+	struct tp_ct *ct;
+	__u32 reason;
+
+	if (!cfg || !w)
+		return TC_ACT_SHOT;
+	if (skb->protocol != bpf_htons(ETH_P_IP) && skb->protocol != bpf_htons(ETH_P_IPV6))
+		return tp_drop(skb, TP_DROP_ARP_ND);
+	reason = tp_parse(skb, w);
+	if (reason)
+		return tp_drop(skb, reason);
+	tp_outer_source(skb, w, cfg, &outer);
+	to = bpf_map_lookup_elem(&tp_pods, &w->p.t.daddr);
+	w->sent = w->p.t;
+	ct = tp_ct_find(w, &w->p.t);
+	/* A flow that this node sends to under the present revision was checked when it was entered. */
+	if (tp_is_zero(&outer) ||
+	    !(to && ct && (ct->flags & TP_CT_VIA_TUNNEL) && tp_same(&ct->via, &outer) &&
+	      !tp_ct_stale(ct, tp_revision_now()))) {
+		if (tp_is_zero(&outer) || !tp_may_send(w, &outer, !!to))
+			return tp_drop(skb, TP_DROP_TUNNEL_SOURCE);
+		/* Looked up again: the key was not touched, but the entry may have gone meanwhile. */
+	}
+	if (!to)
+		return tp_tunnel_to_other(skb, w, cfg, ct);
+	if (w->p.flags & TP_PKT_ERROR) {
+		reason = tp_track_error(skb, w, cfg);
+		if (reason)
+			return tp_drop(skb, reason);
+		return tp_wants_stack(w) ? tp_to_stack(skb) : tp_deliver(skb, w, to);
+	}
+	w->via = outer;
+	w->has_via = 1;
+	ct = tp_track(w, cfg, ct);
+	if (w->reason)
+		return tp_drop(skb, w->reason);
+	if (ct && w->reply && (ct->flags & TP_CT_DNAT)) {
+		w->nat.daddr = ct->vip;
+		if (tp_rewrite(skb, w, 1, &w->nat.daddr, ct->vport))
+			return tp_drop(skb, TP_DROP_INTERNAL);
+	}
+	return tp_wants_stack(w) ? tp_to_stack(skb) : tp_deliver(skb, w, to);
+}

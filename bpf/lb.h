@@ -1,0 +1,208 @@
+/* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
+/* Services: which backend, chosen once a connection. What the veth, the uplink and the socket hooks have in common. */
+#ifndef TOWPATH_LB_H
+#define TOWPATH_LB_H
+
+enum tp_choice {
+	TP_CHOICE_NONE = 0,		/* nobody's Service */
+	TP_CHOICE_BACKEND = 1,		/* lb.backend */
+	TP_CHOICE_REFUSE = 2,		/* a Service without a backend */
+};
+
+static __always_inline int tp_is_nodeport(const struct tp_node_config *cfg, __be16 port)
+{
+	__u16 p = bpf_ntohs(port);
+
+	return p >= bpf_ntohs(cfg->nodeport_min) && p <= bpf_ntohs(cfg->nodeport_max);
+}
+
+/* The key under which any node's address has its NodePorts. */
+static __always_inline void tp_nodeport_key(struct tp_service_key *key)
+{
+	if (tp_is_v4(&key->addr))
+		tp_set_v4(&key->addr, 0);
+	else
+		__builtin_memset(&key->addr, 0, sizeof(key->addr));
+}
+
+/* A backend that this client used before and that still exists. */
+static __always_inline int tp_affine(struct tp_lb *lb, __u64 now)
+{
+	struct tp_affinity *old = bpf_map_lookup_elem(&tp_affinity, &lb->affinity_key);
+	struct tp_backend *backend;
+
+	__u64 last_used;
+
+	if (!old)
+		return 0;
+	last_used = old->last_used;
+	/* The coarse clock of another CPU may be a tick ahead. */
+	if (now > last_used && now - last_used > (__u64)lb->service.affinity_seconds * NSEC_PER_SEC)
+		return 0;
+	lb->backend_id = old->backend;
+	backend = bpf_map_lookup_elem(&tp_backends, &lb->backend_id);
+	if (!backend)
+		return 0;
+	lb->backend = *backend;
+	old->last_used = now;
+	return 1;
+}
+
+/* One try: the entry, a slot of its list, the backend. A list or a backend that went away meanwhile is a miss (-1). */
+static __always_inline int tp_choose_once(struct tp_lb *lb, const struct tp_addr *client)
+{
+	struct tp_service *service = bpf_map_lookup_elem(&tp_services, &lb->key);
+	struct tp_backend *backend;
+	__u32 *id;
+	__u64 now = 0;
+
+	if (!service)
+		return TP_CHOICE_NONE;
+	lb->service = *service;
+	if (!lb->service.count)
+		return TP_CHOICE_REFUSE;
+	if (lb->service.flags & TP_SERVICE_AFFINITY) {
+		now = bpf_ktime_get_coarse_ns();
+		lb->affinity_key.client = *client;
+		lb->affinity_key.service = lb->service.id;
+		lb->affinity_key.pad = 0;
+		if (tp_affine(lb, now))
+			return TP_CHOICE_BACKEND;
+	}
+	lb->slot.list = lb->service.list;
+	lb->slot.index = bpf_get_prandom_u32() % lb->service.count;
+	id = bpf_map_lookup_elem(&tp_slots, &lb->slot);
+	if (!id)
+		return -1;
+	lb->backend_id = *id;
+	backend = bpf_map_lookup_elem(&tp_backends, &lb->backend_id);
+	if (!backend)
+		return -1;
+	lb->backend = *backend;
+	if (lb->service.flags & TP_SERVICE_AFFINITY) {
+		lb->affinity.last_used = now;
+		lb->affinity.backend = lb->backend_id;
+		lb->affinity.pad = 0;
+		bpf_map_update_elem(&tp_affinity, &lb->affinity_key, &lb->affinity, BPF_ANY);
+	}
+	return TP_CHOICE_BACKEND;
+}
+
+static __always_inline int tp_choose(struct tp_lb *lb, const struct tp_addr *client)
+{
+	int choice = tp_choose_once(lb, client);
+
+	if (choice < 0)
+		choice = tp_choose_once(lb, client);
+	return choice < 0 ? TP_CHOICE_REFUSE : choice;
+}
+
+static __always_inline void tp_service_key_of(struct tp_service_key *key, const struct tp_addr *addr, __be16 port,
+					      __u8 proto)
+{
+	key->addr = *addr;
+	key->port = port;
+	key->proto = proto;
+	key->pad = 0;
+}
+
+/* Makes w->lb hold the backend that an earlier packet of this flow was sent to. */
+static __always_inline int tp_nat_known(struct tp_work *w)
+{
+	struct tp_nat *nat = bpf_map_lookup_elem(&tp_nat, &w->sent);
+	__u64 now;
+
+	if (!nat)
+		return 0;
+	w->lb.backend.addr = nat->daddr;
+	w->lb.backend.port = nat->dport;
+	w->lb.backend_id = nat->backend;
+	now = bpf_ktime_get_coarse_ns();
+	if (now - nat->last_seen > NSEC_PER_SEC)
+		nat->last_seen = now;
+	return 1;
+}
+
+static __always_inline int tp_nat_enter(struct tp_work *w)
+{
+	w->nat.daddr = w->lb.backend.addr;
+	w->nat.dport = w->lb.backend.port;
+	__builtin_memset(w->nat.pad, 0, sizeof(w->nat.pad));
+	w->nat.backend = w->lb.backend_id;
+	w->nat.last_seen = bpf_ktime_get_coarse_ns();
+	return bpf_map_update_elem(&tp_nat, &w->sent, &w->nat, BPF_ANY);
+}
+
+/* The packet's tuple after translation to w->lb.backend; the packet itself is rewritten once it may pass. */
+static __always_inline void tp_aim(struct tp_work *w)
+{
+	w->p.t.daddr = w->lb.backend.addr;
+	w->p.t.dport = w->lb.backend.port;
+	w->translated = 1;
+}
+
+/* A SYN of the same client port may be a retransmission, which must go where the first one went, or a new connection. */
+static __always_inline int tp_is_new_connection(struct tp_work *w)
+{
+	struct tp_ct *ct;
+
+	if (w->p.t.proto != IPPROTO_TCP || !(w->p.flags & TP_PKT_OPENS))
+		return 0;
+	w->origin = w->sent;
+	w->origin.daddr = w->lb.backend.addr;
+	w->origin.dport = w->lb.backend.port;
+	ct = tp_ct_find(w, &w->origin);
+	return !ct || (ct->flags & TP_CT_ESTABLISHED) || CT_CLOSED(ct->flags);
+}
+
+/*
+ * Whether the packet is for a Service: NONE, BACKEND (w->p.t is aimed at it) or REFUSE. w->sent is the tuple as it came.
+ * `nodeport`: the address may be a node's.
+ */
+static __noinline int tp_translate(struct tp_work *w, const struct tp_node_config *cfg, __u32 nodeport)
+{
+	int choice;
+
+	if (tp_nat_known(w) && !tp_is_new_connection(w)) {
+		tp_aim(w);
+		return TP_CHOICE_BACKEND;
+	}
+	tp_service_key_of(&w->lb.key, &w->sent.daddr, w->sent.dport, w->sent.proto);
+	choice = tp_choose(&w->lb, &w->sent.saddr);
+	if (choice == TP_CHOICE_NONE && nodeport && tp_is_nodeport(cfg, w->sent.dport)) {
+		struct tp_peer *peer;
+
+		tp_full_prefix(&w->cidr, &w->sent.daddr);
+		peer = bpf_map_lookup_elem(&tp_peers, &w->cidr);
+		if (!peer || !(peer->flags & TP_PEER_NODE))
+			return TP_CHOICE_NONE;
+		tp_nodeport_key(&w->lb.key);
+		choice = tp_choose(&w->lb, &w->sent.saddr);
+	}
+	if (choice != TP_CHOICE_BACKEND)
+		return choice;
+	/* The checksum of SCTP covers its ports and is not an incremental one: only the address can be changed. */
+	if (w->sent.proto == SCTP && w->lb.backend.port != w->sent.dport)
+		return TP_CHOICE_REFUSE;
+	if (tp_nat_enter(w)) {
+		w->reason = TP_DROP_CT_FULL;
+		return TP_CHOICE_NONE;
+	}
+	tp_aim(w);
+	return TP_CHOICE_BACKEND;
+}
+
+/* Whether an address is a Service's, so that nothing but its ports answers there. */
+static __always_inline int tp_is_service_address(struct tp_work *w)
+{
+	struct tp_peer *peer;
+
+	tp_service_key_of(&w->lb.key, &w->p.t.daddr, 0, 0);
+	if (!bpf_map_lookup_elem(&tp_services, &w->lb.key))
+		return 0;
+	tp_full_prefix(&w->cidr, &w->p.t.daddr);
+	peer = bpf_map_lookup_elem(&tp_peers, &w->cidr);
+	return !peer || !(peer->flags & TP_PEER_NODE);
+}
+
+#endif

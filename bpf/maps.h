@@ -1,0 +1,110 @@
+/* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
+/* Every map. Sizes here are replaced by the loader's limits; what each holds is said in abi.h. */
+#ifndef TOWPATH_MAPS_H
+#define TOWPATH_MAPS_H
+
+#define TP_MAP(name, kind, k, v, max, extra)		\
+	struct {					\
+		__uint(type, kind);			\
+		__uint(max_entries, max);		\
+		__uint(map_flags, extra);		\
+		__type(key, k);				\
+		__type(value, v);			\
+	} name SEC(".maps")
+
+TP_MAP(tp_node_config, BPF_MAP_TYPE_ARRAY, __u32, struct tp_node_config, 1, 0);
+TP_MAP(tp_revision, BPF_MAP_TYPE_ARRAY, __u32, __u32, 1, 0);
+
+TP_MAP(tp_pods, BPF_MAP_TYPE_HASH, struct tp_addr, struct tp_pod, 4096, BPF_F_NO_PREALLOC);
+TP_MAP(tp_netns_pods, BPF_MAP_TYPE_HASH, __u64, struct tp_netns_pod, 4096, BPF_F_NO_PREALLOC);
+TP_MAP(tp_peers, BPF_MAP_TYPE_LPM_TRIE, struct tp_cidr_key, struct tp_peer, 65536, BPF_F_NO_PREALLOC);
+
+TP_MAP(tp_class_pods, BPF_MAP_TYPE_HASH, struct tp_addr, __u32, 65536, BPF_F_NO_PREALLOC);
+TP_MAP(tp_class_cidrs, BPF_MAP_TYPE_LPM_TRIE, struct tp_cidr_key, __u32, 65536, BPF_F_NO_PREALLOC);
+TP_MAP(tp_set_class, BPF_MAP_TYPE_HASH, struct tp_set_class_key, __u32, 65536, BPF_F_NO_PREALLOC);
+TP_MAP(tp_rules, BPF_MAP_TYPE_LPM_TRIE, struct tp_rule_key, struct tp_rule, 65536, BPF_F_NO_PREALLOC);
+
+TP_MAP(tp_ct, BPF_MAP_TYPE_HASH, struct tp_ct_key, struct tp_ct, 65536, BPF_F_NO_PREALLOC);
+TP_MAP(tp_nat, BPF_MAP_TYPE_HASH, struct tp_tuple, struct tp_nat, 65536, BPF_F_NO_PREALLOC);
+TP_MAP(tp_frags, BPF_MAP_TYPE_LRU_HASH, struct tp_frag_key, struct tp_frag, 8192, 0);
+
+TP_MAP(tp_services, BPF_MAP_TYPE_HASH, struct tp_service_key, struct tp_service, 65536, BPF_F_NO_PREALLOC);
+TP_MAP(tp_slots, BPF_MAP_TYPE_HASH, struct tp_slot_key, __u32, 65536, BPF_F_NO_PREALLOC);
+TP_MAP(tp_backends, BPF_MAP_TYPE_HASH, __u32, struct tp_backend, 65536, BPF_F_NO_PREALLOC);
+TP_MAP(tp_affinity, BPF_MAP_TYPE_LRU_HASH, struct tp_affinity_key, struct tp_affinity, 65536, 0);
+TP_MAP(tp_sock_rev, BPF_MAP_TYPE_LRU_HASH, struct tp_sock_rev_key, struct tp_sock_rev, 65536, 0);
+
+TP_MAP(tp_counters, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct tp_counter, TP_REASON_MAX, 0);
+TP_MAP(tp_trace, BPF_MAP_TYPE_ARRAY, __u32, struct tp_trace, 1, 0);
+
+/* Not shared with user space. */
+TP_MAP(tp_scratch, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct tp_work, 1, 0);
+
+struct tp_collector {
+	struct bpf_timer timer;
+};
+TP_MAP(tp_collector, BPF_MAP_TYPE_ARRAY, __u32, struct tp_collector, 1, 0);
+
+/* Set by tests before loading. */
+const volatile __u32 tp_testing = 0;
+
+static __always_inline struct tp_work *tp_work(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&tp_scratch, &zero);
+}
+
+static __always_inline const struct tp_node_config *tp_config(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&tp_node_config, &zero);
+}
+
+static __always_inline __u32 tp_revision_now(void)
+{
+	__u32 zero = 0;
+	__u32 *revision = bpf_map_lookup_elem(&tp_revision, &zero);
+
+	return revision && *revision ? *revision : 1;
+}
+
+static __always_inline void tp_count(__u32 reason, __u32 bytes)
+{
+	struct tp_counter *c = bpf_map_lookup_elem(&tp_counters, &reason);
+
+	if (c) {
+		c->packets++;
+		c->bytes += bytes;
+	}
+}
+
+static __always_inline int tp_drop(struct __sk_buff *skb, __u32 reason)
+{
+	tp_count(reason, skb->len);
+	return TC_ACT_SHOT;
+}
+
+static __always_inline int tp_to_stack(struct __sk_buff *skb)
+{
+	tp_count(TP_TO_STACK, skb->len);
+	return TC_ACT_OK;
+}
+
+static __always_inline void tp_note(__u32 kind, __u32 ifindex, __u32 reason)
+{
+	__u32 zero = 0;
+	struct tp_trace *trace;
+
+	if (!tp_testing)
+		return;
+	trace = bpf_map_lookup_elem(&tp_trace, &zero);
+	if (!trace)
+		return;
+	trace->redirect_kind = kind;
+	trace->redirect_ifindex = ifindex;
+	trace->reason = reason;
+}
+
+#endif

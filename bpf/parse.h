@@ -1,0 +1,281 @@
+/* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
+/* From bytes to struct tp_packet. Answers 0, or the reason for which the packet is to be dropped. */
+#ifndef TOWPATH_PARSE_H
+#define TOWPATH_PARSE_H
+
+#define IP_MF 0x2000
+#define IP_OFFSET 0x1fff
+#define ICMP6 58
+#define SCTP 132
+
+static __always_inline int tp_has_ports(__u8 proto)
+{
+	return proto == IPPROTO_TCP || proto == IPPROTO_UDP || proto == SCTP;
+}
+
+/* Echo: the identifier stands for both ports. Errors quote a packet. Everything else has no ports. */
+static __always_inline void tp_parse_icmp(struct tp_packet *p, const struct tp_icmp *icmp, int v6)
+{
+	__u8 request = v6 ? 128 : 8;
+	__u8 reply = v6 ? 129 : 0;
+
+	p->icmp_type = icmp->type;
+	if (icmp->type == request || icmp->type == reply) {
+		p->t.sport = icmp->id;
+		p->t.dport = icmp->id;
+		if (icmp->type == request)
+			p->flags |= TP_PKT_OPENS;
+		return;
+	}
+	if (v6 ? (icmp->type >= 1 && icmp->type <= 4) :
+		 (icmp->type == 3 || icmp->type == 11 || icmp->type == 12))
+		p->flags |= TP_PKT_ERROR;
+}
+
+/* Ports, flags and identifiers; p.l4_off and p.t.proto are set. */
+static __always_inline __u32 tp_parse_l4(struct __sk_buff *skb, struct tp_work *w)
+{
+	struct tp_packet *p = &w->p;
+	__u8 proto = p->t.proto;
+
+	if (proto == IPPROTO_TCP) {
+		if (bpf_skb_load_bytes(skb, p->l4_off, &w->l4, sizeof(w->l4)))
+			return TP_DROP_MALFORMED;
+		p->tcp_flags = w->l4.flags;
+		if ((w->l4.flags & (TCP_SYN | TCP_ACK | TCP_RST)) == TCP_SYN)
+			p->flags |= TP_PKT_OPENS;
+	} else if (proto == IPPROTO_UDP || proto == SCTP) {
+		/* Both have eight bytes at least: as many as a sequence number takes after the ports. */
+		if (bpf_skb_load_bytes(skb, p->l4_off, &w->l4, 8))
+			return TP_DROP_MALFORMED;
+	} else if (proto == IPPROTO_ICMP || proto == ICMP6) {
+		int v6 = p->flags & TP_PKT_V6;
+
+		if ((proto == ICMP6) != !!v6)
+			return TP_DROP_MALFORMED;
+		if (bpf_skb_load_bytes(skb, p->l4_off, &w->icmp, sizeof(w->icmp)))
+			return TP_DROP_MALFORMED;
+		tp_parse_icmp(p, &w->icmp, v6);
+		return 0;
+	} else {
+		return 0;
+	}
+	p->t.sport = w->l4.sport;
+	p->t.dport = w->l4.dport;
+	return 0;
+}
+
+static __always_inline void tp_frag_key_of(struct tp_work *w)
+{
+	w->frag_key.saddr = w->p.t.saddr;
+	w->frag_key.daddr = w->p.t.daddr;
+	w->frag_key.id = w->p.frag_id;
+	w->frag_key.proto = w->p.t.proto;
+	__builtin_memset(w->frag_key.pad, 0, sizeof(w->frag_key.pad));
+}
+
+/* A first fragment leaves its ports behind for those that follow. */
+static __always_inline void tp_frag_record(struct tp_work *w)
+{
+	tp_frag_key_of(w);
+	w->frag.sport = w->p.t.sport;
+	w->frag.dport = w->p.t.dport;
+	w->frag.pad = 0;
+	bpf_map_update_elem(&tp_frags, &w->frag_key, &w->frag, BPF_ANY);
+}
+
+static __always_inline __u32 tp_frag_follow(struct tp_work *w)
+{
+	struct tp_frag *first;
+
+	tp_frag_key_of(w);
+	first = bpf_map_lookup_elem(&tp_frags, &w->frag_key);
+	if (!first)
+		return TP_DROP_FRAGMENT;
+	w->p.t.sport = first->sport;
+	w->p.t.dport = first->dport;
+	return 0;
+}
+
+static __always_inline __u32 tp_parse_rest(struct __sk_buff *skb, struct tp_work *w)
+{
+	__u32 reason;
+
+	if (w->p.flags & TP_PKT_LATER_FRAG)
+		return tp_frag_follow(w);
+	reason = tp_parse_l4(skb, w);
+	if (!reason && (w->p.flags & TP_PKT_FIRST_FRAG))
+		tp_frag_record(w);
+	return reason;
+}
+
+static __always_inline __u32 tp_parse_v4(struct __sk_buff *skb, struct tp_work *w)
+{
+	struct tp_packet *p = &w->p;
+	struct iphdr *ip = &w->h.v4;
+	__u32 header, total, frag;
+
+	if (bpf_skb_load_bytes(skb, 0, w->h.eth_dst, ETH_LEN + sizeof(*ip)))
+		return TP_DROP_MALFORMED;
+	header = ip->ihl * 4;
+	total = bpf_ntohs(ip->tot_len);
+	/* A total length of 0 is how the kernel writes segments above 64 KiB (BIG TCP). */
+	if (ip->version != 4 || header < sizeof(*ip) || ETH_LEN + header > skb->len ||
+	    (total ? total < header || ETH_LEN + total > skb->len : !skb->gso_size))
+		return TP_DROP_MALFORMED;
+	tp_set_v4(&p->t.saddr, ip->saddr);
+	tp_set_v4(&p->t.daddr, ip->daddr);
+	p->t.proto = ip->protocol;
+	p->ttl = ip->ttl;
+	p->l4_off = ETH_LEN + header;
+	if (header != sizeof(*ip))
+		p->flags |= TP_PKT_SLOW;
+	frag = bpf_ntohs(ip->frag_off);
+	if (frag & (IP_MF | IP_OFFSET)) {
+		p->frag_id = ip->id;
+		p->flags |= frag & IP_OFFSET ? TP_PKT_LATER_FRAG : TP_PKT_FIRST_FRAG;
+		/* RFC 1858: a second fragment at byte 8 rewrites the flags of a TCP header. */
+		if ((frag & IP_OFFSET) == 1 && ip->protocol == IPPROTO_TCP)
+			return TP_DROP_MALFORMED;
+	}
+	return tp_parse_rest(skb, w);
+}
+
+#define NEXT_HOP 0
+#define NEXT_ROUTING 43
+#define NEXT_FRAGMENT 44
+#define NEXT_AUTH 51
+#define NEXT_DEST 60
+#define EXTENSIONS_MAX 6
+
+/* Walks the extension headers to the transport header. */
+static __always_inline __u32 tp_parse_extensions(struct __sk_buff *skb, struct tp_packet *p, __u8 next)
+{
+	struct {
+		__u8 next;
+		__u8 len;
+		__be16 offset;
+		__be32 id;
+	} ext;
+	__u32 off = ETH_LEN + sizeof(struct ipv6hdr);
+
+	for (int i = 0; i < EXTENSIONS_MAX; i++) {
+		if (next != NEXT_HOP && next != NEXT_ROUTING && next != NEXT_FRAGMENT && next != NEXT_AUTH && next != NEXT_DEST) {
+			p->t.proto = next;
+			p->l4_off = off;
+			return 0;
+		}
+		if (bpf_skb_load_bytes(skb, off, &ext, sizeof(ext)))
+			return TP_DROP_MALFORMED;
+		if (next == NEXT_HOP && i)
+			return TP_DROP_MALFORMED;
+		if (next == NEXT_FRAGMENT) {
+			__u32 frag = bpf_ntohs(ext.offset);
+
+			if (frag & 0xfff9) {
+				p->frag_id = ext.id;
+				p->flags |= frag & 0xfff8 ? TP_PKT_LATER_FRAG : TP_PKT_FIRST_FRAG;
+			}
+			off += 8;
+			next = ext.next;
+			if (p->flags & TP_PKT_LATER_FRAG) {
+				p->t.proto = next;
+				p->l4_off = off;
+				return 0;
+			}
+			continue;
+		}
+		p->flags |= TP_PKT_SLOW;
+		off += next == NEXT_AUTH ? (ext.len + 2) * 4 : (ext.len + 1) * 8;
+		next = ext.next;
+	}
+	return TP_DROP_MALFORMED;
+}
+
+static __always_inline __u32 tp_parse_v6(struct __sk_buff *skb, struct tp_work *w)
+{
+	struct tp_packet *p = &w->p;
+	struct ipv6hdr *ip = &w->h.v6;
+	__u32 reason;
+
+	if (bpf_skb_load_bytes(skb, 0, w->h.eth_dst, ETH_LEN + sizeof(*ip)) || ip->version != 6)
+		return TP_DROP_MALFORMED;
+	if (ETH_LEN + sizeof(*ip) + bpf_ntohs(ip->payload_len) > skb->len)
+		return TP_DROP_MALFORMED;
+	p->flags |= TP_PKT_V6;
+	tp_set_v6(&p->t.saddr, &ip->saddr);
+	tp_set_v6(&p->t.daddr, &ip->daddr);
+	if (tp_embeds_v4(&p->t.saddr) || tp_embeds_v4(&p->t.daddr))
+		return TP_DROP_MAPPED_V4;
+	p->ttl = ip->hop_limit;
+	reason = tp_parse_extensions(skb, p, ip->nexthdr);
+	if (reason)
+		return reason;
+	return tp_parse_rest(skb, w);
+}
+
+static __noinline __u32 tp_parse(struct __sk_buff *skb, struct tp_work *w)
+{
+	struct tp_packet *p = &w->p;
+
+	__builtin_memset(p, 0, sizeof(*p));
+	w->reason = 0;
+	w->reply = 0;
+	w->translated = 0;
+	w->has_via = 0;
+	w->resolve = 0;
+	w->own_node = TP_OWN_UNKNOWN;
+	if (skb->protocol == bpf_htons(ETH_P_IP))
+		return tp_parse_v4(skb, w);
+	if (skb->protocol == bpf_htons(ETH_P_IPV6))
+		return tp_parse_v6(skb, w);
+	return TP_DROP_MALFORMED;
+}
+
+/* The tuple of the packet that an ICMP error quotes, as the quoted packet has it. */
+static __noinline __u32 tp_parse_quoted(struct __sk_buff *skb, struct tp_work *w)
+{
+	struct tp_tuple *t = &w->quoted;
+	__u32 off = w->p.l4_off + 8;
+
+	__builtin_memset(t, 0, sizeof(*t));
+	if (w->p.flags & TP_PKT_V6) {
+		struct ipv6hdr ip;
+
+		if (bpf_skb_load_bytes(skb, off, &ip, sizeof(ip)) || ip.version != 6)
+			return TP_DROP_MALFORMED;
+		tp_set_v6(&t->saddr, &ip.saddr);
+		tp_set_v6(&t->daddr, &ip.daddr);
+		t->proto = ip.nexthdr;
+		off += sizeof(ip);
+	} else {
+		struct iphdr ip;
+
+		if (bpf_skb_load_bytes(skb, off, &ip, sizeof(ip)) || ip.version != 4 || ip.ihl < 5)
+			return TP_DROP_MALFORMED;
+		tp_set_v4(&t->saddr, ip.saddr);
+		tp_set_v4(&t->daddr, ip.daddr);
+		t->proto = ip.protocol;
+		off += ip.ihl * 4;
+	}
+	if (tp_has_ports(t->proto)) {
+		__be16 ports[2];
+
+		if (bpf_skb_load_bytes(skb, off, ports, sizeof(ports)))
+			return TP_DROP_MALFORMED;
+		t->sport = ports[0];
+		t->dport = ports[1];
+	} else if (t->proto == IPPROTO_ICMP || t->proto == ICMP6) {
+		struct tp_icmp icmp;
+
+		if (bpf_skb_load_bytes(skb, off, &icmp, sizeof(icmp)))
+			return TP_DROP_MALFORMED;
+		if (t->proto == ICMP6 ? (icmp.type == 128 || icmp.type == 129) : (icmp.type == 8 || icmp.type == 0)) {
+			t->sport = icmp.id;
+			t->dport = icmp.id;
+		}
+	}
+	return 0;
+}
+
+#endif

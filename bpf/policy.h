@@ -1,0 +1,92 @@
+/* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
+/* What the compiled policy says of a flow, in the direction in which it was opened. */
+#ifndef TOWPATH_POLICY_H
+#define TOWPATH_POLICY_H
+
+static __always_inline __u32 tp_class_of(struct tp_work *w, const struct tp_addr *peer)
+{
+	__u32 *class_id = bpf_map_lookup_elem(&tp_class_pods, peer);
+
+	if (class_id)
+		return *class_id;
+	tp_full_prefix(&w->cidr, peer);
+	class_id = bpf_map_lookup_elem(&tp_class_cidrs, &w->cidr);
+	return class_id ? *class_id : 0;
+}
+
+/* Judges w->origin by one set. Leaves the rule in w->rule. */
+static __noinline __u32 tp_judge_set(struct tp_work *w, __u32 set, const struct tp_addr *peer)
+{
+	__u8 proto = w->origin.proto;
+	struct tp_rule *rule;
+	__u32 *local;
+
+	if (!set) {
+		w->rule = TP_RULE_NOT_ISOLATED;
+		return TP_VERDICT_ALLOW;
+	}
+	w->j.isolated = 1;
+	w->set_class.set = set;
+	w->set_class.class_id = tp_class_of(w, peer);
+	local = bpf_map_lookup_elem(&tp_set_class, &w->set_class);
+	w->rule_key.prefixlen = 80 + 16;
+	w->rule_key.set = set;
+	w->rule_key.local_class = local ? *local : 0;
+	w->rule_key.proto = tp_has_ports(proto) ? proto : 0;
+	w->rule_key.pad = 0;
+	w->rule_key.port = tp_has_ports(proto) ? w->origin.dport : 0;
+	rule = bpf_map_lookup_elem(&tp_rules, &w->rule_key);
+	if (!rule) {
+		w->rule = TP_RULE_DEFAULT_DENY;
+		return TP_VERDICT_DENY;
+	}
+	w->rule = rule->rule_id;
+	return rule->verdict;
+}
+
+/*
+ * Judges w->origin at both ends, as far as they are pods of this node. `own_node`: the responder sees a packet that its
+ * own node generated.
+ */
+static __noinline __u32 tp_judge(struct tp_work *w, const struct tp_node_config *cfg, __u32 own_node)
+{
+	struct tp_judgement *j = &w->j;
+	struct tp_pod *from, *to;
+
+	__builtin_memset(j, 0, sizeof(*j));
+	from = bpf_map_lookup_elem(&tp_pods, &w->origin.saddr);
+	if (from) {
+		j->pod_id = from->pod_id;
+		if (from->flags & TP_POD_HOST_ONLY) {
+			j->isolated = 1;
+			j->egress_rule = TP_RULE_HOST_ONLY;
+			j->egress_verdict = tp_is_own_node(cfg, &w->origin.daddr) ? TP_VERDICT_ALLOW : TP_VERDICT_DENY;
+		} else {
+			j->egress_verdict = tp_judge_set(w, from->egress_set, &w->origin.daddr);
+			j->egress_rule = w->rule;
+		}
+	}
+	to = bpf_map_lookup_elem(&tp_pods, &w->origin.daddr);
+	if (to) {
+		if (!j->pod_id)
+			j->pod_id = to->pod_id;
+		if (own_node) {
+			j->ingress_verdict = TP_VERDICT_ALLOW;
+			j->ingress_rule = TP_RULE_OWN_NODE;
+		} else if (to->flags & TP_POD_HOST_ONLY) {
+			j->isolated = 1;
+			j->ingress_verdict = TP_VERDICT_DENY;
+			j->ingress_rule = TP_RULE_HOST_ONLY;
+		} else {
+			j->ingress_verdict = tp_judge_set(w, to->ingress_set, &w->origin.saddr);
+			j->ingress_rule = w->rule;
+		}
+	}
+	if (j->egress_verdict == TP_VERDICT_DENY)
+		return TP_DROP_EGRESS_POLICY;
+	if (j->ingress_verdict == TP_VERDICT_DENY)
+		return TP_DROP_INGRESS_POLICY;
+	return 0;
+}
+
+#endif

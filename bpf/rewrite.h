@@ -1,0 +1,115 @@
+/* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
+/*
+ * Changes to headers, with every checksum kept right: complete ones, partial ones (CHECKSUM_PARTIAL: the field holds the
+ * pseudo-header's sum) and the device's sum of the whole packet (CHECKSUM_COMPLETE).
+ */
+#ifndef TOWPATH_REWRITE_H
+#define TOWPATH_REWRITE_H
+
+#define V4_TTL_OFF (ETH_LEN + 8)
+#define V4_SUM_OFF (ETH_LEN + 10)
+#define V4_SADDR_OFF (ETH_LEN + 12)
+#define V4_DADDR_OFF (ETH_LEN + 16)
+#define V6_TTL_OFF (ETH_LEN + 7)
+#define V6_SADDR_OFF (ETH_LEN + 8)
+#define V6_DADDR_OFF (ETH_LEN + 24)
+
+static __always_inline __u16 tp_fold(__u32 sum)
+{
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	return sum;
+}
+
+/* Offset of the transport checksum, 0: this packet has none that depends on addresses (SCTP, later fragments). */
+static __always_inline __u32 tp_sum_off(const struct tp_packet *p)
+{
+	if (p->flags & TP_PKT_LATER_FRAG)
+		return 0;
+	if (p->t.proto == IPPROTO_TCP)
+		return p->l4_off + 16;
+	if (p->t.proto == IPPROTO_UDP)
+		return p->l4_off + 6;
+	return 0;
+}
+
+/* A UDP checksum of 0 means none, and must neither appear nor disappear. */
+static __always_inline __u64 tp_sum_flags(const struct tp_packet *p)
+{
+	return p->t.proto == IPPROTO_UDP ? BPF_F_MARK_MANGLED_0 : 0;
+}
+
+static __always_inline int tp_rewrite_v4(struct __sk_buff *skb, struct tp_work *w, int source, __be32 to)
+{
+	__be32 from = source ? w->h.v4.saddr : w->h.v4.daddr;
+	__u32 off = source ? V4_SADDR_OFF : V4_DADDR_OFF;
+	__u32 sum = tp_sum_off(&w->p);
+
+	if (sum && bpf_l4_csum_replace(skb, sum, from, to, BPF_F_PSEUDO_HDR | tp_sum_flags(&w->p) | 4))
+		return -1;
+	if (bpf_l3_csum_replace(skb, V4_SUM_OFF, from, to, 4))
+		return -1;
+	if (bpf_skb_store_bytes(skb, off, &to, 4, 0))
+		return -1;
+	/* The copy is what forwarding works on. */
+	return bpf_skb_load_bytes(skb, ETH_LEN, &w->h.v4, sizeof(w->h.v4));
+}
+
+static __always_inline int tp_rewrite_v6(struct __sk_buff *skb, struct tp_work *w, int source, const struct tp_addr *to)
+{
+	void *from = source ? &w->h.v6.saddr : &w->h.v6.daddr;
+	__u32 off = source ? V6_SADDR_OFF : V6_DADDR_OFF;
+	__u32 sum = tp_sum_off(&w->p);
+	__s64 diff = bpf_csum_diff(from, 16, (__be32 *)to->b, 16, 0);
+
+	if (diff < 0)
+		return -1;
+	if (sum && bpf_l4_csum_replace(skb, sum, 0, diff, BPF_F_PSEUDO_HDR | tp_sum_flags(&w->p)))
+		return -1;
+	/* The line above took the checksum field's change out of a complete sum; this puts the address's change in. (IPv4
+	 * needs no such thing: there the header's own checksum makes up for the address.) */
+	if (bpf_skb_store_bytes(skb, off, to->b, 16, sum ? BPF_F_RECOMPUTE_CSUM : 0))
+		return -1;
+	return bpf_skb_load_bytes(skb, ETH_LEN, &w->h.v6, sizeof(w->h.v6));
+}
+
+/* Gives the packet another source, or another destination. */
+static __noinline int tp_rewrite(struct __sk_buff *skb, struct tp_work *w, __u32 source, const struct tp_addr *addr,
+				 __be16 port)
+{
+	__be16 old = source ? w->l4.sport : w->l4.dport;
+	__u32 sum = tp_sum_off(&w->p);
+
+	if (w->p.flags & TP_PKT_V6 ? tp_rewrite_v6(skb, w, source, addr) :
+				     tp_rewrite_v4(skb, w, source, tp_word(addr, 3)))
+		return -1;
+	if (w->p.flags & TP_PKT_LATER_FRAG || !tp_has_ports(w->p.t.proto) || old == port)
+		return 0;
+	/* Without a pseudo-header flag a partial sum is left alone: the device adds the ports when it completes it. */
+	if (sum && bpf_l4_csum_replace(skb, sum, old, port, tp_sum_flags(&w->p) | 2))
+		return -1;
+	return bpf_skb_store_bytes(skb, w->p.l4_off + (source ? 0 : 2), &port, 2, 0);
+}
+
+/*
+ * Writes the Ethernet addresses of w->h and takes one from the time to live, which is at least 2. In IPv4 the header's
+ * checksum changes the other way, so a sum of the whole packet stays as it is.
+ */
+static __always_inline int tp_forward_headers(struct __sk_buff *skb, struct tp_work *w)
+{
+	if (!(w->p.flags & TP_PKT_V6)) {
+		struct iphdr *ip = &w->h.v4;
+		/* RFC 1624 with the known difference of 0x0100. */
+		__u32 check = (__u32)ip->check + bpf_htons(0x0100);
+
+		ip->check = (__u16)(check + (check >= 0xffff));
+		ip->ttl--;
+		return bpf_skb_store_bytes(skb, 0, w->h.eth_dst, ETH_LEN + 12, 0);
+	}
+	w->h.v6.hop_limit--;
+	if (bpf_skb_store_bytes(skb, 0, w->h.eth_dst, ETH_LEN, 0))
+		return -1;
+	return bpf_skb_store_bytes(skb, V6_TTL_OFF, &w->h.v6.hop_limit, 1, BPF_F_RECOMPUTE_CSUM);
+}
+
+#endif

@@ -1,0 +1,181 @@
+/* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
+/*
+ * Socket hooks: a socket that connects or sends to a Service talks to a backend from its first packet on, and believes that
+ * it talks to the Service. They run in process context and may be preempted, so everything is on their stack.
+ */
+
+#define ECONNREFUSED 111
+
+/* Who asks, as the veth path would name it. 0: neither a pod of this node nor the node, so not ours to translate. */
+static __always_inline int tp_asker(struct bpf_sock_addr *ctx, const struct tp_node_config *cfg, int v4,
+				    struct tp_addr *client)
+{
+	__u64 cookie = bpf_get_netns_cookie(ctx);
+	struct tp_netns_pod *pod = bpf_map_lookup_elem(&tp_netns_pods, &cookie);
+
+	if (pod) {
+		*client = v4 ? pod->addr4 : pod->addr6;
+		return 1;
+	}
+	if (cookie != cfg->netns_cookie)
+		return 0;
+	*client = v4 ? cfg->node4 : cfg->node6;
+	return 1;
+}
+
+static __always_inline void tp_sock_addr(struct bpf_sock_addr *ctx, int v6, struct tp_addr *addr)
+{
+	if (!v6) {
+		tp_set_v4(addr, ctx->user_ip4);
+		return;
+	}
+	tp_set_word(addr, 0, ctx->user_ip6[0]);
+	tp_set_word(addr, 1, ctx->user_ip6[1]);
+	tp_set_word(addr, 2, ctx->user_ip6[2]);
+	tp_set_word(addr, 3, ctx->user_ip6[3]);
+}
+
+static __always_inline void tp_set_sock_addr(struct bpf_sock_addr *ctx, int v6, const struct tp_addr *addr, __be16 port)
+{
+	if (v6) {
+		ctx->user_ip6[0] = tp_word(addr, 0);
+		ctx->user_ip6[1] = tp_word(addr, 1);
+		ctx->user_ip6[2] = tp_word(addr, 2);
+		ctx->user_ip6[3] = tp_word(addr, 3);
+	} else {
+		ctx->user_ip4 = tp_word(addr, 3);
+	}
+	ctx->user_port = port;
+}
+
+static __always_inline int tp_sock_is_node(const struct tp_addr *addr)
+{
+	struct tp_cidr_key key;
+	struct tp_peer *peer;
+
+	tp_full_prefix(&key, addr);
+	peer = bpf_map_lookup_elem(&tp_peers, &key);
+	return peer && (peer->flags & TP_PEER_NODE);
+}
+
+static __always_inline int tp_sock_choose(struct tp_lb *lb, const struct tp_node_config *cfg, const struct tp_addr *client)
+{
+	int choice = tp_choose(lb, client);
+
+	if (choice != TP_CHOICE_NONE || !tp_is_nodeport(cfg, lb->key.port) || !tp_sock_is_node(&lb->key.addr))
+		return choice;
+	tp_nodeport_key(&lb->key);
+	return tp_choose(lb, client);
+}
+
+static __always_inline void tp_sock_remember(struct bpf_sock_addr *ctx, const struct tp_lb *lb, const struct tp_addr *addr,
+					     __be16 port)
+{
+	struct tp_sock_rev_key key = {};
+	struct tp_sock_rev rev = {};
+	struct tp_sock_rev *old;
+
+	key.cookie = bpf_get_socket_cookie(ctx);
+	key.addr = lb->backend.addr;
+	key.port = lb->backend.port;
+	old = bpf_map_lookup_elem(&tp_sock_rev, &key);
+	if (old && old->port == port && tp_same(&old->addr, addr))
+		return;
+	rev.addr = *addr;
+	rev.port = port;
+	rev.service = lb->service.id;
+	bpf_map_update_elem(&tp_sock_rev, &key, &rev, BPF_ANY);
+}
+
+/* 1: go on. 0: refused, with errno set. */
+static __always_inline int tp_sock_forward(struct bpf_sock_addr *ctx, int v6)
+{
+	const struct tp_node_config *cfg = tp_config();
+	__u32 proto = ctx->protocol;
+	__be16 port = ctx->user_port;
+	struct tp_addr addr, client;
+	struct tp_lb lb = {};
+	int choice;
+
+	if (!cfg || (proto != IPPROTO_TCP && proto != IPPROTO_UDP) || !port)
+		return 1;
+	tp_sock_addr(ctx, v6, &addr);
+	if (!tp_asker(ctx, cfg, tp_is_v4(&addr), &client))
+		return 1;
+	tp_service_key_of(&lb.key, &addr, port, proto);
+	choice = tp_sock_choose(&lb, cfg, &client);
+	if (choice == TP_CHOICE_NONE)
+		return 1;
+	if (choice == TP_CHOICE_REFUSE) {
+		tp_count(TP_REFUSED, 0);
+		bpf_set_retval(-ECONNREFUSED);
+		return 0;
+	}
+	tp_sock_remember(ctx, &lb, &addr, port);
+	tp_set_sock_addr(ctx, v6, &lb.backend.addr, lb.backend.port);
+	tp_count(TP_SERVICE_TRANSLATED, 0);
+	return 1;
+}
+
+/* What a socket is told of its peer: the Service, if it was translated to this backend. */
+static __always_inline int tp_sock_backward(struct bpf_sock_addr *ctx, int v6)
+{
+	struct tp_sock_rev_key key = {};
+	struct tp_sock_rev *rev;
+
+	key.cookie = bpf_get_socket_cookie(ctx);
+	key.port = ctx->user_port;
+	tp_sock_addr(ctx, v6, &key.addr);
+	rev = bpf_map_lookup_elem(&tp_sock_rev, &key);
+	if (rev)
+		tp_set_sock_addr(ctx, v6, &rev->addr, rev->port);
+	return 1;
+}
+
+SEC("cgroup/connect4")
+int tp_connect4(struct bpf_sock_addr *ctx)
+{
+	return tp_sock_forward(ctx, 0);
+}
+
+SEC("cgroup/connect6")
+int tp_connect6(struct bpf_sock_addr *ctx)
+{
+	return tp_sock_forward(ctx, 1);
+}
+
+SEC("cgroup/sendmsg4")
+int tp_sendmsg4(struct bpf_sock_addr *ctx)
+{
+	return tp_sock_forward(ctx, 0);
+}
+
+SEC("cgroup/sendmsg6")
+int tp_sendmsg6(struct bpf_sock_addr *ctx)
+{
+	return tp_sock_forward(ctx, 1);
+}
+
+SEC("cgroup/recvmsg4")
+int tp_recvmsg4(struct bpf_sock_addr *ctx)
+{
+	return tp_sock_backward(ctx, 0);
+}
+
+SEC("cgroup/recvmsg6")
+int tp_recvmsg6(struct bpf_sock_addr *ctx)
+{
+	return tp_sock_backward(ctx, 1);
+}
+
+SEC("cgroup/getpeername4")
+int tp_getpeername4(struct bpf_sock_addr *ctx)
+{
+	return tp_sock_backward(ctx, 0);
+}
+
+SEC("cgroup/getpeername6")
+int tp_getpeername6(struct bpf_sock_addr *ctx)
+{
+	return tp_sock_backward(ctx, 1);
+}

@@ -1,0 +1,134 @@
+/* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
+/*
+ * What one run of a tc program works on: too much for a stack of 512 bytes, so it lives in a per-CPU array.
+ *
+ * tc programs run with bottom halves off and none of ours calls another, so nothing else writes here meanwhile. The socket
+ * hooks and the collector run in other contexts and must not use it. It is never cleared as a whole: whoever reads a
+ * field is preceded by who wrote it.
+ */
+#ifndef TOWPATH_WORK_H
+#define TOWPATH_WORK_H
+
+#define ETH_LEN 14
+#define NSEC_PER_SEC 1000000000ULL
+
+/* Link and network header as they came, so placed that the network header is aligned. */
+struct tp_headers {
+	__u8 pad[2];
+	__u8 eth_dst[6];
+	__u8 eth_src[6];
+	__be16 eth_type;
+	union {
+		struct iphdr v4;
+		struct ipv6hdr v6;
+	};
+};
+
+enum tp_packet_flag {
+	TP_PKT_V6 = 1 << 0,
+	TP_PKT_SLOW = 1 << 1,		/* IPv4 options or IPv6 extension headers: forwarding is the kernel's business */
+	TP_PKT_FIRST_FRAG = 1 << 2,
+	TP_PKT_LATER_FRAG = 1 << 3,	/* no transport header in it */
+	TP_PKT_OPENS = 1 << 4,		/* TCP SYN without ACK, echo request: opens a connection in its own direction */
+	TP_PKT_ERROR = 1 << 5,		/* ICMP or ICMPv6 error that quotes a packet */
+};
+
+struct tp_packet {
+	struct tp_tuple t;
+	__u32 l4_off;
+	__u32 frag_id;
+	__u32 flags;			/* enum tp_packet_flag */
+	__u8 ttl;
+	__u8 tcp_flags;
+	__u8 icmp_type;
+	__u8 pad;
+};
+
+#define TCP_FIN 0x01
+#define TCP_SYN 0x02
+#define TCP_RST 0x04
+#define TCP_ACK 0x10
+
+/* The first 16 bytes of a TCP header; shorter protocols use less of it. */
+struct tp_l4 {
+	__be16 sport;
+	__be16 dport;
+	__be32 seq;
+	__be32 ack;
+	__u8 offset;
+	__u8 flags;
+	__be16 window;
+};
+
+struct tp_icmp {
+	__u8 type;
+	__u8 code;
+	__be16 sum;
+	__be16 id;
+	__be16 seq;
+};
+
+/* A choice of backend. Small enough for the stack of a socket hook. */
+struct tp_lb {
+	struct tp_service_key key;
+	struct tp_service service;
+	struct tp_slot_key slot;
+	struct tp_affinity_key affinity_key;
+	struct tp_affinity affinity;
+	struct tp_backend backend;
+	__u32 backend_id;
+};
+
+/* A judgement of a flow in its original direction. */
+struct tp_judgement {
+	__u32 egress_rule;
+	__u32 ingress_rule;
+	__u32 isolated;			/* one of the ends that are here is isolated */
+	__u8 egress_verdict;		/* enum tp_verdict; NONE: that end is not here */
+	__u8 ingress_verdict;
+	__u8 pad[2];
+	__u32 pod_id;
+};
+
+enum tp_own_node {
+	TP_OWN_UNKNOWN = 0,		/* this hook cannot see who generated the packet */
+	TP_OWN_YES = 1,
+	TP_OWN_NO = 2,
+};
+
+struct tp_work {
+	struct tp_headers h;
+	struct tp_packet p;
+	struct tp_tuple sent;		/* before translation */
+	struct tp_tuple quoted;		/* inside an ICMP error */
+	struct tp_tuple origin;		/* opener to responder, what is judged */
+	struct tp_ct_key key;
+	struct tp_ct fresh;
+	struct tp_nat nat;
+	struct tp_lb lb;
+	struct tp_judgement j;
+	struct tp_cidr_key cidr;
+	struct tp_rule_key rule_key;
+	struct tp_set_class_key set_class;
+	struct tp_frag_key frag_key;
+	struct tp_frag frag;
+	struct bpf_tunnel_key tunnel;
+	struct bpf_fib_lookup fib;
+	struct bpf_redir_neigh hop;
+	struct tp_l4 l4;
+	struct tp_l4 l4_new;
+	struct tp_icmp icmp;
+	__u8 quote[ETH_LEN + 2 * 40 + 16];	/* an answer under construction */
+	struct tp_addr via;
+	__u32 rule;			/* of the last judgement of one set */
+	__u32 reason;			/* why to drop, 0: do not */
+	__u8 from_a;			/* the packet comes from side A of `key` */
+	__u8 reply;
+	__u8 translated;		/* destination is to become lb.backend */
+	__u8 has_via;
+	__u8 resolve;			/* look the destination's node up for new and stale flows */
+	__u8 own_node;			/* enum tp_own_node */
+	__u8 pad[2];
+};
+
+#endif
