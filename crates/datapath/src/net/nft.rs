@@ -69,6 +69,11 @@ impl Table {
     }
 }
 
+/// Whether the table is there.
+pub fn is_present() -> Result<bool, Error> {
+    Ok(list()?.is_some())
+}
+
 /// Deletes the table; fine when there is none.
 pub fn delete() -> Result<(), Error> {
     let table = json!({"table": {"family": "inet", "name": TABLE}});

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use rtnetlink::packet_route::route::{
-    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteIp6Tunnel, RouteIpTunnel, RouteLwEnCapType, RouteLwTunnelEncap,
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteIp6Tunnel, RouteIp6TunnelFlags, RouteIpTunnel, RouteLwEnCapType, RouteLwTunnelEncap,
     RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage as Message};
@@ -115,6 +115,8 @@ impl Encap {
                 RouteLwTunnelEncap::Ip6(RouteIp6Tunnel::Id(id)),
                 RouteLwTunnelEncap::Ip6(RouteIp6Tunnel::Destination(destination)),
                 RouteLwTunnelEncap::Ip6(RouteIp6Tunnel::Source(source)),
+                // Over IPv6 a packet without UDP checksum is dropped by the other end (RFC 6935 makes it an opt-in).
+                RouteLwTunnelEncap::Ip6(RouteIp6Tunnel::Flags(RouteIp6TunnelFlags::Checksum)),
             ],
             _ => Vec::new(),
         }

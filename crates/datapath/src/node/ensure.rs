@@ -8,7 +8,7 @@ use super::{Node, cgroup_root, program_error};
 use crate::bpf::{Hook, NodeConfig};
 use crate::error::Error;
 use crate::net::link::{self, Link, TUNNEL_DEVICE};
-use crate::net::{MAIN_TABLE, NODE_TABLE, address, neighbour, route, rule, sysctl};
+use crate::net::{MAIN_TABLE, NODE_TABLE, address, neighbour, nft, route, rule, sysctl};
 use crate::requests::Applied;
 
 impl Node {
@@ -128,8 +128,12 @@ impl Node {
         programs.attach_cgroup(&cgroup).map_err(program_error)
     }
 
-    /// The nftables table; `compare` with what the kernel lists, or only with what was written last.
+    /// The nftables table; `compare` with what the kernel lists, or only with what was written last. Before the peers are
+    /// known a table that is there stays: without their addresses it would masquerade what a former agent's does not.
     pub(super) fn ensure_nftables(&mut self, compare: bool) -> Result<Vec<String>, Error> {
+        if !self.peers_known && nft::is_present()? {
+            return Ok(Vec::new());
+        }
         let facts = self.nft_facts();
         let written = if compare { self.nft.repair(&facts)? } else { self.nft.apply(&facts)? };
         Ok(if written { vec!["write nftables table inet towpath".to_owned()] } else { Vec::new() })

@@ -5,9 +5,11 @@
 
 mod ensure;
 mod pods;
+mod reaper;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -21,6 +23,7 @@ use crate::net::link::{self, TUNNEL_DEVICE};
 use crate::net::netlink::Netlink;
 use crate::net::peers::{PeerTables, Tunnel};
 use crate::net::{self, MAIN_TABLE, NODE_TABLE, gateway_of, mac, netns, nft, of_family, peers, pod, route, rule, uplink};
+use self::reaper::Reaper;
 use crate::records::Records;
 use crate::requests::{Applied, DatapathConfig, NodeFacts, NodeStatus};
 
@@ -33,6 +36,9 @@ pub(crate) struct Node {
     programs: Option<Programs>,
     facts: NodeFacts,
     records: Records,
+    reaper: Reaper,
+    /// Indexes of devices that were buried and whose program links are not yet forgotten.
+    buried: BTreeSet<u32>,
     peers: Vec<NodePeer>,
     /// Whether `apply_peers` was called: before it, what a former agent left stays.
     peers_known: bool,
@@ -59,6 +65,8 @@ impl Node {
             programs,
             facts,
             records,
+            reaper: Reaper::start()?,
+            buried: BTreeSet::new(),
             peers: Vec::new(),
             peers_known: false,
             nft,
@@ -123,6 +131,7 @@ impl Node {
 
     /// See [`crate::Datapath::sweep`].
     pub(crate) fn sweep(&mut self, now: Instant) -> Result<usize, Error> {
+        self.forget_buried()?;
         match &mut self.programs {
             Some(programs) => Ok(programs.sweep(now)?),
             None => Ok(0),

@@ -17,6 +17,15 @@ use crate::net::{self, MAIN_TABLE, mac, neighbour, netns, pod, route};
 use crate::records::Record;
 use crate::requests::{Applied, AttachRequest, CheckRequest};
 
+/// When a device that goes is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Removal {
+    /// On return.
+    Now,
+    /// Soon: routes and programs no longer know the pod on return.
+    Soon,
+}
+
 /// Smallest MTU that IPv6 allows (RFC 8200 §5).
 const MTU_MIN_V6: u32 = 1280;
 /// Smallest MTU that IPv4 allows (RFC 791).
@@ -29,7 +38,7 @@ impl Node {
         let name = request.pod.to_string();
         let attached = self.attach(&device, request);
         attached.map_err(|(made, error)| {
-            if made && let Err(left) = self.remove(&device) {
+            if made && let Err(left) = self.remove(&device, Removal::Now) {
                 tracing::error!(pod = name, device, error = %left, "taking back a half-attached pod failed; DEL or GC will try again");
             }
             Error::Pod { pod: name, source: Box::new(error) }
@@ -40,7 +49,7 @@ impl Node {
     fn attach(&mut self, device: &str, request: AttachRequest) -> Result<LocalPod, (bool, Error)> {
         let refused = |error: Error| (false, error);
         let (pod, mtu, pairs) = self.describe(device, &request).map_err(refused)?;
-        self.remove(device).map_err(refused)?;
+        self.remove(device, Removal::Now).map_err(refused)?;
         let veth = Veth {
             host_name: device,
             host_mac: pod.host_mac,
@@ -119,25 +128,39 @@ impl Node {
 
     /// See [`crate::Datapath::detach_pod`].
     pub(crate) fn detach_pod(&mut self, container_id: &str, ifname: &str) -> Result<(), Error> {
-        self.remove(&pod::host_device(container_id, ifname))
+        self.remove(&pod::host_device(container_id, ifname), Removal::Soon)
     }
 
-    /// Removes whatever there is of a pod's device; errors are collected, the rest is removed.
-    fn remove(&mut self, device: &str) -> Result<(), Error> {
+    /// Removes whatever there is of a pod's device; errors are collected, the rest is removed. A pod that programs no longer
+    /// know sends and receives nothing through them, so the device may outlive its entry for a moment.
+    fn remove(&mut self, device: &str, removal: Removal) -> Result<(), Error> {
         let mut errors: Vec<Error> = Vec::new();
         let link = link::by_name(&mut self.netlink, device).unwrap_or_else(|error| {
             errors.push(error.into());
             None
         });
         let known = self.records.get(device).map(|r| r.pod.clone());
-        let index = link.as_ref().map(|l| l.index).or(known.as_ref().map(|p| p.ifindex));
-        // The device first: while it is there, nothing of the pod may pass unjudged.
-        if let Some(link) = &link {
-            errors.extend(link::delete(&mut self.netlink, link.index, device).err().map(Error::from));
+        if let (Some(pod), Some(link)) = (&known, &link) {
+            let nodes = &self.config.settings.addresses;
+            let routes = pod.addresses.iter().map(|a| pod::host_route(link.index, *a, nodes).delete()).collect();
+            let failed = self.netlink.batch(routes).into_iter().filter_map(Result::err).filter(|e| !e.is_absent());
+            errors.extend(failed.map(Error::from));
         }
-        if let Some(programs) = &mut self.programs {
+        if let (Some(programs), Some(pod)) = (&mut self.programs, &known) {
+            errors.extend(programs.remove_pod(pod).err().map(Error::from));
+        }
+        match (&link, removal) {
+            (Some(link), Removal::Now) => errors.extend(link::delete(&mut self.netlink, link.index, device).err().map(Error::from)),
+            (Some(link), Removal::Soon) => {
+                self.buried.insert(link.index);
+                self.reaper.bury(link.index, device);
+            }
+            (None, _) => {}
+        }
+        // While the device is there its programs stay; [`Node::forget_buried`] unpins those of one that is gone.
+        if let (Some(programs), None | Some(Removal::Now)) = (&mut self.programs, link.as_ref().map(|_| removal)) {
+            let index = link.as_ref().map(|l| l.index).or(known.as_ref().map(|p| p.ifindex));
             errors.extend(index.and_then(|i| programs.detach_device(i).err()).map(Error::from));
-            errors.extend(known.as_ref().and_then(|p| programs.remove_pod(p).err()).map(Error::from));
         }
         if errors.is_empty() {
             self.records.remove(device)?;
@@ -176,18 +199,12 @@ impl Node {
     /// After a restart: pods whose devices are there keep what they have, with our programs; records without a device and
     /// devices without a record go.
     pub(super) fn adopt_pods(&mut self) -> Result<(), Error> {
-        let links: BTreeMap<String, Link> = link::list(&mut self.netlink)?
-            .into_iter()
-            .filter(|l| pod::is_host_device(&l.name))
-            .map(|l| (l.name.clone(), l))
-            .collect();
-        let known: BTreeMap<String, LocalPod> =
-            self.records.iter().map(|r| (r.pod.host_device.clone(), r.pod.clone())).collect();
-        let unfinished = links.keys().filter(|name| !known.contains_key(*name));
-        let gone = known.iter().filter(|(name, pod)| links.get(*name).is_none_or(|l| l.index != pod.ifindex));
-        for device in unfinished.chain(gone.map(|(name, _)| name)) {
-            tracing::info!(device, "removing what is left of a pod's device");
-            self.remove(device)?;
+        let links = self.pod_links()?;
+        let gone = |r: &&Record| links.get(&r.pod.host_device).is_none_or(|l| l.index != r.pod.ifindex);
+        let gone: Vec<String> = self.records.iter().filter(gone).map(|r| r.pod.host_device.clone()).collect();
+        for device in gone {
+            tracing::info!(device, "forgetting a pod whose device is gone");
+            self.remove(&device, Removal::Soon)?;
         }
         let mut applied = Applied::default();
         self.ensure_pods(&mut applied);
@@ -197,23 +214,52 @@ impl Node {
         Ok(())
     }
 
+    /// Unpins the program links of devices that were buried and are gone.
+    pub(super) fn forget_buried(&mut self) -> Result<(), Error> {
+        if self.buried.is_empty() {
+            return Ok(());
+        }
+        let present: BTreeSet<u32> = self.pod_links()?.values().map(|l| l.index).collect();
+        for index in self.buried.difference(&present).copied().collect::<Vec<_>>() {
+            if let Some(programs) = &mut self.programs {
+                programs.detach_device(index)?;
+            }
+            self.buried.remove(&index);
+        }
+        Ok(())
+    }
+
+    /// Devices that are named as host sides of pods.
+    fn pod_links(&mut self) -> Result<BTreeMap<String, Link>, Error> {
+        let links = link::list(&mut self.netlink)?.into_iter().filter(|l| pod::is_host_device(&l.name));
+        Ok(links.map(|l| (l.name.clone(), l)).collect())
+    }
+
     /// Programs, routes and neighbours on the host side of every pod's device. A device that is gone is left to CNI: the
     /// runtime deletes the pod, or CHECK says so.
     pub(super) fn ensure_pods(&mut self, applied: &mut Applied) {
-        let links: BTreeMap<u32, Link> = match link::list(&mut self.netlink) {
-            Ok(links) => links.into_iter().map(|l| (l.index, l)).collect(),
+        let links = match self.pod_links() {
+            Ok(links) => links,
             Err(error) => return applied.problems.push(error.to_string()),
         };
+        for unfinished in links.values().filter(|l| self.records.get(&l.name).is_none()) {
+            applied.changes.push(format!("delete device {} of a pod that was never finished", unfinished.name));
+            self.buried.insert(unfinished.index);
+            self.reaper.bury(unfinished.index, &unfinished.name);
+        }
         let pods: Vec<LocalPod> = self.records.iter().map(|r| r.pod.clone()).collect();
         let mut wanted = Vec::new();
         for pod in &pods {
-            match links.get(&pod.ifindex).filter(|l| l.name == pod.host_device) {
+            match links.get(&pod.host_device).filter(|l| l.index == pod.ifindex) {
                 Some(link) => {
                     applied.note(self.ensure_pod(pod, link));
                     let nodes = &self.config.settings.addresses;
                     wanted.extend(pod.addresses.iter().map(|a| pod::host_route(pod.ifindex, *a, nodes)));
                 }
-                None => applied.problems.push(format!("pod {}: its device {} is gone; delete the pod", pod.name, pod.host_device)),
+                None => {
+                    let what = format!("pod {}: its device {} is gone; delete the pod", pod.name, pod.host_device);
+                    applied.problems.push(what);
+                }
             }
         }
         let mine: BTreeSet<u32> = pods.iter().map(|p| p.ifindex).collect();

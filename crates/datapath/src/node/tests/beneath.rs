@@ -1,0 +1,170 @@
+//! The network beneath the programs works by itself: nothing of BPF is loaded here.
+
+use super::lab::{BENEATH, Kind, Lab, Ns, OPEN, root};
+use super::scenarios;
+use crate::net::pod;
+
+#[test]
+fn pods_reach_pods_and_nodes_by_their_own_addresses() {
+    if root() {
+        scenarios::pods_reach_pods_and_nodes(&Lab::new(BENEATH));
+        scenarios::pods_reach_pods_and_nodes(&Lab::new(Kind { underlay_v6: true, ..BENEATH }));
+    }
+}
+
+#[test]
+fn pods_to_remote_nodes_go_inside_the_tunnel() {
+    if !root() {
+        return;
+    }
+    let lab = Lab::new(BENEATH);
+    let a = lab.n1.pod(10, OPEN);
+    // An underlay that drops pod addresses.
+    lab.n2.ns.sh("nft 'add table ip foreign; add chain ip foreign in { type filter hook prerouting priority -500; }; \
+                  add rule ip foreign in iifname eth0 ip saddr 10.244.0.0/16 drop'");
+    assert!(a.ns.pings("192.0.2.2"));
+    assert!(lab.n2.ns.pings(&a.v4().to_string()));
+}
+
+#[test]
+fn what_leaves_the_cluster_is_masqueraded_and_nothing_else() {
+    if root() {
+        scenarios::outside_sees_the_node(&Lab::new(BENEATH));
+    }
+}
+
+#[test]
+fn a_service_address_that_nobody_translated_is_refused_on_the_node() {
+    if root() {
+        scenarios::unknown_service_is_refused(&Lab::new(BENEATH));
+    }
+}
+
+#[test]
+fn the_dns_address_answers_pods_and_node_but_nobody_outside() {
+    if root() {
+        scenarios::dns_is_local(&Lab::new(BENEATH));
+    }
+}
+
+#[test]
+fn a_restarted_agent_adopts_what_is_there() {
+    if !root() {
+        return;
+    }
+    let mut lab = Lab::new(BENEATH);
+    let (a, c) = (lab.n1.pod(10, OPEN), lab.n2.pod(10, OPEN));
+    let before = lab.n1.traces();
+    lab.n1.close();
+    lab.n1.ns.sh("ip link add tp0123456789a type veth peer name left-over");
+    assert!(a.ns.pings(&c.v4().to_string()), "works without the agent");
+    lab.n1.open();
+    lab.n1.comes_to(&before, "nothing rebuilt, the unfinished device removed");
+    let pods = lab.n1.call(|node| node.list_pods()).unwrap();
+    assert_eq!(pods, [(a.pod.clone(), "eth0".to_owned())]);
+    assert!(a.ns.pings(&c.v4().to_string()));
+    lab.n1.apply_peers();
+    assert_eq!(lab.n1.traces(), before);
+}
+
+#[test]
+fn the_audit_repairs_what_others_took_away_and_leaves_theirs_alone() {
+    if !root() {
+        return;
+    }
+    let lab = Lab::new(BENEATH);
+    let (a, c) = (lab.n1.pod(10, OPEN), lab.n2.pod(10, OPEN));
+    let clean = lab.n1.call(|node| Ok(node.audit())).unwrap();
+    assert_eq!((clean.changes, clean.problems), (vec![], vec![]), "nothing to repair");
+    let before = lab.n1.traces();
+    let damage = [
+        "ip link del towpath-vx".to_owned(),
+        format!("ip route del {}/32", a.v4()),
+        format!("ip -6 route del {}/128", a.v6()),
+        "ip route del 10.244.2.0/24; ip route flush table 7470".to_owned(),
+        "ip rule del priority 7470; ip -6 rule del priority 7470".to_owned(),
+        "nft flush ruleset".to_owned(),
+        "nft flush chain inet towpath postrouting".to_owned(),
+        "ip neigh flush nud permanent dev towpath-vx".to_owned(),
+        "ip addr del 10.244.1.1/32 dev lo; echo 0 > /proc/sys/net/ipv4/ip_forward".to_owned(),
+        format!("ip link set {} down", a.pod.host_device),
+    ];
+    for command in &damage {
+        lab.n1.ns.sh(command);
+        let repaired = lab.n1.call(|node| Ok(node.audit())).unwrap();
+        assert!(!repaired.changes.is_empty() && repaired.problems.is_empty(), "{command}: {repaired:?}");
+        let same = |text: &str| text.lines().map(|l| l.trim_end().to_owned()).filter(|l| !l.contains("towpath-vx@") && !l.starts_with("towpath-vx")).collect::<Vec<_>>();
+        let mut lines = (same(&lab.n1.traces()), same(&before));
+        (lines.0.sort(), lines.1.sort());
+        assert_eq!(lines.0, lines.1, "{command}");
+        assert!(a.ns.pings(&c.v4().to_string()) && a.ns.pings(&c.v6().to_string()), "after {command}");
+    }
+    lab.n1.ns.sh("ip route add 203.0.113.0/24 via 192.0.2.254 proto 42; nft add table inet theirs");
+    let left = lab.n1.call(|node| Ok(node.audit())).unwrap();
+    assert_eq!((left.changes, left.problems), (vec![], vec![]));
+    assert!(lab.n1.traces().contains("203.0.113.0/24") && lab.n1.traces().contains("theirs"));
+}
+
+#[test]
+fn a_pod_is_checked_detached_twice_and_leaves_nothing() {
+    if !root() {
+        return;
+    }
+    let lab = Lab::new(BENEATH);
+    let before = lab.n1.traces();
+    let a = lab.n1.pod(10, OPEN);
+    let check = |ns: &Ns| {
+        let request = crate::CheckRequest { netns: ns.fd(), container_id: "container-1-10".into(), ifname: "eth0".into() };
+        lab.n1.call(move |node| node.check_pod(&request))
+    };
+    check(&a.ns).unwrap();
+    a.ns.sh("ip route del default");
+    assert!(check(&a.ns).unwrap_err().to_string().contains("0.0.0.0/0"));
+    for _ in 0..2 {
+        lab.n1.call(|node| node.detach_pod("container-1-10", "eth0")).unwrap();
+    }
+    lab.n1.comes_to(&before, "nothing is left");
+    assert!(check(&a.ns).is_err());
+    assert_eq!(a.ns.sh("ip -br link | wc -l").trim(), "1", "only lo is left in the pod");
+}
+
+#[test]
+fn a_failed_attach_takes_everything_back() {
+    if !root() {
+        return;
+    }
+    let lab = Lab::new(BENEATH);
+    let before = lab.n1.traces();
+    let ns = Ns::new();
+    ns.sh("ip link add eth0 type veth peer name other");
+    let request = lab.n1.request(&ns, 10, OPEN);
+    let error = lab.n1.call(move |node| node.attach_pod(request)).unwrap_err().to_string();
+    assert!(error.contains("default/pod-1-10") && error.contains("eth0"), "{error}");
+    // The pod's own default route is in the way: the device was made, its setup fails.
+    let ns = Ns::new();
+    ns.sh("ip link add x type veth peer name y; ip addr add 10.9.9.1/24 dev x; ip link set x up; ip link set y up; ip route add default dev x scope global");
+    let request = lab.n1.request(&ns, 10, OPEN);
+    let error = lab.n1.call(move |node| node.attach_pod(request)).unwrap_err().to_string();
+    assert!(error.contains("0.0.0.0/0"), "{error}");
+    assert_eq!(lab.n1.traces(), before);
+    // The node's own namespace is no pod's.
+    let mut request = lab.n1.request(&ns, 12, OPEN);
+    request.netns = lab.n1.ns.fd();
+    assert!(lab.n1.call(move |node| node.attach_pod(request)).unwrap_err().to_string().contains("host-network"));
+    assert!(!lab.n1.traces().contains(&pod::host_device("container-1-12", "eth0")));
+}
+
+#[test]
+fn uninstalling_leaves_the_namespace_as_it_was() {
+    if !root() {
+        return;
+    }
+    let mut lab = Lab::bare(BENEATH);
+    let before = lab.n1.traces();
+    lab.n1.open();
+    lab.n1.apply_peers();
+    let _a = lab.n1.pod(10, OPEN);
+    assert_ne!(lab.n1.traces(), before);
+    lab.n1.call(|node| node.uninstall()).unwrap();
+    assert_eq!(lab.n1.traces(), before);
+}

@@ -1,0 +1,6 @@
+//! Real packets through real namespaces: the network beneath the programs, and with them.
+
+mod beneath;
+mod lab;
+mod scenarios;
+mod shortcut;

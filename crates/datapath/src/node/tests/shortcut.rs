@@ -1,0 +1,320 @@
+//! With the programs: what held beneath them holds, and what only they do.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{ErrorKind, Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::time::{Duration, Instant};
+
+use towpath_model::desired::{
+    BackendAddress, BackendId, ClassId, Frontend, FrontendTarget, LocalClass, PodSets, PolicyImage, Row, RowKey, RowProtocol,
+    RuleId, ServiceId, ServiceTable, SetId, Verdict,
+};
+use towpath_model::{Family, NamespacedName, Protocol, family_of};
+
+use super::lab::{Kind, Lab, Ns, OPEN, TestPod, root, tcp, tcp_to, udp};
+use super::scenarios;
+
+const PROGRAMS: Kind = Kind { programs: true, underlay_v6: false };
+
+#[test]
+fn pods_reach_pods_and_nodes_by_their_own_addresses() {
+    if root() {
+        scenarios::pods_reach_pods_and_nodes(&Lab::new(PROGRAMS));
+    }
+}
+
+#[test]
+fn pods_reach_each_other_over_an_ipv6_underlay() {
+    if root() {
+        scenarios::pods_reach_pods_and_nodes(&Lab::new(Kind { underlay_v6: true, ..PROGRAMS }));
+    }
+}
+
+#[test]
+fn what_leaves_the_cluster_is_masqueraded() {
+    if root() {
+        scenarios::outside_sees_the_node(&Lab::new(PROGRAMS));
+    }
+}
+
+#[test]
+fn a_service_address_that_no_service_has_is_refused() {
+    if root() {
+        scenarios::unknown_service_is_refused(&Lab::new(PROGRAMS));
+    }
+}
+
+#[test]
+fn the_dns_address_answers_pods_and_node_but_nobody_outside() {
+    if root() {
+        scenarios::dns_is_local(&Lab::new(PROGRAMS));
+    }
+}
+
+#[test]
+fn the_short_cut_needs_no_routes_and_the_routes_need_no_short_cut() {
+    if !root() {
+        return;
+    }
+    let lab = Lab::new(PROGRAMS);
+    let (a, b, c) = (lab.n1.pod(10, OPEN), lab.n1.pod(11, OPEN), lab.n2.pod(10, OPEN));
+    lab.n1.ns.sh("ip route flush proto 116; ip -6 route flush proto 116");
+    for (from, to) in [(&a, &b), (&a, &c), (&c, &a)] {
+        assert!(from.ns.pings(&to.v4().to_string()) && from.ns.pings(&to.v6().to_string()), "by programs alone");
+    }
+}
+
+#[test]
+fn a_pod_whose_labels_are_unknown_talks_to_its_node_only() {
+    if !root() {
+        return;
+    }
+    let lab = Lab::new(PROGRAMS);
+    let (a, b) = (lab.n1.pod(10, OPEN), lab.n1.pod(11, None));
+    assert!(lab.n1.ns.pings(&b.v4().to_string()), "its node's probes");
+    assert!(!a.ns.pings(&b.v4().to_string()));
+    assert!(!b.ns.pings(&a.v4().to_string()));
+    assert!(!lab.n2.ns.pings(&b.v4().to_string()), "another node");
+    lab.n1.call(move |node| node.apply_policy(&image(&[], &[10, 11]))).unwrap();
+    assert!(a.ns.pings(&b.v4().to_string()) && b.ns.pings(&a.v4().to_string()), "known now");
+}
+
+/// An image for pods of node 1: those in `isolated` accept TCP 80 from anybody, and nothing else.
+fn image(isolated: &[u8], open: &[u8]) -> PolicyImage {
+    let set = SetId(7);
+    let mut image = PolicyImage::default();
+    let addresses = |host: u8| [IpAddr::from([10, 244, 1, host]), format!("fd00:244:1::{host:x}").parse().unwrap()];
+    for (hosts, sets) in [(isolated, PodSets { ingress: set, egress: SetId(0) }), (open, PodSets::default())] {
+        image.pods.extend(hosts.iter().flat_map(|h| addresses(*h)).map(|a| (a, sets)));
+    }
+    if !isolated.is_empty() {
+        let key = RowKey { set, class: LocalClass(0), protocol: RowProtocol::Ports(Protocol::Tcp), port: 80, port_bits: 16 };
+        image.rows.insert(key, Row { verdict: Verdict::Allow, rule: RuleId(1) });
+        image.pod_classes.insert(addresses(99)[0], ClassId(1));
+    }
+    image
+}
+
+#[test]
+fn a_policy_isolates_breaks_what_it_forbids_and_lifts() {
+    if !root() {
+        return;
+    }
+    let lab = Lab::new(PROGRAMS);
+    let (a, b, c) = (lab.n1.pod(10, OPEN), lab.n1.pod(11, OPEN), lab.n2.pod(10, OPEN));
+    lab.n1.call(move |node| node.apply_policy(&image(&[], &[10, 11]))).unwrap();
+    let (mut allowed, mut forbidden) = (Flow::open(&a, &b, 80), Flow::open(&c, &b, 81));
+    assert!(allowed.works() && forbidden.works());
+    lab.n1.call(move |node| node.apply_policy(&image(&[11], &[10]))).unwrap();
+    assert!(allowed.works(), "an open connection that the policy allows lives on");
+    assert!(!forbidden.works(), "one that it forbids does not");
+    for from in [&a, &c] {
+        assert!(!from.ns.pings(&b.v4().to_string()));
+        assert_eq!(tcp(&from.ns, &b.ns, SocketAddr::new(b.v4(), 8080)).unwrap_err().kind(), ErrorKind::TimedOut);
+    }
+    assert!(lab.n1.ns.pings(&b.v4().to_string()), "its own node reaches it");
+    assert!(b.ns.pings(&c.v4().to_string()), "its own connections are answered");
+    lab.n1.call(move |node| node.apply_policy(&image(&[], &[10, 11]))).unwrap();
+    assert!(a.ns.pings(&b.v4().to_string()) && c.ns.pings(&b.v6().to_string()));
+}
+
+/// An open TCP connection.
+struct Flow {
+    client: TcpStream,
+    server: TcpStream,
+}
+
+impl Flow {
+    fn open(from: &TestPod, to: &TestPod, port: u16) -> Self {
+        Self::between(&from.ns, &to.ns, SocketAddr::new(to.v4(), port), port)
+    }
+
+    fn between(from: &Ns, to: &Ns, target: SocketAddr, port: u16) -> Self {
+        let listener = to.run(|| TcpListener::bind(("0.0.0.0", port)).unwrap());
+        let client = from.run(|| TcpStream::connect_timeout(&target, Duration::from_secs(3)).unwrap());
+        let (server, _) = listener.accept().unwrap();
+        for end in [&client, &server] {
+            end.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+            end.set_nodelay(true).unwrap();
+        }
+        Self { client, server }
+    }
+
+    fn works(&mut self) -> bool {
+        let mut byte = [0];
+        self.client.write_all(b"x").is_ok()
+            && self.server.read_exact(&mut byte).is_ok()
+            && self.server.write_all(b"y").is_ok()
+            && self.client.read_exact(&mut byte).is_ok()
+    }
+}
+
+/// One TCP and one UDP Service on port 8080 of a cluster address, and a NodePort, in front of `backends` on port 80.
+fn services(backends: &[IpAddr]) -> ServiceTable {
+    let mut table = ServiceTable::default();
+    for (number, protocol) in [(1, Protocol::Tcp), (2, Protocol::Udp)] {
+        for family in [Family::V4, Family::V6] {
+            let of_family: Vec<IpAddr> = backends.iter().copied().filter(|a| family_of(*a) == family).collect();
+            let ids: BTreeMap<BackendId, BackendAddress> = (1_u32..)
+                .zip(&of_family)
+                .map(|(n, a)| (BackendId(n + 10 * number + if family == Family::V6 { 100 } else { 0 }), *a))
+                .map(|(id, address)| (id, BackendAddress { address, port: 80, protocol }))
+                .collect();
+            let target = FrontendTarget {
+                id: ServiceId(number + if family == Family::V6 { 10 } else { 0 }),
+                backends: ids.keys().copied().collect(),
+                affinity_seconds: None,
+                service: NamespacedName::new("default", "web"),
+                port_name: protocol.to_string(),
+            };
+            let address: IpAddr = if family == Family::V4 { "10.96.0.5" } else { "fd00:96::5" }.parse().unwrap();
+            for (address, port) in [(Some(address), 8080), (None, 30080)] {
+                table.frontends.insert(Frontend { address, family, port, protocol }, target.clone());
+            }
+            table.backends.extend(ids);
+        }
+    }
+    table
+}
+
+const CLUSTER: [&str; 2] = ["10.96.0.5:8080", "[fd00:96::5]:8080"];
+
+#[test]
+fn a_cluster_address_leads_to_local_and_remote_backends_from_pods() {
+    if !root() {
+        return;
+    }
+    let lab = Lab::new(PROGRAMS);
+    let (a, b, c) = (lab.n1.pod(10, OPEN), lab.n1.pod(11, OPEN), lab.n2.pod(10, OPEN));
+    for backend in [&b, &c] {
+        let table = services(&backend.pod.addresses);
+        lab.n1.call(move |node| node.apply_services(&table)).unwrap();
+        for (address, source) in CLUSTER.iter().zip(&a.pod.addresses) {
+            let target: SocketAddr = address.parse().unwrap();
+            assert_eq!(tcp_to(&a.ns, &backend.ns, 80, target).unwrap(), *source, "{target}");
+        }
+    }
+    assert!(!a.ns.pings("10.96.0.5"), "a Service address answers no echo");
+    let none = services(&[]);
+    lab.n1.call(move |node| node.apply_services(&none)).unwrap();
+    for address in CLUSTER {
+        let started = Instant::now();
+        let refused = tcp(&a.ns, &b.ns, address.parse().unwrap()).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::ConnectionRefused, "{address} without backends");
+        assert!(started.elapsed() < Duration::from_secs(1), "at once");
+    }
+}
+
+#[test]
+fn a_node_port_answers_outside_clients_with_their_addresses_kept() {
+    if !root() {
+        return;
+    }
+    let lab = Lab::new(PROGRAMS);
+    let (b, c) = (lab.n1.pod(11, OPEN), lab.n2.pod(10, OPEN));
+    for backend in [&b, &c] {
+        for node in [&lab.n1, &lab.n2] {
+            let table = services(&backend.pod.addresses);
+            node.call(move |node| node.apply_services(&table)).unwrap();
+        }
+        for (entry, client) in [("192.0.2.1:30080", "198.51.100.9"), ("192.0.2.2:30080", "198.51.100.9"), ("[2001:db8:1::1]:30080", "2001:db8:2::9")] {
+            let entry: SocketAddr = entry.parse().unwrap();
+            let seen = tcp_to(&lab.outside, &backend.ns, 80, entry).unwrap_or_else(|e| panic!("{entry} to {}: {e}", backend.pod.name));
+            assert_eq!(seen.to_string(), client, "{entry} to {}", backend.pod.name);
+        }
+    }
+}
+
+#[test]
+fn open_connections_survive_the_agent() {
+    if !root() {
+        return;
+    }
+    let mut lab = Lab::new(PROGRAMS);
+    let (a, b, c) = (lab.n1.pod(10, OPEN), lab.n1.pod(11, OPEN), lab.n2.pod(10, OPEN));
+    let policy = |node: &mut crate::node::Node| node.apply_policy(&image(&[11], &[10]));
+    lab.n1.call(policy).unwrap();
+    let table = services(&c.pod.addresses);
+    lab.n1.call(move |node| node.apply_services(&table)).unwrap();
+    let mut flows = [
+        Flow::open(&a, &b, 80),
+        Flow::open(&c, &b, 80),
+        Flow::open(&a, &c, 80),
+        Flow::between(&a.ns, &c.ns, CLUSTER[0].parse().unwrap(), 80),
+    ];
+    let step = |flows: &mut [Flow; 4], when: &str| {
+        for (number, flow) in flows.iter_mut().enumerate() {
+            assert!(flow.works(), "flow {number} {when}");
+        }
+        assert!(!a.ns.pings(&b.v4().to_string()), "isolated {when}");
+    };
+    step(&mut flows, "before");
+    lab.n1.close();
+    step(&mut flows, "while the agent is dead");
+    lab.n1.open();
+    step(&mut flows, "after it came back");
+    lab.n1.apply_peers();
+    lab.n1.call(policy).unwrap();
+    let table = services(&c.pod.addresses);
+    lab.n1.call(move |node| node.apply_services(&table)).unwrap();
+    step(&mut flows, "after its first sync");
+}
+
+#[test]
+fn uninstalling_leaves_no_device_and_no_pin() {
+    if !root() {
+        return;
+    }
+    let mut lab = Lab::bare(PROGRAMS);
+    let before = lab.n1.traces();
+    lab.n1.open();
+    lab.n1.apply_peers();
+    let pod = lab.n1.pod(10, OPEN);
+    lab.n1.call(|node| node.uninstall()).unwrap();
+    assert_eq!(lab.n1.traces(), before);
+    let pins: BTreeSet<String> = lab.n1.ns.sh(&format!("ls {}", lab.n1.config.bpffs.display())).lines().map(str::to_owned).collect();
+    assert_eq!(pins, BTreeSet::new());
+    drop(pod);
+}
+
+#[test]
+fn a_detached_pod_leaves_no_pin() {
+    if !root() {
+        return;
+    }
+    let lab = Lab::new(PROGRAMS);
+    let pins = || lab.n1.ns.sh(&format!("find {} -type f", lab.n1.config.bpffs.display()));
+    let before = pins();
+    let _pod = lab.n1.pod(10, OPEN);
+    assert_ne!(pins(), before);
+    lab.n1.call(|node| node.detach_pod("container-1-10", "eth0")).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(3);
+    while pins() != before && Instant::now() < deadline {
+        lab.n1.call(|node| node.sweep(Instant::now())).unwrap();
+    }
+    assert_eq!(pins(), before);
+}
+
+#[test]
+fn udp_services_answer_from_their_own_address() {
+    if !root() {
+        return;
+    }
+    let lab = Lab::new(PROGRAMS);
+    let (a, c) = (lab.n1.pod(10, OPEN), lab.n2.pod(10, OPEN));
+    let table = services(&c.pod.addresses);
+    lab.n1.call(move |node| node.apply_services(&table)).unwrap();
+    let serving = c.ns.run(|| std::net::UdpSocket::bind("0.0.0.0:80").unwrap());
+    let asking = a.ns.run(|| std::net::UdpSocket::bind("0.0.0.0:0").unwrap());
+    for end in [&serving, &asking] {
+        end.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+    }
+    // Not connected: the client sees whoever answers.
+    asking.send_to(b"ping", CLUSTER[0]).unwrap();
+    let mut bytes = [0; 8];
+    let (_, peer) = serving.recv_from(&mut bytes).unwrap();
+    assert_eq!(peer.ip(), a.v4());
+    serving.send_to(b"pong", peer).unwrap();
+    assert_eq!(asking.recv_from(&mut bytes).unwrap().1.to_string(), CLUSTER[0]);
+    assert!(udp(&a.ns, &c.ns, SocketAddr::new(c.v4(), 81)).is_ok());
+}
