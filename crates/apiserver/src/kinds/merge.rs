@@ -65,6 +65,11 @@ impl MergeTable {
         }
         merge
     }
+
+    /// Whether objects of this type are owned and replaced whole.
+    pub(crate) fn is_atomic(&self, name: &str) -> bool {
+        self.atomic_types.contains(short(name))
+    }
 }
 
 /// `core.v1.Pod` of `io.k8s.api.core.v1.Pod`: the last three words.

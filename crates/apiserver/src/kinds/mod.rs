@@ -2,14 +2,14 @@
 
 mod conform;
 mod defaults;
-mod fault;
+pub(crate) mod fault;
 mod format;
-mod merge;
-mod metadata;
+pub(crate) mod merge;
+pub(crate) mod metadata;
 mod prepare;
-mod print;
+pub(crate) mod print;
 mod quantity;
-mod read;
+pub(crate) mod read;
 mod rules;
 pub(crate) mod schema;
 mod selectable;
@@ -51,3 +51,6 @@ fn resource(row: &'static Row) -> ResourceKind {
         strategy: strategy::Builtin::new(row, rules::of(row)),
     }
 }
+
+#[cfg(test)]
+mod tests;

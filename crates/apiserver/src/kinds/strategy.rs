@@ -107,6 +107,7 @@ impl Strategy for Builtin {
     }
 
     fn prepare_create(&self, object: &mut Value) {
+        self.default_object(object);
         if self.has_status() {
             drop_field(object, "status");
         }
@@ -119,6 +120,8 @@ impl Strategy for Builtin {
     }
 
     fn prepare_update(&self, object: &mut Value, old: &Value) {
+        // Defaults first: a field left out that means its default is no change.
+        self.default_object(object);
         if self.has_status() {
             keep_from(object, old, "status");
         }
