@@ -24,7 +24,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use serde::de::DeserializeOwned;
 
-pub(crate) use enter::EnterSpec;
+pub(crate) use enter::{EnterSpec, enter};
 pub(crate) use exec::ExecSpec;
 pub(crate) use init::{InitSpec, Workload};
 pub(crate) use process::{DEFAULT_CAPABILITIES, ProcessSpec, capability_bit};

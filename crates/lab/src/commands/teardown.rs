@@ -1,0 +1,69 @@
+//! Removing what a lab made, found from its name alone. Collects errors and goes on.
+
+use std::fs::File;
+use std::path::Path;
+use std::time::Duration;
+
+use nix::fcntl::Flock;
+
+use crate::kernel::{cgroup, mounts, ns};
+use crate::layout::{Layout, RUN_DIR, STATE_DIR};
+
+/// Tells that a lab made `/run/netns` a mount point, so that the last lab undoes it.
+pub(super) const NETNS_DIR_MARK: &str = "/run/towpath/netns-is-ours";
+/// How long killed processes may take to go.
+const KILL_LIMIT: Duration = Duration::from_secs(10);
+
+/// Ends all processes, then removes cgroups, namespaces, mounts and the runtime directory.
+pub(super) fn runtime(layout: &Layout) -> Vec<anyhow::Error> {
+    let mut errors = Vec::new();
+    if let Err(error) = cgroup::kill_and_remove(layout.cgroup(), KILL_LIMIT) {
+        errors.push(error);
+    }
+    let names = std::fs::read_dir(ns::NETNS_DIR).into_iter().flatten().flatten();
+    for entry in names.filter(|entry| entry.file_name().to_str().is_some_and(|name| layout.owns_netns(name))) {
+        if let Err(error) = ns::remove(&entry.path()) {
+            errors.push(error);
+        }
+    }
+    errors.extend(mounts::unmount_below(layout.run()));
+    // Never delete through a mount that stayed.
+    match mounts::mount_points() {
+        Ok(points) if points.iter().any(|point| point.starts_with(layout.run())) => {}
+        _ => errors.extend(remove_tree(layout.run())),
+    }
+    errors
+}
+
+/// Removes objects, disks, logs and credentials.
+pub(super) fn state(layout: &Layout) -> Vec<anyhow::Error> {
+    let errors = remove_tree(layout.state());
+    for dir in [Path::new(STATE_DIR), Path::new("/var/lib/towpath")] {
+        // Fails while something else is in it.
+        let _ = std::fs::remove_dir(dir);
+    }
+    errors.into_iter().collect()
+}
+
+/// Removes the lock file while it is held, and what all labs share when this was the last.
+pub(super) fn remove_lock(layout: &Layout, lock: Flock<File>) {
+    let _ = std::fs::remove_file(layout.lock());
+    drop(lock);
+    let last = std::fs::read_dir(RUN_DIR).map_or(true, |mut entries| entries.next().is_none());
+    if last && Path::new(NETNS_DIR_MARK).exists() {
+        ns::release_netns_dir();
+        let _ = std::fs::remove_file(NETNS_DIR_MARK);
+    }
+    for dir in [Path::new(RUN_DIR), Path::new("/run/towpath")] {
+        let _ = std::fs::remove_dir(dir);
+    }
+}
+
+fn remove_tree(path: &Path) -> Option<anyhow::Error> {
+    match std::fs::remove_dir_all(path) {
+        Ok(()) => None,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+        Err(error) => Some(anyhow::Error::new(error).context(format!("remove {}", path.display()))),
+    }
+}
+

@@ -1,0 +1,214 @@
+//! Towpath's own processes in the lab: configuration, credentials, and keeping them running.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use towpath_apiserver::{ApiServer, UserInfo};
+use towpath_wire::config::ipnet_text::Cidr;
+use towpath_wire::config::{AgentConfig, CarryConfig, ControllerConfig};
+
+use super::child::{self, ChildSpec};
+use super::{API_PORT, gateways, stage_program};
+use crate::layout::Layout;
+use crate::options::{CLUSTER_DOMAIN, ClusterSpec, NodeSpec};
+use crate::runtime::spawn::write_private;
+use crate::stage::EnterSpec;
+
+/// Bearer tokens of components, kept with the lab: what service account tokens are in a real cluster.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(super) struct Tokens {
+    /// By node.
+    agents: BTreeMap<String, String>,
+    /// The controller's.
+    controller: String,
+}
+
+impl Tokens {
+    /// The lab's tokens; made at the first start.
+    pub(super) fn load_or_make(file: &Path, spec: &ClusterSpec) -> Result<Self> {
+        let mut tokens: Self = match std::fs::read(file) {
+            Ok(text) => serde_json::from_slice(&text).with_context(|| format!("understand {}", file.display()))?,
+            Err(_) => Self::default(),
+        };
+        let fresh = || format!("{}{}", uuid::Uuid::new_v4().simple(), uuid::Uuid::new_v4().simple());
+        for node in &spec.nodes {
+            tokens.agents.entry(node.name.clone()).or_insert_with(fresh);
+        }
+        if tokens.controller.is_empty() {
+            tokens.controller = fresh();
+        }
+        write_private(file, &serde_json::to_vec(&tokens)?)?;
+        Ok(tokens)
+    }
+
+    /// Whom each token stands for: service accounts, the agent's bound to its node as a pod's token is.
+    pub(super) fn users(&self) -> Vec<(String, UserInfo)> {
+        let account = |name: &str| {
+            let groups = ["system:serviceaccounts", "system:serviceaccounts:kube-system"];
+            UserInfo::new(format!("system:serviceaccount:kube-system:{name}"), &groups)
+        };
+        let agents = self.agents.iter().map(|(node, token)| {
+            let mut user = account("towpath-agent");
+            user.extra.insert("authentication.kubernetes.io/node-name".to_owned(), vec![node.clone()]);
+            (token.clone(), user)
+        });
+        agents.chain([(self.controller.clone(), account("towpath-controller"))]).collect()
+    }
+}
+
+/// The running components; dropping it ends them at once.
+pub(super) struct Children(JoinSet<()>);
+
+impl Children {
+    /// Waits until all have ended, after the token they were started with was cancelled.
+    pub(super) async fn shut_down(mut self) {
+        while self.0.join_next().await.is_some() {}
+    }
+}
+
+/// Writes configurations and starts agent and carry a node, and the controller. Nothing with another CNI.
+pub(super) fn start(
+    layout: &Layout,
+    spec: &ClusterSpec,
+    api: &ApiServer,
+    tokens: &Tokens,
+    stop: &CancellationToken,
+) -> Result<Children> {
+    let mut children = JoinSet::new();
+    if spec.cni_conf.is_some() {
+        return Ok(Children(children));
+    }
+    let url = format!("https://{}", SocketAddr::new(*gateways(spec).first().context("no underlay")?, API_PORT));
+    let program = stage_program(spec);
+    let mut specs = Vec::new();
+    for node in &spec.nodes {
+        let token = tokens.agents.get(&node.name).context("a node without a token")?;
+        let kubeconfig = layout.credentials().join(format!("agent-{}.kubeconfig", node.name));
+        write_private(&kubeconfig, api.token_kubeconfig(&url, token).as_bytes())?;
+        let agent = agent_config(layout, spec, node, &kubeconfig);
+        let carry = carry_config(layout, node, &agent);
+        let extra = serde_json::Value::Object(spec.agent_config.clone());
+        specs.push(component(layout, spec, node, "agent", merged(serde_json::to_value(&agent)?, extra))?);
+        specs.push(component(layout, spec, node, "carry", serde_json::to_value(&carry)?)?);
+    }
+    let kubeconfig = layout.credentials().join("controller.kubeconfig");
+    write_private(&kubeconfig, api.token_kubeconfig(&url, &tokens.controller).as_bytes())?;
+    let first = spec.nodes.first().context("a lab without nodes")?;
+    let controller = ControllerConfig {
+        kubeconfig: Some(kubeconfig),
+        identity: first.name.clone(),
+        // The lab gives ranges itself, as kube-controller-manager does in a kubeadm cluster.
+        cluster_cidrs: Vec::new(),
+        ..ControllerConfig::default()
+    };
+    specs.push(component(layout, spec, first, "controller", serde_json::to_value(&controller)?)?);
+    for child in specs {
+        children.spawn(child::keep(child, program.clone(), stop.clone()));
+    }
+    Ok(Children(children))
+}
+
+fn merged(mut base: serde_json::Value, extra: serde_json::Value) -> serde_json::Value {
+    if let (Some(base), serde_json::Value::Object(extra)) = (base.as_object_mut(), extra) {
+        base.extend(extra);
+    }
+    base
+}
+
+fn agent_config(layout: &Layout, spec: &ClusterSpec, node: &NodeSpec, kubeconfig: &Path) -> AgentConfig {
+    let text = |nets: &[ipnet::IpNet]| nets.iter().map(|net| Cidr(net.trunc().to_string())).collect();
+    AgentConfig {
+        node_name: node.name.clone(),
+        kubeconfig: Some(kubeconfig.to_owned()),
+        bpffs: layout.node_bpffs(&node.name),
+        cgroup: Some(layout.node_cgroup(&node.name)),
+        state_dir: layout.node_state(&node.name).join("towpath"),
+        run_dir: layout.node_run(&node.name).join("towpath"),
+        cni_conf_dir: layout.node_cni_conf(&node.name),
+        cluster_cidrs: text(&spec.pod_cidrs),
+        service_cidrs: text(&spec.service_cidrs),
+        cluster_dns: spec.dns_addresses.clone(),
+        cluster_domain: CLUSTER_DOMAIN.to_owned(),
+        ..AgentConfig::default()
+    }
+}
+
+fn carry_config(layout: &Layout, node: &NodeSpec, agent: &AgentConfig) -> CarryConfig {
+    CarryConfig {
+        run_dir: agent.run_dir.clone(),
+        state_dir: layout.node_state(&node.name).join("carry"),
+        dns_addresses: agent.dns_addresses.clone(),
+        ..CarryConfig::default()
+    }
+}
+
+/// A component in a node's network namespace and cgroup.
+fn component(
+    layout: &Layout,
+    spec: &ClusterSpec,
+    node: &NodeSpec,
+    name: &str,
+    config: serde_json::Value,
+) -> Result<ChildSpec> {
+    let file = layout.node_run(&node.name).join(format!("{name}.json"));
+    write_private(&file, &serde_json::to_vec_pretty(&config)?)?;
+    for dir in [layout.node_run(&node.name).join("towpath"), layout.node_state(&node.name).join("towpath"), layout.node_state(&node.name).join("carry")] {
+        std::fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
+    }
+    let mut argv = vec![spec.program.display().to_string()];
+    argv.extend(spec.program_args.iter().cloned());
+    argv.extend([name.to_owned(), "--config".to_owned(), file.display().to_string()]);
+    Ok(ChildSpec {
+        title: format!("{name} of {}", node.name),
+        enter: EnterSpec {
+            cgroup: Some(layout.node_system_cgroup(&node.name)),
+            netns: Some(layout.netns(&node.name)),
+            argv,
+            env: Vec::new(),
+        },
+        stage_file: layout.node_run(&node.name).join(format!("{name}.stage.json")),
+        log: layout.node_state(&node.name).join(format!("{name}.log")),
+    })
+}
+
+/// Asks the cluster's DNS address from the node itself, through its socket programs, until it answers.
+pub(super) async fn wait_for_dns(
+    layout: &Layout,
+    spec: &ClusterSpec,
+    node: &NodeSpec,
+    deadline: tokio::time::Instant,
+) -> Result<()> {
+    let program = stage_program(spec);
+    for server in &spec.dns_addresses {
+        loop {
+            let mut argv = vec![spec.program.display().to_string()];
+            argv.extend(spec.program_args.iter().cloned());
+            let name = format!("kubernetes.default.svc.{CLUSTER_DOMAIN}");
+            argv.extend(["lab", "stage", "lookup"].map(str::to_owned));
+            argv.extend([server.to_string(), name]);
+            let enter = EnterSpec {
+                cgroup: Some(layout.node_system_cgroup(&node.name)),
+                netns: Some(layout.netns(&node.name)),
+                argv,
+                env: Vec::new(),
+            };
+            let mut command = program.stage("enter", &enter, &layout.node_run(&node.name).join("lookup.stage.json"))?;
+            let output = command.kill_on_drop(true).output().await.context("run a DNS query")?;
+            if output.status.success() {
+                break;
+            }
+            if tokio::time::Instant::now() >= deadline {
+                let log = layout.node_state(&node.name).join("carry.log");
+                bail!("cluster DNS ({server}) does not answer on node {}; see {}", node.name, log.display());
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+    Ok(())
+}
