@@ -35,12 +35,20 @@ pub fn list(netlink: &mut Netlink) -> Result<Vec<DeviceAddress>, Error> {
 /// Request: put `address` on the device as a host address (/32, or /128 without duplicate address detection).
 pub fn add(device: u32, name: &str, address: IpAddr) -> Request {
     let message = message(device, address);
-    Request::new(format!("add address {address} to device {name}"), Message::NewAddress(message), NLM_F_CREATE | NLM_F_EXCL)
+    Request::new(
+        format!("add address {address} to device {name}"),
+        Message::NewAddress(message),
+        NLM_F_CREATE | NLM_F_EXCL,
+    )
 }
 
 /// Request: take it away.
 pub fn delete(device: u32, name: &str, address: IpAddr) -> Request {
-    Request::new(format!("delete address {address} from device {name}"), Message::DelAddress(message(device, address)), 0)
+    Request::new(
+        format!("delete address {address} from device {name}"),
+        Message::DelAddress(message(device, address)),
+        0,
+    )
 }
 
 /// Makes our addresses of `device` exactly `wanted`; what was added or deleted, in words. Addresses of others stay, and one

@@ -60,7 +60,9 @@ impl Error {
     /// The kernel's error number, when there is one.
     pub fn errno(&self) -> Option<i32> {
         match self {
-            Self::Netlink { source, .. } | Self::Sysctl { source, .. } | Self::System { source, .. } => source.raw_os_error(),
+            Self::Netlink { source, .. } | Self::Sysctl { source, .. } | Self::System { source, .. } => {
+                source.raw_os_error()
+            }
             Self::Answer { .. } | Self::Nft { .. } | Self::Refused(_) => None,
         }
     }

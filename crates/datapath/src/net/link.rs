@@ -1,12 +1,13 @@
 //! Devices: what is there, and making, changing and deleting ours.
 
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::time::{Duration, Instant};
 
 use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use rtnetlink::packet_route::RouteNetlinkMessage as Message;
 use rtnetlink::packet_route::link::{
-    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVeth, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo,
-    LinkMessage,
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVeth, InfoVxlan, LinkAttribute, LinkFlags,
+    LinkInfo, LinkMessage, State,
 };
 
 use super::error::Error;
@@ -24,6 +25,8 @@ pub struct Link {
     pub name: String,
     /// Whether it is administratively up.
     pub up: bool,
+    /// Whether it sends: up, with a carrier that the kernel has acted upon (RFC 2863 ifOperStatus).
+    pub operational: bool,
     /// MTU in bytes.
     pub mtu: u32,
     /// Hardware address, for Ethernet.
@@ -37,7 +40,10 @@ pub struct Link {
 /// All devices of the namespace.
 pub fn list(netlink: &mut Netlink) -> Result<Vec<Link>, Error> {
     let answers = netlink.dump("list network devices", Message::GetLink(LinkMessage::default()))?;
-    Ok(answers.into_iter().filter_map(|m| if let Message::NewLink(link) = m { Some(read(link)) } else { None }).collect())
+    Ok(answers
+        .into_iter()
+        .filter_map(|m| if let Message::NewLink(link) = m { Some(read(link)) } else { None })
+        .collect())
 }
 
 /// The device of that name, none when there is none.
@@ -56,6 +62,19 @@ pub fn by_name(netlink: &mut Netlink, name: &str) -> Result<Option<Link>, Error>
 /// As [`by_name`], but an absent device is an error.
 pub fn existing(netlink: &mut Netlink, name: &str) -> Result<Link, Error> {
     by_name(netlink, name)?.ok_or_else(|| Error::Refused(format!("device {name} is not there")))
+}
+
+/// Waits until the device sends, at most `patience`; whether it does. A veth's side that came up before its peer got its
+/// carrier later, and until the kernel's link watcher has run it silently drops what it should send.
+pub fn operational(netlink: &mut Netlink, name: &str, patience: Duration) -> Result<bool, Error> {
+    let deadline = Instant::now() + patience;
+    while !existing(netlink, name)?.operational {
+        if Instant::now() > deadline {
+            return Ok(false);
+        }
+        std::thread::sleep(Duration::from_micros(200));
+    }
+    Ok(true)
 }
 
 /// A veth pair to make, both sides down.
@@ -162,7 +181,11 @@ pub fn set_mac(index: u32, name: &str, mac: [u8; 6]) -> Request {
 /// Request: no IPv6 link-local address (and so no duplicate address detection) when the device comes up.
 pub fn no_link_local(index: u32, name: &str) -> Request {
     let none = AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)]);
-    change(index, format!("turn IPv6 link-local addresses off on device {name}"), LinkAttribute::AfSpecUnspec(vec![none]))
+    change(
+        index,
+        format!("turn IPv6 link-local addresses off on device {name}"),
+        LinkAttribute::AfSpecUnspec(vec![none]),
+    )
 }
 
 fn change(index: u32, operation: String, attribute: LinkAttribute) -> Request {
@@ -177,6 +200,7 @@ fn read(message: LinkMessage) -> Link {
         index: message.header.index,
         name: String::new(),
         up: message.header.flags.contains(LinkFlags::Up),
+        operational: false,
         mtu: 0,
         mac: None,
         kind: None,
@@ -186,6 +210,7 @@ fn read(message: LinkMessage) -> Link {
         match attribute {
             LinkAttribute::IfName(name) => link.name = name,
             LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+            LinkAttribute::OperState(state) => link.operational = matches!(state, State::Up | State::Unknown),
             LinkAttribute::Address(bytes) => link.mac = bytes.try_into().ok(),
             LinkAttribute::LinkInfo(infos) => read_info(&mut link, infos),
             _ => {}

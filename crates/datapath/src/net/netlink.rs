@@ -163,7 +163,10 @@ impl Netlink {
                 return Ok(content);
             }
         }
-        Err(Error::Answer { operation: operation.to_owned(), reason: "the list kept changing while it was read".to_owned() })
+        Err(Error::Answer {
+            operation: operation.to_owned(),
+            reason: "the list kept changing while it was read".to_owned(),
+        })
     }
 
     fn dump_once(&mut self, operation: &str, sequence: u32) -> Result<Option<Vec<RouteNetlinkMessage>>, Error> {
@@ -237,7 +240,11 @@ fn split(mut bytes: &[u8]) -> Vec<Received> {
     while let Some(length) = u32_at(bytes, 0).map(|l| l as usize) {
         let Some(message) = bytes.get(..length).filter(|_| length >= HEADER) else { break };
         let (kind, flags) = (u16_at(message, 4).unwrap_or(0), u16_at(message, 6).unwrap_or(0));
-        messages.push(Received { sequence: u32_at(message, 8).unwrap_or(0), flags, answer: read(message, kind, flags) });
+        messages.push(Received {
+            sequence: u32_at(message, 8).unwrap_or(0),
+            flags,
+            answer: read(message, kind, flags),
+        });
         bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
     }
     messages

@@ -12,12 +12,15 @@ use super::error::Error;
 pub fn within<R: Send>(netns: BorrowedFd<'_>, work: impl FnOnce() -> Result<R, Error> + Send) -> Result<R, Error> {
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new().name("towpath-netns".to_owned()).spawn_scoped(scope, move || {
-            setns(netns, CloneFlags::CLONE_NEWNET).map_err(|e| Error::system("enter the pod's network namespace", e))?;
+            setns(netns, CloneFlags::CLONE_NEWNET)
+                .map_err(|e| Error::system("enter the pod's network namespace", e))?;
             work()
         });
         let thread = thread.map_err(|e| Error::system("start a thread for the pod's network namespace", e))?;
         thread.join().unwrap_or_else(|_| {
-            Err(Error::Refused("the thread that worked in the pod's network namespace panicked; see the log".to_owned()))
+            Err(Error::Refused(
+                "the thread that worked in the pod's network namespace panicked; see the log".to_owned(),
+            ))
         })
     })
 }

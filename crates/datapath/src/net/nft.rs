@@ -108,7 +108,9 @@ fn strip_handles(value: &mut Value) {
 fn nft(arguments: &[&str], input: Option<&Value>) -> Result<Vec<u8>, Error> {
     let broken = |e: std::io::Error| Error::Nft {
         reason: match e.kind() {
-            std::io::ErrorKind::NotFound => "the program `nft` is not installed; on Debian: apt install nftables".to_owned(),
+            std::io::ErrorKind::NotFound => {
+                "the program `nft` is not installed; on Debian: apt install nftables".to_owned()
+            }
             _ => format!("`nft` cannot be run: {e}"),
         },
     };
@@ -172,7 +174,8 @@ fn family_rules(family: u8, facts: &Facts) -> Vec<Value> {
         rules.push(rule("raw-prerouting", "pod to pod needs no tracking", both));
     }
     if let Some(dns) = of(&hosts(&facts.dns)) {
-        let near = json!({"match": {"op": "!=", "left": {"meta": {"key": "iifname"}}, "right": {"set": ["lo", "tp*"]}}});
+        let near =
+            json!({"match": {"op": "!=", "left": {"meta": {"key": "iifname"}}, "right": {"set": ["lo", "tp*"]}}});
         let expressions = vec![near, equal(destination(), dns), json!({"drop": null})];
         rules.push(rule("input", "DNS is for this node and its pods", expressions));
     }
@@ -234,10 +237,13 @@ fn differ(left: Value, right: Value) -> Value {
 /// The family's members of `nets` as an anonymous set, without overlaps; none when there are none.
 fn prefixes(family: u8, nets: &[IpNet]) -> Option<Value> {
     let own: Vec<IpNet> = nets.iter().filter(|n| n.addr().is_ipv4() == (family == 4)).copied().collect();
-    let elements: Vec<Value> = IpNet::aggregate(&own).iter().map(|n| match n.prefix_len() {
-        full if full == n.max_prefix_len() => json!(n.addr().to_string()),
-        length => json!({"prefix": {"addr": n.network().to_string(), "len": length}}),
-    }).collect();
+    let elements: Vec<Value> = IpNet::aggregate(&own)
+        .iter()
+        .map(|n| match n.prefix_len() {
+            full if full == n.max_prefix_len() => json!(n.addr().to_string()),
+            length => json!({"prefix": {"addr": n.network().to_string(), "len": length}}),
+        })
+        .collect();
     if elements.is_empty() { None } else { Some(json!({ "set": elements })) }
 }
 

@@ -61,7 +61,9 @@ pub fn tables(tunnel: &Tunnel, peers: &[NodePeer]) -> PeerTables {
         let mut gateways = Vec::new();
         for range in &peer.pod_cidrs {
             let Some(gateway) = gateway_of(*range).filter(|_| taken.insert((MAIN_TABLE, range.trunc()))) else {
-                tables.problems.push(format!("node {}: pod range {range} is another node's, or a single address", peer.name));
+                tables
+                    .problems
+                    .push(format!("node {}: pod range {range} is another node's, or a single address", peer.name));
                 continue;
             };
             gateways.push(gateway);
@@ -103,10 +105,14 @@ mod tests {
 
     #[test]
     fn a_remote_node_gets_a_route_a_range_and_one_to_itself() {
-        let peers = [peer("a", "192.0.2.1", &["10.244.1.0/24"], true), peer("b", "192.0.2.2", &["10.244.2.0/24", "fd00:2::/64"], false)];
+        let peers = [
+            peer("a", "192.0.2.1", &["10.244.1.0/24"], true),
+            peer("b", "192.0.2.2", &["10.244.2.0/24", "fd00:2::/64"], false),
+        ];
         let tables = tables(&tunnel(), &peers);
         assert!(tables.problems.is_empty(), "{:?}", tables.problems);
-        let ranges: Vec<String> = tables.ranges.iter().map(|r| format!("{} via {:?}", r.destination, r.gateway)).collect();
+        let ranges: Vec<String> =
+            tables.ranges.iter().map(|r| format!("{} via {:?}", r.destination, r.gateway)).collect();
         assert_eq!(ranges, ["10.244.2.0/24 via Some(10.244.2.1)", "fd00:2::/64 via Some(fd00:2::1)"]);
         assert_eq!(tables.ranges[0].source, Some("192.0.2.1".parse().unwrap()));
         assert_eq!(tables.ranges[1].source, None, "this node has no IPv6 address");
@@ -117,7 +123,8 @@ mod tests {
 
     #[test]
     fn what_two_nodes_claim_stays_with_the_first_and_is_named() {
-        let peers = [peer("b", "192.0.2.2", &["10.244.2.0/24"], false), peer("c", "192.0.2.3", &["10.244.2.0/24"], false)];
+        let peers =
+            [peer("b", "192.0.2.2", &["10.244.2.0/24"], false), peer("c", "192.0.2.3", &["10.244.2.0/24"], false)];
         let tables = tables(&tunnel(), &peers);
         assert_eq!(tables.ranges.len(), 1);
         assert_eq!(tables.neighbours[&"10.244.2.1".parse().unwrap()], mac::of_tunnel("192.0.2.2".parse().unwrap()));

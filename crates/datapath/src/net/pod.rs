@@ -27,9 +27,8 @@ pub fn host_device(container_id: &str, ifname: &str) -> String {
 
 /// Whether a device of that name is the host side of a pod's.
 pub fn is_host_device(name: &str) -> bool {
-    name.strip_prefix("tp").is_some_and(|rest| {
-        rest.len() == 11 && rest.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
-    })
+    name.strip_prefix("tp")
+        .is_some_and(|rest| rest.len() == 11 && rest.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)))
 }
 
 /// Whether Linux takes `name` as a device's, and it is not the loopback's (dev_valid_name).
@@ -73,7 +72,13 @@ pub fn host_route(device: u32, pod: IpAddr, node_addresses: &[IpAddr]) -> Route 
 }
 
 /// Requests that bring the host side up, with its neighbours and routes.
-pub fn host_side(device: u32, name: &str, pod_mac: [u8; 6], addresses: &[IpAddr], node_addresses: &[IpAddr]) -> Vec<Request> {
+pub fn host_side(
+    device: u32,
+    name: &str,
+    pod_mac: [u8; 6],
+    addresses: &[IpAddr],
+    node_addresses: &[IpAddr],
+) -> Vec<Request> {
     let mut requests = vec![link::up(device, name)];
     for address in addresses {
         requests.push(neighbour::set(device, name, *address, pod_mac));
@@ -83,7 +88,12 @@ pub fn host_side(device: u32, name: &str, pod_mac: [u8; 6], addresses: &[IpAddr]
 }
 
 /// Sets up the pod's side, in the pod's namespace, and brings it up.
-pub fn set_up_inside(netns: BorrowedFd<'_>, ifname: &str, addresses: &[(IpAddr, IpAddr)], host_mac: [u8; 6]) -> Result<(), Error> {
+pub fn set_up_inside(
+    netns: BorrowedFd<'_>,
+    ifname: &str,
+    addresses: &[(IpAddr, IpAddr)],
+    host_mac: [u8; 6],
+) -> Result<(), Error> {
     netns::within(netns, || {
         quiet_ipv6(ifname, addresses.iter().any(|(address, _)| address.is_ipv6()))?;
         let mut netlink = Netlink::open()?;
@@ -121,7 +131,12 @@ fn quiet_ipv6(ifname: &str, used: bool) -> Result<(), Error> {
 }
 
 /// Whether the pod's side is as [`set_up_inside`] left it (CNI CHECK); the error names the first difference.
-pub fn check_inside(netns: BorrowedFd<'_>, ifname: &str, pod_mac: [u8; 6], addresses: &[(IpAddr, IpAddr)]) -> Result<(), Error> {
+pub fn check_inside(
+    netns: BorrowedFd<'_>,
+    ifname: &str,
+    pod_mac: [u8; 6],
+    addresses: &[(IpAddr, IpAddr)],
+) -> Result<(), Error> {
     let wrong = |what: String| Err(Error::Refused(format!("in the pod, {what}")));
     netns::within(netns, || {
         let mut netlink = Netlink::open()?;

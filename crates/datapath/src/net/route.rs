@@ -6,8 +6,8 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use rtnetlink::packet_route::route::{
-    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteIp6Tunnel, RouteIp6TunnelFlags, RouteIpTunnel, RouteLwEnCapType, RouteLwTunnelEncap,
-    RouteMessage, RouteProtocol, RouteScope, RouteType,
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteIp6Tunnel, RouteIp6TunnelFlags, RouteIpTunnel,
+    RouteLwEnCapType, RouteLwTunnelEncap, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage as Message};
 
@@ -134,7 +134,9 @@ pub fn list(netlink: &mut Netlink, table: u32) -> Result<Vec<Route>, Error> {
         filter.attributes.push(RouteAttribute::Table(table));
         match netlink.dump("list routes", Message::GetRoute(filter)) {
             Ok(answers) => {
-                routes.extend(answers.into_iter().filter_map(|m| if let Message::NewRoute(r) = m { read(&r) } else { None }));
+                routes.extend(
+                    answers.into_iter().filter_map(|m| if let Message::NewRoute(r) = m { read(&r) } else { None }),
+                );
             }
             // The table does not exist before its first route.
             Err(error) if error.is_absent() => {}

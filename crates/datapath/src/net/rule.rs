@@ -61,7 +61,8 @@ fn message(source: IpNet) -> RuleMessage {
 }
 
 fn source_of(rule: &RuleMessage) -> Option<IpNet> {
-    let address = rule.attributes.iter().find_map(|a| if let RuleAttribute::Source(ip) = a { Some(*ip) } else { None })?;
+    let address =
+        rule.attributes.iter().find_map(|a| if let RuleAttribute::Source(ip) = a { Some(*ip) } else { None })?;
     IpNet::new(address, rule.header.src_len).ok()
 }
 

@@ -13,19 +13,24 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use towpath_model::desired::{Backend, NodePeer, PolicyImage, ServiceTable};
 
+use self::reaper::Reaper;
 use crate::bpf::{self, BpfConfig, Changes, Programs};
 use crate::error::Error;
 use crate::net::link::{self, TUNNEL_DEVICE};
 use crate::net::netlink::Netlink;
 use crate::net::peers::{PeerTables, Tunnel};
-use crate::net::{self, MAIN_TABLE, NODE_TABLE, gateway_of, mac, netns, nft, of_family, peers, pod, route, rule, uplink};
-use self::reaper::Reaper;
+use crate::net::{
+    self, MAIN_TABLE, NODE_TABLE, gateway_of, mac, netns, nft, of_family, peers, pod, route, rule, uplink,
+};
 use crate::records::Records;
 use crate::requests::{Applied, DatapathConfig, NodeFacts, NodeStatus};
+
+/// Duplicate address detection takes one to two seconds (RFC 4862 §5.4).
+const DAD_PATIENCE: Duration = Duration::from_secs(3);
 
 /// One node's data path.
 #[derive(Debug)]
@@ -47,16 +52,23 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    /// Opens with programs.
+    /// Opens with programs. What cannot work (no uplink, no address) is found before anything is loaded.
     pub(crate) fn open(config: DatapathConfig) -> Result<Self, Error> {
+        let facts = gather(&mut Netlink::open()?, &config)?;
         let bpf = BpfConfig { pin_dir: config.bpffs.clone(), limits: config.limits.clone() };
         let programs = Programs::open(bpf)?;
-        Self::open_with(config, Some(programs))
+        Self::open_with(config, facts, Some(programs))
     }
 
-    fn open_with(config: DatapathConfig, programs: Option<Programs>) -> Result<Self, Error> {
-        let mut netlink = Netlink::open()?;
-        let facts = gather(&mut netlink, &config)?;
+    /// Opens the network beneath the programs alone.
+    #[cfg(test)]
+    fn open_beneath(config: DatapathConfig) -> Result<Self, Error> {
+        let facts = gather(&mut Netlink::open()?, &config)?;
+        Self::open_with(config, facts, None)
+    }
+
+    fn open_with(config: DatapathConfig, facts: NodeFacts, programs: Option<Programs>) -> Result<Self, Error> {
+        let netlink = Netlink::open()?;
         let records = Records::open(config.state_dir.join("pods"))?;
         let nft = nft::Table::default();
         let mut node = Self {
@@ -237,8 +249,13 @@ fn gather_with(netlink: &mut Netlink, config: &DatapathConfig, tunnel: Option<Ip
         .into());
     };
     if of_family(&settings.addresses, tunnel_address) != Some(tunnel_address) {
-        return Err(net::Error::Refused(format!("tunnel address {tunnel_address} is not an address of node {}", settings.name)).into());
+        return Err(net::Error::Refused(format!(
+            "tunnel address {tunnel_address} is not an address of node {}",
+            settings.name
+        ))
+        .into());
     }
+    uplink::settle(netlink, &settings.addresses, DAD_PATIENCE)?;
     let uplink = uplink::find(netlink, &settings.addresses, config.uplink.as_deref())?;
     let tunnel_mtu = uplink::tunnel_mtu(uplink.mtu, tunnel_address);
     let present = link::by_name(netlink, TUNNEL_DEVICE)?;
@@ -264,7 +281,9 @@ fn cgroup_root() -> Result<PathBuf, Error> {
         let place = fields.next()?;
         (fields.next()? == "cgroup2").then(|| PathBuf::from(place.replace("\\040", " ")))
     });
-    Ok(root.ok_or_else(|| net::Error::Refused("no cgroup2 file system is mounted; mount one, or name a directory of one".to_owned()))?)
+    Ok(root.ok_or_else(|| {
+        net::Error::Refused("no cgroup2 file system is mounted; mount one, or name a directory of one".to_owned())
+    })?)
 }
 
 fn program_error(error: bpf::Error) -> Error {

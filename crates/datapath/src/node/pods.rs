@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::os::fd::AsFd;
+use std::time::Duration;
 
 use towpath_model::desired::LocalPod;
 
@@ -26,6 +27,17 @@ enum Removal {
     Soon,
 }
 
+/// What a request asks for, checked.
+#[derive(Debug)]
+struct Described {
+    pod: LocalPod,
+    mtu: u32,
+    /// Addresses with their gateways.
+    pairs: Vec<(IpAddr, IpAddr)>,
+}
+
+/// The kernel's link watcher runs at least once a second.
+const CARRIER_PATIENCE: Duration = Duration::from_secs(2);
 /// Smallest MTU that IPv6 allows (RFC 8200 §5).
 const MTU_MIN_V6: u32 = 1280;
 /// Smallest MTU that IPv4 allows (RFC 791).
@@ -48,7 +60,7 @@ impl Node {
     /// On failure also whether something was made that has to be taken back.
     fn attach(&mut self, device: &str, request: AttachRequest) -> Result<LocalPod, (bool, Error)> {
         let refused = |error: Error| (false, error);
-        let (pod, mtu, pairs) = self.describe(device, &request).map_err(refused)?;
+        let Described { pod, mtu, pairs } = self.describe(device, &request).map_err(refused)?;
         self.remove(device, Removal::Now).map_err(refused)?;
         let veth = Veth {
             host_name: device,
@@ -63,10 +75,11 @@ impl Node {
     }
 
     /// Checks the request, and what the pod will be; its indexes are filled in when the device is there.
-    fn describe(&self, device: &str, request: &AttachRequest) -> Result<(LocalPod, u32, Vec<(IpAddr, IpAddr)>), Error> {
+    fn describe(&self, device: &str, request: &AttachRequest) -> Result<Described, Error> {
         pod::check_name(&request.ifname)?;
         let pairs = pod::with_gateways(&request.addresses, &self.config.settings.pod_cidrs)?;
-        let other = |r: &&Record| r.pod.host_device != device && r.pod.addresses.iter().any(|a| request.addresses.contains(a));
+        let other =
+            |r: &&Record| r.pod.host_device != device && r.pod.addresses.iter().any(|a| request.addresses.contains(a));
         if let Some(other) = self.records.iter().find(other) {
             return Err(net::Error::Refused(format!(
                 "an address of {:?} is in use by pod {} (container {}); its DEL was lost, or a lease was given twice",
@@ -76,16 +89,25 @@ impl Node {
         }
         if let Some(same) = self.records.get(device).filter(|r| r.pod.container_id != request.container_id) {
             let other = &same.pod.container_id;
-            return Err(net::Error::Refused(format!("device name {device} is in use by container {other}; recreate the pod")).into());
+            return Err(net::Error::Refused(format!(
+                "device name {device} is in use by container {other}; recreate the pod"
+            ))
+            .into());
         }
         let mtu = request.mtu.unwrap_or(self.facts.pod_mtu);
         let least = if request.addresses.iter().any(IpAddr::is_ipv6) { MTU_MIN_V6 } else { MTU_MIN_V4 };
         if mtu < least {
-            return Err(net::Error::Refused(format!("MTU {mtu} is below the least that the pod's addresses allow, {least}")).into());
+            return Err(net::Error::Refused(format!(
+                "MTU {mtu} is below the least that the pod's addresses allow, {least}"
+            ))
+            .into());
         }
         let netns_cookie = netns::within(request.netns.as_fd(), netns::cookie)?;
         if netns_cookie == self.facts.netns_cookie {
-            return Err(net::Error::Refused("the pod's network namespace is the node's own: host-network pods get no device".to_owned()).into());
+            return Err(net::Error::Refused(
+                "the pod's network namespace is the node's own: host-network pods get no device".to_owned(),
+            )
+            .into());
         }
         let first = request.addresses.first().copied().unwrap_or(self.facts.tunnel_address);
         let pod = LocalPod {
@@ -99,10 +121,15 @@ impl Node {
             netns_cookie,
             pod_id: 0,
         };
-        Ok((pod, mtu, pairs))
+        Ok(Described { pod, mtu, pairs })
     }
 
-    fn connect(&mut self, mut pod: LocalPod, pairs: &[(IpAddr, IpAddr)], request: &AttachRequest) -> Result<LocalPod, Error> {
+    fn connect(
+        &mut self,
+        mut pod: LocalPod,
+        pairs: &[(IpAddr, IpAddr)],
+        request: &AttachRequest,
+    ) -> Result<LocalPod, Error> {
         let link = link::existing(&mut self.netlink, &pod.host_device)?;
         // An index is unique while the device lives, and never 0.
         (pod.ifindex, pod.pod_id) = (link.index, link.index);
@@ -123,6 +150,9 @@ impl Node {
         let requests = pod::host_side(link.index, &pod.host_device, pod.mac, &pod.addresses, nodes);
         self.netlink.batch(requests).into_iter().collect::<Result<(), _>>()?;
         pod::set_up_inside(request.netns.as_fd(), &request.ifname, pairs, pod.host_mac)?;
+        if !link::operational(&mut self.netlink, &pod.host_device, CARRIER_PATIENCE)? {
+            tracing::warn!(pod = %pod.name, device = pod.host_device, "the pod's device has no carrier yet");
+        }
         Ok(pod)
     }
 
@@ -150,7 +180,9 @@ impl Node {
             errors.extend(programs.remove_pod(pod).err().map(Error::from));
         }
         match (&link, removal) {
-            (Some(link), Removal::Now) => errors.extend(link::delete(&mut self.netlink, link.index, device).err().map(Error::from)),
+            (Some(link), Removal::Now) => {
+                errors.extend(link::delete(&mut self.netlink, link.index, device).err().map(Error::from))
+            }
             (Some(link), Removal::Soon) => {
                 self.buried.insert(link.index);
                 self.reaper.bury(link.index, device);

@@ -93,9 +93,15 @@ fn the_audit_repairs_what_others_took_away_and_leaves_theirs_alone() {
         lab.n1.ns.sh(command);
         let repaired = lab.n1.call(|node| Ok(node.audit())).unwrap();
         assert!(!repaired.changes.is_empty() && repaired.problems.is_empty(), "{command}: {repaired:?}");
-        let same = |text: &str| text.lines().map(|l| l.trim_end().to_owned()).filter(|l| !l.contains("towpath-vx@") && !l.starts_with("towpath-vx")).collect::<Vec<_>>();
+        let same = |text: &str| {
+            text.lines()
+                .map(|l| l.trim_end().to_owned())
+                .filter(|l| !l.contains("towpath-vx@") && !l.starts_with("towpath-vx"))
+                .collect::<Vec<_>>()
+        };
         let mut lines = (same(&lab.n1.traces()), same(&before));
-        (lines.0.sort(), lines.1.sort());
+        lines.0.sort();
+        lines.1.sort();
         assert_eq!(lines.0, lines.1, "{command}");
         assert!(a.ns.pings(&c.v4().to_string()) && a.ns.pings(&c.v6().to_string()), "after {command}");
     }
@@ -114,7 +120,8 @@ fn a_pod_is_checked_detached_twice_and_leaves_nothing() {
     let before = lab.n1.traces();
     let a = lab.n1.pod(10, OPEN);
     let check = |ns: &Ns| {
-        let request = crate::CheckRequest { netns: ns.fd(), container_id: "container-1-10".into(), ifname: "eth0".into() };
+        let request =
+            crate::CheckRequest { netns: ns.fd(), container_id: "container-1-10".into(), ifname: "eth0".into() };
         lab.n1.call(move |node| node.check_pod(&request))
     };
     check(&a.ns).unwrap();
@@ -167,4 +174,17 @@ fn uninstalling_leaves_the_namespace_as_it_was() {
     assert_ne!(lab.n1.traces(), before);
     lab.n1.call(|node| node.uninstall()).unwrap();
     assert_eq!(lab.n1.traces(), before);
+}
+
+#[test]
+fn a_pod_that_is_attached_has_no_packet_to_wait_for() {
+    if !root() {
+        return;
+    }
+    let lab = Lab::new(BENEATH);
+    for host in 20..40 {
+        let pod = lab.n1.pod(host, OPEN);
+        assert!(lab.n1.ns.pings(&pod.v4().to_string()), "pod {host} gets the first packet");
+        lab.n1.call(move |node| node.detach_pod(&format!("container-1-{host}"), "eth0")).unwrap();
+    }
 }

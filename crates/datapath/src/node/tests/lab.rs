@@ -92,9 +92,9 @@ impl Ns {
         self.run(|| sh(command))
     }
 
-    /// Whether an echo request to `to` is answered.
+    /// Whether an echo request to `to` (options of `ping` may come before the address) is answered.
     pub(super) fn pings(&self, to: &str) -> bool {
-        self.run(|| Command::new("ping").args(["-c1", "-W1", to]).output().unwrap().status.success())
+        self.run(|| Command::new("ping").args(["-c1", "-W1"]).args(to.split(' ')).output().unwrap().status.success())
     }
 
     /// As [`Ns::pings`], until a deadline.
@@ -131,7 +131,10 @@ pub(super) fn tcp_to(client: &Ns, server: &Ns, port: u16, to: SocketAddr) -> io:
     }
     // Larger than any MTU here, so that path and checksum offload are exercised.
     let sent: Vec<u8> = (0..40_000_u32).map(|i| i as u8).collect();
-    let writer = { let (mut stream, sent) = (stream.try_clone()?, sent.clone()); std::thread::spawn(move || stream.write_all(&sent)) };
+    let writer = {
+        let (mut stream, sent) = (stream.try_clone()?, sent.clone());
+        std::thread::spawn(move || stream.write_all(&sent))
+    };
     let mut received = vec![0; sent.len()];
     accepted.read_exact(&mut received)?;
     writer.join().unwrap()?;
@@ -169,7 +172,7 @@ pub(super) struct TestNode {
 }
 
 impl TestNode {
-    fn new(number: u8, kind: Kind) -> Self {
+    pub(super) fn new(number: u8, kind: Kind) -> Self {
         let ns = Ns::new();
         let directory = tempfile::tempdir().unwrap();
         let bpffs = directory.path().join("bpf");
@@ -192,7 +195,7 @@ impl TestNode {
     /// Opens the data path, as an agent that starts does.
     pub(super) fn open(&mut self) {
         let (config, programs) = (self.config.clone(), self.kind.programs);
-        let start = Worker::start(move || if programs { Node::open(config) } else { Node::open_with(config, None) });
+        let start = Worker::start(move || if programs { Node::open(config) } else { Node::open_beneath(config) });
         self.worker = Some(self.ns.run(|| block_on(start)).unwrap());
     }
 
@@ -330,13 +333,15 @@ impl Lab {
                 link::create_veth(&mut Netlink::open().unwrap(), &veth).unwrap();
             });
         }
-        router.sh(
-            "ip link set n1 master br0 up; ip link set n2 master br0 up; ip link set out up
+        router.sh("ip link set n1 master br0 up; ip link set n2 master br0 up; ip link set out up
              ip addr add 192.0.2.254/24 dev br0; ip addr add 2001:db8:1::fe/64 dev br0 nodad
              ip addr add 198.51.100.254/24 dev out; ip addr add 2001:db8:2::fe/64 dev out nodad
-             echo 1 > /proc/sys/net/ipv4/ip_forward; echo 1 > /proc/sys/net/ipv6/conf/all/forwarding",
-        );
-        for (ns, v4, v6) in [(&n1.ns, "192.0.2.1", "2001:db8:1::1"), (&n2.ns, "192.0.2.2", "2001:db8:1::2"), (&outside, "198.51.100.9", "2001:db8:2::9")] {
+             echo 1 > /proc/sys/net/ipv4/ip_forward; echo 1 > /proc/sys/net/ipv6/conf/all/forwarding");
+        for (ns, v4, v6) in [
+            (&n1.ns, "192.0.2.1", "2001:db8:1::1"),
+            (&n2.ns, "192.0.2.2", "2001:db8:1::2"),
+            (&outside, "198.51.100.9", "2001:db8:2::9"),
+        ] {
             let (gw4, gw6) = (v4.rsplit_once('.').unwrap().0, v6.rsplit_once(':').unwrap().0);
             ns.sh(&format!(
                 "ip addr add {v4}/24 dev eth0; ip addr add {v6}/64 dev eth0 nodad; ip link set eth0 up
@@ -358,7 +363,10 @@ fn settings(number: u8, kind: Kind) -> NodeSettings {
     NodeSettings {
         name: NodeName::new(format!("n{number}")),
         addresses,
-        pod_cidrs: vec![format!("10.244.{number}.0/24").parse().unwrap(), format!("fd00:244:{number}::/64").parse().unwrap()],
+        pod_cidrs: vec![
+            format!("10.244.{number}.0/24").parse().unwrap(),
+            format!("fd00:244:{number}::/64").parse().unwrap(),
+        ],
         cluster_cidrs: vec!["10.244.0.0/16".parse().unwrap(), "fd00:244::/32".parse().unwrap()],
         service_cidrs: vec!["10.96.0.0/12".parse().unwrap(), "fd00:96::/112".parse().unwrap()],
         non_masquerade_cidrs: Vec::new(),

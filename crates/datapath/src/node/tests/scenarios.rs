@@ -11,6 +11,8 @@ pub(super) fn pods_reach_pods_and_nodes(lab: &Lab) {
     for (from, to) in [(&a, &b), (&a, &c), (&c, &b)] {
         for (source, target) in [(from.v4(), to.v4()), (from.v6(), to.v6())] {
             assert!(from.ns.pings(&target.to_string()), "{source} pings {target}");
+            let full = lab.n1.call(|node| Ok(node.facts().pod_mtu)).unwrap() - if target.is_ipv4() { 28 } else { 48 };
+            assert!(from.ns.pings(&format!("-M do -s {full} {target}")), "a packet as large as the MTU, to {target}");
             let port = SocketAddr::new(target, 8080);
             assert_eq!(tcp(&from.ns, &to.ns, port).unwrap(), source, "TCP to {port}");
             assert_eq!(udp(&from.ns, &to.ns, port).unwrap(), source, "UDP to {port}");
@@ -40,11 +42,18 @@ pub(super) fn unknown_service_is_refused(lab: &Lab) {
     for ns in [&a.ns, &lab.n1.ns] {
         for address in ["10.96.0.77:443", "[fd00:96::77]:443"] {
             let address: SocketAddr = address.parse().unwrap();
-            assert_eq!(tcp(ns, &lab.outside, address).unwrap_err().kind(), ErrorKind::ConnectionRefused, "TCP {address}");
+            assert_eq!(
+                tcp(ns, &lab.outside, address).unwrap_err().kind(),
+                ErrorKind::ConnectionRefused,
+                "TCP {address}"
+            );
             let started = Instant::now();
             // A node's own packet is refused as it is sent, a pod's on its way.
             let refusal = udp_refusal(ns, address);
-            assert!(matches!(refusal, ErrorKind::ConnectionRefused | ErrorKind::PermissionDenied), "UDP {address}: {refusal}");
+            assert!(
+                matches!(refusal, ErrorKind::ConnectionRefused | ErrorKind::PermissionDenied),
+                "UDP {address}: {refusal}"
+            );
             assert!(started.elapsed() < Duration::from_secs(2), "at once, not by time-out");
         }
     }

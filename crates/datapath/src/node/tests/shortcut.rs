@@ -6,8 +6,8 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use towpath_model::desired::{
-    BackendAddress, BackendId, ClassId, Frontend, FrontendTarget, LocalClass, PodSets, PolicyImage, Row, RowKey, RowProtocol,
-    RuleId, ServiceId, ServiceTable, SetId, Verdict,
+    BackendAddress, BackendId, ClassId, Frontend, FrontendTarget, LocalClass, PodSets, PolicyImage, Row, RowKey,
+    RowProtocol, RuleId, ServiceId, ServiceTable, SetId, Verdict,
 };
 use towpath_model::{Family, NamespacedName, Protocol, family_of};
 
@@ -88,7 +88,8 @@ fn image(isolated: &[u8], open: &[u8]) -> PolicyImage {
         image.pods.extend(hosts.iter().flat_map(|h| addresses(*h)).map(|a| (a, sets)));
     }
     if !isolated.is_empty() {
-        let key = RowKey { set, class: LocalClass(0), protocol: RowProtocol::Ports(Protocol::Tcp), port: 80, port_bits: 16 };
+        let key =
+            RowKey { set, class: LocalClass(0), protocol: RowProtocol::Ports(Protocol::Tcp), port: 80, port_bits: 16 };
         image.rows.insert(key, Row { verdict: Verdict::Allow, rule: RuleId(1) });
         image.pod_classes.insert(addresses(99)[0], ClassId(1));
     }
@@ -217,9 +218,14 @@ fn a_node_port_answers_outside_clients_with_their_addresses_kept() {
             let table = services(&backend.pod.addresses);
             node.call(move |node| node.apply_services(&table)).unwrap();
         }
-        for (entry, client) in [("192.0.2.1:30080", "198.51.100.9"), ("192.0.2.2:30080", "198.51.100.9"), ("[2001:db8:1::1]:30080", "2001:db8:2::9")] {
+        for (entry, client) in [
+            ("192.0.2.1:30080", "198.51.100.9"),
+            ("192.0.2.2:30080", "198.51.100.9"),
+            ("[2001:db8:1::1]:30080", "2001:db8:2::9"),
+        ] {
             let entry: SocketAddr = entry.parse().unwrap();
-            let seen = tcp_to(&lab.outside, &backend.ns, 80, entry).unwrap_or_else(|e| panic!("{entry} to {}: {e}", backend.pod.name));
+            let seen = tcp_to(&lab.outside, &backend.ns, 80, entry)
+                .unwrap_or_else(|e| panic!("{entry} to {}: {e}", backend.pod.name));
             assert_eq!(seen.to_string(), client, "{entry} to {}", backend.pod.name);
         }
     }
@@ -272,7 +278,8 @@ fn uninstalling_leaves_no_device_and_no_pin() {
     let pod = lab.n1.pod(10, OPEN);
     lab.n1.call(|node| node.uninstall()).unwrap();
     assert_eq!(lab.n1.traces(), before);
-    let pins: BTreeSet<String> = lab.n1.ns.sh(&format!("ls {}", lab.n1.config.bpffs.display())).lines().map(str::to_owned).collect();
+    let pins: BTreeSet<String> =
+        lab.n1.ns.sh(&format!("ls {}", lab.n1.config.bpffs.display())).lines().map(str::to_owned).collect();
     assert_eq!(pins, BTreeSet::new());
     drop(pod);
 }
