@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
 use k8s_openapi::api::networking::v1 as networking;
+use towpath_plan::Changed;
 use towpath_model::{
     EndpointSlice, Invalid, Namespace, NamespacedName, NetworkPolicy, Node, NodeName, Pod, Service, World,
 };
@@ -54,10 +55,14 @@ pub trait Noun: Sized + PartialEq + Send + 'static {
     fn parse(object: &Self::Object) -> Result<Self, Invalid>;
     /// Where the world keeps it.
     fn table(world: &mut World) -> &mut BTreeMap<Self::Key, Self>;
+    /// The Service whose plan it is part of.
+    fn service(&self) -> Option<&NamespacedName> {
+        None
+    }
 }
 
 macro_rules! noun {
-    ($noun:ty, $object:ty, $key:ty, $kind:expr, $table:ident, $find:expr) => {
+    ($noun:ty, $object:ty, $key:ty, $kind:expr, $table:ident, $find:expr $(, $service:expr)?) => {
         impl Noun for $noun {
             type Object = $object;
             type Key = $key;
@@ -72,6 +77,10 @@ macro_rules! noun {
             fn table(world: &mut World) -> &mut BTreeMap<$key, Self> {
                 &mut world.$table
             }
+            $(fn service(&self) -> Option<&NamespacedName> {
+                let part: fn(&$noun) -> &NamespacedName = $service;
+                Some(part(self))
+            })?
         }
     };
 }
@@ -83,10 +92,16 @@ fn namespaced(meta: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta)
 noun!(Node, core::Node, NodeName, Kind::Node, nodes, |o| o.metadata.name.clone().map(NodeName::new));
 noun!(Namespace, core::Namespace, String, Kind::Namespace, namespaces, |o| o.metadata.name.clone());
 noun!(Pod, core::Pod, NamespacedName, Kind::Pod, pods, |o| namespaced(&o.metadata));
-noun!(Service, core::Service, NamespacedName, Kind::Service, services, |o| namespaced(&o.metadata));
-noun!(EndpointSlice, discovery::EndpointSlice, NamespacedName, Kind::EndpointSlice, slices, |o| namespaced(
-    &o.metadata
-));
+noun!(Service, core::Service, NamespacedName, Kind::Service, services, |o| namespaced(&o.metadata), |s| &s.name);
+noun!(
+    EndpointSlice,
+    discovery::EndpointSlice,
+    NamespacedName,
+    Kind::EndpointSlice,
+    slices,
+    |o| namespaced(&o.metadata),
+    |s| &s.service
+);
 noun!(NetworkPolicy, networking::NetworkPolicy, NamespacedName, Kind::NetworkPolicy, policies, |o| namespaced(
     &o.metadata
 ));
@@ -95,6 +110,10 @@ noun!(NetworkPolicy, networking::NetworkPolicy, NamespacedName, Kind::NetworkPol
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Changes {
     kinds: BTreeSet<Kind>,
+    /// Services whose object or slices changed one by one.
+    services: BTreeSet<NamespacedName>,
+    /// All Services may have changed.
+    all_services: bool,
 }
 
 impl Changes {
@@ -110,12 +129,24 @@ impl Changes {
 
     /// Everything: for a first plan or after a failed apply.
     pub fn everything() -> Self {
-        Self { kinds: Kind::ALL.into_iter().collect() }
+        Self { kinds: Kind::ALL.into_iter().collect(), services: BTreeSet::new(), all_services: true }
+    }
+
+    /// Which Services to plan again.
+    pub fn services(&self) -> Changed<'_> {
+        // A node's addresses decide which endpoints are the node's own.
+        if self.all_services || self.kinds.contains(&Kind::Node) {
+            Changed::All
+        } else {
+            Changed::Services(&self.services)
+        }
     }
 
     /// Both.
     pub fn merge(&mut self, other: Changes) {
         self.kinds.extend(other.kinds);
+        self.services.extend(other.services);
+        self.all_services |= other.all_services;
     }
 }
 
@@ -152,16 +183,21 @@ impl Index {
     pub fn apply<N: Noun>(&mut self, key: N::Key, noun: Option<N>) {
         let Some(noun) = noun else { return self.remove::<N>(&key) };
         let table = N::table(&mut self.world);
-        if table.get(&key) != Some(&noun) {
-            table.insert(key, noun);
-            self.changes.kinds.insert(N::KIND);
+        if table.get(&key) == Some(&noun) {
+            return;
+        }
+        self.changes.kinds.insert(N::KIND);
+        self.changes.services.extend(noun.service().cloned());
+        if let Some(old) = table.insert(key, noun) {
+            self.changes.services.extend(old.service().cloned());
         }
     }
 
     /// An object is gone.
     pub fn remove<N: Noun>(&mut self, key: &N::Key) {
-        if N::table(&mut self.world).remove(key).is_some() {
+        if let Some(old) = N::table(&mut self.world).remove(key) {
             self.changes.kinds.insert(N::KIND);
+            self.changes.services.extend(old.service().cloned());
         }
     }
 
@@ -172,6 +208,7 @@ impl Index {
         if *table != all {
             *table = all;
             self.changes.kinds.insert(N::KIND);
+            self.changes.all_services |= matches!(N::KIND, Kind::Service | Kind::EndpointSlice);
         }
     }
 }

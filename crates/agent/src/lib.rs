@@ -1,5 +1,176 @@
-//! The node agent: watches, reconcile loops, CNI socket, metrics.
+//! The node agent: watches, the reconcile loop, the CNI socket, status and metrics.
+//!
+//! ```text
+//! kube API ─► watch (a task a kind) ─► Index ─► reconcile: plan, policy ─► Datapath (one thread) ─► kernel
+//!                                        ▲          ▲        └─► feed ─► towpath carry
+//!                        towpath-cni ─► CNI server ─┘
+//! ```
+//!
+//! Nothing in the kernel changes before every watch has had its first full list, but for this node's own base (devices,
+//! programs, gateway addresses), which a restart adopts. The CNI configuration is written last, when the node is ready.
 #![forbid(unsafe_code)]
 
+mod backoff;
 pub mod cni_server;
+pub mod conflist;
+pub mod disk;
+pub mod index;
 pub mod ipam;
+pub mod metrics;
+pub mod pods;
+pub mod reconcile;
+pub mod settings;
+pub mod status;
+pub mod watch;
+
+use std::sync::{Arc, RwLock};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use tokio::sync::{mpsc, watch as channel};
+use tokio_util::sync::CancellationToken;
+use towpath_carry::feed;
+use towpath_datapath::{Datapath, DatapathConfig};
+use towpath_wire::config::AgentConfig;
+use tracing::{info, warn};
+
+use cni_server::{CniServer, CniServerConfig, Readiness};
+use index::Index;
+use ipam::{LeaseStore, RealDisk};
+use reconcile::{Reconciler, Request};
+use settings::{OwnNode, Parsed};
+
+/// The index, shared between the one who writes it and those who look pods up.
+pub type SharedIndex = Arc<RwLock<Index>>;
+
+/// Runs the agent until `shutdown`. What is in the kernel stays there and goes on working.
+///
+/// # Errors
+/// The configuration is wrong, the kernel refuses, or an essential task died; the process should be started again.
+pub async fn run(config: AgentConfig, shutdown: CancellationToken) -> Result<()> {
+    let parsed = settings::parse(&config)?;
+    for directory in [&config.run_dir, &config.state_dir] {
+        std::fs::create_dir_all(directory).with_context(|| format!("could not make {}", directory.display()))?;
+    }
+    let client = client(&config).await?;
+    let index: SharedIndex = Arc::default();
+    let (updates, mut inbox) = mpsc::channel(4096);
+    let mut watches = watch::watch_all(&client, &updates);
+    let own = tokio::select! {
+        () = shutdown.cancelled() => return Ok(()),
+        own = own_node(&config, &parsed, &index, &mut inbox) => own?,
+    };
+    info!(node = %parsed.node, addresses = ?own.addresses, pod_cidrs = ?own.pod_cidrs, "this node");
+
+    let datapath = Datapath::open(DatapathConfig {
+        settings: settings::node_settings(&config, &parsed, &own),
+        bpffs: config.bpffs.clone(),
+        cgroup: config.cgroup.clone(),
+        state_dir: config.run_dir.join("pods"),
+        uplink: config.uplink.clone(),
+        limits: Default::default(),
+    })
+    .await
+    .context("could not open the data path")?;
+    let leases = Arc::new(LeaseStore::open(&config.state_dir, &own.pod_cidrs, Arc::new(RealDisk))?);
+    let (ready, readiness) = channel::channel(Readiness::Starting("waiting for the first full list of the API".to_owned()));
+    let (requests, request_inbox) = mpsc::channel::<Request>(1024);
+    let feed = feed::Client::start(config.carry_socket());
+    let reconciler = Reconciler::new(&config, &parsed, &own, index.clone(), datapath.clone(), leases.clone(), feed).await?;
+    let report = reconciler.report();
+    let mut loop_task = tokio::spawn(reconciler.run(inbox, request_inbox, ready, config.clone()));
+
+    let pods = Arc::new(pods::Pods::new(client, index, datapath.clone(), requests));
+    let mut cni =
+        CniServer::start(CniServerConfig::new(&config), pods.clone(), pods, leases.clone(), readiness.clone()).await?;
+    let status = status::serve(&config, &parsed, datapath.clone(), report.clone(), readiness.clone())?;
+    let metrics = config.metrics_listen.map(|listen| metrics::serve(listen, datapath, report, readiness)).transpose()?;
+
+    let outcome = tokio::select! {
+        () = shutdown.cancelled() => Ok(()),
+        ended = &mut loop_task => Err(anyhow::anyhow!("the reconcile loop ended: {ended:?}")),
+        () = cni.ended() => Err(anyhow::anyhow!("the CNI server ended")),
+        Some(ended) = watches.join_next() => Err(anyhow::anyhow!("a watch ended: {ended:?}")),
+    };
+    // Requests in work end first; nothing that they made is lost if they do not.
+    cni.drain(Duration::from_secs(5)).await;
+    loop_task.abort();
+    drop((status, metrics));
+    outcome
+}
+
+async fn client(config: &AgentConfig) -> Result<kube::Client> {
+    let mut kube_config = match &config.kubeconfig {
+        Some(path) => {
+            let parsed = Kubeconfig::read_from(path)
+                .with_context(|| format!("could not read the kubeconfig {}: check kubeconfig in the agent's configuration", path.display()))?;
+            kube::Config::from_custom_kubeconfig(parsed, &KubeConfigOptions::default()).await?
+        }
+        None => kube::Config::incluster().context("no kubeconfig is configured, and this is no pod with a service account")?,
+    };
+    kube_config.connect_timeout = Some(Duration::from_secs(5));
+    Ok(kube::Client::try_from(kube_config)?)
+}
+
+/// What is known of this node: from its object as soon as it can be used, else from an earlier run.
+async fn own_node(
+    config: &AgentConfig,
+    parsed: &Parsed,
+    index: &SharedIndex,
+    inbox: &mut mpsc::Receiver<watch::Update>,
+) -> Result<OwnNode> {
+    let path = config.state_dir.join("node.json");
+    let kept = match OwnNode::load(&path) {
+        Ok(kept) => kept,
+        Err(error) => {
+            warn!("{error:#}");
+            None
+        }
+    };
+    let mut told = String::new();
+    let patience = tokio::time::sleep(Duration::from_secs(3));
+    tokio::pin!(patience);
+    loop {
+        let reason = {
+            let index = read(index);
+            match index.world().nodes.get(&parsed.node) {
+                Some(node) => match OwnNode::of(node, parsed) {
+                    Ok(own) => {
+                        own.store(&path)?;
+                        return Ok(own);
+                    }
+                    Err(reason) => format!("{reason:#}"),
+                },
+                None if index.missing().contains(&index::Kind::Node) => "waiting for the API server's list of nodes".to_owned(),
+                None => format!("node {} is not registered yet: kubelet does that; check nodeName", parsed.node),
+            }
+        };
+        if told != reason {
+            info!("{reason}");
+            told = reason;
+        }
+        tokio::select! {
+            update = inbox.recv() => match update {
+                Some(update) => update(&mut write(index)),
+                None => bail!("all watches ended"),
+            },
+            () = &mut patience, if kept.is_some() => {
+                if let Some(own) = kept {
+                    warn!("{told}; going on with what an earlier run knew of this node");
+                    return Ok(own);
+                }
+            }
+        }
+    }
+}
+
+/// The index to read. A poisoned lock still holds a whole index: updates replace single entries.
+pub(crate) fn read(index: &SharedIndex) -> std::sync::RwLockReadGuard<'_, Index> {
+    index.read().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// The index to change.
+pub(crate) fn write(index: &SharedIndex) -> std::sync::RwLockWriteGuard<'_, Index> {
+    index.write().unwrap_or_else(std::sync::PoisonError::into_inner)
+}

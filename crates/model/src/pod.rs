@@ -33,7 +33,7 @@ pub enum Phase {
 pub struct Pod {
     /// Namespace and name.
     pub name: NamespacedName,
-    /// `metadata.uid`.
+    /// `metadata.uid`; empty for the API's mirror of a static pod, whose uid is not the one kubelet gave the sandbox.
     pub uid: String,
     /// Its labels.
     pub labels: Labels,
@@ -104,13 +104,14 @@ impl TryFrom<&core::Pod> for Pod {
                 ips.push(ip);
             }
         }
+        let mirror = meta.annotations.as_ref().is_some_and(|a| a.contains_key("kubernetes.io/config.mirror"));
         let phase = match status.phase.as_deref() {
             Some("Running") => Phase::Running,
             Some("Succeeded" | "Failed") => Phase::Terminated,
             _ => Phase::Pending,
         };
         Ok(Self {
-            uid: meta.uid.clone().unwrap_or_default(),
+            uid: if mirror { String::new() } else { meta.uid.clone().unwrap_or_default() },
             labels: meta.labels.clone().unwrap_or_default(),
             node: spec.node_name.clone().filter(|n| !n.is_empty()).map(NodeName::new),
             ips,

@@ -1,4 +1,119 @@
-//! The `towpath` command line.
+//! The `towpath` command line, and the one binary of every process but `towpath-cni`.
+//!
+//! Commands of the lab that change the calling process itself (`lab exec`, `lab stage` …) run before any thread exists.
 #![forbid(unsafe_code)]
 
-fn main() {}
+mod daemon;
+mod explain;
+mod kubernetes;
+mod lab;
+mod lab_client;
+mod status;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{CommandFactory, Parser, Subcommand};
+use serde::Serialize;
+
+/// The whole network of a Kubernetes cluster in one program.
+#[derive(Parser, Debug)]
+#[command(name = "towpath", version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// A cluster on this machine that needs no Kubernetes.
+    #[command(subcommand)]
+    Lab(lab::Command),
+    /// Nodes, tunnels, counts and health.
+    Status(status::Options),
+    /// The path of a packet, the Service translation, and the policy and rule that decide.
+    Explain(explain::Options),
+    /// The node agent (one a node).
+    Agent(daemon::Options),
+    /// What answers DNS (one a node, beside the agent).
+    Carry(daemon::Options),
+    /// Cluster-wide duties, under a Lease.
+    Controller(daemon::Options),
+    /// Shell completions on standard output.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+/// How an answer is printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Output {
+    /// For people.
+    Text,
+    /// For programs.
+    Json,
+}
+
+/// Prints a line; a reader that has gone away (`| head`) is no error.
+pub(crate) fn print(text: &str) -> Result<()> {
+    match writeln!(std::io::stdout(), "{text}") {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
+/// Prints a value as indented JSON.
+pub(crate) fn print_json(value: &impl Serialize) -> Result<()> {
+    print(&serde_json::to_string_pretty(value)?)
+}
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().collect();
+    // Before anything else: a stage must find a process without threads.
+    if args.iter().skip(1).take(2).eq(["lab", "stage"]) {
+        return towpath_lab::stage::main(args.get(3..).unwrap_or_default());
+    }
+    match run(Cli::parse().command) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("towpath: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Runs a command; `false` is an answer that is no success (`explain`: denied), not an error.
+fn run(command: Command) -> Result<bool> {
+    match command {
+        Command::Lab(command) => lab::run(command),
+        Command::Status(options) => client_runtime()?.block_on(status::run(&options)),
+        Command::Explain(options) => client_runtime()?.block_on(explain::run(&options)),
+        Command::Agent(options) => daemon::agent(&options),
+        Command::Carry(options) => daemon::carry(&options),
+        Command::Controller(options) => daemon::controller(&options),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "towpath", &mut std::io::stdout());
+            Ok(true)
+        }
+    }
+}
+
+/// A runtime for commands that ask an API server something.
+pub(crate) fn client_runtime() -> Result<tokio::runtime::Runtime> {
+    // The one TLS provider that is linked in; an earlier choice stays.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

@@ -38,7 +38,7 @@ use towpath_wire::cni::{AddRequest, Attachment};
 use crate::cni_server::{Attached, Device};
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 const SUFFIX: &str = ".lease";
 

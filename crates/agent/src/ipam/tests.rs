@@ -1,1 +1,263 @@
-//! Leases under crashes.
+//! Leases on disk: what is believed, what is not, and what a crash leaves.
+
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use towpath_model::desired::LocalPod;
+use towpath_wire::cni::PodIdentity;
+
+use super::*;
+
+pub(crate) fn request(id: &str) -> AddRequest {
+    AddRequest {
+        attachment: Attachment::new(id, "eth0").unwrap(),
+        network: "towpath".into(),
+        netns: format!("/run/netns/{id}"),
+        pod: Some(PodIdentity { namespace: "default".into(), name: format!("pod-{id}"), uid: format!("uid-{id}") }),
+    }
+}
+
+pub(crate) fn attached(request: &AddRequest, addresses: &[IpAddr]) -> Attached {
+    Attached {
+        pod: LocalPod {
+            name: NamespacedName::new("default", "pod"),
+            container_id: request.attachment.container_id().to_owned(),
+            addresses: addresses.to_vec(),
+            host_device: name_of(&request.attachment),
+            ifindex: 7,
+            mac: [2, 0, 0, 0, 0, 1],
+            host_mac: [2, 0x74, 0x70, 0, 0, 1],
+            netns_cookie: 9,
+            pod_id: 1,
+        },
+        mtu: 1450,
+    }
+}
+
+pub(crate) fn name_of(owner: &Attachment) -> String {
+    format!("tp-{}", owner.file_stem())
+}
+
+pub(crate) fn ranges() -> Vec<IpNet> {
+    vec!["10.244.1.0/28".parse().unwrap(), "fd00:10:244:1::/64".parse().unwrap()]
+}
+
+fn open(dir: &Path) -> LeaseStore {
+    LeaseStore::open(dir, &ranges(), Arc::new(RealDisk)).unwrap()
+}
+
+fn add(store: &LeaseStore, id: &str) -> Lease {
+    let request = request(id);
+    let lease = store.reserve(&request).unwrap();
+    store.commit(&request.attachment, &attached(&request, &lease.addresses)).unwrap()
+}
+
+fn owner(id: &str) -> Attachment {
+    request(id).attachment
+}
+
+#[test]
+fn leases_outlive_the_agent() {
+    let dir = tempfile::tempdir().unwrap();
+    let before: Vec<Lease> = {
+        let store = open(dir.path());
+        vec![add(&store, "a"), add(&store, "b")]
+    };
+    let store = open(dir.path());
+    assert_eq!(store.leases(), before);
+    assert_eq!(store.reserve(&request("a")).unwrap(), before[0], "idempotent over a restart");
+    let third = add(&store, "c");
+    assert!(before.iter().all(|lease| lease.addresses.iter().all(|a| !third.addresses.contains(a))));
+    assert_eq!(store.pod_addresses()[&NamespacedName::new("default", "pod-a")], before[0].addresses);
+    assert_eq!(store.gateways(&third.addresses), ["10.244.1.1".parse::<IpAddr>().unwrap(), "fd00:10:244:1::1".parse().unwrap()]);
+}
+
+#[test]
+fn a_second_agent_is_kept_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = open(dir.path());
+    assert!(matches!(LeaseStore::open(dir.path(), &ranges(), Arc::new(RealDisk)), Err(LeaseError::InUse(_))));
+    drop(first);
+    open(dir.path());
+}
+
+#[test]
+fn a_released_address_rests_over_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let released = {
+        let store = open(dir.path());
+        let lease = add(&store, "a");
+        store.release(&lease.owner).unwrap();
+        lease.addresses
+    };
+    let store = open(dir.path());
+    assert_eq!(store.leases(), []);
+    let next = add(&store, "b").addresses;
+    assert!(next.iter().all(|a| !released.contains(a)), "{next:?} was released just before");
+}
+
+#[test]
+fn damaged_files_are_set_aside_and_their_device_keeps_its_addresses() {
+    let whole = Lease { attached: None, ..lease_of("x") }.to_file().unwrap();
+    let mut flipped = whole.clone();
+    let at = flipped.windows(10).position(|w| w == b"10.244.1.9").unwrap() + 9;
+    flipped[at] = b'8';
+    let others = Lease { owner: owner("other"), ..lease_of("x") }.to_file().unwrap();
+    let damages: Vec<Vec<u8>> =
+        vec![vec![], whole[..whole.len() / 2].to_vec(), whole[..whole.len() - 1].to_vec(), flipped, others, vec![0xff; 300]];
+    for damaged in damages {
+        let dir = tempfile::tempdir().unwrap();
+        drop(open(dir.path()));
+        std::fs::write(dir.path().join("leases/x@eth0.lease"), &damaged).unwrap();
+        let store = open(dir.path());
+        assert_eq!(store.leases(), [], "nothing is invented from {damaged:?}");
+        assert!(dir.path().join("leases/damaged/x@eth0.lease").exists());
+        let device = Device { name: name_of(&owner("x")), addresses: vec!["10.244.1.2".parse().unwrap()] };
+        let found = store.compare(std::slice::from_ref(&device), name_of);
+        assert_eq!((found.strangers.as_slice(), found.damaged_gone.len()), ([device.clone()].as_slice(), 0));
+        store.hold(&found.strangers);
+        assert_ne!(add(&store, "b").addresses[0], device.addresses[0], "given twice");
+        store.hold(&[]);
+        let gone = store.compare(&[], name_of);
+        assert_eq!(gone.damaged_gone, [owner("x")]);
+        store.release(&owner("x")).unwrap();
+        assert!(!dir.path().join("leases/damaged/x@eth0.lease").exists());
+    }
+}
+
+fn lease_of(id: &str) -> Lease {
+    let request = request(id);
+    Lease {
+        owner: request.attachment.clone(),
+        network: request.network.clone(),
+        pod: None,
+        uid: String::new(),
+        netns: String::new(),
+        addresses: vec!["10.244.1.9".parse().unwrap()],
+        attached: None,
+    }
+}
+
+#[test]
+fn two_leases_of_one_address_are_not_both_believed() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(open(dir.path()));
+    for id in ["x", "y"] {
+        std::fs::write(dir.path().join(format!("leases/{id}@eth0.lease")), lease_of(id).to_file().unwrap()).unwrap();
+    }
+    let store = open(dir.path());
+    assert_eq!(store.leases().len(), 1);
+    assert!(dir.path().join("leases/damaged/y@eth0.lease").exists());
+}
+
+#[test]
+fn an_exhausted_range_is_an_error_that_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    for n in 0..13 {
+        add(&store, &format!("c{n}"));
+    }
+    let error = store.reserve(&request("late")).unwrap_err();
+    assert_eq!(error.to_string(), "no free address in 10.244.1.0/28: 13 of 13 are taken");
+    assert!(!dir.path().join("leases/late@eth0.lease").exists());
+    store.release(&owner("c5")).unwrap();
+    add(&store, "late");
+}
+
+/// A disk on which the power is cut before the operation of a number: from then on everything fails. It knows what a power cut
+/// may take with it: contents and names that have not been synced.
+pub(crate) struct Failing {
+    pub(crate) left: AtomicU32,
+    real: RealDisk,
+    unsynced: Mutex<BTreeSet<PathBuf>>,
+    unsynced_dirs: Mutex<BTreeSet<PathBuf>>,
+}
+
+impl Failing {
+    pub(crate) fn after(operations: u32) -> Self {
+        Self { left: AtomicU32::new(operations), real: RealDisk, unsynced: Mutex::default(), unsynced_dirs: Mutex::default() }
+    }
+
+    /// Whether a power cut now would take this lease.
+    pub(crate) fn would_lose(&self, lease: &Path) -> bool {
+        let dir = lease.parent().unwrap();
+        self.unsynced.lock().unwrap().contains(lease) || self.unsynced_dirs.lock().unwrap().contains(dir)
+    }
+
+    /// The power cut: files whose contents were not synced are empty, as file systems leave them that order no data.
+    pub(crate) fn lose_unsynced(&self) {
+        for path in self.unsynced.lock().unwrap().iter().filter(|p| p.exists()) {
+            std::fs::write(path, "").unwrap();
+        }
+    }
+
+    fn step<T>(&self, work: impl FnOnce(&RealDisk) -> io::Result<T>) -> io::Result<T> {
+        let alive = self.left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+        if alive.is_err() {
+            return Err(io::Error::other("the power is cut"));
+        }
+        work(&self.real)
+    }
+}
+
+impl Disk for Failing {
+    fn write(&self, path: &Path, contents: &[u8]) -> io::Result<()> {
+        // Two instructions of a machine that dies: the file is there, then what is in it.
+        self.unsynced.lock().unwrap().insert(path.to_owned());
+        self.step(|disk| disk.write(path, &contents[..contents.len() / 2]))?;
+        self.step(|disk| disk.write(path, contents))
+    }
+    fn sync_file(&self, path: &Path) -> io::Result<()> {
+        self.step(|disk| disk.sync_file(path))?;
+        self.unsynced.lock().unwrap().remove(path);
+        Ok(())
+    }
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.step(|disk| disk.rename(from, to))?;
+        self.unsynced_dirs.lock().unwrap().insert(to.parent().unwrap().to_owned());
+        let mut unsynced = self.unsynced.lock().unwrap();
+        if unsynced.remove(from) { unsynced.insert(to.to_owned()) } else { unsynced.remove(to) };
+        Ok(())
+    }
+    fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        self.step(|disk| disk.sync_dir(path))?;
+        self.unsynced_dirs.lock().unwrap().remove(path);
+        Ok(())
+    }
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        self.step(|disk| disk.remove(path))
+    }
+    fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
+        self.step(|disk| disk.read(path))
+    }
+    fn list(&self, path: &Path) -> io::Result<Vec<String>> {
+        self.step(|disk| disk.list(path))
+    }
+    fn age(&self, path: &Path) -> io::Result<Duration> {
+        self.step(|disk| disk.age(path))
+    }
+}
+
+#[test]
+fn opening_can_be_cut_anywhere_and_is_whole_the_next_time() {
+    for cut in 0.. {
+        let dir = tempfile::tempdir().unwrap();
+        {
+            let store = open(dir.path());
+            add(&store, "kept");
+            let gone = add(&store, "gone");
+            store.release(&gone.owner).unwrap();
+        }
+        std::fs::write(dir.path().join("leases/bad@eth0.lease"), "{").unwrap();
+        std::fs::write(dir.path().join("leases/half@eth0.tmp"), "{").unwrap();
+        let cut_short = LeaseStore::open(dir.path(), &ranges(), Arc::new(Failing::after(cut))).is_err();
+        let store = open(dir.path());
+        assert_eq!(store.leases().iter().map(|l| l.owner.clone()).collect::<Vec<_>>(), [owner("kept")]);
+        assert!(!dir.path().join("leases/half@eth0.tmp").exists());
+        assert!(dir.path().join("leases/damaged/bad@eth0.lease").exists());
+        if !cut_short {
+            assert!(cut > 8, "only {cut} operations: the test cuts nothing");
+            return;
+        }
+    }
+}

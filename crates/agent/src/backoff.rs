@@ -1,0 +1,44 @@
+//! When a failed apply is tried again: soon, then less and less often.
+
+use std::time::Duration;
+
+const FIRST: Duration = Duration::from_millis(100);
+const LONGEST: Duration = Duration::from_secs(30);
+
+/// Doubling delays, back to the first after a success.
+#[derive(Debug, Default)]
+pub(crate) struct Backoff {
+    failures: u32,
+}
+
+impl Backoff {
+    /// It failed (again); how long to wait.
+    pub(crate) fn failed(&mut self) -> Duration {
+        let delay = FIRST.saturating_mul(1u32.checked_shl(self.failures).unwrap_or(u32::MAX)).min(LONGEST);
+        self.failures = self.failures.saturating_add(1).min(16);
+        delay
+    }
+
+    /// It worked.
+    pub(crate) fn worked(&mut self) {
+        self.failures = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn delays_double_up_to_a_bound_and_start_over() {
+        let mut backoff = Backoff::default();
+        assert_eq!(backoff.failed(), FIRST);
+        assert_eq!(backoff.failed(), FIRST * 2);
+        for _ in 0..40 {
+            assert!(backoff.failed() <= LONGEST);
+        }
+        assert_eq!(backoff.failed(), LONGEST);
+        backoff.worked();
+        assert_eq!(backoff.failed(), FIRST);
+    }
+}

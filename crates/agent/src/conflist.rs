@@ -1,0 +1,78 @@
+//! The CNI configuration that tells the container runtime to call `towpath-cni`: written last, when the node is ready.
+
+use std::io;
+use std::path::Path;
+
+use towpath_wire::config::AgentConfig;
+
+/// File name; runtimes take the first of a directory in lexical order.
+pub const FILE: &str = "10-towpath.conflist";
+
+/// Text of the configuration. `1.0.0`, because runtimes older than containerd 2 refuse `1.1.0`; the plugin speaks both.
+pub fn text(config: &AgentConfig) -> String {
+    let value = serde_json::json!({
+        "cniVersion": "1.0.0",
+        "name": "towpath",
+        "plugins": [{
+            "type": "towpath-cni",
+            "socket": config.cni_socket(),
+            "stateDir": config.state_dir,
+        }],
+    });
+    format!("{value:#}\n")
+}
+
+/// Writes it atomically, when it is not there already; kubelet watches the directory and must never see half a file.
+///
+/// # Errors
+/// The directory cannot be made or written.
+pub fn install(config: &AgentConfig) -> io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    let path = config.cni_conf_dir.join(FILE);
+    let text = text(config);
+    if std::fs::read_to_string(&path).is_ok_and(|have| have == text) {
+        return Ok(());
+    }
+    std::fs::create_dir_all(&config.cni_conf_dir)?;
+    crate::disk::write_atomically(&path, text.as_bytes())?;
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644))
+}
+
+/// Other configurations that a runtime would prefer to ours.
+pub fn preferred_to_ours(directory: &Path) -> Vec<String> {
+    let Ok(entries) = std::fs::read_dir(directory) else { return Vec::new() };
+    let mut names: Vec<String> = entries
+        .filter_map(|e| e.ok()?.file_name().into_string().ok())
+        .filter(|name| [".conf", ".conflist", ".json"].iter().any(|end| name.ends_with(end)))
+        .filter(|name| name.as_str() < FILE)
+        .collect();
+    names.sort();
+    names
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_sorts_before_ours_is_preferred() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["05-cilium.conflist", "10-calico.conflist", "10-flannel.conflist", "99-loopback.conf", "00-readme.txt"] {
+            std::fs::write(dir.path().join(name), "").unwrap();
+        }
+        assert_eq!(preferred_to_ours(dir.path()), ["05-cilium.conflist", "10-calico.conflist", "10-flannel.conflist"]);
+    }
+
+    #[test]
+    fn installing_twice_writes_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = AgentConfig { cni_conf_dir: dir.path().join("net.d"), ..AgentConfig::default() };
+        install(&config).unwrap();
+        let path = config.cni_conf_dir.join(FILE);
+        let first = std::fs::metadata(&path).unwrap().modified().unwrap();
+        install(&config).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().modified().unwrap(), first);
+        let value: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        assert_eq!(value["plugins"][0]["type"], "towpath-cni");
+    }
+}

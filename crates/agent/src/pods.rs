@@ -1,0 +1,95 @@
+//! What the CNI server asks of the rest of the agent: who a pod is, and its device.
+
+use std::os::fd::OwnedFd;
+
+use kube::api::Api;
+use k8s_openapi::api::core::v1 as core;
+use tokio::sync::{mpsc, oneshot};
+use towpath_datapath::Datapath;
+use towpath_datapath::net::host_device_name;
+use towpath_model::desired::LocalPod;
+use towpath_model::{NamespacedName, Pod};
+use towpath_wire::cni::Attachment;
+
+use crate::cni_server::{
+    AttachRequest, Attached, DetachRequest, Device, Fetched, PlumbError, PodFacts, PodIndex, PodPlumber,
+};
+use crate::index::Noun;
+use crate::reconcile::Request;
+use crate::{SharedIndex, read, write};
+
+/// Pods as the CNI server needs them.
+#[derive(Clone)]
+pub struct Pods {
+    client: kube::Client,
+    index: SharedIndex,
+    datapath: Datapath,
+    requests: mpsc::Sender<Request>,
+}
+
+impl Pods {
+    /// Over the agent's index, its data path and its reconcile loop.
+    pub fn new(client: kube::Client, index: SharedIndex, datapath: Datapath, requests: mpsc::Sender<Request>) -> Self {
+        Self { client, index, datapath, requests }
+    }
+}
+
+fn facts(pod: &Pod) -> PodFacts {
+    PodFacts { uid: Some(pod.uid.clone()).filter(|uid| !uid.is_empty()) }
+}
+
+impl PodIndex for Pods {
+    fn lookup(&self, pod: &NamespacedName) -> Option<PodFacts> {
+        read(&self.index).world().pods.get(pod).map(facts)
+    }
+
+    async fn fetch(&self, pod: &NamespacedName) -> Fetched {
+        let api: Api<core::Pod> = Api::namespaced(self.client.clone(), &pod.namespace);
+        match api.get_opt(&pod.name).await {
+            Ok(Some(object)) => match Pod::parse(&object) {
+                Ok(noun) => {
+                    let facts = facts(&noun);
+                    let (index, key) = (self.index.clone(), pod.clone());
+                    // The planner may hold the index for some milliseconds.
+                    let applied = tokio::task::spawn_blocking(move || write(&index).apply(key, Some(noun))).await;
+                    match applied {
+                        Ok(()) => Fetched::Found(facts),
+                        Err(error) => Fetched::Unreachable(error.to_string()),
+                    }
+                }
+                Err(error) => Fetched::Unreachable(error.to_string()),
+            },
+            Ok(None) => Fetched::Absent,
+            Err(error) => Fetched::Unreachable(error.to_string()),
+        }
+    }
+}
+
+impl PodPlumber for Pods {
+    fn device_name(&self, attachment: &Attachment) -> String {
+        host_device_name(attachment.container_id(), attachment.ifname())
+    }
+
+    async fn attach(&self, request: AttachRequest) -> Result<Attached, PlumbError> {
+        let (reply, answer) = oneshot::channel();
+        let sent = self.requests.send(Request::Attach { request: Box::new(request), reply }).await;
+        sent.map_err(|_| PlumbError::Again("the agent is going down".to_owned()))?;
+        answer.await.unwrap_or_else(|_| Err(PlumbError::Again("the agent is going down".to_owned())))
+    }
+
+    async fn detach(&self, request: DetachRequest) -> Result<(), PlumbError> {
+        let (container_id, ifname) = (request.attachment.container_id(), request.attachment.ifname());
+        self.datapath.detach_pod(container_id, ifname).await.map_err(|e| PlumbError::Failed(e.to_string()))
+    }
+
+    async fn check(&self, pod: &LocalPod, ifname: &str, netns: OwnedFd) -> Result<(), PlumbError> {
+        let request =
+            towpath_datapath::CheckRequest { netns, container_id: pod.container_id.clone(), ifname: ifname.to_owned() };
+        self.datapath.check_pod(request).await.map_err(|e| PlumbError::Mismatch(e.to_string()))
+    }
+
+    async fn list(&self) -> Result<Vec<Device>, PlumbError> {
+        let pods = self.datapath.list_pods().await.map_err(|e| PlumbError::Failed(e.to_string()))?;
+        Ok(pods.into_iter().map(|(pod, _)| Device { name: pod.host_device, addresses: pod.addresses }).collect())
+    }
+}

@@ -1,0 +1,456 @@
+//! The reconcile loop: what changed, planned and applied.
+//!
+//! One task takes every change and every ADD in turn, so that what a pod is admitted with is what the kernel holds at that
+//! moment. Changes that come together are planned together (a window of [`WINDOW`], at most [`LONGEST_WINDOW`] under load). What
+//! could not be applied is tried again, with growing delays; a slow full check repairs what others broke.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::{Arc, RwLock};
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{sleep_until, timeout};
+use towpath_carry::feed;
+use towpath_datapath::Datapath;
+use towpath_model::desired::{NodePeer, PodSets, PolicyImage};
+use towpath_model::{NamespacedName, NodeName};
+use towpath_plan::dns::FeedPlanner;
+use towpath_plan::services::{Planner, ServiceConfig};
+use towpath_plan::{Changed, peers};
+use towpath_policy::{Compiler, View};
+use towpath_wire::config::AgentConfig;
+use tracing::{debug, error, info, warn};
+
+use crate::backoff::Backoff;
+use crate::cni_server::{AttachRequest, Attached, Isolation, PlumbError, Readiness};
+use crate::index::{Changes, Kind};
+use crate::ipam::LeaseStore;
+use crate::settings::{OwnNode, Parsed};
+use crate::watch::Update;
+use crate::{SharedIndex, read, write};
+
+/// Changes that come within it are planned together.
+const WINDOW: Duration = Duration::from_millis(1);
+/// No change waits longer for others.
+const LONGEST_WINDOW: Duration = Duration::from_millis(20);
+/// Old lists are swept and grace periods looked at this often.
+const SWEEP: Duration = Duration::from_secs(1);
+/// The slow full check.
+const AUDIT: Duration = Duration::from_secs(30);
+/// Ids of policy rows and backends rest for this long.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// What the loop does on request.
+#[derive(Debug)]
+pub enum Request {
+    /// Give a pod its device, with its isolation in the kernel first.
+    Attach {
+        /// The pod and its namespace.
+        request: Box<AttachRequest>,
+        /// The outcome.
+        reply: oneshot::Sender<Result<Attached, PlumbError>>,
+    },
+}
+
+type Attach = (Box<AttachRequest>, oneshot::Sender<Result<Attached, PlumbError>>);
+
+/// What the loop has done, for status and metrics.
+#[derive(Clone, Debug, Default)]
+pub struct Report {
+    /// Peers as last planned.
+    pub peers: Vec<NodePeer>,
+    /// Why a node or one of its ranges is left out.
+    pub refused: BTreeMap<String, Vec<String>>,
+    /// Why a Service does not get what it asks for.
+    pub refused_services: Vec<String>,
+    /// Frontends in the kernel.
+    pub frontends: usize,
+    /// Backends in the kernel.
+    pub backends: usize,
+    /// Policies that isolate a pod of this node.
+    pub policies: usize,
+    /// Address classes in the kernel.
+    pub classes: usize,
+    /// Rule rows in the kernel.
+    pub rules: usize,
+    /// What could not be applied, newest attempt.
+    pub failures: BTreeMap<&'static str, String>,
+    /// How often something could not be applied.
+    pub failed: u64,
+    /// How often something was planned.
+    pub plans: u64,
+    /// How long the last plan and its writes took, in seconds.
+    pub last_seconds: f64,
+}
+
+/// The report, shared with status and metrics.
+pub type SharedReport = Arc<RwLock<Report>>;
+
+/// The planners and the data path they feed.
+#[derive(Debug)]
+pub struct Reconciler {
+    node: NodeName,
+    dns: Vec<IpAddr>,
+    index: SharedIndex,
+    datapath: Datapath,
+    leases: Arc<LeaseStore>,
+    feed: feed::Client,
+    services: Planner,
+    compiler: Compiler,
+    names: FeedPlanner,
+    peers: Vec<NodePeer>,
+    /// Sets of this node's pods in the image that was applied last.
+    pod_sets: BTreeMap<IpAddr, PodSets>,
+    started: Instant,
+    /// What must be planned at the next opportunity; failed applies put it back.
+    due: Changes,
+    /// The policy must be compiled at the next opportunity.
+    policy_due: bool,
+    backoff: Backoff,
+    retry_at: Option<Instant>,
+    report: SharedReport,
+}
+
+impl Reconciler {
+    /// Takes over what the kernel holds from an earlier run.
+    ///
+    /// # Errors
+    /// The data path does not answer.
+    pub async fn new(
+        config: &AgentConfig,
+        parsed: &Parsed,
+        own: &OwnNode,
+        index: SharedIndex,
+        datapath: Datapath,
+        leases: Arc<LeaseStore>,
+        feed: feed::Client,
+    ) -> Result<Self> {
+        let settings = crate::settings::node_settings(config, parsed, own);
+        let started = Instant::now();
+        let adopted = datapath.adopted().await?;
+        let mut services = Planner::new(ServiceConfig {
+            node_ports: config.node_ports,
+            cluster_dns: config.cluster_dns.clone(),
+            dns_addresses: settings.dns_addresses.clone(),
+            service_cidrs: parsed.service_cidrs.clone(),
+            grace: Duration::from_secs(60),
+        });
+        services.adopt(adopted.backends, adopted.frontends, Duration::ZERO);
+        let used = towpath_policy::compile::UsedIds { sets: adopted.sets, classes: adopted.classes, rules: adopted.rules };
+        Ok(Self {
+            node: parsed.node.clone(),
+            dns: settings.dns_addresses,
+            index,
+            datapath,
+            leases,
+            feed,
+            services,
+            compiler: Compiler::resume(GRACE, &used, Duration::ZERO),
+            names: FeedPlanner::new(config.cluster_domain.clone()),
+            peers: Vec::new(),
+            pod_sets: BTreeMap::new(),
+            started,
+            due: Changes::everything(),
+            policy_due: true,
+            backoff: Backoff::default(),
+            retry_at: None,
+            report: SharedReport::default(),
+        })
+    }
+
+    /// What the loop reports.
+    pub fn report(&self) -> SharedReport {
+        self.report.clone()
+    }
+
+    /// Runs until the watches end.
+    pub async fn run(
+        mut self,
+        mut updates: mpsc::Receiver<Update>,
+        mut requests: mpsc::Receiver<Request>,
+        ready: watch::Sender<Readiness>,
+        config: AgentConfig,
+    ) {
+        let mut sweep = tokio::time::interval(SWEEP);
+        sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut next_audit = Instant::now() + AUDIT;
+        loop {
+            let mut attaches: Vec<Attach> = Vec::new();
+            let retry = self.retry_at.map_or_else(|| Instant::now() + Duration::from_secs(3600), |at| at);
+            tokio::select! {
+                update = updates.recv() => match update {
+                    Some(update) => self.take(update, &mut updates).await,
+                    None => return,
+                },
+                request = requests.recv() => match request {
+                    Some(Request::Attach { request, reply }) => attaches.push((request, reply)),
+                    None => return,
+                },
+                () = sleep_until(retry.into()) => self.retry_at = None,
+                _ = sweep.tick() => {
+                    self.sweep().await;
+                    if Instant::now() >= next_audit {
+                        self.audit().await;
+                        next_audit = Instant::now() + AUDIT;
+                    }
+                }
+            }
+            while let Ok(Request::Attach { request, reply }) = requests.try_recv() {
+                attaches.push((request, reply));
+            }
+            let synced = {
+                let mut index = write(&self.index);
+                let changes = index.take_changes();
+                self.due.merge(changes);
+                index.is_synced()
+            };
+            if synced {
+                if !attaches.is_empty() || self.retry_at.is_none() {
+                    self.policy_due |= !attaches.is_empty();
+                    let done = self.plan_and_apply().await;
+                    self.settle(done);
+                }
+                self.become_ready(&ready, &config);
+            } else {
+                let missing = read(&self.index).missing();
+                let reason = format!("waiting for the first full list of {missing:?} from the API server");
+                ready.send_if_modified(|state| match state {
+                    Readiness::Starting(old) if *old != reason => {
+                        old.clone_from(&reason);
+                        true
+                    }
+                    _ => false,
+                });
+            }
+            self.attach_all(attaches, synced).await;
+        }
+    }
+
+    /// Applies an update and those that follow within the window.
+    async fn take(&mut self, first: Update, updates: &mut mpsc::Receiver<Update>) {
+        let begun = Instant::now();
+        let mut batch = vec![first];
+        while begun.elapsed() < LONGEST_WINDOW {
+            match timeout(WINDOW, updates.recv()).await {
+                Ok(Some(update)) => batch.push(update),
+                _ => break,
+            }
+        }
+        let index = self.index.clone();
+        tokio::task::block_in_place(|| {
+            let mut index = write(&index);
+            batch.into_iter().for_each(|update| update(&mut index));
+        });
+    }
+
+    fn now(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    fn settle(&mut self, done: bool) {
+        if done {
+            self.backoff.worked();
+            self.retry_at = None;
+        } else {
+            self.retry_at = Some(Instant::now() + self.backoff.failed());
+        }
+    }
+
+    fn become_ready(&self, ready: &watch::Sender<Readiness>, config: &AgentConfig) {
+        if *ready.borrow() == Readiness::Ready || !self.report_is_clean() {
+            return;
+        }
+        if let Err(error) = crate::conflist::install(config) {
+            error!(%error, directory = %config.cni_conf_dir.display(), "could not write the CNI configuration; trying again");
+            return;
+        }
+        ready.send_replace(Readiness::Ready);
+        info!(seconds = self.now().as_secs_f64(), "ready: the first full sync is in the kernel");
+    }
+
+    fn report_is_clean(&self) -> bool {
+        self.with_report(|report| report.plans > 0 && report.failures.is_empty())
+    }
+
+    fn with_report<T>(&self, f: impl FnOnce(&mut Report) -> T) -> T {
+        f(&mut self.report.write().unwrap_or_else(std::sync::PoisonError::into_inner))
+    }
+
+    /// Plans what is due and applies it, in the order peers, policy, Services, names; whether everything worked.
+    async fn plan_and_apply(&mut self) -> bool {
+        let due = std::mem::take(&mut self.due);
+        let expired = self.compiler.next_expiry().is_some_and(|at| at <= self.now());
+        let drained = self.services.next_deadline().is_some_and(|at| at <= self.now());
+        let policy_kinds = [Kind::Node, Kind::Namespace, Kind::Pod, Kind::NetworkPolicy];
+        self.policy_due |= due.any(&policy_kinds) || expired;
+        if due.is_empty() && !self.policy_due && !drained {
+            return true;
+        }
+        let begun = Instant::now();
+        let mut failures: BTreeMap<&'static str, String> = BTreeMap::new();
+        if due.any(&[Kind::Node])
+            && let Err(error) = self.apply_peers().await
+        {
+            failures.insert("peers", error);
+        }
+        if self.policy_due {
+            match self.apply_policy().await {
+                Ok(()) => self.policy_due = false,
+                Err(error) => drop(failures.insert("policy", error)),
+            }
+        }
+        if (due.any(&[Kind::Service, Kind::EndpointSlice, Kind::Node]) || drained)
+            && let Err(error) = self.apply_services(&due).await
+        {
+            failures.insert("services", error);
+        }
+        if due.any(&[Kind::Service, Kind::EndpointSlice, Kind::Namespace, Kind::Pod]) {
+            self.feed_names(&due);
+        }
+        for (what, error) in &failures {
+            warn!(what, error, "could not be applied; trying again");
+        }
+        let failed = !failures.is_empty();
+        if failed {
+            self.due = Changes::everything();
+        }
+        self.with_report(|report| {
+            report.plans += 1;
+            report.failed += u64::from(failed);
+            report.failures = failures;
+            report.last_seconds = begun.elapsed().as_secs_f64();
+        });
+        !failed
+    }
+
+    async fn apply_peers(&mut self) -> Result<(), String> {
+        let planned = peers::plan(read(&self.index).world(), &self.node, &self.peers);
+        self.peers.clone_from(&planned.peers);
+        self.with_report(|report| {
+            report.refused = planned.refused.into_iter().map(|(node, why)| (node.to_string(), why)).collect();
+            report.peers.clone_from(&planned.peers);
+        });
+        let applied = self.datapath.apply_peers(planned.peers).await.map_err(|e| e.to_string())?;
+        for change in &applied.changes {
+            debug!(change, "peers");
+        }
+        if applied.problems.is_empty() { Ok(()) } else { Err(applied.problems.join("; ")) }
+    }
+
+    async fn apply_policy(&mut self) -> Result<(), String> {
+        let image = self.compile();
+        let policies: BTreeSet<&NamespacedName> = image.isolating.values().flatten().collect();
+        let classes: BTreeSet<u32> =
+            image.pod_classes.values().chain(image.cidr_classes.values()).map(|class| class.0).collect();
+        self.with_report(|report| {
+            report.policies = policies.len();
+            report.classes = classes.len();
+            report.rules = image.rows.len();
+        });
+        let pod_sets = image.pods.clone();
+        self.datapath.apply_policy(image).await.map_err(|e| e.to_string())?;
+        self.pod_sets = pod_sets;
+        Ok(())
+    }
+
+    fn compile(&mut self) -> PolicyImage {
+        let leases = self.leases.leases();
+        let pod_ips = self.leases.pod_addresses();
+        let now = self.now();
+        let index = self.index.clone();
+        tokio::task::block_in_place(|| {
+            let index = read(&index);
+            let view = View { world: index.world(), dns: &self.dns, pod_ips: &pod_ips };
+            let mut image = self.compiler.compile(&view, &self.node, now);
+            // Containers that Kubernetes does not know: no policy selects them.
+            for address in leases.iter().filter(|l| l.pod.is_none()).flat_map(|l| &l.addresses) {
+                image.pods.entry(*address).or_default();
+            }
+            image
+        })
+    }
+
+    async fn apply_services(&mut self, due: &Changes) -> Result<(), String> {
+        let now = self.now();
+        let index = self.index.clone();
+        let table = tokio::task::block_in_place(|| {
+            self.services.plan(read(&index).world(), &self.node, due.services(), now).clone()
+        });
+        let refused = self.services.refusals().into_iter().map(|r| format!("Service {}: {}", r.service, r.reason)).collect();
+        self.with_report(|report| {
+            report.frontends = table.frontends.len();
+            report.backends = table.backends.len();
+            report.refused_services = refused;
+        });
+        self.datapath.apply_services(table).await.map(drop).map_err(|e| e.to_string())
+    }
+
+    fn feed_names(&mut self, due: &Changes) {
+        let index = self.index.clone();
+        let changed = if due.any(&[Kind::Namespace, Kind::Pod]) { Changed::All } else { due.services() };
+        let messages = tokio::task::block_in_place(|| self.names.plan(read(&index).world(), changed));
+        self.feed.send(messages);
+    }
+
+    async fn sweep(&mut self) {
+        if let Err(error) = self.datapath.sweep().await {
+            warn!(%error, "could not sweep old entries; trying again");
+        }
+    }
+
+    async fn audit(&mut self) {
+        match self.datapath.audit().await {
+            Ok(applied) => {
+                for change in applied.changes {
+                    warn!(change, "the kernel was not as it should be: repaired");
+                }
+                for problem in applied.problems {
+                    warn!(problem, "the kernel is not as it should be and could not be repaired");
+                }
+            }
+            Err(error) => warn!(%error, "the full check failed"),
+        }
+    }
+
+    /// Makes devices; the policy that was applied before names their pods.
+    async fn attach_all(&mut self, attaches: Vec<Attach>, synced: bool) {
+        if attaches.is_empty() {
+            return;
+        }
+        let policy_failed = self.with_report(|report| report.failures.get("policy").cloned());
+        for (request, reply) in attaches {
+            let answer = match (&policy_failed, request.isolation) {
+                (Some(error), Isolation::Policy) => {
+                    Err(PlumbError::Again(format!("the pod's policy is not in the kernel yet: {error}")))
+                }
+                _ => self.attach(*request, synced).await,
+            };
+            // The runtime gave up: its DEL follows.
+            let _ = reply.send(answer);
+        }
+    }
+
+    async fn attach(&self, request: AttachRequest, synced: bool) -> Result<Attached, PlumbError> {
+        let sets = match request.isolation {
+            Isolation::NotAPod => Some(PodSets::default()),
+            Isolation::HostOnly => None,
+            // Before the first full list nothing is known of its policies.
+            Isolation::Policy if !synced => None,
+            Isolation::Policy => request.addresses.first().and_then(|address| self.pod_sets.get(address).copied()),
+        };
+        let facts = self.datapath.facts().await.map_err(|e| PlumbError::Failed(e.to_string()))?;
+        let attach = towpath_datapath::AttachRequest {
+            netns: request.netns,
+            ifname: request.attachment.ifname().to_owned(),
+            container_id: request.attachment.container_id().to_owned(),
+            pod: request.pod,
+            addresses: request.addresses,
+            mtu: None,
+            sets,
+        };
+        let pod = self.datapath.attach_pod(attach).await.map_err(|e| PlumbError::Failed(e.to_string()))?;
+        Ok(Attached { pod, mtu: facts.pod_mtu })
+    }
+}

@@ -1,0 +1,204 @@
+//! From the configuration file and the node's own object to what the datapath needs to know of this node.
+//!
+//! The result is also kept on disk, so that an agent which restarts while the API server is away knows its own node.
+
+use std::net::IpAddr;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+use towpath_model::desired::{Backend, NodeSettings};
+use towpath_model::{Node, NodeName, family_of};
+use towpath_wire::config::AgentConfig;
+use towpath_wire::config::ipnet_text::Cidr;
+
+/// The configuration with every text parsed.
+#[derive(Clone, Debug)]
+pub struct Parsed {
+    /// This node.
+    pub node: NodeName,
+    /// Pod ranges of the cluster.
+    pub cluster_cidrs: Vec<IpNet>,
+    /// Service ranges.
+    pub service_cidrs: Vec<IpNet>,
+    /// Destinations that see pod addresses.
+    pub non_masquerade_cidrs: Vec<IpNet>,
+}
+
+fn cidrs(field: &str, list: &[Cidr]) -> Result<Vec<IpNet>> {
+    list.iter()
+        .map(|c| c.0.parse::<IpNet>().map(|n| n.trunc()).with_context(|| format!("agent configuration, {field}: {:?} is no CIDR", c.0)))
+        .collect()
+}
+
+fn refuse_overlap(named: &[(&str, &[IpNet])]) -> Result<()> {
+    let all: Vec<(&str, &IpNet)> = named.iter().flat_map(|(name, list)| list.iter().map(move |n| (*name, n))).collect();
+    for (i, (name, net)) in all.iter().enumerate() {
+        for (other_name, other) in all.iter().skip(i + 1) {
+            if net.contains(&other.network()) || other.contains(&net.network()) {
+                bail!("agent configuration: {name} {net} overlaps {other_name} {other}; choose disjoint ranges");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Parses and checks a configuration.
+///
+/// # Errors
+/// A range that is none, ranges that overlap, or no node name.
+pub fn parse(config: &AgentConfig) -> Result<Parsed> {
+    let node = if config.node_name.is_empty() {
+        let name = std::fs::read_to_string("/proc/sys/kernel/hostname").context("could not read the host name")?;
+        name.trim().to_lowercase()
+    } else {
+        config.node_name.clone()
+    };
+    let cluster_cidrs = cidrs("clusterCidrs", &config.cluster_cidrs)?;
+    let service_cidrs = cidrs("serviceCidrs", &config.service_cidrs)?;
+    refuse_overlap(&[("clusterCidrs", &cluster_cidrs), ("serviceCidrs", &service_cidrs)])?;
+    if config.node_ports.0 > config.node_ports.1 {
+        bail!("agent configuration, nodePorts: {} is above {}", config.node_ports.0, config.node_ports.1);
+    }
+    Ok(Parsed {
+        node: NodeName::new(node),
+        cluster_cidrs,
+        service_cidrs,
+        non_masquerade_cidrs: cidrs("nonMasqueradeCidrs", &config.non_masquerade_cidrs)?,
+    })
+}
+
+/// What is known of this node: from its object, or from disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OwnNode {
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Its pod ranges.
+    pub pod_cidrs: Vec<IpNet>,
+}
+
+impl OwnNode {
+    /// From the node's object; the reason why it cannot be used yet.
+    ///
+    /// # Errors
+    /// No address, no pod range, or a pod range that does not fit the cluster's ranges.
+    pub fn of(node: &Node, config: &Parsed) -> Result<Self> {
+        if node.internal_ips.is_empty() {
+            bail!("node {} has no InternalIP in status.addresses yet: kubelet sets it", node.name);
+        }
+        if node.pod_cidrs.is_empty() {
+            bail!(
+                "node {} has no spec.podCIDRs yet: the controller manager (--allocate-node-cidrs) or `towpath controller` gives it one",
+                node.name
+            );
+        }
+        for cidr in &node.pod_cidrs {
+            if let Some(service) = config.service_cidrs.iter().find(|s| s.contains(&cidr.network()) || cidr.contains(&s.network())) {
+                bail!("node {}: its pod range {cidr} overlaps the Service range {service}", node.name);
+            }
+            if let Some(ip) = node.internal_ips.iter().find(|ip| cidr.contains(*ip)) {
+                bail!("node {}: its pod range {cidr} holds the node's own address {ip}", node.name);
+            }
+        }
+        Ok(Self { addresses: node.internal_ips.clone(), pod_cidrs: node.pod_cidrs.clone() })
+    }
+
+    /// What an earlier run kept; none when there is no such file.
+    ///
+    /// # Errors
+    /// The file is there and cannot be read or understood.
+    pub fn load(path: &Path) -> Result<Option<Self>> {
+        let text = match std::fs::read(path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error).with_context(|| format!("could not read {}", path.display())),
+        };
+        let own = serde_json::from_slice(&text)
+            .with_context(|| format!("{} is damaged: remove it, the API server knows better", path.display()))?;
+        Ok(Some(own))
+    }
+
+    /// Keeps it for a run without an API server.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn store(&self, path: &Path) -> Result<()> {
+        crate::disk::write_atomically(path, &serde_json::to_vec_pretty(self)?)
+            .with_context(|| format!("could not write {}", path.display()))
+    }
+}
+
+/// What the datapath needs to know.
+pub fn node_settings(config: &AgentConfig, parsed: &Parsed, own: &OwnNode) -> NodeSettings {
+    let has = |ip: &IpAddr| own.pod_cidrs.iter().any(|c| family_of(c.addr()) == family_of(*ip));
+    NodeSettings {
+        name: parsed.node.clone(),
+        addresses: own.addresses.clone(),
+        pod_cidrs: own.pod_cidrs.clone(),
+        cluster_cidrs: parsed.cluster_cidrs.clone(),
+        service_cidrs: parsed.service_cidrs.clone(),
+        non_masquerade_cidrs: parsed.non_masquerade_cidrs.clone(),
+        dns_addresses: config.dns_addresses.iter().copied().filter(has).collect(),
+        node_ports: config.node_ports,
+        backend: Backend::Vxlan { vni: config.vxlan_vni, port: config.vxlan_port },
+        pod_mtu: config.pod_mtu,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config() -> Parsed {
+        parse(&AgentConfig { node_name: "n1".to_owned(), ..AgentConfig::default() }).unwrap()
+    }
+
+    fn node(ips: &[&str], cidrs: &[&str]) -> Node {
+        Node {
+            name: NodeName::new("n1"),
+            labels: Default::default(),
+            internal_ips: ips.iter().map(|i| i.parse().unwrap()).collect(),
+            pod_cidrs: cidrs.iter().map(|c| c.parse().unwrap()).collect(),
+            ready: true,
+        }
+    }
+
+    #[test]
+    fn overlapping_ranges_are_refused_by_name() {
+        let config = AgentConfig {
+            node_name: "n".to_owned(),
+            service_cidrs: vec![Cidr("10.244.8.0/22".to_owned())],
+            ..AgentConfig::default()
+        };
+        let error = parse(&config).unwrap_err().to_string();
+        assert!(error.contains("10.244.0.0/16") && error.contains("10.244.8.0/22"), "{error}");
+    }
+
+    #[test]
+    fn a_node_without_a_range_says_who_gives_it_one() {
+        let error = OwnNode::of(&node(&["192.168.1.1"], &[]), &config()).unwrap_err().to_string();
+        assert!(error.contains("podCIDRs") && error.contains("n1"), "{error}");
+        assert!(OwnNode::of(&node(&[], &["10.244.0.0/24"]), &config()).unwrap_err().to_string().contains("InternalIP"));
+    }
+
+    #[test]
+    fn a_pod_range_over_services_or_the_node_itself_is_refused() {
+        let services = OwnNode::of(&node(&["192.168.1.1"], &["10.96.0.0/24"]), &config()).unwrap_err().to_string();
+        assert!(services.contains("Service range"), "{services}");
+        let own = OwnNode::of(&node(&["10.244.0.5"], &["10.244.0.0/24"]), &config()).unwrap_err().to_string();
+        assert!(own.contains("10.244.0.5"), "{own}");
+    }
+
+    #[test]
+    fn what_is_kept_comes_back_and_damage_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("node.json");
+        assert_eq!(OwnNode::load(&path).unwrap(), None);
+        let own = OwnNode::of(&node(&["192.168.1.1"], &["10.244.0.0/24"]), &config()).unwrap();
+        own.store(&path).unwrap();
+        assert_eq!(OwnNode::load(&path).unwrap(), Some(own));
+        std::fs::write(&path, "{").unwrap();
+        assert!(OwnNode::load(&path).unwrap_err().to_string().contains("damaged"));
+    }
+}

@@ -1,0 +1,122 @@
+//! The status socket: one JSON document ([`AgentStatus`]) to whoever connects, then the end. Root only.
+
+use std::os::unix::fs::PermissionsExt;
+use std::sync::PoisonError;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use tokio::io::AsyncWriteExt;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::watch;
+use tokio_util::task::AbortOnDropHandle;
+use towpath_datapath::Datapath;
+use towpath_wire::config::AgentConfig;
+use towpath_wire::status::{AgentStatus, PeerStatus};
+use tracing::debug;
+
+use crate::cni_server::Readiness;
+use crate::reconcile::SharedReport;
+use crate::settings::Parsed;
+
+/// Serves the socket until the handle is dropped.
+///
+/// # Errors
+/// The socket cannot be made.
+pub fn serve(
+    config: &AgentConfig,
+    parsed: &Parsed,
+    datapath: Datapath,
+    report: SharedReport,
+    readiness: watch::Receiver<Readiness>,
+) -> Result<AbortOnDropHandle<()>> {
+    let path = config.status_socket();
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(error).with_context(|| format!("could not replace {}", path.display()));
+        }
+        _ => {}
+    }
+    let listener = UnixListener::bind(&path).with_context(|| format!("could not listen on {}", path.display()))?;
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
+    let node = parsed.node.to_string();
+    Ok(AbortOnDropHandle::new(tokio::spawn(async move {
+        loop {
+            let Ok((stream, _)) = listener.accept().await else {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            };
+            let status = collect(&node, &datapath, &report, &readiness).await;
+            if let Err(error) = answer(stream, &status).await {
+                debug!(%error, "status not delivered");
+            }
+        }
+    })))
+}
+
+async fn answer(mut stream: UnixStream, status: &AgentStatus) -> Result<()> {
+    let text = serde_json::to_vec(status)?;
+    tokio::time::timeout(Duration::from_secs(2), stream.write_all(&text)).await??;
+    Ok(())
+}
+
+/// The state of this agent now.
+pub async fn collect(
+    node: &str,
+    datapath: &Datapath,
+    report: &SharedReport,
+    readiness: &watch::Receiver<Readiness>,
+) -> AgentStatus {
+    let report = report.read().unwrap_or_else(PoisonError::into_inner).clone();
+    let mut problems: Vec<String> = Vec::new();
+    let ready = match &*readiness.borrow() {
+        Readiness::Ready => true,
+        Readiness::Starting(why) => {
+            problems.push(why.clone());
+            false
+        }
+    };
+    problems.extend(report.failures.iter().map(|(what, why)| format!("{what}: {why}")));
+    problems.extend(report.refused.iter().flat_map(|(n, why)| why.iter().map(move |w| format!("node {n}: {w}"))));
+    problems.extend(report.refused_services);
+    let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+    let mut status = AgentStatus {
+        node: node.to_owned(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        ready,
+        backend: "vxlan".to_owned(),
+        peers: report
+            .peers
+            .iter()
+            .filter(|p| !p.local)
+            .map(|p| PeerStatus {
+                node: p.name.to_string(),
+                tunnel: Some(p.tunnel),
+                pod_cidrs: p.pod_cidrs.iter().map(ToString::to_string).collect(),
+            })
+            .collect(),
+        frontends: count(report.frontends),
+        backends: count(report.backends),
+        policies: count(report.policies),
+        classes: count(report.classes),
+        rules: count(report.rules),
+        ..AgentStatus::default()
+    };
+    match datapath.status().await {
+        Ok(kernel) => {
+            status.pods = count(kernel.pods);
+            status.pod_mtu = kernel.facts.pod_mtu;
+            problems.extend(kernel.problems);
+        }
+        Err(error) => problems.push(error.to_string()),
+    }
+    match datapath.counters().await {
+        Ok(counters) => status.counters = counters,
+        Err(error) => problems.push(error.to_string()),
+    }
+    match datapath.connection_count().await {
+        Ok(n) => status.connections = count(n),
+        Err(error) => problems.push(error.to_string()),
+    }
+    status.problems = problems;
+    status
+}

@@ -1,0 +1,305 @@
+//! `towpath explain FROM TO PORT`: the way a packet takes and who decides over it.
+//!
+//! Pure but for [`run`]: [`explain()`] answers from a [`World`], with the same planner and the same evaluator that the agent and
+//! the tests use.
+
+mod show;
+#[cfg(test)]
+mod tests;
+mod who;
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+use serde::Serialize;
+use towpath_model::desired::{BackendAddress, Frontend, RowProtocol, Verdict};
+use towpath_model::{NamespacedName, NodeName, Protocol, World, family_of};
+use towpath_plan::Changed;
+use towpath_plan::services::{Planner, ServiceConfig};
+use towpath_policy::{Decision, Evaluator, Flow, Holder, View};
+use towpath_wire::config::AgentConfig;
+
+pub(crate) use who::{PortSpec, Target};
+
+use crate::kubernetes;
+
+/// Options of `towpath explain`.
+#[derive(clap::Args, Debug)]
+pub(crate) struct Options {
+    /// Who sends: pod/NAME, node/NAME, NAMESPACE/pod/NAME or an address.
+    from: String,
+    /// To whom: pod/NAME, svc/NAME, node/NAME, NAMESPACE/svc/NAME or an address.
+    to: String,
+    /// Where: 80, 53/udp, 9/sctp, or icmp.
+    port: PortSpec,
+    /// Namespace of names that have none.
+    #[arg(short, long)]
+    namespace: Option<String>,
+    /// Kubeconfig; else KUBECONFIG and the usual places.
+    #[arg(long)]
+    kubeconfig: Option<PathBuf>,
+    /// text or json.
+    #[arg(short, long, value_enum, default_value = "text")]
+    output: crate::Output,
+}
+
+/// One end of a path.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct End {
+    /// `pod default/web`, `node n1`, `Service default/web` or `outside`.
+    pub(crate) what: String,
+    /// Its address.
+    pub(crate) address: IpAddr,
+    /// The node it is on.
+    pub(crate) node: Option<String>,
+}
+
+/// What a Service makes of the destination.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Translation {
+    /// The Service.
+    pub(crate) service: NamespacedName,
+    /// What the sender connects to.
+    pub(crate) frontend: String,
+    /// Where the translation happens.
+    pub(crate) place: String,
+    /// Endpoints that take new connections.
+    pub(crate) backends: Vec<String>,
+}
+
+/// One way the packet may take: one destination after translation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Way {
+    /// The destination.
+    pub(crate) to: End,
+    /// Its port; 0 for protocols without.
+    pub(crate) port: u16,
+    /// Hop by hop.
+    pub(crate) path: Vec<String>,
+    /// Who decides, at both ends.
+    pub(crate) decision: Decision,
+}
+
+/// The answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Explanation {
+    /// Who sends.
+    pub(crate) from: End,
+    /// To whom, as asked.
+    pub(crate) to: End,
+    /// `TCP 80`, `ICMP` …
+    pub(crate) protocol: String,
+    /// The Service in between.
+    pub(crate) service: Option<Translation>,
+    /// The ways; several when a Service has several endpoints.
+    pub(crate) ways: Vec<Way>,
+    /// `allow`, `deny`, or `depends` when ways differ; `refused` when a Service has no endpoint or no such port.
+    pub(crate) outcome: Outcome,
+}
+
+/// The answer in a word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Outcome {
+    /// Every way is allowed.
+    Allow,
+    /// No way is.
+    Deny,
+    /// Some ways are.
+    Depends,
+    /// The connection is refused at once.
+    Refused,
+    /// A Service address does not answer this protocol.
+    NoReply,
+}
+
+/// Facts that are not in the API.
+#[derive(Clone, Debug)]
+pub(crate) struct Facts {
+    dns: Vec<IpAddr>,
+    services: ServiceConfig,
+}
+
+impl Default for Facts {
+    fn default() -> Self {
+        let config = AgentConfig::default();
+        Self {
+            services: ServiceConfig {
+                node_ports: config.node_ports,
+                cluster_dns: config.cluster_dns,
+                dns_addresses: config.dns_addresses.clone(),
+                ..ServiceConfig::default()
+            },
+            dns: config.dns_addresses,
+        }
+    }
+}
+
+impl Facts {
+    /// What the cluster's own objects say of its DNS address.
+    fn of(world: &World) -> Self {
+        let mut facts = Self::default();
+        if let Some(dns) = world.services.get(&NamespacedName::new("kube-system", "kube-dns")) {
+            facts.services.cluster_dns.clone_from(&dns.cluster_ips);
+        }
+        facts
+    }
+}
+
+/// Asks the API server, prints the answer. The exit code is 0 when the answer is `allow`, 1 when it is not.
+pub(crate) async fn run(options: &Options) -> Result<bool> {
+    let client = kubernetes::client(options.kubeconfig.as_deref()).await?;
+    let world = kubernetes::world(&client).await?;
+    let namespace = options.namespace.clone().unwrap_or_else(|| kubernetes::default_namespace(&client));
+    let from = who::parse(&world, &namespace, &options.from)?;
+    let to = who::parse(&world, &namespace, &options.to)?;
+    let explanation = explain(&world, &Facts::of(&world), &from, &to, options.port)?;
+    match options.output {
+        crate::Output::Json => crate::print_json(&explanation)?,
+        crate::Output::Text => crate::print(&explanation.to_string())?,
+    }
+    Ok(explanation.outcome == Outcome::Allow)
+}
+
+struct Case<'a> {
+    world: &'a World,
+    evaluator: Evaluator<'a>,
+    dns: &'a [IpAddr],
+}
+
+/// Answers from a world.
+///
+/// # Errors
+/// An end has no address, or not in a family of the other.
+pub(crate) fn explain(world: &World, facts: &Facts, from: &Target, to: &Target, port: PortSpec) -> Result<Explanation> {
+    let no_pod_ips = BTreeMap::new();
+    let view = View { world, dns: &facts.dns, pod_ips: &no_pod_ips };
+    let case = Case { world, evaluator: Evaluator::new(&view), dns: &facts.dns };
+    let (source, destination) = who::pair(from, to)?;
+    let from = case.end(source);
+    let to = case.end(destination);
+    let (service, destinations, refused) = case.translate(facts, &from, destination, port);
+    let ways: Vec<Way> = destinations.iter().map(|(ip, number)| case.way(&from, *ip, port, *number)).collect();
+    let allowed = ways.iter().filter(|w| w.decision.verdict == Verdict::Allow).count();
+    let outcome = match refused {
+        Some(outcome) => outcome,
+        None if allowed == ways.len() => Outcome::Allow,
+        None if allowed == 0 => Outcome::Deny,
+        None => Outcome::Depends,
+    };
+    Ok(Explanation { from, to, protocol: port.to_string(), service, ways, outcome })
+}
+
+type Translated = (Option<Translation>, Vec<(IpAddr, u16)>, Option<Outcome>);
+
+impl Case<'_> {
+    fn end(&self, address: IpAddr) -> End {
+        let (what, node) = match self.evaluator.holder(address) {
+            Some(Holder::Pod(pod)) => (format!("pod {}", pod.name), pod.node.as_ref().map(ToString::to_string)),
+            Some(Holder::Node(name)) => (format!("node {name}"), Some(name.to_string())),
+            Some(Holder::Dns) => ("the node's own DNS".to_owned(), None),
+            Some(Holder::UnknownPod(name)) => (format!("pod {name}"), None),
+            None => match self.world.services.values().find(|s| s.cluster_ips.contains(&address)) {
+                Some(service) => (format!("Service {}", service.name), None),
+                None => ("outside the cluster".to_owned(), None),
+            },
+        };
+        End { what, address, node }
+    }
+
+    fn translate(&self, facts: &Facts, from: &End, to: IpAddr, port: PortSpec) -> Translated {
+        let by_node = self.world.nodes.values().find(|n| n.internal_ips.contains(&to));
+        let is_service = self.world.services.values().any(|s| s.cluster_ips.contains(&to) || s.load_balancer_ips.contains(&to));
+        let PortSpec::Port(protocol, number) = port else {
+            let silent = is_service.then_some(Outcome::NoReply);
+            return (None, if is_service { Vec::new() } else { vec![(to, 0)] }, silent);
+        };
+        // From inside, the sender's own node translates; from outside, the node that is addressed.
+        let inside = from.node.clone().map(NodeName::new);
+        let Some(place) = inside.clone().or_else(|| by_node.map(|n| n.name.clone())) else {
+            return (None, vec![(to, number)], is_service.then_some(Outcome::NoReply));
+        };
+        let mut planner = Planner::new(facts.services.clone());
+        let table = planner.plan(self.world, &place, Changed::All, Duration::ZERO);
+        let family = family_of(to);
+        let exact = Frontend { address: Some(to), family, port: number, protocol };
+        let any_node = Frontend { address: None, ..exact };
+        let found = table.frontends.get(&exact).or_else(|| table.frontends.get(&any_node).filter(|_| by_node.is_some()));
+        let Some(target) = found else {
+            let refused = is_service.then_some(Outcome::Refused);
+            return (None, if is_service { Vec::new() } else { vec![(to, number)] }, refused);
+        };
+        let backends: Vec<BackendAddress> =
+            target.backends.iter().filter_map(|id| table.backends.get(id)).copied().collect();
+        let how = if inside.is_some() { "when the socket connects" } else { "at the uplink" };
+        let translation = Translation {
+            service: target.service.clone(),
+            frontend: show::address_port(to, number),
+            place: format!("on node {place}, {how}"),
+            backends: backends.iter().map(|b| show::address_port(b.address, b.port)).collect(),
+        };
+        let refused = backends.is_empty().then_some(Outcome::Refused);
+        (Some(translation), backends.iter().map(|b| (b.address, b.port)).collect(), refused)
+    }
+
+    fn way(&self, from: &End, to: IpAddr, port: PortSpec, number: u16) -> Way {
+        let protocol = match port {
+            PortSpec::Port(protocol, _) => RowProtocol::Ports(protocol),
+            PortSpec::Icmp => RowProtocol::Other,
+        };
+        let end = if self.dns.contains(&to) {
+            End { what: "the node's own DNS".to_owned(), address: to, node: from.node.clone() }
+        } else {
+            self.end(to)
+        };
+        let path = self.path(from, &end);
+        let decision = self.evaluator.evaluate(&Flow::new(from.address, to, protocol, number));
+        Way { to: end, port: number, path, decision }
+    }
+
+    fn path(&self, from: &End, to: &End) -> Vec<String> {
+        let pod = |end: &End| end.what.starts_with("pod ");
+        let mut path = vec![format!("{} ({})", from.what, from.address)];
+        match (&from.node, &to.node) {
+            (Some(a), Some(b)) if a == b => {
+                let how = if pod(from) && pod(to) { "straight into the other pod" } else { "through the node's own stack" };
+                path.push(format!("node {a}: {how}"));
+            }
+            (Some(a), Some(b)) => {
+                path.push(format!("node {a}: {} to node {b}", if pod(from) || pod(to) { "VXLAN" } else { "the node's network" }));
+                path.push(format!("node {b}"));
+            }
+            (Some(a), None) => {
+                let translated = if pod(from) { ", masqueraded as the node's address" } else { "" };
+                path.push(format!("node {a}: the node's own routes{translated}"));
+            }
+            (None, Some(b)) => path.push(format!("node {b}: from its uplink")),
+            (None, None) => path.push("neither end is in the cluster".to_owned()),
+        }
+        path.push(format!("{} ({})", to.what, to.address));
+        path
+    }
+}
+
+/// What `PORT` may be on the command line.
+pub(crate) fn parse_port(text: &str) -> Result<PortSpec> {
+    let (number, protocol) = match text.split_once('/') {
+        _ if text.eq_ignore_ascii_case("icmp") => return Ok(PortSpec::Icmp),
+        Some((number, protocol)) => (number, protocol.to_ascii_uppercase()),
+        None => (text, "TCP".to_owned()),
+    };
+    let Some(protocol) = Protocol::parse(Some(&protocol)) else {
+        bail!("{text:?}: the protocol is tcp, udp or sctp, as in 53/udp; or icmp alone");
+    };
+    match number.parse() {
+        Ok(number) if number > 0 => Ok(PortSpec::Port(protocol, number)),
+        _ => bail!("{text:?}: the port is a number from 1 to 65535, as in 80 or 53/udp"),
+    }
+}

@@ -1,0 +1,42 @@
+//! An explanation in words.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use super::{Explanation, Outcome};
+
+/// An address and port as people write it.
+pub(super) fn address_port(address: IpAddr, port: u16) -> String {
+    match address {
+        IpAddr::V4(v4) => format!("{v4}:{port}"),
+        IpAddr::V6(v6) => format!("[{v6}]:{port}"),
+    }
+}
+
+impl fmt::Display for Explanation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{} ({}) → {} ({}), {}", self.from.what, self.from.address, self.to.what, self.to.address, self.protocol)?;
+        if let Some(service) = &self.service {
+            writeln!(f, "  Service {} at {}: translated {}", service.service, service.frontend, service.place)?;
+            match service.backends.len() {
+                0 => writeln!(f, "    no ready endpoint")?,
+                1 => writeln!(f, "    its only endpoint: {}", service.backends.join(""))?,
+                n => writeln!(f, "    to one of {n} endpoints: {}", service.backends.join(", "))?,
+            }
+        }
+        for way in &self.ways {
+            writeln!(f, "  {}", way.path.join("\n    → "))?;
+            for line in way.decision.to_string().lines() {
+                writeln!(f, "    {line}")?;
+            }
+        }
+        let answer = match self.outcome {
+            Outcome::Allow => "allowed",
+            Outcome::Deny => "denied: the packets are dropped",
+            Outcome::Depends => "depends on the endpoint",
+            Outcome::Refused => "refused at once: the Service has no endpoint for this port",
+            Outcome::NoReply => "no reply: a Service address answers only its ports",
+        };
+        write!(f, "  {answer}")
+    }
+}

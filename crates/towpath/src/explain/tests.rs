@@ -1,0 +1,150 @@
+use std::collections::BTreeMap;
+
+use towpath_model::{
+    Conditions, Endpoint, EndpointPort, EndpointSlice, Labels, Namespace, NetworkPolicy, Node, Phase, Pod, PolicyPort,
+    PolicyRule, PortMatch, Selector, Service, ServicePort, TargetPort, TrafficPolicy,
+};
+
+use super::*;
+
+fn pod(name: &str, node: &str, ip: &str, label: &str) -> (NamespacedName, Pod) {
+    let name = NamespacedName::new("default", name);
+    let pod = Pod {
+        name: name.clone(),
+        uid: name.name.clone(),
+        labels: Labels::from([("app".to_owned(), label.to_owned())]),
+        node: Some(NodeName::new(node)),
+        ips: vec![ip.parse().unwrap()],
+        named_ports: Vec::new(),
+        host_network: false,
+        phase: Phase::Running,
+        terminating: false,
+        ready: true,
+        hostname: None,
+        subdomain: None,
+    };
+    (name, pod)
+}
+
+fn node(name: &str, ip: &str, cidr: &str) -> (NodeName, Node) {
+    let node = Node {
+        name: NodeName::new(name),
+        labels: Labels::new(),
+        internal_ips: vec![ip.parse().unwrap()],
+        pod_cidrs: vec![cidr.parse().unwrap()],
+        ready: true,
+    };
+    (node.name.clone(), node)
+}
+
+fn world() -> World {
+    let service = NamespacedName::new("default", "web");
+    let endpoint = |ip: &str| Endpoint {
+        address: ip.parse().unwrap(),
+        conditions: Conditions { ready: true, serving: true, terminating: false },
+        hostname: None,
+        node: None,
+        pod: None,
+    };
+    World {
+        nodes: BTreeMap::from([node("n1", "192.168.255.11", "10.244.0.0/24"), node("n2", "192.168.255.12", "10.244.1.0/24")]),
+        namespaces: BTreeMap::from([("default".to_owned(), Namespace { name: "default".to_owned(), labels: Labels::new() })]),
+        pods: BTreeMap::from([
+            pod("client", "n1", "10.244.0.2", "client"),
+            pod("web-1", "n1", "10.244.0.3", "web"),
+            pod("web-2", "n2", "10.244.1.3", "web"),
+        ]),
+        services: BTreeMap::from([(
+            service.clone(),
+            Service {
+                name: service.clone(),
+                labels: Labels::new(),
+                kind: ServiceKind::NodePort,
+                cluster_ips: vec!["10.96.0.20".parse().unwrap()],
+                external_ips: Vec::new(),
+                load_balancer_ips: Vec::new(),
+                ports: vec![ServicePort::new("", Protocol::Tcp, 8080, TargetPort::Number(80), Some(30000))],
+                has_selector: true,
+                affinity_seconds: None,
+                internal_policy: TrafficPolicy::Cluster,
+                external_policy: TrafficPolicy::Cluster,
+                publish_not_ready: false,
+            },
+        )]),
+        slices: BTreeMap::from([(
+            NamespacedName::new("default", "web-x"),
+            EndpointSlice {
+                name: NamespacedName::new("default", "web-x"),
+                service,
+                endpoints: vec![endpoint("10.244.0.3"), endpoint("10.244.1.3")],
+                ports: vec![EndpointPort { name: String::new(), protocol: Protocol::Tcp, port: 80 }],
+            },
+        )]),
+        policies: BTreeMap::new(),
+    }
+}
+
+use towpath_model::ServiceKind;
+
+fn ask(world: &World, from: &str, to: &str, port: &str) -> Explanation {
+    let from = who::parse(world, "default", from).unwrap();
+    let to = who::parse(world, "default", to).unwrap();
+    explain(world, &Facts::of(world), &from, &to, port.parse().unwrap()).unwrap()
+}
+
+fn isolate_web(world: &mut World) {
+    let name = NamespacedName::new("default", "only-8443");
+    world.policies.insert(
+        name.clone(),
+        NetworkPolicy {
+            name,
+            pod_selector: Selector::equals([("app", "web")]),
+            ingress: Some(vec![PolicyRule {
+                peers: Vec::new(),
+                ports: vec![PolicyPort { protocol: Protocol::Tcp, port: PortMatch::Range(8443, 8443) }],
+            }]),
+            egress: None,
+        },
+    );
+}
+
+#[test]
+fn a_service_is_translated_and_every_endpoint_judged() {
+    let answer = ask(&world(), "pod/client", "svc/web", "8080");
+    assert_eq!(answer.outcome, Outcome::Allow);
+    assert_eq!(answer.service.as_ref().unwrap().backends, ["10.244.0.3:80", "10.244.1.3:80"]);
+    assert_eq!(answer.ways.len(), 2);
+    assert!(answer.ways[0].path[1].contains("straight into the other pod"), "{:?}", answer.ways[0].path);
+    assert!(answer.ways[1].path[1].contains("VXLAN to node n2"), "{:?}", answer.ways[1].path);
+}
+
+#[test]
+fn a_default_deny_names_the_policy_and_the_nearest_rule() {
+    let mut world = world();
+    isolate_web(&mut world);
+    let answer = ask(&world, "pod/client", "pod/web-2", "80");
+    assert_eq!(answer.outcome, Outcome::Deny);
+    let text = answer.to_string();
+    assert!(text.contains("default/only-8443") && text.contains("8443"), "{text}");
+}
+
+#[test]
+fn ports_that_no_service_has_are_refused_and_ping_is_silent() {
+    assert_eq!(ask(&world(), "pod/client", "svc/web", "81").outcome, Outcome::Refused);
+    assert_eq!(ask(&world(), "pod/client", "svc/web", "icmp").outcome, Outcome::NoReply);
+}
+
+#[test]
+fn a_node_port_from_outside_is_translated_on_the_node_addressed() {
+    let answer = ask(&world(), "203.0.113.10", "node/n2", "30000");
+    assert_eq!(answer.outcome, Outcome::Allow);
+    assert!(answer.service.unwrap().place.contains("node n2, at the uplink"));
+}
+
+#[test]
+fn names_that_mean_nobody_are_refused_by_name() {
+    let error = who::parse(&world(), "default", "pod/nobody").unwrap_err().to_string();
+    assert!(error.contains("default/nobody"), "{error}");
+    assert!(who::parse(&world(), "default", "a/b/c/d").is_err());
+    assert!("0".parse::<PortSpec>().is_err() && "70000".parse::<PortSpec>().is_err() && "80/icmp".parse::<PortSpec>().is_err());
+}

@@ -1,0 +1,68 @@
+//! The Kubernetes API as the command line uses it: a client from the usual kubeconfig, and the world as it is now.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::api::discovery::v1 as discovery;
+use k8s_openapi::api::networking::v1 as networking;
+use kube::api::{Api, ListParams};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use serde::de::DeserializeOwned;
+use towpath_model::{Invalid, World};
+
+/// A client for `kubeconfig`, else for what `KUBECONFIG`, `~/.kube/config` or the pod's service account say.
+///
+/// # Errors
+/// The configuration cannot be read or names no cluster.
+pub(crate) async fn client(kubeconfig: Option<&Path>) -> Result<kube::Client> {
+    let config = match kubeconfig {
+        Some(path) => {
+            let parsed = Kubeconfig::read_from(path).with_context(|| format!("could not read {}", path.display()))?;
+            kube::Config::from_custom_kubeconfig(parsed, &KubeConfigOptions::default()).await?
+        }
+        None => kube::Config::infer().await.context(
+            "no cluster to talk to: set KUBECONFIG (for a lab: export KUBECONFIG=$(towpath lab kubeconfig --path))",
+        )?,
+    };
+    Ok(kube::Client::try_from(config)?)
+}
+
+/// The namespace that the kubeconfig's context names.
+pub(crate) fn default_namespace(client: &kube::Client) -> String {
+    client.default_namespace().to_owned()
+}
+
+async fn parsed<K, N, Q>(client: &kube::Client, kind: &str, key: impl Fn(&N) -> Q) -> Result<BTreeMap<Q, N>>
+where
+    K: kube::Resource<DynamicType = ()> + Clone + DeserializeOwned + std::fmt::Debug,
+    N: for<'a> TryFrom<&'a K, Error = Invalid>,
+    Q: Ord,
+{
+    let api: Api<K> = Api::all(client.clone());
+    let list = api.list(&ListParams::default()).await.with_context(|| format!("could not list {kind}"))?;
+    Ok(list.items.iter().filter_map(|object| N::try_from(object).ok()).map(|noun| (key(&noun), noun)).collect())
+}
+
+/// Everything that decides over packets, listed once.
+///
+/// # Errors
+/// The API server does not answer or refuses.
+pub(crate) async fn world(client: &kube::Client) -> Result<World> {
+    Ok(World {
+        nodes: parsed::<core::Node, towpath_model::Node, _>(client, "nodes", |n| n.name.clone()).await?,
+        namespaces: parsed::<core::Namespace, towpath_model::Namespace, _>(client, "namespaces", |n| n.name.clone())
+            .await?,
+        pods: parsed::<core::Pod, towpath_model::Pod, _>(client, "pods", |p| p.name.clone()).await?,
+        services: parsed::<core::Service, towpath_model::Service, _>(client, "services", |s| s.name.clone()).await?,
+        slices: parsed::<discovery::EndpointSlice, towpath_model::EndpointSlice, _>(client, "endpointslices", |s| {
+            s.name.clone()
+        })
+        .await?,
+        policies: parsed::<networking::NetworkPolicy, towpath_model::NetworkPolicy, _>(client, "networkpolicies", |p| {
+            p.name.clone()
+        })
+        .await?,
+    })
+}
