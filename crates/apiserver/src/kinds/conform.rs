@@ -5,8 +5,8 @@ use serde_json::Value;
 use super::schema::{Shape, Shapes, Type};
 use crate::resource::{FieldMerge, ListMerge};
 
-/// Removes fields that the type does not know and returns their paths; removes nulls and empty lists and maps of optional
-/// fields too, as decoding into the type and encoding again would.
+/// Removes fields that the type does not know and returns their paths. Does what else decoding into the type and encoding
+/// again would: removes nulls and empty lists and maps of optional fields, writes quantities in canonical form.
 pub(crate) fn prune(object: &mut Value, kind: &Type) -> Vec<String> {
     let mut unknown = Vec::new();
     prune_object(object, kind, "", &mut unknown);
@@ -54,12 +54,26 @@ fn prune_value(value: &mut Value, shape: &Shape, path: &str, unknown: &mut Vec<S
                 prune_value(value, item, &format!("{path}[{key}]"), unknown);
             }
         }
+        // Go decodes a null in a map of texts as the empty text.
+        Shape::Map(item) if **item == Shape::Text => {
+            for (_, value) in value.as_object_mut().into_iter().flatten() {
+                if value.is_null() {
+                    *value = Value::from("");
+                }
+            }
+        }
+        Shape::Quantity => {
+            let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+            if let Some(canonical) = super::quantity::canonical(&text) {
+                *value = Value::from(canonical);
+            }
+        }
         _ => {}
     }
 }
 
 fn nests(shape: &Shape) -> bool {
-    matches!(shape, Shape::Object(_) | Shape::List(_) | Shape::Map(_))
+    matches!(shape, Shape::Object(_) | Shape::List(_) | Shape::Map(_) | Shape::Quantity)
 }
 
 fn join(path: &str, name: &str) -> String {

@@ -110,5 +110,57 @@ pub(crate) fn round_up_to_milli(text: &str) -> Option<String> {
     if nanos % MICROS == 0 {
         return None;
     }
-    Some(format!("{}m", nanos.div_euclid(MICROS) + 1))
+    let milli = nanos.div_euclid(MICROS).saturating_add(1);
+    Some(decimal(milli.saturating_mul(MICROS)))
+}
+
+/// The canonical form, which the API server stores: no fraction and the largest suffix of the family that was given.
+pub(crate) fn canonical(text: &str) -> Option<String> {
+    let Quantity { nanos } = Quantity::parse(text)?;
+    let suffix = text.trim_start_matches(['+', '-']).trim_start_matches(|c: char| c.is_ascii_digit() || c == '.');
+    let exponent = suffix.starts_with(['e', 'E']) && suffix.len() > 1;
+    if suffix.ends_with('i') && nanos.abs() >= 1024 * NANOS {
+        let mut number = nanos.div_euclid(NANOS).saturating_add(i128::from(nanos.rem_euclid(NANOS) != 0));
+        let mut power = 0usize;
+        while number % 1024 == 0 && power < 6 {
+            number /= 1024;
+            power += 1;
+        }
+        return Some(format!("{number}{}", ["", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei"].get(power).copied().unwrap_or_default()));
+    }
+    if exponent {
+        let (number, power) = reduced(nanos);
+        return Some(if power == 0 { number.to_string() } else { format!("{number}e{power}") });
+    }
+    Some(decimal(nanos))
+}
+
+/// Number and power of ten, the power a multiple of three and as large as possible.
+fn reduced(nanos: i128) -> (i128, i32) {
+    let (mut number, mut power) = (nanos, -9);
+    if number == 0 {
+        return (0, 0);
+    }
+    while number % 1000 == 0 && power < 18 {
+        number /= 1000;
+        power += 3;
+    }
+    (number, power)
+}
+
+fn decimal(nanos: i128) -> String {
+    let (number, power) = reduced(nanos);
+    let suffix = match power {
+        -9 => "n",
+        -6 => "u",
+        -3 => "m",
+        3 => "k",
+        6 => "M",
+        9 => "G",
+        12 => "T",
+        15 => "P",
+        18 => "E",
+        _ => "",
+    };
+    format!("{number}{suffix}")
 }

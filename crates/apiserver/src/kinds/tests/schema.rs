@@ -150,3 +150,20 @@ fn quantities_compare_by_value() {
         assert_eq!(read(bad), None, "{bad}");
     }
 }
+
+#[test]
+fn quantities_are_stored_in_canonical_form() {
+    use crate::kinds::quantity::{canonical, round_up_to_milli};
+    for (given, stored) in [
+        ("1000m", "1"), ("0.5", "500m"), ("1024Mi", "1Gi"), ("1.5Gi", "1536Mi"), ("100Mi", "100Mi"), ("1000", "1k"), ("5e3", "5e3"),
+        ("0", "0"), ("0Mi", "0"), ("512Ki", "512Ki"), ("1E", "1E"), ("100n", "100n"), ("-1", "-1"), ("1023", "1023"), ("110", "110"),
+    ] {
+        assert_eq!(canonical(given).as_deref(), Some(stored), "{given}");
+    }
+    assert_eq!(round_up_to_milli("100u").as_deref(), Some("1m"));
+    assert_eq!(round_up_to_milli("1500m"), None);
+    let mut pod = json!({"metadata": {"annotations": {"a": null}}, "spec": {"containers": [{"name": "a", "resources": {"limits": {"cpu": 1, "memory": "1024Mi"}}}]}});
+    strategy("Pod").prune_unknown_fields(&mut pod);
+    assert_eq!(pod["spec"]["containers"][0]["resources"]["limits"], json!({"cpu": "1", "memory": "1Gi"}));
+    assert_eq!(pod["metadata"]["annotations"], json!({"a": ""}));
+}

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
-use super::container;
+use super::{container, environment};
 use crate::kinds::fault::{Faults, Path};
 use crate::kinds::format;
 use crate::kinds::read::Read;
@@ -150,12 +150,12 @@ fn downward(value: &Value, path: &Path, faults: &mut Faults) {
         match (file.has("fieldRef"), file.has("resourceFieldRef")) {
             (true, resource) => {
                 const FIELDS: &[&str] = &["metadata.annotations", "metadata.labels", "metadata.name", "metadata.namespace", "metadata.uid"];
-                container::field_ref(file.at("fieldRef"), FIELDS, &here.child("fieldRef"), faults);
+                environment::field_ref(file.at("fieldRef"), FIELDS, &here.child("fieldRef"), faults);
                 if resource {
                     faults.invalid(&here, "resource", "fieldRef and resourceFieldRef can not be specified simultaneously");
                 }
             }
-            (false, true) => container::resource_ref(file.at("resourceFieldRef"), true, &here.child("resourceFieldRef"), faults),
+            (false, true) => environment::resource_ref(file.at("resourceFieldRef"), true, &here.child("resourceFieldRef"), faults),
             (false, false) => faults.required(&here, "one of fieldRef and resourceFieldRef is required"),
         }
         mode(file, "mode", &here, faults);
