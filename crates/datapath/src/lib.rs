@@ -4,6 +4,7 @@
 //! by difference, adopting what is there. Beneath it [`bpf`] owns kernel programs and maps, [`net`] devices, addresses,
 //! routes and nftables. Nothing here decides what should be; nothing that is not ours is changed or deleted.
 
+pub mod abi;
 pub mod bpf;
 mod error;
 mod facade;

@@ -5,25 +5,66 @@
 //! but BPF objects and the pin directory. Devices are named by index and looked up in the calling thread's network
 //! namespace.
 
+mod address;
 mod config;
 mod error;
+mod links;
+mod map;
+mod mirror;
+mod node;
+mod object;
+mod observe;
+mod policy;
+mod services;
 
+use std::fs;
+use std::net::IpAddr;
 use std::path::Path;
 use std::time::Instant;
 
+use ipnet::IpNet;
+use libbpf_rs::Object;
 use towpath_model::desired::{LocalPod, NodePeer, PolicyImage, ServiceTable};
+
+use crate::abi::{self, Addr, Ct, CtKey, Purge, Removed, Tuple};
+use links::Links;
+use map::Map;
+use node::NodeMaps;
+use object::PinDir;
+use policy::PolicyMaps;
+use services::ServiceMaps;
 
 pub use config::{BpfConfig, Changes, Hook, Isolation, Limits, NodeConfig};
 pub use error::{Error, Result};
+pub use observe::{Connection, Count, End, Judged, MapUsage, Reason};
 
 /// The loaded programs and maps of one node.
 #[derive(Debug)]
 pub struct Programs {
     config: BpfConfig,
+    object: Object,
+    pins: PinDir,
+    links: Links,
+    node: NodeMaps,
+    policy: PolicyMaps,
+    services: ServiceMaps,
+    connections: Map<CtKey, Ct>,
+    translations: Map<Tuple, abi::Nat>,
 }
 
-fn unfinished<T>() -> Result<T> {
-    Err(Error::Mismatch { what: "everything (not yet written)".into() })
+/// What the maps hold, for status and tests.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    /// The node's own facts, if they were ever written.
+    pub node: Option<abi::NodeConfig>,
+    /// The revision under which verdicts are made.
+    pub revision: u32,
+    /// Pods of this node by address.
+    pub pods: Vec<(IpAddr, abi::Pod)>,
+    /// Prefixes of all nodes.
+    pub peers: Vec<(IpNet, abi::Peer)>,
+    /// Service entries: frontends and address marks.
+    pub services: Vec<(abi::ServiceKey, abi::Service)>,
 }
 
 impl Programs {
@@ -31,77 +72,207 @@ impl Programs {
     /// `apply_*` compare with) and arms the collector. Attaches nothing; existing links go on running the old program until
     /// [`Programs::attach_device`] or [`Programs::attach_cgroup`] replaces it in place.
     pub fn open(config: BpfConfig) -> Result<Self> {
-        Ok(Self { config })
+        Self::load(config, false)
+    }
+
+    /// As [`Programs::open`], with the programs' test hooks compiled in: redirects are recorded in `tp_trace`.
+    #[doc(hidden)]
+    pub fn open_for_tests(config: BpfConfig) -> Result<Self> {
+        Self::load(config, true)
+    }
+
+    fn load(config: BpfConfig, testing: bool) -> Result<Self> {
+        let pins = PinDir::create(&config.pin_dir)?;
+        let object = object::load(&config, &pins, testing)?;
+        let programs = Self {
+            links: Links::new(pins.links()),
+            node: NodeMaps::open(&object)?,
+            policy: PolicyMaps::open(&object)?,
+            services: ServiceMaps::open(&object, Instant::now())?,
+            connections: Map::open(&object, "tp_ct")?,
+            translations: Map::open(&object, "tp_nat")?,
+            config,
+            object,
+            pins,
+        };
+        if programs.node.revision()? == 0 {
+            programs.node.raise_revision()?;
+        }
+        match object::call(&programs.object, "tp_arm", &mut 0u64)? {
+            0 => Ok(programs),
+            step => Err(Error::Invalid {
+                object: format!("the collector's timer (step {step})"),
+                reason: "the kernel did not take it",
+            }),
+        }
     }
 
     /// Attaches a hook's program to a device, or replaces the program of the link that is there. Idempotent.
-    pub fn attach_device(&mut self, _ifindex: u32, _hook: Hook) -> Result<()> {
-        unfinished()
+    pub fn attach_device(&mut self, ifindex: u32, hook: Hook) -> Result<()> {
+        let program = object::program(&self.object, hook.program())?;
+        self.links.attach_device(ifindex, hook, object::descriptor(&program))
     }
 
     /// Detaches all hooks of a device. Idempotent; the device may be gone.
-    pub fn detach_device(&mut self, _ifindex: u32) -> Result<()> {
-        unfinished()
+    pub fn detach_device(&mut self, ifindex: u32) -> Result<()> {
+        self.links.detach_device(ifindex)
     }
 
     /// Attaches the socket programs to a cgroup directory, or replaces them in place. Idempotent.
-    pub fn attach_cgroup(&mut self, _cgroup: &Path) -> Result<()> {
-        unfinished()
+    pub fn attach_cgroup(&mut self, cgroup: &Path) -> Result<()> {
+        let dir =
+            fs::File::open(cgroup).map_err(|e| Error::kernel("open cgroup", cgroup.display().to_string(), e))?;
+        for (name, kind) in links::SOCKET_PROGRAMS {
+            let program = object::program(&self.object, name)?;
+            self.links.attach_cgroup(&dir, cgroup, name, kind, object::descriptor(&program))?;
+        }
+        Ok(())
     }
 
     /// Detaches the socket programs. Idempotent.
     pub fn detach_cgroup(&mut self) -> Result<()> {
-        unfinished()
+        self.links.detach_cgroup()
     }
 
     /// Removes pinned links whose device or cgroup is gone; the number removed.
     pub fn sweep_links(&mut self) -> Result<usize> {
-        unfinished()
+        self.links.sweep()
     }
 
     /// Device hooks that are attached, by what the kernel says of the pinned links.
     pub fn attached(&self) -> Result<Vec<(u32, Hook)>> {
-        unfinished()
+        self.links.attached()
     }
 
     /// Removes every pin of this node: links (which detaches) and maps.
     pub fn unpin_all(self) -> Result<()> {
-        unfinished()
+        self.links.remove_all()?;
+        self.pins.remove()
     }
 
     /// The node's own facts.
-    pub fn apply_node(&mut self, _node: &NodeConfig) -> Result<Changes> {
-        unfinished()
+    pub fn apply_node(&mut self, node: &NodeConfig) -> Result<Changes> {
+        self.node.apply_node(node)
     }
 
     /// Ranges and addresses of all nodes, this one included.
-    pub fn apply_peers(&mut self, _peers: &[NodePeer]) -> Result<Changes> {
-        unfinished()
+    pub fn apply_peers(&mut self, peers: &[NodePeer]) -> Result<Changes> {
+        let changes = self.node.apply_peers(peers)?;
+        if changes != Changes::default() {
+            self.node.raise_revision()?;
+        }
+        Ok(changes)
     }
 
     /// Services: new backend lists are written whole, entries flip, old lists go at a later [`Programs::sweep`].
-    pub fn apply_services(&mut self, _table: &ServiceTable, _now: Instant) -> Result<Changes> {
-        unfinished()
+    pub fn apply_services(&mut self, table: &ServiceTable, now: Instant) -> Result<Changes> {
+        self.services.apply(table, now)
     }
 
     /// Policy, including the sets of the pods that [`Programs::set_pod`] named. The revision is raised last.
-    pub fn apply_policy(&mut self, _image: &PolicyImage) -> Result<Changes> {
-        unfinished()
+    pub fn apply_policy(&mut self, image: &PolicyImage) -> Result<Changes> {
+        let node = &self.node;
+        self.policy.apply(image, || node.raise_revision())
     }
 
     /// Makes a pod known. To be called before its device is up. Idempotent.
-    pub fn set_pod(&mut self, _pod: &LocalPod, _isolation: Isolation) -> Result<()> {
-        unfinished()
+    pub fn set_pod(&mut self, pod: &LocalPod, isolation: Isolation) -> Result<()> {
+        let (changes, reused) = self.policy.set_pod(pod, isolation)?;
+        for address in reused {
+            self.purge(address)?;
+        }
+        if changes != Changes::default() {
+            self.node.raise_revision()?;
+        }
+        Ok(())
     }
 
-    /// Forgets a pod and purges its connections. Idempotent.
-    pub fn remove_pod(&mut self, _pod: &LocalPod) -> Result<()> {
-        unfinished()
+    /// Makes a pod known that an earlier process attached: its sets stay as the pinned entry has them, so nothing opens or
+    /// closes before the first [`Programs::apply_policy`]. Without an entry everything is denied but its node.
+    pub fn adopt_pod(&mut self, pod: &LocalPod) -> Result<()> {
+        let isolation = self.policy.isolation_of(pod);
+        self.set_pod(pod, isolation)
     }
 
-    /// Deletes what a grace period protected (old backend lists). Call every second or so; the entries removed.
-    pub fn sweep(&mut self, _now: Instant) -> Result<usize> {
-        unfinished()
+    /// Forgets every pod that is not among these and purges its connections; how many addresses there were.
+    pub fn retain_pods(&mut self, known: &[LocalPod]) -> Result<usize> {
+        let gone = self.policy.retain_pods(known)?;
+        for address in &gone {
+            self.purge(*address)?;
+        }
+        Ok(gone.len())
+    }
+
+    /// Forgets a pod and purges its connections. Idempotent; a pod whose address now belongs to another loses only what is
+    /// its own.
+    pub fn remove_pod(&mut self, pod: &LocalPod) -> Result<()> {
+        for address in self.policy.remove_pod(pod)? {
+            self.purge(address)?;
+        }
+        Ok(())
+    }
+
+    /// Deletes every connection and translation of an address; how many there were.
+    fn purge(&self, address: Addr) -> Result<u32> {
+        let mut purge = Purge { addr: address, removed: 0 };
+        object::call(&self.object, "tp_purge", &mut purge)?;
+        Ok(purge.removed)
+    }
+
+    /// Deletes what a grace period protected (old backend lists, backends that left the table and what was pinned to
+    /// them). Call every second or so; the entries removed.
+    pub fn sweep(&mut self, now: Instant) -> Result<usize> {
+        let (mut removed, backends_went) = self.services.sweep(now)?;
+        if backends_went {
+            let mut released = Removed::default();
+            object::call(&self.object, "tp_release", &mut released)?;
+            removed += released.translations as usize;
+        }
+        Ok(removed)
+    }
+
+    /// One run of the collector, which otherwise runs by itself every few seconds; the entries removed.
+    pub fn collect(&mut self) -> Result<Removed> {
+        let mut removed = Removed::default();
+        object::call(&self.object, "tp_collect", &mut removed)?;
+        Ok(removed)
+    }
+
+    /// Counters of what the programs did and why they dropped.
+    pub fn counters(&self) -> Result<Vec<Count>> {
+        observe::counters(&self.object)
+    }
+
+    /// Every tracked connection. Reads the whole table: milliseconds for 100,000.
+    pub fn connections(&self) -> Result<Vec<Connection>> {
+        observe::connections(&self.connections)
+    }
+
+    /// How full the maps are. Reads the connection table.
+    pub fn usage(&self) -> Result<Vec<MapUsage>> {
+        let tracked = [
+            ("tp_ct", self.connections.entries()?.len(), self.connections.limit()),
+            ("tp_nat", self.translations.entries()?.len(), self.translations.limit()),
+        ];
+        let mirrored = self.node.usage().into_iter().chain(self.policy.usage()).chain(self.services.usage());
+        Ok(mirrored.chain(tracked).map(|(map, entries, limit)| MapUsage { map, entries, limit }).collect())
+    }
+
+    /// What the maps hold, by the mirror that is compared with.
+    pub fn snapshot(&self) -> Result<Snapshot> {
+        Ok(Snapshot {
+            node: self.node.config().copied(),
+            revision: self.node.revision()?,
+            pods: self.policy.pods().iter().map(|(address, pod)| (address.ip(), *pod)).collect(),
+            peers: self.node.peers().iter().filter_map(|(key, peer)| Some((key.net()?, *peer))).collect(),
+            services: self.services.services().iter().map(|(key, service)| (*key, *service)).collect(),
+        })
+    }
+
+    /// The loaded object, for fixtures that run programs by themselves.
+    #[doc(hidden)]
+    pub fn object(&self) -> &Object {
+        &self.object
     }
 
     /// Where this node's pins are.

@@ -1,0 +1,81 @@
+//! Compiles the kernel programs of `bpf/` into one object that the library embeds.
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+/// The oldest clang whose output the programs are tested with.
+const CLANG_MIN: u32 = 14;
+const CLANGS: [&str; 8] =
+    ["clang-19", "clang", "clang-21", "clang-20", "clang-18", "clang-17", "clang-16", "clang-15"];
+
+/// Major version of a clang in PATH.
+fn version(clang: &str) -> Option<u32> {
+    let output = Command::new(clang).arg("--version").output().ok()?;
+    let text = String::from_utf8(output.stdout).ok()?;
+    let after = text.split_once("clang version ")?.1;
+    after.split('.').next()?.parse().ok()
+}
+
+fn find_clang() -> Result<String, String> {
+    if let Ok(chosen) = env::var("CLANG") {
+        return Ok(chosen);
+    }
+    CLANGS
+        .iter()
+        .find(|clang| version(clang).is_some_and(|major| major >= CLANG_MIN))
+        .map(|clang| (*clang).to_owned())
+        .ok_or_else(|| {
+            format!("no clang of version {CLANG_MIN} or newer in PATH: apt-get install clang-19 (or clang), or set CLANG")
+        })
+}
+
+/// Where Debian and Ubuntu keep `asm/types.h`, which `linux/types.h` includes.
+fn arch_headers() -> Option<PathBuf> {
+    let arch = env::var("CARGO_CFG_TARGET_ARCH").ok()?;
+    let path = PathBuf::from(format!("/usr/include/{arch}-linux-gnu"));
+    path.is_dir().then_some(path)
+}
+
+fn compile(source: &Path, object: &Path) -> Result<(), String> {
+    let clang = find_clang()?;
+    let libbpf = env::var("DEP_BPF_INCLUDE")
+        .map_err(|_| "libbpf-sys did not say where libbpf's headers are (DEP_BPF_INCLUDE)".to_owned())?;
+    let mut command = Command::new(&clang);
+    command.args(["-O2", "-g", "-target", "bpf", "-mcpu=v3", "-fno-strict-aliasing"]);
+    command.args(["-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter", "-Wno-sign-compare"]);
+    // The object must not depend on where the sources lie.
+    let root = source.parent().unwrap_or(Path::new("."));
+    command.arg(format!("-fdebug-prefix-map={}=bpf", root.display()));
+    command.arg("-I").arg(libbpf);
+    if let Some(path) = arch_headers() {
+        command.arg("-I").arg(path);
+    }
+    command.arg("-c").arg(source).arg("-o").arg(object);
+    let output = command.output().map_err(|e| format!("cannot run {clang}: {e}"))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let errors = String::from_utf8_lossy(&output.stderr);
+    let hint = if errors.contains("file not found") { "\n(kernel headers: apt-get install linux-libc-dev)" } else { "" };
+    Err(format!("{clang} cannot compile {}:\n{errors}{hint}", source.display()))
+}
+
+fn run() -> Result<(), String> {
+    let manifest = env::var("CARGO_MANIFEST_DIR").map_err(|e| e.to_string())?;
+    let out = env::var("OUT_DIR").map_err(|e| e.to_string())?;
+    let bpf = Path::new(&manifest).join("../../bpf");
+    println!("cargo::rerun-if-changed={}", bpf.display());
+    println!("cargo::rerun-if-env-changed=CLANG");
+    compile(&bpf.join("towpath.c"), &Path::new(&out).join("towpath.o"))
+}
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("{message}");
+            ExitCode::FAILURE
+        }
+    }
+}

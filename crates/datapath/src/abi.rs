@@ -1,0 +1,826 @@
+//! Layouts and numbers that kernel programs and user space share: generated from `bpf/abi.h`, which says what each means.
+//!
+//! Do not edit. After a change of the header: `TOWPATH_REFRESH=1 cargo test -p towpath-datapath --test abi`.
+#![allow(missing_docs, reason = "bpf/abi.h documents every field; this file is generated")]
+
+/// A type that is its bytes: any bytes are a value of it, and all of its bytes are defined.
+///
+/// # Safety
+/// Only for `repr(C)` or `repr(transparent)` types without padding whose fields are all plain.
+pub unsafe trait Plain: Copy + Default + 'static {}
+
+/// A 16-bit number in network byte order.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Be16(u16);
+
+impl Be16 {
+    /// From a number of this machine.
+    pub const fn new(value: u16) -> Self {
+        Self(value.to_be())
+    }
+
+    /// As a number of this machine.
+    pub const fn get(self) -> u16 {
+        u16::from_be(self.0)
+    }
+}
+
+// SAFETY: an integer.
+unsafe impl Plain for u32 {}
+// SAFETY: an integer.
+unsafe impl Plain for u64 {}
+
+pub const TP_ABI_VERSION: u32 = 1;
+
+// enum tp_backend_mode
+pub const TP_MODE_VXLAN: u32 = 1;
+
+// enum tp_pod_flag
+pub const TP_POD_HOST_ONLY: u32 = 1;
+
+// enum tp_peer_flag
+pub const TP_PEER_NODE: u32 = 1;
+pub const TP_PEER_LOCAL: u32 = 2;
+
+// enum tp_verdict
+pub const TP_VERDICT_NONE: u32 = 0;
+pub const TP_VERDICT_ALLOW: u32 = 1;
+pub const TP_VERDICT_DENY: u32 = 2;
+
+// enum tp_rule_id
+pub const TP_RULE_NOT_ISOLATED: u32 = 0;
+pub const TP_RULE_DEFAULT_DENY: u32 = 0xffffffff;
+pub const TP_RULE_OWN_NODE: u32 = 0xfffffffe;
+pub const TP_RULE_HOST_ONLY: u32 = 0xfffffffd;
+
+// enum tp_ct_flag
+pub const TP_CT_FROM_A: u32 = 1;
+pub const TP_CT_REPLIED: u32 = 2;
+pub const TP_CT_DNAT: u32 = 4;
+pub const TP_CT_FIN_A: u32 = 8;
+pub const TP_CT_FIN_B: u32 = 16;
+pub const TP_CT_RST: u32 = 32;
+pub const TP_CT_VIA_TUNNEL: u32 = 64;
+pub const TP_CT_ESTABLISHED: u32 = 128;
+
+// enum tp_service_flag
+pub const TP_SERVICE_AFFINITY: u32 = 1;
+pub const TP_SERVICE_NODEPORT: u32 = 2;
+
+// enum tp_reason
+pub const TP_LOCAL_DELIVERY: u32 = 0;
+pub const TP_TUNNEL_OUT: u32 = 1;
+pub const TP_TO_STACK: u32 = 2;
+pub const TP_SERVICE_TRANSLATED: u32 = 3;
+pub const TP_HOST_OUT: u32 = 4;
+pub const TP_IGNORED: u32 = 5;
+pub const TP_REFUSED: u32 = 6;
+pub const TP_DROP_FIRST: u32 = 16;
+pub const TP_DROP_MALFORMED: u32 = 16;
+pub const TP_DROP_SOURCE_ADDRESS: u32 = 17;
+pub const TP_DROP_SOURCE_MAC: u32 = 18;
+pub const TP_DROP_ARP_ND: u32 = 19;
+pub const TP_DROP_MAPPED_V4: u32 = 20;
+pub const TP_DROP_EGRESS_POLICY: u32 = 21;
+pub const TP_DROP_INGRESS_POLICY: u32 = 22;
+pub const TP_DROP_TUNNEL_SOURCE: u32 = 23;
+pub const TP_DROP_TUNNEL_OUTSIDER: u32 = 24;
+pub const TP_DROP_SPOOFED_NODE: u32 = 25;
+pub const TP_DROP_NO_BACKEND: u32 = 26;
+pub const TP_DROP_CT_FULL: u32 = 27;
+pub const TP_DROP_FRAGMENT: u32 = 28;
+pub const TP_DROP_SERVICE_ICMP: u32 = 29;
+pub const TP_DROP_INTERNAL: u32 = 30;
+pub const TP_DROP_NO_POD: u32 = 31;
+pub const TP_REASON_MAX: u32 = 64;
+
+#[repr(C, align(4))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Addr {
+    pub b: [u8; 16],
+}
+
+const _: () = assert!(size_of::<Addr>() == size_of::<[u8; 16]>());
+// SAFETY: repr(C), the line above shows that there is no padding, all fields are plain.
+unsafe impl Plain for Addr {}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct CidrKey {
+    pub prefixlen: u32,
+    pub family: u32,
+    pub addr: Addr,
+}
+
+const _: () = assert!(size_of::<CidrKey>() == size_of::<u32>() + size_of::<u32>() + size_of::<Addr>());
+// SAFETY: repr(C), the line above shows that there is no padding, all fields are plain.
+unsafe impl Plain for CidrKey {}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Tuple {
+    pub saddr: Addr,
+    pub daddr: Addr,
+    pub sport: Be16,
+    pub dport: Be16,
+    pub proto: u8,
+    pub pad: [u8; 3],
+}
+
+const _: () = assert!(
+    size_of::<Tuple>()
+        == size_of::<Addr>()
+            + size_of::<Addr>()
+            + size_of::<Be16>()
+            + size_of::<Be16>()
+            + size_of::<u8>()
+            + size_of::<[u8; 3]>()
+);
+// SAFETY: repr(C), the line above shows that there is no padding, all fields are plain.
+unsafe impl Plain for Tuple {}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct NodeConfig {
+    pub node4: Addr,
+    pub node6: Addr,
+    pub dns4: Addr,
+    pub dns6: Addr,
+    pub netns_cookie: u64,
+    pub uplink_ifindex: u32,
+    pub tunnel_ifindex: u32,
+    pub tunnel_id: u32,
+    pub mode: u32,
+    pub tunnel_mtu: u32,
+    pub tunnel_port: Be16,
+    pub nodeport_min: Be16,
+    pub nodeport_max: Be16,
+    pub tunnel_mac: [u8; 6],
+}
+
+const _: () = assert!(
+    size_of::<NodeConfig>()
+        == size_of::<Addr>()
+            + size_of::<Addr>()
+            + size_of::<Addr>()
+            + size_of::<Addr>()
+            + size_of::<u64>()
+            + size_of::<u32>()
+            + size_of::<u32>()
+            + size_of::<u32>()
+            + size_of::<u32>()
+            + size_of::<u32>()
+            + size_of::<Be16>()
+            + size_of::<Be16>()
+            + size_of::<Be16>()
+            + size_of::<[u8; 6]>()
+);
+// SAFETY: repr(C), the line above shows that there is no padding, all fields are plain.
+unsafe impl Plain for NodeConfig {}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Pod {
+    pub ifindex: u32,
+    pub pod_id: u32,
+    pub ingress_set: u32,
+    pub egress_set: u32,
+    pub flags: u32,
+    pub mac: [u8; 6],
+    pub host_mac: [u8; 6],
+}
+
+const _: () = assert!(
+    size_of::<Pod>()
+        == size_of::<u32>()
+            + size_of::<u32>()
+            + size_of::<u32>()
+            + size_of::<u32>()
+            + size_of::<u32>()
+            + size_of::<[u8; 6]>()
+            + size_of::<[u8; 6]>()
+);
+// SAFETY: repr(C), the line above shows that there is no padding, all fields are plain.
+unsafe impl Plain for Pod {}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct NetnsPod {
+    pub addr4: Addr,
+    pub addr6: Addr,
+    pub pod_id: u32,
+    pub pad: u32,
+}
+
+const _: () =
+    assert!(size_of::<NetnsPod>() == size_of::<Addr>() + size_of::<Addr>() + size_of::<u32>() + size_of::<u32>());
+// SAFETY: repr(C), the line above shows that there is no padding, all fields are plain.
+unsafe impl Plain for NetnsPod {}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Peer {
+    pub tunnel: Addr,
+    pub flags: u32,
+    pub pad: u32,
+}
+
+const _: () = assert!(size_of::<Peer>() == size_of::<Addr>() + size_of::<u32>() + size_of::<u32>());
+// SAFETY: repr(C), the line above shows that there is no padding, all fields are plain.
+unsafe impl Plain for Peer {}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct SetClassKey {
+    pub set: u32,
+    pub class_id: u32,
+}
+
+const _: () = assert!(size_of::<SetClassKey>() == size_of::<u32>() + size_of::<u32>());
+// SAFETY: repr(C), the line above shows that there is no padding, all fields are plain.
+unsafe impl Plain for SetClassKey {}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct RuleKey {
+    pub prefixlen: u32,
+    pub set: u32,
+    pub local_class: u32,
+    pub proto: u8,
+    pub pad: u8,
+    pub port: Be16,
+}
+
+const _: () = assert!(
+    size_of::<RuleKey>()
+        == size_of::<u32>()
+            + size_of::<u32>()
+            + size_of::<u32>()
+            + size_of::<u8>()
+            + size_of::<u8>()
+            + size_of::<Be16>()
+);
+// SAFETY: repr(C), the line above shows that there is no padding, all fields are plain.
+unsafe impl Plain for RuleKey {}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Rule {
+    pub verdict: u32,
+    pub rule_id: u32,
+}
+
+const _: () = assert!(size_of::<Rule>() == size_of::<u32>() + size_of::<u32>());
+// SAFETY: repr(C), the line above shows that there is no padding, all fields are plain.
+unsafe impl Plain for Rule {}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct CtKey {
+    pub addr_a: Addr,
+    pub addr_b: Addr,
+    pub port_a: Be16,
+    pub port_b: Be16,
+    pub proto: u8,
+    pub pad: [u8; 3],
+}
+
+const _: () = assert!(
+    size_of::<CtKey>()
+        == size_of::<Addr>()
+            + size_of::<Addr>()
+            + size_of::<Be16>()
+            + size_of::<Be16>()
+            + size_of::<u8>()
+            + size_of::<[u8; 3]>()
+);
+// SAFETY: repr(C), the line above shows that there is no padding, all fields are plain.
+unsafe impl Plain for CtKey {}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Ct {
+    pub last_seen: u64,
+    pub created: u64,
+    pub vip: Addr,
+    pub via: Addr,
+    pub flags: u32,
+    pub egress_revision: u32,
+    pub ingress_revision: u32,
+    pub egress_rule: u32,
+    pub ingress_rule: u32,
+    pub backend: u32,
+    pub vport: Be16,
+    pub egress_verdict: u8,
+    pub ingress_verdict: u8,
+    pub pod_id: u32,
+}
+
+const _: () = assert!(
+    size_of::<Ct>()
+        == size_of::<u64>()
+            + size_of::<u64>()
+            + size_of::<Addr>()
+            + size_of::<Addr>()
+            + size_of::<u32>()
+            + size_of::<u32>()
+            + size_of::<u32>()
+            + size_of::<u32>()
+            + size_of::<u32>()
+            + size_of::<u32>()
+            + size_of::<Be16>()
+            + size_of::<u8>()
+            + size_of::<u8>()
+            + size_of::<u32>()
+);
+// SAFETY: repr(C), the line above shows that there is no padding, all fields are plain.
+unsafe impl Plain for Ct {}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Nat {
+    pub daddr: Addr,
+    pub dport: Be16,
+    pub pad: [u8; 2],
+    pub backend: u32,
+    pub last_seen: u64,
+}
+
+const _: () = assert!(
+    size_of::<Nat>()
+        == size_of::<Addr>() + size_of::<Be16>() + size_of::<[u8; 2]>() + size_of::<u32>() + size_of::<u64>()
+);
+// SAFETY: repr(C), the line above shows that there is no padding, all fields are plain.
+unsafe impl Plain for Nat {}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct FragKey {
+    pub saddr: Addr,
+    pub daddr: Addr,
+    pub id: u32,
+    pub proto: u8,
+    pub pad: [u8; 3],
+}
+
+const _: () = assert!(
+    size_of::<FragKey>()
+        == size_of::<Addr>() + size_of::<Addr>() + size_of::<u32>() + size_of::<u8>() + size_of::<[u8; 3]>()
+);
+// SAFETY: repr(C), the line above shows that there is no padding, all fields are plain.
+unsafe impl Plain for FragKey {}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Frag {
+    pub sport: Be16,
+    pub dport: Be16,
+    pub pad: u32,
+}
+
+const _: () = assert!(size_of::<Frag>() == size_of::<Be16>() + size_of::<Be16>() + size_of::<u32>());
+// SAFETY: repr(C), the line above shows that there is no padding, all fields are plain.
+unsafe impl Plain for Frag {}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct ServiceKey {
+    pub addr: Addr,
+    pub port: Be16,
+    pub proto: u8,
+    pub pad: u8,
+}
+
+const _: () =
+    assert!(size_of::<ServiceKey>() == size_of::<Addr>() + size_of::<Be16>() + size_of::<u8>() + size_of::<u8>());
+// SAFETY: repr(C), the line above shows that there is no padding, all fields are plain.
+unsafe impl Plain for ServiceKey {}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Service {
+    pub id: u32,
+    pub list: u32,
+    pub count: u32,
+    pub flags: u32,
+    pub affinity_seconds: u32,
+    pub pad: u32,
+}
+
+const _: () = assert!(
+    size_of::<Service>()
+        == size_of::<u32>()
+            + size_of::<u32>()
+            + size_of::<u32>()
+            + size_of::<u32>()
+            + size_of::<u32>()
+            + size_of::<u32>()
+);
+// SAFETY: repr(C), the line above shows that there is no padding, all fields are plain.
+unsafe impl Plain for Service {}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct SlotKey {
+    pub list: u32,
+    pub index: u32,
+}
+
+const _: () = assert!(size_of::<SlotKey>() == size_of::<u32>() + size_of::<u32>());
+// SAFETY: repr(C), the line above shows that there is no padding, all fields are plain.
+unsafe impl Plain for SlotKey {}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Backend {
+    pub addr: Addr,
+    pub port: Be16,
+    pub proto: u8,
+    pub pad: u8,
+    pub flags: u32,
+}
+
+const _: () = assert!(
+    size_of::<Backend>()
+        == size_of::<Addr>() + size_of::<Be16>() + size_of::<u8>() + size_of::<u8>() + size_of::<u32>()
+);
+// SAFETY: repr(C), the line above shows that there is no padding, all fields are plain.
+unsafe impl Plain for Backend {}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct AffinityKey {
+    pub client: Addr,
+    pub service: u32,
+    pub pad: u32,
+}
+
+const _: () = assert!(size_of::<AffinityKey>() == size_of::<Addr>() + size_of::<u32>() + size_of::<u32>());
+// SAFETY: repr(C), the line above shows that there is no padding, all fields are plain.
+unsafe impl Plain for AffinityKey {}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Affinity {
+    pub last_used: u64,
+    pub backend: u32,
+    pub pad: u32,
+}
+
+const _: () = assert!(size_of::<Affinity>() == size_of::<u64>() + size_of::<u32>() + size_of::<u32>());
+// SAFETY: repr(C), the line above shows that there is no padding, all fields are plain.
+unsafe impl Plain for Affinity {}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct SockRevKey {
+    pub cookie: u64,
+    pub addr: Addr,
+    pub port: Be16,
+    pub pad: [u8; 6],
+}
+
+const _: () =
+    assert!(size_of::<SockRevKey>() == size_of::<u64>() + size_of::<Addr>() + size_of::<Be16>() + size_of::<[u8; 6]>());
+// SAFETY: repr(C), the line above shows that there is no padding, all fields are plain.
+unsafe impl Plain for SockRevKey {}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct SockRev {
+    pub addr: Addr,
+    pub port: Be16,
+    pub pad: [u8; 2],
+    pub service: u32,
+}
+
+const _: () =
+    assert!(size_of::<SockRev>() == size_of::<Addr>() + size_of::<Be16>() + size_of::<[u8; 2]>() + size_of::<u32>());
+// SAFETY: repr(C), the line above shows that there is no padding, all fields are plain.
+unsafe impl Plain for SockRev {}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Purge {
+    pub addr: Addr,
+    pub removed: u32,
+}
+
+const _: () = assert!(size_of::<Purge>() == size_of::<Addr>() + size_of::<u32>());
+// SAFETY: repr(C), the line above shows that there is no padding, all fields are plain.
+unsafe impl Plain for Purge {}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Removed {
+    pub connections: u32,
+    pub translations: u32,
+}
+
+const _: () = assert!(size_of::<Removed>() == size_of::<u32>() + size_of::<u32>());
+// SAFETY: repr(C), the line above shows that there is no padding, all fields are plain.
+unsafe impl Plain for Removed {}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Counter {
+    pub packets: u64,
+    pub bytes: u64,
+}
+
+const _: () = assert!(size_of::<Counter>() == size_of::<u64>() + size_of::<u64>());
+// SAFETY: repr(C), the line above shows that there is no padding, all fields are plain.
+unsafe impl Plain for Counter {}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Trace {
+    pub tunnel_source: Addr,
+    pub tunnel_remote: Addr,
+    pub redirect_ifindex: u32,
+    pub redirect_kind: u32,
+    pub tunnel_id: u32,
+    pub reason: u32,
+}
+
+const _: () = assert!(
+    size_of::<Trace>()
+        == size_of::<Addr>()
+            + size_of::<Addr>()
+            + size_of::<u32>()
+            + size_of::<u32>()
+            + size_of::<u32>()
+            + size_of::<u32>()
+);
+// SAFETY: repr(C), the line above shows that there is no padding, all fields are plain.
+unsafe impl Plain for Trace {}
+
+/// Name, size and fields with their offsets of every struct: what the tests compare with the object's BTF.
+pub const LAYOUTS: &[(&str, usize, &[(&str, usize)])] = &[
+    ("tp_addr", size_of::<Addr>(), &[("b", std::mem::offset_of!(Addr, b))]),
+    (
+        "tp_cidr_key",
+        size_of::<CidrKey>(),
+        &[
+            ("prefixlen", std::mem::offset_of!(CidrKey, prefixlen)),
+            ("family", std::mem::offset_of!(CidrKey, family)),
+            ("addr", std::mem::offset_of!(CidrKey, addr)),
+        ],
+    ),
+    (
+        "tp_tuple",
+        size_of::<Tuple>(),
+        &[
+            ("saddr", std::mem::offset_of!(Tuple, saddr)),
+            ("daddr", std::mem::offset_of!(Tuple, daddr)),
+            ("sport", std::mem::offset_of!(Tuple, sport)),
+            ("dport", std::mem::offset_of!(Tuple, dport)),
+            ("proto", std::mem::offset_of!(Tuple, proto)),
+            ("pad", std::mem::offset_of!(Tuple, pad)),
+        ],
+    ),
+    (
+        "tp_node_config",
+        size_of::<NodeConfig>(),
+        &[
+            ("node4", std::mem::offset_of!(NodeConfig, node4)),
+            ("node6", std::mem::offset_of!(NodeConfig, node6)),
+            ("dns4", std::mem::offset_of!(NodeConfig, dns4)),
+            ("dns6", std::mem::offset_of!(NodeConfig, dns6)),
+            ("netns_cookie", std::mem::offset_of!(NodeConfig, netns_cookie)),
+            ("uplink_ifindex", std::mem::offset_of!(NodeConfig, uplink_ifindex)),
+            ("tunnel_ifindex", std::mem::offset_of!(NodeConfig, tunnel_ifindex)),
+            ("tunnel_id", std::mem::offset_of!(NodeConfig, tunnel_id)),
+            ("mode", std::mem::offset_of!(NodeConfig, mode)),
+            ("tunnel_mtu", std::mem::offset_of!(NodeConfig, tunnel_mtu)),
+            ("tunnel_port", std::mem::offset_of!(NodeConfig, tunnel_port)),
+            ("nodeport_min", std::mem::offset_of!(NodeConfig, nodeport_min)),
+            ("nodeport_max", std::mem::offset_of!(NodeConfig, nodeport_max)),
+            ("tunnel_mac", std::mem::offset_of!(NodeConfig, tunnel_mac)),
+        ],
+    ),
+    (
+        "tp_pod",
+        size_of::<Pod>(),
+        &[
+            ("ifindex", std::mem::offset_of!(Pod, ifindex)),
+            ("pod_id", std::mem::offset_of!(Pod, pod_id)),
+            ("ingress_set", std::mem::offset_of!(Pod, ingress_set)),
+            ("egress_set", std::mem::offset_of!(Pod, egress_set)),
+            ("flags", std::mem::offset_of!(Pod, flags)),
+            ("mac", std::mem::offset_of!(Pod, mac)),
+            ("host_mac", std::mem::offset_of!(Pod, host_mac)),
+        ],
+    ),
+    (
+        "tp_netns_pod",
+        size_of::<NetnsPod>(),
+        &[
+            ("addr4", std::mem::offset_of!(NetnsPod, addr4)),
+            ("addr6", std::mem::offset_of!(NetnsPod, addr6)),
+            ("pod_id", std::mem::offset_of!(NetnsPod, pod_id)),
+            ("pad", std::mem::offset_of!(NetnsPod, pad)),
+        ],
+    ),
+    (
+        "tp_peer",
+        size_of::<Peer>(),
+        &[
+            ("tunnel", std::mem::offset_of!(Peer, tunnel)),
+            ("flags", std::mem::offset_of!(Peer, flags)),
+            ("pad", std::mem::offset_of!(Peer, pad)),
+        ],
+    ),
+    (
+        "tp_set_class_key",
+        size_of::<SetClassKey>(),
+        &[("set", std::mem::offset_of!(SetClassKey, set)), ("class_id", std::mem::offset_of!(SetClassKey, class_id))],
+    ),
+    (
+        "tp_rule_key",
+        size_of::<RuleKey>(),
+        &[
+            ("prefixlen", std::mem::offset_of!(RuleKey, prefixlen)),
+            ("set", std::mem::offset_of!(RuleKey, set)),
+            ("local_class", std::mem::offset_of!(RuleKey, local_class)),
+            ("proto", std::mem::offset_of!(RuleKey, proto)),
+            ("pad", std::mem::offset_of!(RuleKey, pad)),
+            ("port", std::mem::offset_of!(RuleKey, port)),
+        ],
+    ),
+    (
+        "tp_rule",
+        size_of::<Rule>(),
+        &[("verdict", std::mem::offset_of!(Rule, verdict)), ("rule_id", std::mem::offset_of!(Rule, rule_id))],
+    ),
+    (
+        "tp_ct_key",
+        size_of::<CtKey>(),
+        &[
+            ("addr_a", std::mem::offset_of!(CtKey, addr_a)),
+            ("addr_b", std::mem::offset_of!(CtKey, addr_b)),
+            ("port_a", std::mem::offset_of!(CtKey, port_a)),
+            ("port_b", std::mem::offset_of!(CtKey, port_b)),
+            ("proto", std::mem::offset_of!(CtKey, proto)),
+            ("pad", std::mem::offset_of!(CtKey, pad)),
+        ],
+    ),
+    (
+        "tp_ct",
+        size_of::<Ct>(),
+        &[
+            ("last_seen", std::mem::offset_of!(Ct, last_seen)),
+            ("created", std::mem::offset_of!(Ct, created)),
+            ("vip", std::mem::offset_of!(Ct, vip)),
+            ("via", std::mem::offset_of!(Ct, via)),
+            ("flags", std::mem::offset_of!(Ct, flags)),
+            ("egress_revision", std::mem::offset_of!(Ct, egress_revision)),
+            ("ingress_revision", std::mem::offset_of!(Ct, ingress_revision)),
+            ("egress_rule", std::mem::offset_of!(Ct, egress_rule)),
+            ("ingress_rule", std::mem::offset_of!(Ct, ingress_rule)),
+            ("backend", std::mem::offset_of!(Ct, backend)),
+            ("vport", std::mem::offset_of!(Ct, vport)),
+            ("egress_verdict", std::mem::offset_of!(Ct, egress_verdict)),
+            ("ingress_verdict", std::mem::offset_of!(Ct, ingress_verdict)),
+            ("pod_id", std::mem::offset_of!(Ct, pod_id)),
+        ],
+    ),
+    (
+        "tp_nat",
+        size_of::<Nat>(),
+        &[
+            ("daddr", std::mem::offset_of!(Nat, daddr)),
+            ("dport", std::mem::offset_of!(Nat, dport)),
+            ("pad", std::mem::offset_of!(Nat, pad)),
+            ("backend", std::mem::offset_of!(Nat, backend)),
+            ("last_seen", std::mem::offset_of!(Nat, last_seen)),
+        ],
+    ),
+    (
+        "tp_frag_key",
+        size_of::<FragKey>(),
+        &[
+            ("saddr", std::mem::offset_of!(FragKey, saddr)),
+            ("daddr", std::mem::offset_of!(FragKey, daddr)),
+            ("id", std::mem::offset_of!(FragKey, id)),
+            ("proto", std::mem::offset_of!(FragKey, proto)),
+            ("pad", std::mem::offset_of!(FragKey, pad)),
+        ],
+    ),
+    (
+        "tp_frag",
+        size_of::<Frag>(),
+        &[
+            ("sport", std::mem::offset_of!(Frag, sport)),
+            ("dport", std::mem::offset_of!(Frag, dport)),
+            ("pad", std::mem::offset_of!(Frag, pad)),
+        ],
+    ),
+    (
+        "tp_service_key",
+        size_of::<ServiceKey>(),
+        &[
+            ("addr", std::mem::offset_of!(ServiceKey, addr)),
+            ("port", std::mem::offset_of!(ServiceKey, port)),
+            ("proto", std::mem::offset_of!(ServiceKey, proto)),
+            ("pad", std::mem::offset_of!(ServiceKey, pad)),
+        ],
+    ),
+    (
+        "tp_service",
+        size_of::<Service>(),
+        &[
+            ("id", std::mem::offset_of!(Service, id)),
+            ("list", std::mem::offset_of!(Service, list)),
+            ("count", std::mem::offset_of!(Service, count)),
+            ("flags", std::mem::offset_of!(Service, flags)),
+            ("affinity_seconds", std::mem::offset_of!(Service, affinity_seconds)),
+            ("pad", std::mem::offset_of!(Service, pad)),
+        ],
+    ),
+    (
+        "tp_slot_key",
+        size_of::<SlotKey>(),
+        &[("list", std::mem::offset_of!(SlotKey, list)), ("index", std::mem::offset_of!(SlotKey, index))],
+    ),
+    (
+        "tp_backend",
+        size_of::<Backend>(),
+        &[
+            ("addr", std::mem::offset_of!(Backend, addr)),
+            ("port", std::mem::offset_of!(Backend, port)),
+            ("proto", std::mem::offset_of!(Backend, proto)),
+            ("pad", std::mem::offset_of!(Backend, pad)),
+            ("flags", std::mem::offset_of!(Backend, flags)),
+        ],
+    ),
+    (
+        "tp_affinity_key",
+        size_of::<AffinityKey>(),
+        &[
+            ("client", std::mem::offset_of!(AffinityKey, client)),
+            ("service", std::mem::offset_of!(AffinityKey, service)),
+            ("pad", std::mem::offset_of!(AffinityKey, pad)),
+        ],
+    ),
+    (
+        "tp_affinity",
+        size_of::<Affinity>(),
+        &[
+            ("last_used", std::mem::offset_of!(Affinity, last_used)),
+            ("backend", std::mem::offset_of!(Affinity, backend)),
+            ("pad", std::mem::offset_of!(Affinity, pad)),
+        ],
+    ),
+    (
+        "tp_sock_rev_key",
+        size_of::<SockRevKey>(),
+        &[
+            ("cookie", std::mem::offset_of!(SockRevKey, cookie)),
+            ("addr", std::mem::offset_of!(SockRevKey, addr)),
+            ("port", std::mem::offset_of!(SockRevKey, port)),
+            ("pad", std::mem::offset_of!(SockRevKey, pad)),
+        ],
+    ),
+    (
+        "tp_sock_rev",
+        size_of::<SockRev>(),
+        &[
+            ("addr", std::mem::offset_of!(SockRev, addr)),
+            ("port", std::mem::offset_of!(SockRev, port)),
+            ("pad", std::mem::offset_of!(SockRev, pad)),
+            ("service", std::mem::offset_of!(SockRev, service)),
+        ],
+    ),
+    (
+        "tp_purge",
+        size_of::<Purge>(),
+        &[("addr", std::mem::offset_of!(Purge, addr)), ("removed", std::mem::offset_of!(Purge, removed))],
+    ),
+    (
+        "tp_removed",
+        size_of::<Removed>(),
+        &[
+            ("connections", std::mem::offset_of!(Removed, connections)),
+            ("translations", std::mem::offset_of!(Removed, translations)),
+        ],
+    ),
+    (
+        "tp_counter",
+        size_of::<Counter>(),
+        &[("packets", std::mem::offset_of!(Counter, packets)), ("bytes", std::mem::offset_of!(Counter, bytes))],
+    ),
+    (
+        "tp_trace",
+        size_of::<Trace>(),
+        &[
+            ("tunnel_source", std::mem::offset_of!(Trace, tunnel_source)),
+            ("tunnel_remote", std::mem::offset_of!(Trace, tunnel_remote)),
+            ("redirect_ifindex", std::mem::offset_of!(Trace, redirect_ifindex)),
+            ("redirect_kind", std::mem::offset_of!(Trace, redirect_kind)),
+            ("tunnel_id", std::mem::offset_of!(Trace, tunnel_id)),
+            ("reason", std::mem::offset_of!(Trace, reason)),
+        ],
+    ),
+];

@@ -1,0 +1,205 @@
+//! Pinned links: they outlive the process that made them, and their program is replaced in place.
+
+use std::ffi::CString;
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::ptr;
+
+use libbpf_rs::query::{LinkInfo, LinkTypeInfo};
+
+use super::config::Hook;
+use super::error::{Error, Result};
+use super::map::check;
+
+/// The socket programs and where each attaches.
+pub(crate) const SOCKET_PROGRAMS: [(&str, libbpf_sys::bpf_attach_type); 8] = [
+    ("tp_connect4", libbpf_sys::BPF_CGROUP_INET4_CONNECT),
+    ("tp_connect6", libbpf_sys::BPF_CGROUP_INET6_CONNECT),
+    ("tp_sendmsg4", libbpf_sys::BPF_CGROUP_UDP4_SENDMSG),
+    ("tp_sendmsg6", libbpf_sys::BPF_CGROUP_UDP6_SENDMSG),
+    ("tp_recvmsg4", libbpf_sys::BPF_CGROUP_UDP4_RECVMSG),
+    ("tp_recvmsg6", libbpf_sys::BPF_CGROUP_UDP6_RECVMSG),
+    ("tp_getpeername4", libbpf_sys::BPF_CGROUP_INET4_GETPEERNAME),
+    ("tp_getpeername6", libbpf_sys::BPF_CGROUP_INET6_GETPEERNAME),
+];
+
+/// The directory of pinned links.
+#[derive(Debug)]
+pub(crate) struct Links {
+    dir: PathBuf,
+}
+
+/// What a pinned link is attached to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Target {
+    /// A device index, 0 when the device is gone.
+    Device(u32),
+    /// A cgroup's id, 0 when it is gone.
+    Cgroup(u64),
+    Other,
+}
+
+fn path_text(path: &Path) -> io::Result<CString> {
+    CString::new(path.as_os_str().as_bytes()).map_err(|e| io::Error::new(io::ErrorKind::InvalidInput, e))
+}
+
+fn open_pinned(path: &Path) -> io::Result<Option<OwnedFd>> {
+    let text = path_text(path)?;
+    // SAFETY: the path is a string that ends in NUL and outlives the call.
+    let fd = unsafe { libbpf_sys::bpf_obj_get(text.as_ptr()) };
+    match check(fd) {
+        // SAFETY: the call just made this descriptor, and nobody else knows it.
+        Ok(()) => Ok(Some(unsafe { OwnedFd::from_raw_fd(fd) })),
+        Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+fn target(link: BorrowedFd<'_>) -> Target {
+    match LinkInfo::from_fd(link).map(|info| info.info) {
+        Ok(LinkTypeInfo::Tcx(info)) => Target::Device(info.ifindex),
+        Ok(LinkTypeInfo::Cgroup(info)) => Target::Cgroup(info.cgroup_id),
+        _ => Target::Other,
+    }
+}
+
+fn create(program: BorrowedFd<'_>, on: i32, kind: libbpf_sys::bpf_attach_type, pin: &Path) -> io::Result<()> {
+    // SAFETY: no options are given; the other arguments are numbers.
+    let fd = unsafe { libbpf_sys::bpf_link_create(program.as_raw_fd(), on, kind, ptr::null()) };
+    check(fd)?;
+    // SAFETY: the call just made this descriptor, and nobody else knows it.
+    let link = unsafe { OwnedFd::from_raw_fd(fd) };
+    let text = path_text(pin)?;
+    // SAFETY: the path is a string that ends in NUL and outlives the call.
+    check(unsafe { libbpf_sys::bpf_obj_pin(link.as_raw_fd(), text.as_ptr()) })
+}
+
+fn update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: no options are given; the other arguments are descriptors that outlive the call.
+    check(unsafe { libbpf_sys::bpf_link_update(link.as_raw_fd(), program.as_raw_fd(), ptr::null()) })
+}
+
+fn unlink(path: &Path) -> Result<bool> {
+    match fs::remove_file(path) {
+        Ok(()) => Ok(true),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(e) => Err(Error::kernel("remove the pin", path.display().to_string(), e)),
+    }
+}
+
+impl Links {
+    /// Links pinned in `dir`, which exists.
+    pub(crate) fn new(dir: PathBuf) -> Self {
+        Self { dir }
+    }
+
+    fn device_pin(&self, ifindex: u32, hook: Hook) -> PathBuf {
+        self.dir.join(format!("dev-{ifindex}-{}", hook.program()))
+    }
+
+    fn cgroup_pin(&self, program: &str) -> PathBuf {
+        self.dir.join(format!("cgroup-{program}"))
+    }
+
+    /// Makes the pinned link run `program` on the target; a link whose target is another or gone is replaced.
+    fn ensure(
+        pin: &Path,
+        wanted: Target,
+        on: i32,
+        program: BorrowedFd<'_>,
+        kind: libbpf_sys::bpf_attach_type,
+    ) -> io::Result<()> {
+        if let Some(link) = open_pinned(pin)? {
+            if target(link.as_fd()) == wanted {
+                return update(link.as_fd(), program);
+            }
+            fs::remove_file(pin)?;
+        }
+        create(program, on, kind, pin)
+    }
+
+    /// Attaches to a device of the calling thread's network namespace.
+    pub(crate) fn attach_device(&self, ifindex: u32, hook: Hook, program: BorrowedFd<'_>) -> Result<()> {
+        let object = || format!("{} to device {ifindex}", hook.program());
+        let on = i32::try_from(ifindex)
+            .ok()
+            .filter(|index| *index > 0)
+            .ok_or_else(|| Error::Invalid { object: object(), reason: "not a device index" })?;
+        let kind = match hook {
+            Hook::ToPod => libbpf_sys::BPF_TCX_EGRESS,
+            Hook::FromPod | Hook::FromTunnel | Hook::FromUplink => libbpf_sys::BPF_TCX_INGRESS,
+        };
+        Self::ensure(&self.device_pin(ifindex, hook), Target::Device(ifindex), on, program, kind)
+            .map_err(|e| Error::kernel("attach", object(), e))
+    }
+
+    /// Detaches every hook of a device.
+    pub(crate) fn detach_device(&self, ifindex: u32) -> Result<()> {
+        Hook::ALL.iter().try_for_each(|hook| unlink(&self.device_pin(ifindex, *hook)).map(|_| ()))
+    }
+
+    /// Attaches one socket program to a cgroup.
+    pub(crate) fn attach_cgroup(
+        &self,
+        cgroup: &fs::File,
+        path: &Path,
+        name: &str,
+        kind: libbpf_sys::bpf_attach_type,
+        program: BorrowedFd<'_>,
+    ) -> Result<()> {
+        let failed = |e| Error::kernel("attach", format!("{name} to cgroup {}", path.display()), e);
+        // A cgroup's id is its directory's inode.
+        let id = cgroup.metadata().map_err(failed)?.ino();
+        Self::ensure(&self.cgroup_pin(name), Target::Cgroup(id), cgroup.as_raw_fd(), program, kind).map_err(failed)
+    }
+
+    /// Detaches the socket programs.
+    pub(crate) fn detach_cgroup(&self) -> Result<()> {
+        SOCKET_PROGRAMS.iter().try_for_each(|(name, _)| unlink(&self.cgroup_pin(name)).map(|_| ()))
+    }
+
+    fn pins(&self) -> Result<Vec<PathBuf>> {
+        let failed = |e| Error::kernel("list", self.dir.display().to_string(), e);
+        let entries = fs::read_dir(&self.dir).map_err(failed)?;
+        entries.map(|entry| entry.map(|e| e.path()).map_err(failed)).collect()
+    }
+
+    /// Removes links whose target is gone.
+    pub(crate) fn sweep(&self) -> Result<usize> {
+        let mut removed = 0;
+        for pin in self.pins()? {
+            let link = open_pinned(&pin).map_err(|e| Error::kernel("open", pin.display().to_string(), e))?;
+            let Some(link) = link else { continue };
+            if matches!(target(link.as_fd()), Target::Device(0) | Target::Cgroup(0)) {
+                removed += usize::from(unlink(&pin)?);
+            }
+        }
+        Ok(removed)
+    }
+
+    /// Device hooks that are attached, as the kernel says.
+    pub(crate) fn attached(&self) -> Result<Vec<(u32, Hook)>> {
+        let mut attached = Vec::new();
+        for pin in self.pins()? {
+            let name = pin.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+            let Some((_, program)) = name.strip_prefix("dev-").and_then(|rest| rest.split_once('-')) else { continue };
+            let Some(hook) = Hook::ALL.into_iter().find(|hook| hook.program() == program) else { continue };
+            let link = open_pinned(&pin).map_err(|e| Error::kernel("open", pin.display().to_string(), e))?;
+            match link.map(|link| target(link.as_fd())) {
+                Some(Target::Device(ifindex)) if ifindex > 0 => attached.push((ifindex, hook)),
+                _ => {}
+            }
+        }
+        attached.sort_unstable();
+        Ok(attached)
+    }
+
+    /// Removes all of them.
+    pub(crate) fn remove_all(&self) -> Result<()> {
+        self.pins()?.iter().try_for_each(|pin| unlink(pin).map(|_| ()))
+    }
+}

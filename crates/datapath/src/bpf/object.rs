@@ -1,0 +1,196 @@
+//! The built-in object: opened, sized, pinned, loaded, and its small programs run.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use libbpf_rs::{MapHandle, Object, ObjectBuilder, OpenMapMut, OpenObject, PrintLevel, ProgramInput, set_print};
+
+use super::config::{BpfConfig, Limits};
+use super::error::{Error, Result};
+use super::map::as_bytes_mut;
+use crate::abi::{Plain, TP_ABI_VERSION};
+
+/// The compiled `bpf/towpath.c`.
+static OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/towpath.o"));
+
+/// Maps that outlive the process. The others are scratch, constants and what only tests use.
+const PINNED: [&str; 18] = [
+    "tp_node_config",
+    "tp_revision",
+    "tp_pods",
+    "tp_netns_pods",
+    "tp_peers",
+    "tp_class_pods",
+    "tp_class_cidrs",
+    "tp_set_class",
+    "tp_rules",
+    "tp_ct",
+    "tp_nat",
+    "tp_frags",
+    "tp_services",
+    "tp_slots",
+    "tp_backends",
+    "tp_affinity",
+    "tp_sock_rev",
+    "tp_counters",
+];
+/// Holds the collector's timer: pinned, because a timer dies with the last reference from user space.
+const COLLECTOR: &str = "tp_collector";
+
+/// Lines of libbpf's log kept for an error.
+const LOG_LINES: usize = 30;
+/// libbpf has one log callback a process; loading is rare, so one lock for all is enough.
+static LOG: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+fn keep_log(level: PrintLevel, line: String) {
+    if level == PrintLevel::Debug {
+        return;
+    }
+    if let Ok(mut log) = LOG.lock() {
+        log.extend(line.lines().map(str::to_owned));
+        let extra = log.len().saturating_sub(LOG_LINES);
+        log.drain(..extra);
+    }
+}
+
+fn limit_of(limits: &Limits, name: &str) -> Option<u32> {
+    Some(match name {
+        "tp_ct" | "tp_nat" => limits.connections,
+        "tp_services" => limits.services,
+        "tp_slots" => limits.slots,
+        "tp_backends" => limits.backends,
+        "tp_class_pods" | "tp_class_cidrs" => limits.classes,
+        "tp_set_class" => limits.set_classes,
+        "tp_rules" => limits.rules,
+        "tp_peers" => limits.peers,
+        "tp_pods" | "tp_netns_pods" => limits.pods,
+        _ => return None,
+    })
+}
+
+/// This node's part of a bpffs.
+#[derive(Clone, Debug)]
+pub(crate) struct PinDir {
+    root: PathBuf,
+}
+
+impl PinDir {
+    /// Creates what is missing, for root's eyes only.
+    pub(crate) fn create(pin_dir: &Path) -> Result<Self> {
+        let dir = Self { root: pin_dir.join(format!("towpath-v{TP_ABI_VERSION}")) };
+        for path in [dir.root.clone(), dir.maps(), dir.links()] {
+            let failed = |e| Error::kernel("make directory", path.display().to_string(), e);
+            match fs::create_dir(&path) {
+                Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(failed(e)),
+                _ => fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).map_err(failed)?,
+            }
+        }
+        Ok(dir)
+    }
+
+    pub(crate) fn maps(&self) -> PathBuf {
+        self.root.join("maps")
+    }
+
+    pub(crate) fn links(&self) -> PathBuf {
+        self.root.join("links")
+    }
+
+    /// Removes the pinned maps and the directories; links must be gone.
+    pub(crate) fn remove(&self) -> Result<()> {
+        let failed = |path: &Path, e| Error::kernel("remove", path.display().to_string(), e);
+        for entry in fs::read_dir(self.maps()).map_err(|e| failed(&self.maps(), e))? {
+            let path = entry.map_err(|e| failed(&self.maps(), e))?.path();
+            fs::remove_file(&path).map_err(|e| failed(&path, e))?;
+        }
+        for path in [self.maps(), self.links(), self.root.clone()] {
+            fs::remove_dir(&path).map_err(|e| failed(&path, e))?;
+        }
+        Ok(())
+    }
+}
+
+/// Sets a map's size and pin. A pinned map keeps the size that it was made with.
+fn prepare_map(map: &mut OpenMapMut<'_>, name: &str, maps: &Path, limits: &Limits) -> Result<()> {
+    let failed = |e| Error::bpf("prepare map", name, e);
+    if let Some(limit) = limit_of(limits, name) {
+        map.set_max_entries(limit.max(1)).map_err(failed)?;
+    }
+    if name != COLLECTOR && !PINNED.contains(&name) {
+        return Ok(());
+    }
+    let pin = maps.join(name);
+    if pin.exists() {
+        use libbpf_rs::MapCore as _;
+        let pinned = MapHandle::from_pinned_path(&pin).map_err(failed)?;
+        if pinned.max_entries() != map.max_entries() {
+            tracing::warn!(map = name, wanted = map.max_entries(), kept = pinned.max_entries(),
+                "a pinned map keeps the limit it was made with until the node restarts");
+            map.set_max_entries(pinned.max_entries()).map_err(failed)?;
+        }
+    }
+    map.set_pin_path(&pin).map_err(failed)
+}
+
+fn set_testing(map: &mut OpenMapMut<'_>) {
+    // The object's only constant is tp_testing.
+    if let Some(first) = map.initial_value_mut().and_then(|data| data.first_mut()) {
+        *first = 1;
+    }
+}
+
+fn prepare(open: &mut OpenObject, maps: &Path, limits: &Limits, testing: bool) -> Result<()> {
+    for mut map in open.maps_mut() {
+        let name = map.name().to_string_lossy().into_owned();
+        if testing && name.ends_with(".rodata") {
+            set_testing(&mut map);
+        }
+        prepare_map(&mut map, &name, maps, limits)?;
+    }
+    Ok(())
+}
+
+/// Opens, sizes, pins and loads the object.
+pub(crate) fn load(config: &BpfConfig, pins: &PinDir, testing: bool) -> Result<Object> {
+    set_print(Some((PrintLevel::Info, keep_log)));
+    let mut open = ObjectBuilder::default()
+        .name("towpath")
+        .and_then(|builder| builder.open_memory(OBJECT))
+        .map_err(|e| Error::bpf("read", "the built-in BPF object", e))?;
+    prepare(&mut open, &pins.maps(), &config.limits, testing)?;
+    if let Ok(mut log) = LOG.lock() {
+        log.clear();
+    }
+    open.load().map_err(|source| {
+        let log = LOG.lock().map(|log| log.join("\n")).unwrap_or_default();
+        Error::Verifier { log, source }
+    })
+}
+
+/// The descriptor of a loaded program.
+pub(crate) fn program<'a>(object: &'a Object, name: &str) -> Result<libbpf_rs::Program<'a>> {
+    object
+        .progs()
+        .find(|program| program.name() == name)
+        .ok_or_else(|| Error::Mismatch { what: format!("program {name}, which is missing") })
+}
+
+/// Runs a `SEC("syscall")` program on a context that it may change; its return value.
+pub(crate) fn call<C: Plain>(object: &Object, name: &str, context: &mut C) -> Result<u32> {
+    let program = object
+        .progs_mut()
+        .find(|program| program.name() == name)
+        .ok_or_else(|| Error::Mismatch { what: format!("program {name}, which is missing") })?;
+    let input = ProgramInput { context_in: Some(as_bytes_mut(context)), ..ProgramInput::default() };
+    let output = program.test_run(input).map_err(|e| Error::bpf("run", name, e))?;
+    Ok(output.return_value)
+}
+
+/// Descriptor of a program, for attaching.
+pub(crate) fn descriptor<'a>(program: &'a libbpf_rs::Program<'_>) -> BorrowedFd<'a> {
+    program.as_fd()
+}

@@ -1,0 +1,240 @@
+//! Policy and pods. Rows and classes of new ids are written before what points to them, the revision is raised when all of
+//! it stands, rows that nothing points to go last.
+
+use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
+
+use libbpf_rs::Object;
+use towpath_model::desired::{ClassId, LocalClass, LocalPod, PodSets, PolicyImage, Row, RowKey, RowProtocol, SetId, Verdict};
+
+use super::config::{Changes, Isolation};
+use super::error::{Error, Result};
+use super::mirror::Mirror;
+use crate::abi::{
+    self, Addr, Be16, CidrKey, NetnsPod, RuleKey, SetClassKey, TP_POD_HOST_ONLY, TP_VERDICT_ALLOW, TP_VERDICT_DENY,
+};
+
+/// Bits of a rule key before the port.
+const RULE_BITS: u32 = 80;
+
+/// The maps of policy and pods.
+#[derive(Debug)]
+pub(crate) struct PolicyMaps {
+    pods: Mirror<Addr, abi::Pod>,
+    netns: Mirror<u64, NetnsPod>,
+    class_pods: Mirror<Addr, u32>,
+    class_cidrs: Mirror<CidrKey, u32>,
+    set_classes: Mirror<SetClassKey, u32>,
+    rules: Mirror<RuleKey, abi::Rule>,
+}
+
+fn rule_key(row: &RowKey) -> RuleKey {
+    let (proto, port, bits) = match row.protocol {
+        RowProtocol::Ports(protocol) => (protocol.number(), row.port, u32::from(row.port_bits.min(16))),
+        RowProtocol::Other => (0, 0, 0),
+    };
+    // The kernel compares keys whole in this copy, so bits that do not count must be zero.
+    let mask = u16::MAX.checked_shl(16 - bits).unwrap_or(0);
+    RuleKey {
+        prefixlen: RULE_BITS + bits,
+        set: row.set.0,
+        local_class: row.class.0,
+        proto,
+        pad: 0,
+        port: Be16::new(port & mask),
+    }
+}
+
+fn rule(row: &Row) -> abi::Rule {
+    let verdict = match row.verdict {
+        Verdict::Allow => TP_VERDICT_ALLOW,
+        Verdict::Deny => TP_VERDICT_DENY,
+    };
+    abi::Rule { verdict, rule_id: row.rule.0 }
+}
+
+/// An entry with another isolation.
+fn isolated(pod: abi::Pod, isolation: Isolation) -> abi::Pod {
+    match isolation {
+        Isolation::Sets(PodSets { ingress: SetId(ingress_set), egress: SetId(egress_set) }) => {
+            abi::Pod { ingress_set, egress_set, flags: pod.flags & !TP_POD_HOST_ONLY, ..pod }
+        }
+        Isolation::HostOnly => {
+            abi::Pod { ingress_set: 0, egress_set: 0, flags: pod.flags | TP_POD_HOST_ONLY, ..pod }
+        }
+    }
+}
+
+impl PolicyMaps {
+    pub(crate) fn open(object: &Object) -> Result<Self> {
+        Ok(Self {
+            pods: Mirror::open(object, "tp_pods")?,
+            netns: Mirror::open(object, "tp_netns_pods")?,
+            class_pods: Mirror::open(object, "tp_class_pods")?,
+            class_cidrs: Mirror::open(object, "tp_class_cidrs")?,
+            set_classes: Mirror::open(object, "tp_set_class")?,
+            rules: Mirror::open(object, "tp_rules")?,
+        })
+    }
+
+    /// Everything that must stand before the revision is raised; `raise` does that.
+    pub(crate) fn apply(&mut self, image: &PolicyImage, raise: impl Fn() -> Result<u32>) -> Result<Changes> {
+        let rules: HashMap<RuleKey, abi::Rule> = image.rows.iter().map(|(key, row)| (rule_key(key), rule(row))).collect();
+        let set_class = |(SetId(set), ClassId(class_id)): &(SetId, ClassId)| SetClassKey { set: *set, class_id: *class_id };
+        let set_classes: HashMap<SetClassKey, u32> =
+            image.set_classes.iter().map(|(key, LocalClass(local))| (set_class(key), *local)).collect();
+        let cidrs: HashMap<CidrKey, u32> =
+            image.cidr_classes.iter().map(|(net, ClassId(class))| (CidrKey::new(*net), *class)).collect();
+        let pods: HashMap<Addr, u32> =
+            image.pod_classes.iter().map(|(address, ClassId(class))| (Addr::new(*address), *class)).collect();
+
+        let mut changes = self.rules.put_all(rules.iter().map(|(k, v)| (*k, *v)))?;
+        changes += self.set_classes.put_all(set_classes.iter().map(|(k, v)| (*k, *v)))?;
+        changes += self.class_cidrs.put_all(cidrs.iter().map(|(k, v)| (*k, *v)))?;
+        changes += self.class_pods.put_all(pods.iter().map(|(k, v)| (*k, *v)))?;
+        // An address without an entry has a class too, so taking one away is a change of what points to rows.
+        changes += self.class_pods.retain(|key| pods.contains_key(key))?;
+        changes += self.class_cidrs.retain(|key| cidrs.contains_key(key))?;
+        changes += self.apply_sets(&image.pods)?;
+        if changes != Changes::default() {
+            raise()?;
+        }
+        let mut after = self.set_classes.retain(|key| set_classes.contains_key(key))?;
+        after += self.rules.retain(|key| rules.contains_key(key))?;
+        if after != Changes::default() {
+            raise()?;
+        }
+        changes += after;
+        Ok(changes)
+    }
+
+    /// Gives the pods that are here their sets; one that the image does not know is denied all but its node.
+    fn apply_sets(&mut self, sets: &std::collections::BTreeMap<IpAddr, PodSets>) -> Result<Changes> {
+        let wanted: Vec<(Addr, abi::Pod)> = self
+            .pods
+            .held()
+            .iter()
+            .map(|(address, pod)| {
+                let isolation = sets.get(&address.ip()).map_or(Isolation::HostOnly, |sets| Isolation::Sets(*sets));
+                (*address, isolated(*pod, isolation))
+            })
+            .collect();
+        self.pods.put_all(wanted)
+    }
+
+    /// Enters a pod. Whether a pod was entered before under one of its addresses: another one's connections must be purged.
+    pub(crate) fn set_pod(&mut self, pod: &LocalPod, isolation: Isolation) -> Result<(Changes, Vec<Addr>)> {
+        if pod.addresses.is_empty() || pod.pod_id == 0 || pod.ifindex == 0 {
+            return Err(Error::Invalid {
+                object: format!("pod {}", pod.name),
+                reason: "it has no address, no id or no device",
+            });
+        }
+        let of_family = |v4: bool| pod.addresses.iter().find(|a| a.is_ipv4() == v4).map(|a| Addr::new(*a));
+        let netns = NetnsPod {
+            addr4: of_family(true).unwrap_or_default(),
+            addr6: of_family(false).unwrap_or_default(),
+            pod_id: pod.pod_id,
+            pad: 0,
+        };
+        let fresh = abi::Pod {
+            ifindex: pod.ifindex,
+            pod_id: pod.pod_id,
+            mac: pod.mac,
+            host_mac: pod.host_mac,
+            ..abi::Pod::default()
+        };
+        let mut changes = Changes::default();
+        let mut reused = Vec::new();
+        for address in pod.addresses.iter().map(|a| Addr::new(*a)) {
+            if self.pods.held().get(&address).is_some_and(|old| old.pod_id != pod.pod_id) {
+                reused.push(address);
+            }
+            changes.written += usize::from(self.pods.put(address, isolated(fresh, isolation))?);
+        }
+        if pod.netns_cookie != 0 {
+            self.netns.put(pod.netns_cookie, netns)?;
+        }
+        Ok((changes, reused))
+    }
+
+    /// How a pod is isolated now: as its pinned entry says, else denied all but its node.
+    pub(crate) fn isolation_of(&self, pod: &LocalPod) -> Isolation {
+        let held = pod.addresses.iter().filter_map(|a| self.pods.held().get(&Addr::new(*a)));
+        match held.into_iter().find(|held| held.pod_id == pod.pod_id && held.flags & TP_POD_HOST_ONLY == 0) {
+            Some(held) => {
+                Isolation::Sets(PodSets { ingress: SetId(held.ingress_set), egress: SetId(held.egress_set) })
+            }
+            None => Isolation::HostOnly,
+        }
+    }
+
+    /// Forgets the pods that are not among these; the addresses forgotten.
+    pub(crate) fn retain_pods(&mut self, known: &[LocalPod]) -> Result<Vec<Addr>> {
+        let ids: HashSet<u32> = known.iter().map(|pod| pod.pod_id).collect();
+        let gone: Vec<Addr> =
+            self.pods.held().iter().filter(|(_, held)| !ids.contains(&held.pod_id)).map(|(address, _)| *address).collect();
+        for address in &gone {
+            self.pods.remove(address)?;
+        }
+        let theirs: Vec<u64> =
+            self.netns.held().iter().filter(|(_, held)| !ids.contains(&held.pod_id)).map(|(cookie, _)| *cookie).collect();
+        for cookie in theirs {
+            self.netns.remove(&cookie)?;
+        }
+        Ok(gone)
+    }
+
+    /// Forgets a pod, unless its address has been given to another since; the addresses forgotten.
+    pub(crate) fn remove_pod(&mut self, pod: &LocalPod) -> Result<Vec<Addr>> {
+        let mut gone = Vec::new();
+        for address in pod.addresses.iter().map(|a| Addr::new(*a)) {
+            if self.pods.held().get(&address).is_some_and(|held| held.pod_id == pod.pod_id) {
+                self.pods.remove(&address)?;
+                gone.push(address);
+            }
+        }
+        let theirs: HashSet<u64> =
+            self.netns.held().iter().filter(|(_, held)| held.pod_id == pod.pod_id).map(|(cookie, _)| *cookie).collect();
+        for cookie in theirs {
+            self.netns.remove(&cookie)?;
+        }
+        Ok(gone)
+    }
+
+    pub(crate) fn pods(&self) -> &HashMap<Addr, abi::Pod> {
+        self.pods.held()
+    }
+
+    pub(crate) fn usage(&self) -> [(&'static str, usize, u32); 6] {
+        [
+            self.pods.usage(),
+            self.netns.usage(),
+            self.class_pods.usage(),
+            self.class_cidrs.usage(),
+            self.set_classes.usage(),
+            self.rules.usage(),
+        ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use towpath_model::Protocol;
+
+    #[test]
+    fn bits_of_a_port_that_do_not_count_are_cleared() {
+        let row = |port, port_bits| RowKey {
+            set: SetId(7),
+            class: LocalClass(3),
+            protocol: RowProtocol::Ports(Protocol::Tcp),
+            port,
+            port_bits,
+        };
+        assert_eq!(rule_key(&row(0x1fff, 16)).port.get(), 0x1fff);
+        assert_eq!(rule_key(&row(0x1fff, 4)).port.get(), 0x1000);
+        assert_eq!(rule_key(&row(0x1fff, 0)).port.get(), 0);
+        assert_eq!(rule_key(&row(0x1fff, 4)).prefixlen, 84);
+    }
+}
