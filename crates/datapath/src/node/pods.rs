@@ -243,6 +243,10 @@ impl Node {
         for problem in applied.problems {
             tracing::warn!(problem, "adopting a pod's device");
         }
+        let known: Vec<LocalPod> = self.records.iter().map(|r| r.pod.clone()).collect();
+        if let Some(programs) = &mut self.programs {
+            programs.retain_pods(&known)?;
+        }
         Ok(())
     }
 
