@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use towpath_model::desired::{LocalPod, NodePeer, PolicyImage, ServiceTable};
 
-use crate::bpf::Changes;
+use crate::bpf::{Changes, Connection, Count, MapUsage, Programs, Snapshot};
 use crate::error::Error;
 use crate::node::Node;
 use crate::requests::{Applied, AttachRequest, CheckRequest, DatapathConfig, NodeFacts, NodeStatus};
@@ -83,6 +83,26 @@ impl Datapath {
     /// Deletes what a grace period protected. Call it every second or so.
     pub async fn sweep(&self) -> Result<usize, Error> {
         self.worker.call(|node| node.sweep(Instant::now())).await
+    }
+
+    /// Counters of what the programs did and why they dropped.
+    pub async fn counters(&self) -> Result<Vec<Count>, Error> {
+        self.worker.call(|node| node.observe(Programs::counters)).await
+    }
+
+    /// Every tracked connection. Reads the whole table: milliseconds for 100,000.
+    pub async fn connections(&self) -> Result<Vec<Connection>, Error> {
+        self.worker.call(|node| node.observe(Programs::connections)).await
+    }
+
+    /// How full the maps are. Reads the connection table.
+    pub async fn usage(&self) -> Result<Vec<MapUsage>, Error> {
+        self.worker.call(|node| node.observe(Programs::usage)).await
+    }
+
+    /// What the maps hold: node, pods, peers, Services.
+    pub async fn snapshot(&self) -> Result<Snapshot, Error> {
+        self.worker.call(|node| node.observe(Programs::snapshot)).await
     }
 
     /// The slow full check: compares everything of ours with what should be and repairs it (routes or devices deleted by

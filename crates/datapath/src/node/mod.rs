@@ -150,6 +150,11 @@ impl Node {
         }
     }
 
+    /// Reads something of the programs; empty where there are none.
+    pub(crate) fn observe<R: Default>(&self, read: impl FnOnce(&Programs) -> bpf::Result<R>) -> Result<R, Error> {
+        self.programs.as_ref().map_or_else(|| Ok(R::default()), |programs| read(programs).map_err(program_error))
+    }
+
     /// See [`crate::Datapath::audit`].
     pub(crate) fn audit(&mut self) -> Applied {
         let mut applied = Applied::default();

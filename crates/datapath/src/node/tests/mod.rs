@@ -5,3 +5,4 @@ mod door;
 mod lab;
 mod scenarios;
 mod shortcut;
+mod speed;

@@ -1,6 +1,6 @@
 //! With the programs: what held beneath them holds, and what only they do.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use towpath_model::desired::{
 };
 use towpath_model::{Family, NamespacedName, Protocol, family_of};
 
-use super::lab::{Kind, Lab, Ns, OPEN, TestPod, root, tcp, tcp_to, udp};
+use super::lab::{Kind, Lab, Ns, OPEN, TestNode, TestPod, root, tcp, tcp_to, udp};
 use super::scenarios;
 
 const PROGRAMS: Kind = Kind { programs: true, underlay_v6: false };
@@ -272,16 +272,19 @@ fn uninstalling_leaves_no_device_and_no_pin() {
         return;
     }
     let mut lab = Lab::bare(PROGRAMS);
-    let before = lab.n1.traces();
+    let (before, pinned_before) = (lab.n1.traces(), pins(&lab.n1));
     lab.n1.open();
     lab.n1.apply_peers();
     let pod = lab.n1.pod(10, OPEN);
     lab.n1.call(|node| node.uninstall()).unwrap();
     assert_eq!(lab.n1.traces(), before);
-    let pins: BTreeSet<String> =
-        lab.n1.ns.sh(&format!("ls {}", lab.n1.config.bpffs.display())).lines().map(str::to_owned).collect();
-    assert_eq!(pins, BTreeSet::new());
+    assert_eq!(pins(&lab.n1), pinned_before);
     drop(pod);
+}
+
+/// Everything that is pinned for the node.
+fn pins(node: &TestNode) -> String {
+    node.ns.sh(&format!("find {} | sort", node.config.bpffs.display()))
 }
 
 #[test]
@@ -290,16 +293,15 @@ fn a_detached_pod_leaves_no_pin() {
         return;
     }
     let lab = Lab::new(PROGRAMS);
-    let pins = || lab.n1.ns.sh(&format!("find {} -type f", lab.n1.config.bpffs.display()));
-    let before = pins();
+    let before = pins(&lab.n1);
     let _pod = lab.n1.pod(10, OPEN);
-    assert_ne!(pins(), before);
+    assert_ne!(pins(&lab.n1), before);
     lab.n1.call(|node| node.detach_pod("container-1-10", "eth0")).unwrap();
     let deadline = Instant::now() + Duration::from_secs(3);
-    while pins() != before && Instant::now() < deadline {
+    while pins(&lab.n1) != before && Instant::now() < deadline {
         lab.n1.call(|node| node.sweep(Instant::now())).unwrap();
     }
-    assert_eq!(pins(), before);
+    assert_eq!(pins(&lab.n1), before);
 }
 
 #[test]
