@@ -1,2 +1,97 @@
 //! Cluster-wide duties under a Lease: pod ranges of nodes.
+//!
+//! Any number of replicas run; one leads at a time ([`election`]) and does the work ([`node_ranges`]). What is decided is
+//! decided by pure functions; this crate only watches and writes.
 #![forbid(unsafe_code)]
+
+pub mod election;
+mod lease;
+mod node_ranges;
+
+use std::path::PathBuf;
+
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Client, Config};
+use tokio_util::sync::CancellationToken;
+use towpath_plan::cluster_cidrs::{ClusterRanges, RangeError};
+use towpath_wire::config::ControllerConfig;
+
+/// Why the controller cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum ControllerError {
+    /// A range in the configuration is no CIDR.
+    #[error("clusterCidrs: {text:?} is no CIDR: {source}")]
+    Cidr {
+        /// As configured.
+        text: String,
+        /// Why.
+        source: ipnet::AddrParseError,
+    },
+    /// The ranges cannot be used together.
+    #[error("clusterCidrs: {0}")]
+    Ranges(#[from] RangeError),
+    /// The kubeconfig cannot be used.
+    #[error("kubeconfig {path}: {source}")]
+    Kubeconfig {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: kube::config::KubeconfigError,
+    },
+    /// Not in a pod with a service account.
+    #[error("no kubeconfig is given, and there is no service account here: {0}")]
+    InCluster(#[from] kube::config::InClusterError),
+    /// No client could be made.
+    #[error("cannot talk to the Kubernetes API: {0}")]
+    Client(#[from] kube::Error),
+    /// The replica has no name.
+    #[error("no identity is configured, and the host name cannot be read: {0}")]
+    Identity(std::io::Error),
+}
+
+/// Runs a replica until `shutdown`: waits to lead, and works while it does.
+///
+/// # Errors
+/// The configuration is wrong, or no client can be made of it. Errors of the API afterwards are logged and retried.
+pub async fn run(config: ControllerConfig, shutdown: CancellationToken) -> Result<(), ControllerError> {
+    let mut cidrs = Vec::new();
+    for cidr in &config.cluster_cidrs {
+        let parsed = cidr.0.parse().map_err(|source| ControllerError::Cidr { text: cidr.0.clone(), source })?;
+        cidrs.push(parsed);
+    }
+    let ranges = ClusterRanges::new(&cidrs, config.node_mask_v4, config.node_mask_v6)?;
+    let client = client(&config).await?;
+    let identity = identity(&config)?;
+    if cidrs.is_empty() {
+        tracing::info!("clusterCidrs is empty: nodes get their pod ranges from somebody else");
+        shutdown.cancelled().await;
+        return Ok(());
+    }
+    tracing::info!(%identity, ?cidrs, "controller started");
+    lease::lead(&client, &config.namespace, &identity, &shutdown, |leading| {
+        node_ranges::work(client.clone(), ranges.clone(), identity.clone(), leading)
+    })
+    .await;
+    Ok(())
+}
+
+async fn client(config: &ControllerConfig) -> Result<Client, ControllerError> {
+    let config = match &config.kubeconfig {
+        None => Config::incluster()?,
+        Some(path) => {
+            let wrong = |source| ControllerError::Kubeconfig { path: path.clone(), source };
+            let kubeconfig = Kubeconfig::read_from(path).map_err(wrong)?;
+            Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.map_err(wrong)?
+        }
+    };
+    Ok(Client::try_from(config)?)
+}
+
+/// The configured identity, else the host name, which in Kubernetes is the pod's.
+fn identity(config: &ControllerConfig) -> Result<String, ControllerError> {
+    if !config.identity.is_empty() {
+        return Ok(config.identity.clone());
+    }
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").map_err(ControllerError::Identity)?;
+    Ok(name.trim().to_owned())
+}
