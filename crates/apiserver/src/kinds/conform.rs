@@ -102,20 +102,31 @@ fn value_error(value: &Value, shape: &Shape, owner: &Type, path: &str) -> Option
     }
     let wrong = || Some(mismatch(value, owner, path, &go_type(shape)));
     match (shape, value) {
-        (Shape::Any, _) | (Shape::Text, Value::String(_)) | (Shape::Flag, Value::Bool(_)) | (Shape::Float, Value::Number(_)) => None,
+        (Shape::Any, _)
+        | (Shape::Text, Value::String(_))
+        | (Shape::Flag, Value::Bool(_))
+        | (Shape::Float, Value::Number(_)) => None,
         (Shape::Int32, Value::Number(number)) if number.as_i64().is_some_and(|n| i32::try_from(n).is_ok()) => None,
         (Shape::Int64, Value::Number(number)) if number.is_i64() => None,
         (Shape::Bytes, Value::String(text)) => base64_error(text),
         (Shape::Time, Value::String(text)) => time_error(text),
-        (Shape::Time, _) => Some(format!("json: cannot unmarshal {} into Go value of type string", json_type(value, false))),
+        (Shape::Time, _) => {
+            Some(format!("json: cannot unmarshal {} into Go value of type string", json_type(value, false)))
+        }
         (Shape::IntOrText, Value::String(_)) => None,
         (Shape::IntOrText, Value::Number(number)) if number.as_i64().is_some_and(|n| i32::try_from(n).is_ok()) => None,
-        (Shape::IntOrText, _) => Some(format!("json: cannot unmarshal {} into Go value of type int32", json_type(value, true))),
+        (Shape::IntOrText, _) => {
+            Some(format!("json: cannot unmarshal {} into Go value of type int32", json_type(value, true)))
+        }
         (Shape::Quantity, Value::String(text)) => quantity_error(text),
         (Shape::Quantity, Value::Number(number)) => quantity_error(&number.to_string()),
         (Shape::Quantity, _) => Some(super::quantity::MALFORMED.to_owned()),
-        (Shape::List(item), Value::Array(values)) => values.iter().find_map(|value| value_error(value, item, owner, path)),
-        (Shape::Map(item), Value::Object(values)) => values.values().find_map(|value| value_error(value, item, owner, path)),
+        (Shape::List(item), Value::Array(values)) => {
+            values.iter().find_map(|value| value_error(value, item, owner, path))
+        }
+        (Shape::Map(item), Value::Object(values)) => {
+            values.values().find_map(|value| value_error(value, item, owner, path))
+        }
         (Shape::Object(place), Value::Object(_)) => object_error(value, Shapes::get().at(*place)?, path),
         _ => wrong(),
     }
@@ -194,7 +205,10 @@ pub(crate) fn merge_at(kind: &Type, path: &[&str]) -> FieldMerge {
     for name in path {
         // Below a map, the path names a key.
         if let Shape::Map(item) = &shape {
-            merge = FieldMerge { list: matches!(**item, Shape::List(_)).then_some(ListMerge::Atomic), ..super::merge::GRANULAR };
+            merge = FieldMerge {
+                list: matches!(**item, Shape::List(_)).then_some(ListMerge::Atomic),
+                ..super::merge::GRANULAR
+            };
             shape = (**item).clone();
         } else {
             let Some(field) = owner.and_then(|owner| owner.field(name)) else { return unknown };

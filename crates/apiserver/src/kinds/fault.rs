@@ -182,6 +182,11 @@ impl Faults {
     /// `Too many` items.
     pub(crate) fn too_many(&mut self, path: &Path, count: usize, limit: usize) {
         let items = if limit == 1 { "item" } else { "items" };
-        self.push("FieldValueTooMany", path, format!("Too many: {count}"), &format!("must have at most {limit} {items}"));
+        self.push(
+            "FieldValueTooMany",
+            path,
+            format!("Too many: {count}"),
+            &format!("must have at most {limit} {items}"),
+        );
     }
 }

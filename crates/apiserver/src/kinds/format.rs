@@ -11,7 +11,8 @@ const LABEL_1035_FMT: &str = "[a-z]([-a-z0-9]*[a-z0-9])?";
 const KEY_FMT: &str = "([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]";
 const LABEL_MESSAGE: &str = "a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must start and end with an alphanumeric character";
 const SUBDOMAIN_MESSAGE: &str = "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must start and end with an alphanumeric character";
-const KEY_MESSAGE: &str = "must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character";
+const KEY_MESSAGE: &str =
+    "must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character";
 
 /// `must be between LOW and HIGH, inclusive`.
 pub(crate) fn range_message(low: i64, high: i64) -> String {
@@ -145,7 +146,10 @@ pub(crate) fn label_key(text: &str) -> Vec<String> {
                     out.push(format!("prefix part {}", max_bytes(253)));
                 }
                 if !is_subdomain(prefix) {
-                    out.push(format!("prefix part {}", regex_message(SUBDOMAIN_MESSAGE, SUBDOMAIN_FMT, &["example.com"])));
+                    out.push(format!(
+                        "prefix part {}",
+                        regex_message(SUBDOMAIN_MESSAGE, SUBDOMAIN_FMT, &["example.com"])
+                    ));
                 }
             }
             *name
@@ -216,7 +220,11 @@ pub(crate) fn percent(text: &str) -> Vec<String> {
     if !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()) {
         return Vec::new();
     }
-    vec![regex_message("a valid percent string must be a numeric string followed by an ending '%'", "[0-9]+%", &["1%", "93%"])]
+    vec![regex_message(
+        "a valid percent string must be a numeric string followed by an ending '%'",
+        "[0-9]+%",
+        &["1%", "93%"],
+    )]
 }
 
 /// An HTTP header's name.
@@ -224,7 +232,11 @@ pub(crate) fn http_header_name(text: &str) -> Vec<String> {
     if !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-') {
         return Vec::new();
     }
-    vec![regex_message("a valid HTTP header must consist of alphanumeric characters or '-'", "[-A-Za-z0-9]+", &["X-Header-Name"])]
+    vec![regex_message(
+        "a valid HTTP header must consist of alphanumeric characters or '-'",
+        "[-A-Za-z0-9]+",
+        &["X-Header-Name"],
+    )]
 }
 
 /// The name of an environment variable: printable ASCII without `=`.

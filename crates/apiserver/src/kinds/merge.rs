@@ -53,7 +53,9 @@ impl MergeTable {
             };
             match word {
                 "set" => merge.list = Some(ListMerge::Set),
-                "map" => merge.list = Some(ListMerge::Map(keys.split(',').map(|key| Cow::Owned(key.to_owned())).collect())),
+                "map" => {
+                    merge.list = Some(ListMerge::Map(keys.split(',').map(|key| Cow::Owned(key.to_owned())).collect()))
+                }
                 "atomic" => merge.atomic_map = true,
                 "merge" => {
                     merge.patch_merge = true;

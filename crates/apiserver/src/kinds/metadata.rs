@@ -75,7 +75,8 @@ pub(crate) fn check_update(object: &Value, old: &Value, faults: &mut Faults) {
     let path = Path::new("metadata");
     if before.has("deletionTimestamp") {
         let known = before.texts("finalizers");
-        let mut added: Vec<&str> = metadata.texts("finalizers").into_iter().filter(|name| !known.contains(name)).collect();
+        let mut added: Vec<&str> =
+            metadata.texts("finalizers").into_iter().filter(|name| !known.contains(name)).collect();
         added.sort_unstable();
         added.dedup();
         if !added.is_empty() {
@@ -90,7 +91,8 @@ pub(crate) fn check_update(object: &Value, old: &Value, faults: &mut Faults) {
     if metadata.text("resourceVersion").is_empty() {
         faults.invalid(&path.child("resourceVersion"), "", "must be specified for an update");
     }
-    let (generation, generation_before) = (metadata.int("generation").unwrap_or(0), before.int("generation").unwrap_or(0));
+    let (generation, generation_before) =
+        (metadata.int("generation").unwrap_or(0), before.int("generation").unwrap_or(0));
     if generation < generation_before {
         faults.invalid(&path.child("generation"), generation, "must not be decremented");
     }
@@ -111,9 +113,12 @@ pub(crate) fn immutable(value: &Value, old: &Value, path: &Path, faults: &mut Fa
 pub(crate) fn same(a: &Value, b: &Value) -> bool {
     match (a, b) {
         (Value::Object(left), Value::Object(right)) => {
-            left.iter().all(|(key, value)| same(value, b.at(key))) && right.iter().all(|(key, value)| left.contains_key(key) || same(&Value::Null, value))
+            left.iter().all(|(key, value)| same(value, b.at(key)))
+                && right.iter().all(|(key, value)| left.contains_key(key) || same(&Value::Null, value))
         }
-        (Value::Array(left), Value::Array(right)) => left.len() == right.len() && left.iter().zip(right).all(|(x, y)| same(x, y)),
+        (Value::Array(left), Value::Array(right)) => {
+            left.len() == right.len() && left.iter().zip(right).all(|(x, y)| same(x, y))
+        }
         _ => a == b || (a.is_blank() && b.is_blank()),
     }
 }
@@ -171,7 +176,9 @@ fn owners(metadata: &Value, path: &Path, faults: &mut Faults) {
             let name = format!("{}/{}", owner.text("kind"), owner.text("name"));
             match &controller {
                 Some(first) => {
-                    let detail = format!("Only one reference can have Controller set to true. Found \"true\" in references for {first} and {name}");
+                    let detail = format!(
+                        "Only one reference can have Controller set to true. Found \"true\" in references for {first} and {name}"
+                    );
                     faults.invalid(path, metadata.at("ownerReferences"), &detail);
                 }
                 None => controller = Some(name),
@@ -201,7 +208,10 @@ pub(crate) fn label_selector(selector: &Value, path: &Path, faults: &mut Faults)
                 faults.required(&here.child("values"), "must be specified when `operator` is 'In' or 'NotIn'");
             }
             "Exists" | "DoesNotExist" if !values.is_empty() => {
-                faults.forbidden(&here.child("values"), "may not be specified when `operator` is 'Exists' or 'DoesNotExist'");
+                faults.forbidden(
+                    &here.child("values"),
+                    "may not be specified when `operator` is 'Exists' or 'DoesNotExist'",
+                );
             }
             "In" | "NotIn" | "Exists" | "DoesNotExist" => {}
             operator => faults.invalid(&here.child("operator"), operator, "not a valid selector operator"),

@@ -8,6 +8,7 @@ pub(crate) mod merge;
 pub(crate) mod metadata;
 mod prepare;
 pub(crate) mod print;
+pub(crate) mod protobuf;
 mod quantity;
 pub(crate) mod read;
 mod rules;

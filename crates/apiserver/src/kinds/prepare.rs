@@ -81,10 +81,12 @@ pub(crate) fn job_create(object: &mut Value) {
     if spec.flag("manualSelector") || uid.is_empty() {
         return;
     }
-    let Some(labels) = section(spec, "template").map(|_| ()).and_then(|()| present(spec, "template")).and_then(|template| {
-        fill(template, "metadata", json!({}));
-        present(template, "metadata").and_then(|metadata| section(metadata, "labels"))
-    }) else {
+    let Some(labels) =
+        section(spec, "template").map(|_| ()).and_then(|()| present(spec, "template")).and_then(|template| {
+            fill(template, "metadata", json!({}));
+            present(template, "metadata").and_then(|metadata| section(metadata, "labels"))
+        })
+    else {
         return;
     };
     for (key, value) in [("controller-uid", &uid), ("job-name", &name)] {
@@ -149,10 +151,14 @@ pub(crate) fn service_update(object: &mut Value, old: &Value) {
     }
     drop_what_the_type_had(spec, before);
     if spec.text("type") != "LoadBalancer" {
-        put(object, "status", match old.get("status") {
-            Some(status) => without_balancer(status),
-            None => json!({"loadBalancer": {}}),
-        });
+        put(
+            object,
+            "status",
+            match old.get("status") {
+                Some(status) => without_balancer(status),
+                None => json!({"loadBalancer": {}}),
+            },
+        );
     }
 }
 
@@ -168,7 +174,9 @@ fn normalise_addresses(spec: &mut Value, before: &Value) {
     let same_list = spec.at("clusterIPs") == before.at("clusterIPs");
     if ip.is_empty() && !before.text("clusterIP").is_empty() && same_list {
         drop_field(spec, "clusterIPs");
-    } else if !ip.is_empty() && (ips == 0 && before.text("clusterIP") != ip || (same_list && before.text("clusterIP") != ip)) {
+    } else if !ip.is_empty()
+        && (ips == 0 && before.text("clusterIP") != ip || (same_list && before.text("clusterIP") != ip))
+    {
         put(spec, "clusterIPs", json!([ip]));
     }
 }
@@ -197,14 +205,18 @@ fn drop_what_the_type_had(spec: &mut Value, before: &Value) {
     }
     if needs_node_ports(before) && !needs_node_ports(spec) {
         let old: Vec<Value> = before.list("ports").iter().map(|port| port.at("nodePort").clone()).collect();
-        let same = spec.list("ports").len() == old.len() && spec.list("ports").iter().zip(&old).all(|(port, old)| port.at("nodePort") == old);
+        let same = spec.list("ports").len() == old.len()
+            && spec.list("ports").iter().zip(&old).all(|(port, old)| port.at("nodePort") == old);
         if same {
             for port in items_mut(spec, "ports") {
                 drop_field(port, "nodePort");
             }
         }
     }
-    if needs_health_check(before) && !needs_health_check(spec) && spec.at("healthCheckNodePort") == before.at("healthCheckNodePort") {
+    if needs_health_check(before)
+        && !needs_health_check(spec)
+        && spec.at("healthCheckNodePort") == before.at("healthCheckNodePort")
+    {
         drop_field(spec, "healthCheckNodePort");
     }
     let left = |field: &str, spec: &Value| spec.at(field) == before.at(field);
@@ -215,7 +227,8 @@ fn drop_what_the_type_had(spec: &mut Value, before: &Value) {
             }
         }
     }
-    let accessible = matches!(spec.text("type"), "NodePort" | "LoadBalancer") || (spec.text("type") == "ClusterIP" && !spec.list("externalIPs").is_empty());
+    let accessible = matches!(spec.text("type"), "NodePort" | "LoadBalancer")
+        || (spec.text("type") == "ClusterIP" && !spec.list("externalIPs").is_empty());
     if !accessible && left("externalTrafficPolicy", spec) {
         drop_field(spec, "externalTrafficPolicy");
     }

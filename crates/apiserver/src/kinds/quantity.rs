@@ -5,7 +5,8 @@
 use std::cmp::Ordering;
 
 /// What Kubernetes says of a quantity it cannot read.
-pub(crate) const MALFORMED: &str = "quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'";
+pub(crate) const MALFORMED: &str =
+    "quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'";
 
 const NANOS: i128 = 1_000_000_000;
 
@@ -126,7 +127,10 @@ pub(crate) fn canonical(text: &str) -> Option<String> {
             number /= 1024;
             power += 1;
         }
-        return Some(format!("{number}{}", ["", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei"].get(power).copied().unwrap_or_default()));
+        return Some(format!(
+            "{number}{}",
+            ["", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei"].get(power).copied().unwrap_or_default()
+        ));
     }
     if exponent {
         let (number, power) = reduced(nanos);

@@ -79,7 +79,13 @@ fn core(kind: &str) -> Rules {
             ..plain
         },
         "ResourceQuota" => Rules { default: d::resource_list, validate: v::resource_quota, ..plain },
-        "Secret" => Rules { default: d::secret, validate: v::secret, validate_update: v::secret_update, selectable: s::secret, ..plain },
+        "Secret" => Rules {
+            default: d::secret,
+            validate: v::secret,
+            validate_update: v::secret_update,
+            selectable: s::secret,
+            ..plain
+        },
         "Service" => Rules {
             name: NameRule::Label,
             default: d::service,
@@ -103,8 +109,12 @@ fn apps(kind: &str) -> Rules {
         "ControllerRevision" => {
             Rules { validate: v::controller_revision, validate_update: v::controller_revision_update, ..Rules::PLAIN }
         }
-        "DaemonSet" => Rules { default: d::daemon_set, validate: v::daemon_set, validate_update: v::daemon_set_update, ..workload },
-        "Deployment" => Rules { default: d::deployment, validate: v::deployment, validate_update: v::deployment_update, ..workload },
+        "DaemonSet" => {
+            Rules { default: d::daemon_set, validate: v::daemon_set, validate_update: v::daemon_set_update, ..workload }
+        }
+        "Deployment" => {
+            Rules { default: d::deployment, validate: v::deployment, validate_update: v::deployment_update, ..workload }
+        }
         "ReplicaSet" => Rules {
             default: d::replica_set,
             validate: v::replica_set,
@@ -112,7 +122,12 @@ fn apps(kind: &str) -> Rules {
             selectable: s::replicas,
             ..workload
         },
-        "StatefulSet" => Rules { default: d::stateful_set, validate: v::stateful_set, validate_update: v::stateful_set_update, ..workload },
+        "StatefulSet" => Rules {
+            default: d::stateful_set,
+            validate: v::stateful_set,
+            validate_update: v::stateful_set_update,
+            ..workload
+        },
         _ => Rules::PLAIN,
     }
 }
@@ -135,13 +150,19 @@ fn batch(kind: &str) -> Rules {
 fn network(kind: &str) -> Rules {
     let plain = Rules::PLAIN;
     match kind {
-        "EndpointSlice" => {
-            Rules { default: d::endpoint_slice, validate: v::endpoint_slice, validate_update: v::endpoint_slice_update, ..plain }
-        }
+        "EndpointSlice" => Rules {
+            default: d::endpoint_slice,
+            validate: v::endpoint_slice,
+            validate_update: v::endpoint_slice_update,
+            ..plain
+        },
         "Ingress" => Rules { validate: v::ingress, ..plain },
-        "IngressClass" => {
-            Rules { default: d::ingress_class, validate: v::ingress_class, validate_update: v::ingress_class_update, ..plain }
-        }
+        "IngressClass" => Rules {
+            default: d::ingress_class,
+            validate: v::ingress_class,
+            validate_update: v::ingress_class_update,
+            ..plain
+        },
         "IPAddress" => Rules { name: NameRule::Address, validate: v::ip_address, selectable: s::ip_address, ..plain },
         "NetworkPolicy" => Rules {
             default: d::network_policy,
@@ -159,24 +180,39 @@ fn rbac(kind: &str) -> Rules {
     let plain = Rules { name: NameRule::PathSegment, ..Rules::PLAIN };
     match kind {
         "Role" | "ClusterRole" => Rules { validate: v::role, ..plain },
-        _ => Rules { default: d::cluster_role_binding, validate: v::role_binding, validate_update: v::role_binding_update, ..plain },
+        _ => Rules {
+            default: d::cluster_role_binding,
+            validate: v::role_binding,
+            validate_update: v::role_binding_update,
+            ..plain
+        },
     }
 }
 
 fn other(kind: &str) -> Rules {
     let plain = Rules::PLAIN;
     match kind {
-        "HorizontalPodAutoscaler" => Rules { default: d::horizontal_pod_autoscaler, validate: v::horizontal_pod_autoscaler, ..plain },
+        "HorizontalPodAutoscaler" => {
+            Rules { default: d::horizontal_pod_autoscaler, validate: v::horizontal_pod_autoscaler, ..plain }
+        }
         "PodDisruptionBudget" => Rules { validate: v::pod_disruption_budget, ..plain },
         "Lease" => Rules { validate: v::lease, ..plain },
-        "PriorityClass" => {
-            Rules { default: d::priority_class, validate: v::priority_class, validate_update: v::priority_class_update, ..plain }
-        }
-        "StorageClass" => {
-            Rules { default: d::storage_class, validate: v::storage_class, validate_update: v::storage_class_update, ..plain }
-        }
+        "PriorityClass" => Rules {
+            default: d::priority_class,
+            validate: v::priority_class,
+            validate_update: v::priority_class_update,
+            ..plain
+        },
+        "StorageClass" => Rules {
+            default: d::storage_class,
+            validate: v::storage_class,
+            validate_update: v::storage_class_update,
+            ..plain
+        },
         "CSIDriver" => Rules { default: d::csi_driver, ..plain },
-        "MutatingWebhookConfiguration" | "ValidatingWebhookConfiguration" => Rules { default: d::webhook_configuration, ..plain },
+        "MutatingWebhookConfiguration" | "ValidatingWebhookConfiguration" => {
+            Rules { default: d::webhook_configuration, ..plain }
+        }
         "CustomResourceDefinition" => Rules {
             default: d::custom_resource_definition,
             validate: v::custom_resource_definition,

@@ -104,6 +104,9 @@ impl Shapes {
             let mut roots: Vec<Root> = table::ROWS.iter().map(|row| row.root).collect();
             roots.push(|generator| {
                 generator.subschema_for::<k8s_openapi::api::autoscaling::v1::Scale>();
+                generator.subschema_for::<k8s_openapi::api::authentication::v1::TokenRequest>();
+                generator.subschema_for::<k8s_openapi::api::policy::v1::Eviction>();
+                generator.subschema_for::<k8s_openapi::apimachinery::pkg::apis::meta::v1::DeleteOptions>();
             });
             for root in roots {
                 shapes.add(root, &merge);
@@ -126,7 +129,8 @@ impl Shapes {
         let mut generator = generator();
         root(&mut generator);
         let definitions = generator.take_definitions(true);
-        let fresh: Vec<(&String, &Value)> = definitions.iter().filter(|(name, _)| !self.index.contains_key(name.as_str())).collect();
+        let fresh: Vec<(&String, &Value)> =
+            definitions.iter().filter(|(name, _)| !self.index.contains_key(name.as_str())).collect();
         for (name, _) in &fresh {
             self.index.insert(name.as_str().into(), self.types.len());
             self.types.push(Type { name: name.as_str().into(), fields: Vec::new() });
@@ -139,7 +143,13 @@ impl Shapes {
         }
     }
 
-    fn fields(&self, owner: &str, definition: &Value, all: &serde_json::Map<String, Value>, merge: &MergeTable) -> Vec<Field> {
+    fn fields(
+        &self,
+        owner: &str,
+        definition: &Value,
+        all: &serde_json::Map<String, Value>,
+        merge: &MergeTable,
+    ) -> Vec<Field> {
         let required = definition.texts("required");
         let mut fields: Vec<Field> = definition
             .entries("properties")

@@ -16,7 +16,12 @@ fn value(object: &Value, keys: &[&str]) -> Option<String> {
 pub(crate) fn pod(path: &str, object: &Value) -> Option<String> {
     match path {
         "spec.hostNetwork" => Some(object.at("spec").flag("hostNetwork").to_string()),
-        "spec.nodeName" | "spec.restartPolicy" | "spec.schedulerName" | "spec.serviceAccountName" | "status.phase" | "status.podIP"
+        "spec.nodeName"
+        | "spec.restartPolicy"
+        | "spec.schedulerName"
+        | "spec.serviceAccountName"
+        | "status.phase"
+        | "status.podIP"
         | "status.nominatedNodeName" => value(object, &path.split('.').collect::<Vec<_>>()),
         _ => None,
     }
@@ -85,5 +90,9 @@ pub(crate) fn signing_request(path: &str, object: &Value) -> Option<String> {
 /// What an address belongs to.
 pub(crate) fn ip_address(path: &str, object: &Value) -> Option<String> {
     let field = path.strip_prefix("spec.parentRef.")?;
-    if ["group", "resource", "namespace", "name"].contains(&field) { value(object, &["spec", "parentRef", field]) } else { None }
+    if ["group", "resource", "namespace", "name"].contains(&field) {
+        value(object, &["spec", "parentRef", field])
+    } else {
+        None
+    }
 }

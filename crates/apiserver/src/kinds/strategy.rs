@@ -88,7 +88,13 @@ impl Builtin {
 fn desired_changed(object: &Value, old: &Value) -> bool {
     let keys = |value: &Value| -> BTreeMap<String, Value> {
         let skip = ["apiVersion", "kind", "metadata", "status"];
-        value.as_object().into_iter().flatten().filter(|(key, _)| !skip.contains(&key.as_str())).map(|(key, value)| (key.clone(), value.clone())).collect()
+        value
+            .as_object()
+            .into_iter()
+            .flatten()
+            .filter(|(key, _)| !skip.contains(&key.as_str()))
+            .map(|(key, value)| (key.clone(), value.clone()))
+            .collect()
     };
     let (new, before) = (keys(object), keys(old));
     let null = Value::Null;
@@ -128,7 +134,8 @@ impl Strategy for Builtin {
         (self.rules.update)(object, old);
         let before = old.deep(&["metadata", "generation"]).as_i64();
         if self.row.has_generation() {
-            let deleting = object.deep(&["metadata", "deletionTimestamp"]).is_null() != old.deep(&["metadata", "deletionTimestamp"]).is_null();
+            let deleting = object.deep(&["metadata", "deletionTimestamp"]).is_null()
+                != old.deep(&["metadata", "deletionTimestamp"]).is_null();
             let raise = deleting || desired_changed(object, old);
             set_generation(object, before.unwrap_or(0).saturating_add(i64::from(raise)));
         } else if let Some(metadata) = object.get_mut("metadata") {
@@ -148,7 +155,9 @@ impl Strategy for Builtin {
             None => drop(drop_field(&mut kept, "status")),
         }
         if let Some(mut metadata) = metadata {
-            for field in ["generation", "ownerReferences", "finalizers", "deletionTimestamp", "deletionGracePeriodSeconds"] {
+            for field in
+                ["generation", "ownerReferences", "finalizers", "deletionTimestamp", "deletionGracePeriodSeconds"]
+            {
                 keep_from(&mut metadata, old.at("metadata"), field);
             }
             put(&mut kept, "metadata", metadata);

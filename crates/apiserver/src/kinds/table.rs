@@ -2,10 +2,10 @@
 
 use k8s_openapi::api::{
     admissionregistration::v1 as admission, apps::v1 as apps, authentication::v1 as authentication,
-    authorization::v1 as authorization, autoscaling::v2 as autoscaling, batch::v1 as batch, certificates::v1 as certificates,
-    coordination::v1 as coordination, core::v1 as core, discovery::v1 as discovery, events::v1 as events,
-    flowcontrol::v1 as flowcontrol, networking::v1 as networking, node::v1 as node, policy::v1 as policy, rbac::v1 as rbac,
-    scheduling::v1 as scheduling, storage::v1 as storage,
+    authorization::v1 as authorization, autoscaling::v2 as autoscaling, batch::v1 as batch,
+    certificates::v1 as certificates, coordination::v1 as coordination, core::v1 as core, discovery::v1 as discovery,
+    events::v1 as events, flowcontrol::v1 as flowcontrol, networking::v1 as networking, node::v1 as node,
+    policy::v1 as policy, rbac::v1 as rbac, scheduling::v1 as scheduling, storage::v1 as storage,
 };
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1 as apiextensions;
 use schemars::SchemaGenerator;
@@ -176,7 +176,10 @@ impl Row {
                 | ("apps", "DaemonSet" | "Deployment" | "ReplicaSet" | "StatefulSet")
                 | ("batch" | "policy" | "flowcontrol.apiserver.k8s.io", _)
                 | ("networking.k8s.io", "NetworkPolicy" | "Ingress" | "IngressClass")
-                | ("discovery.k8s.io" | "admissionregistration.k8s.io" | "apiextensions.k8s.io" | "scheduling.k8s.io", _)
+                | (
+                    "discovery.k8s.io" | "admissionregistration.k8s.io" | "apiextensions.k8s.io" | "scheduling.k8s.io",
+                    _
+                )
         )
     }
 }

@@ -109,7 +109,8 @@ pub(crate) fn limit_range(object: &mut Value) {
         if item.text("type") != "Container" {
             continue;
         }
-        let map = |item: &Value, name: &str| -> Map<String, Value> { item.at(name).as_object().cloned().unwrap_or_default() };
+        let map =
+            |item: &Value, name: &str| -> Map<String, Value> { item.at(name).as_object().cloned().unwrap_or_default() };
         let mut default = map(item, "default");
         let mut request = map(item, "defaultRequest");
         for (name, value) in map(item, "max") {

@@ -6,7 +6,8 @@ use crate::kinds::read::{Read, drop_field, fill, fill_text, items_mut, present, 
 
 /// Whether a Service's ports are open on every node or it has external addresses.
 fn externally_accessible(spec: &Value) -> bool {
-    matches!(spec.text("type"), "NodePort" | "LoadBalancer") || (spec.text("type") == "ClusterIP" && !spec.list("externalIPs").is_empty())
+    matches!(spec.text("type"), "NodePort" | "LoadBalancer")
+        || (spec.text("type") == "ClusterIP" && !spec.list("externalIPs").is_empty())
 }
 
 /// Fills in a `Service`; addresses and node ports are allotted elsewhere.

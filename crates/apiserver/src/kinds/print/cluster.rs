@@ -71,7 +71,8 @@ pub(crate) fn node(object: &Value, now: &str) -> Vec<Value> {
 }
 
 /// Columns of Namespaces.
-pub(crate) const NAMESPACE: &[ColumnRow] = &[NAME, ColumnRow("Status", "string", "The status of the namespace", 0), AGE];
+pub(crate) const NAMESPACE: &[ColumnRow] =
+    &[NAME, ColumnRow("Status", "string", "The status of the namespace", 0), AGE];
 
 /// The row of a Namespace.
 pub(crate) fn namespace(object: &Value, now: &str) -> Vec<Value> {
@@ -100,7 +101,8 @@ pub(crate) fn secret(object: &Value, now: &str) -> Vec<Value> {
 }
 
 /// Columns of ServiceAccounts.
-pub(crate) const SERVICE_ACCOUNT: &[ColumnRow] = &[NAME, ColumnRow("Secrets", "string", "How many secrets it names.", 0), AGE];
+pub(crate) const SERVICE_ACCOUNT: &[ColumnRow] =
+    &[NAME, ColumnRow("Secrets", "string", "How many secrets it names.", 0), AGE];
 
 /// The row of a ServiceAccount.
 pub(crate) fn service_account(object: &Value, now: &str) -> Vec<Value> {
@@ -165,13 +167,18 @@ pub(crate) fn event(object: &Value, now: &str) -> Vec<Value> {
 
 /// `RWO,ROX` for access modes.
 fn access_modes(list: &[&str]) -> String {
-    let known = [("ReadWriteOnce", "RWO"), ("ReadOnlyMany", "ROX"), ("ReadWriteMany", "RWX"), ("ReadWriteOncePod", "RWOP")];
+    let known =
+        [("ReadWriteOnce", "RWO"), ("ReadOnlyMany", "ROX"), ("ReadWriteMany", "RWX"), ("ReadWriteOncePod", "RWOP")];
     let short: Vec<&str> = known.iter().filter(|(mode, _)| list.contains(mode)).map(|(_, short)| *short).collect();
     short.join(",")
 }
 
 fn phase(object: &Value) -> Value {
-    json!(if object.at("metadata").has("deletionTimestamp") { "Terminating" } else { object.at("status").text("phase") })
+    json!(if object.at("metadata").has("deletionTimestamp") {
+        "Terminating"
+    } else {
+        object.at("status").text("phase")
+    })
 }
 
 /// Columns of PersistentVolumes.
@@ -193,7 +200,8 @@ pub(crate) const VOLUME: &[ColumnRow] = &[
 pub(crate) fn volume(object: &Value, now: &str) -> Vec<Value> {
     let spec = object.at("spec");
     let claim = spec.at("claimRef");
-    let claimed = if claim.is_null() { String::new() } else { format!("{}/{}", claim.text("namespace"), claim.text("name")) };
+    let claimed =
+        if claim.is_null() { String::new() } else { format!("{}/{}", claim.text("namespace"), claim.text("name")) };
     vec![
         name(object),
         or(spec.at("capacity").text("storage"), "0"),
@@ -251,7 +259,8 @@ pub(crate) const STORAGE_CLASS: &[ColumnRow] = &[
 
 /// The row of a StorageClass.
 pub(crate) fn storage_class(object: &Value, now: &str) -> Vec<Value> {
-    let default = object.deep(&["metadata", "annotations", "storageclass.kubernetes.io/is-default-class"]) == &json!("true");
+    let default =
+        object.deep(&["metadata", "annotations", "storageclass.kubernetes.io/is-default-class"]) == &json!("true");
     let shown = object.at("metadata").text("name");
     vec![
         json!(if default { format!("{shown} (default)") } else { shown.to_owned() }),
@@ -309,7 +318,12 @@ pub(crate) fn binding(object: &Value, now: &str) -> Vec<Value> {
 /// Columns of ResourceQuotas.
 pub(crate) const QUOTA: &[ColumnRow] = &[
     NAME,
-    ColumnRow("Request", "string", "Request represents a minimum amount of cpu/memory that a container may consume.", 0),
+    ColumnRow(
+        "Request",
+        "string",
+        "Request represents a minimum amount of cpu/memory that a container may consume.",
+        0,
+    ),
     ColumnRow(
         "Limit",
         "string",
@@ -350,7 +364,13 @@ pub(crate) const PRIORITY_CLASS: &[ColumnRow] = &[
 /// The row of a PriorityClass.
 pub(crate) fn priority_class(object: &Value, now: &str) -> Vec<Value> {
     let value = object.int("value").unwrap_or(0);
-    vec![name(object), json!(value), json!(object.flag("globalDefault")), object_age(object, now), json!(object.text("preemptionPolicy"))]
+    vec![
+        name(object),
+        json!(value),
+        json!(object.flag("globalDefault")),
+        object_age(object, now),
+        json!(object.text("preemptionPolicy")),
+    ]
 }
 
 /// Columns of CertificateSigningRequests.
@@ -393,7 +413,8 @@ pub(crate) fn signing_request(object: &Value, now: &str) -> Vec<Value> {
 }
 
 /// Columns of RuntimeClasses.
-pub(crate) const RUNTIME_CLASS: &[ColumnRow] = &[NAME, ColumnRow("Handler", "string", "The runtime's name on the node.", 0), AGE];
+pub(crate) const RUNTIME_CLASS: &[ColumnRow] =
+    &[NAME, ColumnRow("Handler", "string", "The runtime's name on the node.", 0), AGE];
 
 /// The row of a RuntimeClass.
 pub(crate) fn runtime_class(object: &Value, now: &str) -> Vec<Value> {
@@ -401,7 +422,8 @@ pub(crate) fn runtime_class(object: &Value, now: &str) -> Vec<Value> {
 }
 
 /// Columns of webhook configurations.
-pub(crate) const WEBHOOKS: &[ColumnRow] = &[NAME, ColumnRow("Webhooks", "integer", "How many webhooks it names.", 0), AGE];
+pub(crate) const WEBHOOKS: &[ColumnRow] =
+    &[NAME, ColumnRow("Webhooks", "integer", "How many webhooks it names.", 0), AGE];
 
 /// The row of a webhook configuration.
 pub(crate) fn webhooks(object: &Value, now: &str) -> Vec<Value> {

@@ -21,7 +21,13 @@ impl ColumnRow {
     /// The column as the API sends it.
     pub(crate) fn column(&self) -> Column {
         let format = if self.0 == "Name" { "name" } else { "" };
-        Column { name: self.0.into(), kind: self.1.into(), format: format.into(), description: self.2.into(), priority: self.3 }
+        Column {
+            name: self.0.into(),
+            kind: self.1.into(),
+            format: format.into(),
+            description: self.2.into(),
+            priority: self.3,
+        }
     }
 }
 
@@ -33,11 +39,23 @@ pub(crate) const NAME: ColumnRow = ColumnRow(
     0,
 );
 /// The age column.
-pub(crate) const AGE: ColumnRow = ColumnRow("Age", "string", "CreationTimestamp is a timestamp representing the server time when this object was created.", 0);
+pub(crate) const AGE: ColumnRow = ColumnRow(
+    "Age",
+    "string",
+    "CreationTimestamp is a timestamp representing the server time when this object was created.",
+    0,
+);
 
 /// Columns of kinds that have none of their own.
-pub(crate) const PLAIN: &[ColumnRow] =
-    &[NAME, ColumnRow("Created At", "date", "CreationTimestamp is a timestamp representing the server time when this object was created.", 0)];
+pub(crate) const PLAIN: &[ColumnRow] = &[
+    NAME,
+    ColumnRow(
+        "Created At",
+        "date",
+        "CreationTimestamp is a timestamp representing the server time when this object was created.",
+        0,
+    ),
+];
 
 /// Cells of [`PLAIN`].
 pub(crate) fn plain_row(object: &Value, _now: &str) -> Vec<Value> {
@@ -57,8 +75,12 @@ pub(crate) fn object_age(object: &Value, now: &str) -> Value {
 
 /// Labels as `a=b,c=d`, sorted; `<none>` when there are none.
 pub(crate) fn labels(labels: &Value) -> String {
-    let mut pairs: Vec<String> =
-        labels.as_object().into_iter().flatten().map(|(key, value)| format!("{key}={}", value.as_str().unwrap_or_default())).collect();
+    let mut pairs: Vec<String> = labels
+        .as_object()
+        .into_iter()
+        .flatten()
+        .map(|(key, value)| format!("{key}={}", value.as_str().unwrap_or_default()))
+        .collect();
     pairs.sort();
     if pairs.is_empty() { "<none>".to_owned() } else { pairs.join(",") }
 }
@@ -125,7 +147,9 @@ pub(crate) fn with_columns(row: &super::table::Row, rules: Rules) -> Rules {
         (_, "PriorityClass") => (cluster::PRIORITY_CLASS, cluster::priority_class),
         (_, "CertificateSigningRequest") => (cluster::SIGNING_REQUEST, cluster::signing_request),
         (_, "RuntimeClass") => (cluster::RUNTIME_CLASS, cluster::runtime_class),
-        (_, "MutatingWebhookConfiguration" | "ValidatingWebhookConfiguration") => (cluster::WEBHOOKS, cluster::webhooks),
+        (_, "MutatingWebhookConfiguration" | "ValidatingWebhookConfiguration") => {
+            (cluster::WEBHOOKS, cluster::webhooks)
+        }
         ("" | "rbac.authorization.k8s.io" | "apiextensions.k8s.io", _) => (PLAIN, plain_row),
         _ => (cluster::NAME_AGE, cluster::name_age),
     };

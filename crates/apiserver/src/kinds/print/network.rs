@@ -96,7 +96,9 @@ pub(crate) fn endpoints(object: &Value, now: &str) -> Vec<Value> {
         }
         for port in subset.list("ports") {
             let number = port.int("port").unwrap_or(0);
-            list.extend(ips().map(|ip| if ip.contains(':') { format!("[{ip}]:{number}") } else { format!("{ip}:{number}") }));
+            list.extend(
+                ips().map(|ip| if ip.contains(':') { format!("[{ip}]:{number}") } else { format!("{ip}:{number}") }),
+            );
         }
     }
     let empty = if object.list("subsets").is_empty() { "<none>" } else { "" };
@@ -135,7 +137,8 @@ pub(crate) fn endpoint_slice(object: &Value, now: &str) -> Vec<Value> {
 }
 
 /// Columns of NetworkPolicies.
-pub(crate) const NETWORK_POLICY: &[ColumnRow] = &[NAME, ColumnRow("Pod-Selector", "string", "Which pods it isolates.", 0), AGE];
+pub(crate) const NETWORK_POLICY: &[ColumnRow] =
+    &[NAME, ColumnRow("Pod-Selector", "string", "Which pods it isolates.", 0), AGE];
 
 /// The row of a NetworkPolicy.
 pub(crate) fn network_policy(object: &Value, now: &str) -> Vec<Value> {
@@ -145,7 +148,12 @@ pub(crate) fn network_policy(object: &Value, now: &str) -> Vec<Value> {
 /// Columns of Ingresses.
 pub(crate) const INGRESS: &[ColumnRow] = &[
     NAME,
-    ColumnRow("Class", "string", "The name of the IngressClass resource that should be used for additional configuration", 0),
+    ColumnRow(
+        "Class",
+        "string",
+        "The name of the IngressClass resource that should be used for additional configuration",
+        0,
+    ),
     ColumnRow("Hosts", "string", "Hosts that incoming requests are matched against before the ingress rule", 0),
     ColumnRow("Address", "string", "Address is a list containing ingress points for the load-balancer", 0),
     ColumnRow("Ports", "string", "Ports of TLS configurations that open", 0),
@@ -156,10 +164,13 @@ pub(crate) const INGRESS: &[ColumnRow] = &[
 pub(crate) fn ingress(object: &Value, now: &str) -> Vec<Value> {
     let spec = object.at("spec");
     let class = spec.text("ingressClassName");
-    let hosts: Vec<&str> = spec.list("rules").iter().map(|rule| rule.text("host")).filter(|host| !host.is_empty()).collect();
+    let hosts: Vec<&str> =
+        spec.list("rules").iter().map(|rule| rule.text("host")).filter(|host| !host.is_empty()).collect();
     let shown = match hosts.len() {
         0 => "*".to_owned(),
-        count if count > 3 => format!("{} + {} more...", hosts.get(..3).unwrap_or_default().join(","), spec.list("rules").len() - 3),
+        count if count > 3 => {
+            format!("{} + {} more...", hosts.get(..3).unwrap_or_default().join(","), spec.list("rules").len() - 3)
+        }
         _ => hosts.join(","),
     };
     vec![
@@ -195,7 +206,8 @@ pub(crate) fn ingress_class(object: &Value, now: &str) -> Vec<Value> {
 }
 
 /// Columns of ServiceCIDRs.
-pub(crate) const SERVICE_CIDR: &[ColumnRow] = &[NAME, ColumnRow("CIDRs", "string", "The ranges of Service addresses.", 0), AGE];
+pub(crate) const SERVICE_CIDR: &[ColumnRow] =
+    &[NAME, ColumnRow("CIDRs", "string", "The ranges of Service addresses.", 0), AGE];
 
 /// The row of a ServiceCIDR.
 pub(crate) fn service_cidr(object: &Value, now: &str) -> Vec<Value> {
@@ -203,7 +215,8 @@ pub(crate) fn service_cidr(object: &Value, now: &str) -> Vec<Value> {
 }
 
 /// Columns of IPAddresses.
-pub(crate) const IP_ADDRESS: &[ColumnRow] = &[NAME, ColumnRow("ParentRef", "string", "What the address belongs to.", 0), AGE];
+pub(crate) const IP_ADDRESS: &[ColumnRow] =
+    &[NAME, ColumnRow("ParentRef", "string", "What the address belongs to.", 0), AGE];
 
 /// The row of an IPAddress.
 pub(crate) fn ip_address(object: &Value, now: &str) -> Vec<Value> {

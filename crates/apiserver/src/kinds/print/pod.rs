@@ -50,7 +50,10 @@ fn terminated(state: &Value) -> String {
 }
 
 fn condition_true(status: &Value, kind: &str) -> bool {
-    status.list("conditions").iter().any(|condition| condition.text("type") == kind && condition.text("status") == "True")
+    status
+        .list("conditions")
+        .iter()
+        .any(|condition| condition.text("type") == kind && condition.text("status") == "True")
 }
 
 fn summary(pod: &Value) -> Summary {
@@ -66,7 +69,11 @@ fn summary(pod: &Value) -> Summary {
     let total = spec.list("containers").len()
         + spec.list("initContainers").iter().filter(|container| container.text("restartPolicy") == "Always").count();
     let mut sum = Summary { reason: reason.to_owned(), ready: 0, total, restarts: 0, last_restart: String::new() };
-    if status.list("conditions").iter().any(|condition| condition.text("type") == "PodScheduled" && condition.text("reason") == "SchedulingGated") {
+    if status
+        .list("conditions")
+        .iter()
+        .any(|condition| condition.text("type") == "PodScheduled" && condition.text("reason") == "SchedulingGated")
+    {
         sum.reason = "SchedulingGated".to_owned();
     }
     let (mut sidecar_restarts, mut sidecar_last) = (0, String::new());

@@ -16,7 +16,8 @@ fn number(object: &Value, section: &str, field: &str) -> i64 {
 /// Names and images of a template's containers, each joined by commas.
 fn containers(template: &Value) -> [Value; 2] {
     ["name", "image"].map(|field| {
-        let parts: Vec<&str> = template.at("spec").list("containers").iter().map(|container| container.text(field)).collect();
+        let parts: Vec<&str> =
+            template.at("spec").list("containers").iter().map(|container| container.text(field)).collect();
         json!(parts.join(","))
     })
 }
@@ -150,7 +151,12 @@ pub(crate) fn job(object: &Value, now: &str) -> Vec<Value> {
         (start, "") => age(start, now),
         (start, end) => age(start, end),
     };
-    let holds = |kind: &str| status.list("conditions").iter().any(|condition| condition.text("type") == kind && condition.text("status") == "True");
+    let holds = |kind: &str| {
+        status
+            .list("conditions")
+            .iter()
+            .any(|condition| condition.text("type") == kind && condition.text("status") == "True")
+    };
     let state = if holds("Complete") {
         "Complete"
     } else if holds("Failed") {
@@ -256,7 +262,8 @@ pub(crate) fn controller_revision(object: &Value, now: &str) -> Vec<Value> {
     let owner = owner.map_or_else(
         || "<none>".to_owned(),
         |owner| {
-            let group = owner.text("apiVersion").split_once('/').map(|(group, _)| format!(".{group}")).unwrap_or_default();
+            let group =
+                owner.text("apiVersion").split_once('/').map(|(group, _)| format!(".{group}")).unwrap_or_default();
             format!("{}{group}/{}", owner.text("kind").to_lowercase(), owner.text("name"))
         },
     );
@@ -297,18 +304,38 @@ fn metrics(spec: &Value, status: &Value) -> String {
     }
     let cell = |index: usize, metric: &Value| {
         let kind = metric.text("type");
-        let field = kind.chars().next().map(|first| first.to_ascii_lowercase().to_string() + kind.get(1..).unwrap_or_default()).unwrap_or_default();
+        let field = kind
+            .chars()
+            .next()
+            .map(|first| first.to_ascii_lowercase().to_string() + kind.get(1..).unwrap_or_default())
+            .unwrap_or_default();
         let source = metric.at(&field);
-        let current = status.list("currentMetrics").get(index).map(|metric| metric.at(&field).at("current")).unwrap_or(&Value::Null);
+        let current = status
+            .list("currentMetrics")
+            .get(index)
+            .map(|metric| metric.at(&field).at("current"))
+            .unwrap_or(&Value::Null);
         let target = source.at("target");
-        let label = if matches!(kind, "Resource" | "ContainerResource") { format!("{}: ", source.text("name")) } else { String::new() };
+        let label = if matches!(kind, "Resource" | "ContainerResource") {
+            format!("{}: ", source.text("name"))
+        } else {
+            String::new()
+        };
         match target.int("averageUtilization") {
             Some(wanted) => {
-                let now = current.int("averageUtilization").map_or_else(|| "<unknown>".to_owned(), |now| format!("{now}%"));
+                let now =
+                    current.int("averageUtilization").map_or_else(|| "<unknown>".to_owned(), |now| format!("{now}%"));
                 format!("{label}{now}/{wanted}%")
             }
             None => {
-                let text = |value: &Value| ["averageValue", "value"].iter().map(|field| value.text(field)).find(|text| !text.is_empty()).unwrap_or("<unknown>").to_owned();
+                let text = |value: &Value| {
+                    ["averageValue", "value"]
+                        .iter()
+                        .map(|field| value.text(field))
+                        .find(|text| !text.is_empty())
+                        .unwrap_or("<unknown>")
+                        .to_owned()
+                };
                 format!("{label}{}/{}", text(current), text(target))
             }
         }

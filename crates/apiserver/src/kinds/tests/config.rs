@@ -78,7 +78,9 @@ fn what_is_immutable_stays() {
     assert_eq!(changed, vec!["data: Forbidden: field is immutable when `immutable` is set"]);
     let secret = refused_update("Secret", json!({}), |secret| secret["type"] = json!("other"));
     assert_eq!(secret, vec!["type: Invalid value: \"other\": field is immutable"]);
-    let node = refused_update("Node", json!({"spec": {"podCIDRs": ["10.0.0.0/24"]}}), |node| node["spec"]["podCIDRs"] = json!(["10.0.1.0/24"]));
+    let node = refused_update("Node", json!({"spec": {"podCIDRs": ["10.0.0.0/24"]}}), |node| {
+        node["spec"]["podCIDRs"] = json!(["10.0.1.0/24"])
+    });
     assert_eq!(node, vec!["spec.podCIDRs: Forbidden: node updates may not change podCIDR except from \"\" to valid"]);
     let binding = json!({"roleRef": {"kind": "ClusterRole", "name": "a"}});
     let bound = refused_update("ClusterRoleBinding", binding, |binding| binding["roleRef"]["name"] = json!("b"));
@@ -103,10 +105,14 @@ fn a_namespace_begins_active_and_is_held_by_its_controller() {
 
 #[test]
 fn finalizers_are_not_added_to_what_is_being_deleted() {
-    let refusal = refused_update("ConfigMap", json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}}), |map| {
-        map["metadata"]["finalizers"] = json!(["example.com/b", "example.com/a"]);
-    });
-    assert_eq!(refusal, vec![
-        "metadata.finalizers: Forbidden: no new finalizers can be added if the object is being deleted, found new finalizers []string{\"example.com/a\", \"example.com/b\"}"
-    ]);
+    let refusal =
+        refused_update("ConfigMap", json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}}), |map| {
+            map["metadata"]["finalizers"] = json!(["example.com/b", "example.com/a"]);
+        });
+    assert_eq!(
+        refusal,
+        vec![
+            "metadata.finalizers: Forbidden: no new finalizers can be added if the object is being deleted, found new finalizers []string{\"example.com/a\", \"example.com/b\"}"
+        ]
+    );
 }

@@ -3,6 +3,7 @@
 mod config;
 mod pod;
 mod print;
+mod protobuf;
 mod schema;
 mod service;
 mod workload;

@@ -145,28 +145,35 @@ fn pods_are_refused_in_the_words_of_kubernetes() {
 
 #[test]
 fn labels_are_checked_key_and_value() {
-    let object = |labels: Value| {
-        json!({"metadata": {"labels": labels}, "spec": {"containers": [{"name": "web", "image": "nginx"}]}})
-    };
+    let object = |labels: Value| json!({"metadata": {"labels": labels}, "spec": {"containers": [{"name": "web", "image": "nginx"}]}});
     let long = "x".repeat(64);
-    assert_eq!(refused("Pod", object(json!({"a": long}))), vec![format!("metadata.labels: Invalid value: \"{long}\": must be no more than 63 bytes")]);
+    assert_eq!(
+        refused("Pod", object(json!({"a": long}))),
+        vec![format!("metadata.labels: Invalid value: \"{long}\": must be no more than 63 bytes")]
+    );
     assert_eq!(
         refused("Pod", object(json!({"-a": "b"}))),
-        vec!["metadata.labels: Invalid value: \"-a\": name part must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for validation is '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]')"]
+        vec![
+            "metadata.labels: Invalid value: \"-a\": name part must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for validation is '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]')"
+        ]
     );
     assert_eq!(
         refused("Pod", object(json!({"a": "b c"}))),
-        vec!["metadata.labels: Invalid value: \"b c\": a valid label must be an empty string or consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character (e.g. 'MyValue',  or 'my_value',  or '12345', regex used for validation is '(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?')"]
+        vec![
+            "metadata.labels: Invalid value: \"b c\": a valid label must be an empty string or consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character (e.g. 'MyValue',  or 'my_value',  or '12345', regex used for validation is '(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?')"
+        ]
     );
 }
 
 #[test]
 fn an_update_changes_images_only() {
     let base = || pod(json!({"nodeName": "n1"}));
-    let change = |pointer: &'static str, value: Value| {
-        move |pod: &mut Value| *pod.pointer_mut(pointer).unwrap() = value
-    };
-    assert_eq!(refused_update("Pod", base(), change("/spec/containers/0/image", json!("nginx:2"))), Vec::<String>::new());
+    let change =
+        |pointer: &'static str, value: Value| move |pod: &mut Value| *pod.pointer_mut(pointer).unwrap() = value;
+    assert_eq!(
+        refused_update("Pod", base(), change("/spec/containers/0/image", json!("nginx:2"))),
+        Vec::<String>::new()
+    );
     let refusal = refused_update("Pod", base(), change("/spec/nodeName", json!("n2")));
     assert_eq!(refusal.len(), 1);
     assert!(
@@ -178,7 +185,8 @@ fn an_update_changes_images_only() {
         pod["spec"]["containers"].as_array_mut().unwrap().push(json!({"name": "b", "image": "b"}));
     });
     assert_eq!(more, vec!["spec.containers: Forbidden: pod updates may not add or remove containers"]);
-    let added = refused_update("Pod", base(), |pod| pod["spec"]["tolerations"] = json!([{"key": "a", "operator": "Exists"}]));
+    let added =
+        refused_update("Pod", base(), |pod| pod["spec"]["tolerations"] = json!([{"key": "a", "operator": "Exists"}]));
     assert_eq!(added, Vec::<String>::new());
 }
 

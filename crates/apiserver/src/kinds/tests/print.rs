@@ -54,16 +54,48 @@ fn pod_status_reads_as_in_kubectl() {
         (json!({"phase": "Pending"}), "0/2", "Pending"),
         (json!({"phase": "Running", "containerStatuses": [running(true), running(true)]}), "2/2", "Running"),
         (json!({"phase": "Running", "containerStatuses": [running(true), running(false)]}), "1/2", "Running"),
-        (json!({"phase": "Pending", "containerStatuses": [running(true), waiting("ErrImagePull")]}), "1/2", "ErrImagePull"),
-        (json!({"phase": "Running", "containerStatuses": [running(true), waiting("CrashLoopBackOff")]}), "1/2", "CrashLoopBackOff"),
-        (json!({"phase": "Pending", "containerStatuses": [waiting("ContainerCreating"), waiting("ContainerCreating")]}), "0/2", "ContainerCreating"),
-        (json!({"phase": "Succeeded", "containerStatuses": [ended(json!({"exitCode": 0, "reason": "Completed"}))]}), "0/2", "Completed"),
-        (json!({"phase": "Failed", "containerStatuses": [ended(json!({"exitCode": 1, "reason": "Error"}))]}), "0/2", "Error"),
+        (
+            json!({"phase": "Pending", "containerStatuses": [running(true), waiting("ErrImagePull")]}),
+            "1/2",
+            "ErrImagePull",
+        ),
+        (
+            json!({"phase": "Running", "containerStatuses": [running(true), waiting("CrashLoopBackOff")]}),
+            "1/2",
+            "CrashLoopBackOff",
+        ),
+        (
+            json!({"phase": "Pending", "containerStatuses": [waiting("ContainerCreating"), waiting("ContainerCreating")]}),
+            "0/2",
+            "ContainerCreating",
+        ),
+        (
+            json!({"phase": "Succeeded", "containerStatuses": [ended(json!({"exitCode": 0, "reason": "Completed"}))]}),
+            "0/2",
+            "Completed",
+        ),
+        (
+            json!({"phase": "Failed", "containerStatuses": [ended(json!({"exitCode": 1, "reason": "Error"}))]}),
+            "0/2",
+            "Error",
+        ),
         (json!({"phase": "Failed", "containerStatuses": [ended(json!({"exitCode": 3}))]}), "0/2", "ExitCode:3"),
-        (json!({"phase": "Failed", "containerStatuses": [ended(json!({"exitCode": 137, "signal": 9}))]}), "0/2", "Signal:9"),
-        (json!({"phase": "Running", "containerStatuses": [ended(json!({"exitCode": 0, "reason": "Completed"})), running(true)]}), "1/2", "NotReady"),
+        (
+            json!({"phase": "Failed", "containerStatuses": [ended(json!({"exitCode": 137, "signal": 9}))]}),
+            "0/2",
+            "Signal:9",
+        ),
+        (
+            json!({"phase": "Running", "containerStatuses": [ended(json!({"exitCode": 0, "reason": "Completed"})), running(true)]}),
+            "1/2",
+            "NotReady",
+        ),
         (json!({"phase": "Failed", "reason": "Evicted"}), "0/2", "Evicted"),
-        (json!({"phase": "Pending", "initContainerStatuses": [waiting("CrashLoopBackOff")]}), "0/2", "Init:CrashLoopBackOff"),
+        (
+            json!({"phase": "Pending", "initContainerStatuses": [waiting("CrashLoopBackOff")]}),
+            "0/2",
+            "Init:CrashLoopBackOff",
+        ),
         (json!({"phase": "Pending", "initContainerStatuses": [running(false)]}), "0/2", "Init:0/0"),
     ];
     for (status, ready, state) in cases {
@@ -91,14 +123,26 @@ fn services_show_addresses_and_ports() {
     let service = |spec: Value, status: Value| json!({"metadata": {"name": "a"}, "spec": spec, "status": status});
     let ports = json!([{"port": 80, "protocol": "TCP", "nodePort": 30080}, {"port": 53, "protocol": "UDP"}]);
     let cells = |spec: Value, status: Value| cells("Service", &service(spec, status))[1..5].join(" ");
-    assert_eq!(cells(json!({"type": "NodePort", "clusterIPs": ["10.96.0.1"], "ports": ports}), json!({})), "NodePort 10.96.0.1 <none> 80:30080/TCP,53/UDP");
-    assert_eq!(cells(json!({"type": "ClusterIP", "clusterIPs": ["None"]}), json!({})), "ClusterIP None <none> <none>");
-    assert_eq!(cells(json!({"type": "LoadBalancer", "clusterIPs": ["10.96.0.2"]}), json!({})), "LoadBalancer 10.96.0.2 <pending> <none>");
     assert_eq!(
-        cells(json!({"type": "LoadBalancer", "clusterIPs": ["10.96.0.2"], "externalIPs": ["1.2.3.4"]}), json!({"loadBalancer": {"ingress": [{"ip": "5.6.7.8"}]}})),
+        cells(json!({"type": "NodePort", "clusterIPs": ["10.96.0.1"], "ports": ports}), json!({})),
+        "NodePort 10.96.0.1 <none> 80:30080/TCP,53/UDP"
+    );
+    assert_eq!(cells(json!({"type": "ClusterIP", "clusterIPs": ["None"]}), json!({})), "ClusterIP None <none> <none>");
+    assert_eq!(
+        cells(json!({"type": "LoadBalancer", "clusterIPs": ["10.96.0.2"]}), json!({})),
+        "LoadBalancer 10.96.0.2 <pending> <none>"
+    );
+    assert_eq!(
+        cells(
+            json!({"type": "LoadBalancer", "clusterIPs": ["10.96.0.2"], "externalIPs": ["1.2.3.4"]}),
+            json!({"loadBalancer": {"ingress": [{"ip": "5.6.7.8"}]}})
+        ),
         "LoadBalancer 10.96.0.2 5.6.7.8,1.2.3.4 <none>"
     );
-    assert_eq!(cells(json!({"type": "ExternalName", "externalName": "example.com"}), json!({})), "ExternalName <none> example.com <none>");
+    assert_eq!(
+        cells(json!({"type": "ExternalName", "externalName": "example.com"}), json!({})),
+        "ExternalName <none> example.com <none>"
+    );
 }
 
 #[test]
@@ -114,12 +158,21 @@ fn other_rows_read_as_in_kubectl() {
     assert_eq!(cells("NetworkPolicy", &all)[1], "<none>");
     let node = json!({"metadata": {"name": "n1", "labels": {"node-role.kubernetes.io/control-plane": ""}}, "spec": {"unschedulable": true},
         "status": {"conditions": [{"type": "Ready", "status": "True"}], "addresses": [{"type": "InternalIP", "address": "192.168.1.1"}], "nodeInfo": {"kubeletVersion": "v1.36.0"}}});
-    assert_eq!(cells("Node", &node)[1..7], ["Ready,SchedulingDisabled", "control-plane", "<unknown>", "v1.36.0", "192.168.1.1", "<none>"]);
-    let deployment = made("Deployment", json!({"spec": {"replicas": 3, "selector": {"matchLabels": {"a": "b"}}, "template": {"spec": {"containers": [{"name": "c", "image": "i"}, {"name": "d", "image": "j"}]}}}}));
+    assert_eq!(
+        cells("Node", &node)[1..7],
+        ["Ready,SchedulingDisabled", "control-plane", "<unknown>", "v1.36.0", "192.168.1.1", "<none>"]
+    );
+    let deployment = made(
+        "Deployment",
+        json!({"spec": {"replicas": 3, "selector": {"matchLabels": {"a": "b"}}, "template": {"spec": {"containers": [{"name": "c", "image": "i"}, {"name": "d", "image": "j"}]}}}}),
+    );
     assert_eq!(cells("Deployment", &deployment), ["thing", "0/3", "0", "0", "<unknown>", "c,d", "i,j", "a=b"]);
     let event = json!({"metadata": {"name": "e"}, "involvedObject": {"kind": "Pod", "name": "web"}, "type": "Warning", "reason": "BackOff", "message": "x\n", "count": 4,
         "firstTimestamp": "2026-01-01T23:50:00Z", "lastTimestamp": "2026-01-01T23:59:30Z", "source": {"component": "kubelet", "host": "n1"}});
-    assert_eq!(cells("Event", &event), ["30s", "Warning", "BackOff", "pod/web", "", "kubelet, n1", "x", "10m", "4", "e"]);
+    assert_eq!(
+        cells("Event", &event),
+        ["30s", "Warning", "BackOff", "pod/web", "", "kubelet, n1", "x", "10m", "4", "e"]
+    );
 }
 
 #[test]

@@ -10,14 +10,20 @@ use crate::resource::ListMerge;
 fn every_kind_has_a_shape_and_distinct_names() {
     let kinds = builtin();
     for row in crate::kinds::table::ROWS {
-        assert!(Shapes::get().named(row.schema).is_some_and(|shape| shape.field("metadata").is_some()), "{}", row.schema);
+        assert!(
+            Shapes::get().named(row.schema).is_some_and(|shape| shape.field("metadata").is_some()),
+            "{}",
+            row.schema
+        );
     }
-    let mut paths: Vec<String> = kinds.iter().map(|kind| format!("{}/{}/{}", kind.gvk.group, kind.gvk.version, kind.plural)).collect();
+    let mut paths: Vec<String> =
+        kinds.iter().map(|kind| format!("{}/{}/{}", kind.gvk.group, kind.gvk.version, kind.plural)).collect();
     let count = paths.len();
     paths.sort();
     paths.dedup();
     assert_eq!(paths.len(), count);
-    let keys: Vec<&str> = kinds.iter().filter(|kind| kind.plural == "events").map(|kind| kind.storage_key.as_ref()).collect();
+    let keys: Vec<&str> =
+        kinds.iter().filter(|kind| kind.plural == "events").map(|kind| kind.storage_key.as_ref()).collect();
     assert_eq!(keys, ["/events", "/events"], "both event groups share one storage");
 }
 
@@ -30,9 +36,12 @@ fn unknown_fields_are_named_by_path_and_dropped() {
     });
     let unknown = strategy("Pod").prune_unknown_fields(&mut pod);
     assert_eq!(unknown, ["extra", "metadata.lables", "spec.containers[0].imagee", "spec.containers[0].env[0].valeu"]);
-    assert_eq!(pod, json!({
-        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"}, "spec": {"containers": [{"name": "a", "env": [{"name": "x"}]}]},
-    }));
+    assert_eq!(
+        pod,
+        json!({
+            "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"}, "spec": {"containers": [{"name": "a", "env": [{"name": "x"}]}]},
+        })
+    );
 }
 
 #[test]
@@ -140,7 +149,15 @@ fn merge_rules_follow_the_path() {
 #[test]
 fn quantities_compare_by_value() {
     let read = |text: &str| Quantity::parse(text);
-    for (a, b) in [("1", "1000m"), ("1Ki", "1024"), ("1k", "1e3"), ("0.5", "500m"), ("1.5Gi", "1536Mi"), ("+2", "2"), ("100M", "1E8")] {
+    for (a, b) in [
+        ("1", "1000m"),
+        ("1Ki", "1024"),
+        ("1k", "1e3"),
+        ("0.5", "500m"),
+        ("1.5Gi", "1536Mi"),
+        ("+2", "2"),
+        ("100M", "1E8"),
+    ] {
         assert_eq!(read(a), read(b), "{a} {b}");
         assert!(read(a).is_some());
     }
@@ -155,8 +172,21 @@ fn quantities_compare_by_value() {
 fn quantities_are_stored_in_canonical_form() {
     use crate::kinds::quantity::{canonical, round_up_to_milli};
     for (given, stored) in [
-        ("1000m", "1"), ("0.5", "500m"), ("1024Mi", "1Gi"), ("1.5Gi", "1536Mi"), ("100Mi", "100Mi"), ("1000", "1k"), ("5e3", "5e3"),
-        ("0", "0"), ("0Mi", "0"), ("512Ki", "512Ki"), ("1E", "1E"), ("100n", "100n"), ("-1", "-1"), ("1023", "1023"), ("110", "110"),
+        ("1000m", "1"),
+        ("0.5", "500m"),
+        ("1024Mi", "1Gi"),
+        ("1.5Gi", "1536Mi"),
+        ("100Mi", "100Mi"),
+        ("1000", "1k"),
+        ("5e3", "5e3"),
+        ("0", "0"),
+        ("0Mi", "0"),
+        ("512Ki", "512Ki"),
+        ("1E", "1E"),
+        ("100n", "100n"),
+        ("-1", "-1"),
+        ("1023", "1023"),
+        ("110", "110"),
     ] {
         assert_eq!(canonical(given).as_deref(), Some(stored), "{given}");
     }

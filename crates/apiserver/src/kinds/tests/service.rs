@@ -99,7 +99,10 @@ fn services_are_refused_in_the_words_of_kubernetes() {
 fn a_name_may_begin_with_a_digit_but_not_hold_dots() {
     let named = |name: &str| json!({"metadata": {"name": name}, "spec": {"ports": [{"port": 80}]}});
     assert_eq!(refused("Service", named("1web")), Vec::<String>::new());
-    assert_eq!(refused("Service", named("we.b")), vec!["metadata.name: Invalid value: \"we.b\": must not contain dots"]);
+    assert_eq!(
+        refused("Service", named("we.b")),
+        vec!["metadata.name: Invalid value: \"we.b\": must not contain dots"]
+    );
     assert_eq!(refused("Service", named("web-")), vec![format!("metadata.name: Invalid value: \"web-\": {LABEL}")]);
 }
 
@@ -129,11 +132,15 @@ fn an_update_that_leaves_the_address_out_keeps_it() {
 
 #[test]
 fn node_ports_stay_by_name_and_go_with_the_type() {
-    let old = made("Service", service(json!({
-        "type": "NodePort", "clusterIP": "10.96.0.7", "ports": [{"port": 80, "name": "http", "nodePort": 30080}],
-    })));
+    let old = made(
+        "Service",
+        service(json!({
+            "type": "NodePort", "clusterIP": "10.96.0.7", "ports": [{"port": 80, "name": "http", "nodePort": 30080}],
+        })),
+    );
     let strategy = super::strategy("Service");
-    let mut kept = json!({"metadata": old["metadata"], "spec": {"type": "NodePort", "ports": [{"port": 8080, "name": "http"}]}});
+    let mut kept =
+        json!({"metadata": old["metadata"], "spec": {"type": "NodePort", "ports": [{"port": 8080, "name": "http"}]}});
     strategy.prepare_update(&mut kept, &old);
     assert_eq!(kept["spec"]["ports"][0]["nodePort"], 30080);
     let mut inner = old.clone();
@@ -160,7 +167,10 @@ fn endpoints_never_point_at_the_node_itself() {
         ("224.0.0.1", "may not be in the link-local multicast range (224.0.0.0/24, ff02::/10)"),
         ("0.0.0.0", "may not be unspecified (0.0.0.0)"),
     ] {
-        assert_eq!(refused("Endpoints", endpoints(ip)), vec![format!("subsets[0].addresses[0].ip: Invalid value: \"{ip}\": {words}")]);
+        assert_eq!(
+            refused("Endpoints", endpoints(ip)),
+            vec![format!("subsets[0].addresses[0].ip: Invalid value: \"{ip}\": {words}")]
+        );
     }
     assert_eq!(
         refused("Endpoints", json!({"subsets": [{"ports": [{"port": 80}]}]})),
@@ -172,15 +182,20 @@ fn endpoints_never_point_at_the_node_itself() {
 fn endpoint_slices_are_checked_by_their_address_type() {
     let slice = |kind: &str, address: &str| json!({"addressType": kind, "endpoints": [{"addresses": [address]}], "ports": [{"port": 80}]});
     assert_eq!(refused("EndpointSlice", slice("IPv4", "10.1.2.3")), Vec::<String>::new());
-    assert_eq!(refused("EndpointSlice", slice("IPv4", "2001:db8::1")), vec![
-        "endpoints[0].addresses[0]: Invalid value: \"2001:db8::1\": must be a valid IPv4 address"
-    ]);
-    assert_eq!(refused("EndpointSlice", slice("IPv4", "127.0.0.1")), vec![
-        "endpoints[0].addresses[0]: Invalid value: \"127.0.0.1\": may not be in the loopback range (127.0.0.0/8, ::1/128)"
-    ]);
-    assert_eq!(refused("EndpointSlice", slice("IP", "10.1.2.3")), vec![
-        "addressType: Unsupported value: \"IP\": supported values: \"FQDN\", \"IPv4\", \"IPv6\""
-    ]);
+    assert_eq!(
+        refused("EndpointSlice", slice("IPv4", "2001:db8::1")),
+        vec!["endpoints[0].addresses[0]: Invalid value: \"2001:db8::1\": must be a valid IPv4 address"]
+    );
+    assert_eq!(
+        refused("EndpointSlice", slice("IPv4", "127.0.0.1")),
+        vec![
+            "endpoints[0].addresses[0]: Invalid value: \"127.0.0.1\": may not be in the loopback range (127.0.0.0/8, ::1/128)"
+        ]
+    );
+    assert_eq!(
+        refused("EndpointSlice", slice("IP", "10.1.2.3")),
+        vec!["addressType: Unsupported value: \"IP\": supported values: \"FQDN\", \"IPv4\", \"IPv6\""]
+    );
     assert_eq!(
         refused("EndpointSlice", json!({"addressType": "IPv4", "endpoints": [{"addresses": []}]})),
         vec!["endpoints[0].addresses: Required value: must contain at least 1 address"]

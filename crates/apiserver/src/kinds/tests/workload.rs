@@ -19,7 +19,10 @@ fn a_deployment_gets_the_defaults() {
     assert_eq!(spec["replicas"], 1);
     assert_eq!(spec["revisionHistoryLimit"], 10);
     assert_eq!(spec["progressDeadlineSeconds"], 600);
-    assert_eq!(spec["strategy"], json!({"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": "25%", "maxSurge": "25%"}}));
+    assert_eq!(
+        spec["strategy"],
+        json!({"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": "25%", "maxSurge": "25%"}})
+    );
     assert_eq!(spec["template"]["spec"]["restartPolicy"], "Always");
     assert_eq!(spec["template"]["spec"].get("enableServiceLinks"), None, "only pods get this, not templates");
 }
@@ -28,7 +31,11 @@ fn a_deployment_gets_the_defaults() {
 fn workloads_are_refused_in_the_words_of_kubernetes() {
     let cases: Vec<(&str, Value, Vec<&str>)> = vec![
         ("Deployment", workload(json!({})), vec![]),
-        ("Deployment", workload(json!({"replicas": -1})), vec!["spec.replicas: Invalid value: -1: must be greater than or equal to 0"]),
+        (
+            "Deployment",
+            workload(json!({"replicas": -1})),
+            vec!["spec.replicas: Invalid value: -1: must be greater than or equal to 0"],
+        ),
         ("Deployment", workload(json!({"selector": null})), vec!["spec.selector: Required value"]),
         (
             "Deployment",
@@ -38,7 +45,9 @@ fn workloads_are_refused_in_the_words_of_kubernetes() {
         (
             "Deployment",
             workload(json!({"template": template(json!({"app": "db"}))})),
-            vec!["spec.template.metadata.labels: Invalid value: {\"app\":\"db\"}: `selector` does not match template `labels`"],
+            vec![
+                "spec.template.metadata.labels: Invalid value: {\"app\":\"db\"}: `selector` does not match template `labels`",
+            ],
         ),
         (
             "Deployment",
@@ -60,11 +69,17 @@ fn workloads_are_refused_in_the_words_of_kubernetes() {
             workload(json!({"minReadySeconds": 700})),
             vec!["spec.progressDeadlineSeconds: Invalid value: 600: must be greater than minReadySeconds"],
         ),
-        ("DaemonSet", workload(json!({"selector": {}})), vec!["spec.selector: Invalid value: {}: empty selector is invalid for daemonset"]),
+        (
+            "DaemonSet",
+            workload(json!({"selector": {}})),
+            vec!["spec.selector: Invalid value: {}: empty selector is invalid for daemonset"],
+        ),
         (
             "DaemonSet",
             workload(json!({"updateStrategy": {"rollingUpdate": {"maxUnavailable": 1, "maxSurge": 1}}})),
-            vec!["spec.updateStrategy.rollingUpdate.maxSurge: Invalid value: 1: may not be set when maxUnavailable is non-zero"],
+            vec![
+                "spec.updateStrategy.rollingUpdate.maxSurge: Invalid value: 1: may not be set when maxUnavailable is non-zero",
+            ],
         ),
         (
             "StatefulSet",
@@ -84,7 +99,9 @@ fn workloads_are_refused_in_the_words_of_kubernetes() {
         (
             "PodDisruptionBudget",
             json!({"spec": {"minAvailable": 1, "maxUnavailable": 1}}),
-            vec!["spec: Invalid value: {\"minAvailable\":1,\"maxUnavailable\":1}: minAvailable and maxUnavailable cannot be both set"],
+            vec![
+                "spec: Invalid value: {\"minAvailable\":1,\"maxUnavailable\":1}: minAvailable and maxUnavailable cannot be both set",
+            ],
         ),
     ];
     for (kind, object, expected) in cases {
@@ -108,7 +125,11 @@ fn selectors_never_change() {
             object["spec"]["selector"] = json!({"matchLabels": {"app": "db"}});
             object["spec"]["template"]["metadata"]["labels"] = json!({"app": "db"});
         });
-        assert_eq!(refusal, vec!["spec.selector: Invalid value: {\"matchLabels\":{\"app\":\"db\"}}: field is immutable"], "{kind}");
+        assert_eq!(
+            refusal,
+            vec!["spec.selector: Invalid value: {\"matchLabels\":{\"app\":\"db\"}}: field is immutable"],
+            "{kind}"
+        );
     }
 }
 
@@ -116,16 +137,24 @@ fn selectors_never_change() {
 fn a_stateful_set_changes_only_what_may_change() {
     let scaled = refused_update("StatefulSet", workload(json!({})), |object| object["spec"]["replicas"] = json!(3));
     assert_eq!(scaled, Vec::<String>::new());
-    let renamed = refused_update("StatefulSet", workload(json!({"serviceName": "a"})), |object| object["spec"]["serviceName"] = json!("b"));
-    assert_eq!(renamed, vec![
-        "spec: Forbidden: updates to statefulset spec for fields other than 'replicas', 'ordinals', 'template', 'updateStrategy', 'revisionHistoryLimit', 'persistentVolumeClaimRetentionPolicy' and 'minReadySeconds' are forbidden"
-    ]);
+    let renamed = refused_update("StatefulSet", workload(json!({"serviceName": "a"})), |object| {
+        object["spec"]["serviceName"] = json!("b")
+    });
+    assert_eq!(
+        renamed,
+        vec![
+            "spec: Forbidden: updates to statefulset spec for fields other than 'replicas', 'ordinals', 'template', 'updateStrategy', 'revisionHistoryLimit', 'persistentVolumeClaimRetentionPolicy' and 'minReadySeconds' are forbidden"
+        ]
+    );
 }
 
 #[test]
 fn a_stateful_set_may_mount_its_claims() {
-    let mut object = workload(json!({"volumeClaimTemplates": [{"metadata": {"name": "data"}, "spec": {"accessModes": ["ReadWriteOnce"]}}]}));
-    object["spec"]["template"]["spec"]["containers"][0]["volumeMounts"] = json!([{"name": "data", "mountPath": "/data"}]);
+    let mut object = workload(
+        json!({"volumeClaimTemplates": [{"metadata": {"name": "data"}, "spec": {"accessModes": ["ReadWriteOnce"]}}]}),
+    );
+    object["spec"]["template"]["spec"]["containers"][0]["volumeMounts"] =
+        json!([{"name": "data", "mountPath": "/data"}]);
     assert_eq!(refused("StatefulSet", object), Vec::<String>::new());
 }
 
@@ -139,7 +168,12 @@ fn a_job_finds_its_pods_by_its_own_uid() {
     let made = made("Job", object);
     assert_eq!(made["spec"]["selector"], json!({"matchLabels": {"batch.kubernetes.io/controller-uid": uid}}));
     let labels = &made["spec"]["template"]["metadata"]["labels"];
-    for (key, value) in [("controller-uid", uid), ("batch.kubernetes.io/controller-uid", uid), ("job-name", "thing"), ("batch.kubernetes.io/job-name", "thing")] {
+    for (key, value) in [
+        ("controller-uid", uid),
+        ("batch.kubernetes.io/controller-uid", uid),
+        ("job-name", "thing"),
+        ("batch.kubernetes.io/job-name", "thing"),
+    ] {
         assert_eq!(labels[key], value);
     }
     assert_eq!((&made["spec"]["completions"], &made["spec"]["backoffLimit"]), (&json!(1), &json!(6)));

@@ -95,7 +95,11 @@ pub(crate) fn persistent_volume_claim(object: &Value, faults: &mut Faults) {
     match quantity(storage) {
         None => faults.required(&here, ""),
         Some(amount) if amount.is_negative() || amount.is_zero() => {
-            faults.invalid(&path.child("resources").child("requests").key("storage"), storage, "must be greater than zero");
+            faults.invalid(
+                &path.child("resources").child("requests").key("storage"),
+                storage,
+                "must be greater than zero",
+            );
         }
         Some(_) => {}
     }
@@ -122,7 +126,8 @@ pub(crate) fn persistent_volume_claim_update(object: &Value, old: &Value, faults
         spec
     };
     if !same(&strip(object), &strip(old)) {
-        let detail = "spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims";
+        let detail =
+            "spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims";
         faults.forbidden(&Path::new("spec"), detail);
     }
     let size = |object: &Value| quantity(object.deep(&["spec", "resources", "requests", "storage"]));

@@ -94,8 +94,12 @@ pub(crate) fn secret(object: &Value, faults: &mut Faults) {
                 faults.invalid(&path.key(key), "<secret contents redacted>", &error.to_string());
             }
         }
-        "kubernetes.io/basic-auth" if !data.has("username") && !data.has("password") => needs(&["username", "password"]),
-        "kubernetes.io/ssh-auth" if data.text("ssh-privatekey").is_empty() => faults.required(&path.key("ssh-privatekey"), ""),
+        "kubernetes.io/basic-auth" if !data.has("username") && !data.has("password") => {
+            needs(&["username", "password"])
+        }
+        "kubernetes.io/ssh-auth" if data.text("ssh-privatekey").is_empty() => {
+            faults.required(&path.key("ssh-privatekey"), "")
+        }
         "kubernetes.io/tls" => needs(&["tls.crt", "tls.key"]),
         _ => {}
     }
@@ -157,7 +161,8 @@ pub(crate) fn limit_range(object: &Value, faults: &mut Faults) {
             if let (Some(default), Some(most)) = (number("default", name), number("max", name))
                 && default > most
             {
-                let detail = format!("default value {} is greater than max value {}", text("default", name), text("max", name));
+                let detail =
+                    format!("default value {} is greater than max value {}", text("default", name), text("max", name));
                 faults.invalid(&here.child("default").key(name), text("default", name).as_str(), &detail);
             }
         }
@@ -170,13 +175,21 @@ pub(crate) fn priority_class(object: &Value, faults: &mut Faults) {
     let name = object.deep(&["metadata", "name"]).as_str().unwrap_or_default();
     let value = object.int("value").unwrap_or(0);
     if name.starts_with("system-") {
-        let known = matches!((name, value), ("system-cluster-critical", 2_000_000_000) | ("system-node-critical", 2_000_001_000));
+        let known = matches!(
+            (name, value),
+            ("system-cluster-critical", 2_000_000_000) | ("system-node-critical", 2_000_001_000)
+        );
         if !known {
-            let detail = "priority class names with 'system-' prefix are reserved for system use only. error: ".to_owned();
-            faults.forbidden(&Path::new("metadata").child("name"), &format!("{detail}{name} is not a known system priority class"));
+            let detail =
+                "priority class names with 'system-' prefix are reserved for system use only. error: ".to_owned();
+            faults.forbidden(
+                &Path::new("metadata").child("name"),
+                &format!("{detail}{name} is not a known system priority class"),
+            );
         }
     } else if value > HIGHEST {
-        faults.forbidden(&Path::new("value"), &format!("maximum allowed value of a user defined priority is {HIGHEST}"));
+        faults
+            .forbidden(&Path::new("value"), &format!("maximum allowed value of a user defined priority is {HIGHEST}"));
     }
     let policy = object.text("preemptionPolicy");
     if object.has("preemptionPolicy") && !["PreemptLowerPriority", "Never"].contains(&policy) {
@@ -201,7 +214,9 @@ pub(crate) fn storage_class(object: &Value, faults: &mut Faults) {
     } else {
         faults.invalid_each(&path, provisioner, format::label_key(&provisioner.to_lowercase()));
     }
-    for (field, values) in [("reclaimPolicy", &["Delete", "Retain"]), ("volumeBindingMode", &["Immediate", "WaitForFirstConsumer"])] {
+    for (field, values) in
+        [("reclaimPolicy", &["Delete", "Retain"]), ("volumeBindingMode", &["Immediate", "WaitForFirstConsumer"])]
+    {
         if object.has(field) && !values.contains(&object.text(field)) {
             faults.unsupported(&Path::new(field), object.text(field), values);
         }

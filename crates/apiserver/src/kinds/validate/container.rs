@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
-use super::volume::descending;
 use super::environment::{env, env_from};
 use super::probe::lively;
+use super::volume::descending;
 use crate::kinds::fault::{Faults, Path};
 use crate::kinds::format;
 use crate::kinds::quantity::Quantity;
@@ -57,7 +57,8 @@ pub(super) fn containers(pod: &Pod<'_>, path: &Path, faults: &mut Faults) {
 
 /// Checks `initContainers`.
 pub(super) fn init_containers(pod: &Pod<'_>, path: &Path, faults: &mut Faults) {
-    let mut names: BTreeSet<&str> = pod.spec.list("containers").iter().map(|container| container.text("name")).collect();
+    let mut names: BTreeSet<&str> =
+        pod.spec.list("containers").iter().map(|container| container.text("name")).collect();
     for (index, container) in pod.spec.list("initContainers").iter().enumerate() {
         let here = path.index(index);
         common(container, pod, &here, faults);
@@ -87,8 +88,11 @@ pub(super) fn init_containers(pod: &Pod<'_>, path: &Path, faults: &mut Faults) {
 
 /// Checks `ephemeralContainers`.
 pub(super) fn ephemeral_containers(pod: &Pod<'_>, path: &Path, faults: &mut Faults) {
-    let others: Vec<&str> =
-        ["containers", "initContainers"].iter().flat_map(|list| pod.spec.list(list)).map(|container| container.text("name")).collect();
+    let others: Vec<&str> = ["containers", "initContainers"]
+        .iter()
+        .flat_map(|list| pod.spec.list(list))
+        .map(|container| container.text("name"))
+        .collect();
     let mut names: BTreeSet<&str> = others.iter().copied().collect();
     for (index, container) in pod.spec.list("ephemeralContainers").iter().enumerate() {
         let here = path.index(index);
@@ -101,7 +105,9 @@ pub(super) fn ephemeral_containers(pod: &Pod<'_>, path: &Path, faults: &mut Faul
         if !target.is_empty() && !others.contains(&target) {
             faults.not_found(&here.child("targetContainerName"), target);
         }
-        for field in ["ports", "lifecycle", "livenessProbe", "readinessProbe", "startupProbe", "resizePolicy", "restartPolicy"] {
+        for field in
+            ["ports", "lifecycle", "livenessProbe", "readinessProbe", "startupProbe", "resizePolicy", "restartPolicy"]
+        {
             if container.has(field) {
                 faults.forbidden(&here.child(field), "cannot be set for an Ephemeral Container");
             }
@@ -257,7 +263,11 @@ fn mounts(container: &Value, pod: &Pod<'_>, path: &Path, faults: &mut Faults) {
         }
         if !expression.is_empty() {
             if !sub.is_empty() {
-                faults.invalid(&here.child("subPathExpr"), expression, "subPathExpr and subPath are mutually exclusive");
+                faults.invalid(
+                    &here.child("subPathExpr"),
+                    expression,
+                    "subPathExpr and subPath are mutually exclusive",
+                );
             }
             descending(expression, &path.child("subPathExpr"), faults);
         }
@@ -319,9 +329,26 @@ fn devices(container: &Value, pod: &Pod<'_>, path: &Path, faults: &mut Faults) {
 const CONTAINER_RESOURCES: &[&str] = &["cpu", "memory", "ephemeral-storage"];
 /// All resources that need no prefix anywhere.
 const STANDARD_RESOURCES: &[&str] = &[
-    "cpu", "memory", "ephemeral-storage", "requests.cpu", "requests.memory", "requests.ephemeral-storage", "limits.cpu", "limits.memory",
-    "limits.ephemeral-storage", "pods", "resourcequotas", "services", "replicationcontrollers", "secrets", "configmaps",
-    "persistentvolumeclaims", "storage", "requests.storage", "services.nodeports", "services.loadbalancers",
+    "cpu",
+    "memory",
+    "ephemeral-storage",
+    "requests.cpu",
+    "requests.memory",
+    "requests.ephemeral-storage",
+    "limits.cpu",
+    "limits.memory",
+    "limits.ephemeral-storage",
+    "pods",
+    "resourcequotas",
+    "services",
+    "replicationcontrollers",
+    "secrets",
+    "configmaps",
+    "persistentvolumeclaims",
+    "storage",
+    "requests.storage",
+    "services.nodeports",
+    "services.loadbalancers",
 ];
 
 fn resource_name(name: &str, path: &Path, faults: &mut Faults) {
@@ -347,7 +374,8 @@ pub(super) fn resource_value(name: &str, value: &Value, path: &Path, faults: &mu
     if quantity.is_negative() {
         faults.invalid(path, shown.as_str(), format::NOT_NEGATIVE);
     }
-    let whole = name.contains('/') && !name.contains("kubernetes.io/") || matches!(name, "pods" | "services" | "secrets" | "configmaps");
+    let whole = name.contains('/') && !name.contains("kubernetes.io/")
+        || matches!(name, "pods" | "services" | "secrets" | "configmaps");
     if whole && !quantity.is_whole() {
         faults.invalid(path, shown.as_str(), "must be an integer");
     }
@@ -373,9 +401,17 @@ pub(super) fn resources(value: &Value, path: &Path, faults: &mut Faults) {
         };
         let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
         if asked != allowed && !overcommit {
-            faults.invalid(&request_path, text(request).as_str(), &format!("must be equal to {name} limit of {}", text(limit)));
+            faults.invalid(
+                &request_path,
+                text(request).as_str(),
+                &format!("must be equal to {name} limit of {}", text(limit)),
+            );
         } else if asked > allowed {
-            faults.invalid(&request_path, text(request).as_str(), &format!("must be less than or equal to {name} limit of {}", text(limit)));
+            faults.invalid(
+                &request_path,
+                text(request).as_str(),
+                &format!("must be less than or equal to {name} limit of {}", text(limit)),
+            );
         }
     }
 }

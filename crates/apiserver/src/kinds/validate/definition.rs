@@ -136,7 +136,10 @@ fn structural(schema: &Value, path: &Path, faults: &mut Faults) {
     if additional.is_object() {
         structural(additional, &path.child("additionalProperties"), faults);
         if !schema.at("properties").is_blank() {
-            faults.forbidden(&path.child("additionalProperties"), "additionalProperties and properties are mutual exclusive");
+            faults.forbidden(
+                &path.child("additionalProperties"),
+                "additionalProperties and properties are mutual exclusive",
+            );
         }
     } else if additional == &Value::Bool(false) {
         faults.forbidden(&path.child("additionalProperties"), "additionalProperties cannot be set to false");
@@ -146,11 +149,25 @@ fn structural(schema: &Value, path: &Path, faults: &mut Faults) {
 /// Group and scope of a definition, and its names once established, do not change.
 pub(crate) fn custom_resource_definition_update(object: &Value, old: &Value, faults: &mut Faults) {
     let (spec, before, path) = (object.at("spec"), old.at("spec"), Path::new("spec"));
-    let established = old.at("status").list("conditions").iter().any(|condition| condition.text("type") == "Established" && condition.text("status") == "True");
+    let established = old
+        .at("status")
+        .list("conditions")
+        .iter()
+        .any(|condition| condition.text("type") == "Established" && condition.text("status") == "True");
     immutable(spec.at("group"), before.at("group"), &path.child("group"), faults);
-    immutable(spec.deep(&["names", "plural"]), before.deep(&["names", "plural"]), &path.child("names").child("plural"), faults);
+    immutable(
+        spec.deep(&["names", "plural"]),
+        before.deep(&["names", "plural"]),
+        &path.child("names").child("plural"),
+        faults,
+    );
     if established {
         immutable(spec.at("scope"), before.at("scope"), &path.child("scope"), faults);
-        immutable(spec.deep(&["names", "kind"]), before.deep(&["names", "kind"]), &path.child("names").child("kind"), faults);
+        immutable(
+            spec.deep(&["names", "kind"]),
+            before.deep(&["names", "kind"]),
+            &path.child("names").child("kind"),
+            faults,
+        );
     }
 }

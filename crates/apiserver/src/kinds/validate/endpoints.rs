@@ -62,7 +62,11 @@ pub(crate) fn endpoints(object: &Value, faults: &mut Faults) {
             port_number(port.int("port").unwrap_or(0), &path.child("port"), faults);
             protocol(port.text("protocol"), &path.child("protocol"), faults);
             if port.has("appProtocol") {
-                faults.invalid_each(&path.child("appProtocol"), port.text("appProtocol"), format::label_key(port.text("appProtocol")));
+                faults.invalid_each(
+                    &path.child("appProtocol"),
+                    port.text("appProtocol"),
+                    format::label_key(port.text("appProtocol")),
+                );
             }
         }
     }
@@ -123,10 +127,18 @@ fn slice_endpoints(endpoints: &[Value], kind: &str, path: &Path, faults: &mut Fa
         }
         labels(topology, &here.child("deprecatedTopology"), faults);
         if endpoint.has("hostname") {
-            faults.invalid_each(&here.child("hostname"), endpoint.text("hostname"), format::dns_label(endpoint.text("hostname")));
+            faults.invalid_each(
+                &here.child("hostname"),
+                endpoint.text("hostname"),
+                format::dns_label(endpoint.text("hostname")),
+            );
         }
         if endpoint.has("nodeName") {
-            faults.invalid_each(&here.child("nodeName"), endpoint.text("nodeName"), format::dns_subdomain(endpoint.text("nodeName")));
+            faults.invalid_each(
+                &here.child("nodeName"),
+                endpoint.text("nodeName"),
+                format::dns_subdomain(endpoint.text("nodeName")),
+            );
         }
     }
 }
@@ -182,7 +194,11 @@ fn slice_ports(ports: &[Value], path: &Path, faults: &mut Faults) {
         }
         protocol(port.text("protocol"), &here.child("protocol"), faults);
         if port.has("appProtocol") {
-            faults.invalid_each(&here.child("appProtocol"), port.text("appProtocol"), format::label_key(port.text("appProtocol")));
+            faults.invalid_each(
+                &here.child("appProtocol"),
+                port.text("appProtocol"),
+                format::label_key(port.text("appProtocol")),
+            );
         }
     }
 }

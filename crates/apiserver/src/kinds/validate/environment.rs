@@ -28,8 +28,15 @@ fn value_from(variable: &Value, path: &Path, faults: &mut Faults) {
     if from.has("fieldRef") {
         sources += 1;
         const FIELDS: &[&str] = &[
-            "metadata.name", "metadata.namespace", "metadata.uid", "spec.nodeName", "spec.serviceAccountName", "status.hostIP",
-            "status.hostIPs", "status.podIP", "status.podIPs",
+            "metadata.name",
+            "metadata.namespace",
+            "metadata.uid",
+            "spec.nodeName",
+            "spec.serviceAccountName",
+            "status.hostIP",
+            "status.hostIPs",
+            "status.podIP",
+            "status.podIPs",
         ];
         field_ref(from.at("fieldRef"), FIELDS, &path.child("fieldRef"), faults);
     }
@@ -52,7 +59,8 @@ fn value_from(variable: &Value, path: &Path, faults: &mut Faults) {
         }
     }
     if sources == 0 {
-        let detail = "must specify one of: `fieldRef`, `resourceFieldRef`, `configMapKeyRef`, `secretKeyRef` or `fileKeyRef`";
+        let detail =
+            "must specify one of: `fieldRef`, `resourceFieldRef`, `configMapKeyRef`, `secretKeyRef` or `fileKeyRef`";
         faults.invalid(path, "", detail);
     } else if !variable.text("value").is_empty() {
         faults.invalid(path, "", "may not be specified when `value` is not empty");
@@ -74,19 +82,36 @@ pub(super) fn field_ref(reference: &Value, fields: &[&str], path: &Path, faults:
     }
     if let Some((name, key)) = field.strip_suffix("']").and_then(|start| start.split_once("['")) {
         match name {
-            "metadata.annotations" => faults.invalid_each(path, &key.to_lowercase(), format::label_key(&key.to_lowercase())),
+            "metadata.annotations" => {
+                faults.invalid_each(path, &key.to_lowercase(), format::label_key(&key.to_lowercase()))
+            }
             "metadata.labels" => faults.invalid_each(path, key, format::label_key(key)),
             other => faults.invalid(path, other, "does not support subscript"),
         }
         return;
     }
     const CONVERTIBLE: &[&str] = &[
-        "metadata.annotations", "metadata.labels", "metadata.name", "metadata.namespace", "metadata.uid", "spec.nodeName",
-        "spec.restartPolicy", "spec.serviceAccountName", "spec.schedulerName", "status.phase", "status.hostIP", "status.hostIPs",
-        "status.podIP", "status.podIPs",
+        "metadata.annotations",
+        "metadata.labels",
+        "metadata.name",
+        "metadata.namespace",
+        "metadata.uid",
+        "spec.nodeName",
+        "spec.restartPolicy",
+        "spec.serviceAccountName",
+        "spec.schedulerName",
+        "status.phase",
+        "status.hostIP",
+        "status.hostIPs",
+        "status.podIP",
+        "status.podIPs",
     ];
     if !CONVERTIBLE.contains(&field) {
-        faults.invalid(&path.child("fieldPath"), field, &format!("error converting fieldPath: field label not supported: {field}"));
+        faults.invalid(
+            &path.child("fieldPath"),
+            field,
+            &format!("error converting fieldPath: field label not supported: {field}"),
+        );
     } else if !fields.contains(&field) {
         faults.unsupported(&path.child("fieldPath"), field, fields);
     }
@@ -95,14 +120,22 @@ pub(super) fn field_ref(reference: &Value, fields: &[&str], path: &Path, faults:
 /// Checks a `resourceFieldRef`.
 pub(super) fn resource_ref(reference: &Value, volume: bool, path: &Path, faults: &mut Faults) {
     const RESOURCES: &[&str] = &[
-        "limits.cpu", "limits.ephemeral-storage", "limits.memory", "requests.cpu", "requests.ephemeral-storage", "requests.memory",
+        "limits.cpu",
+        "limits.ephemeral-storage",
+        "limits.memory",
+        "requests.cpu",
+        "requests.ephemeral-storage",
+        "requests.memory",
     ];
     let resource = reference.text("resource");
     if volume && reference.text("containerName").is_empty() {
         faults.required(&path.child("containerName"), "");
     } else if resource.is_empty() {
         faults.required(&path.child("resource"), "");
-    } else if !RESOURCES.contains(&resource) && !resource.starts_with("limits.hugepages-") && !resource.starts_with("requests.hugepages-") {
+    } else if !RESOURCES.contains(&resource)
+        && !resource.starts_with("limits.hugepages-")
+        && !resource.starts_with("requests.hugepages-")
+    {
         faults.unsupported(&path.child("resource"), resource, RESOURCES);
     }
     let divisor = reference.text("divisor");
@@ -112,7 +145,11 @@ pub(super) fn resource_ref(reference: &Value, volume: bool, path: &Path, faults:
     const SIZES: &[&str] = &["1", "1k", "1M", "1G", "1T", "1P", "1E", "1Ki", "1Mi", "1Gi", "1Ti", "1Pi", "1Ei"];
     let what = match resource.split_once('.').map(|(_, name)| name) {
         Some("cpu") if !["1m", "1"].contains(&divisor) => {
-            faults.invalid(&path.child("divisor"), resource, "only divisor's values 1m and 1 are supported with the cpu resource");
+            faults.invalid(
+                &path.child("divisor"),
+                resource,
+                "only divisor's values 1m and 1 are supported with the cpu resource",
+            );
             return;
         }
         Some("memory") => "memory",

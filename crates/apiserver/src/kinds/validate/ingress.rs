@@ -25,7 +25,8 @@ pub(crate) fn ingress(object: &Value, faults: &mut Faults) {
     for (index, tls) in spec.list("tls").iter().enumerate() {
         let here = path.child("tls").index(index);
         for (place, host) in tls.texts("hosts").iter().enumerate() {
-            let complaints = if host.contains('*') { format::wildcard_subdomain(host) } else { format::dns_subdomain(host) };
+            let complaints =
+                if host.contains('*') { format::wildcard_subdomain(host) } else { format::dns_subdomain(host) };
             faults.invalid_each(&here.child("hosts").index(place), host, complaints);
         }
         let secret = tls.text("secretName");
@@ -37,7 +38,9 @@ pub(crate) fn ingress(object: &Value, faults: &mut Faults) {
         let class = spec.text("ingressClassName");
         faults.invalid_each(&path.child("ingressClassName"), class, format::dns_subdomain(class));
         let annotation = object.deep(&["metadata", "annotations", "kubernetes.io/ingress.class"]);
-        if !object.at("metadata").has("resourceVersion") && annotation.as_str().is_some_and(|annotation| annotation != class) {
+        if !object.at("metadata").has("resourceVersion")
+            && annotation.as_str().is_some_and(|annotation| annotation != class)
+        {
             let here = Path::new("annotations").child("kubernetes.io/ingress.class");
             faults.invalid(&here, annotation, "must match `ingressClassName` when both are specified");
         }
@@ -50,7 +53,8 @@ fn rule(rule: &Value, path: &Path, faults: &mut Faults) {
         if format::sloppy_ip(host).is_some() {
             faults.invalid(&path.child("host"), host, "must be a DNS name, not an IP address");
         }
-        let complaints = if host.contains('*') { format::wildcard_subdomain(host) } else { format::dns_subdomain(host) };
+        let complaints =
+            if host.contains('*') { format::wildcard_subdomain(host) } else { format::dns_subdomain(host) };
         faults.invalid_each(&path.child("host"), host, complaints);
     }
     if !rule.has("http") {
@@ -121,7 +125,11 @@ fn backend(backend: &Value, path: &Path, faults: &mut Faults) {
 
 fn reference(reference: &Value, path: &Path, faults: &mut Faults) {
     if reference.has("apiGroup") {
-        faults.invalid_each(&path.child("apiGroup"), reference.text("apiGroup"), format::dns_subdomain(reference.text("apiGroup")));
+        faults.invalid_each(
+            &path.child("apiGroup"),
+            reference.text("apiGroup"),
+            format::dns_subdomain(reference.text("apiGroup")),
+        );
     }
     for field in ["kind", "name"] {
         let text = reference.text(field);
@@ -200,7 +208,11 @@ pub(crate) fn service_cidr(object: &Value, faults: &mut Faults) {
     } else if cidrs.len() == 2 {
         let bases: Vec<&str> = cidrs.iter().map(|cidr| cidr.split('/').next().unwrap_or_default()).collect();
         if !dual_stack(&bases) {
-            faults.invalid(&path, shown, "may specify no more than one IP for each IP family, i.e 192.168.0.0/24 and 2001:db8::/96");
+            faults.invalid(
+                &path,
+                shown,
+                "may specify no more than one IP for each IP family, i.e 192.168.0.0/24 and 2001:db8::/96",
+            );
         }
     }
     for (index, cidr) in cidrs.iter().enumerate() {

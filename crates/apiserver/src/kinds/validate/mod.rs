@@ -22,8 +22,12 @@ mod workload;
 
 use serde_json::Value;
 
-pub(crate) use cluster::{namespace, namespace_status, node, node_update, persistent_volume_claim, persistent_volume_claim_update};
-pub(crate) use config::{config_map, config_map_update, lease, limit_range, priority_class, priority_class_update, resource_quota};
+pub(crate) use cluster::{
+    namespace, namespace_status, node, node_update, persistent_volume_claim, persistent_volume_claim_update,
+};
+pub(crate) use config::{
+    config_map, config_map_update, lease, limit_range, priority_class, priority_class_update, resource_quota,
+};
 pub(crate) use config::{secret, secret_update, storage_class, storage_class_update};
 pub(crate) use definition::{custom_resource_definition, custom_resource_definition_update};
 pub(crate) use endpoints::{endpoint_slice, endpoint_slice_update, endpoints};
@@ -33,9 +37,9 @@ pub(crate) use policy::{network_policy, network_policy_update, pod_disruption_bu
 pub(crate) use rbac::{role, role_binding, role_binding_update};
 pub(crate) use service::{service, service_status, service_update};
 pub(crate) use workload::{
-    controller_revision, controller_revision_update, cron_job, daemon_set, daemon_set_update, deployment, deployment_update,
-    horizontal_pod_autoscaler, job, job_update, replica_set, replica_set_update, replication_controller, stateful_set,
-    stateful_set_update, workload_status,
+    controller_revision, controller_revision_update, cron_job, daemon_set, daemon_set_update, deployment,
+    deployment_update, horizontal_pod_autoscaler, job, job_update, replica_set, replica_set_update,
+    replication_controller, stateful_set, stateful_set_update, workload_status,
 };
 
 use super::fault::{Faults, Path};
@@ -73,6 +77,7 @@ fn legacy_cidr(text: &str, known: &[&str], path: &Path, faults: &mut Faults) {
 
 /// Whether these addresses are at most two, of different families.
 fn dual_stack(addresses: &[&str]) -> bool {
-    let families: Vec<bool> = addresses.iter().filter_map(|text| format::sloppy_ip(text)).map(|address| address.is_ipv6()).collect();
+    let families: Vec<bool> =
+        addresses.iter().filter_map(|text| format::sloppy_ip(text)).map(|address| address.is_ipv6()).collect();
     families.contains(&true) && families.contains(&false)
 }

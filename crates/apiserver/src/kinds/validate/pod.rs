@@ -20,7 +20,10 @@ pub(crate) fn pod(object: &Value, faults: &mut Faults) {
             for (place, source) in volume.at("projected").list("sources").iter().enumerate() {
                 if source.has("serviceAccountToken") {
                     let here = path.child("volumes").index(index).child("projected").child("sources").index(place);
-                    faults.forbidden(&here.child("serviceAccountToken"), "must not be specified when serviceAccountName is not set");
+                    faults.forbidden(
+                        &here.child("serviceAccountToken"),
+                        "must not be specified when serviceAccountName is not set",
+                    );
                 }
             }
         }
@@ -67,7 +70,10 @@ pub(super) fn template(template: &Value, path: &Path, faults: &mut Faults) {
     pod_annotations(metadata, template.at("spec"), &path.child("annotations"), faults);
     pod_spec(template.at("spec"), "", false, &path.child("spec"), faults);
     if !template.at("spec").list("ephemeralContainers").is_empty() {
-        faults.forbidden(&path.child("spec").child("ephemeralContainers"), "ephemeral containers not allowed in pod template");
+        faults.forbidden(
+            &path.child("spec").child("ephemeralContainers"),
+            "ephemeral containers not allowed in pod template",
+        );
     }
 }
 
@@ -101,9 +107,15 @@ fn pod_spec(spec: &Value, name: &str, is_pod: bool, path: &Path, faults: &mut Fa
     scheduling::affinity(spec.at("affinity"), &path.child("affinity"), faults);
     dns_config(spec, &path.child("dnsConfig"), faults);
     gates(spec, path, faults);
-    scheduling::topology_spread(spec.list("topologySpreadConstraints"), &path.child("topologySpreadConstraints"), faults);
+    scheduling::topology_spread(
+        spec.list("topologySpreadConstraints"),
+        &path.child("topologySpreadConstraints"),
+        faults,
+    );
     names(spec, path, faults);
-    if let Some(seconds) = spec.int("activeDeadlineSeconds").filter(|seconds| !(1..=i64::from(i32::MAX)).contains(seconds)) {
+    if let Some(seconds) =
+        spec.int("activeDeadlineSeconds").filter(|seconds| !(1..=i64::from(i32::MAX)).contains(seconds))
+    {
         faults.invalid(&path.child("activeDeadlineSeconds"), seconds, &format::range_message(1, i64::from(i32::MAX)));
     }
     scheduling::tolerations(spec.list("tolerations"), &path.child("tolerations"), faults);
@@ -184,7 +196,10 @@ fn dns_config(spec: &Value, path: &Path, faults: &mut Faults) {
             return;
         }
         if nameservers.is_empty() {
-            faults.required(&path.child("nameservers"), "must provide at least one DNS nameserver when `dnsPolicy` is None");
+            faults.required(
+                &path.child("nameservers"),
+                "must provide at least one DNS nameserver when `dnsPolicy` is None",
+            );
             return;
         }
     }
@@ -216,7 +231,11 @@ fn dns_config(spec: &Value, path: &Path, faults: &mut Faults) {
 fn gates(spec: &Value, path: &Path, faults: &mut Faults) {
     for (index, gate) in spec.list("readinessGates").iter().enumerate() {
         let kind = gate.text("conditionType");
-        faults.invalid_each(&path.child("readinessGates").index(index).child("conditionType"), kind, format::label_key(kind));
+        faults.invalid_each(
+            &path.child("readinessGates").index(index).child("conditionType"),
+            kind,
+            format::label_key(kind),
+        );
     }
     let mut seen = Vec::new();
     for (index, gate) in spec.list("schedulingGates").iter().enumerate() {
@@ -247,7 +266,9 @@ pub(crate) fn pod_update(object: &Value, old: &Value, faults: &mut Faults) {
             faults.invalid(&deadline_path, new, "must be less than or equal to previous value");
             return;
         }
-        (None, Some(_)) => faults.invalid(&deadline_path, &Value::Null, "must not update from a positive integer to nil value"),
+        (None, Some(_)) => {
+            faults.invalid(&deadline_path, &Value::Null, "must not update from a positive integer to nil value")
+        }
         _ => {}
     }
     added_tolerations(spec, before, &path.child("tolerations"), faults);
@@ -277,11 +298,15 @@ fn as_if_unchanged(spec: &Value, before: &Value) -> Value {
         }
     }
     let mut fields = vec!["activeDeadlineSeconds", "tolerations", "schedulingGates"];
-    if before.int("terminationGracePeriodSeconds").is_some_and(|seconds| seconds < 0) && spec.int("terminationGracePeriodSeconds") == Some(1) {
+    if before.int("terminationGracePeriodSeconds").is_some_and(|seconds| seconds < 0)
+        && spec.int("terminationGracePeriodSeconds") == Some(1)
+    {
         fields.push("terminationGracePeriodSeconds");
     }
     // A pod that waits for its gates has not been scheduled: its node selector may still be narrowed.
-    if !before.list("schedulingGates").is_empty() && before.entries("nodeSelector").all(|(key, value)| spec.at("nodeSelector").at(key) == value) {
+    if !before.list("schedulingGates").is_empty()
+        && before.entries("nodeSelector").all(|(key, value)| spec.at("nodeSelector").at(key) == value)
+    {
         fields.push("nodeSelector");
     }
     for field in fields {
@@ -337,12 +362,18 @@ pub(crate) fn pod_status(object: &Value, old: &Value, faults: &mut Faults) {
     }
     for (field, first) in [("podIPs", "podIP"), ("hostIPs", "hostIP")] {
         let here = path.child(field);
-        let ips = |status: &'_ Value| -> Vec<String> { status.list(field).iter().map(|entry| entry.text("ip").to_owned()).collect() };
+        let ips = |status: &'_ Value| -> Vec<String> {
+            status.list(field).iter().map(|entry| entry.text("ip").to_owned()).collect()
+        };
         let (now, known) = (ips(status), ips(before));
         let known: Vec<&str> = known.iter().map(String::as_str).collect();
         let now: Vec<&str> = now.iter().map(String::as_str).collect();
         if field == "hostIPs" && now.first().is_some_and(|ip| *ip != status.text(first)) {
-            faults.invalid(&here.index(0).child("ip"), now.first().copied().unwrap_or_default(), "must be equal to `hostIP`");
+            faults.invalid(
+                &here.index(0).child("ip"),
+                now.first().copied().unwrap_or_default(),
+                "must be equal to `hostIP`",
+            );
         }
         for (index, ip) in now.iter().enumerate() {
             legacy_ip(ip, &known, &here.index(index), faults);

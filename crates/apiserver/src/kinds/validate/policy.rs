@@ -17,7 +17,9 @@ pub(crate) fn network_policy(object: &Value, faults: &mut Faults) {
 pub(crate) fn network_policy_update(object: &Value, old: &Value, faults: &mut Faults) {
     let mut known = Vec::new();
     for (direction, peers) in [("ingress", "from"), ("egress", "to")] {
-        for block in old.at("spec").list(direction).iter().flat_map(|rule| rule.list(peers)).map(|peer| peer.at("ipBlock")) {
+        for block in
+            old.at("spec").list(direction).iter().flat_map(|rule| rule.list(peers)).map(|peer| peer.at("ipBlock"))
+        {
             known.push(block.text("cidr"));
             known.extend(block.texts("except"));
         }
@@ -112,7 +114,8 @@ fn ip_block(block: &Value, known: &[&str], path: &Path, faults: &mut Faults) {
         let here = path.child("except").index(index);
         legacy_cidr(except, known, &here, faults);
         let Some((address, narrower)) = format::sloppy_cidr(except) else { continue };
-        let inside = base.is_ipv4() == address.is_ipv4() && format::masked(address, length) == format::masked(base, length);
+        let inside =
+            base.is_ipv4() == address.is_ipv4() && format::masked(address, length) == format::masked(base, length);
         if !inside || length >= narrower {
             faults.invalid(&here, *except, "must be a strict subset of `cidr`");
         }
@@ -134,6 +137,10 @@ pub(crate) fn pod_disruption_budget(object: &Value, faults: &mut Faults) {
     label_selector(spec.at("selector"), &path.child("selector"), faults);
     const POLICIES: &[&str] = &["AlwaysAllow", "IfHealthyBudget"];
     if spec.has("unhealthyPodEvictionPolicy") && !POLICIES.contains(&spec.text("unhealthyPodEvictionPolicy")) {
-        faults.unsupported(&path.child("unhealthyPodEvictionPolicy"), spec.text("unhealthyPodEvictionPolicy"), POLICIES);
+        faults.unsupported(
+            &path.child("unhealthyPodEvictionPolicy"),
+            spec.text("unhealthyPodEvictionPolicy"),
+            POLICIES,
+        );
     }
 }

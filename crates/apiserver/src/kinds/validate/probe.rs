@@ -28,7 +28,11 @@ pub(super) fn lively(container: &Value, pod: &Pod<'_>, path: &Path, faults: &mut
         self::probe(probe, pod.grace, &here, faults);
         if name == "readinessProbe" {
             if let Some(seconds) = probe.int("terminationGracePeriodSeconds") {
-                faults.invalid(&here.child("terminationGracePeriodSeconds"), seconds, "must not be set for readinessProbes");
+                faults.invalid(
+                    &here.child("terminationGracePeriodSeconds"),
+                    seconds,
+                    "must not be set for readinessProbes",
+                );
             }
         } else if let Some(threshold) = probe.int("successThreshold").filter(|threshold| *threshold != 1) {
             faults.invalid(&here.child("successThreshold"), threshold, "must be 1");
@@ -87,6 +91,10 @@ fn http_get(value: &Value, path: &Path, faults: &mut Faults) {
         faults.unsupported(&path.child("scheme"), value.text("scheme"), &["HTTP", "HTTPS"]);
     }
     for header in value.list("httpHeaders") {
-        faults.invalid_each(&path.child("httpHeaders"), header.text("name"), format::http_header_name(header.text("name")));
+        faults.invalid_each(
+            &path.child("httpHeaders"),
+            header.text("name"),
+            format::http_header_name(header.text("name")),
+        );
     }
 }

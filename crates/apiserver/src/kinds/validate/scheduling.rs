@@ -61,7 +61,10 @@ fn node_selector_term(term: &Value, check_values: bool, path: &Path, faults: &mu
         let here = path.child("matchFields").index(index);
         match requirement.text("operator") {
             "In" | "NotIn" if requirement.list("values").len() != 1 => {
-                faults.required(&here.child("values"), "must be only one value when `operator` is 'In' or 'NotIn' for node field selector");
+                faults.required(
+                    &here.child("values"),
+                    "must be only one value when `operator` is 'In' or 'NotIn' for node field selector",
+                );
             }
             "In" | "NotIn" => {}
             other => faults.invalid(&here.child("operator"), other, "not a valid selector operator"),
@@ -79,7 +82,8 @@ fn node_requirement(requirement: &Value, check_values: bool, path: &Path, faults
             faults.required(&path.child("values"), "must be specified when `operator` is 'In' or 'NotIn'");
         }
         "Exists" | "DoesNotExist" if !values.is_empty() => {
-            faults.forbidden(&path.child("values"), "may not be specified when `operator` is 'Exists' or 'DoesNotExist'");
+            faults
+                .forbidden(&path.child("values"), "may not be specified when `operator` is 'Exists' or 'DoesNotExist'");
         }
         "Gt" | "Lt" if values.len() != 1 => {
             faults.required(&path.child("values"), "must be specified single value when `operator` is 'Lt' or 'Gt'");
@@ -207,7 +211,8 @@ pub(super) fn topology_spread(constraints: &[Value], path: &Path, faults: &mut F
             faults.unsupported(&here.child("whenUnsatisfiable"), action, ACTIONS);
         }
         let later = constraints.iter().skip(index.saturating_add(1));
-        if later.into_iter().any(|other| other.text("topologyKey") == key && other.text("whenUnsatisfiable") == action) {
+        if later.into_iter().any(|other| other.text("topologyKey") == key && other.text("whenUnsatisfiable") == action)
+        {
             faults.duplicate(&here.child("{topologyKey, whenUnsatisfiable}"), format!("{{{key}, {action}}}").as_str());
         }
         if let Some(domains) = constraint.int("minDomains") {

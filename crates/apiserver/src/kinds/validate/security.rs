@@ -39,7 +39,11 @@ pub(super) fn container(context: &Value, spec: &Value, path: &Path, faults: &mut
             faults.invalid(path, context, "cannot set `allowPrivilegeEscalation` to false and `privileged` to true");
         }
         if context.at("capabilities").texts("add").contains(&"CAP_SYS_ADMIN") {
-            faults.invalid(path, context, "cannot set `allowPrivilegeEscalation` to false and `capabilities.Add` CAP_SYS_ADMIN");
+            faults.invalid(
+                path,
+                context,
+                "cannot set `allowPrivilegeEscalation` to false and `capabilities.Add` CAP_SYS_ADMIN",
+            );
         }
     }
     app_armor(context.at("appArmorProfile"), &path.child("appArmorProfile"), faults);
@@ -53,7 +57,11 @@ pub(super) fn pod(spec: &Value, spec_path: &Path, path: &Path, faults: &mut Faul
     }
     for (index, group) in context.list("supplementalGroups").iter().enumerate() {
         if let Some(number) = group.as_i64().filter(|number| !(0..=LARGEST_ID).contains(number)) {
-            faults.invalid(&path.child("supplementalGroups").index(index), number, &format::range_message(0, LARGEST_ID));
+            faults.invalid(
+                &path.child("supplementalGroups").index(index),
+                number,
+                &format::range_message(0, LARGEST_ID),
+            );
         }
     }
     if spec.flag("shareProcessNamespace") && spec.flag("hostPID") {
@@ -61,9 +69,11 @@ pub(super) fn pod(spec: &Value, spec_path: &Path, path: &Path, faults: &mut Faul
         faults.invalid(&here, true, "ShareProcessNamespace and HostPID cannot both be enabled");
     }
     sysctls(context, spec, &path.child("sysctls"), faults);
-    for (field, values) in
-        [("fsGroupChangePolicy", &["Always", "OnRootMismatch"]), ("supplementalGroupsPolicy", &["Merge", "Strict"]), ("seLinuxChangePolicy", &["MountOption", "Recursive"])]
-    {
+    for (field, values) in [
+        ("fsGroupChangePolicy", &["Always", "OnRootMismatch"]),
+        ("supplementalGroupsPolicy", &["Merge", "Strict"]),
+        ("seLinuxChangePolicy", &["MountOption", "Recursive"]),
+    ] {
         if context.has(field) && !values.contains(&context.text(field)) {
             faults.unsupported(&path.child(field), context.text(field), values);
         }
@@ -103,7 +113,10 @@ fn sysctls(context: &Value, spec: &Value, path: &Path, faults: &mut Faults) {
         if spec.flag("hostNetwork") && dotted.starts_with("net.") {
             faults.invalid(&here, name, "may not be specified when 'hostNetwork' is true");
         }
-        let ipc = dotted.starts_with("kernel.shm") || dotted.starts_with("kernel.msg") || dotted == "kernel.sem" || dotted.starts_with("fs.mqueue.");
+        let ipc = dotted.starts_with("kernel.shm")
+            || dotted.starts_with("kernel.msg")
+            || dotted == "kernel.sem"
+            || dotted.starts_with("fs.mqueue.");
         if spec.flag("hostIPC") && ipc {
             faults.invalid(&here, name, "may not be specified when 'hostIPC' is true");
         }
@@ -138,7 +151,9 @@ fn app_armor(profile: &Value, path: &Path, faults: &mut Faults) {
     let here = path.child("localhostProfile");
     let local = profile.text("localhostProfile");
     match profile.text("type") {
-        "Localhost" if local.trim().is_empty() && local.is_empty() => faults.required(&here, "must be set when AppArmor type is Localhost"),
+        "Localhost" if local.trim().is_empty() && local.is_empty() => {
+            faults.required(&here, "must be set when AppArmor type is Localhost")
+        }
         "Localhost" if local.trim() != local => faults.invalid(&here, local, "must not be padded with whitespace"),
         "Localhost" => {}
         "RuntimeDefault" | "Unconfined" => {

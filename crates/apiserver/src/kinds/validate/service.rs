@@ -31,7 +31,10 @@ pub(crate) fn service_update(object: &Value, old: &Value, faults: &mut Faults) {
     if balancers && spec.at("loadBalancerClass") != before.at("loadBalancerClass") {
         faults.invalid(&path.child("loadBalancerClass"), spec.at("loadBalancerClass"), "may not change once set");
     }
-    if needs_health_check(spec) && needs_health_check(before) && spec.at("healthCheckNodePort") != before.at("healthCheckNodePort") {
+    if needs_health_check(spec)
+        && needs_health_check(before)
+        && spec.at("healthCheckNodePort") != before.at("healthCheckNodePort")
+    {
         faults.forbidden(&path.child("healthCheckNodePort"), format::IMMUTABLE);
     }
     check(object, old, faults);
@@ -75,14 +78,22 @@ fn topology_annotations(object: &Value, faults: &mut Faults) {
     let annotations = object.deep(&["metadata", "annotations"]);
     if annotations.has(HINTS) && annotations.has(MODE) && annotations.at(HINTS) != annotations.at(MODE) {
         let path = Path::new("metadata").child("annotations").key(MODE);
-        faults.invalid(&path, annotations.text(MODE), &format!("must match annotations[{HINTS}] when both are specified"));
+        faults.invalid(
+            &path,
+            annotations.text(MODE),
+            &format!("must match annotations[{HINTS}] when both are specified"),
+        );
     }
 }
 
 fn by_type(spec: &Value, path: &Path, faults: &mut Faults) {
     match spec.text("type") {
         kind @ ("LoadBalancer" | "NodePort") if is_headless(spec) => {
-            faults.invalid(&path.child("clusterIPs").index(0), "None", &format!("may not be set to 'None' for {kind} services"));
+            faults.invalid(
+                &path.child("clusterIPs").index(0),
+                "None",
+                &format!("may not be set to 'None' for {kind} services"),
+            );
         }
         "ExternalName" => {
             for field in ["clusterIPs", "ipFamilies", "ipFamilyPolicy"] {
@@ -123,7 +134,11 @@ fn ports(spec: &Value, path: &Path, faults: &mut Faults) {
         protocol(port.text("protocol"), &here.child("protocol"), faults);
         port_or_name(port.at("targetPort"), &here.child("targetPort"), faults);
         if port.has("appProtocol") {
-            faults.invalid_each(&here.child("appProtocol"), port.text("appProtocol"), format::label_key(port.text("appProtocol")));
+            faults.invalid_each(
+                &here.child("appProtocol"),
+                port.text("appProtocol"),
+                format::label_key(port.text("appProtocol")),
+            );
         }
     }
 }
@@ -204,7 +219,11 @@ fn cluster_ips(spec: &Value, old: &Value, path: &Path, faults: &mut Faults) {
     for (index, (ip, family)) in ips.iter().zip(&families).enumerate() {
         let six = format::sloppy_ip(ip).is_some_and(|address| address.is_ipv6());
         if (*family == "IPv4" && six) || (*family == "IPv6" && !six) {
-            faults.invalid(&field.index(index), *ip, &format!("expected an {family} value as indicated by `ipFamilies[{index}]`"));
+            faults.invalid(
+                &field.index(index),
+                *ip,
+                &format!("expected an {family} value as indicated by `ipFamilies[{index}]`"),
+            );
         }
     }
 }
@@ -218,12 +237,20 @@ fn duplicates(spec: &Value, path: &Path, faults: &mut Faults) {
     }
     for (index, port) in list.iter().enumerate() {
         let Some(number) = port.int("nodePort").filter(|number| *number != 0) else { continue };
-        if list.iter().take(index).any(|other| other.text("protocol") == port.text("protocol") && other.int("nodePort") == Some(number)) {
+        if list
+            .iter()
+            .take(index)
+            .any(|other| other.text("protocol") == port.text("protocol") && other.int("nodePort") == Some(number))
+        {
             faults.duplicate(&path.index(index).child("nodePort"), number);
         }
     }
     for (index, port) in list.iter().enumerate() {
-        if list.iter().take(index).any(|other| other.text("protocol") == port.text("protocol") && other.at("port") == port.at("port")) {
+        if list
+            .iter()
+            .take(index)
+            .any(|other| other.text("protocol") == port.text("protocol") && other.at("port") == port.at("port"))
+        {
             // The real server shows the key as the internal type is marshalled.
             let key = serde_json::json!({
                 "Name": "", "Protocol": port.text("protocol"), "AppProtocol": null, "Port": port.int("port"), "TargetPort": 0, "NodePort": 0,
@@ -269,7 +296,11 @@ fn load_balancer(object: &Value, old: &Value, path: &Path, faults: &mut Faults) 
     if spec.has("loadBalancerClass") {
         let here = path.child("loadBalancerClass");
         if balancer {
-            faults.invalid_each(&here, spec.text("loadBalancerClass"), format::label_key(spec.text("loadBalancerClass")));
+            faults.invalid_each(
+                &here,
+                spec.text("loadBalancerClass"),
+                format::label_key(spec.text("loadBalancerClass")),
+            );
         } else {
             faults.forbidden(&here, only);
         }
@@ -282,7 +313,8 @@ fn needs_health_check(spec: &Value) -> bool {
 
 fn traffic_policies(spec: &Value, path: &Path, faults: &mut Faults) {
     let kind = spec.text("type");
-    let accessible = matches!(kind, "LoadBalancer" | "NodePort") || (kind == "ClusterIP" && !spec.list("externalIPs").is_empty());
+    let accessible =
+        matches!(kind, "LoadBalancer" | "NodePort") || (kind == "ClusterIP" && !spec.list("externalIPs").is_empty());
     let (external, here) = (spec.text("externalTrafficPolicy"), path.child("externalTrafficPolicy"));
     match (accessible, external) {
         (false, "") | (true, "Cluster" | "Local") => {}
@@ -294,7 +326,11 @@ fn traffic_policies(spec: &Value, path: &Path, faults: &mut Faults) {
     match spec.int("healthCheckNodePort").unwrap_or(0) {
         0 => {}
         port if needs_health_check(spec) => port_number(port, &here, faults),
-        port => faults.invalid(&here, port, "may only be set when `type` is 'LoadBalancer' and `externalTrafficPolicy` is 'Local'"),
+        port => faults.invalid(
+            &here,
+            port,
+            "may only be set when `type` is 'LoadBalancer' and `externalTrafficPolicy` is 'Local'",
+        ),
     }
     let here = path.child("internalTrafficPolicy");
     if !spec.has("internalTrafficPolicy") {
@@ -370,7 +406,8 @@ pub(crate) fn service_status(object: &Value, old: &Value, faults: &mut Faults) {
         }
         return;
     }
-    let known: Vec<&str> = old.deep(&["status", "loadBalancer"]).list("ingress").iter().map(|ingress| ingress.text("ip")).collect();
+    let known: Vec<&str> =
+        old.deep(&["status", "loadBalancer"]).list("ingress").iter().map(|ingress| ingress.text("ip")).collect();
     for (index, ingress) in ingresses.iter().enumerate() {
         let here = path.index(index);
         let (ip, mode, hostname) = (ingress.text("ip"), ingress.text("ipMode"), ingress.text("hostname"));
@@ -380,7 +417,9 @@ pub(crate) fn service_status(object: &Value, old: &Value, faults: &mut Faults) {
         match (ip.is_empty(), ingress.has("ipMode")) {
             (false, false) => faults.required(&here.child("ipMode"), "must be specified when `ip` is set"),
             (true, true) => faults.forbidden(&here.child("ipMode"), "may not be specified when `ip` is not set"),
-            (false, true) if !["Proxy", "VIP"].contains(&mode) => faults.unsupported(&here.child("ipMode"), mode, &["Proxy", "VIP"]),
+            (false, true) if !["Proxy", "VIP"].contains(&mode) => {
+                faults.unsupported(&here.child("ipMode"), mode, &["Proxy", "VIP"])
+            }
             _ => {}
         }
         if !hostname.is_empty() {

@@ -12,7 +12,12 @@ use crate::kinds::read::Read;
 const FILE_MODE: &str = "must be a number between 0 and 0777 (octal), both inclusive";
 
 /// Checks `volumes` and returns the valid ones by name.
-pub(super) fn volumes<'a>(spec: &'a Value, pod_name: &str, path: &Path, faults: &mut Faults) -> BTreeMap<&'a str, &'a Value> {
+pub(super) fn volumes<'a>(
+    spec: &'a Value,
+    pod_name: &str,
+    path: &Path,
+    faults: &mut Faults,
+) -> BTreeMap<&'a str, &'a Value> {
     let mut known = BTreeMap::new();
     let made: BTreeSet<String> = spec
         .list("volumes")
@@ -47,9 +52,36 @@ pub(super) fn volumes<'a>(spec: &'a Value, pod_name: &str, path: &Path, faults: 
 
 /// The sources in the order the API server looks at them.
 const SOURCES: &[&str] = &[
-    "emptyDir", "hostPath", "gitRepo", "gcePersistentDisk", "awsElasticBlockStore", "secret", "nfs", "iscsi", "glusterfs", "flocker",
-    "persistentVolumeClaim", "rbd", "cinder", "cephfs", "quobyte", "downwardAPI", "fc", "flexVolume", "configMap", "azureFile",
-    "vsphereVolume", "photonPersistentDisk", "portworxVolume", "azureDisk", "storageos", "projected", "scaleIO", "csi", "ephemeral", "image",
+    "emptyDir",
+    "hostPath",
+    "gitRepo",
+    "gcePersistentDisk",
+    "awsElasticBlockStore",
+    "secret",
+    "nfs",
+    "iscsi",
+    "glusterfs",
+    "flocker",
+    "persistentVolumeClaim",
+    "rbd",
+    "cinder",
+    "cephfs",
+    "quobyte",
+    "downwardAPI",
+    "fc",
+    "flexVolume",
+    "configMap",
+    "azureFile",
+    "vsphereVolume",
+    "photonPersistentDisk",
+    "portworxVolume",
+    "azureDisk",
+    "storageos",
+    "projected",
+    "scaleIO",
+    "csi",
+    "ephemeral",
+    "image",
 ];
 
 fn source(volume: &Value, pod_name: &str, path: &Path, faults: &mut Faults) {
@@ -106,7 +138,8 @@ fn host_path(value: &Value, path: &Path, faults: &mut Faults) {
         return;
     }
     no_backsteps(value.text("path"), &path.child("path"), faults);
-    const TYPES: &[&str] = &["", "BlockDevice", "CharDevice", "Directory", "DirectoryOrCreate", "File", "FileOrCreate", "Socket"];
+    const TYPES: &[&str] =
+        &["", "BlockDevice", "CharDevice", "Directory", "DirectoryOrCreate", "File", "FileOrCreate", "Socket"];
     if value.has("type") && !TYPES.contains(&value.text("type")) {
         faults.unsupported(&path.child("type"), value.text("type"), TYPES);
     }
@@ -149,13 +182,20 @@ fn downward(value: &Value, path: &Path, faults: &mut Faults) {
         unreserved(file.text("path"), &here.child("path"), faults);
         match (file.has("fieldRef"), file.has("resourceFieldRef")) {
             (true, resource) => {
-                const FIELDS: &[&str] = &["metadata.annotations", "metadata.labels", "metadata.name", "metadata.namespace", "metadata.uid"];
+                const FIELDS: &[&str] =
+                    &["metadata.annotations", "metadata.labels", "metadata.name", "metadata.namespace", "metadata.uid"];
                 environment::field_ref(file.at("fieldRef"), FIELDS, &here.child("fieldRef"), faults);
                 if resource {
-                    faults.invalid(&here, "resource", "fieldRef and resourceFieldRef can not be specified simultaneously");
+                    faults.invalid(
+                        &here,
+                        "resource",
+                        "fieldRef and resourceFieldRef can not be specified simultaneously",
+                    );
                 }
             }
-            (false, true) => environment::resource_ref(file.at("resourceFieldRef"), true, &here.child("resourceFieldRef"), faults),
+            (false, true) => {
+                environment::resource_ref(file.at("resourceFieldRef"), true, &here.child("resourceFieldRef"), faults)
+            }
             (false, false) => faults.required(&here, "one of fieldRef and resourceFieldRef is required"),
         }
         mode(file, "mode", &here, faults);
@@ -168,7 +208,9 @@ fn projected(value: &Value, path: &Path, faults: &mut Faults) {
     for (index, source) in value.list("sources").iter().enumerate() {
         let here = path.child("sources").index(index);
         let mut found = 0;
-        for kind in ["secret", "configMap", "downwardAPI", "serviceAccountToken", "clusterTrustBundle", "podCertificate"] {
+        for kind in
+            ["secret", "configMap", "downwardAPI", "serviceAccountToken", "clusterTrustBundle", "podCertificate"]
+        {
             if !source.has(kind) {
                 continue;
             }
@@ -184,7 +226,9 @@ fn projected(value: &Value, path: &Path, faults: &mut Faults) {
                 _ => {}
             }
             let paths: Vec<&str> = match kind {
-                "secret" | "configMap" | "downwardAPI" => item.list("items").iter().map(|entry| entry.text("path")).collect(),
+                "secret" | "configMap" | "downwardAPI" => {
+                    item.list("items").iter().map(|entry| entry.text("path")).collect()
+                }
                 _ => vec![item.text("path")],
             };
             for entry in paths.into_iter().filter(|entry| !entry.is_empty()) {
@@ -203,9 +247,17 @@ fn projected(value: &Value, path: &Path, faults: &mut Faults) {
 fn token(item: &Value, path: &Path, faults: &mut Faults) {
     if let Some(seconds) = item.int("expirationSeconds") {
         if seconds < 600 {
-            faults.invalid(&path.child("expirationSeconds"), seconds, "may not specify a duration less than 10 minutes");
+            faults.invalid(
+                &path.child("expirationSeconds"),
+                seconds,
+                "may not specify a duration less than 10 minutes",
+            );
         } else if seconds > 1 << 32 {
-            faults.invalid(&path.child("expirationSeconds"), seconds, "may not specify a duration larger than 2^32 seconds");
+            faults.invalid(
+                &path.child("expirationSeconds"),
+                seconds,
+                "may not specify a duration larger than 2^32 seconds",
+            );
         }
     }
     if item.text("path").is_empty() {

@@ -53,9 +53,16 @@ fn selector_and_template(spec: &Value, empty: &str, kind: &str, path: &Path, fau
 fn template_matches(spec: &Value, path: &Path, faults: &mut Faults) {
     let (selector, template) = (spec.at("selector"), spec.at("template"));
     let here = path.child("template");
-    if !selector.is_null() && !selector_is_empty(selector) && !selector_matches(selector, template.deep(&["metadata", "labels"])) {
+    if !selector.is_null()
+        && !selector_is_empty(selector)
+        && !selector_matches(selector, template.deep(&["metadata", "labels"]))
+    {
         let labels_path = here.child("metadata").child("labels");
-        faults.invalid(&labels_path, template.deep(&["metadata", "labels"]), "`selector` does not match template `labels`");
+        faults.invalid(
+            &labels_path,
+            template.deep(&["metadata", "labels"]),
+            "`selector` does not match template `labels`",
+        );
     }
     pod::template(template, &here, faults);
 }
@@ -115,7 +122,12 @@ fn deployment_strategy(strategy: &Value, path: &Path, faults: &mut Faults) {
 
 /// The selector of a `Deployment` never changes.
 pub(crate) fn deployment_update(object: &Value, old: &Value, faults: &mut Faults) {
-    immutable(object.deep(&["spec", "selector"]), old.deep(&["spec", "selector"]), &Path::new("spec").child("selector"), faults);
+    immutable(
+        object.deep(&["spec", "selector"]),
+        old.deep(&["spec", "selector"]),
+        &Path::new("spec").child("selector"),
+        faults,
+    );
 }
 
 /// Checks a `ReplicaSet`.
@@ -160,7 +172,11 @@ pub(crate) fn daemon_set(object: &Value, faults: &mut Faults) {
     label_selector(selector, &path.child("selector"), faults);
     if selector.is_null() {
         let here = path.child("template").child("metadata").child("labels");
-        faults.invalid(&here, spec.deep(&["template", "metadata", "labels"]), "`selector` does not match template `labels`");
+        faults.invalid(
+            &here,
+            spec.deep(&["template", "metadata", "labels"]),
+            "`selector` does not match template `labels`",
+        );
     } else if selector_is_empty(selector) {
         faults.invalid(&path.child("selector"), selector, "empty selector is invalid for daemonset");
     }
@@ -222,7 +238,8 @@ pub(crate) fn stateful_set(object: &Value, faults: &mut Faults) {
         "" => faults.required(&here, ""),
         _ => faults.invalid(&here, strategy, "must be 'RollingUpdate' or 'OnDelete'"),
     }
-    let (policy, here) = (spec.at("persistentVolumeClaimRetentionPolicy"), path.child("persistentVolumeClaimRetentionPolicy"));
+    let (policy, here) =
+        (spec.at("persistentVolumeClaimRetentionPolicy"), path.child("persistentVolumeClaimRetentionPolicy"));
     for field in ["whenDeleted", "whenScaled"] {
         if policy.has(field) && !["Retain", "Delete"].contains(&policy.text(field)) {
             faults.unsupported(&here.child(field), policy.text(field), &["Retain", "Delete"]);
@@ -242,7 +259,10 @@ pub(crate) fn stateful_set(object: &Value, faults: &mut Faults) {
         }
     }
     let (template, here) = (spec.at("template"), path.child("template"));
-    if !selector.is_null() && !selector_is_empty(selector) && !selector_matches(selector, template.deep(&["metadata", "labels"])) {
+    if !selector.is_null()
+        && !selector_is_empty(selector)
+        && !selector_matches(selector, template.deep(&["metadata", "labels"]))
+    {
         let here = here.child("metadata").child("labels");
         faults.invalid(&here, template.deep(&["metadata", "labels"]), "`selector` does not match template `labels`");
     }
@@ -274,7 +294,12 @@ fn with_claims(spec: &Value) -> Value {
 pub(crate) fn stateful_set_update(object: &Value, old: &Value, faults: &mut Faults) {
     let mut munged = object.at("spec").clone();
     const FREE: &[&str] = &[
-        "replicas", "ordinals", "template", "updateStrategy", "revisionHistoryLimit", "persistentVolumeClaimRetentionPolicy",
+        "replicas",
+        "ordinals",
+        "template",
+        "updateStrategy",
+        "revisionHistoryLimit",
+        "persistentVolumeClaimRetentionPolicy",
         "minReadySeconds",
     ];
     for field in FREE {
@@ -290,9 +315,24 @@ pub(crate) fn stateful_set_update(object: &Value, old: &Value, faults: &mut Faul
 pub(crate) fn workload_status(object: &Value, _old: &Value, faults: &mut Faults) {
     let (status, path) = (object.at("status"), Path::new("status"));
     const COUNTERS: &[&str] = &[
-        "replicas", "updatedReplicas", "readyReplicas", "availableReplicas", "unavailableReplicas", "fullyLabeledReplicas",
-        "currentReplicas", "observedGeneration", "currentNumberScheduled", "numberMisscheduled", "desiredNumberScheduled", "numberReady",
-        "updatedNumberScheduled", "numberAvailable", "numberUnavailable", "active", "succeeded", "failed",
+        "replicas",
+        "updatedReplicas",
+        "readyReplicas",
+        "availableReplicas",
+        "unavailableReplicas",
+        "fullyLabeledReplicas",
+        "currentReplicas",
+        "observedGeneration",
+        "currentNumberScheduled",
+        "numberMisscheduled",
+        "desiredNumberScheduled",
+        "numberReady",
+        "updatedNumberScheduled",
+        "numberAvailable",
+        "numberUnavailable",
+        "active",
+        "succeeded",
+        "failed",
     ];
     for field in COUNTERS {
         not_negative(status, field, &path, faults);
@@ -307,7 +347,11 @@ pub(crate) fn workload_status(object: &Value, _old: &Value, faults: &mut Faults)
         }
     }
     if count("availableReplicas") > count("readyReplicas") {
-        faults.invalid(&path.child("availableReplicas"), count("availableReplicas"), "cannot be greater than readyReplicas");
+        faults.invalid(
+            &path.child("availableReplicas"),
+            count("availableReplicas"),
+            "cannot be greater than readyReplicas",
+        );
     }
 }
 
@@ -327,8 +371,15 @@ pub(crate) fn controller_revision_update(object: &Value, old: &Value, faults: &m
 }
 
 fn job_spec(spec: &Value, path: &Path, faults: &mut Faults) {
-    const NUMBERS: &[&str] =
-        &["parallelism", "completions", "activeDeadlineSeconds", "backoffLimit", "ttlSecondsAfterFinished", "backoffLimitPerIndex", "maxFailedIndexes"];
+    const NUMBERS: &[&str] = &[
+        "parallelism",
+        "completions",
+        "activeDeadlineSeconds",
+        "backoffLimit",
+        "ttlSecondsAfterFinished",
+        "backoffLimitPerIndex",
+        "maxFailedIndexes",
+    ];
     for field in NUMBERS {
         not_negative(spec, field, path, faults);
     }
@@ -370,7 +421,16 @@ pub(crate) fn job(object: &Value, faults: &mut Faults) {
 pub(crate) fn job_update(object: &Value, old: &Value, faults: &mut Faults) {
     let (spec, before, path) = (object.at("spec"), old.at("spec"), Path::new("spec"));
     let suspended = before.flag("suspend");
-    for field in ["completions", "selector", "template", "completionMode", "podFailurePolicy", "backoffLimitPerIndex", "managedBy", "successPolicy"] {
+    for field in [
+        "completions",
+        "selector",
+        "template",
+        "completionMode",
+        "podFailurePolicy",
+        "backoffLimitPerIndex",
+        "managedBy",
+        "successPolicy",
+    ] {
         // Elastic indexed jobs change both counts together; a suspended job that never ran may still be steered.
         let elastic = field == "completions"
             && spec.text("completionMode") == "Indexed"
@@ -412,7 +472,8 @@ pub(crate) fn cron_job(object: &Value, faults: &mut Faults) {
 /// What is wrong with a cron schedule: five fields, or a word such as `@hourly`.
 fn schedule_complaint(schedule: &str) -> Option<String> {
     if let Some(word) = schedule.strip_prefix('@') {
-        let known = ["yearly", "annually", "monthly", "weekly", "daily", "midnight", "hourly"].contains(&word) || word.starts_with("every ");
+        let known = ["yearly", "annually", "monthly", "weekly", "daily", "midnight", "hourly"].contains(&word)
+            || word.starts_with("every ");
         return (!known).then(|| format!("unrecognized descriptor: {schedule}"));
     }
     let fields: Vec<&str> = schedule.split_whitespace().collect();
@@ -421,18 +482,27 @@ fn schedule_complaint(schedule: &str) -> Option<String> {
         return Some(format!("expected exactly 5 fields, found {}: [{}]", fields.len(), shown.join(" ")));
     }
     let limits = [(0, 59), (0, 23), (1, 31), (1, 12), (0, 6)];
-    fields.iter().zip(limits).find_map(|(field, (low, high))| field.split(',').find_map(|part| range_complaint(part, low, high)))
+    fields
+        .iter()
+        .zip(limits)
+        .find_map(|(field, (low, high))| field.split(',').find_map(|part| range_complaint(part, low, high)))
 }
 
 fn range_complaint(part: &str, low: u32, high: u32) -> Option<String> {
-    const NAMES: &[&str] =
-        &["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec", "sun", "mon", "tue", "wed", "thu", "fri", "sat"];
+    const NAMES: &[&str] = &[
+        "jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec", "sun", "mon", "tue", "wed",
+        "thu", "fri", "sat",
+    ];
     let (range, step) = part.split_once('/').map_or((part, None), |(range, step)| (range, Some(step)));
     if let Some(step) = step {
         match step.parse::<u32>() {
             Ok(0) => return Some(format!("step of range should be a positive number: {part}")),
             Ok(_) => {}
-            Err(_) => return Some(format!("failed to parse int from {step}: strconv.Atoi: parsing \"{step}\": invalid syntax")),
+            Err(_) => {
+                return Some(format!(
+                    "failed to parse int from {step}: strconv.Atoi: parsing \"{step}\": invalid syntax"
+                ));
+            }
         }
     }
     if matches!(range, "*" | "?") {
@@ -443,10 +513,18 @@ fn range_complaint(part: &str, low: u32, high: u32) -> Option<String> {
             continue;
         }
         match bound.parse::<u32>() {
-            Ok(number) if number < low => return Some(format!("beginning of range ({number}) below minimum ({low}): {part}")),
-            Ok(number) if number > high => return Some(format!("end of range ({number}) above maximum ({high}): {part}")),
+            Ok(number) if number < low => {
+                return Some(format!("beginning of range ({number}) below minimum ({low}): {part}"));
+            }
+            Ok(number) if number > high => {
+                return Some(format!("end of range ({number}) above maximum ({high}): {part}"));
+            }
             Ok(_) => {}
-            Err(_) => return Some(format!("failed to parse int from {bound}: strconv.Atoi: parsing \"{bound}\": invalid syntax")),
+            Err(_) => {
+                return Some(format!(
+                    "failed to parse int from {bound}: strconv.Atoi: parsing \"{bound}\": invalid syntax"
+                ));
+            }
         }
     }
     None
