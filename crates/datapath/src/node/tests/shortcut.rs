@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use towpath_model::desired::{
@@ -111,7 +112,9 @@ fn a_policy_isolates_breaks_what_it_forbids_and_lifts() {
     assert!(!forbidden.works(), "one that it forbids does not");
     for from in [&a, &c] {
         assert!(!from.ns.pings(&b.v4().to_string()));
-        assert_eq!(tcp(&from.ns, &b.ns, SocketAddr::new(b.v4(), 8080)).unwrap_err().kind(), ErrorKind::TimedOut);
+        let closed = SocketAddr::new(b.v4(), 8080);
+        let connect = || TcpStream::connect_timeout(&closed, Duration::from_secs(1)).unwrap_err().kind();
+        assert_eq!(from.ns.run(connect), ErrorKind::TimedOut, "dropped, not refused");
     }
     assert!(lab.n1.ns.pings(&b.v4().to_string()), "its own node reaches it");
     assert!(b.ns.pings(&c.v4().to_string()), "its own connections are answered");
@@ -326,4 +329,61 @@ fn udp_services_answer_from_their_own_address() {
     serving.send_to(b"pong", peer).unwrap();
     assert_eq!(asking.recv_from(&mut bytes).unwrap().1.to_string(), CLUSTER[0]);
     assert!(udp(&a.ns, &c.ns, SocketAddr::new(c.v4(), 81)).is_ok());
+}
+
+/// Connects with bash from a process of the node's cgroup: whom the server saw.
+fn connect_from_cgroup(node: &TestNode, from: &Ns, server: &Ns, target: SocketAddr) -> Result<IpAddr, String> {
+    let listener = server.run(|| TcpListener::bind("0.0.0.0:80").unwrap());
+    let cgroup = node.config.cgroup.clone().unwrap();
+    let script = format!(
+        "echo $$ > {}/cgroup.procs; exec 3<>/dev/tcp/{}/{} && head -c2 <&3",
+        cgroup.display(),
+        target.ip(),
+        target.port()
+    );
+    let run = || Command::new("timeout").args(["3", "bash", "-c", &script]).output().unwrap();
+    std::thread::scope(|scope| {
+        let client = scope.spawn(|| from.run(run));
+        listener.set_nonblocking(true).unwrap();
+        let mut seen = None;
+        while !client.is_finished() {
+            if let Ok((mut stream, peer)) = listener.accept() {
+                stream.write_all(b"ok").unwrap();
+                seen = Some(peer.ip());
+            }
+            std::thread::yield_now();
+        }
+        let output = client.join().unwrap();
+        let words = String::from_utf8_lossy(&output.stderr).into_owned();
+        match seen {
+            Some(peer) if output.stdout == b"ok" => Ok(peer),
+            _ => Err(words),
+        }
+    })
+}
+
+#[test]
+fn processes_of_the_node_and_its_pods_connect_to_services() {
+    if !root() {
+        return;
+    }
+    let lab = Lab::new(PROGRAMS);
+    let (a, b, c) = (lab.n1.pod(10, OPEN), lab.n1.pod(11, OPEN), lab.n2.pod(10, OPEN));
+    let (cluster, node_port) = (CLUSTER[0].parse().unwrap(), "192.0.2.1:30080".parse().unwrap());
+    for backend in [&b, &c] {
+        let table = services(&backend.pod.addresses);
+        lab.n1.call(move |node| node.apply_services(&table)).unwrap();
+        for target in [cluster, node_port] {
+            let node = connect_from_cgroup(&lab.n1, &lab.n1.ns, &backend.ns, target);
+            assert_eq!(node.unwrap().to_string(), "192.0.2.1", "the node to {target} at {}", backend.pod.name);
+            let pod = connect_from_cgroup(&lab.n1, &a.ns, &backend.ns, target);
+            assert_eq!(pod.unwrap(), a.v4(), "a pod to {target} at {}", backend.pod.name);
+        }
+    }
+    let none = services(&[]);
+    lab.n1.call(move |node| node.apply_services(&none)).unwrap();
+    for ns in [&a.ns, &lab.n1.ns] {
+        let refused = connect_from_cgroup(&lab.n1, ns, &c.ns, cluster).unwrap_err();
+        assert!(refused.contains("Connection refused"), "{refused}");
+    }
 }
