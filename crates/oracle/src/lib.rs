@@ -107,6 +107,11 @@ pub fn ingress_allowed(cluster: &Cluster, traffic: &Traffic<'_>) -> bool {
     !isolated
 }
 
+/// Whether policies look at the address as a pod.
+pub fn holds_pod(cluster: &Cluster, address: IpAddr) -> bool {
+    pod_at(cluster, address).is_some()
+}
+
 /// The pod that holds an address.
 fn pod_at(cluster: &Cluster, address: IpAddr) -> Option<&Pod> {
     cluster.pods.iter().find(|pod| {

@@ -1,5 +1,7 @@
 //! Decisions of the walkthrough's policies, with the reasons a person reads.
 
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic, its helper functions too")]
+
 mod cluster;
 
 use std::collections::BTreeMap;
@@ -125,6 +127,27 @@ fn the_own_node_reaches_an_isolated_pod_but_what_it_only_forwards_does_not() {
     let text = ingress(&ask(&world, BUSYBOX, NGINX, TCP, 80));
     assert!(text.ends_with("isolated by NetworkPolicy default/deny; no rule allows anything"), "{text}");
     assert_eq!(ask(&world, NGINX, NGINX, TCP, 80).verdict, Verdict::Allow);
+}
+
+#[test]
+fn a_pod_that_the_api_has_not_told_us_of_has_only_its_own_node_in_reach() {
+    let mut world = cluster(json!({}), vec![]);
+    world.nodes.values_mut().for_each(|n| n.pod_cidrs = vec!["10.244.9.0/24".parse().unwrap()]);
+    let new: IpAddr = "10.244.9.9".parse().unwrap();
+    let given = BTreeMap::from([(cluster::named("default", "new"), vec![new])]);
+    let view = View { world: &world, dns: &[], pod_ips: &given };
+    let node: IpAddr = NODE.parse().unwrap();
+    assert_eq!(evaluate(&view, &Flow::new(node, new, TCP, 80)).verdict, Verdict::Allow);
+    assert_eq!(evaluate(&view, &Flow::new(new, node, TCP, 80)).verdict, Verdict::Allow);
+    assert_eq!(evaluate(&view, &Flow { forwarded: true, ..Flow::new(node, new, TCP, 80) }).verdict, Verdict::Deny);
+    for peer in [NGINX, "198.51.100.1"] {
+        let decision = evaluate(&view, &Flow::new(new, peer.parse().unwrap(), TCP, 80));
+        assert_eq!(
+            decision.egress.unwrap().to_string(),
+            "egress of pod default/new: denied: its labels are not known yet, so only its own node is in reach"
+        );
+        assert_eq!(evaluate(&view, &Flow::new(peer.parse().unwrap(), new, TCP, 80)).verdict, Verdict::Deny);
+    }
 }
 
 #[test]

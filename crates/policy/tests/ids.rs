@@ -1,5 +1,7 @@
 //! Which ids and entries an image has: stable under what does not concern it, as few as possible, and never borrowed.
 
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic, its helper functions too")]
+
 mod cluster;
 
 use std::collections::{BTreeMap, BTreeSet};

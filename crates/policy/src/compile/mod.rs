@@ -5,7 +5,7 @@
 //! small as what changed.
 //!
 //! Whoever applies an image over the one before does it in this order; then after every single write each flow is judged as one
-//! of the two images says (`tests/transition.rs`):
+//! of the two images says, if they differ by one object (`tests/transition.rs`), else as if the objects changed one by one:
 //! 1. new [`rows`](PolicyImage::rows) and new [`set_classes`](PolicyImage::set_classes); neither ever changes in place;
 //! 2. [`cidr_classes`](PolicyImage::cidr_classes) added and changed, then [`pod_classes`](PolicyImage::pod_classes) added and
 //!    changed, then entries of both removed;

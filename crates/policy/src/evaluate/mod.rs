@@ -44,9 +44,9 @@ impl Flow {
 pub enum Reason {
     /// Both ends are the same pod.
     Itself,
-    /// It comes from the pod's own node.
+    /// It comes from the pod's own node. Or it goes there, from a pod of which the API has not told us yet.
     OwnNode,
-    /// The API has not told us of the pod yet.
+    /// The API has not told us of the pod yet: only its own node is in reach.
     Unknown,
     /// No policy selects the pod in this direction.
     NotIsolated,
@@ -140,10 +140,20 @@ impl<'a> Evaluator<'a> {
                 Some(Side { pod: pod.name.clone(), direction, verdict, reason })
             }
             Holder::UnknownPod(pod) => {
-                Some(Side { pod: pod.clone(), direction, verdict: Verdict::Deny, reason: Reason::Unknown })
+                let own_node = self.is_node_of(other, own) && (direction == Direction::Egress || !flow.forwarded);
+                let (verdict, reason) =
+                    if own_node { (Verdict::Allow, Reason::OwnNode) } else { (Verdict::Deny, Reason::Unknown) };
+                Some(Side { pod: pod.clone(), direction, verdict, reason })
             }
             Holder::Dns | Holder::Node(_) => None,
         }
+    }
+
+    /// Whether `address` is the node whose range holds `pod`: all that is known of the node of an unknown pod.
+    fn is_node_of(&self, address: IpAddr, pod: IpAddr) -> bool {
+        let Some(Holder::Node(name)) = self.holders.holder(address) else { return false };
+        let node = self.view.world.nodes.get(name);
+        node.is_some_and(|n| n.pod_cidrs.iter().any(|cidr| cidr.contains(&pod)))
     }
 
     fn judge(&self, pod: &'a Pod, direction: Direction, other: IpAddr, flow: &Flow) -> Reason {

@@ -53,8 +53,9 @@ impl fmt::Display for Side {
         write!(f, "{direction} of pod {}: {verdict}: ", self.pod)?;
         match &self.reason {
             Reason::Itself => f.write_str("a pod always reaches itself"),
-            Reason::OwnNode => f.write_str("its own node always reaches it"),
-            Reason::Unknown => f.write_str("its labels are not known yet, so only its own node reaches it"),
+            Reason::OwnNode if self.direction == Direction::Ingress => f.write_str("its own node always reaches it"),
+            Reason::OwnNode => f.write_str("a pod whose labels are not known yet may reach its own node"),
+            Reason::Unknown => f.write_str("its labels are not known yet, so only its own node is in reach"),
             Reason::NotIsolated => f.write_str("no NetworkPolicy isolates it"),
             Reason::Rule { rule } => write!(f, "{}", Path(rule)),
             Reason::DefaultDeny { isolating, nearest } => {
