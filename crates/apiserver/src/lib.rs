@@ -2,7 +2,7 @@
 //!
 //! # Embedding
 //!
-//! ```ignore
+//! ```no_run
 //! # async fn example() -> Result<(), towpath_apiserver::StartError> {
 //! use towpath_apiserver::{ApiServer, Config, UserInfo};
 //!
@@ -40,6 +40,23 @@ pub mod resource;
 pub mod status;
 pub mod streaming;
 
+mod admission;
+mod alloc;
+mod bootstrap;
+mod crd;
+mod discovery;
+mod meta;
+mod patch;
+mod registry;
+mod request;
+mod rest;
+mod selector;
+mod server;
+mod store;
+mod tls;
+
 pub use auth::UserInfo;
 pub use config::{Config, Durability};
+pub use server::{ApiServer, Loopback, ResponseBody, StartError};
 pub use status::ApiError;
+pub use tls::ClientCredentials;

@@ -4,6 +4,10 @@
 //! subresources and, through [`Strategy`], its defaults, validation and table columns. Built-in kinds come from
 //! [`crate::kinds`], custom ones are made from their `CustomResourceDefinition`.
 //!
+//! OpenAPI seam: [`crate::openapi`] offers `pub fn v3(group: &str, version: &str) -> Option<serde_json::Value>` (the document of
+//! one built-in group-version; none when it has none) and `pub fn v2() -> serde_json::Value`. The machinery serves them under
+//! `/openapi` and adds the documents of custom resources.
+//!
 //! Objects are `serde_json::Value` here: the API server stores what it was given, also fields that no Rust type knows.
 
 use std::borrow::Cow;
@@ -159,6 +163,7 @@ pub trait Strategy: Send + Sync {
     fn row(&self, object: &Value, now: &str) -> Vec<Value>;
 
     /// Whether a field selector may name this path, and its value: `status.phase` → `Running`. `metadata.name` and
-    /// `metadata.namespace` are the machinery's.
+    /// `metadata.namespace` are the machinery's. A path the kind offers gives `Some` also when the object has no such field
+    /// (the default or empty text); the machinery asks with `Value::Null` whether a path is offered.
     fn selectable_field(&self, path: &str, object: &Value) -> Option<String>;
 }

@@ -4,7 +4,22 @@
 //! bearer tokens, and from tokens that `serviceaccounts/NAME/token` issued. An embedder's [`Authorizer`] may decide first;
 //! then RBAC objects and the node rules decide.
 
+mod authenticate;
+mod node;
+mod policy;
+mod rbac;
+mod reviews;
+mod subject;
+mod token;
+
 use std::collections::BTreeMap;
+
+pub(crate) use authenticate::Authenticator;
+pub(crate) use policy::authorize;
+pub(crate) use rbac::RbacCache;
+pub(crate) use reviews::review;
+pub(crate) use subject::certificate_user;
+pub(crate) use token::{TokenIssuer, request_token};
 
 /// An authenticated user.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

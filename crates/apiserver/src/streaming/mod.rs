@@ -13,6 +13,14 @@
 //! - Returning closes the streams: everything written to `stdout`/`stderr` before is still delivered, then the status.
 //! - An `Err` is shown to the person: for `log` as the HTTP answer, for the others on the protocol's error channel.
 
+mod portforward;
+mod remote_command;
+mod spdy;
+mod websocket;
+
+pub(crate) use portforward::port_forward;
+pub(crate) use remote_command::remote_command;
+
 use std::pin::Pin;
 use std::sync::Arc;
 

@@ -1,0 +1,51 @@
+//! From credentials to a user.
+
+use std::collections::HashMap;
+
+use http::HeaderMap;
+
+use super::token::token_user;
+use super::UserInfo;
+use crate::server::Core;
+use crate::status::ApiError;
+
+pub(crate) struct Authenticator {
+    tokens: HashMap<String, UserInfo>,
+    anonymous: bool,
+}
+
+impl Authenticator {
+    pub(crate) fn new(tokens: &[(String, UserInfo)], anonymous: bool) -> Self {
+        Self { tokens: tokens.iter().cloned().collect(), anonymous }
+    }
+
+    /// Who sends this request: by certificate, then by bearer token. A wrong token is an error, none is anonymous.
+    pub(crate) fn identify(
+        &self,
+        core: &Core,
+        certificate: Option<&UserInfo>,
+        headers: &HeaderMap,
+    ) -> Result<UserInfo, ApiError> {
+        let user = match (certificate, bearer(headers)) {
+            (Some(user), _) => user.clone(),
+            (None, Some(token)) => self.token(core, token).ok_or_else(ApiError::unauthorized)?,
+            (None, None) if self.anonymous => UserInfo::anonymous(),
+            (None, None) => return Err(ApiError::unauthorized()),
+        };
+        Ok(user.authenticated())
+    }
+
+    /// The user of a bearer token.
+    pub(crate) fn token(&self, core: &Core, token: &str) -> Option<UserInfo> {
+        if let Some(user) = self.tokens.get(token) {
+            return Some(user.clone());
+        }
+        token_user(core, &core.tokens.verify(token)?)
+    }
+}
+
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let value = headers.get(http::header::AUTHORIZATION)?.to_str().ok()?;
+    let (scheme, token) = value.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then_some(token.trim())
+}
