@@ -1,0 +1,209 @@
+//! The tunnel and the uplink: who may send what, and NodePorts for local and remote backends.
+
+use std::net::SocketAddr;
+
+use towpath_model::desired::*;
+use towpath_model::{Family, Protocol};
+
+use crate::frame::{ACK, L4, RST, SYN};
+use crate::world::*;
+
+#[test]
+fn the_tunnel_delivers_what_the_owning_node_sends() {
+    in_world(|w| {
+        for h in BOTH.map(hosts) {
+            for (src, outer) in [(h.remote, "192.168.50.2"), (h.node2, "192.168.50.2")] {
+                let frame = arriving(MAC_TUNNEL, src, 4000, h.a, 80, L4::syn());
+                let got = w.from_tunnel(&frame, outer).into_pod(w.pod_a);
+                assert_eq!((got.src.ip(), got.ttl, got.dst_mac, got.src_mac), (src, 63, MAC_A, MAC_HOST));
+                // The answer goes where the question came from.
+                w.from_pod(&sent_by(h.a, 80, src, 4000, L4::tcp(SYN | ACK))).into_tunnel(w, ip(outer));
+                w.from_tunnel(&arriving(MAC_TUNNEL, src, 4000, h.a, 80, L4::tcp(ACK)), outer).into_pod(w.pod_a);
+            }
+            let to_node = arriving(MAC_TUNNEL, h.remote, 4000, h.node, 22, L4::syn());
+            w.from_tunnel(&to_node, "192.168.50.2").passed();
+        }
+    });
+}
+
+#[test]
+fn the_tunnel_takes_no_source_from_who_does_not_own_it() {
+    in_world(|w| {
+        for h in BOTH.map(hosts) {
+            let good = arriving(MAC_TUNNEL, h.remote, 4000, h.a, 80, L4::syn());
+            w.from_tunnel(&good, "192.168.50.2").into_pod(w.pod_a);
+            // Also a flow that is already known.
+            for outer in ["192.168.50.3", "192.168.50.1", "198.51.100.9"] {
+                w.from_tunnel(&good, outer).dropped("tunnel_source");
+            }
+            for src in [h.b, h.a, h.node] {
+                let frame = arriving(MAC_TUNNEL, src, 4000, h.a, 80, L4::syn());
+                w.from_tunnel(&frame, "192.168.50.2").dropped("tunnel_source");
+            }
+            // Without tunnel metadata (or with another network's identifier) nothing is known of the sender.
+            let none = w.run(towpath_datapath::bpf::Hook::FromTunnel, &good.bytes(), w.tunnel, w.tunnel, None);
+            none.dropped("tunnel_source");
+            // An outside client is forwarded by a node to a pod, by nobody else and to nobody else.
+            let client = arriving(MAC_TUNNEL, h.outside, 4000, h.a, 80, L4::syn());
+            w.from_tunnel(&client, "198.51.100.7").dropped("tunnel_source");
+            let to_node = arriving(MAC_TUNNEL, h.outside, 4000, h.node, 22, L4::syn());
+            w.from_tunnel(&to_node, "192.168.50.2").dropped("tunnel_source");
+            let nobody = arriving(MAC_TUNNEL, h.remote, 4000, h.outside, 22, L4::syn());
+            w.from_tunnel(&nobody, "192.168.50.2").dropped("no_pod");
+        }
+    });
+}
+
+#[test]
+fn ingress_policy_holds_for_what_the_tunnel_brings() {
+    in_world(|w| {
+        let a = w.local_a();
+        w.isolate(&a, 5, 0);
+        for h in BOTH.map(hosts) {
+            w.allow(5, h.remote, RowProtocol::Ports(Protocol::Tcp), 80, 1);
+        }
+        w.apply_policy();
+        for h in BOTH.map(hosts) {
+            let frame = |port| arriving(MAC_TUNNEL, h.remote, 4000, h.a, port, L4::syn());
+            w.from_tunnel(&frame(80), "192.168.50.2").into_pod(w.pod_a);
+            w.from_tunnel(&frame(81), "192.168.50.2").dropped("ingress_policy");
+        }
+    });
+}
+
+#[test]
+fn the_uplink_takes_no_address_of_the_cluster_from_outside() {
+    in_world(|w| {
+        for h in BOTH.map(hosts) {
+            for src in [h.node, h.a, h.remote] {
+                let frame = arriving(MAC_UPLINK, src, 4000, h.node, 22, L4::syn());
+                w.from_uplink(&frame).dropped("spoofed_node");
+            }
+            for src in [h.node2, h.outside] {
+                w.from_uplink(&arriving(MAC_UPLINK, src, 4000, h.node, 22, L4::syn())).passed();
+            }
+            let tunnelled = |src| arriving(MAC_UPLINK, src, 4000, h.node, 4789, L4::udp(b"vxlan"));
+            w.from_uplink(&tunnelled(h.node2)).passed();
+            w.from_uplink(&tunnelled(h.outside)).dropped("tunnel_outsider");
+            // Not ours: frames for another station.
+            let mut other = arriving(MAC_UPLINK, h.a, 1, h.node, 2, L4::syn());
+            other.dst_mac = MAC_ROUTER;
+            w.from_uplink(&other).passed();
+        }
+    });
+}
+
+#[test]
+fn a_node_port_reaches_a_local_backend_and_the_answer_leaves_by_the_routes() {
+    in_world(|w| {
+        for family in BOTH {
+            let h = hosts(family);
+            w.serve(1 + family as u32, family, None, 30080, Protocol::Tcp, &[SocketAddr::new(h.a, 8080)]);
+            w.serve(11 + family as u32, family, None, 30053, Protocol::Udp, &[SocketAddr::new(h.a, 53)]);
+            for (port, to, ask, answer) in
+                [(30080, 8080, L4::syn(), L4::tcp(SYN | ACK)), (30053, 53, L4::udp(b"q?"), L4::udp(b"answer"))]
+            {
+                let got = w.from_uplink(&arriving(MAC_UPLINK, h.outside, 4000, h.node, port, ask)).into_pod(w.pod_a);
+                assert_eq!((got.src, got.dst), (SocketAddr::new(h.outside, 4000), SocketAddr::new(h.a, to)));
+                let back = w.from_pod(&sent_by(h.a, to, h.outside, 4000, answer)).out_of(3, w.uplink);
+                assert_eq!((back.src, back.dst), (SocketAddr::new(h.node, port), SocketAddr::new(h.outside, 4000)));
+            }
+        }
+    });
+}
+
+#[test]
+fn ingress_policy_sees_the_outside_clients_own_address() {
+    in_world(|w| {
+        let a = w.local_a();
+        w.isolate(&a, 5, 0);
+        let h = hosts(Family::V4);
+        w.serve(1, Family::V4, None, 30080, Protocol::Tcp, &[SocketAddr::new(h.a, 8080)]);
+        w.image.cidr_classes.insert("198.51.100.9/32".parse().unwrap(), ClassId(3));
+        w.image.set_classes.insert((SetId(5), ClassId(3)), LocalClass(1));
+        let key = RowKey { set: SetId(5), class: LocalClass(1), protocol: RowProtocol::Ports(Protocol::Tcp), port: 8080, port_bits: 16 };
+        w.image.rows.insert(key, Row { verdict: Verdict::Allow, rule: RuleId(1) });
+        w.apply_policy();
+        w.from_uplink(&arriving(MAC_UPLINK, h.outside, 4000, h.node, 30080, L4::syn())).into_pod(w.pod_a);
+        let stranger = arriving(MAC_UPLINK, ip("198.51.100.10"), 4000, h.node, 30080, L4::syn());
+        w.from_uplink(&stranger).dropped("ingress_policy");
+    });
+}
+
+#[test]
+fn a_node_port_reaches_a_remote_backend_with_the_clients_address() {
+    in_world(|w| {
+        for family in BOTH {
+            let h = hosts(family);
+            w.serve(1 + family as u32, family, None, 30080, Protocol::Tcp, &[SocketAddr::new(h.remote, 8080)]);
+            // This node is the entry.
+            let ask = |l4| arriving(MAC_UPLINK, h.outside, 4000, h.node, 30080, l4);
+            let out = w.from_uplink(&ask(L4::syn())).into_tunnel(w, ip("192.168.50.2"));
+            assert_eq!((out.src, out.dst), (SocketAddr::new(h.outside, 4000), SocketAddr::new(h.remote, 8080)));
+            let back = arriving(MAC_TUNNEL, h.remote, 8080, h.outside, 4000, L4::tcp(SYN | ACK));
+            let back = w.from_tunnel(&back, "192.168.50.2").out_of(3, w.uplink);
+            assert_eq!((back.src, back.dst), (SocketAddr::new(h.node, 30080), SocketAddr::new(h.outside, 4000)));
+            w.from_uplink(&ask(L4::tcp(ACK))).into_tunnel(w, ip("192.168.50.2"));
+            // This node is the backend's.
+            let forwarded = arriving(MAC_TUNNEL, h.outside, 5000, h.a, 8080, L4::syn());
+            let got = w.from_tunnel(&forwarded, "192.168.50.2").into_pod(w.pod_a);
+            assert_eq!(got.src.ip(), h.outside);
+            w.from_pod(&sent_by(h.a, 8080, h.outside, 5000, L4::tcp(SYN | ACK))).into_tunnel(w, ip("192.168.50.2"));
+            // The client's next packet may come in at another node; the answer follows it.
+            let moved = arriving(MAC_TUNNEL, h.outside, 5000, h.a, 8080, L4::tcp(ACK));
+            w.from_tunnel(&moved, "192.168.50.3").into_pod(w.pod_a);
+            w.from_pod(&sent_by(h.a, 8080, h.outside, 5000, L4::tcp(ACK))).into_tunnel(w, ip("192.168.50.3"));
+        }
+    });
+}
+
+#[test]
+fn a_node_port_without_backends_is_refused_at_once() {
+    in_world(|w| {
+        for family in BOTH {
+            let h = hosts(family);
+            w.serve(1 + family as u32, family, None, 30080, Protocol::Tcp, &[]);
+            w.serve(11 + family as u32, family, None, 30080, Protocol::Udp, &[]);
+            let back = w.from_uplink(&arriving(MAC_UPLINK, h.outside, 4000, h.node, 30080, L4::syn()));
+            let back = back.out_of(2, w.uplink);
+            assert_eq!((back.src, back.dst_mac), (SocketAddr::new(h.node, 30080), MAC_ROUTER));
+            assert!(matches!(back.l4, L4::Tcp { flags, .. } if flags & RST != 0));
+            let back = w.from_uplink(&arriving(MAC_UPLINK, h.outside, 4000, h.node, 30080, L4::udp(b"x")));
+            assert!(matches!(back.out_of(2, w.uplink).l4, L4::Icmp { .. }));
+            // Another port is the node's own business.
+            w.from_uplink(&arriving(MAC_UPLINK, h.outside, 4000, h.node, 30081, L4::syn())).passed();
+        }
+    });
+}
+
+#[test]
+fn a_pod_reaches_a_node_port_of_any_node() {
+    in_world(|w| {
+        for family in BOTH {
+            let h = hosts(family);
+            w.serve(1 + family as u32, family, None, 30080, Protocol::Tcp, &[SocketAddr::new(h.b, 8080)]);
+            for node in [h.node, h.node2] {
+                let got = w.from_pod(&sent_by(h.a, 4000, node, 30080, L4::syn())).into_pod(w.pod_b);
+                assert_eq!(got.dst.port(), 8080);
+                let back = w.from_pod(&sent_by(h.b, 8080, h.a, 4000, L4::tcp(SYN | ACK))).into_pod(w.pod_a);
+                assert_eq!(back.src, SocketAddr::new(node, 30080));
+            }
+            w.from_pod(&sent_by(h.a, 4000, h.outside, 30080, L4::syn())).passed();
+        }
+    });
+}
+
+#[test]
+fn an_ipv6_tunnel_endpoint_is_its_own_address_not_a_mapped_one() {
+    in_world(|w| {
+        let mut v6 = peers();
+        v6[1].tunnel = ip("fd50::2");
+        w.programs.apply_peers(&v6).unwrap();
+        for h in BOTH.map(hosts) {
+            w.from_pod(&sent_by(h.a, 4000, h.remote, 80, L4::syn())).into_tunnel(w, ip("fd50::2"));
+            let back = arriving(MAC_TUNNEL, h.remote, 80, h.a, 4000, L4::tcp(SYN | ACK));
+            w.from_tunnel(&back, "fd50::2").into_pod(w.pod_a);
+            w.from_tunnel(&back, "192.168.50.2").dropped("tunnel_source");
+        }
+    });
+}

@@ -1,0 +1,215 @@
+//! Services on the veth path: translated once a connection, translated back, refused at once without a backend.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use towpath_model::desired::*;
+use towpath_model::{Family, Protocol};
+
+use crate::frame::{ACK, FIN, L4, RST, SYN};
+use crate::world::*;
+
+#[test]
+fn a_service_is_translated_and_its_answer_translated_back() {
+    in_world(|w| {
+        for family in BOTH {
+            let h = hosts(family);
+            let backend = SocketAddr::new(h.b, 8080);
+            w.serve(1 + family as u32, family, Some(h.service), 80, Protocol::Tcp, &[backend]);
+            w.serve(11 + family as u32, family, Some(h.service), 80, Protocol::Udp, &[backend]);
+            for (ask, answer) in [(L4::syn(), L4::tcp(SYN | ACK)), (L4::udp(b"question?"), L4::udp(b"an answer"))] {
+                let got = w.from_pod(&sent_by(h.a, 4000, h.service, 80, ask.clone())).into_pod(w.pod_b);
+                assert_eq!((got.src.ip(), got.dst), (h.a, backend));
+                assert_eq!(got.l4, ask);
+                let back = w.from_pod(&sent_by(h.b, 8080, h.a, 4000, answer.clone())).into_pod(w.pod_a);
+                assert_eq!(back.src, SocketAddr::new(h.service, 80));
+                assert_eq!(back.l4, answer);
+                let again = w.from_pod(&sent_by(h.a, 4000, h.service, 80, L4::data(b"more")));
+                if matches!(ask, L4::Tcp { .. }) {
+                    assert_eq!(again.into_pod(w.pod_b).dst, backend);
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn a_udp_packet_without_a_checksum_stays_without() {
+    in_world(|w| {
+        let h = hosts(Family::V4);
+        w.serve(1, Family::V4, Some(h.service), 53, Protocol::Udp, &[SocketAddr::new(h.b, 5353)]);
+        let bare = L4::Udp { payload: b"query".to_vec(), checksum: false };
+        let got = w.from_pod(&sent_by(h.a, 4000, h.service, 53, bare.clone())).into_pod(w.pod_b);
+        assert_eq!((got.dst.port(), got.l4), (5353, bare));
+    });
+}
+
+#[test]
+fn a_remote_backend_is_reached_through_the_tunnel_and_its_answer_restored() {
+    in_world(|w| {
+        for family in BOTH {
+            let h = hosts(family);
+            w.serve(1 + family as u32, family, Some(h.service), 80, Protocol::Tcp, &[SocketAddr::new(h.remote, 8080)]);
+            let out = w.from_pod(&sent_by(h.a, 4000, h.service, 80, L4::syn())).into_tunnel(w, ip("192.168.50.2"));
+            assert_eq!(out.dst, SocketAddr::new(h.remote, 8080));
+            let back = arriving(MAC_TUNNEL, h.remote, 8080, h.a, 4000, L4::tcp(SYN | ACK));
+            let back = w.from_tunnel(&back, "192.168.50.2").into_pod(w.pod_a);
+            assert_eq!(back.src, SocketAddr::new(h.service, 80));
+        }
+    });
+}
+
+#[test]
+fn a_connection_keeps_its_backend_and_a_new_one_chooses_again() {
+    in_world(|w| {
+        let h = hosts(Family::V4);
+        let backends: Vec<SocketAddr> = (1..=8).map(|n| SocketAddr::new(h.b, 8000 + n)).collect();
+        w.serve(1, Family::V4, Some(h.service), 80, Protocol::Tcp, &backends);
+        let port_of = |w: &World, sport, l4| w.from_pod(&sent_by(h.a, sport, h.service, 80, l4)).into_pod(w.pod_b).dst.port();
+        let mut seen = std::collections::BTreeSet::new();
+        for sport in 4000..4100 {
+            let first = port_of(w, sport, L4::syn());
+            seen.insert(first);
+            // A retransmission, and what follows, go where the first went.
+            assert_eq!(port_of(w, sport, L4::syn()), first);
+            assert_eq!(port_of(w, sport, L4::data(b"x")), first);
+        }
+        assert_eq!(seen.len(), 8);
+        // A connection outlives its backend's place in the list.
+        let stays = port_of(w, 4000, L4::data(b"x"));
+        let keep = backends.iter().find(|b| b.port() != stays).copied().unwrap();
+        let id = *w.table.backends.iter().find(|(_, b)| b.port == keep.port()).unwrap().0;
+        w.table.frontends.values_mut().for_each(|target| target.backends = vec![id]);
+        w.apply_services();
+        w.programs.sweep(Instant::now() + Duration::from_secs(60)).unwrap();
+        assert_eq!(port_of(w, 4000, L4::data(b"x")), stays);
+        assert_eq!(port_of(w, 4200, L4::syn()), keep.port());
+    });
+}
+
+#[test]
+fn a_backend_that_is_gone_lets_go_of_what_was_pinned_to_it() {
+    in_world(|w| {
+        let h = hosts(Family::V4);
+        w.serve(1, Family::V4, Some(h.service), 53, Protocol::Udp, &[SocketAddr::new(h.remote, 53)]);
+        w.from_pod(&sent_by(h.a, 4000, h.service, 53, L4::udp(b"x"))).into_tunnel(w, ip("192.168.50.2"));
+        w.table = ServiceTable::default();
+        w.serve(2, Family::V4, Some(h.service), 53, Protocol::Udp, &[SocketAddr::new(h.b, 53)]);
+        // Within the grace period the same socket still talks to the old one, afterwards to the new.
+        w.from_pod(&sent_by(h.a, 4000, h.service, 53, L4::udp(b"x"))).into_tunnel(w, ip("192.168.50.2"));
+        assert!(w.programs.sweep(Instant::now() + Duration::from_secs(10)).unwrap() >= 3);
+        w.from_pod(&sent_by(h.a, 4000, h.service, 53, L4::udp(b"x"))).into_pod(w.pod_b);
+    });
+}
+
+#[test]
+fn client_affinity_holds_a_client_until_its_backend_leaves_the_list() {
+    in_world(|w| {
+        let h = hosts(Family::V4);
+        let backends: Vec<SocketAddr> = (1..=8).map(|n| SocketAddr::new(h.b, 8000 + n)).collect();
+        w.serve(1, Family::V4, Some(h.service), 80, Protocol::Tcp, &backends);
+        w.table.frontends.values_mut().for_each(|target| target.affinity_seconds = Some(60));
+        w.apply_services();
+        let ports = |w: &World| -> std::collections::BTreeSet<u16> {
+            let new = |sport| w.from_pod(&sent_by(h.a, sport, h.service, 80, L4::syn())).into_pod(w.pod_b).dst.port();
+            (4000..4040).map(new).collect()
+        };
+        let held = ports(w);
+        assert_eq!(held.len(), 1);
+        let port = *held.first().unwrap();
+        let gone = *w.table.backends.iter().find(|(_, b)| b.port == port).unwrap().0;
+        w.table.frontends.values_mut().for_each(|target| target.backends.retain(|b| *b != gone));
+        w.apply_services();
+        let moved: std::collections::BTreeSet<u16> = (5000..5040)
+            .map(|sport| w.from_pod(&sent_by(h.a, sport, h.service, 80, L4::syn())).into_pod(w.pod_b).dst.port())
+            .collect();
+        assert_eq!(moved.len(), 1);
+        assert!(!moved.contains(&port));
+    });
+}
+
+#[test]
+fn without_a_backend_tcp_gets_a_reset() {
+    in_world(|w| {
+        for family in BOTH {
+            let h = hosts(family);
+            w.serve(1 + family as u32, family, Some(h.service), 80, Protocol::Tcp, &[]);
+            let back = w.from_pod(&sent_by(h.a, 4000, h.service, 80, L4::syn())).into_pod(w.pod_a);
+            assert_eq!((back.src, back.dst), (SocketAddr::new(h.service, 80), SocketAddr::new(h.a, 4000)));
+            assert_eq!((back.dst_mac, back.src_mac), (MAC_A, MAC_HOST));
+            assert_eq!(back.l4, L4::Tcp { flags: RST | ACK, seq: 0, ack: 1001, payload: vec![] });
+            let back = w.from_pod(&sent_by(h.a, 4000, h.service, 80, L4::data(b"late"))).into_pod(w.pod_a);
+            assert!(matches!(back.l4, L4::Tcp { flags: RST, seq: 7000, ack: 0, .. }), "{back:?}");
+            w.from_pod(&sent_by(h.a, 4000, h.service, 80, L4::tcp(RST))).dropped("no_backend");
+            // A finished half is counted into what is acknowledged.
+            let fin = L4::Tcp { flags: FIN, seq: 10, ack: 0, payload: b"abc".to_vec() };
+            let back = w.from_pod(&sent_by(h.a, 4000, h.service, 80, fin)).into_pod(w.pod_a);
+            assert!(matches!(back.l4, L4::Tcp { ack: 14, .. }), "{back:?}");
+        }
+        assert!(w.programs.connections().unwrap().is_empty());
+    });
+}
+
+#[test]
+fn without_a_backend_udp_gets_port_unreachable() {
+    in_world(|w| {
+        for family in BOTH {
+            let h = hosts(family);
+            w.serve(1 + family as u32, family, Some(h.service), 53, Protocol::Udp, &[]);
+            for payload in [b"".as_slice(), b"x", &[5; 900]] {
+                let ask = sent_by(h.a, 4000, h.service, 53, L4::udp(payload));
+                let back = w.from_pod(&ask).into_pod(w.pod_a);
+                assert_eq!((back.src.ip(), back.dst.ip(), back.dst_mac), (h.service, h.a, MAC_A));
+                let L4::Icmp { kind, code, payload: quoted, .. } = back.l4 else { panic!("{back:?}") };
+                let (expected, quote) = if family == Family::V4 { ((3, 3), 28) } else { ((1, 4), 48) };
+                assert_eq!((kind, code), expected);
+                assert_eq!(quoted, ask.packet()[..quote]);
+            }
+        }
+    });
+}
+
+#[test]
+fn a_service_address_does_not_answer_pings() {
+    in_world(|w| {
+        for family in BOTH {
+            let h = hosts(family);
+            w.serve(1 + family as u32, family, Some(h.service), 80, Protocol::Tcp, &[SocketAddr::new(h.b, 80)]);
+            w.from_pod(&sent_by(h.a, 0, h.service, 0, L4::echo(h.a.is_ipv4(), true, 5))).dropped("service_icmp");
+        }
+    });
+}
+
+#[test]
+fn egress_policy_sees_the_backend_and_not_the_service() {
+    in_world(|w| {
+        let h = hosts(Family::V4);
+        let a = w.local_a();
+        w.serve(1, Family::V4, Some(h.service), 80, Protocol::Tcp, &[SocketAddr::new(h.b, 8080)]);
+        w.isolate(&a, 0, 6);
+        w.allow(6, h.b, RowProtocol::Ports(Protocol::Tcp), 80, 1);
+        w.apply_policy();
+        w.from_pod(&sent_by(h.a, 4000, h.service, 80, L4::syn())).dropped("egress_policy");
+        w.allow(6, h.b, RowProtocol::Ports(Protocol::Tcp), 8080, 2);
+        w.apply_policy();
+        w.from_pod(&sent_by(h.a, 4000, h.service, 80, L4::syn())).into_pod(w.pod_b);
+    });
+}
+
+#[test]
+fn fragments_of_a_translated_datagram_go_the_same_way() {
+    in_world(|w| {
+        let h = hosts(Family::V4);
+        w.serve(1, Family::V4, Some(h.service), 53, Protocol::Udp, &[SocketAddr::new(h.b, 5353)]);
+        let mut first = sent_by(h.a, 4000, h.service, 53, L4::udp(&[1; 64]));
+        let mut later = first.clone();
+        first.fragment = Some((9, 0, true));
+        later.fragment = Some((9, 72, false));
+        for frame in [first, later] {
+            let outcome = w.from_pod(&frame);
+            assert_eq!((outcome.verdict, outcome.ifindex), (REDIRECT, w.pod_b));
+            assert_eq!(outcome.bytes[30..34], [10, 1, 0, 11]);
+            assert_eq!(crate::frame::sum(&[&outcome.bytes[14..34]]), 0);
+        }
+    });
+}
