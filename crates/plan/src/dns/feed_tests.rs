@@ -1,1 +1,116 @@
+use std::collections::BTreeSet;
+use std::net::IpAddr;
 
+use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::api::discovery::v1 as discovery;
+use serde_json::json;
+use towpath_model::{EndpointSlice, Namespace, NamespacedName, Pod, Service, World};
+use towpath_wire::dns::{DnsAnswer, FeedMessage};
+
+use super::{FeedPlanner, Records};
+use crate::Changed;
+
+fn service(value: serde_json::Value) -> Service {
+    Service::try_from(&serde_json::from_value::<core::Service>(value).unwrap()).unwrap()
+}
+
+fn world() -> World {
+    let mut world = World::default();
+    let services = [
+        json!({"metadata": {"name": "web", "namespace": "default"}, "spec": {
+            "clusterIP": "10.96.0.1", "clusterIPs": ["10.96.0.1"], "ports": [{"name": "http", "port": 80}]}}),
+        json!({"metadata": {"name": "pending", "namespace": "default"}, "spec": {"ports": [{"port": 80}]}}),
+        json!({"metadata": {"name": "db", "namespace": "default"}, "spec": {"clusterIP": "None"}}),
+        json!({"metadata": {"name": "out", "namespace": "default"}, "spec": {
+            "type": "ExternalName", "externalName": "Example.COM."}}),
+    ];
+    for value in services {
+        let service = service(value);
+        world.services.insert(service.name.clone(), service);
+    }
+    let slice: discovery::EndpointSlice = serde_json::from_value(json!({
+        "metadata": {"name": "db-1", "namespace": "default", "labels": {"kubernetes.io/service-name": "db"}},
+        "addressType": "IPv4",
+        "ports": [{"name": "peer", "port": 7000}],
+        "endpoints": [
+            {"addresses": ["10.244.0.3"], "conditions": {"ready": false}},
+            {"addresses": ["10.244.0.2"], "hostname": "db-0", "conditions": {"ready": true}},
+        ],
+    }))
+    .unwrap();
+    let slice = EndpointSlice::try_from(&slice).unwrap();
+    world.slices.insert(slice.name.clone(), slice);
+    world.namespaces.insert("default".to_owned(), Namespace { name: "default".to_owned(), labels: Default::default() });
+    for (name, phase) in [("db-0", "Running"), ("done", "Succeeded")] {
+        let pod: core::Pod = serde_json::from_value(json!({
+            "metadata": {"name": name, "namespace": "default"}, "spec": {"containers": []},
+            "status": {"phase": phase, "podIP": if name == "done" { "10.244.0.9" } else { "10.244.0.2" }},
+        }))
+        .unwrap();
+        let pod = Pod::try_from(&pod).unwrap();
+        world.pods.insert(pod.name.clone(), pod);
+    }
+    world
+}
+
+fn named(name: &str) -> NamespacedName {
+    NamespacedName::new("default", name)
+}
+
+#[test]
+fn the_first_message_is_a_snapshot_of_everything() {
+    let mut planner = FeedPlanner::new("cluster.local");
+    let messages = planner.plan(&world(), Changed::Services(&BTreeSet::new()), false);
+    let [FeedMessage::Snapshot { domain, services, namespaces, pods }] = messages.as_slice() else {
+        panic!("{messages:?}")
+    };
+    assert_eq!((domain.as_str(), namespaces.len()), ("cluster.local", 1));
+    let names: Vec<&str> = services.iter().map(|s| s.name.as_str()).collect();
+    assert_eq!(names, ["db", "out", "web"], "a Service without an address yet has no name");
+    let DnsAnswer::Endpoints { endpoints } = &services[0].answer else { panic!() };
+    assert_eq!(endpoints.len(), 1, "only the ready one");
+    assert_eq!(endpoints[0].hostname.as_deref(), Some("db-0"));
+    assert_eq!(services[1].answer, DnsAnswer::Alias { target: "example.com".to_owned() });
+    let DnsAnswer::ClusterIps { ports, .. } = &services[2].answer else { panic!() };
+    assert_eq!((ports[0].name.as_str(), ports[0].protocol.as_str(), ports[0].port), ("http", "tcp", 80));
+    let addresses: Vec<IpAddr> = pods.iter().map(|p| p.address).collect();
+    assert_eq!(addresses, [IpAddr::from([10, 244, 0, 2])], "pods that ended have no name");
+    assert!(planner.plan(&world(), Changed::All, true).is_empty(), "and nothing when nothing differs");
+}
+
+#[test]
+fn publish_not_ready_addresses_lists_all_endpoints() {
+    let mut world = world();
+    world.services.get_mut(&named("db")).unwrap().publish_not_ready = true;
+    let messages = FeedPlanner::new("c").plan(&world, Changed::All, true);
+    let FeedMessage::Snapshot { services, .. } = &messages[0] else { panic!() };
+    assert!(matches!(&services[0].answer, DnsAnswer::Endpoints { endpoints } if endpoints.len() == 2));
+}
+
+#[test]
+fn changes_lead_to_the_same_records_as_a_new_snapshot() {
+    let (mut planner, mut records) = (FeedPlanner::new("cluster.local"), Records::default());
+    let mut world = world();
+    let mut feed = |planner: &mut FeedPlanner, world: &World, names: &[&str], places: bool| -> usize {
+        let names: BTreeSet<NamespacedName> = names.iter().map(|n| named(n)).collect();
+        let messages = planner.plan(world, Changed::Services(&names), places);
+        let count = messages.len();
+        messages.into_iter().for_each(|m| records.apply(m));
+        let mut whole = Records::default();
+        FeedPlanner::new("cluster.local").plan(world, Changed::All, true).into_iter().for_each(|m| whole.apply(m));
+        assert_eq!(records, whole);
+        count
+    };
+    assert_eq!(feed(&mut planner, &world, &[], true), 1);
+
+    world.slices.get_mut(&named("db-1")).unwrap().endpoints[0].conditions.ready = true;
+    assert_eq!(feed(&mut planner, &world, &["db"], false), 1);
+
+    world.services.remove(&named("web"));
+    world.services.get_mut(&named("pending")).unwrap().cluster_ips = vec![IpAddr::from([10, 96, 0, 7])];
+    assert_eq!(feed(&mut planner, &world, &["web", "pending", "db"], false), 2, "db did not change");
+
+    world.pods.remove(&named("db-0"));
+    world.namespaces.clear();
+    assert_eq!(feed(&mut planner, &world, &[], true), 2);
+}
