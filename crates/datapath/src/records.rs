@@ -1,7 +1,8 @@
 //! What each pod's device is for, on disk: the kernel keeps the device, but not the pod's name, addresses and sandbox.
 //!
 //! One JSON file a device, written by rename, in a directory that outlives the agent. The device in the kernel is the truth:
-//! a record without one is stale, a device without one was never finished.
+//! a record without one is stale, a device without one was never finished. A pod that was detached leaves a tombstone (its
+//! record with another ending) until its connections are gone from the programs' tables, however often the agent dies meanwhile.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -12,6 +13,11 @@ use serde::{Deserialize, Serialize};
 use towpath_model::desired::LocalPod;
 
 use crate::error::Error;
+
+/// Ending of the record of a pod that has its device.
+const LIVE: &str = "json";
+/// Ending of the record of a pod that was detached.
+const TOMBSTONE: &str = "gone";
 
 /// A pod's device.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,6 +34,7 @@ pub(crate) struct Record {
 pub(crate) struct Records {
     directory: PathBuf,
     records: BTreeMap<String, Record>,
+    tombstones: Vec<(PathBuf, Record)>,
 }
 
 impl Records {
@@ -39,21 +46,23 @@ impl Records {
             move |source| Error::Record { operation, path, source }
         };
         fs::create_dir_all(&directory).map_err(failed("make directory", &directory))?;
-        let mut records = BTreeMap::new();
+        let (mut records, mut tombstones) = (BTreeMap::new(), Vec::new());
         for entry in fs::read_dir(&directory).map_err(failed("read directory", &directory))? {
             let path = entry.map_err(failed("read directory", &directory))?.path();
-            if path.extension().is_none_or(|e| e != "json") {
+            let dead = path.extension().is_some_and(|e| e == TOMBSTONE);
+            if !dead && path.extension().is_none_or(|e| e != LIVE) {
                 continue;
             }
             let bytes = fs::read(&path).map_err(failed("read", &path))?;
             match serde_json::from_slice::<Record>(&bytes) {
+                Ok(record) if dead => tombstones.push((path, record)),
                 Ok(record) => {
                     records.insert(record.pod.host_device.clone(), record);
                 }
                 Err(error) => tracing::warn!(path = %path.display(), %error, "pod record left out: cannot be read"),
             }
         }
-        Ok(Self { directory, records })
+        Ok(Self { directory, records, tombstones })
     }
 
     pub(crate) fn get(&self, device: &str) -> Option<&Record> {
@@ -88,8 +97,22 @@ impl Records {
         }
     }
 
+    /// Forgets a device, but leaves a tombstone; its path, and what it remembers. None when the device is not known.
+    pub(crate) fn bury(&mut self, device: &str) -> Result<Option<(PathBuf, Record)>, Error> {
+        let Some(record) = self.records.get(device).cloned() else { return Ok(None) };
+        let (path, tombstone) = (self.path(device), self.directory.join(device).with_extension(TOMBSTONE));
+        fs::rename(&path, &tombstone).map_err(|source| Error::Record { operation: "rename", path, source })?;
+        self.records.remove(device);
+        Ok(Some((tombstone, record)))
+    }
+
+    /// Tombstones that an earlier process left, once.
+    pub(crate) fn take_tombstones(&mut self) -> Vec<(PathBuf, Record)> {
+        std::mem::take(&mut self.tombstones)
+    }
+
     fn path(&self, device: &str) -> PathBuf {
-        self.directory.join(device).with_extension("json")
+        self.directory.join(device).with_extension(LIVE)
     }
 }
 
@@ -123,6 +146,13 @@ mod tests {
         records.remove("tp00000000002").unwrap();
         records.remove("tp00000000002").unwrap();
         fs::write(directory.path().join("pods/tp00000000003.json"), "{").unwrap();
+        let (tombstone, buried) = records.bury("tp00000000001").unwrap().unwrap();
+        assert!(records.get("tp00000000001").is_none());
+        assert_eq!(
+            Records::open(directory.path().join("pods")).unwrap().take_tombstones(),
+            [(tombstone, buried.clone())]
+        );
+        records.put(buried).unwrap();
         let again = Records::open(directory.path().join("pods")).unwrap();
         assert_eq!(again.iter().collect::<Vec<_>>(), [&record("tp00000000001")]);
         assert!(directory.path().join("pods/tp00000000003.json").exists());

@@ -6,6 +6,7 @@
 //! namespace.
 
 mod address;
+mod adopt;
 mod config;
 mod error;
 mod links;
@@ -15,6 +16,7 @@ mod node;
 mod object;
 mod observe;
 mod policy;
+mod purge;
 mod services;
 
 use std::fs;
@@ -34,8 +36,10 @@ use object::PinDir;
 use policy::PolicyMaps;
 use services::ServiceMaps;
 
+pub use adopt::Adopted;
 pub use config::{BpfConfig, Changes, Hook, Isolation, Limits, NodeConfig};
 pub use error::{Error, Result};
+pub use purge::Purger;
 pub use observe::{Connection, Count, End, Judged, MapUsage, Reason};
 
 /// The loaded programs and maps of one node.
@@ -210,6 +214,17 @@ impl Programs {
             self.purge(address)?;
         }
         Ok(())
+    }
+
+    /// As [`Programs::remove_pod`], but leaves its connections, which cost tens of milliseconds to find, to a [`Purger`].
+    /// Until they are gone none of its addresses may be given to another pod.
+    pub fn forget_pod(&mut self, pod: &LocalPod) -> Result<()> {
+        self.policy.remove_pod(pod).map(drop)
+    }
+
+    /// A handle that deletes connections from any thread.
+    pub fn purger(&self) -> Result<Purger> {
+        Purger::new(&self.object)
     }
 
     /// Deletes every connection and translation of an address; how many there were.

@@ -46,7 +46,10 @@ pub fn settle(netlink: &mut Netlink, addresses: &[IpAddr], patience: Duration) -
     let deadline = Instant::now() + patience;
     while address::list(netlink)?.iter().any(|a| a.tentative && addresses.contains(&a.address)) {
         if Instant::now() > deadline {
-            tracing::warn!(?addresses, "a node address is still tentative; duplicate address detection is slow or has failed");
+            tracing::warn!(
+                ?addresses,
+                "a node address is still tentative; duplicate address detection is slow or has failed"
+            );
             break;
         }
         std::thread::sleep(Duration::from_millis(20));

@@ -71,13 +71,15 @@ impl Node {
         let netlink = Netlink::open()?;
         let records = Records::open(config.state_dir.join("pods"))?;
         let nft = nft::Table::default();
+        let purger = || programs.as_ref().map(Programs::purger).transpose();
+        let reaper = Reaper::start(purger()?)?;
         let mut node = Self {
             config,
             netlink,
             programs,
             facts,
             records,
-            reaper: Reaper::start()?,
+            reaper,
             buried: BTreeSet::new(),
             peers: Vec::new(),
             peers_known: false,
@@ -86,6 +88,7 @@ impl Node {
         };
         node.ensure_node()?;
         node.ensure_nftables(false)?;
+        node.bury_again();
         node.adopt_pods()?;
         if let Some(programs) = &mut node.programs {
             programs.sweep_links()?;

@@ -11,6 +11,7 @@ use std::time::Duration;
 use towpath_model::desired::LocalPod;
 
 use super::Node;
+use super::reaper::Remains;
 use crate::bpf::{Hook, Isolation};
 use crate::error::Error;
 use crate::net::link::{self, Link, Veth};
@@ -38,6 +39,8 @@ struct Described {
 
 /// The kernel's link watcher runs at least once a second.
 const CARRIER_PATIENCE: Duration = Duration::from_secs(2);
+/// A table of a million connections is walked in a fraction of a second.
+const PURGE_PATIENCE: Duration = Duration::from_secs(5);
 /// Smallest MTU that IPv6 allows (RFC 8200 §5).
 const MTU_MIN_V6: u32 = 1280;
 /// Smallest MTU that IPv4 allows (RFC 791).
@@ -62,6 +65,7 @@ impl Node {
         let refused = |error: Error| (false, error);
         let Described { pod, mtu, pairs } = self.describe(device, &request).map_err(refused)?;
         self.remove(device, Removal::Now).map_err(refused)?;
+        self.reaper.await_purged(&request.addresses, PURGE_PATIENCE).map_err(refused)?;
         let veth = Veth {
             host_name: device,
             host_mac: pod.host_mac,
@@ -176,28 +180,52 @@ impl Node {
             let failed = self.netlink.batch(routes).into_iter().filter_map(Result::err).filter(|e| !e.is_absent());
             errors.extend(failed.map(Error::from));
         }
-        if let (Some(programs), Some(pod)) = (&mut self.programs, &known) {
-            errors.extend(programs.remove_pod(pod).err().map(Error::from));
-        }
-        match (&link, removal) {
-            (Some(link), Removal::Now) => {
-                errors.extend(link::delete(&mut self.netlink, link.index, device).err().map(Error::from))
-            }
-            (Some(link), Removal::Soon) => {
-                self.buried.insert(link.index);
-                self.reaper.bury(link.index, device);
-            }
-            (None, _) => {}
-        }
-        // While the device is there its programs stay; [`Node::forget_buried`] unpins those of one that is gone.
-        if let (Some(programs), None | Some(Removal::Now)) = (&mut self.programs, link.as_ref().map(|_| removal)) {
-            let index = link.as_ref().map(|l| l.index).or(known.as_ref().map(|p| p.ifindex));
-            errors.extend(index.and_then(|i| programs.detach_device(i).err()).map(Error::from));
-        }
-        if errors.is_empty() {
-            self.records.remove(device)?;
+        match removal {
+            Removal::Now => errors.extend(self.remove_now(device, link.as_ref(), known.as_ref())),
+            Removal::Soon => errors.extend(self.remove_soon(device, link.as_ref(), known.as_ref()).err()),
         }
         Error::collect(errors)
+    }
+
+    fn remove_now(&mut self, device: &str, link: Option<&Link>, known: Option<&LocalPod>) -> Vec<Error> {
+        let mut errors: Vec<Error> = Vec::new();
+        // The device first: while it is there, nothing of the pod may pass unjudged.
+        if let Some(link) = link {
+            errors.extend(link::delete(&mut self.netlink, link.index, device).err().map(Error::from));
+        }
+        if let Some(programs) = &mut self.programs {
+            let index = link.map(|l| l.index).or(known.map(|p| p.ifindex));
+            errors.extend(index.and_then(|i| programs.detach_device(i).err()).map(Error::from));
+            errors.extend(known.and_then(|p| programs.remove_pod(p).err()).map(Error::from));
+        }
+        if errors.is_empty() {
+            errors.extend(self.records.remove(device).err());
+        }
+        errors
+    }
+
+    /// While the device is there its programs stay; [`Node::forget_buried`] unpins those of one that is gone.
+    fn remove_soon(&mut self, device: &str, link: Option<&Link>, known: Option<&LocalPod>) -> Result<(), Error> {
+        if let (Some(programs), Some(pod)) = (&mut self.programs, known) {
+            programs.forget_pod(pod)?;
+        }
+        let (tombstone, addresses) = match self.records.bury(device)? {
+            Some((path, record)) => (Some(path), record.pod.addresses),
+            None => (None, Vec::new()),
+        };
+        let index = link.map(|l| l.index);
+        self.buried.extend(index.or(known.map(|p| p.ifindex)));
+        self.reaper.bury(Remains { device: device.to_owned(), index, addresses, tombstone });
+        Ok(())
+    }
+
+    /// After a restart: what a former process had not yet taken away. Devices without a record are found by
+    /// [`Node::ensure_pods`].
+    pub(super) fn bury_again(&mut self) {
+        for (path, record) in self.records.take_tombstones() {
+            let (device, addresses) = (record.pod.host_device, record.pod.addresses);
+            self.reaper.bury(Remains { device, index: None, addresses, tombstone: Some(path) });
+        }
     }
 
     /// See [`crate::Datapath::check_pod`].
@@ -281,7 +309,12 @@ impl Node {
         for unfinished in links.values().filter(|l| self.records.get(&l.name).is_none()) {
             applied.changes.push(format!("delete device {} of a pod that was never finished", unfinished.name));
             self.buried.insert(unfinished.index);
-            self.reaper.bury(unfinished.index, &unfinished.name);
+            self.reaper.bury(Remains {
+                device: unfinished.name.clone(),
+                index: Some(unfinished.index),
+                addresses: Vec::new(),
+                tombstone: None,
+            });
         }
         let pods: Vec<LocalPod> = self.records.iter().map(|r| r.pod.clone()).collect();
         let mut wanted = Vec::new();

@@ -1,0 +1,45 @@
+//! Deletion of an address's connections from any thread: it walks whole tables, which takes tens of milliseconds.
+
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+use libbpf_rs::Object;
+
+use super::error::{Error, Result};
+use super::map::as_bytes_mut;
+use crate::abi::{Addr, Purge};
+
+/// A handle on the program that deletes an address's connections and translations, independent of [`super::Programs`].
+#[derive(Debug)]
+pub struct Purger {
+    program: OwnedFd,
+}
+
+impl Purger {
+    pub(super) fn new(object: &Object) -> Result<Self> {
+        let missing = || Error::Mismatch { what: "program tp_purge, which is missing".to_owned() };
+        let program = object.progs().find(|p| p.name() == "tp_purge").ok_or_else(missing)?;
+        let copied = program.as_fd().try_clone_to_owned();
+        Ok(Self { program: copied.map_err(|e| Error::kernel("copy the descriptor of", "tp_purge", e))? })
+    }
+
+    /// Deletes every connection and translation of an address; how many there were.
+    pub fn purge(&self, address: IpAddr) -> Result<u32> {
+        let mut purge = Purge { addr: Addr::new(address), removed: 0 };
+        let context = as_bytes_mut(&mut purge);
+        let mut options = libbpf_sys::bpf_test_run_opts {
+            sz: size_of::<libbpf_sys::bpf_test_run_opts>() as libbpf_sys::size_t,
+            ctx_in: context.as_mut_ptr().cast(),
+            ctx_size_in: context.len() as u32,
+            ..Default::default()
+        };
+        // SAFETY: the descriptor is open and a program's; `options` and the context that it points to, of the length that it
+        // says, outlive the call, and the kernel writes the context back only into them.
+        let result = unsafe { libbpf_sys::bpf_prog_test_run_opts(self.program.as_raw_fd(), &raw mut options) };
+        if result < 0 {
+            return Err(Error::kernel("delete the connections of", address.to_string(), io::Error::from_raw_os_error(-result)));
+        }
+        Ok(purge.removed)
+    }
+}
