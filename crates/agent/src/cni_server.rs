@@ -10,6 +10,7 @@
 //! ```
 
 mod connection;
+mod convergence;
 mod operations;
 mod ports;
 mod queue;
@@ -17,7 +18,8 @@ mod turns;
 
 pub use operations::{Operations, Settings};
 pub use ports::{
-    AttachRequest, Attached, DetachRequest, Device, Fetched, Isolation, PlumbError, PodFacts, PodIndex, PodPlumber, Readiness,
+    AttachRequest, Attached, DetachRequest, Device, Fetched, Isolation, PlumbError, PodFacts, PodIndex, PodPlumber,
+    Readiness,
 };
 
 use std::io;

@@ -21,7 +21,7 @@ const GC_PATIENCE: Duration = Duration::from_secs(60);
 const STATUS_PATIENCE: Duration = Duration::from_secs(3);
 
 /// `NSFS_MAGIC` of linux/magic.h: the file system of namespaces.
-const NSFS_MAGIC: i64 = 0x6e73_6673;
+const NSFS_MAGIC: rustix::fs::FsWord = 0x6e73_6673;
 
 /// Runs the verb that the environment names. What is returned goes to standard output.
 pub(crate) fn run(lookup: impl Lookup, input: &[u8]) -> Result<Option<Value>, CniError> {
@@ -182,7 +182,7 @@ fn open_netns(path: &str) -> Result<File, CniError> {
     let wrong = |why: &str| CniError::new(ErrorCode::InvalidEnvironment, format!("CNI_NETNS {path} is {why}"));
     let io_error = |error: io::Error| CniError::new(ErrorCode::Io, format!("cannot look at CNI_NETNS {path}: {error}"));
     let kind = rustix::fs::fstatfs(&file).map_err(|e| io_error(e.into()))?;
-    if i64::from(kind.f_type) != NSFS_MAGIC {
+    if kind.f_type != NSFS_MAGIC {
         return Err(wrong("not a network namespace"));
     }
     let (own, theirs) = (std::fs::metadata("/proc/self/ns/net").map_err(io_error)?, file.metadata().map_err(io_error)?);

@@ -1,6 +1,14 @@
 //! The plugin as a runtime executes it: environment and standard input in, standard output and exit code out, with a fake
 //! agent behind a real socket and real network namespaces.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "clippy knows only functions marked as tests to be tests; here all are"
+)]
+
 mod rig;
 
 use rig::{Fake, Rig, netns, root};
@@ -174,7 +182,9 @@ fn bad_calls_have_the_specifications_codes_and_ask_nobody() {
     let rig = Rig::new();
     let good = rig.config(Version::V1_1_0, json!({}));
     let netns = ("CNI_NETNS", "/proc/self/ns/net");
-    let cases: Vec<(&str, Vec<(&str, &str)>, String, u64, &str)> = vec![
+    /// Verb, variables, configuration, code, and what the message says.
+    type Case<'a> = (&'a str, Vec<(&'a str, &'a str)>, String, u64, &'a str);
+    let cases: Vec<Case<'_>> = vec![
         ("", vec![], good.clone(), 4, "CNI_COMMAND is not set"),
         ("FROB", vec![], good.clone(), 4, "CNI_COMMAND \"FROB\" is none of"),
         ("ADD", vec![], good.clone(), 4, "CNI_NETNS is not set"),

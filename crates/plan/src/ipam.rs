@@ -52,9 +52,9 @@ pub enum IpamError {
         /// The address.
         address: IpAddr,
         /// Who has it.
-        holder: Holder,
+        holder: Box<Holder>,
         /// Who else claims it.
-        claimant: Holder,
+        claimant: Box<Holder>,
     },
 }
 
@@ -252,7 +252,11 @@ impl Pool {
             if let Some(other) = self.holder.get(address)
                 && *other != holder
             {
-                return Err(IpamError::Conflict { address: *address, holder: other.clone(), claimant: holder });
+                return Err(IpamError::Conflict {
+                    address: *address,
+                    holder: Box::new(other.clone()),
+                    claimant: Box::new(holder),
+                });
             }
         }
         self.take(holder, addresses.to_vec());

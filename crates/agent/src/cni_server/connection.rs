@@ -12,8 +12,8 @@ use tokio::net::UnixStream;
 use tokio_util::sync::CancellationToken;
 use towpath_wire::cni::{CniError, ErrorCode, MAX_MESSAGE, Reply, Request};
 
-use super::ports::{PodIndex, PodPlumber};
 use super::Operations;
+use super::ports::{PodIndex, PodPlumber};
 
 /// How long a peer may take to send its request, or to take the reply.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -23,7 +23,11 @@ pub(super) async fn serve<I: PodIndex, P: PodPlumber>(mut stream: UnixStream, op
     match stream.peer_cred() {
         Ok(peer) if peer.uid() == 0 => {}
         Ok(peer) => {
-            tracing::warn!(uid = peer.uid(), pid = peer.pid(), "a CNI request that does not come from root; turned away");
+            tracing::warn!(
+                uid = peer.uid(),
+                pid = peer.pid(),
+                "a CNI request that does not come from root; turned away"
+            );
             return;
         }
         Err(error) => {
@@ -84,7 +88,10 @@ async fn receive(stream: &mut UnixStream) -> io::Result<(Request, Option<OwnedFd
     }
     let length = usize::try_from(u32::from_be_bytes(header)).unwrap_or(usize::MAX);
     if length > MAX_MESSAGE {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("{length} bytes announced, {MAX_MESSAGE} allowed")));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("{length} bytes announced, {MAX_MESSAGE} allowed"),
+        ));
     }
     let mut body = Vec::new();
     stream.take(length as u64).read_to_end(&mut body).await?;

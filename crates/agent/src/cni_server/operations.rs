@@ -11,13 +11,12 @@ use tokio_util::sync::CancellationToken;
 use towpath_model::NamespacedName;
 use towpath_plan::ipam::IpamError;
 use towpath_wire::cni::{
-    AddRequest, AddResult, Attachment, CheckRequest, CniError, DelRequest, Dns, ErrorCode, Interface, IpConfig, PodIdentity,
-    Prefix, Reply, Request, Route,
+    AddRequest, AddResult, Attachment, CheckRequest, CniError, DelRequest, Dns, ErrorCode, Interface, IpConfig,
+    PodIdentity, Prefix, Reply, Request, Route,
 };
 
-use super::CniServerError;
 use super::ports::{
-    AttachRequest, Attached, DetachRequest, Device, Fetched, Isolation, PlumbError, PodFacts, PodIndex, PodPlumber, Readiness,
+    AttachRequest, Attached, DetachRequest, Fetched, Isolation, PlumbError, PodFacts, PodIndex, PodPlumber, Readiness,
 };
 use super::queue::DeleteQueue;
 use super::turns::Turns;
@@ -53,13 +52,13 @@ impl Settings {
 
 /// The verbs.
 pub struct Operations<I, P> {
-    settings: Settings,
+    pub(super) settings: Settings,
     index: Arc<I>,
-    plumber: Arc<P>,
-    leases: Arc<LeaseStore>,
+    pub(super) plumber: Arc<P>,
+    pub(super) leases: Arc<LeaseStore>,
     readiness: watch::Receiver<Readiness>,
-    turns: Turns,
-    queue: DeleteQueue,
+    pub(super) turns: Turns,
+    pub(super) queue: DeleteQueue,
 }
 
 impl<I: PodIndex, P: PodPlumber> Operations<I, P> {
@@ -129,11 +128,16 @@ impl<I: PodIndex, P: PodPlumber> Operations<I, P> {
             Ok(attached) => attached,
             Err(error) => return Err(self.undo(request, error).await),
         };
-        let committed = self.on_disk(|leases, (owner, attached)| leases.commit(&owner, &attached), (owner.clone(), attached));
+        let committed =
+            self.on_disk(|leases, (owner, attached)| leases.commit(&owner, &attached), (owner.clone(), attached));
         match committed.await {
             Ok(lease) => {
                 self.leases.device_gone(&self.plumber.device_name(owner));
-                lease.attached.as_ref().map(|attached| self.result(request, &lease, attached)).ok_or_else(|| given_up(owner))
+                lease
+                    .attached
+                    .as_ref()
+                    .map(|attached| self.result(request, &lease, attached))
+                    .ok_or_else(|| given_up(owner))
             }
             Err(error) => Err(self.undo(request, error).await),
         }
@@ -145,8 +149,11 @@ impl<I: PodIndex, P: PodPlumber> Operations<I, P> {
         match tokio::time::timeout(self.settings.ready_wait, ready).await {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(_)) => Err(CniError::new(ErrorCode::TryAgain, "the Towpath agent is stopping")),
-            Err(_) => Err(CniError::new(ErrorCode::TryAgain, format!("the Towpath agent is not ready: {}", self.why_not_ready()))
-                .hint("see `towpath status` on this node")),
+            Err(_) => Err(CniError::new(
+                ErrorCode::TryAgain,
+                format!("the Towpath agent is not ready: {}", self.why_not_ready()),
+            )
+            .hint("see `towpath status` on this node")),
         }
     }
 
@@ -165,14 +172,17 @@ impl<I: PodIndex, P: PodPlumber> Operations<I, P> {
         if known.as_ref().is_some_and(|facts| is_sandbox_of(identity, facts)) {
             return Ok(Isolation::Policy);
         }
-        let again = |why: String| {
-            CniError::new(ErrorCode::TryAgain, why).hint("the container runtime tries again by itself")
-        };
+        let again =
+            |why: String| CniError::new(ErrorCode::TryAgain, why).hint("the container runtime tries again by itself");
         match tokio::time::timeout(self.settings.fetch_wait, self.index.fetch(&pod)).await {
             Ok(Fetched::Found(facts)) if is_sandbox_of(identity, &facts) => Ok(Isolation::Policy),
             Ok(Fetched::Found(facts)) => Err(CniError::new(
                 ErrorCode::StaleSandbox,
-                format!("pod {pod} is now uid {}, the sandbox is of uid {}", facts.uid.unwrap_or_default(), identity.uid),
+                format!(
+                    "pod {pod} is now uid {}, the sandbox is of uid {}",
+                    facts.uid.unwrap_or_default(),
+                    identity.uid
+                ),
             )
             .hint("the pod was replaced; the container runtime should remove this sandbox")),
             Ok(Fetched::Absent) => Err(again(format!("the API server does not know pod {pod}"))),
@@ -305,7 +315,7 @@ impl<I: PodIndex, P: PodPlumber> Operations<I, P> {
     }
 
     /// Removes device, lease and queued DEL. Call with the attachment's turn.
-    async fn remove(&self, owner: &Attachment) -> Result<(), CniError> {
+    pub(super) async fn remove(&self, owner: &Attachment) -> Result<(), CniError> {
         let lease = self.leases.lease(owner);
         let detach = self.plumber.detach(DetachRequest {
             attachment: owner.clone(),
@@ -321,9 +331,9 @@ impl<I: PodIndex, P: PodPlumber> Operations<I, P> {
         }
         self.leases.device_gone(&self.plumber.device_name(owner));
         self.on_disk(|leases, owner| leases.release(&owner), owner.clone()).await?;
-        self.queue
-            .take_out(owner)
-            .map_err(|error| CniError::new(ErrorCode::Io, format!("cannot take the DEL of {owner} out of the queue: {error}")))
+        self.queue.take_out(owner).map_err(|error| {
+            CniError::new(ErrorCode::Io, format!("cannot take the DEL of {owner} out of the queue: {error}"))
+        })
     }
 
     // ---- CHECK, GC, STATUS -------------------------------------------------------------------------------------------
@@ -333,7 +343,8 @@ impl<I: PodIndex, P: PodPlumber> Operations<I, P> {
         let owner = &request.attachment;
         let _turn = self.turns.take(owner).await;
         let differs = |why: String| {
-            CniError::new(ErrorCode::Mismatch, format!("{owner}: {why}")).hint("delete the pod; its successor is made anew")
+            CniError::new(ErrorCode::Mismatch, format!("{owner}: {why}"))
+                .hint("delete the pod; its successor is made anew")
         };
         let Some(lease) = self.leases.lease(owner) else {
             return Err(differs("there is no lease of it".to_owned()));
@@ -397,89 +408,6 @@ impl<I: PodIndex, P: PodPlumber> Operations<I, P> {
             .hint("see `towpath status` on this node"))
     }
 
-    // ---- convergence -------------------------------------------------------------------------------------------------
-
-    /// Does what is queued, then compares leases with devices. What fails is tried again at the next sweep.
-    pub async fn sweep(&self) {
-        self.drain_queue().await;
-        if let Err(error) = self.reconcile().await {
-            tracing::warn!(%error, "leases and devices could not be compared; tried again");
-        }
-    }
-
-    /// Works off queued DELs.
-    pub async fn drain_queue(&self) {
-        let queued = match self.queue.list() {
-            Ok(queued) => queued,
-            Err(error) => {
-                tracing::warn!(dir = %self.settings.deletes.display(), %error, "cannot read the queue of DELs; tried again");
-                return;
-            }
-        };
-        for owner in queued {
-            let _turn = self.turns.take(&owner).await;
-            if !self.queue.contains(&owner) {
-                continue;
-            }
-            match self.remove(&owner).await {
-                Ok(()) => tracing::info!(attachment = %owner, "a queued DEL is done"),
-                Err(error) => tracing::warn!(attachment = %owner, %error, "a queued DEL failed; tried again"),
-            }
-        }
-    }
-
-    /// Compares leases with the devices that exist: releases what has none, removes what no ADD answered for, holds the
-    /// addresses of devices without a lease.
-    pub async fn reconcile(&self) -> Result<(), CniServerError> {
-        let found = self.leases.compare(&self.devices().await?, |owner| self.plumber.device_name(owner));
-        for lease in &found.unanswered {
-            let _turn = self.turns.take(&lease.owner).await;
-            self.remove_if_unchanged(lease, "its ADD was never answered").await;
-        }
-        for lease in &found.without_device {
-            let _turn = self.turns.take(&lease.owner).await;
-            // Looked at again in its turn: it may have been removed and made again meanwhile.
-            let name = self.plumber.device_name(&lease.owner);
-            if !self.devices().await?.iter().any(|d| d.name == name) {
-                self.remove_if_unchanged(lease, "its network namespace is gone").await;
-            }
-        }
-        for owner in &found.damaged_gone {
-            let _turn = self.turns.take(owner).await;
-            if self.leases.lease(owner).is_none()
-                && let Err(error) = self.remove(owner).await
-            {
-                tracing::warn!(attachment = %owner, %error, "a damaged lease cannot be removed; tried again");
-            }
-        }
-        let strangers = if found.strangers.is_empty() {
-            Vec::new()
-        } else {
-            let devices = self.devices().await?;
-            let again = self.leases.compare(&devices, |owner| self.plumber.device_name(owner)).strangers;
-            again.into_iter().filter(|d| found.strangers.iter().any(|before| before.name == d.name)).collect()
-        };
-        self.leases.hold(&strangers);
-        Ok(())
-    }
-
-    async fn remove_if_unchanged(&self, lease: &Lease, why: &str) {
-        if self.leases.lease(&lease.owner).as_ref() != Some(lease) {
-            return;
-        }
-        match self.remove(&lease.owner).await {
-            Ok(()) => tracing::info!(attachment = %lease.owner, addresses = ?lease.addresses, why, "released"),
-            Err(error) => tracing::warn!(attachment = %lease.owner, why, %error, "cannot be released; tried again"),
-        }
-    }
-
-    async fn devices(&self) -> Result<Vec<Device>, CniServerError> {
-        match tokio::time::timeout(self.settings.detach_wait, self.plumber.list()).await {
-            Ok(devices) => devices.map_err(CniServerError::Devices),
-            Err(_) => Err(CniServerError::Devices(PlumbError::Again("listing them took too long".to_owned()))),
-        }
-    }
-
     /// Runs work of the lease store where blocking is allowed. It is not cut short when the caller is.
     async fn on_disk<A, T>(
         &self,
@@ -524,7 +452,9 @@ fn container_namespace(netns: Option<OwnedFd>) -> Result<OwnedFd, CniError> {
         Ok(false) => Ok(netns),
         Ok(true) => Err(CniError::new(ErrorCode::InvalidEnvironment, "CNI_NETNS is the node's own network namespace")
             .hint("pods with hostNetwork need no CNI")),
-        Err(error) => Err(CniError::new(ErrorCode::Io, format!("cannot look at the container's network namespace: {error}"))),
+        Err(error) => {
+            Err(CniError::new(ErrorCode::Io, format!("cannot look at the container's network namespace: {error}")))
+        }
     }
 }
 

@@ -133,7 +133,12 @@ pub trait PodPlumber: Send + Sync + 'static {
     fn detach(&self, request: DetachRequest) -> impl Future<Output = Result<(), PlumbError>> + Send;
 
     /// Compares the device with what was made.
-    fn check(&self, pod: &LocalPod, ifname: &str, netns: OwnedFd) -> impl Future<Output = Result<(), PlumbError>> + Send;
+    fn check(
+        &self,
+        pod: &LocalPod,
+        ifname: &str,
+        netns: OwnedFd,
+    ) -> impl Future<Output = Result<(), PlumbError>> + Send;
 
     /// All pod devices of this node.
     fn list(&self) -> impl Future<Output = Result<Vec<Device>, PlumbError>> + Send;

@@ -112,7 +112,8 @@ async fn add_answers_with_what_was_made_and_del_leaves_nothing() {
     assert_eq!(result.interfaces[0].sandbox, "");
     assert_eq!((result.interfaces[1].name.as_str(), result.interfaces[1].sandbox.as_str()), ("eth0", "/run/netns/a"));
     assert_eq!(result.interfaces[1].mac, "02:00:00:00:00:01");
-    let ips: Vec<String> = result.ips.iter().map(|ip| format!("{} {:?} {:?}", ip.address, ip.gateway.unwrap(), ip.interface)).collect();
+    let ips: Vec<String> =
+        result.ips.iter().map(|ip| format!("{} {:?} {:?}", ip.address, ip.gateway.unwrap(), ip.interface)).collect();
     assert_eq!(ips, ["10.244.1.2/32 10.244.1.1 Some(1)", "fd00:10:244:1::2/128 fd00:10:244:1::1 Some(1)"]);
     let routes: Vec<String> = result.routes.iter().map(|r| format!("{} {}", r.dst, r.gw.unwrap())).collect();
     assert_eq!(routes, ["0.0.0.0/0 10.244.1.1", "::/0 fd00:10:244:1::1"]);
@@ -376,14 +377,24 @@ async fn many_at_once_have_different_addresses_and_one_slow_does_not_stop_others
         assert!(seen.insert(add.await.unwrap()), "given twice");
     }
     let full = rig.add("late").await.unwrap_err();
-    assert_eq!((full.code, full.msg.as_str()), (ErrorCode::Exhausted, "no free address in 10.244.1.0/28: 13 of 13 are taken"));
+    assert_eq!(
+        (full.code, full.msg.as_str()),
+        (ErrorCode::Exhausted, "no free address in 10.244.1.0/28: 13 of 13 are taken")
+    );
 }
 
 #[tokio::test]
 async fn garbage_on_the_socket_is_refused_and_harms_nobody() {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     let rig = Rig::start().await;
-    for garbage in [&b"\xff\xff\xff\xff"[..], b"\0\0\0\x02{}", b"\0\0\0\x03{", b"\0", b"\0\0\0\0", b"\0\0\0\x05\xff\xff\xff\xff\xff"] {
+    for garbage in [
+        &b"\xff\xff\xff\xff"[..],
+        b"\0\0\0\x02{}",
+        b"\0\0\0\x03{",
+        b"\0",
+        b"\0\0\0\0",
+        b"\0\0\0\x05\xff\xff\xff\xff\xff",
+    ] {
         let mut stream = tokio::net::UnixStream::connect(&rig.config.socket).await.unwrap();
         stream.write_all(garbage).await.unwrap();
         stream.shutdown().await.unwrap();

@@ -61,7 +61,8 @@ mod tests {
         let turns = Turns::default();
         let (a, b) = (Attachment::new("a", "eth0").unwrap(), Attachment::new("b", "eth0").unwrap());
         let first = turns.take(&a).await;
-        let _other = tokio::time::timeout(Duration::from_secs(5), turns.take(&b)).await.expect("another attachment is free");
+        let _other =
+            tokio::time::timeout(Duration::from_secs(5), turns.take(&b)).await.expect("another attachment is free");
         let waiting = tokio::time::timeout(Duration::from_millis(20), turns.take(&a)).await;
         assert!(waiting.is_err(), "the same attachment has to wait");
         drop(first);

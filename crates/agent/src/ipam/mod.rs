@@ -22,6 +22,7 @@ mod lease;
 pub use disk::{Disk, RealDisk};
 pub use lease::{AttachedDevice, Lease, NotALease};
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs::File;
 use std::io;
@@ -198,7 +199,7 @@ impl LeaseStore {
                 _ => self.disk.remove(&path).map_err(disk_error("remove", &path))?,
             }
         }
-        aged.sort_by(|a, b| b.0.cmp(&a.0));
+        aged.sort_by_key(|(age, _, _)| Reverse(*age));
         for (age, path, addresses) in aged {
             let at = now.saturating_sub(age);
             for address in addresses {
@@ -426,8 +427,10 @@ impl LeaseStore {
                     continue;
                 }
                 match inner.pool.adopt(holder.clone(), &[*address]) {
-                    Ok(()) => tracing::error!(device = device.name, %address, "a pod device without a lease: its address \
-                        stays held until the device is gone; deleting its pod does that"),
+                    Ok(()) => {
+                        tracing::error!(device = device.name, %address, "a pod device without a lease: its address \
+                        stays held until the device is gone; deleting its pod does that")
+                    }
                     Err(error) => tracing::error!(device = device.name, %error, "two claim one address"),
                 }
             }

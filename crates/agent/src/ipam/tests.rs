@@ -69,7 +69,10 @@ fn leases_outlive_the_agent() {
     let third = add(&store, "c");
     assert!(before.iter().all(|lease| lease.addresses.iter().all(|a| !third.addresses.contains(a))));
     assert_eq!(store.pod_addresses()[&NamespacedName::new("default", "pod-a")], before[0].addresses);
-    assert_eq!(store.gateways(&third.addresses), ["10.244.1.1".parse::<IpAddr>().unwrap(), "fd00:10:244:1::1".parse().unwrap()]);
+    assert_eq!(
+        store.gateways(&third.addresses),
+        ["10.244.1.1".parse::<IpAddr>().unwrap(), "fd00:10:244:1::1".parse().unwrap()]
+    );
 }
 
 #[test]
@@ -103,8 +106,14 @@ fn damaged_files_are_set_aside_and_their_device_keeps_its_addresses() {
     let at = flipped.windows(10).position(|w| w == b"10.244.1.9").unwrap() + 9;
     flipped[at] = b'8';
     let others = Lease { owner: owner("other"), ..lease_of("x") }.to_file().unwrap();
-    let damages: Vec<Vec<u8>> =
-        vec![vec![], whole[..whole.len() / 2].to_vec(), whole[..whole.len() - 1].to_vec(), flipped, others, vec![0xff; 300]];
+    let damages: Vec<Vec<u8>> = vec![
+        vec![],
+        whole[..whole.len() / 2].to_vec(),
+        whole[..whole.len() - 1].to_vec(),
+        flipped,
+        others,
+        vec![0xff; 300],
+    ];
     for damaged in damages {
         let dir = tempfile::tempdir().unwrap();
         drop(open(dir.path()));
@@ -175,7 +184,12 @@ pub(crate) struct Failing {
 
 impl Failing {
     pub(crate) fn after(operations: u32) -> Self {
-        Self { left: AtomicU32::new(operations), real: RealDisk, unsynced: Mutex::default(), unsynced_dirs: Mutex::default() }
+        Self {
+            left: AtomicU32::new(operations),
+            real: RealDisk,
+            unsynced: Mutex::default(),
+            unsynced_dirs: Mutex::default(),
+        }
     }
 
     /// Whether a power cut now would take this lease.
@@ -216,7 +230,11 @@ impl Disk for Failing {
         self.step(|disk| disk.rename(from, to))?;
         self.unsynced_dirs.lock().unwrap().insert(to.parent().unwrap().to_owned());
         let mut unsynced = self.unsynced.lock().unwrap();
-        if unsynced.remove(from) { unsynced.insert(to.to_owned()) } else { unsynced.remove(to) };
+        if unsynced.remove(from) {
+            unsynced.insert(to.to_owned())
+        } else {
+            unsynced.remove(to)
+        };
         Ok(())
     }
     fn sync_dir(&self, path: &Path) -> io::Result<()> {

@@ -14,7 +14,12 @@ use crate::ipam::{Disk, LeaseStore};
 type Ops = Operations<Api, Kernel>;
 
 /// An agent in a directory, over a kernel; `power` is cut for both.
-async fn agent(dir: &Path, kernel: &Arc<Kernel>, disk: Arc<dyn Disk>, power: Option<Arc<Failing>>) -> Option<(Ops, Arc<LeaseStore>)> {
+async fn agent(
+    dir: &Path,
+    kernel: &Arc<Kernel>,
+    disk: Arc<dyn Disk>,
+    power: Option<Arc<Failing>>,
+) -> Option<(Ops, Arc<LeaseStore>)> {
     *kernel.power.lock().unwrap() = power;
     let leases = Arc::new(LeaseStore::open(dir, &ranges(), disk).ok()?);
     // The sender may go: its last value stays.
@@ -56,7 +61,10 @@ async fn cut_life(dir: &Path, kernel: &Arc<Kernel>, life: Life, after: After, cu
     };
     let added = add(&ops, "victim").await;
     if matches!(added, Reply::Added { .. }) {
-        assert!(!power.would_lose(&dir.join("leases/victim@eth0.lease")), "ADD was answered before its lease was on the disk");
+        assert!(
+            !power.would_lose(&dir.join("leases/victim@eth0.lease")),
+            "ADD was answered before its lease was on the disk"
+        );
     }
     if life == Life::AddThenDel && matches!(added, Reply::Added { .. }) {
         del(&ops, "victim").await;
@@ -83,10 +91,15 @@ async fn crash_everywhere(life: Life, after: After) {
         ops.reconcile().await.unwrap();
         let devices = kernel.devices();
         for lease in leases.leases() {
-            assert!(devices.iter().any(|d| d.name == name_of(&lease.owner)), "{context}: {} leaks its address", lease.owner);
+            assert!(
+                devices.iter().any(|d| d.name == name_of(&lease.owner)),
+                "{context}: {} leaks its address",
+                lease.owner
+            );
         }
         for device in &devices {
-            let leased = leases.leases().iter().any(|l| name_of(&l.owner) == device.name && l.addresses == device.addresses);
+            let leased =
+                leases.leases().iter().any(|l| name_of(&l.owner) == device.name && l.addresses == device.addresses);
             assert!(leased, "{context}: {device:?} has no lease");
         }
         if after == After::Restart {

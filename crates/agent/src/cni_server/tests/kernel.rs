@@ -52,7 +52,11 @@ impl Kernel {
 
     pub(crate) fn refuse_detach(&self, owner: &Attachment, refuse: bool) {
         let mut refused = self.refuse.lock().unwrap();
-        if refuse { refused.insert(owner.clone()) } else { refused.remove(owner) };
+        if refuse {
+            refused.insert(owner.clone())
+        } else {
+            refused.remove(owner)
+        };
     }
 
     fn step(&self) -> Result<(), PlumbError> {
@@ -83,7 +87,10 @@ impl PodPlumber for Kernel {
         {
             let mut devices = self.devices.lock().unwrap();
             for (other, (there, _)) in devices.iter().filter(|(other, _)| **other != name) {
-                assert!(there.addresses.iter().all(|a| !asked.addresses.contains(a)), "{other} has that address already");
+                assert!(
+                    there.addresses.iter().all(|a| !asked.addresses.contains(a)),
+                    "{other} has that address already"
+                );
             }
             devices.insert(name, (device, asked.isolation));
         }
