@@ -49,7 +49,7 @@ fn resource(row: &'static Row) -> ResourceKind {
         }),
         stored: row.served != Served::Review,
         storage_key,
-        strategy: strategy::Builtin::new(row, rules::of(row)),
+        strategy: strategy::Builtin::strategy(row, rules::of(row)),
     }
 }
 

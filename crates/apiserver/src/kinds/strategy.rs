@@ -70,8 +70,8 @@ pub(crate) struct Builtin {
 }
 
 impl Builtin {
-    /// The strategy of the kind in `row`.
-    pub(crate) fn new(row: &'static Row, rules: Rules) -> Arc<dyn Strategy> {
+    /// The kind in `row` with its rules.
+    pub(crate) fn strategy(row: &'static Row, rules: Rules) -> Arc<dyn Strategy> {
         Arc::new(Builtin { row, rules })
     }
 

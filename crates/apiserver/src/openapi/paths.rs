@@ -58,7 +58,8 @@ fn operation(row: &Row, method: &str, action: &str, form: Form) -> Value {
         parameters.push(query("limit", "integer", form));
     }
     if action == "list" {
-        parameters.extend(["allowWatchBookmarks", "sendInitialEvents", "watch"].map(|name| query(name, "boolean", form)));
+        parameters
+            .extend(["allowWatchBookmarks", "sendInitialEvents", "watch"].map(|name| query(name, "boolean", form)));
     }
     if method == "delete" {
         parameters.push(query("propagationPolicy", "string", form));
@@ -106,7 +107,8 @@ fn body(operation: &mut Map<String, Value>, row: &Row, method: &str, form: Form)
             } else {
                 &["application/json", "application/yaml"]
             };
-            let content: Map<String, Value> = kinds.iter().map(|kind| ((*kind).to_owned(), json!({"schema": schema}))).collect();
+            let content: Map<String, Value> =
+                kinds.iter().map(|kind| ((*kind).to_owned(), json!({"schema": schema}))).collect();
             operation.insert("requestBody".to_owned(), json!({"content": content, "required": true}));
         }
     }

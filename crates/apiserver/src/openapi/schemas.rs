@@ -150,7 +150,11 @@ fn converted(schema: &Value, form: Form) -> Value {
         Value::Object(map) => {
             let convert = |(key, value): (&String, &Value)| match key.as_str() {
                 "properties" => {
-                    let fields = value.as_object().into_iter().flatten().map(|(name, field)| (name.clone(), converted(field, form)));
+                    let fields = value
+                        .as_object()
+                        .into_iter()
+                        .flatten()
+                        .map(|(name, field)| (name.clone(), converted(field, form)));
                     (key.clone(), Value::Object(fields.collect()))
                 }
                 _ => (key.clone(), converted(value, form)),

@@ -11,10 +11,9 @@ fn every_reference_has_a_target() {
     fn walk(value: &Value, root: &Value, missing: &mut Vec<String>) {
         match value {
             Value::Object(map) => {
-                if let Some(target) = map.get("$ref").and_then(Value::as_str) {
-                    if root.pointer(&target[1..]).is_none() {
-                        missing.push(target.to_owned());
-                    }
+                let target = map.get("$ref").and_then(Value::as_str);
+                if let Some(target) = target.filter(|target| root.pointer(&target[1..]).is_none()) {
+                    missing.push(target.to_owned());
                 }
                 map.values().for_each(|value| walk(value, root, missing));
             }
@@ -63,7 +62,10 @@ fn lists_say_how_they_merge() {
     assert_eq!(ports["x-kubernetes-patch-merge-key"], "containerPort");
     let volumes = &schema(&document, "io.k8s.api.core.v1.PodSpec")["properties"]["volumes"];
     assert_eq!(volumes["x-kubernetes-patch-strategy"], "merge,retainKeys");
-    assert_eq!(schema(&document, "io.k8s.apimachinery.pkg.apis.meta.v1.LabelSelector")["x-kubernetes-map-type"], "atomic");
+    assert_eq!(
+        schema(&document, "io.k8s.apimachinery.pkg.apis.meta.v1.LabelSelector")["x-kubernetes-map-type"],
+        "atomic"
+    );
 }
 
 #[test]
