@@ -13,6 +13,8 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::sync::mpsc;
 use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::protocol::CloseFrame;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 
 use super::websocket::{self, Socket};
 use super::{ByteReader, ByteWriter, CommandOptions, Exit, ProcessIo, StreamHandler, TerminalSize};
@@ -116,8 +118,10 @@ async fn serve(
 }
 
 async fn finish(sink: &mut Sink, status: &Value) {
+    // A close without a code is an error to kubectl, which then ignores the status before it.
+    let close = CloseFrame { code: CloseCode::Normal, reason: "".into() };
     if send(sink, ERROR, status.to_string().as_bytes()).await.is_ok()
-        && let Err(error) = sink.send(Message::Close(None)).await
+        && let Err(error) = sink.send(Message::Close(Some(close))).await
     {
         tracing::debug!(%error, "a client left before the streams were closed");
     }
