@@ -48,6 +48,9 @@ fn parse_server(word: &str) -> Option<SocketAddr> {
     if let Some((address, scope)) = word.split_once('%') {
         // A scope is a device's index, or its name, which the kernel tells the index of.
         let scope: u32 = scope.parse().ok().or_else(|| {
+            if scope.contains('/') {
+                return None;
+            }
             std::fs::read_to_string(Path::new("/sys/class/net").join(scope).join("ifindex")).ok()?.trim().parse().ok()
         })?;
         return Some(SocketAddr::V6(SocketAddrV6::new(address.parse().ok()?, 53, 0, scope)));
@@ -96,4 +99,27 @@ fn stamp(path: &Path) -> Option<(SystemTime, u64, u64)> {
     use std::os::unix::fs::MetadataExt;
     let metadata = std::fs::metadata(path).ok()?;
     Some((metadata.modified().ok()?, metadata.len(), metadata.ino()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn name_servers_are_read_as_resolvers_do() {
+        let text = "# comment\nsearch a b\n nameserver 192.0.2.1 # first\nnameserver\t2001:db8::1\nnameserver 192.0.2.1\n\
+                    nameserver nonsense\nnameserver 0.0.0.0\nnameservers 192.0.2.9\nnameserver ::ffff:192.0.2.3\n\
+                    nameserver fe80::1%7\noptions ndots:5\n;nameserver 192.0.2.8\nnameserver fe80::2%../../x\nnameserver";
+        let expected = ["192.0.2.1:53", "[2001:db8::1]:53", "192.0.2.3:53", "[fe80::1%7]:53"];
+        assert_eq!(parse(text).iter().map(ToString::to_string).collect::<Vec<_>>(), expected);
+        let many: String = (0..100).map(|n| format!("nameserver 192.0.2.{n}\n")).collect();
+        assert_eq!(parse(&many).len(), MAX_SERVERS);
+    }
+
+    #[test]
+    fn this_process_is_not_its_own_upstream() {
+        let own = ["169.254.116.10:53".parse().unwrap()];
+        let servers = parse("nameserver 169.254.116.10\nnameserver 192.0.2.1");
+        assert_eq!(without_own(servers, &own), ["192.0.2.1:53".parse().unwrap()]);
+    }
 }

@@ -14,6 +14,8 @@ pub(crate) struct Response {
     ttl_at: Vec<usize>,
     /// Where each record of the answer section ends.
     answer_ends: Vec<usize>,
+    /// Where the name asked for is written out, in the question and as the owner of records.
+    name_at: Vec<usize>,
     question_end: usize,
     authority_end: usize,
     /// Records in the authority section.
@@ -41,6 +43,7 @@ struct Walk<'a> {
 }
 
 struct RecordAt {
+    owner: usize,
     rtype: u16,
     ttl_at: usize,
     data: usize,
@@ -62,7 +65,8 @@ impl Walk<'_> {
     }
 
     fn record(&mut self) -> Option<RecordAt> {
-        let root = self.bytes.get(self.at) == Some(&0);
+        let owner = self.at;
+        let root = self.bytes.get(owner) == Some(&0);
         self.name()?;
         let rtype = self.u16()?;
         self.at += 2;
@@ -88,7 +92,7 @@ impl Walk<'_> {
             return None;
         }
         self.at = end;
-        Some(RecordAt { rtype, ttl_at, data, end, root })
+        Some(RecordAt { owner, rtype, ttl_at, data, end, root })
     }
 }
 
@@ -168,6 +172,8 @@ fn read(
     let [answers, authority, additional] = counts;
     let mut walk = Walk { bytes, at: question_end };
     let (mut ttl_at, mut answer_ends) = (Vec::new(), Vec::new());
+    let qname = bytes.get(HEADER..question_end.checked_sub(4)?)?;
+    let mut name_at = vec![HEADER];
     let (mut least, mut found, mut negative) = (MAX_TTL, false, None::<u32>);
     let seconds =
         |record: &RecordAt| u32_at(bytes, record.ttl_at).map(|ttl| if ttl > i32::MAX as u32 { 0 } else { ttl });
@@ -178,6 +184,10 @@ fn read(
         }
         found |= record.rtype == qtype || qtype == rtype::ANY;
         least = least.min(seconds(&record)?);
+        let owner = bytes.get(record.owner..record.owner.saturating_add(qname.len()));
+        if owner.is_some_and(|owner| owner.eq_ignore_ascii_case(qname)) {
+            name_at.push(record.owner);
+        }
         ttl_at.push(record.ttl_at);
         answer_ends.push(record.end);
     }
@@ -214,10 +224,15 @@ fn read(
     for (to, from) in message.iter_mut().skip(10).zip(kept.to_be_bytes()) {
         *to = from;
     }
+    // Out of the random letter case that was sent (length bytes are below the letters).
+    for at in &name_at {
+        message.iter_mut().skip(*at).take(qname.len()).for_each(|byte| byte.make_ascii_lowercase());
+    }
     Some(Response {
         bytes: message,
         ttl_at,
         answer_ends,
+        name_at,
         question_end,
         authority_end,
         authority,
@@ -234,6 +249,7 @@ impl Response {
             bytes: Vec::new(),
             ttl_at: Vec::new(),
             answer_ends: Vec::new(),
+            name_at: Vec::new(),
             question_end: 0,
             authority_end: 0,
             authority: 0,
@@ -254,7 +270,9 @@ impl Response {
 
     /// Bytes it takes in memory, about.
     pub(crate) fn size(&self) -> usize {
-        self.bytes.len() + (self.ttl_at.len() + self.answer_ends.len()) * size_of::<usize>() + size_of::<Self>()
+        self.bytes.len()
+            + (self.ttl_at.len() + self.answer_ends.len() + self.name_at.len()) * size_of::<usize>()
+            + size_of::<Self>()
     }
 
     /// The reply to `query`, `age` seconds after it was received; TTLs are at most `cap`. And whether it was truncated.
@@ -282,8 +300,10 @@ impl Response {
         let counts =
             [1, u16::try_from(answers).unwrap_or(u16::MAX), authority, additional + u16::from(query.edns.is_some())];
         self.write_header(&mut reply, query, counts, truncated);
-        for (to, from) in reply.iter_mut().skip(HEADER).zip(&query.qname) {
-            *to = *from;
+        for at in self.name_at.iter().filter(|at| **at < end) {
+            for (to, from) in reply.iter_mut().skip(*at).zip(&query.qname) {
+                *to = *from;
+            }
         }
         for at in self.ttl_at.iter().copied().take_while(|at| *at < end) {
             let ttl = u32_at(&reply, at).unwrap_or(0).saturating_sub(age).min(cap);
@@ -357,6 +377,9 @@ pub(crate) fn random_case(qname: &[u8], random: &[u8]) -> Vec<u8> {
 
 /// A name as text in wire form, for names that an alias of the cluster leads to; none if it is no name.
 pub(crate) fn wire_name(text: &str) -> Option<Vec<u8>> {
+    if text.is_empty() {
+        return Some(vec![0]);
+    }
     let name = domain::base::name::Name::vec_from_str(text).ok()?;
     let bytes = name.into_octets();
     (query::text(&bytes) == text).then_some(bytes)
