@@ -10,6 +10,7 @@ mod definition;
 mod endpoints;
 mod environment;
 mod ingress;
+mod job;
 mod pod;
 mod policy;
 mod probe;
@@ -32,14 +33,15 @@ pub(crate) use config::{secret, secret_update, storage_class, storage_class_upda
 pub(crate) use definition::{custom_resource_definition, custom_resource_definition_update};
 pub(crate) use endpoints::{endpoint_slice, endpoint_slice_update, endpoints};
 pub(crate) use ingress::{ingress, ingress_class, ingress_class_update, ip_address, service_cidr, service_cidr_update};
+pub(crate) use job::{cron_job, job, job_update};
 pub(crate) use pod::{first_status as first_pod_status, pod, pod_status, pod_template, pod_update};
 pub(crate) use policy::{network_policy, network_policy_update, pod_disruption_budget};
 pub(crate) use rbac::{role, role_binding, role_binding_update};
 pub(crate) use service::{service, service_status, service_update};
 pub(crate) use workload::{
-    controller_revision, controller_revision_update, cron_job, daemon_set, daemon_set_update, deployment,
-    deployment_update, horizontal_pod_autoscaler, job, job_update, replica_set, replica_set_update,
-    replication_controller, stateful_set, stateful_set_update, workload_status,
+    controller_revision, controller_revision_update, daemon_set, daemon_set_update, deployment, deployment_update,
+    horizontal_pod_autoscaler, replica_set, replica_set_update, replication_controller, stateful_set,
+    stateful_set_update, workload_status,
 };
 
 use super::fault::{Faults, Path};
