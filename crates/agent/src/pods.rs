@@ -6,7 +6,7 @@ use kube::api::Api;
 use k8s_openapi::api::core::v1 as core;
 use tokio::sync::{mpsc, oneshot};
 use towpath_datapath::Datapath;
-use towpath_datapath::net::host_device_name;
+use towpath_datapath::net::pod::host_device;
 use towpath_model::desired::LocalPod;
 use towpath_model::{NamespacedName, Pod};
 use towpath_wire::cni::Attachment;
@@ -67,7 +67,7 @@ impl PodIndex for Pods {
 
 impl PodPlumber for Pods {
     fn device_name(&self, attachment: &Attachment) -> String {
-        host_device_name(attachment.container_id(), attachment.ifname())
+        host_device(attachment.container_id(), attachment.ifname())
     }
 
     async fn attach(&self, request: AttachRequest) -> Result<Attached, PlumbError> {

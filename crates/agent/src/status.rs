@@ -10,6 +10,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 use towpath_datapath::Datapath;
+use towpath_datapath::bpf::Count;
 use towpath_wire::config::AgentConfig;
 use towpath_wire::status::{AgentStatus, PeerStatus};
 use tracing::debug;
@@ -110,11 +111,23 @@ pub async fn collect(
         Err(error) => problems.push(error.to_string()),
     }
     match datapath.counters().await {
-        Ok(counters) => status.counters = counters,
+        Ok(counters) => {
+            let name = |count: &Count| match count.reason.is_drop() {
+                true => format!("drop.{}", count.reason.name()),
+                false => count.reason.name().to_owned(),
+            };
+            status.counters = counters.iter().map(|count| (name(count), count.packets)).collect();
+        }
         Err(error) => problems.push(error.to_string()),
     }
-    match datapath.connection_count().await {
-        Ok(n) => status.connections = count(n),
+    match datapath.usage().await {
+        Ok(maps) => {
+            let tracked = maps.iter().find(|map| map.map == "tp_ct");
+            status.connections = tracked.map_or(0, |map| count(map.entries));
+            for map in maps.iter().filter(|map| map.entries.saturating_mul(10) >= (map.limit as usize).saturating_mul(9)) {
+                problems.push(format!("map {} holds {} of {} entries", map.map, map.entries, map.limit));
+            }
+        }
         Err(error) => problems.push(error.to_string()),
     }
     status.problems = problems;

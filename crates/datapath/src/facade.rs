@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use towpath_model::desired::{LocalPod, NodePeer, PolicyImage, ServiceTable};
 
-use crate::bpf::{Changes, Connection, Count, MapUsage, Programs, Snapshot};
+use crate::bpf::{Adopted, Changes, Connection, Count, MapUsage, Programs, Snapshot};
 use crate::error::Error;
 use crate::node::Node;
 use crate::requests::{Applied, AttachRequest, CheckRequest, DatapathConfig, NodeFacts, NodeStatus};
@@ -98,6 +98,11 @@ impl Datapath {
     /// How full the maps are. Reads the connection table.
     pub async fn usage(&self) -> Result<Vec<MapUsage>, Error> {
         self.worker.call(|node| node.observe(Programs::usage)).await
+    }
+
+    /// Ids that an earlier run of the agent gave out.
+    pub async fn adopted(&self) -> Result<Adopted, Error> {
+        self.worker.call(|node| node.observe(Programs::adopted)).await
     }
 
     /// What the maps hold: node, pods, peers, Services.

@@ -1,11 +1,11 @@
 //! Policy and pods. Rows and classes of new ids are written before what points to them, the revision is raised when all of
 //! it stands, rows that nothing points to go last.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 
 use libbpf_rs::Object;
-use towpath_model::desired::{ClassId, LocalClass, LocalPod, PodSets, PolicyImage, Row, RowKey, RowProtocol, SetId, Verdict};
+use towpath_model::desired::{ClassId, LocalClass, LocalPod, PodSets, PolicyImage, Row, RowKey, RowProtocol, RuleId, SetId, Verdict};
 
 use super::config::{Changes, Isolation};
 use super::error::{Error, Result};
@@ -75,6 +75,18 @@ impl PolicyMaps {
             set_classes: Mirror::open(object, "tp_set_class")?,
             rules: Mirror::open(object, "tp_rules")?,
         })
+    }
+
+    /// Ids that are in the maps: they must not come to mean anything else.
+    pub(crate) fn used_ids(&self) -> (BTreeSet<SetId>, BTreeSet<ClassId>, BTreeSet<RuleId>) {
+        let of_rules = self.rules.held().keys().map(|key| key.set);
+        let of_pods = self.pods.held().values().flat_map(|pod| [pod.ingress_set, pod.egress_set]);
+        let of_classes = self.set_classes.held().keys();
+        let sets = of_rules.chain(of_pods).chain(of_classes.clone().map(|key| key.set)).map(SetId).collect();
+        let held = self.class_pods.held().values().chain(self.class_cidrs.held().values()).copied();
+        let classes = held.chain(of_classes.map(|key| key.class_id)).map(ClassId).collect();
+        let rules = self.rules.held().values().map(|rule| RuleId(rule.rule_id)).collect();
+        (sets, classes, rules)
     }
 
     /// Everything that must stand before the revision is raised; `raise` does that.

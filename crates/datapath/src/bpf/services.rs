@@ -237,6 +237,10 @@ impl ServiceMaps {
         self.services.held()
     }
 
+    pub(crate) fn backends(&self) -> &HashMap<u32, abi::Backend> {
+        self.backends.held()
+    }
+
     pub(crate) fn usage(&self) -> [(&'static str, usize, u32); 3] {
         [self.services.usage(), self.slots.usage(), self.backends.usage()]
     }
