@@ -4,7 +4,10 @@
 
 mod frame;
 mod from_pod;
+mod live;
+mod loader;
 mod node_paths;
 mod policy;
 mod services;
+mod sockets;
 mod world;

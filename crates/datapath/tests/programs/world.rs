@@ -111,15 +111,13 @@ pub struct World {
     pub image: PolicyImage,
 }
 
-fn sh(line: &str) {
+pub fn sh(line: &str) {
     let status = Command::new("sh").args(["-c", line]).status().unwrap();
     assert!(status.success(), "{line}");
 }
 
-fn index_of(device: &str) -> u32 {
-    std::fs::read_to_string(format!("/proc/thread-self/root/sys/class/net/{device}/ifindex"))
-        .map(|text| text.trim().parse().unwrap())
-        .unwrap_or_else(|_| nix::net::if_::if_nametoindex(device).unwrap())
+pub fn index_of(device: &str) -> u32 {
+    nix::net::if_::if_nametoindex(device).unwrap()
 }
 
 /// Whether this process may do all this. If not: says so, and fails where everything must run.
@@ -224,26 +222,28 @@ pub fn peers() -> Vec<NodePeer> {
     ]
 }
 
+pub fn node_config(tunnel: u32, uplink: u32) -> NodeConfig {
+    NodeConfig {
+        addresses: vec![ip("192.168.50.1"), ip("fd50::1")],
+        dns_addresses: vec![],
+        netns_cookie: 1,
+        uplink_ifindex: uplink,
+        tunnel_ifindex: tunnel,
+        tunnel_mac: MAC_TUNNEL,
+        tunnel_mtu: 1450,
+        vni: VNI,
+        tunnel_port: 4789,
+        node_ports: (30000, 32767),
+    }
+}
+
 impl World {
     pub fn new(pin_dir: &std::path::Path, limits: Limits) -> World {
         sh(SETUP);
         let config = BpfConfig { pin_dir: pin_dir.to_owned(), limits };
         let mut programs = Programs::open_for_tests(config).unwrap();
         let (tunnel, uplink) = (index_of("vx0"), index_of("up0"));
-        programs
-            .apply_node(&NodeConfig {
-                addresses: vec![ip("192.168.50.1"), ip("fd50::1")],
-                dns_addresses: vec![],
-                netns_cookie: 1,
-                uplink_ifindex: uplink,
-                tunnel_ifindex: tunnel,
-                tunnel_mac: MAC_TUNNEL,
-                tunnel_mtu: 1450,
-                vni: VNI,
-                tunnel_port: 4789,
-                node_ports: (30000, 32767),
-            })
-            .unwrap();
+        programs.apply_node(&node_config(tunnel, uplink)).unwrap();
         programs.apply_peers(&peers()).unwrap();
         let (pod_a, pod_b) = (index_of("tpa"), index_of("tpb"));
         let mut world = World {

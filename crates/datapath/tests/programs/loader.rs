@@ -1,0 +1,178 @@
+//! Opening again adopts what is there; links go on without the process; the collector needs nobody.
+
+use std::time::{Duration, Instant};
+
+use libbpf_rs::{MapCore, MapFlags};
+use towpath_datapath::abi::*;
+use towpath_datapath::bpf::{BpfConfig, Hook, Isolation, Limits, Programs};
+use towpath_model::desired::*;
+use towpath_model::{Family, Protocol};
+
+use crate::frame::{ACK, L4};
+use crate::world::*;
+
+fn bytes_of<T: Plain>(value: &T) -> Vec<u8> {
+    // SAFETY: a plain value has no padding, so all its bytes are defined.
+    unsafe { std::slice::from_raw_parts(std::ptr::from_ref(value).cast::<u8>(), size_of::<T>()) }.to_vec()
+}
+
+#[test]
+fn opening_again_adopts_links_maps_and_connections_and_writes_nothing() {
+    in_namespaces(|dir| {
+        let mut w = World::new(dir, Limits::default());
+        let h = hosts(Family::V4);
+        w.programs.attach_device(w.pod_a, Hook::FromPod).unwrap();
+        w.programs.attach_device(w.pod_a, Hook::ToPod).unwrap();
+        w.serve(1, Family::V4, Some(h.service), 80, Protocol::Tcp, &[std::net::SocketAddr::new(h.b, 8080)]);
+        let b = w.local_b();
+        w.isolate(&b, 5, 0);
+        w.allow(5, h.a, RowProtocol::Ports(Protocol::Tcp), 8080, 42);
+        w.apply_policy();
+        w.from_pod(&sent_by(h.a, 4000, h.service, 80, L4::syn())).into_pod(w.pod_b);
+        let before = w.programs.snapshot().unwrap();
+        let config = w.programs.config().clone();
+        let attached = w.programs.attached().unwrap();
+        assert_eq!(attached, [(w.pod_a, Hook::FromPod), (w.pod_a, Hook::ToPod)]);
+        // Another limit does not throw the pinned map away.
+        let config = BpfConfig { limits: Limits { connections: 77, ..config.limits }, ..config };
+        w.programs = Programs::open_for_tests(config).unwrap();
+        assert_eq!(w.programs.attached().unwrap(), attached);
+        let after = w.programs.snapshot().unwrap();
+        assert_eq!((before.revision, before.pods.len(), before.peers.len()), (after.revision, after.pods.len(), after.peers.len()));
+        assert_eq!(w.programs.connections().unwrap().len(), 1);
+        // The same wishes are no changes, so no verdict is thrown away.
+        let none = towpath_datapath::bpf::Changes::default();
+        assert_eq!(w.programs.apply_policy(&w.image.clone()).unwrap(), none);
+        assert_eq!(w.programs.apply_services(&w.table.clone(), Instant::now()).unwrap(), none);
+        assert_eq!(w.programs.apply_peers(&peers()).unwrap(), none);
+        w.programs.adopt_pod(&b).unwrap();
+        assert_eq!(w.programs.snapshot().unwrap().revision, before.revision);
+        // Replaced in place, twice; the flow goes on.
+        w.programs.attach_device(w.pod_a, Hook::FromPod).unwrap();
+        w.programs.attach_device(w.pod_a, Hook::FromPod).unwrap();
+        w.from_pod(&sent_by(h.a, 4000, h.service, 80, L4::tcp(ACK))).into_pod(w.pod_b);
+        w.programs.unpin_all().unwrap();
+    });
+}
+
+#[test]
+fn a_pod_without_an_entry_is_adopted_as_unknown() {
+    in_world(|w| {
+        let a = w.local_a();
+        w.programs.remove_pod(&a).unwrap();
+        w.programs.adopt_pod(&a).unwrap();
+        let h = hosts(Family::V6);
+        w.from_pod(&sent_by(h.a, 4000, h.outside, 80, L4::syn())).dropped("egress_policy");
+        w.programs.set_pod(&a, Isolation::Sets(PodSets::default())).unwrap();
+        w.from_pod(&sent_by(h.a, 4000, h.outside, 80, L4::syn())).passed();
+        assert_eq!(w.programs.retain_pods(&[a]).unwrap(), 2);
+    });
+}
+
+#[test]
+fn links_of_devices_that_are_gone_are_swept_and_an_index_used_again_gets_its_own() {
+    in_world(|w| {
+        w.programs.attach_device(w.pod_a, Hook::FromPod).unwrap();
+        w.programs.attach_device(w.pod_b, Hook::FromPod).unwrap();
+        assert_eq!(w.programs.sweep_links().unwrap(), 0);
+        sh("ip link del tpa");
+        let again = format!("ip link add tpa index {} type veth peer name pa", w.pod_a);
+        sh(&again);
+        // The pin is there, its device is not: attaching makes a new link.
+        w.programs.attach_device(w.pod_a, Hook::FromPod).unwrap();
+        assert_eq!(w.programs.attached().unwrap().len(), 2);
+        sh("ip link del tpa");
+        assert_eq!(w.programs.attached().unwrap(), [(w.pod_b, Hook::FromPod)]);
+        assert_eq!(w.programs.sweep_links().unwrap(), 1);
+        w.programs.detach_device(w.pod_b).unwrap();
+        w.programs.detach_device(w.pod_b).unwrap();
+        assert!(w.programs.attached().unwrap().is_empty());
+        let error = w.programs.attach_device(99_999, Hook::FromPod).unwrap_err().to_string();
+        assert!(error.contains("tp_from_pod to device 99999"), "{error}");
+    });
+}
+
+/// Fills the connection table with UDP flows that were last seen at `last_seen` (ktime, ns).
+fn fill(w: &World, count: u32, last_seen: u64) {
+    let map = w.programs.object().maps().find(|m| m.name() == "tp_ct").unwrap();
+    let (mut keys, mut values) = (Vec::new(), Vec::new());
+    for n in 0..count {
+        let key = CtKey {
+            addr_a: Addr::new(std::net::Ipv4Addr::from(0x0a01_0000 + (n >> 8)).into()),
+            addr_b: Addr::new(std::net::Ipv4Addr::from(0x0a02_0000 + (n & 0xff)).into()),
+            port_a: Be16::new(1000),
+            port_b: Be16::new((n % 60_000) as u16),
+            proto: 17,
+            ..CtKey::default()
+        };
+        keys.extend(bytes_of(&key));
+        values.extend(bytes_of(&Ct { last_seen, created: last_seen, ..Ct::default() }));
+    }
+    map.update_batch(&keys, &values, count, MapFlags::ANY, MapFlags::ANY).unwrap();
+}
+
+fn uptime() -> u64 {
+    let text = std::fs::read_to_string("/proc/uptime").unwrap();
+    (text.split(' ').next().unwrap().parse::<f64>().unwrap() * 1e9) as u64
+}
+
+#[test]
+fn the_collector_visits_every_connection_and_deletes_the_idle_ones() {
+    in_world(|w| {
+        const COUNT: u32 = 200_000;
+        fill(w, COUNT, uptime());
+        let began = Instant::now();
+        let removed = w.programs.collect().unwrap();
+        let visiting = began.elapsed();
+        assert_eq!(removed.connections, 0);
+        let listed = Instant::now();
+        assert_eq!(w.programs.connections().unwrap().len(), COUNT as usize);
+        let listing = listed.elapsed();
+        // 31 s ago: past the limit of a flow that nobody answered.
+        fill(w, COUNT, uptime() - 31_000_000_000);
+        let began = Instant::now();
+        let removed = w.programs.collect().unwrap().connections;
+        let deleting = began.elapsed();
+        println!("{COUNT} connections: visited in {visiting:?}, listed in {listing:?}, {removed} deleted in {deleting:?}");
+        assert_eq!(removed + (COUNT - removed), COUNT);
+        assert!(w.programs.connections().unwrap().is_empty(), "the collector's own timer may have taken some");
+    });
+}
+
+#[test]
+fn the_collector_runs_without_the_process_that_armed_it() {
+    in_namespaces(|dir| {
+        let w = World::new(dir, Limits::default());
+        let config = w.programs.config().clone();
+        fill(&w, 100, uptime() - 31_000_000_000);
+        let usage = |programs: &Programs| programs.connections().unwrap().len();
+        assert_eq!(usage(&w.programs), 100);
+        // The agent dies.
+        drop(w);
+        let map = libbpf_rs::MapHandle::from_pinned_path(dir.join("towpath-v1/maps/tp_ct")).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(15);
+        while map.keys().next().is_some() {
+            assert!(Instant::now() < deadline, "nothing was collected");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        // The next one takes the timer over.
+        let programs = Programs::open_for_tests(config).unwrap();
+        assert_eq!(usage(&programs), 0);
+        programs.unpin_all().unwrap();
+    });
+}
+
+#[test]
+fn translations_go_with_their_connections() {
+    in_world(|w| {
+        let h = hosts(Family::V4);
+        w.serve(1, Family::V4, Some(h.service), 53, Protocol::Udp, &[std::net::SocketAddr::new(h.b, 5353)]);
+        w.from_pod(&sent_by(h.a, 4000, h.service, 53, L4::udp(b"x"))).into_pod(w.pod_b);
+        let translations = |w: &World| w.programs.usage().unwrap().iter().find(|u| u.map == "tp_nat").unwrap().entries;
+        assert_eq!(translations(w), 1);
+        assert_eq!(w.programs.collect().unwrap(), Removed::default());
+        let a = w.local_a();
+        w.programs.remove_pod(&a).unwrap();
+        assert_eq!(translations(w), 0);
+    });
+}
