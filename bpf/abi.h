@@ -285,9 +285,11 @@ struct tp_sock_rev {
 
 /* ---- asked of the kernel by user space (programs in SEC("syscall")) --------------------------------------------- */
 
-/* tp_purge: deletes every connection and translation that has this address at either end. */
+/* tp_purge: deletes every connection and translation that has one of these addresses at either end. One run walks both
+ * tables whole, tens of milliseconds, whatever it finds: so several addresses at once. */
 struct tp_purge {
-	struct tp_addr addr;
+	struct tp_addr addrs[16];
+	__u32 count;			/* how many of them count */
 	__u32 removed;			/* answer */
 };
 

@@ -1,12 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
-/* The collector: a timer that deletes what is idle, agent or no agent. And what user space asks to be deleted. */
+/*
+ * The collector deletes what is idle. User space runs it every few seconds, in a process that can be preempted; when user
+ * space has not come for a while, a timer does it, in the softirq of one CPU. And what user space asks to be deleted.
+ */
 
 #define COLLECT_EVERY (5 * NSEC_PER_SEC)
+#define COLLECT_ALONE (30 * NSEC_PER_SEC)
 #define CLOCK_MONOTONIC 1
 
 struct tp_sweep {
 	__u64 now;
-	struct tp_addr addr;
 	struct tp_removed removed;
 };
 
@@ -56,7 +59,8 @@ static int tp_collector_fires(void *map, __u32 *index, struct tp_collector *coll
 {
 	struct tp_sweep sweep = {};
 
-	tp_collect_all(&sweep);
+	if (bpf_ktime_get_ns() - collector->last_run >= COLLECT_ALONE)
+		tp_collect_all(&sweep);
 	bpf_timer_start(&collector->timer, COLLECT_EVERY, 0);
 	return 0;
 }
@@ -81,37 +85,49 @@ SEC("syscall")
 int tp_collect(struct tp_removed *removed)
 {
 	struct tp_sweep sweep = {};
+	__u32 zero = 0;
+	struct tp_collector *collector = bpf_map_lookup_elem(&tp_collector, &zero);
 
 	tp_collect_all(&sweep);
+	if (collector)
+		collector->last_run = sweep.now;
 	*removed = sweep.removed;
 	return 0;
 }
 
-static long tp_purge_ct(void *map, struct tp_ct_key *key, struct tp_ct *ct, struct tp_sweep *sweep)
+static __always_inline int tp_purged(const struct tp_purge *purge, const struct tp_addr *one, const struct tp_addr *other)
 {
-	if ((tp_same(&key->addr_a, &sweep->addr) || tp_same(&key->addr_b, &sweep->addr)) &&
-	    !bpf_map_delete_elem(&tp_ct, key))
-		sweep->removed.connections++;
+#pragma unroll
+	for (int i = 0; i < 16; i++) {
+		if (i < purge->count && (tp_same(one, &purge->addrs[i]) || tp_same(other, &purge->addrs[i])))
+			return 1;
+	}
 	return 0;
 }
 
-static long tp_purge_nat(void *map, struct tp_tuple *sent, struct tp_nat *nat, struct tp_sweep *sweep)
+static long tp_purge_ct(void *map, struct tp_ct_key *key, struct tp_ct *ct, struct tp_purge *purge)
 {
-	if ((tp_same(&sent->saddr, &sweep->addr) || tp_same(&nat->daddr, &sweep->addr)) &&
-	    !bpf_map_delete_elem(&tp_nat, sent))
-		sweep->removed.translations++;
+	if (tp_purged(purge, &key->addr_a, &key->addr_b) && !bpf_map_delete_elem(&tp_ct, key))
+		purge->removed++;
+	return 0;
+}
+
+static long tp_purge_nat(void *map, struct tp_tuple *sent, struct tp_nat *nat, struct tp_purge *purge)
+{
+	if (tp_purged(purge, &sent->saddr, &nat->daddr) && !bpf_map_delete_elem(&tp_nat, sent))
+		purge->removed++;
 	return 0;
 }
 
 SEC("syscall")
-int tp_purge(struct tp_purge *purge)
+int tp_purge(struct tp_purge *asked)
 {
-	struct tp_sweep sweep = {};
+	struct tp_purge purge = *asked;	/* callbacks are given a place on the stack only */
 
-	sweep.addr = purge->addr;
-	bpf_for_each_map_elem(&tp_ct, tp_purge_ct, &sweep, 0);
-	bpf_for_each_map_elem(&tp_nat, tp_purge_nat, &sweep, 0);
-	purge->removed = sweep.removed.connections + sweep.removed.translations;
+	purge.removed = 0;
+	bpf_for_each_map_elem(&tp_ct, tp_purge_ct, &purge, 0);
+	bpf_for_each_map_elem(&tp_nat, tp_purge_nat, &purge, 0);
+	asked->removed = purge.removed;
 	return 0;
 }
 

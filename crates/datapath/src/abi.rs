@@ -503,11 +503,12 @@ unsafe impl Plain for SockRev {}
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Purge {
-    pub addr: Addr,
+    pub addrs: [Addr; 16],
+    pub count: u32,
     pub removed: u32,
 }
 
-const _: () = assert!(size_of::<Purge>() == size_of::<Addr>() + size_of::<u32>());
+const _: () = assert!(size_of::<Purge>() == size_of::<[Addr; 16]>() + size_of::<u32>() + size_of::<u32>());
 // SAFETY: repr(C), the line above shows that there is no padding, all fields are plain.
 unsafe impl Plain for Purge {}
 
@@ -556,8 +557,11 @@ const _: () = assert!(
 // SAFETY: repr(C), the line above shows that there is no padding, all fields are plain.
 unsafe impl Plain for Trace {}
 
-/// Name, size and fields with their offsets of every struct: what the tests compare with the object's BTF.
-pub const LAYOUTS: &[(&str, usize, &[(&str, usize)])] = &[
+/// Name, size in bytes, and fields with their offsets in bytes.
+pub type Layout = (&'static str, usize, &'static [(&'static str, usize)]);
+
+/// Every struct: what the tests compare with the object's BTF.
+pub const LAYOUTS: &[Layout] = &[
     ("tp_addr", size_of::<Addr>(), &[("b", std::mem::offset_of!(Addr, b))]),
     (
         "tp_cidr_key",
@@ -796,7 +800,11 @@ pub const LAYOUTS: &[(&str, usize, &[(&str, usize)])] = &[
     (
         "tp_purge",
         size_of::<Purge>(),
-        &[("addr", std::mem::offset_of!(Purge, addr)), ("removed", std::mem::offset_of!(Purge, removed))],
+        &[
+            ("addrs", std::mem::offset_of!(Purge, addrs)),
+            ("count", std::mem::offset_of!(Purge, count)),
+            ("removed", std::mem::offset_of!(Purge, removed)),
+        ],
     ),
     (
         "tp_removed",

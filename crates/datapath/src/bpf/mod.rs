@@ -22,13 +22,13 @@ mod services;
 use std::fs;
 use std::net::IpAddr;
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use libbpf_rs::Object;
 use towpath_model::desired::{LocalPod, NodePeer, PolicyImage, ServiceTable};
 
-use crate::abi::{self, Addr, Ct, CtKey, Purge, Removed, Tuple};
+use crate::abi::{self, Addr, Ct, CtKey, Removed, Tuple};
 use links::Links;
 use map::Map;
 use node::NodeMaps;
@@ -39,8 +39,8 @@ use services::ServiceMaps;
 pub use adopt::Adopted;
 pub use config::{BpfConfig, Changes, Hook, Isolation, Limits, NodeConfig};
 pub use error::{Error, Result};
-pub use purge::Purger;
 pub use observe::{Connection, Count, End, Judged, MapUsage, Reason};
+pub use purge::Purger;
 
 /// The loaded programs and maps of one node.
 #[derive(Debug)]
@@ -54,7 +54,11 @@ pub struct Programs {
     services: ServiceMaps,
     connections: Map<CtKey, Ct>,
     translations: Map<Tuple, abi::Nat>,
+    collected: Option<Instant>,
 }
+
+/// How often [`Programs::sweep`] runs the collector: well within the time after which the kernel does it by itself.
+const COLLECT_EVERY: Duration = Duration::from_secs(10);
 
 /// What the maps hold, for status and tests.
 #[derive(Clone, Debug, Default)]
@@ -95,6 +99,7 @@ impl Programs {
             services: ServiceMaps::open(&object, Instant::now())?,
             connections: Map::open(&object, "tp_ct")?,
             translations: Map::open(&object, "tp_nat")?,
+            collected: None,
             config,
             object,
             pins,
@@ -124,8 +129,7 @@ impl Programs {
 
     /// Attaches the socket programs to a cgroup directory, or replaces them in place. Idempotent.
     pub fn attach_cgroup(&mut self, cgroup: &Path) -> Result<()> {
-        let dir =
-            fs::File::open(cgroup).map_err(|e| Error::kernel("open cgroup", cgroup.display().to_string(), e))?;
+        let dir = fs::File::open(cgroup).map_err(|e| Error::kernel("open cgroup", cgroup.display().to_string(), e))?;
         for (name, kind) in links::SOCKET_PROGRAMS {
             let program = object::program(&self.object, name)?;
             self.links.attach_cgroup(&dir, cgroup, name, kind, object::descriptor(&program))?;
@@ -183,7 +187,7 @@ impl Programs {
     pub fn set_pod(&mut self, pod: &LocalPod, isolation: Isolation) -> Result<()> {
         let (changes, reused) = self.policy.set_pod(pod, isolation)?;
         for address in reused {
-            self.purge(address)?;
+            self.purge(&[address])?;
         }
         if changes != Changes::default() {
             self.node.raise_revision()?;
@@ -201,19 +205,20 @@ impl Programs {
     /// Forgets every pod that is not among these and purges its connections; how many addresses there were.
     pub fn retain_pods(&mut self, known: &[LocalPod]) -> Result<usize> {
         let gone = self.policy.retain_pods(known)?;
-        for address in &gone {
-            self.purge(*address)?;
-        }
+        self.purge(&gone)?;
         Ok(gone.len())
     }
 
     /// Forgets a pod and purges its connections. Idempotent; a pod whose address now belongs to another loses only what is
     /// its own.
     pub fn remove_pod(&mut self, pod: &LocalPod) -> Result<()> {
-        for address in self.policy.remove_pod(pod)? {
-            self.purge(address)?;
-        }
-        Ok(())
+        let gone = self.policy.remove_pod(pod)?;
+        self.purge(&gone)
+    }
+
+    fn purge(&self, addresses: &[Addr]) -> Result<()> {
+        let addresses: Vec<IpAddr> = addresses.iter().map(|a| a.ip()).collect();
+        self.purger()?.purge(&addresses).map(drop)
     }
 
     /// As [`Programs::remove_pod`], but leaves its connections, which cost tens of milliseconds to find, to a [`Purger`].
@@ -227,15 +232,8 @@ impl Programs {
         Purger::new(&self.object)
     }
 
-    /// Deletes every connection and translation of an address; how many there were.
-    fn purge(&self, address: Addr) -> Result<u32> {
-        let mut purge = Purge { addr: address, removed: 0 };
-        object::call(&self.object, "tp_purge", &mut purge)?;
-        Ok(purge.removed)
-    }
-
     /// Deletes what a grace period protected (old backend lists, backends that left the table and what was pinned to
-    /// them). Call every second or so; the entries removed.
+    /// them) and, every ten seconds, idle connections. Call every second or so; the entries removed.
     pub fn sweep(&mut self, now: Instant) -> Result<usize> {
         let (mut removed, backends_went) = self.services.sweep(now)?;
         if backends_went {
@@ -243,10 +241,15 @@ impl Programs {
             object::call(&self.object, "tp_release", &mut released)?;
             removed += released.translations as usize;
         }
+        if self.collected.is_none_or(|last| now.saturating_duration_since(last) >= COLLECT_EVERY) {
+            let idle = self.collect()?;
+            removed += (idle.connections + idle.translations) as usize;
+            self.collected = Some(now);
+        }
         Ok(removed)
     }
 
-    /// One run of the collector, which otherwise runs by itself every few seconds; the entries removed.
+    /// One run of the collector; the entries removed. When nobody asks for 30 seconds, the kernel runs it by itself.
     pub fn collect(&mut self) -> Result<Removed> {
         let mut removed = Removed::default();
         object::call(&self.object, "tp_collect", &mut removed)?;

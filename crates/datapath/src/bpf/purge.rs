@@ -1,4 +1,4 @@
-//! Deletion of an address's connections from any thread: it walks whole tables, which takes tens of milliseconds.
+//! Deletion of addresses' connections from any thread: it walks whole tables, which takes tens of milliseconds.
 
 use std::io;
 use std::net::IpAddr;
@@ -10,7 +10,7 @@ use super::error::{Error, Result};
 use super::map::as_bytes_mut;
 use crate::abi::{Addr, Purge};
 
-/// A handle on the program that deletes an address's connections and translations, independent of [`super::Programs`].
+/// A handle on the program that deletes addresses' connections and translations, independent of [`super::Programs`].
 #[derive(Debug)]
 pub struct Purger {
     program: OwnedFd,
@@ -24,10 +24,25 @@ impl Purger {
         Ok(Self { program: copied.map_err(|e| Error::kernel("copy the descriptor of", "tp_purge", e))? })
     }
 
-    /// Deletes every connection and translation of an address; how many there were.
-    pub fn purge(&self, address: IpAddr) -> Result<u32> {
-        let mut purge = Purge { addr: Addr::new(address), removed: 0 };
-        let context = as_bytes_mut(&mut purge);
+    /// Deletes every connection and translation of these addresses; how many there were. One walk of the tables serves
+    /// up to sixteen.
+    pub fn purge(&self, addresses: &[IpAddr]) -> Result<u32> {
+        let mut removed = 0;
+        let mut addresses = addresses.iter().map(|a| Addr::new(*a)).peekable();
+        while addresses.peek().is_some() {
+            let mut purge = Purge::default();
+            for (place, address) in purge.addrs.iter_mut().zip(addresses.by_ref()) {
+                *place = address;
+                purge.count += 1;
+            }
+            self.run(&mut purge)?;
+            removed += purge.removed;
+        }
+        Ok(removed)
+    }
+
+    fn run(&self, purge: &mut Purge) -> Result<()> {
+        let context = as_bytes_mut(purge);
         let mut options = libbpf_sys::bpf_test_run_opts {
             sz: size_of::<libbpf_sys::bpf_test_run_opts>() as libbpf_sys::size_t,
             ctx_in: context.as_mut_ptr().cast(),
@@ -38,8 +53,8 @@ impl Purger {
         // says, outlive the call, and the kernel writes the context back only into them.
         let result = unsafe { libbpf_sys::bpf_prog_test_run_opts(self.program.as_raw_fd(), &raw mut options) };
         if result < 0 {
-            return Err(Error::kernel("delete the connections of", address.to_string(), io::Error::from_raw_os_error(-result)));
+            return Err(Error::kernel("run", "tp_purge", io::Error::from_raw_os_error(-result)));
         }
-        Ok(purge.removed)
+        Ok(())
     }
 }

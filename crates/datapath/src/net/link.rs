@@ -16,6 +16,9 @@ use super::netlink::{Netlink, Request};
 /// The VXLAN device of the node.
 pub const TUNNEL_DEVICE: &str = "towpath-vx";
 
+/// Device group (`IFLA_GROUP`) of pods' devices that are about to be deleted together.
+const DOOMED: u32 = 0x7470_0116;
+
 /// A device, as far as we care.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Link {
@@ -154,6 +157,35 @@ pub fn delete(netlink: &mut Netlink, index: u32, name: &str) -> Result<(), Error
     let mut message = LinkMessage::default();
     message.header.index = index;
     match netlink.request(Request::new(format!("delete device {name}"), Message::DelLink(message), 0)) {
+        Err(error) if error.is_absent() => Ok(()),
+        other => other.map(drop),
+    }
+}
+
+/// Deletes devices in one step: the kernel waits for packets in flight once, not once for each. Fine when some are gone
+/// already.
+pub fn delete_all(netlink: &mut Netlink, devices: &[(u32, &str)]) -> Result<(), Error> {
+    if let [(index, name)] = devices {
+        return delete(netlink, *index, name);
+    }
+    let mark = |(index, name): &(u32, &str)| change(*index, format!("mark device {name}"), LinkAttribute::Group(DOOMED));
+    let mut any = false;
+    for marked in netlink.batch(devices.iter().map(mark).collect()) {
+        match marked {
+            Err(error) if error.is_absent() => {}
+            other => {
+                other?;
+                any = true;
+            }
+        }
+    }
+    if !any {
+        return Ok(());
+    }
+    let mut message = LinkMessage::default();
+    message.attributes.push(LinkAttribute::Group(DOOMED));
+    let operation = format!("delete {} devices of former pods", devices.len());
+    match netlink.request(Request::new(operation, Message::DelLink(message), 0)) {
         Err(error) if error.is_absent() => Ok(()),
         other => other.map(drop),
     }

@@ -39,8 +39,8 @@ struct Described {
 
 /// The kernel's link watcher runs at least once a second.
 const CARRIER_PATIENCE: Duration = Duration::from_secs(2);
-/// A table of a million connections is walked in a fraction of a second.
-const PURGE_PATIENCE: Duration = Duration::from_secs(5);
+/// Deleting what is left of a batch of pods takes a fraction of a second.
+const REAPER_PATIENCE: Duration = Duration::from_secs(5);
 /// Smallest MTU that IPv6 allows (RFC 8200 §5).
 const MTU_MIN_V6: u32 = 1280;
 /// Smallest MTU that IPv4 allows (RFC 791).
@@ -65,7 +65,7 @@ impl Node {
         let refused = |error: Error| (false, error);
         let Described { pod, mtu, pairs } = self.describe(device, &request).map_err(refused)?;
         self.remove(device, Removal::Now).map_err(refused)?;
-        self.reaper.await_purged(&request.addresses, PURGE_PATIENCE).map_err(refused)?;
+        self.reaper.settle(&request.addresses, REAPER_PATIENCE).map_err(refused)?;
         let veth = Veth {
             host_name: device,
             host_mac: pod.host_mac,
@@ -74,7 +74,13 @@ impl Node {
             pod_netns: request.netns.as_fd(),
             mtu,
         };
-        link::create_veth(&mut self.netlink, &veth).map_err(|e| refused(e.into()))?;
+        let mut made = link::create_veth(&mut self.netlink, &veth);
+        if made.as_ref().is_err_and(net::Error::is_present) {
+            // Perhaps a former device of the same sandbox that is still to be deleted.
+            self.reaper.settle(&[], REAPER_PATIENCE).map_err(refused)?;
+            made = link::create_veth(&mut self.netlink, &veth);
+        }
+        made.map_err(|e| refused(e.into()))?;
         self.connect(pod, &pairs, &request).map_err(|error| (true, error))
     }
 

@@ -188,3 +188,43 @@ fn a_pod_that_is_attached_has_no_packet_to_wait_for() {
         lab.n1.call(move |node| node.detach_pod(&format!("container-1-{host}"), "eth0")).unwrap();
     }
 }
+
+#[test]
+fn a_sandbox_can_be_attached_again_at_once() {
+    if !root() {
+        return;
+    }
+    let lab = Lab::new(BENEATH);
+    let ns = Ns::new();
+    for round in 0..6 {
+        // The same sandbox, once under the same container id, once under another; the same address all the time.
+        let mut request = lab.n1.request(&ns, 10, OPEN);
+        request.container_id = format!("container-{}", round / 2);
+        let container_id = request.container_id.clone();
+        let pod = lab.n1.call(move |node| node.attach_pod(request)).unwrap();
+        assert!(lab.n1.ns.pings(&pod.addresses[0].to_string()), "round {round}");
+        lab.n1.call(move |node| node.detach_pod(&container_id, "eth0")).unwrap();
+    }
+}
+
+#[test]
+fn tombstones_of_a_dead_agent_are_cleared_by_the_next() {
+    if !root() {
+        return;
+    }
+    let mut lab = Lab::new(BENEATH);
+    let before = lab.n1.traces();
+    for host in 20..24 {
+        lab.n1.pod(host, OPEN);
+        lab.n1.call(move |node| node.detach_pod(&format!("container-1-{host}"), "eth0")).unwrap();
+    }
+    lab.n1.close();
+    lab.n1.open();
+    lab.n1.comes_to(&before, "no device is left");
+    let records = lab.n1.config.state_dir.join("pods");
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(3);
+    while std::fs::read_dir(&records).unwrap().count() > 0 {
+        assert!(std::time::Instant::now() < deadline, "tombstones are left");
+        std::thread::yield_now();
+    }
+}
