@@ -1,5 +1,6 @@
 //! One container instance: its process, its output, what is attached to it, and commands run inside.
 
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -106,7 +107,8 @@ pub(crate) async fn start(spec: ContainerSpec, sandbox: &Sandbox, stage: &StageP
     let (writer, log) = LogWriter::open(&spec.log)?;
     let mut command = stage.stage("init", &spec.init, &spec.dir.join("init.json"))?;
     command.env_clear().current_dir("/");
-    let terminal = wire_stdio(&mut command, spec.init.process.tty, spec.stdin)?;
+    let pair = if spec.init.process.tty { Some(Terminal::open()?) } else { None };
+    let terminal = wire_stdio(&mut command, pair, spec.stdin)?;
     let mut child = spawn::spawn(command, sandbox.namespaces(ProcessNamespace::New)).await?;
     let pid = child.id().context("the container ended at once")?;
 
@@ -140,9 +142,8 @@ pub(crate) async fn start(spec: ContainerSpec, sandbox: &Sandbox, stage: &StageP
 }
 
 /// Gives the command a terminal or pipes; returns the person's side of the terminal.
-fn wire_stdio(command: &mut Command, tty: bool, stdin: bool) -> Result<Option<Terminal>> {
-    if tty {
-        let (terminal, end) = Terminal::open()?;
+fn wire_stdio(command: &mut Command, pair: Option<(Terminal, OwnedFd)>, stdin: bool) -> Result<Option<Terminal>> {
+    if let Some((terminal, end)) = pair {
         command.stdin(Stdio::from(end.try_clone()?)).stdout(Stdio::from(end.try_clone()?)).stderr(Stdio::from(end));
         return Ok(Some(terminal));
     }
@@ -264,7 +265,8 @@ impl Container {
         let file = self.0.dir.join(format!("exec-{}.json", uuid::Uuid::new_v4().simple()));
         let mut command = self.0.stage.stage("exec", &spec, &file)?;
         command.env_clear().current_dir("/").kill_on_drop(true);
-        let terminal = wire_stdio(&mut command, tty, stdin)?;
+        let pair = if tty { Some(Terminal::open_in(self.0.pid).await?) } else { None };
+        let terminal = wire_stdio(&mut command, pair, stdin)?;
         let child = spawn::spawn(command, self.0.sandbox.namespaces(ProcessNamespace::Of(self.0.pid))).await?;
         Ok((child, terminal))
     }

@@ -1,32 +1,45 @@
 //! Pseudo-terminals as async byte streams.
 
+use std::ffi::CStr;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use anyhow::Context as _;
+use nix::sched::{CloneFlags, unshare};
 use rustix::fs::{Mode, OFlags};
-use rustix::pty::OpenptFlags;
 use rustix::termios::Winsize;
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::kernel::ns;
 
 /// The side of a terminal that a person's keyboard and screen are on. Clones share it.
 #[derive(Clone)]
 pub(crate) struct Terminal(Arc<AsyncFd<OwnedFd>>);
 
 impl Terminal {
-    /// A new terminal and the side that the process gets.
+    /// A new terminal of the machine and the side that the process gets.
     pub(crate) fn open() -> anyhow::Result<(Self, OwnedFd)> {
-        let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
-        let master = rustix::pty::openpt(flags).context("open a pseudo-terminal")?;
-        rustix::pty::grantpt(&master).context("grant a pseudo-terminal")?;
-        rustix::pty::unlockpt(&master).context("unlock a pseudo-terminal")?;
-        let name = rustix::pty::ptsname(&master, Vec::new()).context("name a pseudo-terminal")?;
-        let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
-        let slave = rustix::fs::open(name.as_c_str(), flags, Mode::empty()).context("open a pseudo-terminal's end")?;
+        let (master, slave) = open_pair(c"/dev/ptmx")?;
+        Self::watch(master, slave)
+    }
+
+    /// A new terminal of the container whose process 1 this is, so that programs inside find it in `/dev/pts`.
+    pub(crate) async fn open_in(pid: u32) -> anyhow::Result<(Self, OwnedFd)> {
+        let (master, slave) = ns::in_thread("terminal", move || {
+            unshare(CloneFlags::CLONE_FS).context("leave the other threads' file system view")?;
+            ns::enter(Path::new(&format!("/proc/{pid}/ns/mnt")), CloneFlags::CLONE_NEWNS)?;
+            open_pair(c"/dev/pts/ptmx")
+        })
+        .await?;
+        Self::watch(master, slave)
+    }
+
+    fn watch(master: OwnedFd, slave: OwnedFd) -> anyhow::Result<(Self, OwnedFd)> {
         rustix::io::ioctl_fionbio(&master, true).context("make a pseudo-terminal non-blocking")?;
         #[allow(deprecated, reason = "the safe constructor is deprecated for types that change their descriptor; OwnedFd does not")]
         let watched = AsyncFd::new(master).context("watch a pseudo-terminal")?;
@@ -40,6 +53,16 @@ impl Terminal {
             tracing::debug!(%error, "terminal size not set");
         }
     }
+}
+
+/// Opens a terminal at this multiplexer, and its other side, which only exists in the same mount namespace.
+fn open_pair(multiplexer: &CStr) -> anyhow::Result<(OwnedFd, OwnedFd)> {
+    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let master = rustix::fs::open(multiplexer, flags, Mode::empty()).context("open a pseudo-terminal")?;
+    rustix::pty::unlockpt(&master).context("unlock a pseudo-terminal")?;
+    let name = rustix::pty::ptsname(&master, Vec::new()).context("name a pseudo-terminal")?;
+    let slave = rustix::fs::open(name.as_c_str(), flags, Mode::empty()).context("open a pseudo-terminal's end")?;
+    Ok((master, slave))
 }
 
 impl AsyncRead for Terminal {

@@ -46,7 +46,7 @@ pub(crate) struct InitSpec {
 
 pub(super) fn run(spec: InitSpec) -> Result<Infallible> {
     cgroup::join(&spec.cgroup)?;
-    root::enter(&spec.root)?;
+    root::enter(&spec.root, spec.process.tty)?;
     if spec.process.tty {
         nix::unistd::setsid().context("start a session")?;
         rustix::process::ioctl_tiocsctty(rustix::stdio::stdin()).context("take the terminal")?;

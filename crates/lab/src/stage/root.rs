@@ -41,14 +41,21 @@ pub(crate) struct RootSpec {
     pub(crate) privileged: bool,
 }
 
-/// Makes the root and moves the calling process into it. The process must be in its new process namespace.
-pub(crate) fn enter(root: &RootSpec) -> Result<()> {
-    umask(Mode::empty());
+/// Makes the root and moves the calling process into it. The process must be in its new process namespace. With `tty` its
+/// standard input is a terminal, which becomes `/dev/console`.
+pub(crate) fn enter(root: &RootSpec, tty: bool) -> Result<()> {
+    umask(Mode::from_bits_truncate(0o022));
     unshare(CloneFlags::CLONE_NEWNS).context("make a mount namespace")?;
     attach(None, Path::new("/"), None, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None)?;
     let merged = mount_overlay(root)?;
     mount_kernel_trees(&merged)?;
     make_devices(&merged.join("dev"))?;
+    if tty {
+        // The terminal is the machine's: this is the name by which programs inside find it.
+        let console = merged.join("dev/console");
+        std::fs::File::create(&console).with_context(|| format!("create {}", console.display()))?;
+        attach(Some("/proc/self/fd/0"), &console, None, MsFlags::MS_BIND, None)?;
+    }
     let old = merged.join(".old-root");
     make_dir(&old)?;
     pivot_root(&merged, &old).context("change the root directory")?;
@@ -64,7 +71,6 @@ pub(crate) fn enter(root: &RootSpec) -> Result<()> {
     if root.read_only {
         attach(None, Path::new("/"), None, MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY, None)?;
     }
-    umask(Mode::from_bits_truncate(0o022));
     Ok(())
 }
 
@@ -107,10 +113,12 @@ fn mount_kernel_trees(merged: &Path) -> Result<()> {
 
 fn make_devices(dev: &Path) -> Result<()> {
     let nodes = [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
+    let before = umask(Mode::empty());
     for (name, major, minor) in nodes {
         mknod(&dev.join(name), SFlag::S_IFCHR, Mode::from_bits_truncate(0o666), makedev(major, minor))
             .with_context(|| format!("make /dev/{name}"))?;
     }
+    umask(before);
     let links = [
         ("pts/ptmx", "ptmx"),
         ("/proc/self/fd", "fd"),
