@@ -138,3 +138,22 @@ pub(crate) fn keep_from(object: &mut Value, old: &Value, key: &str) {
         }
     }
 }
+
+/// A single value and the list that begins with it: whichever is missing follows the other, and where they differ the
+/// single value is right, as older clients know only that (`podCIDR` and `podCIDRs`). `wrap` makes an item of a value.
+pub(crate) fn pair(
+    object: &mut Value,
+    single: &str,
+    list: &str,
+    wrap: fn(Value) -> Value,
+    unwrap: fn(&Value) -> &Value,
+) {
+    let first = object.list(list).first().map(|item| unwrap(item).clone());
+    let own = object.at(single).clone();
+    match first {
+        Some(first) if own.is_blank() => put(object, single, first),
+        Some(first) if first == own => {}
+        None if own.is_blank() => {}
+        _ => put(object, list, Value::Array(vec![wrap(own)])),
+    }
+}

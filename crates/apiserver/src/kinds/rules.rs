@@ -46,6 +46,7 @@ fn core(kind: &str) -> Rules {
             validate: v::node,
             validate_update: v::node_update,
             validate_status: v::node_update,
+            born_with_status: true,
             validate_again: false,
             selectable: s::node,
             ..plain

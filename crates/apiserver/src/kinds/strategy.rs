@@ -34,6 +34,8 @@ pub(crate) struct Rules {
     pub(crate) validate_status: fn(&Value, &Value, &mut Faults),
     /// Warnings.
     pub(crate) warnings: fn(&Value) -> Vec<String>,
+    /// Whether a create takes the status it is given (nodes register with theirs).
+    pub(crate) born_with_status: bool,
     /// Whether an update repeats `validate` (false where `validate_update` does all).
     pub(crate) validate_again: bool,
     /// Columns.
@@ -56,6 +58,7 @@ impl Rules {
         validate_update: |_, _, _| {},
         validate_status: |_, _, _| {},
         warnings: |_| Vec::new(),
+        born_with_status: false,
         validate_again: true,
         columns: super::print::PLAIN,
         row: super::print::plain_row,
@@ -114,7 +117,7 @@ impl Strategy for Builtin {
 
     fn prepare_create(&self, object: &mut Value) {
         self.default_object(object);
-        if self.has_status() {
+        if self.has_status() && !self.rules.born_with_status {
             drop_field(object, "status");
         }
         if self.row.has_generation() {

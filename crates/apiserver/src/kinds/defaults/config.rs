@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::kinds::read::{Read, fill, fill_text, items_mut, present, put, section};
+use crate::kinds::read::{Read, fill, fill_text, items_mut, pair, present, put, section};
 
 /// Resource quantities finer than a thousandth are rounded up to it, as the API server does.
 pub(crate) fn round_up(list: &mut Value) {
@@ -46,6 +46,9 @@ pub(crate) fn namespace(object: &mut Value) {
 
 /// Fills in a `Node`: what it can allocate follows its capacity.
 pub(crate) fn node(object: &mut Value) {
+    if let Some(spec) = present(object, "spec") {
+        pair(spec, "podCIDR", "podCIDRs", |cidr| cidr, |item| item);
+    }
     let Some(status) = present(object, "status") else { return };
     let capacity = status.at("capacity").clone();
     if !capacity.is_blank() {

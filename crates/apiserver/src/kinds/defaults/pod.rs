@@ -2,10 +2,13 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::kinds::read::{Read, fill, fill_text, items_mut, present, put, section};
+use crate::kinds::read::{Read, fill, fill_text, items_mut, pair, present, put, section};
 
 /// Fills in a `Pod`.
 pub(crate) fn pod(object: &mut Value) {
+    if let Some(status) = present(object, "status") {
+        pair(status, "podIP", "podIPs", |ip| json!({ "ip": ip }), |item| item.at("ip"));
+    }
     let Some(spec) = present(object, "spec") else { return };
     pod_spec(spec);
     // Only pods, not templates: requests follow limits, links are on, host ports follow container ports.

@@ -116,3 +116,16 @@ fn finalizers_are_not_added_to_what_is_being_deleted() {
         ]
     );
 }
+
+#[test]
+fn a_node_registers_with_its_status_and_its_ranges_agree() {
+    let node = made("Node", json!({"spec": {"podCIDR": "10.244.0.0/24"}, "status": {"capacity": {"cpu": "2"}}}));
+    assert_eq!(node["status"], json!({"capacity": {"cpu": "2"}, "allocatable": {"cpu": "2"}}));
+    assert_eq!(node["spec"]["podCIDRs"], json!(["10.244.0.0/24"]));
+    let listed = made("Node", json!({"spec": {"podCIDRs": ["10.244.1.0/24", "fd00::/64"]}}));
+    assert_eq!(listed["spec"]["podCIDR"], "10.244.1.0/24");
+    let mut changed = node.clone();
+    changed["status"] = json!({});
+    strategy("Node").prepare_update(&mut changed, &node);
+    assert_eq!(changed["status"], node["status"], "later only the status endpoint changes it");
+}

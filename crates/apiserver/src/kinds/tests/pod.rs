@@ -215,6 +215,11 @@ fn the_status_endpoint_changes_nothing_but_status() {
     assert_eq!(new["spec"], old["spec"]);
     assert_eq!(new["status"]["phase"], "Running");
     assert_eq!(new["status"]["qosClass"], "BestEffort");
+    let mut single = old.clone();
+    single["status"] = json!({"phase": "Running", "podIP": "10.1.2.3"});
+    strategy.prepare_status_update(&mut single, &old);
+    strategy.default_object(&mut single);
+    assert_eq!(single["status"]["podIPs"], json!([{"ip": "10.1.2.3"}]), "one address stands for the list");
 }
 
 #[test]
