@@ -32,6 +32,9 @@ use crate::requests::{Applied, DatapathConfig, NodeFacts, NodeStatus};
 /// Duplicate address detection takes one to two seconds (RFC 4862 §5.4).
 const DAD_PATIENCE: Duration = Duration::from_secs(3);
 
+/// How long uninstalling waits for what is being taken away already.
+const UNINSTALL_PATIENCE: Duration = Duration::from_secs(10);
+
 /// One node's data path.
 #[derive(Debug)]
 pub(crate) struct Node {
@@ -185,6 +188,7 @@ impl Node {
     pub(crate) fn uninstall(&mut self) -> Result<(), Error> {
         let mut errors: Vec<Error> = Vec::new();
         let mut note = |result: Result<(), Error>| errors.extend(result.err());
+        note(self.reaper.settle(&[], UNINSTALL_PATIENCE));
         let netlink = &mut self.netlink;
         match link::list(netlink) {
             Ok(links) => {

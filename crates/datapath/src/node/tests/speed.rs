@@ -2,6 +2,9 @@
 
 use std::time::{Duration, Instant};
 
+use towpath_model::NodeName;
+use towpath_model::desired::NodePeer;
+
 use super::lab::{Kind, Lab, Ns, OPEN, root};
 
 #[test]
@@ -26,4 +29,39 @@ fn attaching_and_detaching_a_pod_takes_milliseconds() {
     let (attach, detach) = (attached[attached.len() / 2], detached[detached.len() / 2]);
     println!("median of {}: attach {attach:?}, detach {detach:?}", attached.len());
     assert!(attach < Duration::from_millis(100) && detach < Duration::from_millis(100));
+}
+
+#[test]
+fn a_thousand_nodes_are_applied_in_a_moment_and_once() {
+    if !root() {
+        return;
+    }
+    let lab = Lab::new(Kind { programs: true, underlay_v6: false });
+    let peer = |n: u16| {
+        let [high, low] = n.to_be_bytes();
+        NodePeer {
+            name: NodeName::new(format!("far-{n}")),
+            addresses: vec![[172, 16, high, low].into()],
+            pod_cidrs: vec![
+                format!("10.{}.{low}.0/24", 100 + high).parse().unwrap(),
+                format!("fd00:99:{n:x}::/64").parse().unwrap(),
+            ],
+            tunnel: [172, 16, high, low].into(),
+            local: false,
+        }
+    };
+    let peers: Vec<NodePeer> = (0..1000).map(peer).collect();
+    let again = peers.clone();
+    let started = Instant::now();
+    let first = lab.n1.call(move |node| node.apply_peers(peers)).unwrap();
+    let took = started.elapsed();
+    let started = Instant::now();
+    let second = lab.n1.call(move |node| node.apply_peers(again)).unwrap();
+    println!("1000 nodes: first {took:?}, unchanged {:?}", started.elapsed());
+    assert_eq!(first.problems, Vec::<String>::new());
+    assert!(first.changes.len() >= 5000, "neighbours and routes of both families: {}", first.changes.len());
+    assert_eq!((second.changes, second.problems), (vec![], vec![]));
+    let routes = lab.n1.ns.sh("ip route show proto 116 | wc -l; ip -6 route show proto 116 | wc -l; ip route show table 7470 | wc -l");
+    assert_eq!(routes.split_whitespace().collect::<Vec<_>>(), ["1000", "1000", "1000"]);
+    assert!(took < Duration::from_secs(10));
 }
