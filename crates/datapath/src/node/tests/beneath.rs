@@ -1,5 +1,7 @@
 //! The network beneath the programs works by itself: nothing of BPF is loaded here.
 
+use towpath_model::Family;
+
 use super::lab::{BENEATH, Kind, Lab, Ns, OPEN, root};
 use super::scenarios;
 use crate::net::pod;
@@ -226,5 +228,14 @@ fn tombstones_of_a_dead_agent_are_cleared_by_the_next() {
     while std::fs::read_dir(&records).unwrap().count() > 0 {
         assert!(std::time::Instant::now() < deadline, "tombstones are left");
         std::thread::yield_now();
+    }
+}
+
+#[test]
+fn clusters_of_one_family_work() {
+    if root() {
+        let kind = |family| Kind { only: Some(family), ..BENEATH };
+        scenarios::one_family(&Lab::new(kind(Family::V4)), "198.51.100.9", "192.0.2.1");
+        scenarios::one_family(&Lab::new(kind(Family::V6)), "2001:db8:2::9", "2001:db8:1::1");
     }
 }

@@ -12,7 +12,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
 use tempfile::TempDir;
 use towpath_model::desired::{Backend, LocalPod, NodePeer, NodeSettings, PodSets};
-use towpath_model::{NamespacedName, NodeName};
+use towpath_model::{Family, NamespacedName, NodeName, family_of};
 
 use crate::net::link::{self, Veth};
 use crate::net::netlink::Netlink;
@@ -39,6 +39,8 @@ pub(super) struct Kind {
     pub(super) programs: bool,
     /// Tunnels between IPv6 addresses.
     pub(super) underlay_v6: bool,
+    /// The one family that pods and nodes have; none: both.
+    pub(super) only: Option<Family>,
 }
 
 /// Policy sets of a pod that nothing isolates.
@@ -46,7 +48,7 @@ pub(super) const OPEN: Option<PodSets> =
     Some(PodSets { ingress: towpath_model::desired::SetId(0), egress: towpath_model::desired::SetId(0) });
 
 /// The network beneath the programs, alone.
-pub(super) const BENEATH: Kind = Kind { programs: false, underlay_v6: false };
+pub(super) const BENEATH: Kind = Kind { programs: false, underlay_v6: false, only: None };
 
 /// A network and mount namespace.
 #[derive(Debug)]
@@ -221,12 +223,15 @@ impl TestNode {
 
     pub(super) fn request(&self, ns: &Ns, host: u8, sets: Option<PodSets>) -> AttachRequest {
         let number = self.number();
+        let mut addresses =
+            vec![[10, 244, number, host].into(), format!("fd00:244:{number}::{host:x}").parse().unwrap()];
+        addresses.retain(|a| self.kind.only.is_none_or(|family| family_of(*a) == family));
         AttachRequest {
             netns: ns.fd(),
             ifname: "eth0".to_owned(),
             container_id: format!("container-{number}-{host}"),
             pod: NamespacedName::new("default", format!("pod-{number}-{host}")),
-            addresses: vec![[10, 244, number, host].into(), format!("fd00:244:{number}::{host:x}").parse().unwrap()],
+            addresses,
             mtu: None,
             sets,
         }
@@ -360,7 +365,7 @@ fn settings(number: u8, kind: Kind) -> NodeSettings {
     if kind.underlay_v6 {
         addresses.reverse();
     }
-    NodeSettings {
+    let mut settings = NodeSettings {
         name: NodeName::new(format!("n{number}")),
         addresses,
         pod_cidrs: vec![
@@ -374,7 +379,14 @@ fn settings(number: u8, kind: Kind) -> NodeSettings {
         node_ports: (30000, 32767),
         backend: Backend::Vxlan { vni: 116, port: 8472 },
         pod_mtu: None,
+    };
+    let keep = |address: IpAddr| kind.only.is_none_or(|family| family_of(address) == family);
+    settings.addresses.retain(|a| keep(*a));
+    settings.dns_addresses.retain(|a| keep(*a));
+    for ranges in [&mut settings.pod_cidrs, &mut settings.cluster_cidrs, &mut settings.service_cidrs] {
+        ranges.retain(|r| keep(r.addr()));
     }
+    settings
 }
 
 /// Both nodes, none marked as local.

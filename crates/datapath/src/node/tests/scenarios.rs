@@ -76,3 +76,18 @@ pub(super) fn dns_is_local(lab: &Lab) {
     lab.n2.ns.sh("ip addr del 169.254.116.10/32 dev lo; ip route add 169.254.116.10/32 via 192.0.2.1");
     assert!(udp(&lab.n2.ns, &lab.n1.ns, dns).is_err(), "from another machine of the underlay");
 }
+
+/// Clusters of one family: `outside` is the outside host's address, `node` the first node's.
+pub(super) fn one_family(lab: &Lab, outside: &str, node: &str) {
+    let (a, b, c) = (lab.n1.pod(10, OPEN), lab.n1.pod(11, OPEN), lab.n2.pod(10, OPEN));
+    let only = |pod: &super::lab::TestPod| {
+        assert_eq!(pod.pod.addresses.len(), 1);
+        pod.pod.addresses[0]
+    };
+    for to in [&b, &c] {
+        assert_eq!(tcp(&a.ns, &to.ns, SocketAddr::new(only(to), 8080)).unwrap(), only(&a));
+        assert!(lab.n1.ns.pings(&only(to).to_string()), "from the node");
+    }
+    let outside = SocketAddr::new(outside.parse().unwrap(), 80);
+    assert_eq!(tcp(&a.ns, &lab.outside, outside).unwrap().to_string(), node);
+}

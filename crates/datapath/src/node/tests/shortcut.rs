@@ -15,7 +15,7 @@ use towpath_model::{Family, NamespacedName, Protocol, family_of};
 use super::lab::{Kind, Lab, Ns, OPEN, TestNode, TestPod, root, tcp, tcp_to, udp};
 use super::scenarios;
 
-const PROGRAMS: Kind = Kind { programs: true, underlay_v6: false };
+const PROGRAMS: Kind = Kind { programs: true, underlay_v6: false, only: None };
 
 #[test]
 fn pods_reach_pods_and_nodes_by_their_own_addresses() {
@@ -385,5 +385,14 @@ fn processes_of_the_node_and_its_pods_connect_to_services() {
     for ns in [&a.ns, &lab.n1.ns] {
         let refused = connect_from_cgroup(&lab.n1, ns, &c.ns, cluster).unwrap_err();
         assert!(refused.contains("Connection refused"), "{refused}");
+    }
+}
+
+#[test]
+fn clusters_of_one_family_work() {
+    if root() {
+        let kind = |family| Kind { only: Some(family), ..PROGRAMS };
+        scenarios::one_family(&Lab::new(kind(Family::V4)), "198.51.100.9", "192.0.2.1");
+        scenarios::one_family(&Lab::new(kind(Family::V6)), "2001:db8:2::9", "2001:db8:1::1");
     }
 }

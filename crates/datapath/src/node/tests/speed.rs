@@ -12,7 +12,7 @@ fn attaching_and_detaching_a_pod_takes_milliseconds() {
     if !root() {
         return;
     }
-    let lab = Lab::new(Kind { programs: true, underlay_v6: false });
+    let lab = Lab::new(Kind { programs: true, underlay_v6: false, only: None });
     let (mut attached, mut detached) = (Vec::new(), Vec::new());
     for host in 20..60 {
         let ns = Ns::new();
@@ -36,7 +36,7 @@ fn a_thousand_nodes_are_applied_in_a_moment_and_once() {
     if !root() {
         return;
     }
-    let lab = Lab::new(Kind { programs: true, underlay_v6: false });
+    let lab = Lab::new(Kind { programs: true, underlay_v6: false, only: None });
     let peer = |n: u16| {
         let [high, low] = n.to_be_bytes();
         NodePeer {
@@ -61,7 +61,10 @@ fn a_thousand_nodes_are_applied_in_a_moment_and_once() {
     assert_eq!(first.problems, Vec::<String>::new());
     assert!(first.changes.len() >= 5000, "neighbours and routes of both families: {}", first.changes.len());
     assert_eq!((second.changes, second.problems), (vec![], vec![]));
-    let routes = lab.n1.ns.sh("ip route show proto 116 | wc -l; ip -6 route show proto 116 | wc -l; ip route show table 7470 | wc -l");
+    let routes = lab
+        .n1
+        .ns
+        .sh("ip route show proto 116 | wc -l; ip -6 route show proto 116 | wc -l; ip route show table 7470 | wc -l");
     assert_eq!(routes.split_whitespace().collect::<Vec<_>>(), ["1000", "1000", "1000"]);
     assert!(took < Duration::from_secs(10));
 }
