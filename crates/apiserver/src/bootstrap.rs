@@ -12,6 +12,7 @@ use crate::meta;
 use crate::rest::{Call, Changed, CreateOptions, Tracking, UpdateOptions, create_object, update_object};
 use crate::server::{Core, StartError};
 use crate::status::ApiError;
+use crate::store::Key;
 
 const RBAC: &str = "rbac.authorization.k8s.io";
 /// How long events are kept, as kube-apiserver's `--event-ttl`.
@@ -44,6 +45,11 @@ pub(crate) async fn run(core: &Arc<Core>) -> Result<(), StartError> {
 async fn ensure(core: &Arc<Core>, group: &str, plural: &str, object: Value) -> Result<(), ApiError> {
     let Some(kind) = core.registry.served().any_version(group, plural) else { return Ok(()) };
     let call = Call::internal(core, kind, meta::namespace(&object));
+    // Asked before: of a Service that is there the address is refused first.
+    let key = Key::new(meta::namespace(&object), meta::name(&object));
+    if core.store.get(&call.kind.storage_key, &key).is_some() {
+        return Ok(());
+    }
     match create_object(&call, object, CreateOptions { tracking: Tracking::Untracked }).await {
         Err(error) if error.reason == "AlreadyExists" => Ok(()),
         other => other.map(|_| ()),

@@ -33,6 +33,10 @@ where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + serde::Serialize + std::fmt::Debug,
 {
     let name = object.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default().to_owned();
+    // Asked before: of a Service that is there the address is refused first.
+    if api.get_opt(&name).await.with_context(|| format!("read {} {name}", K::kind(&())))?.is_some() {
+        return Ok(());
+    }
     let object: K = serde_json::from_value(object).with_context(|| format!("understand {name}"))?;
     match api.create(&PostParams::default(), &object).await {
         Ok(_) => Ok(()),
