@@ -79,7 +79,7 @@ fn what_is_immutable_stays() {
     let secret = refused_update("Secret", json!({}), |secret| secret["type"] = json!("other"));
     assert_eq!(secret, vec!["type: Invalid value: \"other\": field is immutable"]);
     let node = refused_update("Node", json!({"spec": {"podCIDRs": ["10.0.0.0/24"]}}), |node| {
-        node["spec"]["podCIDRs"] = json!(["10.0.1.0/24"])
+        node["spec"] = json!({"podCIDRs": ["10.0.1.0/24"]});
     });
     assert_eq!(node, vec!["spec.podCIDRs: Forbidden: node updates may not change podCIDR except from \"\" to valid"]);
     let binding = json!({"roleRef": {"kind": "ClusterRole", "name": "a"}});
