@@ -276,6 +276,12 @@ static __noinline __u32 tp_track_error(struct __sk_buff *skb, struct tp_work *w,
 	reason = tp_ct_denied(ct);
 	if (reason)
 		return reason;
+	/* The opener knows of the Service only. */
+	if ((ct->flags & TP_CT_DNAT) && tp_ct_forward(w, ct)) {
+		w->restore = 1;
+		w->nat.daddr = ct->vip;
+		w->nat.dport = ct->vport;
+	}
 	if (ct->flags & TP_CT_VIA_TUNNEL) {
 		w->via = ct->via;
 		w->has_via = 1;

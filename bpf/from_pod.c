@@ -122,9 +122,12 @@ static __always_inline int tp_error_from_pod(struct __sk_buff *skb, struct tp_wo
 	/* A pod is no router: it complains of what was sent to it, and of nothing else. */
 	if (!tp_same(&w->quoted.daddr, &w->p.t.saddr))
 		return tp_drop(skb, TP_DROP_SOURCE_ADDRESS);
+	/* For a client that came in at another node, that node restores what it translated. */
 	if (w->has_via && !tp_wants_stack(w) && !bpf_map_lookup_elem(&tp_pods, &w->p.t.daddr))
 		return tp_encapsulate(skb, w, cfg, &w->via);
-	return tp_route_from_pod(skb, w, cfg, NULL, 0);
+	if (tp_restore_quoted(skb, w))
+		return tp_drop(skb, TP_DROP_INTERNAL);
+	return tp_route_from_pod(skb, w, cfg, NULL, w->restore);
 }
 
 SEC("tc")

@@ -40,12 +40,27 @@ static __noinline int tp_may_send(struct tp_work *w, const struct tp_addr *outer
 	return to_pod && peer && (peer->flags & (TP_PEER_NODE | TP_PEER_LOCAL)) == TP_PEER_NODE;
 }
 
+/* A backend complains to the client that came in here. */
+static __always_inline int tp_tunnel_error_to_other(struct __sk_buff *skb, struct tp_work *w,
+						    const struct tp_node_config *cfg)
+{
+	__u32 reason = tp_track_error(skb, w, cfg);
+
+	if (reason || !w->restore)
+		return tp_drop(skb, reason ? reason : TP_DROP_NO_POD);
+	if (tp_restore_quoted(skb, w))
+		return tp_drop(skb, TP_DROP_INTERNAL);
+	return tp_route_out(skb, w);
+}
+
 /* For none of our pods: our own address, or the answer to a client that came in here. */
 static __always_inline int tp_tunnel_to_other(struct __sk_buff *skb, struct tp_work *w, const struct tp_node_config *cfg,
 					      struct tp_ct *ct)
 {
 	if (tp_is_own_node(cfg, &w->p.t.daddr))
 		return tp_to_stack(skb);
+	if (w->p.flags & TP_PKT_ERROR)
+		return tp_tunnel_error_to_other(skb, w, cfg);
 	if (!ct || tp_ct_forward(w, ct) || !(ct->flags & TP_CT_DNAT))
 		return tp_drop(skb, TP_DROP_NO_POD);
 	ct = tp_track(w, cfg, ct);
@@ -92,6 +107,8 @@ int tp_from_tunnel(struct __sk_buff *skb)
 		reason = tp_track_error(skb, w, cfg);
 		if (reason)
 			return tp_drop(skb, reason);
+		if (tp_restore_quoted(skb, w))
+			return tp_drop(skb, TP_DROP_INTERNAL);
 		return tp_wants_stack(w) ? tp_to_stack(skb) : tp_deliver(skb, w, to);
 	}
 	w->via = outer;

@@ -31,8 +31,8 @@ TP_MAP(tp_frags, BPF_MAP_TYPE_LRU_HASH, struct tp_frag_key, struct tp_frag, 8192
 TP_MAP(tp_services, BPF_MAP_TYPE_HASH, struct tp_service_key, struct tp_service, 65536, BPF_F_NO_PREALLOC);
 TP_MAP(tp_slots, BPF_MAP_TYPE_HASH, struct tp_slot_key, __u32, 65536, BPF_F_NO_PREALLOC);
 TP_MAP(tp_backends, BPF_MAP_TYPE_HASH, __u32, struct tp_backend, 65536, BPF_F_NO_PREALLOC);
-TP_MAP(tp_affinity, BPF_MAP_TYPE_LRU_HASH, struct tp_affinity_key, struct tp_affinity, 65536, 0);
-TP_MAP(tp_sock_rev, BPF_MAP_TYPE_LRU_HASH, struct tp_sock_rev_key, struct tp_sock_rev, 65536, 0);
+TP_MAP(tp_affinity, BPF_MAP_TYPE_LRU_HASH, struct tp_affinity_key, struct tp_affinity, 32768, 0);
+TP_MAP(tp_sock_rev, BPF_MAP_TYPE_LRU_HASH, struct tp_sock_rev_key, struct tp_sock_rev, 32768, 0);
 
 TP_MAP(tp_counters, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct tp_counter, TP_REASON_MAX, 0);
 TP_MAP(tp_trace, BPF_MAP_TYPE_ARRAY, __u32, struct tp_trace, 1, 0);
@@ -42,6 +42,7 @@ TP_MAP(tp_scratch, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct tp_work, 1, 0);
 
 struct tp_collector {
 	struct bpf_timer timer;
+	__u64 last_run;
 };
 TP_MAP(tp_collector, BPF_MAP_TYPE_ARRAY, __u32, struct tp_collector, 1, 0);
 

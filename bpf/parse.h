@@ -224,6 +224,7 @@ static __noinline __u32 tp_parse(struct __sk_buff *skb, struct tp_work *w)
 	w->translated = 0;
 	w->has_via = 0;
 	w->resolve = 0;
+	w->restore = 0;
 	w->own_node = TP_OWN_UNKNOWN;
 	if (skb->protocol == bpf_htons(ETH_P_IP))
 		return tp_parse_v4(skb, w);
@@ -258,6 +259,7 @@ static __noinline __u32 tp_parse_quoted(struct __sk_buff *skb, struct tp_work *w
 		t->proto = ip.protocol;
 		off += ip.ihl * 4;
 	}
+	w->quoted_l4 = off;
 	if (tp_has_ports(t->proto)) {
 		__be16 ports[2];
 

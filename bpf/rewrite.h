@@ -21,7 +21,7 @@ static __always_inline __u16 tp_fold(__u32 sum)
 	return sum;
 }
 
-/* Offset of the transport checksum, 0: this packet has none that depends on addresses (SCTP, later fragments). */
+/* Offset of the transport checksum, 0: this packet has none that depends on addresses (ICMP, SCTP, later fragments). */
 static __always_inline __u32 tp_sum_off(const struct tp_packet *p)
 {
 	if (p->flags & TP_PKT_LATER_FRAG)
@@ -30,6 +30,8 @@ static __always_inline __u32 tp_sum_off(const struct tp_packet *p)
 		return p->l4_off + 16;
 	if (p->t.proto == IPPROTO_UDP)
 		return p->l4_off + 6;
+	if (p->t.proto == ICMP6)
+		return p->l4_off + 2;
 	return 0;
 }
 
@@ -89,6 +91,40 @@ static __noinline int tp_rewrite(struct __sk_buff *skb, struct tp_work *w, __u32
 	if (sum && bpf_l4_csum_replace(skb, sum, old, port, tp_sum_flags(&w->p) | 2))
 		return -1;
 	return bpf_skb_store_bytes(skb, w->p.l4_off + (source ? 0 : 2), &port, 2, 0);
+}
+
+/*
+ * Gives the packet that an ICMP error quotes the destination that its sender gave it, and the error the Service's source
+ * if it comes from the backend itself. The quoted transport checksum stays as it was: nobody checks it.
+ */
+static __noinline int tp_restore_quoted(struct __sk_buff *skb, struct tp_work *w)
+{
+	__u32 ip = w->p.l4_off + 8, sum = w->p.l4_off + 2;
+	__be16 port = w->nat.dport;
+
+	if (!w->restore)
+		return 0;
+	if (w->p.flags & TP_PKT_V6) {
+		__s64 diff = bpf_csum_diff((__be32 *)w->quoted.daddr.b, 16, (__be32 *)w->nat.daddr.b, 16, 0);
+
+		if (diff < 0 || bpf_l4_csum_replace(skb, sum, 0, diff, 0) ||
+		    bpf_skb_store_bytes(skb, ip + 24, w->nat.daddr.b, 16, 0))
+			return -1;
+	} else {
+		/* The quoted header's checksum makes up for the address, so the error's own stays as it is. */
+		__be32 to = tp_word(&w->nat.daddr, 3);
+
+		if (bpf_l3_csum_replace(skb, ip + 10, tp_word(&w->quoted.daddr, 3), to, 4) ||
+		    bpf_skb_store_bytes(skb, ip + 16, &to, 4, 0))
+			return -1;
+	}
+	if (tp_has_ports(w->quoted.proto) && port != w->quoted.dport &&
+	    (bpf_l4_csum_replace(skb, sum, w->quoted.dport, port, 2) ||
+	     bpf_skb_store_bytes(skb, w->quoted_l4 + 2, &port, 2, 0)))
+		return -1;
+	if (!tp_same(&w->p.t.saddr, &w->quoted.daddr))
+		return 0;
+	return tp_rewrite(skb, w, 1, &w->nat.daddr, 0);
 }
 
 /*

@@ -34,7 +34,9 @@ int tp_to_pod(struct __sk_buff *skb)
 	w->own_node = skb->ingress_ifindex ? TP_OWN_NO : TP_OWN_YES;
 	if (w->p.flags & TP_PKT_ERROR) {
 		reason = tp_track_error(skb, w, cfg);
-		return reason ? tp_drop(skb, reason) : TC_ACT_OK;
+		if (reason)
+			return tp_drop(skb, reason);
+		return tp_restore_quoted(skb, w) ? tp_drop(skb, TP_DROP_INTERNAL) : TC_ACT_OK;
 	}
 	w->sent = w->p.t;
 	ct = tp_track(w, cfg, tp_ct_find(w, &w->p.t));

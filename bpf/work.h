@@ -101,6 +101,7 @@ struct tp_work {
 	struct tp_packet p;
 	struct tp_tuple sent;		/* before translation */
 	struct tp_tuple quoted;		/* inside an ICMP error */
+	__u32 quoted_l4;		/* where its ports are */
 	struct tp_tuple origin;		/* opener to responder, what is judged */
 	struct tp_ct_key key;
 	struct tp_ct fresh;
@@ -128,7 +129,8 @@ struct tp_work {
 	__u8 has_via;
 	__u8 resolve;			/* look the destination's node up for new and stale flows */
 	__u8 own_node;			/* enum tp_own_node */
-	__u8 pad[2];
+	__u8 restore;			/* the quoted packet was translated: its destination was nat.daddr, nat.dport */
+	__u8 pad;
 };
 
 #endif

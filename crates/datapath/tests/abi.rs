@@ -2,6 +2,13 @@
 //!
 //! The header keeps to a small part of C (see its first comment), which is all that is read here: what is not understood is
 //! an error, not a guess. To refresh: `TOWPATH_REFRESH=1 cargo test -p towpath-datapath --test abi`.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test that meets what it does not expect fails"
+)]
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -67,8 +74,7 @@ fn parse(text: &str) -> Header {
             header.defines.push((name.to_owned(), number(value)));
         }
     }
-    let code: String =
-        text.lines().filter(|line| !line.starts_with('#')).flat_map(|line| [line.trim(), " "]).collect();
+    let code: String = text.lines().filter(|line| !line.starts_with('#')).flat_map(|line| [line.trim(), " "]).collect();
     let mut rest = code.as_str();
     while let Some((head, after)) = rest.split_once('{') {
         let (body, tail) = after.split_once('}').expect("a brace that does not close");
@@ -78,7 +84,9 @@ fn parse(text: &str) -> Header {
             ["enum", name] => {
                 let values = body.split(',').map(str::trim).filter(|v| !v.is_empty());
                 let values = values.map(|v| v.split_once('=').expect("every enum value is explicit"));
-                header.enums.push(((*name).to_owned(), values.map(|(n, v)| (n.trim().to_owned(), number(v))).collect()));
+                header
+                    .enums
+                    .push(((*name).to_owned(), values.map(|(n, v)| (n.trim().to_owned(), number(v))).collect()));
             }
             ["struct", name] => {
                 let fields = body.split(';').map(str::trim).filter(|f| !f.is_empty()).map(parse_field).collect();
@@ -175,13 +183,20 @@ fn generate(header: &Header) -> String {
         }
         writeln!(out, "}}\n").unwrap();
         let sizes: Vec<String> = s.fields.iter().map(|f| format!("size_of::<{}>()", rust_type(f))).collect();
-        writeln!(out, "const _: () = assert!(\n    size_of::<{name}>()\n        == {}\n);", sizes.join("\n            + "))
+        writeln!(
+            out,
+            "const _: () = assert!(\n    size_of::<{name}>()\n        == {}\n);",
+            sizes.join("\n            + ")
+        )
+        .unwrap();
+        writeln!(out, "// SAFETY: repr(C), the line above shows that there is no padding, all fields are plain.")
             .unwrap();
-        writeln!(out, "// SAFETY: repr(C), the line above shows that there is no padding, all fields are plain.").unwrap();
         writeln!(out, "unsafe impl Plain for {name} {{}}").unwrap();
     }
-    writeln!(out, "\n/// Name, size and fields with their offsets of every struct: what the tests compare with the object's BTF.").unwrap();
-    writeln!(out, "pub const LAYOUTS: &[(&str, usize, &[(&str, usize)])] = &[").unwrap();
+    writeln!(out, "\n/// Name, size in bytes, and fields with their offsets in bytes.").unwrap();
+    writeln!(out, "pub type Layout = (&'static str, usize, &'static [(&'static str, usize)]);").unwrap();
+    writeln!(out, "\n/// Every struct: what the tests compare with the object's BTF.").unwrap();
+    writeln!(out, "pub const LAYOUTS: &[Layout] = &[").unwrap();
     for s in &header.structs {
         let name = rust_name(&s.name);
         writeln!(out, "    (\n        \"{}\",\n        size_of::<{name}>(),\n        &[", s.name).unwrap();
@@ -229,7 +244,8 @@ fn the_rust_side_is_generated_from_the_header() {
 
 #[test]
 fn drop_reasons_and_others_have_a_value_once() {
-    let header = parse(&std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../bpf/abi.h")).unwrap());
+    let header =
+        parse(&std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../bpf/abi.h")).unwrap());
     let reasons = &header.enums.iter().find(|(name, _)| name == "tp_reason").unwrap().1;
     let mut seen = BTreeMap::new();
     for (name, value) in reasons.iter().filter(|(name, _)| name != "TP_DROP_FIRST") {

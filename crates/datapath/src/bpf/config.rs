@@ -15,7 +15,8 @@ pub struct BpfConfig {
     pub limits: Limits,
 }
 
-/// How many entries the maps may hold. Maps are not preallocated, so a high limit costs nothing until it is used.
+/// How many entries the maps may hold. Entries are not preallocated: until it is used, an entry of a hash map's limit costs 16
+/// bytes (the defaults: about 20 MiB in all), one of a prefix tree's nothing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Tracked connections, and translations beside them.
@@ -41,12 +42,12 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            connections: 512 * 1024,
-            services: 128 * 1024,
-            slots: 1024 * 1024,
-            backends: 256 * 1024,
-            classes: 512 * 1024,
-            set_classes: 1024 * 1024,
+            connections: 256 * 1024,
+            services: 64 * 1024,
+            slots: 256 * 1024,
+            backends: 64 * 1024,
+            classes: 128 * 1024,
+            set_classes: 256 * 1024,
             rules: 1024 * 1024,
             peers: 64 * 1024,
             pods: 4096,

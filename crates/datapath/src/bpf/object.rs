@@ -128,8 +128,12 @@ fn prepare_map(map: &mut OpenMapMut<'_>, name: &str, maps: &Path, limits: &Limit
         use libbpf_rs::MapCore as _;
         let pinned = MapHandle::from_pinned_path(&pin).map_err(failed)?;
         if pinned.max_entries() != map.max_entries() {
-            tracing::warn!(map = name, wanted = map.max_entries(), kept = pinned.max_entries(),
-                "a pinned map keeps the limit it was made with until the node restarts");
+            tracing::warn!(
+                map = name,
+                wanted = map.max_entries(),
+                kept = pinned.max_entries(),
+                "a pinned map keeps the limit it was made with until the node restarts"
+            );
             map.set_max_entries(pinned.max_entries()).map_err(failed)?;
         }
     }
@@ -193,4 +197,29 @@ pub(crate) fn call<C: Plain>(object: &Object, name: &str, context: &mut C) -> Re
 /// Descriptor of a program, for attaching.
 pub(crate) fn descriptor<'a>(program: &'a libbpf_rs::Program<'_>) -> BorrowedFd<'a> {
     program.as_fd()
+}
+
+#[cfg(test)]
+mod tests {
+    use libbpf_rs::Btf;
+    use libbpf_rs::btf::types::{MemberAttr, Struct};
+
+    /// The compiler's own word for every layout: what clang made of the header, against what rustc made of its Rust side.
+    #[test]
+    fn the_object_and_the_rust_side_lay_every_struct_out_alike() {
+        let btf = Btf::from_path(concat!(env!("OUT_DIR"), "/towpath.o")).unwrap();
+        let mut compared = 0;
+        for (name, size, fields) in crate::abi::LAYOUTS {
+            // A struct that no program uses is not in the object.
+            let Some(found) = btf.type_by_name::<Struct<'_>>(name) else { continue };
+            assert_eq!(libbpf_rs::HasSize::size(&found), *size, "{name}");
+            for (field, offset) in *fields {
+                let member = found.iter().find(|m| m.name.is_some_and(|n| n == *field)).expect(field);
+                let MemberAttr::Normal { offset: bits } = member.attr else { panic!("{name}.{field} is a bit field") };
+                assert_eq!(bits as usize, offset * 8, "{name}.{field}");
+            }
+            compared += 1;
+        }
+        assert_eq!(compared, crate::abi::LAYOUTS.len(), "every struct of the header is used by a program or a map");
+    }
 }

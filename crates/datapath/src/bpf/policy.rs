@@ -5,7 +5,9 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 
 use libbpf_rs::Object;
-use towpath_model::desired::{ClassId, LocalClass, LocalPod, PodSets, PolicyImage, Row, RowKey, RowProtocol, RuleId, SetId, Verdict};
+use towpath_model::desired::{
+    ClassId, LocalClass, LocalPod, PodSets, PolicyImage, Row, RowKey, RowProtocol, RuleId, SetId, Verdict,
+};
 
 use super::config::{Changes, Isolation};
 use super::error::{Error, Result};
@@ -59,9 +61,7 @@ fn isolated(pod: abi::Pod, isolation: Isolation) -> abi::Pod {
         Isolation::Sets(PodSets { ingress: SetId(ingress_set), egress: SetId(egress_set) }) => {
             abi::Pod { ingress_set, egress_set, flags: pod.flags & !TP_POD_HOST_ONLY, ..pod }
         }
-        Isolation::HostOnly => {
-            abi::Pod { ingress_set: 0, egress_set: 0, flags: pod.flags | TP_POD_HOST_ONLY, ..pod }
-        }
+        Isolation::HostOnly => abi::Pod { ingress_set: 0, egress_set: 0, flags: pod.flags | TP_POD_HOST_ONLY, ..pod },
     }
 }
 
@@ -91,8 +91,10 @@ impl PolicyMaps {
 
     /// Everything that must stand before the revision is raised; `raise` does that.
     pub(crate) fn apply(&mut self, image: &PolicyImage, raise: impl Fn() -> Result<u32>) -> Result<Changes> {
-        let rules: HashMap<RuleKey, abi::Rule> = image.rows.iter().map(|(key, row)| (rule_key(key), rule(row))).collect();
-        let set_class = |(SetId(set), ClassId(class_id)): &(SetId, ClassId)| SetClassKey { set: *set, class_id: *class_id };
+        let rules: HashMap<RuleKey, abi::Rule> =
+            image.rows.iter().map(|(key, row)| (rule_key(key), rule(row))).collect();
+        let set_class =
+            |(SetId(set), ClassId(class_id)): &(SetId, ClassId)| SetClassKey { set: *set, class_id: *class_id };
         let set_classes: HashMap<SetClassKey, u32> =
             image.set_classes.iter().map(|(key, LocalClass(local))| (set_class(key), *local)).collect();
         let cidrs: HashMap<CidrKey, u32> =
@@ -174,9 +176,7 @@ impl PolicyMaps {
     pub(crate) fn isolation_of(&self, pod: &LocalPod) -> Isolation {
         let held = pod.addresses.iter().filter_map(|a| self.pods.held().get(&Addr::new(*a)));
         match held.into_iter().find(|held| held.pod_id == pod.pod_id && held.flags & TP_POD_HOST_ONLY == 0) {
-            Some(held) => {
-                Isolation::Sets(PodSets { ingress: SetId(held.ingress_set), egress: SetId(held.egress_set) })
-            }
+            Some(held) => Isolation::Sets(PodSets { ingress: SetId(held.ingress_set), egress: SetId(held.egress_set) }),
             None => Isolation::HostOnly,
         }
     }
@@ -184,13 +184,23 @@ impl PolicyMaps {
     /// Forgets the pods that are not among these; the addresses forgotten.
     pub(crate) fn retain_pods(&mut self, known: &[LocalPod]) -> Result<Vec<Addr>> {
         let ids: HashSet<u32> = known.iter().map(|pod| pod.pod_id).collect();
-        let gone: Vec<Addr> =
-            self.pods.held().iter().filter(|(_, held)| !ids.contains(&held.pod_id)).map(|(address, _)| *address).collect();
+        let gone: Vec<Addr> = self
+            .pods
+            .held()
+            .iter()
+            .filter(|(_, held)| !ids.contains(&held.pod_id))
+            .map(|(address, _)| *address)
+            .collect();
         for address in &gone {
             self.pods.remove(address)?;
         }
-        let theirs: Vec<u64> =
-            self.netns.held().iter().filter(|(_, held)| !ids.contains(&held.pod_id)).map(|(cookie, _)| *cookie).collect();
+        let theirs: Vec<u64> = self
+            .netns
+            .held()
+            .iter()
+            .filter(|(_, held)| !ids.contains(&held.pod_id))
+            .map(|(cookie, _)| *cookie)
+            .collect();
         for cookie in theirs {
             self.netns.remove(&cookie)?;
         }

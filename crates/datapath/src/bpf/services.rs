@@ -212,7 +212,8 @@ impl ServiceMaps {
         let over = |since: &Instant| now.saturating_duration_since(*since) >= GRACE;
         let mut removed = 0;
         let used = lists_in_use(&self.services);
-        let due: Vec<(u32, u32, Instant)> = self.old_lists.iter().filter(|(_, _, since)| over(since)).copied().collect();
+        let due: Vec<(u32, u32, Instant)> =
+            self.old_lists.iter().filter(|(_, _, since)| over(since)).copied().collect();
         for (list, count, _) in &due {
             let first = used.get(list).copied().unwrap_or(0);
             for index in first..*count {

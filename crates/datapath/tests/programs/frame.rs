@@ -15,11 +15,27 @@ pub type Mac = [u8; 6];
 /// What is above the network header.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum L4 {
-    Tcp { flags: u8, seq: u32, ack: u32, payload: Vec<u8> },
-    Udp { payload: Vec<u8>, checksum: bool },
+    Tcp {
+        flags: u8,
+        seq: u32,
+        ack: u32,
+        payload: Vec<u8>,
+    },
+    Udp {
+        payload: Vec<u8>,
+        checksum: bool,
+    },
     /// ICMP or ICMPv6: type, code, the four bytes after the checksum, and what follows.
-    Icmp { kind: u8, code: u8, rest: [u8; 4], payload: Vec<u8> },
-    Raw { proto: u8, bytes: Vec<u8> },
+    Icmp {
+        kind: u8,
+        code: u8,
+        rest: [u8; 4],
+        payload: Vec<u8>,
+    },
+    Raw {
+        proto: u8,
+        bytes: Vec<u8>,
+    },
 }
 
 #[derive(Clone, Debug)]
@@ -152,7 +168,7 @@ impl Frame {
         match (self.src.ip(), self.dst.ip()) {
             (IpAddr::V4(src), IpAddr::V4(dst)) => {
                 let (id, offset, more) = self.fragment.unwrap_or((1, 0, false));
-                let frag = offset / 8 | if more { 0x2000 } else { 0 };
+                let frag = (offset / 8) | if more { 0x2000 } else { 0 };
                 out.extend([0x45, 0]);
                 out.extend((20 + l4.len() as u16).to_be_bytes());
                 out.extend(id.to_be_bytes());

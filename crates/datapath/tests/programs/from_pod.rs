@@ -10,10 +10,7 @@ use crate::world::*;
 fn a_pod_of_the_same_node_is_reached_directly_and_answers() {
     in_world(|w| {
         for h in BOTH.map(hosts) {
-            for (ask, answer) in [
-                (L4::syn(), L4::tcp(SYN | ACK)),
-                (L4::udp(b"question"), L4::udp(b"answer")),
-            ] {
+            for (ask, answer) in [(L4::syn(), L4::tcp(SYN | ACK)), (L4::udp(b"question"), L4::udp(b"answer"))] {
                 let got = w.from_pod(&sent_by(h.a, 4000, h.b, 80, ask.clone())).into_pod(w.pod_b);
                 assert_eq!((got.src.ip(), got.dst.ip(), got.ttl), (h.a, h.b, 63));
                 assert_eq!((got.dst_mac, got.src_mac), (MAC_B, MAC_HOST));
@@ -116,7 +113,8 @@ fn arp_only_about_the_pods_own_address() {
     in_world(|w| {
         let run = |bytes: &[u8]| w.run(Hook::FromPod, bytes, w.pod_a, w.pod_a, None);
         run(&arp(MAC_A, [10, 1, 0, 10])).passed();
-        for (mac, sender) in [(MAC_A, [10, 1, 0, 11]), (MAC_A, [10, 1, 0, 1]), (MAC_B, [10, 1, 0, 10]), (MAC_A, [0; 4])] {
+        for (mac, sender) in [(MAC_A, [10, 1, 0, 11]), (MAC_A, [10, 1, 0, 1]), (MAC_B, [10, 1, 0, 10]), (MAC_A, [0; 4])]
+        {
             run(&arp(mac, sender)).dropped("arp_nd");
         }
         run(&arp(MAC_A, [10, 1, 0, 10])[..30]).dropped("malformed");

@@ -38,7 +38,10 @@ fn opening_again_adopts_links_maps_and_connections_and_writes_nothing() {
         w.programs = Programs::open_for_tests(config).unwrap();
         assert_eq!(w.programs.attached().unwrap(), attached);
         let after = w.programs.snapshot().unwrap();
-        assert_eq!((before.revision, before.pods.len(), before.peers.len()), (after.revision, after.pods.len(), after.peers.len()));
+        assert_eq!(
+            (before.revision, before.pods.len(), before.peers.len()),
+            (after.revision, after.pods.len(), after.peers.len())
+        );
         assert_eq!(w.programs.connections().unwrap().len(), 1);
         // The same wishes are no changes, so no verdict is thrown away.
         let none = towpath_datapath::bpf::Changes::default();
@@ -120,11 +123,17 @@ fn uptime() -> u64 {
 fn the_collector_visits_every_connection_and_deletes_the_idle_ones() {
     in_world(|w| {
         const COUNT: u32 = 200_000;
+        let best = |w: &mut World, removed: u32| {
+            let once = |w: &mut World| {
+                let began = Instant::now();
+                assert_eq!(w.programs.collect().unwrap().connections, removed);
+                began.elapsed()
+            };
+            (0..5).map(|_| once(w)).min().unwrap()
+        };
+        let empty = best(w, 0);
         fill(w, COUNT, uptime());
-        let began = Instant::now();
-        let removed = w.programs.collect().unwrap();
-        let visiting = began.elapsed();
-        assert_eq!(removed.connections, 0);
+        let visiting = best(w, 0);
         let listed = Instant::now();
         assert_eq!(w.programs.connections().unwrap().len(), COUNT as usize);
         let listing = listed.elapsed();
@@ -133,9 +142,11 @@ fn the_collector_visits_every_connection_and_deletes_the_idle_ones() {
         let began = Instant::now();
         let removed = w.programs.collect().unwrap().connections;
         let deleting = began.elapsed();
-        println!("{COUNT} connections: visited in {visiting:?}, listed in {listing:?}, {removed} deleted in {deleting:?}");
-        assert_eq!(removed + (COUNT - removed), COUNT);
-        assert!(w.programs.connections().unwrap().is_empty(), "the collector's own timer may have taken some");
+        println!(
+            "no connections: {empty:?}; {COUNT}: visited in {visiting:?}, listed in {listing:?}, deleted in {deleting:?}"
+        );
+        assert_eq!(removed, COUNT);
+        assert!(w.programs.connections().unwrap().is_empty());
     });
 }
 
@@ -150,7 +161,7 @@ fn the_collector_runs_without_the_process_that_armed_it() {
         // The agent dies.
         drop(w);
         let map = libbpf_rs::MapHandle::from_pinned_path(dir.join("towpath-v1/maps/tp_ct")).unwrap();
-        let deadline = Instant::now() + Duration::from_secs(15);
+        let deadline = Instant::now() + Duration::from_secs(30);
         while map.keys().next().is_some() {
             assert!(Instant::now() < deadline, "nothing was collected");
             std::thread::sleep(Duration::from_millis(100));

@@ -121,7 +121,13 @@ fn ingress_policy_sees_the_outside_clients_own_address() {
         w.serve(1, Family::V4, None, 30080, Protocol::Tcp, &[SocketAddr::new(h.a, 8080)]);
         w.image.cidr_classes.insert("198.51.100.9/32".parse().unwrap(), ClassId(3));
         w.image.set_classes.insert((SetId(5), ClassId(3)), LocalClass(1));
-        let key = RowKey { set: SetId(5), class: LocalClass(1), protocol: RowProtocol::Ports(Protocol::Tcp), port: 8080, port_bits: 16 };
+        let key = RowKey {
+            set: SetId(5),
+            class: LocalClass(1),
+            protocol: RowProtocol::Ports(Protocol::Tcp),
+            port: 8080,
+            port_bits: 16,
+        };
         w.image.rows.insert(key, Row { verdict: Verdict::Allow, rule: RuleId(1) });
         w.apply_policy();
         w.from_uplink(&arriving(MAC_UPLINK, h.outside, 4000, h.node, 30080, L4::syn())).into_pod(w.pod_a);

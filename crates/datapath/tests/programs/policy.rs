@@ -29,7 +29,13 @@ fn ingress_of_an_isolated_pod_admits_what_a_row_allows() {
             w.from_pod(&sent_by(h.b, 80, h.a, 4000, L4::tcp(SYN | ACK))).into_pod(w.pod_a);
             w.from_pod(&sent_by(h.b, 4444, h.a, 80, L4::syn())).into_pod(w.pod_a);
         }
-        let judged: Vec<_> = w.programs.connections().unwrap().into_iter().filter(|c| c.responder.1 == 80 && c.opener.1 == 4000).collect();
+        let judged: Vec<_> = w
+            .programs
+            .connections()
+            .unwrap()
+            .into_iter()
+            .filter(|c| c.responder.1 == 80 && c.opener.1 == 4000)
+            .collect();
         assert_eq!(judged.len(), 2);
         for connection in judged {
             let ingress = connection.ingress.unwrap();
@@ -162,7 +168,8 @@ fn the_own_node_is_known_by_what_it_generates_not_by_its_address() {
             w.to_pod(&probe, w.pod_b, 0).passed();
             w.from_pod(&sent_by(h.b, 80, h.node, 5000, L4::tcp(SYN | ACK))).passed();
             // The entry that the probe made does not serve what came from elsewhere with the same address.
-            w.to_pod(&arriving(MAC_B, h.node, 5000, h.b, 80, L4::tcp(ACK)), w.pod_b, w.uplink).dropped("ingress_policy");
+            w.to_pod(&arriving(MAC_B, h.node, 5000, h.b, 80, L4::tcp(ACK)), w.pod_b, w.uplink)
+                .dropped("ingress_policy");
             // Nor does a change of policy turn the node out.
             w.image.cidr_classes.insert(IpAddr::from([9, 9, 9, 9]).into(), ClassId(h.node.is_ipv4() as u32 + 900));
             w.apply_policy();
@@ -178,7 +185,8 @@ fn the_stack_does_not_carry_what_policy_denies() {
         w.isolate(&b, 5, 0);
         w.apply_policy();
         for h in BOTH.map(hosts) {
-            w.to_pod(&arriving(MAC_B, h.outside, 5000, h.b, 80, L4::syn()), w.pod_b, w.uplink).dropped("ingress_policy");
+            w.to_pod(&arriving(MAC_B, h.outside, 5000, h.b, 80, L4::syn()), w.pod_b, w.uplink)
+                .dropped("ingress_policy");
             w.to_pod(&arriving(MAC_B, h.outside, 5000, h.remote, 80, L4::syn()), w.pod_b, w.uplink).dropped("no_pod");
             // A reply to what the pod opened comes back through the stack.
             w.from_pod(&sent_by(h.b, 4000, h.outside, 443, L4::syn())).passed();

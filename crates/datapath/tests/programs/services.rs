@@ -65,7 +65,8 @@ fn a_connection_keeps_its_backend_and_a_new_one_chooses_again() {
         let h = hosts(Family::V4);
         let backends: Vec<SocketAddr> = (1..=8).map(|n| SocketAddr::new(h.b, 8000 + n)).collect();
         w.serve(1, Family::V4, Some(h.service), 80, Protocol::Tcp, &backends);
-        let port_of = |w: &World, sport, l4| w.from_pod(&sent_by(h.a, sport, h.service, 80, l4)).into_pod(w.pod_b).dst.port();
+        let port_of =
+            |w: &World, sport, l4| w.from_pod(&sent_by(h.a, sport, h.service, 80, l4)).into_pod(w.pod_b).dst.port();
         let mut seen = std::collections::BTreeSet::new();
         for sport in 4000..4100 {
             let first = port_of(w, sport, L4::syn());
@@ -210,6 +211,57 @@ fn fragments_of_a_translated_datagram_go_the_same_way() {
             assert_eq!((outcome.verdict, outcome.ifindex), (REDIRECT, w.pod_b));
             assert_eq!(outcome.bytes[30..34], [10, 1, 0, 11]);
             assert_eq!(crate::frame::sum(&[&outcome.bytes[14..34]]), 0);
+        }
+    });
+}
+
+/// An ICMP error of a backend about the translated packet `client` → `backend`.
+fn unreachable(mac: crate::frame::Mac, client: SocketAddr, backend: SocketAddr) -> crate::frame::Frame {
+    let inner = sent_by(client.ip(), client.port(), backend.ip(), backend.port(), L4::udp(b"hello")).packet();
+    let (kind, code) = if client.is_ipv4() { (3, 3) } else { (1, 4) };
+    let mut frame = sent_by(backend.ip(), 0, client.ip(), 0, L4::Icmp { kind, code, rest: [0; 4], payload: inner });
+    frame.dst_mac = mac;
+    frame
+}
+
+/// The error comes from the Service and quotes what the client sent.
+#[track_caller]
+fn speaks_of(error: &crate::frame::Frame, client: SocketAddr, service: SocketAddr) {
+    assert_eq!((error.src.ip(), error.dst.ip()), (service.ip(), client.ip()));
+    let L4::Icmp { payload: quoted, .. } = &error.l4 else { panic!("{error:?}") };
+    let sent = sent_by(client.ip(), client.port(), service.ip(), service.port(), L4::udp(b"hello")).packet();
+    // All but the checksum of the quoted transport header.
+    let header = if client.is_ipv4() { 20 } else { 40 };
+    assert_eq!(quoted[..header + 6], sent[..header + 6]);
+}
+
+#[test]
+fn an_icmp_error_of_a_backend_speaks_of_the_service() {
+    in_world(|w| {
+        for family in BOTH {
+            let h = hosts(family);
+            let (name, backend) = (SocketAddr::new(h.service, 53), SocketAddr::new(h.b, 5353));
+            w.serve(1 + family as u32, family, Some(h.service), 53, Protocol::Udp, &[backend]);
+            w.serve(11 + family as u32, family, None, 30053, Protocol::Udp, &[backend]);
+            w.serve(21 + family as u32, family, None, 30054, Protocol::Udp, &[SocketAddr::new(h.remote, 5353)]);
+            // Same node.
+            let client = SocketAddr::new(h.a, 4000);
+            w.from_pod(&sent_by(h.a, 4000, h.service, 53, L4::udp(b"hello"))).into_pod(w.pod_b);
+            speaks_of(&w.from_pod(&unreachable(MAC_HOST, client, backend)).into_pod(w.pod_a), client, name);
+            // The client is outside, the backend here.
+            let client = SocketAddr::new(h.outside, 4000);
+            let ask = |port| arriving(MAC_UPLINK, h.outside, 4000, h.node, port, L4::udp(b"hello"));
+            w.from_uplink(&ask(30053)).into_pod(w.pod_b);
+            let error = w.from_pod(&unreachable(MAC_HOST, client, backend)).out_of(3, w.uplink);
+            speaks_of(&error, client, SocketAddr::new(h.node, 30053));
+            // The client is outside, the backend behind another node.
+            w.from_uplink(&ask(30054)).into_tunnel(w, ip("192.168.50.2"));
+            let complaint = unreachable(MAC_TUNNEL, client, SocketAddr::new(h.remote, 5353));
+            let error = w.from_tunnel(&complaint, "192.168.50.2").out_of(3, w.uplink);
+            speaks_of(&error, client, SocketAddr::new(h.node, 30054));
+            // Of a flow that nobody has, nothing is said outside.
+            let other = unreachable(MAC_TUNNEL, SocketAddr::new(h.outside, 4001), SocketAddr::new(h.remote, 5353));
+            w.from_tunnel(&other, "192.168.50.2").dropped("no_pod");
         }
     });
 }

@@ -75,7 +75,8 @@ fn in_sockets_world(test: impl FnOnce(&mut World, &Path) + Send + 'static) {
     let guard = ONE_CGROUP.lock().unwrap_or_else(PoisonError::into_inner);
     in_world(|w| {
         sh("ip addr add 10.7.0.1/32 dev lo; ip addr add fd07::1/128 dev lo nodad");
-        let config = towpath_datapath::bpf::NodeConfig { netns_cookie: netns_cookie(), ..node_config(w.tunnel, w.uplink) };
+        let config =
+            towpath_datapath::bpf::NodeConfig { netns_cookie: netns_cookie(), ..node_config(w.tunnel, w.uplink) };
         w.programs.apply_node(&config).unwrap();
         let cgroup = Cgroup::enter();
         w.programs.attach_cgroup(&cgroup.dir).unwrap();
@@ -123,7 +124,14 @@ fn hear(to: SocketAddr) -> (Vec<u8>, SocketAddr) {
 fn tcp_connects_to_a_backend_and_believes_in_the_service() {
     in_sockets_world(|w, _| {
         for family in BOTH {
-            w.serve(1 + family as u32, family, Some(hosts(family).service), 80, Protocol::Tcp, &[backend(family, 8080)]);
+            w.serve(
+                1 + family as u32,
+                family,
+                Some(hosts(family).service),
+                80,
+                Protocol::Tcp,
+                &[backend(family, 8080)],
+            );
         }
         for (family, name) in spellings(BOTH.map(|f| hosts(f).service), 80) {
             let server = tcp_server(backend(family, 8080), b"hello");
@@ -145,7 +153,14 @@ fn udp_for(name: SocketAddr) -> UdpSocket {
 fn udp_sockets_hear_the_service_answer_connected_or_not() {
     in_sockets_world(|w, _| {
         for family in BOTH {
-            w.serve(1 + family as u32, family, Some(hosts(family).service), 53, Protocol::Udp, &[backend(family, 5353)]);
+            w.serve(
+                1 + family as u32,
+                family,
+                Some(hosts(family).service),
+                53,
+                Protocol::Udp,
+                &[backend(family, 5353)],
+            );
         }
         for (family, name) in spellings(BOTH.map(|f| hosts(f).service), 53) {
             let server = UdpSocket::bind(backend(family, 5353)).unwrap();
@@ -234,7 +249,11 @@ fn a_pod_is_translated_and_a_stranger_in_the_cgroup_is_not() {
             listeners.iter().for_each(|listener| listener.set_nonblocking(true).unwrap());
             let _streams: Vec<TcpStream> = (0..5).map(|_| TcpStream::connect(name).unwrap()).collect();
             let hit = |l: &TcpListener| (0..5).filter(|_| l.accept().is_ok()).count();
-            listeners.iter().map(|l| (l.local_addr().unwrap().port(), hit(l))).filter(|(_, n)| *n > 0).collect::<Vec<_>>()
+            listeners
+                .iter()
+                .map(|l| (l.local_addr().unwrap().port(), hit(l)))
+                .filter(|(_, n)| *n > 0)
+                .collect::<Vec<_>>()
         });
         let of_socket = of_socket.join().unwrap();
         assert_eq!(of_socket.len(), 1, "{of_socket:?}");

@@ -365,7 +365,15 @@ impl World {
     }
 
     /// A Service port with backends on the same protocol. `address` none: a NodePort.
-    pub fn serve(&mut self, id: u32, family: Family, address: Option<IpAddr>, port: u16, protocol: Protocol, to: &[SocketAddr]) {
+    pub fn serve(
+        &mut self,
+        id: u32,
+        family: Family,
+        address: Option<IpAddr>,
+        port: u16,
+        protocol: Protocol,
+        to: &[SocketAddr],
+    ) {
         let mut backends = Vec::new();
         for (n, at) in (1u32..).zip(to) {
             let backend = BackendId(id * 100 + n);
