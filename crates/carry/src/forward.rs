@@ -24,7 +24,8 @@ const FAILURE_FOR: Duration = Duration::from_secs(1);
 /// Failures remembered at a time.
 const MAX_FAILURES: usize = 4096;
 
-type Flight = Shared<BoxFuture<'static, Option<Arc<Response>>>>;
+type Answering = BoxFuture<'static, Option<Arc<Response>>>;
+type Flight = Shared<Answering>;
 
 /// An answer and how to show its age.
 #[derive(Clone, Debug)]
@@ -39,7 +40,7 @@ pub(crate) struct Forwarded {
 /// Answers questions by asking upstream.
 pub(crate) struct Forwarder {
     shared: Arc<State>,
-    in_flight: Mutex<HashMap<Key, WeakShared<BoxFuture<'static, Option<Arc<Response>>>>>>,
+    in_flight: Mutex<HashMap<Key, WeakShared<Answering>>>,
     slots: Arc<Semaphore>,
 }
 
@@ -74,10 +75,11 @@ impl Forwarder {
     /// The answer; none when nobody has one.
     pub(crate) async fn resolve(&self, key: Key) -> Option<Forwarded> {
         let failed = locked(&self.shared.failures).get(&key).is_some_and(|at| at.elapsed() < FAILURE_FOR);
-        if !failed && let Some(flight) = self.flight(&key) {
-            if let Some(response) = flight.await {
-                return Some(Forwarded { response, age: 0, cap: MAX_TTL });
-            }
+        if !failed
+            && let Some(flight) = self.flight(&key)
+            && let Some(response) = flight.await
+        {
+            return Some(Forwarded { response, age: 0, cap: MAX_TTL });
         }
         let hit = locked(&self.shared.cache).get(&key, Instant::now())?;
         if !hit.stale {

@@ -85,6 +85,7 @@ pub async fn run_on(config: CarryConfig, port: u16, shutdown: CancellationToken)
     for path in [&config.run_dir, &config.state_dir] {
         std::fs::create_dir_all(path).map_err(|source| CarryError::Directory { path: path.clone(), source })?;
     }
+    raise_file_limit();
     let cluster = Arc::new(Cluster::new(config.dns_addresses.clone()));
     let state_file = config.state_dir.join(store::FILE);
     if let Some(snapshot) = store::load(&state_file) {
@@ -131,6 +132,15 @@ pub async fn run_on(config: CarryConfig, port: u16, shutdown: CancellationToken)
         });
     }
     supervise(tasks, shutdown).await
+}
+
+/// Sockets are what this process is made of: as many as the hard limit allows.
+fn raise_file_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }) {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
 }
 
 /// Waits for shutdown; a task that ends before it ends the process, which its supervisor starts again.

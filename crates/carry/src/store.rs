@@ -48,6 +48,7 @@ pub(crate) fn load(path: &Path) -> Option<FeedMessage> {
 pub(crate) async fn keep(path: PathBuf, cluster: Arc<Cluster>, shutdown: CancellationToken) {
     loop {
         let last = tokio::select! {
+            biased; // What came just before the end is saved too.
             () = cluster.changed() => {
                 tokio::select! {
                     () = sleep(GATHER) => false,

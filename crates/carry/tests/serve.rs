@@ -1,4 +1,11 @@
 //! A whole carry over real sockets on loopback addresses: cluster names, forwarding, TCP, restarts, bad input.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a test ends at the first surprise; clippy.toml says so for test functions, and this is their harness"
+)]
 
 mod harness;
 

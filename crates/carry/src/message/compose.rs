@@ -13,6 +13,20 @@ use super::{OPT_SIZE, Response, opt_record, rcode};
 
 type Target = StaticCompressor<Vec<u8>>;
 
+/// Why a record is not in the reply.
+enum Failed {
+    /// It does not fit.
+    Full,
+    /// One of its names is none: an ExternalName can be so.
+    BadName,
+}
+
+impl From<PushError> for Failed {
+    fn from(_: PushError) -> Self {
+        Failed::Full
+    }
+}
+
 /// A reply, and whether it had to be truncated.
 pub(crate) struct Composed {
     pub(crate) bytes: Vec<u8>,
@@ -44,9 +58,13 @@ pub(crate) fn cluster(query: &Query, answer: &Answer, chased: Option<(&Response,
     let turn = usize::from(query.id).checked_rem(records.len()).unwrap_or(0);
     let (late, early) = records.split_at(turn);
     for record in aliases.iter().chain(early).chain(late) {
-        if push(&mut section, query, record).is_err() {
-            truncated = true;
-            break;
+        match push(&mut section, query, record) {
+            Ok(()) => {}
+            Err(Failed::Full) => {
+                truncated = true;
+                break;
+            }
+            Err(Failed::BadName) => return None,
         }
     }
     if let Some((response, age)) = chased.filter(|_| !truncated) {
@@ -55,7 +73,11 @@ pub(crate) fn cluster(query: &Query, answer: &Answer, chased: Option<(&Response,
     section.header_mut().set_tc(truncated);
     let mut section = section.authority();
     for record in answer.authority.iter().filter(|_| !truncated) {
-        push(&mut section, query, record).ok()?;
+        if push(&mut section, query, record).is_err() {
+            section.header_mut().set_tc(true);
+            truncated = true;
+            break;
+        }
     }
     let mut section = section.additional();
     for record in answer.additional.iter().filter(|_| !truncated) {
@@ -96,29 +118,29 @@ fn finish(query: &Query, mut bytes: Vec<u8>, code: u8) -> Vec<u8> {
     bytes
 }
 
-fn name(query: &Query, text: &str) -> Result<Name<Vec<u8>>, PushError> {
+fn name(query: &Query, text: &str) -> Result<Name<Vec<u8>>, Failed> {
     if text == query.name {
-        return Name::from_octets(query.qname.clone()).map_err(|_| PushError::ShortBuf);
+        return Name::from_octets(query.qname.clone()).map_err(|_| Failed::BadName);
     }
-    Name::vec_from_str(text).map_err(|_| PushError::ShortBuf)
+    Name::vec_from_str(text).map_err(|_| Failed::BadName)
 }
 
-/// Pushes a record. A name that is none (an ExternalName can be so) fails as a record that does not fit would.
-fn push<B: RecordSectionBuilder<Target>>(section: &mut B, query: &Query, record: &Record) -> Result<(), PushError> {
+/// Pushes a record.
+fn push<B: RecordSectionBuilder<Target>>(section: &mut B, query: &Query, record: &Record) -> Result<(), Failed> {
     let owner = name(query, &record.owner)?;
     let ttl = Ttl::from_secs(record.ttl);
     match &record.data {
-        Data::A(address) => section.push((owner, ttl, A::new(*address))),
-        Data::Aaaa(address) => section.push((owner, ttl, Aaaa::new(*address))),
-        Data::Cname(target) => section.push((owner, ttl, Cname::new(name(query, target)?))),
-        Data::Ptr(target) => section.push((owner, ttl, Ptr::new(name(query, target)?))),
-        Data::Ns(target) => section.push((owner, ttl, Ns::new(name(query, target)?))),
+        Data::A(address) => section.push((owner, ttl, A::new(*address)))?,
+        Data::Aaaa(address) => section.push((owner, ttl, Aaaa::new(*address)))?,
+        Data::Cname(target) => section.push((owner, ttl, Cname::new(name(query, target)?)))?,
+        Data::Ptr(target) => section.push((owner, ttl, Ptr::new(name(query, target)?)))?,
+        Data::Ns(target) => section.push((owner, ttl, Ns::new(name(query, target)?)))?,
         Data::Srv { priority, weight, port, target } => {
-            section.push((owner, ttl, Srv::new(*priority, *weight, *port, name(query, target)?)))
+            section.push((owner, ttl, Srv::new(*priority, *weight, *port, name(query, target)?)))?;
         }
         Data::Txt(text) => {
-            let text: Txt<Vec<u8>> = Txt::build_from_slice(text.as_bytes()).map_err(|_| PushError::ShortBuf)?;
-            section.push((owner, ttl, text))
+            let text: Txt<Vec<u8>> = Txt::build_from_slice(text.as_bytes()).map_err(|_| Failed::BadName)?;
+            section.push((owner, ttl, text))?;
         }
         Data::Soa { mname, rname, serial } => {
             let (mname, rname) = (name(query, mname)?, name(query, rname)?);
@@ -126,9 +148,10 @@ fn push<B: RecordSectionBuilder<Target>>(section: &mut B, query: &Query, record:
             // Nobody transfers this zone; only the last, the negative TTL (RFC 2308 §4), is read.
             let soa =
                 Soa::new(mname, rname, Serial(*serial), hours(2), Ttl::from_secs(1800), hours(24), Ttl::from_secs(TTL));
-            section.push((owner, ttl, soa))
+            section.push((owner, ttl, soa))?;
         }
     }
+    Ok(())
 }
 
 /// Pushes the answer section of an upstream answer that is `age` seconds old.

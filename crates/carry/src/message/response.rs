@@ -293,7 +293,7 @@ impl Response {
             (answers_end, answers, 0, 0, self.truncated)
         } else {
             let fit = self.answer_ends.iter().take_while(|end| **end <= room).count();
-            let end = self.answer_ends.iter().copied().take(fit).last().unwrap_or(self.question_end);
+            let end = self.answer_ends.iter().copied().take(fit).next_back().unwrap_or(self.question_end);
             (end, fit, 0, 0, true)
         };
         let mut reply = self.bytes.get(..end).map(<[u8]>::to_vec).unwrap_or_default();

@@ -218,9 +218,9 @@ const ID: u16 = 0x1234;
 fn upstream(flags: u16, records: &[(usize, u16, u32, Vec<u8>)]) -> Vec<u8> {
     let mut counts = [1u16, 0, 0, 0];
     let mut body = asked("w.c", 1, 1);
-    for section in 1..4 {
+    for (section, count) in counts.iter_mut().enumerate().skip(1) {
         for (_, rtype, ttl, data) in records.iter().filter(|r| r.0 == section) {
-            counts[section] += 1;
+            *count += 1;
             if *rtype == 41 {
                 body.extend_from_slice(data);
                 continue;

@@ -119,6 +119,9 @@ async fn connection(stream: TcpStream, responder: Arc<Responder>) {
                 }
             },
         };
+        if reply.is_empty() {
+            continue;
+        }
         if !matches!(timeout(WRITE, frames.send(Bytes::from(reply))).await, Ok(Ok(()))) {
             return;
         }

@@ -407,8 +407,8 @@ impl Planner {
         // Connections to an endpoint that takes no new ones go on: TCP while it is listed at all, UDP while it serves.
         planned.held.extend(found.iter().filter_map(|(backend, state)| {
             let usable = backend.protocol != Protocol::Udp || state.serving;
-            (usable && self.holders.contains_key(backend) || self.draining.contains_key(backend) && usable)
-                .then_some(*backend)
+            let in_use = self.holders.contains_key(backend) || self.draining.contains_key(backend);
+            (usable && in_use).then_some(*backend)
         }));
     }
 
