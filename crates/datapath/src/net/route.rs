@@ -15,14 +15,14 @@ use super::error::Error;
 use super::netlink::{Netlink, Request};
 use super::{PROTOCOL, host_range};
 
-/// A unicast route of ours.
+/// A route of ours.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Route {
     /// Routing table.
     pub table: u32,
     /// Destination.
     pub destination: IpNet,
-    /// Index of the device.
+    /// Index of the device; 0 refuses the destination (`unreachable`), and nothing below counts.
     pub device: u32,
     /// Next hop, taken as reachable on the device whatever other routes say (onlink).
     pub gateway: Option<IpAddr>,
@@ -44,6 +44,12 @@ pub struct Encap {
 }
 
 impl Route {
+    /// Refuses what no more specific route covers: senders learn at once.
+    pub fn unreachable(destination: IpNet) -> Self {
+        let table = super::MAIN_TABLE;
+        Self { table, destination: destination.trunc(), device: 0, gateway: None, source: None, encap: None }
+    }
+
     fn key(&self) -> (u32, IpNet) {
         (self.table, self.destination)
     }
@@ -76,17 +82,19 @@ impl Route {
             table: u8::try_from(self.table).unwrap_or(RouteHeader::RT_TABLE_UNSPEC),
             protocol: RouteProtocol::Other(PROTOCOL),
             scope: match (self.destination, self.gateway) {
-                (IpNet::V4(_), None) => RouteScope::Link,
+                (IpNet::V4(_), None) if self.device > 0 => RouteScope::Link,
                 _ => RouteScope::Universe,
             },
-            kind: RouteType::Unicast,
+            kind: if self.device > 0 { RouteType::Unicast } else { RouteType::Unreachable },
             flags: if self.gateway.is_some() { RouteFlags::Onlink } else { RouteFlags::empty() },
             ..RouteHeader::default()
         };
         let attributes = &mut message.attributes;
         attributes.push(RouteAttribute::Table(self.table));
         attributes.push(RouteAttribute::Destination(self.destination.network().into()));
-        attributes.push(RouteAttribute::Oif(self.device));
+        if self.device > 0 {
+            attributes.push(RouteAttribute::Oif(self.device));
+        }
         attributes.extend(self.gateway.map(|g| RouteAttribute::Gateway(g.into())));
         attributes.extend(self.source.map(|s| RouteAttribute::PrefSource(s.into())));
         if let Some(encap) = &self.encap {
@@ -130,7 +138,6 @@ pub fn list(netlink: &mut Netlink, table: u32) -> Result<Vec<Route>, Error> {
         let mut filter = RouteMessage::default();
         filter.header.address_family = family;
         filter.header.protocol = RouteProtocol::Other(PROTOCOL);
-        filter.header.kind = RouteType::Unicast;
         filter.attributes.push(RouteAttribute::Table(table));
         match netlink.dump("list routes", Message::GetRoute(filter)) {
             Ok(answers) => {
@@ -182,7 +189,8 @@ pub fn ensure(
 }
 
 fn read(message: &RouteMessage) -> Option<Route> {
-    if message.header.protocol != RouteProtocol::Other(PROTOCOL) {
+    let ours = message.header.protocol == RouteProtocol::Other(PROTOCOL);
+    if !ours || !matches!(message.header.kind, RouteType::Unicast | RouteType::Unreachable) {
         return None;
     }
     let mut route = Route {
@@ -202,7 +210,8 @@ fn read(message: &RouteMessage) -> Option<Route> {
         match attribute {
             RouteAttribute::Table(table) => route.table = *table,
             RouteAttribute::Destination(address) => destination = ip(address)?,
-            RouteAttribute::Oif(device) => route.device = *device,
+            // IPv6 says that refusal is the loopback device's.
+            RouteAttribute::Oif(device) if message.header.kind == RouteType::Unicast => route.device = *device,
             RouteAttribute::Gateway(address) => route.gateway = ip(address),
             RouteAttribute::PrefSource(address) => route.source = ip(address),
             RouteAttribute::Encap(attributes) => route.encap = read_encap(attributes),

@@ -8,6 +8,7 @@ use super::{Node, cgroup_root, program_error};
 use crate::bpf::{Hook, NodeConfig};
 use crate::error::Error;
 use crate::net::link::{self, Link, TUNNEL_DEVICE};
+use crate::net::route::Route;
 use crate::net::{MAIN_TABLE, NODE_TABLE, address, neighbour, nft, route, rule, sysctl};
 use crate::requests::Applied;
 
@@ -32,6 +33,15 @@ impl Node {
             changes.push("bring device lo up".to_owned());
         }
         changes.extend(rule::ensure(&mut self.netlink, &self.config.settings.pod_cidrs)?);
+        changes.extend(self.ensure_refusals()?);
+        Ok(changes)
+    }
+
+    /// What is for an address of our own ranges that no pod has is refused here; else it would leave by the default route.
+    fn ensure_refusals(&mut self) -> Result<Vec<String>, Error> {
+        let wanted: Vec<Route> = self.config.settings.pod_cidrs.iter().copied().map(Route::unreachable).collect();
+        let (changes, failed) = route::ensure(&mut self.netlink, MAIN_TABLE, |r| r.device == 0, &wanted)?;
+        Error::collect(failed.into_iter().map(Error::from).collect())?;
         Ok(changes)
     }
 
@@ -148,7 +158,7 @@ impl Node {
         for (table, wanted) in [(MAIN_TABLE, tables.ranges), (NODE_TABLE, tables.nodes)] {
             // In the main table the others of ours are the pods'. Ours through no device of ours are leftovers.
             let pods: BTreeSet<u32> = self.records.iter().map(|r| r.pod.ifindex).collect();
-            match route::ensure(&mut self.netlink, table, |r| !pods.contains(&r.device), &wanted) {
+            match route::ensure(&mut self.netlink, table, |r| r.device > 0 && !pods.contains(&r.device), &wanted) {
                 Ok((changes, failed)) => {
                     applied.changes.extend(changes);
                     applied.problems.extend(failed.iter().map(ToString::to_string));

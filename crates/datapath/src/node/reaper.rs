@@ -157,7 +157,11 @@ fn take_away(purger: Option<&Purger>, netlink: &mut Netlink, remains: &[Remains]
     if errors.is_empty() {
         for path in remains.iter().filter_map(|r| r.tombstone.as_ref()) {
             let removed = fs::remove_file(path);
-            errors.extend(removed.err().map(|source| Error::Record { operation: "remove", path: path.clone(), source }));
+            errors.extend(removed.err().map(|source| Error::Record {
+                operation: "remove",
+                path: path.clone(),
+                source,
+            }));
         }
     }
     errors

@@ -1,7 +1,7 @@
 //! What must hold with and without the programs.
 
 use std::io::ErrorKind;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use super::lab::{Lab, Ns, OPEN, tcp, udp};
@@ -90,4 +90,16 @@ pub(super) fn one_family(lab: &Lab, outside: &str, node: &str) {
     }
     let outside = SocketAddr::new(outside.parse().unwrap(), 80);
     assert_eq!(tcp(&a.ns, &lab.outside, outside).unwrap().to_string(), node);
+}
+
+/// What is for an address that no pod has is refused by the node whose range it is in.
+pub(super) fn dead_addresses_are_refused(lab: &Lab) {
+    let a = lab.n1.pod(10, OPEN);
+    for ns in [&a.ns, &lab.n1.ns] {
+        for dead in ["10.244.1.77:80", "[fd00:244:1::77]:80"] {
+            let dead: SocketAddr = dead.parse().unwrap();
+            let connect = || TcpStream::connect_timeout(&dead, Duration::from_secs(2)).unwrap_err().kind();
+            assert!(matches!(ns.run(connect), ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable), "{dead}");
+        }
+    }
 }

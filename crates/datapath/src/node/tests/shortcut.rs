@@ -396,3 +396,10 @@ fn clusters_of_one_family_work() {
         scenarios::one_family(&Lab::new(kind(Family::V6)), "2001:db8:2::9", "2001:db8:1::1");
     }
 }
+
+#[test]
+fn addresses_that_no_pod_has_are_refused_at_once() {
+    if root() {
+        scenarios::dead_addresses_are_refused(&Lab::new(PROGRAMS));
+    }
+}
