@@ -6,8 +6,7 @@ use std::process::{Command, ExitCode};
 
 /// The oldest clang whose output the programs are tested with.
 const CLANG_MIN: u32 = 14;
-const CLANGS: [&str; 8] =
-    ["clang-19", "clang", "clang-21", "clang-20", "clang-18", "clang-17", "clang-16", "clang-15"];
+const CLANGS: [&str; 8] = ["clang-19", "clang", "clang-21", "clang-20", "clang-18", "clang-17", "clang-16", "clang-15"];
 
 /// Major version of a clang in PATH.
 fn version(clang: &str) -> Option<u32> {
@@ -26,7 +25,9 @@ fn find_clang() -> Result<String, String> {
         .find(|clang| version(clang).is_some_and(|major| major >= CLANG_MIN))
         .map(|clang| (*clang).to_owned())
         .ok_or_else(|| {
-            format!("no clang of version {CLANG_MIN} or newer in PATH: apt-get install clang-19 (or clang), or set CLANG")
+            format!(
+                "no clang of version {CLANG_MIN} or newer in PATH: apt-get install clang-19 (or clang), or set CLANG"
+            )
         })
 }
 
@@ -57,7 +58,8 @@ fn compile(source: &Path, object: &Path) -> Result<(), String> {
         return Ok(());
     }
     let errors = String::from_utf8_lossy(&output.stderr);
-    let hint = if errors.contains("file not found") { "\n(kernel headers: apt-get install linux-libc-dev)" } else { "" };
+    let hint =
+        if errors.contains("file not found") { "\n(kernel headers: apt-get install linux-libc-dev)" } else { "" };
     Err(format!("{clang} cannot compile {}:\n{errors}{hint}", source.display()))
 }
 
