@@ -18,6 +18,8 @@ const RBAC: &str = "rbac.authorization.k8s.io";
 /// How long events are kept, as kube-apiserver's `--event-ttl`.
 const EVENT_SECONDS: i64 = 3600;
 const EVENT_SWEEP: Duration = Duration::from_secs(300);
+/// How long a failed restoration of `default/kubernetes` rests.
+const RETRY: Duration = Duration::from_secs(1);
 
 pub(crate) async fn run(core: &Arc<Core>) -> Result<(), StartError> {
     let result = async {
@@ -30,15 +32,49 @@ pub(crate) async fn run(core: &Arc<Core>) -> Result<(), StartError> {
         kubernetes_service(core).await
     };
     result.await.map_err(|error: ApiError| StartError::Bootstrap(error.to_string()))?;
-    let weak = Arc::downgrade(core);
+    let shared = Arc::clone(core);
     core.spawn(async move {
         loop {
             tokio::time::sleep(EVENT_SWEEP).await;
-            let Some(core) = weak.upgrade() else { return };
-            expire_events(&core);
+            expire_events(&shared);
         }
     });
+    core.spawn(keep_kubernetes_service(Arc::clone(core)));
     Ok(())
+}
+
+/// Makes the Service `default/kubernetes` and its endpoints again when somebody deletes or changes them.
+async fn keep_kubernetes_service(core: Arc<Core>) {
+    let tables = [("", "services"), ("", "endpoints"), ("discovery.k8s.io", "endpointslices")];
+    let mut changes = tables.map(|(group, plural)| core.store.subscribe(&core.storage_key(group, plural)));
+    let key = Key::new("default", "kubernetes");
+    let state = || {
+        tables.map(|(group, plural)| {
+            core.store.get(&core.storage_key(group, plural), &key).map(|stored| stored.version)
+        })
+    };
+    let mut known = state();
+    loop {
+        let [services, endpoints, slices] = &mut changes;
+        let changed = tokio::select! {
+            changed = services.changed() => changed,
+            changed = endpoints.changed() => changed,
+            changed = slices.changed() => changed,
+        };
+        if changed.is_err() {
+            return;
+        }
+        let now = state();
+        if now == known {
+            continue;
+        }
+        if let Err(error) = kubernetes_service(&core).await {
+            tracing::warn!(%error, "the Service default/kubernetes cannot be restored");
+            tokio::time::sleep(RETRY).await;
+        }
+        // Our own writes come round once more and find nothing to do.
+        known = now;
+    }
 }
 
 /// Creates an object unless it is there; kinds that are not served are passed over.

@@ -1,5 +1,7 @@
 //! Label and field selectors in their query-string form.
 
+use serde_json::Value;
+
 use crate::resource::Strategy;
 use crate::status::ApiError;
 use crate::store::Stored;
@@ -152,7 +154,7 @@ impl FieldSelector {
                 )));
             };
             let known = matches!(field, "metadata.name" | "metadata.namespace")
-                || strategy.selectable_field(field, &serde_json::Value::Null).is_some();
+                || strategy.selectable_field(field, &Value::Null).is_some();
             if !known {
                 return Err(ApiError::bad_request(format!(
                     "Unable to find {kind:?} that match label selector \"\", field selector {text:?}: field label not supported: {field}"
@@ -167,14 +169,15 @@ impl FieldSelector {
         self.0.is_empty()
     }
 
-    pub(crate) fn matches(&self, strategy: &dyn Strategy, stored: &Stored) -> bool {
+    /// Whether an object matches; `parse` is called when a field of its inside is asked for.
+    pub(crate) fn matches(&self, strategy: &dyn Strategy, stored: &Stored, parse: impl Fn() -> Value) -> bool {
         let mut parsed = None;
         self.0.iter().all(|(field, equal, wanted)| {
             let same = match field.as_str() {
                 "metadata.name" => *stored.key.name == **wanted,
                 "metadata.namespace" => *stored.key.namespace == **wanted,
                 other => {
-                    let object = parsed.get_or_insert_with(|| stored.value().unwrap_or_default());
+                    let object = parsed.get_or_insert_with(&parse);
                     strategy.selectable_field(other, object).unwrap_or_default() == *wanted
                 }
             };

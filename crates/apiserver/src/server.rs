@@ -193,7 +193,7 @@ impl ApiServer {
         self.core.authority.pem()
     }
 
-    /// A new client certificate for a user in these groups.
+    /// A new client certificate for a user in these groups (at most two).
     pub fn client_credentials(&self, user: &str, groups: &[&str]) -> Result<ClientCredentials, StartError> {
         self.core.authority.client(user, groups)
     }

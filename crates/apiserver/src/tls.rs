@@ -98,12 +98,18 @@ impl Authority {
         &self.certificate_pem
     }
 
-    /// A client certificate: user as common name, groups as organisations.
+    /// A client certificate: user as common name, groups (at most two) as organisations.
     pub(crate) fn client(&self, user: &str, groups: &[&str]) -> Result<ClientCredentials, StartError> {
         let mut parameters = CertificateParams::default();
         let mut name = DistinguishedName::new();
-        for group in groups {
-            name.push(DnType::OrganizationName, *group);
+        // rcgen keeps one value a type, so a second organisation goes under the same identifier spelt out.
+        let types = [DnType::OrganizationName, DnType::CustomDnType(vec![2, 5, 4, 10])];
+        if groups.len() > types.len() {
+            let why = format!("{user:?} has {} groups; a client certificate carries at most two here", groups.len());
+            return Err(StartError::Certificate { what: "sign a client certificate", why });
+        }
+        for (kind, group) in types.into_iter().zip(groups) {
+            name.push(kind, *group);
         }
         name.push(DnType::CommonName, user);
         parameters.distinguished_name = name;

@@ -5,6 +5,7 @@
 //! then RBAC objects and the node rules decide.
 
 mod authenticate;
+mod impersonate;
 mod node;
 mod policy;
 mod rbac;
@@ -15,6 +16,7 @@ mod token;
 use std::collections::BTreeMap;
 
 pub(crate) use authenticate::Authenticator;
+pub(crate) use impersonate::impersonated;
 pub(crate) use policy::authorize;
 pub(crate) use rbac::RbacCache;
 pub(crate) use reviews::review;

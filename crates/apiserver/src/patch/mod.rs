@@ -4,3 +4,6 @@ pub(crate) mod apply;
 pub(crate) mod fields;
 pub(crate) mod managed;
 pub(crate) mod strategic;
+
+#[cfg(test)]
+mod tests;

@@ -187,6 +187,7 @@ async fn route(
             core.authenticator.identify(&core, certificate.as_ref().as_ref(), &parts.headers)?
         }
     };
+    let user = crate::auth::impersonated(&core, user, &parts.headers)?;
     let query = Query::parse(parts.uri.query());
     let path = parts.uri.path();
     let Path::Resource(target) = parse_path(path) else {

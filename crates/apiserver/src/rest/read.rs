@@ -86,7 +86,8 @@ impl Selection {
     }
 
     pub(crate) fn matches(&self, kind: &ResourceKind, stored: &Stored) -> bool {
-        self.labels.matches(&stored.labels) && self.fields.matches(kind.strategy.as_ref(), stored)
+        let parse = || parsed(kind, stored).unwrap_or_default();
+        self.labels.matches(&stored.labels) && self.fields.matches(kind.strategy.as_ref(), stored, parse)
     }
 }
 
