@@ -2,6 +2,7 @@
 //!
 //! The agent runs [`feed`], `towpath carry` runs [`zone`]; between them are the messages of `towpath_wire::dns`.
 
+pub mod answer;
 pub mod feed;
 pub mod records;
 pub mod zone;
@@ -11,6 +12,7 @@ mod feed_tests;
 #[cfg(test)]
 mod zone_tests;
 
+pub use answer::{Answer, Data, Outcome, QueryType, Rcode, Record};
 pub use feed::FeedPlanner;
 pub use records::Records;
-pub use zone::{Answer, Data, Outcome, QueryType, Rcode, Record, Zone};
+pub use zone::Zone;

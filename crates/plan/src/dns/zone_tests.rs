@@ -3,7 +3,8 @@ use std::net::IpAddr;
 use proptest::prelude::*;
 use towpath_wire::dns::{DnsAnswer, DnsEndpoint, DnsPod, DnsPort, DnsService, FeedMessage};
 
-use super::zone::{Answer, Data, Outcome, QueryType, Rcode, TTL, Zone};
+use super::zone::TTL;
+use super::{Answer, Data, Outcome, QueryType, Rcode, Zone};
 
 fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
