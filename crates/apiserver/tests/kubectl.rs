@@ -156,7 +156,9 @@ async fn port_forward_carries_several_connections() {
     let output = child.stdout.take().unwrap();
     let answers = tokio::task::spawn_blocking(move || {
         let mut line = String::new();
-        std::io::BufReader::new(output).read_line(&mut line).unwrap();
+        // kubectl writes a line for each connection: its output must stay open.
+        let mut output = std::io::BufReader::new(output);
+        output.read_line(&mut line).unwrap();
         let port: u16 = line.split([':', ' ']).find_map(|word| word.parse().ok()).unwrap();
         let mut first = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
         let mut second = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();

@@ -148,6 +148,7 @@ pub(crate) async fn create_object(call: &Call, mut object: Value, options: Creat
 
 async fn create_once(call: &Call, mut object: Value, options: &CreateOptions) -> Result<Value, ApiError> {
     let kind = &call.kind;
+    name_type(call, &mut object);
     begin_metadata(&mut object);
     admission::admit_create(call, &mut object)?;
     kind.strategy.prepare_create(&mut object);
@@ -181,6 +182,13 @@ async fn create_once(call: &Call, mut object: Value, options: &CreateOptions) ->
     crd::changed(&call.core, kind, &written.object);
     call.core.store.wait_durable(written.version).await.map_err(ApiError::internal)?;
     Ok(written.object)
+}
+
+/// `apiVersion` and `kind` first, also for objects that the server makes itself.
+fn name_type(call: &Call, object: &mut Value) {
+    let map = meta::as_map(object);
+    map.shift_insert(0, "apiVersion".to_owned(), call.api_version().into());
+    map.shift_insert(0, "kind".to_owned(), call.kind.gvk.kind.as_ref().into());
 }
 
 /// Server-set metadata of a new object.
