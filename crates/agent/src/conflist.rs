@@ -8,10 +8,12 @@ use towpath_wire::config::AgentConfig;
 /// File name; runtimes take the first of a directory in lexical order.
 pub const FILE: &str = "10-towpath.conflist";
 
-/// Text of the configuration. `1.0.0`, because runtimes older than containerd 2 refuse `1.1.0`; the plugin speaks both.
+/// Text of the configuration. `cniVersion` 1.0.0, because runtimes older than containerd 2 refuse 1.1.0; newer ones choose from
+/// `cniVersions`, and GC and STATUS need 1.1.0.
 pub fn text(config: &AgentConfig) -> String {
     let value = serde_json::json!({
         "cniVersion": "1.0.0",
+        "cniVersions": ["0.3.1", "0.4.0", "1.0.0", "1.1.0"],
         "name": "towpath",
         "plugins": [{
             "type": "towpath-cni",

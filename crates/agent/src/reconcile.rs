@@ -18,7 +18,7 @@ use towpath_model::desired::{NodePeer, PodSets, PolicyImage};
 use towpath_model::{NamespacedName, NodeName};
 use towpath_plan::dns::FeedPlanner;
 use towpath_plan::services::{Planner, ServiceConfig};
-use towpath_plan::{Changed, peers};
+use towpath_plan::peers;
 use towpath_policy::{Compiler, View};
 use towpath_wire::config::AgentConfig;
 use tracing::{debug, error, info, warn};
@@ -89,7 +89,6 @@ pub struct Report {
 pub type SharedReport = Arc<RwLock<Report>>;
 
 /// The planners and the data path they feed.
-#[derive(Debug)]
 pub struct Reconciler {
     node: NodeName,
     dns: Vec<IpAddr>,
@@ -389,8 +388,9 @@ impl Reconciler {
 
     fn feed_names(&mut self, due: &Changes) {
         let index = self.index.clone();
-        let changed = if due.any(&[Kind::Namespace, Kind::Pod]) { Changed::All } else { due.services() };
-        let messages = tokio::task::block_in_place(|| self.names.plan(read(&index).world(), changed));
+        let places = due.any(&[Kind::Namespace, Kind::Pod]);
+        let messages =
+            tokio::task::block_in_place(|| self.names.plan(read(&index).world(), due.services(), places));
         self.feed.send(messages);
     }
 

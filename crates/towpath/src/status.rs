@@ -88,7 +88,7 @@ pub(crate) async fn run(options: &Options) -> Result<bool> {
 
 fn show(answers: &[NodeAnswer]) -> String {
     let mut table = Table::new();
-    table.load_preset(NOTHING);
+    table.load_style(NOTHING);
     table.set_header([
         "NODE", "READY", "BACKEND", "MTU", "PEERS", "PODS", "FRONTENDS", "BACKENDS", "POLICIES", "RULES", "CONNECTIONS", "DROPS",
     ]);
