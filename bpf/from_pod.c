@@ -159,11 +159,13 @@ int tp_from_pod(struct __sk_buff *skb)
 	if (w->p.flags & TP_PKT_ERROR)
 		return tp_error_from_pod(skb, w, cfg);
 
-	w->sent = w->p.t;
 	ct = tp_ct_find(w, &w->p.t);
 	if (!ct || (w->p.flags & TP_PKT_OPENS) || (!(ct->flags & TP_CT_REPLIED) && tp_ct_forward(w, ct))) {
 		if (tp_has_ports(w->p.t.proto)) {
-			int choice = tp_translate(w, cfg, 1);
+			int choice;
+
+			w->sent = w->p.t;
+			choice = tp_translate(w, cfg, 1);
 
 			if (w->reason)
 				return tp_drop(skb, w->reason);

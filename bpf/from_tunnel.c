@@ -26,8 +26,9 @@ static __always_inline void tp_outer_source(struct __sk_buff *skb, struct tp_wor
 	}
 }
 
-/* Whether `outer` may send this inner source here: it is the node that owns it, or it forwards an outside client to a pod. */
-static __noinline int tp_may_send(struct tp_work *w, const struct tp_addr *outer, __u32 to_pod)
+/* Whether `outer` may send this inner source here: it is the node that owns it, or, with `forwards`, a node at all that
+ * brings an outside client. */
+static __noinline int tp_may_send(struct tp_work *w, const struct tp_addr *outer, __u32 forwards)
 {
 	struct tp_peer *peer;
 
@@ -37,7 +38,7 @@ static __noinline int tp_may_send(struct tp_work *w, const struct tp_addr *outer
 		return !(peer->flags & TP_PEER_LOCAL) && tp_same(&peer->tunnel, outer);
 	tp_full_prefix(&w->cidr, outer);
 	peer = bpf_map_lookup_elem(&tp_peers, &w->cidr);
-	return to_pod && peer && (peer->flags & (TP_PEER_NODE | TP_PEER_LOCAL)) == TP_PEER_NODE;
+	return forwards && peer && (peer->flags & (TP_PEER_NODE | TP_PEER_LOCAL)) == TP_PEER_NODE;
 }
 
 /* A backend complains to the client that came in here. */
@@ -91,15 +92,16 @@ int tp_from_tunnel(struct __sk_buff *skb)
 		return tp_drop(skb, reason);
 	tp_outer_source(skb, w, cfg, &outer);
 	to = bpf_map_lookup_elem(&tp_pods, &w->p.t.daddr);
-	w->sent = w->p.t;
 	ct = tp_ct_find(w, &w->p.t);
 	/* A flow that this node sends to under the present revision was checked when it was entered. */
 	if (tp_is_zero(&outer) ||
 	    !(to && ct && (ct->flags & TP_CT_VIA_TUNNEL) && tp_same(&ct->via, &outer) &&
 	      !tp_ct_stale(ct, tp_revision_now()))) {
-		if (tp_is_zero(&outer) || !tp_may_send(w, &outer, !!to))
+		/* What a pod asked of the outside by another way is not answered through the tunnel. */
+		int asked_elsewhere = ct && !tp_ct_forward(w, ct) && !(ct->flags & TP_CT_VIA_TUNNEL);
+
+		if (tp_is_zero(&outer) || !tp_may_send(w, &outer, to && !asked_elsewhere))
 			return tp_drop(skb, TP_DROP_TUNNEL_SOURCE);
-		/* Looked up again: the key was not touched, but the entry may have gone meanwhile. */
 	}
 	if (!to)
 		return tp_tunnel_to_other(skb, w, cfg, ct);

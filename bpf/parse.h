@@ -13,6 +13,43 @@ static __always_inline int tp_has_ports(__u8 proto)
 	return proto == IPPROTO_TCP || proto == IPPROTO_UDP || proto == SCTP;
 }
 
+/*
+ * Headers are read straight from the packet where they lie in its linear part, which they nearly always do, and by the
+ * helper otherwise. The copies go by words, because the compiler trusts no alignment of the packet. (Written they are by
+ * helpers only: a program that writes to the packet itself makes the kernel copy every clone that TCP sends.)
+ */
+static __always_inline int tp_load_network(struct __sk_buff *skb, struct tp_work *w, const __u32 words)
+{
+	const void *data = (void *)(long)skb->data;
+	const void *end = (void *)(long)skb->data_end;
+	__u16 *link = (__u16 *)w->h.eth_dst;
+	__u32 *network = (__u32 *)&w->h.v4;
+
+	if (data + ETH_LEN + words * 4 > end)
+		return bpf_skb_load_bytes(skb, 0, w->h.eth_dst, ETH_LEN + words * 4);
+#pragma unroll
+	for (int i = 0; i < ETH_LEN / 2; i++)
+		link[i] = ((const __u16 *)data)[i];
+#pragma unroll
+	for (int i = 0; i < words; i++)
+		network[i] = ((const __u32 *)(data + ETH_LEN))[i];
+	return 0;
+}
+
+/* `usual`: where the transport header begins after a network header without options. */
+static __always_inline int tp_load_transport(struct __sk_buff *skb, struct tp_work *w, const __u32 usual, const __u32 words)
+{
+	const void *data = (void *)(long)skb->data;
+	const void *end = (void *)(long)skb->data_end;
+
+	if (w->p.l4_off != usual || data + usual + words * 4 > end)
+		return bpf_skb_load_bytes(skb, w->p.l4_off, &w->l4, words * 4);
+#pragma unroll
+	for (int i = 0; i < words; i++)
+		((__u32 *)&w->l4)[i] = ((const __u32 *)(data + usual))[i];
+	return 0;
+}
+
 /* Echo: the identifier stands for both ports. Errors quote a packet. Everything else has no ports. */
 static __always_inline void tp_parse_icmp(struct tp_packet *p, const struct tp_icmp *icmp, int v6)
 {
@@ -33,20 +70,20 @@ static __always_inline void tp_parse_icmp(struct tp_packet *p, const struct tp_i
 }
 
 /* Ports, flags and identifiers; p.l4_off and p.t.proto are set. */
-static __always_inline __u32 tp_parse_l4(struct __sk_buff *skb, struct tp_work *w)
+static __always_inline __u32 tp_parse_l4(struct __sk_buff *skb, struct tp_work *w, const __u32 usual)
 {
 	struct tp_packet *p = &w->p;
 	__u8 proto = p->t.proto;
 
 	if (proto == IPPROTO_TCP) {
-		if (bpf_skb_load_bytes(skb, p->l4_off, &w->l4, sizeof(w->l4)))
+		if (tp_load_transport(skb, w, usual, 4))
 			return TP_DROP_MALFORMED;
 		p->tcp_flags = w->l4.flags;
 		if ((w->l4.flags & (TCP_SYN | TCP_ACK | TCP_RST)) == TCP_SYN)
 			p->flags |= TP_PKT_OPENS;
 	} else if (proto == IPPROTO_UDP || proto == SCTP) {
 		/* Both have eight bytes at least: as many as a sequence number takes after the ports. */
-		if (bpf_skb_load_bytes(skb, p->l4_off, &w->l4, 8))
+		if (tp_load_transport(skb, w, usual, 2))
 			return TP_DROP_MALFORMED;
 	} else if (proto == IPPROTO_ICMP || proto == ICMP6) {
 		int v6 = p->flags & TP_PKT_V6;
@@ -97,13 +134,13 @@ static __always_inline __u32 tp_frag_follow(struct tp_work *w)
 	return 0;
 }
 
-static __always_inline __u32 tp_parse_rest(struct __sk_buff *skb, struct tp_work *w)
+static __always_inline __u32 tp_parse_rest(struct __sk_buff *skb, struct tp_work *w, const __u32 usual)
 {
 	__u32 reason;
 
 	if (w->p.flags & TP_PKT_LATER_FRAG)
 		return tp_frag_follow(w);
-	reason = tp_parse_l4(skb, w);
+	reason = tp_parse_l4(skb, w, usual);
 	if (!reason && (w->p.flags & TP_PKT_FIRST_FRAG))
 		tp_frag_record(w);
 	return reason;
@@ -115,7 +152,7 @@ static __always_inline __u32 tp_parse_v4(struct __sk_buff *skb, struct tp_work *
 	struct iphdr *ip = &w->h.v4;
 	__u32 header, total, frag;
 
-	if (bpf_skb_load_bytes(skb, 0, w->h.eth_dst, ETH_LEN + sizeof(*ip)))
+	if (tp_load_network(skb, w, sizeof(*ip) / 4))
 		return TP_DROP_MALFORMED;
 	header = ip->ihl * 4;
 	total = bpf_ntohs(ip->tot_len);
@@ -138,7 +175,7 @@ static __always_inline __u32 tp_parse_v4(struct __sk_buff *skb, struct tp_work *
 		if ((frag & IP_OFFSET) == 1 && ip->protocol == IPPROTO_TCP)
 			return TP_DROP_MALFORMED;
 	}
-	return tp_parse_rest(skb, w);
+	return tp_parse_rest(skb, w, ETH_LEN + sizeof(*ip));
 }
 
 #define NEXT_HOP 0
@@ -198,7 +235,7 @@ static __always_inline __u32 tp_parse_v6(struct __sk_buff *skb, struct tp_work *
 	struct ipv6hdr *ip = &w->h.v6;
 	__u32 reason;
 
-	if (bpf_skb_load_bytes(skb, 0, w->h.eth_dst, ETH_LEN + sizeof(*ip)) || ip->version != 6)
+	if (tp_load_network(skb, w, sizeof(*ip) / 4) || ip->version != 6)
 		return TP_DROP_MALFORMED;
 	if (ETH_LEN + sizeof(*ip) + bpf_ntohs(ip->payload_len) > skb->len)
 		return TP_DROP_MALFORMED;
@@ -211,7 +248,7 @@ static __always_inline __u32 tp_parse_v6(struct __sk_buff *skb, struct tp_work *
 	reason = tp_parse_extensions(skb, p, ip->nexthdr);
 	if (reason)
 		return reason;
-	return tp_parse_rest(skb, w);
+	return tp_parse_rest(skb, w, ETH_LEN + sizeof(*ip));
 }
 
 static __noinline __u32 tp_parse(struct __sk_buff *skb, struct tp_work *w)

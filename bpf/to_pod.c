@@ -38,7 +38,6 @@ int tp_to_pod(struct __sk_buff *skb)
 			return tp_drop(skb, reason);
 		return tp_restore_quoted(skb, w) ? tp_drop(skb, TP_DROP_INTERNAL) : TC_ACT_OK;
 	}
-	w->sent = w->p.t;
 	ct = tp_track(w, cfg, tp_ct_find(w, &w->p.t));
 	if (w->reason)
 		return tp_drop(skb, w->reason);

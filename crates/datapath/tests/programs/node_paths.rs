@@ -48,6 +48,10 @@ fn the_tunnel_takes_no_source_from_who_does_not_own_it() {
             w.from_tunnel(&client, "198.51.100.7").dropped("tunnel_source");
             let to_node = arriving(MAC_TUNNEL, h.outside, 4000, h.node, 22, L4::syn());
             w.from_tunnel(&to_node, "192.168.50.2").dropped("tunnel_source");
+            // What a pod asked of the outside directly is not answered, and so not taken over, by a node.
+            w.from_pod(&sent_by(h.a, 4444, h.outside, 443, L4::syn())).passed();
+            let answer = arriving(MAC_TUNNEL, h.outside, 443, h.a, 4444, L4::tcp(SYN | ACK));
+            w.from_tunnel(&answer, "192.168.50.2").dropped("tunnel_source");
             let nobody = arriving(MAC_TUNNEL, h.remote, 4000, h.outside, 22, L4::syn());
             w.from_tunnel(&nobody, "192.168.50.2").dropped("no_pod");
         }
