@@ -206,9 +206,9 @@ impl Layout {
         which == "underlay"
             || which.strip_prefix("outside").is_some_and(digits)
             || which.strip_prefix('n').is_some_and(|n| !n.is_empty() && digits(n))
-            || which.strip_prefix("p-").is_some_and(|p| {
-                p.len() == 8 && p.chars().all(|c| c.is_ascii_digit() || ('a'..='f').contains(&c))
-            })
+            || which
+                .strip_prefix("p-")
+                .is_some_and(|p| p.len() == 8 && p.chars().all(|c| c.is_ascii_digit() || ('a'..='f').contains(&c)))
     }
 }
 

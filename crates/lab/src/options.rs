@@ -201,13 +201,17 @@ fn ranges(what: &str, chosen: &[IpNet], defaults: Vec<IpNet>, family: IpFamily, 
         ensure!(family.wants(net), "{what} {net} does not belong to the lab's IP family");
         *(if matches!(net, IpNet::V4(_)) { &mut fours } else { &mut sixes }) += 1;
     }
-    ensure!((fours > 0) == family.has_v4() && (sixes > 0) == family.has_v6(), "{what} is not given for every IP family of the lab");
+    ensure!(
+        (fours > 0) == family.has_v4() && (sixes > 0) == family.has_v6(),
+        "{what} is not given for every IP family of the lab"
+    );
     ensure!(!one_each || (fours <= 1 && sixes <= 1), "{what} is given twice for one IP family");
     Ok(chosen.to_vec())
 }
 
 fn refuse_overlaps(named: &[(&str, &[IpNet])]) -> Result<()> {
-    let all: Vec<(&str, &IpNet)> = named.iter().flat_map(|(name, nets)| nets.iter().map(move |net| (*name, net))).collect();
+    let all: Vec<(&str, &IpNet)> =
+        named.iter().flat_map(|(name, nets)| nets.iter().map(move |net| (*name, net))).collect();
     for (index, (name, net)) in all.iter().enumerate() {
         for (other_name, other) in all.iter().skip(index + 1) {
             ensure!(
@@ -305,10 +309,9 @@ fn node_range(cluster: &IpNet, index: usize) -> Result<IpNet> {
         IpNet::V4(_) => 24,
         IpNet::V6(_) => 64,
     };
-    cluster
-        .subnets(length.max(cluster.prefix_len()))?
-        .nth(index)
-        .with_context(|| format!("the pod range {cluster} has no /{length} left for node n{}; choose a larger range", index + 1))
+    cluster.subnets(length.max(cluster.prefix_len()))?.nth(index).with_context(|| {
+        format!("the pod range {cluster} has no /{length} left for node n{}; choose a larger range", index + 1)
+    })
 }
 
 fn plan_outside(gateways: &[IpNet]) -> Result<Vec<OutsideHost>> {
@@ -316,10 +319,13 @@ fn plan_outside(gateways: &[IpNet]) -> Result<Vec<OutsideHost>> {
     let sixes: Vec<&IpNet> = gateways.iter().filter(|net| matches!(net, IpNet::V6(_))).collect();
     let mut hosts = Vec::new();
     for index in 0..fours.len().max(sixes.len()) {
-        let gateways: Vec<IpNet> = [fours.get(index), sixes.get(index)].into_iter().flatten().map(|net| **net).collect();
+        let gateways: Vec<IpNet> =
+            [fours.get(index), sixes.get(index)].into_iter().flatten().map(|net| **net).collect();
         let addresses = gateways
             .iter()
-            .map(|net| Ok(IpNet::new(nth_address(net, if net.addr().is_ipv4() { 10 } else { 0x10 })?, net.prefix_len())?))
+            .map(|net| {
+                Ok(IpNet::new(nth_address(net, if net.addr().is_ipv4() { 10 } else { 0x10 })?, net.prefix_len())?)
+            })
             .collect::<Result<_>>()?;
         let netns = if index == 0 { "outside".to_owned() } else { format!("outside{}", index + 1) };
         hosts.push(OutsideHost { netns, addresses, gateways });
@@ -329,7 +335,8 @@ fn plan_outside(gateways: &[IpNet]) -> Result<Vec<OutsideHost>> {
 
 fn read_cni_conf(options: &UpOptions) -> Result<Option<String>> {
     let Some(path) = &options.cni_conf else { return Ok(None) };
-    let text = std::fs::read_to_string(path).with_context(|| format!("read the CNI configuration {}", path.display()))?;
+    let text =
+        std::fs::read_to_string(path).with_context(|| format!("read the CNI configuration {}", path.display()))?;
     serde_json::from_str::<serde_json::Value>(&text.replace("$POD_CIDRS", "[]"))
         .with_context(|| format!("{} is not JSON", path.display()))?;
     Ok(Some(text))

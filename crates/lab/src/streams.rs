@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use serde_json::Value;
@@ -32,7 +32,7 @@ fn text<'a>(pod: &'a Value, pointer: &str) -> &'a str {
     pod.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
 }
 
-fn refuse(error: &anyhow::Error) -> ApiError {
+fn refuse(error: anyhow::Error) -> ApiError {
     ApiError::bad_request(format!("{error:#}"))
 }
 
@@ -42,25 +42,21 @@ impl Streams {
         Self { layout, registry }
     }
 
-    fn entry(&self, pod: &Value) -> Result<Entry, ApiError> {
-        self.registry.get(text(pod, "/metadata/uid")).ok_or_else(|| {
-            let name = text(pod, "/metadata/name");
-            ApiError::bad_request(format!("pod {name:?} has no sandbox: it is not running (yet, or any more)"))
+    fn entry(&self, pod: &Value) -> Result<Entry> {
+        self.registry.get(text(pod, "/metadata/uid")).with_context(|| {
+            format!("pod {:?} has no sandbox: it is not running (yet, or any more)", text(pod, "/metadata/name"))
         })
     }
 
-    fn container(&self, pod: &Value, name: &str) -> Result<Container, ApiError> {
+    fn container(&self, pod: &Value, name: &str) -> Result<Container> {
         let found = self.entry(pod)?.containers.get(name).cloned();
-        found.filter(|container| container.ended().is_none()).ok_or_else(|| {
-            ApiError::internal(format!(
-                "unable to upgrade connection: container {name} of pod {} is not running",
-                text(pod, "/metadata/name")
-            ))
-        })
+        found
+            .filter(|container| container.ended().is_none())
+            .with_context(|| format!("container {name:?} of pod {:?} is not running", text(pod, "/metadata/name")))
     }
 
     /// The log of the current instance, or of the one before it.
-    fn log_file(&self, pod: &Value, options: &LogOptions) -> Result<PathBuf, ApiError> {
+    fn log_file(&self, pod: &Value, options: &LogOptions) -> Result<PathBuf> {
         let at = |pointer| text(pod, pointer);
         let dir = self
             .layout
@@ -71,17 +67,16 @@ impl Streams {
         let chosen = if options.previous { numbers.iter().rev().nth(1) } else { numbers.last() };
         match chosen {
             Some(number) => Ok(dir.join(format!("{number}.log"))),
-            None if options.previous => Err(ApiError::bad_request(format!(
-                "previous terminated container {:?} in pod {:?} not found",
-                options.container,
-                at("/metadata/name")
-            ))),
-            None => Err(ApiError::bad_request(format!(
+            None if options.previous => {
+                let name = at("/metadata/name");
+                bail!("previous terminated container {:?} in pod {name:?} not found", options.container)
+            }
+            None => bail!(
                 "container {:?} in pod {:?} is waiting to start: {}",
                 options.container,
                 at("/metadata/name"),
                 waiting_reason(pod, &options.container)
-            ))),
+            ),
         }
     }
 }
@@ -110,7 +105,7 @@ impl StreamHandler for Streams {
             .and_then(|entry| entry.containers.get(&options.container).cloned())
             .filter(|container| options.follow && file.as_ref().is_ok_and(|file| file == container.log_path()));
         async move {
-            let file = file?;
+            let file = file.map_err(refuse)?;
             let (reader, mut writer) = tokio::io::duplex(64 * 1024);
             tokio::spawn(async move {
                 let follow = running.map(|container| container.log_progress());
@@ -124,19 +119,29 @@ impl StreamHandler for Streams {
         .boxed()
     }
 
-    fn exec(&self, pod: Arc<Value>, options: CommandOptions, io: ProcessIo) -> BoxFuture<'static, Result<Exit, ApiError>> {
+    fn exec(
+        &self,
+        pod: Arc<Value>,
+        options: CommandOptions,
+        io: ProcessIo,
+    ) -> BoxFuture<'static, Result<Exit, ApiError>> {
         let container = self.container(&pod, &options.container);
         async move {
-            let code = container?.exec(&options.command, options.tty, io).await.map_err(|error| refuse(&error))?;
-            Ok(Exit::Code(code))
+            let container = container.map_err(refuse)?;
+            container.exec(&options.command, options.tty, io).await.map(Exit::Code).map_err(refuse)
         }
         .boxed()
     }
 
-    fn attach(&self, pod: Arc<Value>, options: CommandOptions, io: ProcessIo) -> BoxFuture<'static, Result<Exit, ApiError>> {
+    fn attach(
+        &self,
+        pod: Arc<Value>,
+        options: CommandOptions,
+        io: ProcessIo,
+    ) -> BoxFuture<'static, Result<Exit, ApiError>> {
         let container = self.container(&pod, &options.container);
         async move {
-            container?.attach(io).await.map_err(|error| refuse(&error))?;
+            container.map_err(refuse)?.attach(io).await.map_err(refuse)?;
             Ok(Exit::Detached)
         }
         .boxed()
@@ -144,8 +149,11 @@ impl StreamHandler for Streams {
 
     fn port_forward(&self, pod: Arc<Value>, port: u16, stream: Duplex) -> BoxFuture<'static, Result<(), ApiError>> {
         let entry = self.entry(&pod);
-        async move { forward(&entry?.netns, port, stream).await.map_err(|error| ApiError::internal(format!("{error:#}"))) }
-            .boxed()
+        async move {
+            let netns = entry.map_err(refuse)?.netns;
+            forward(&netns, port, stream).await.map_err(|error| ApiError::internal(format!("{error:#}")))
+        }
+        .boxed()
     }
 }
 

@@ -142,7 +142,8 @@ where
 
 async fn link_index(netlink: &Handle, name: &str) -> Result<u32> {
     let link = netlink.link().get().match_name(name.to_owned()).execute().try_next().await;
-    let link = link.with_context(|| format!("find link {name}"))?.with_context(|| format!("link {name} is not there"))?;
+    let link =
+        link.with_context(|| format!("find link {name}"))?.with_context(|| format!("link {name} is not there"))?;
     Ok(link.header.index)
 }
 

@@ -106,7 +106,11 @@ impl Drop for Lab {
 }
 
 fn links() -> BTreeSet<String> {
-    std::fs::read_dir("/sys/class/net").unwrap().flatten().map(|e| e.file_name().to_string_lossy().into_owned()).collect()
+    std::fs::read_dir("/sys/class/net")
+        .unwrap()
+        .flatten()
+        .map(|e| e.file_name().to_string_lossy().into_owned())
+        .collect()
 }
 
 fn pod(name: &str, node: &str, container: &serde_json::Value) -> Pod {
@@ -167,9 +171,13 @@ async fn pods_run_answer_log_and_leave_nothing_behind() {
 
     let create = PostParams::default();
     pods.create(&create, &pod("web", "n1", &json!({"image": "nginx"}))).await.unwrap();
-    pods.create(&create, &pod("tools", "n1", &json!({"image": "busybox", "command": ["sleep", "1000"]}))).await.unwrap();
+    pods.create(&create, &pod("tools", "n1", &json!({"image": "busybox", "command": ["sleep", "1000"]})))
+        .await
+        .unwrap();
     let script = "echo out; echo err >&2; exit 3";
-    pods.create(&create, &pod("once-bad", "n2", &json!({"image": "busybox", "command": ["sh", "-c", script]}))).await.unwrap();
+    pods.create(&create, &pod("once-bad", "n2", &json!({"image": "busybox", "command": ["sh", "-c", script]})))
+        .await
+        .unwrap();
     pods.create(&create, &pod("strange", "n2", &json!({"image": "postgres"}))).await.unwrap();
 
     let web = in_phase(&pods, "web", "Running").await;

@@ -42,7 +42,8 @@ pub fn up(options: &UpOptions, progress: &mut dyn FnMut(&str)) -> Result<LabStat
     let spec = ClusterSpec::plan(options, free_port()?)?;
     make_private_dir(layout.state())?;
     let text = serde_json::to_vec_pretty(&spec)?;
-    std::fs::write(layout.cluster_file(), text).with_context(|| format!("write {}", layout.cluster_file().display()))?;
+    std::fs::write(layout.cluster_file(), text)
+        .with_context(|| format!("write {}", layout.cluster_file().display()))?;
     launch(&layout, &spec, progress)?;
     status(name)
 }
@@ -124,7 +125,8 @@ fn lock(layout: &Layout) -> Result<Flock<File>> {
             .map_err(|(_, error)| error)
             .with_context(|| format!("lock {}", path.display()))?;
         // `down` removes the file: a lock on the removed one is worth nothing.
-        let same = std::fs::metadata(&path).is_ok_and(|there| locked.metadata().is_ok_and(|own| own.ino() == there.ino()));
+        let same =
+            std::fs::metadata(&path).is_ok_and(|there| locked.metadata().is_ok_and(|own| own.ino() == there.ino()));
         if same {
             return Ok(locked);
         }

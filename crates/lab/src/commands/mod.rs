@@ -57,8 +57,9 @@ pub fn spec(name: &LabName) -> Result<ClusterSpec> {
         }
         Err(error) => return Err(error).with_context(|| format!("read {}", file.display())),
     };
-    serde_json::from_slice(&text)
-        .with_context(|| format!("understand {}; `towpath lab down` removes the lab whatever state it is in", file.display()))
+    serde_json::from_slice(&text).with_context(|| {
+        format!("understand {}; `towpath lab down` removes the lab whatever state it is in", file.display())
+    })
 }
 
 /// What is known of one lab.

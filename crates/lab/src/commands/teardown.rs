@@ -66,4 +66,3 @@ fn remove_tree(path: &Path) -> Option<anyhow::Error> {
         Err(error) => Some(anyhow::Error::new(error).context(format!("remove {}", path.display()))),
     }
 }
-

@@ -40,8 +40,14 @@ pub(crate) fn mount_bpffs(path: &Path) -> Result<()> {
     if is_mount_point(path)? {
         return Ok(());
     }
-    mount(Some("bpf"), path, Some("bpf"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC, Some("mode=0700"))
-        .with_context(|| format!("mount a BPF file system at {}", path.display()))
+    mount(
+        Some("bpf"),
+        path,
+        Some("bpf"),
+        MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC,
+        Some("mode=0700"),
+    )
+    .with_context(|| format!("mount a BPF file system at {}", path.display()))
 }
 
 /// Unmounts everything at or below `dir`, the last mounted first. Returns what could not be unmounted.

@@ -288,9 +288,10 @@ mod tests {
 
     #[test]
     fn resource_fields_are_divided_and_rounded_up() {
-        let container: Container =
-            serde_json::from_value(serde_json::json!({"name": "c", "resources": {"limits": {"cpu": "1500m", "memory": "64Mi"}}}))
-                .unwrap();
+        let container: Container = serde_json::from_value(
+            serde_json::json!({"name": "c", "resources": {"limits": {"cpu": "1500m", "memory": "64Mi"}}}),
+        )
+        .unwrap();
         assert_eq!(resource_value(&container, "limits.cpu", "").unwrap(), "2");
         assert_eq!(resource_value(&container, "limits.memory", "1Mi").unwrap(), "64");
         assert_eq!(resource_value(&container, "requests.cpu", "1m").unwrap(), "0");

@@ -41,7 +41,14 @@ impl EventSink {
     }
 
     /// An event about the pod, or about one container of it (`spec.containers{name}`).
-    pub(crate) fn pod(&self, pod: &Pod, field: Option<String>, severity: Severity, reason: &'static str, message: String) {
+    pub(crate) fn pod(
+        &self,
+        pod: &Pod,
+        field: Option<String>,
+        severity: Severity,
+        reason: &'static str,
+        message: String,
+    ) {
         let about = ObjectReference {
             api_version: Some("v1".to_owned()),
             kind: Some("Pod".to_owned()),

@@ -70,8 +70,12 @@ pub(crate) fn resolv_conf(pod: &Pod, cluster_dns: &[IpAddr], node: &str) -> Stri
         "None" => (Vec::new(), Vec::new(), Vec::new()),
         "Default" => (lines("nameserver"), words("search"), words("options")),
         _ => {
-            let mut searches: Vec<String> =
-                [format!("{namespace}.svc.{CLUSTER_DOMAIN}"), format!("svc.{CLUSTER_DOMAIN}"), CLUSTER_DOMAIN.to_owned()].into();
+            let mut searches: Vec<String> = [
+                format!("{namespace}.svc.{CLUSTER_DOMAIN}"),
+                format!("svc.{CLUSTER_DOMAIN}"),
+                CLUSTER_DOMAIN.to_owned(),
+            ]
+            .into();
             searches.extend(words("search"));
             (cluster_dns.iter().map(IpAddr::to_string).collect(), searches, vec!["ndots:5".to_owned()])
         }
@@ -113,12 +117,14 @@ mod tests {
     use super::*;
 
     fn pod(spec: serde_json::Value) -> Pod {
-        serde_json::from_value(serde_json::json!({"metadata": {"name": "web-0", "namespace": "shop"}, "spec": spec})).unwrap()
+        serde_json::from_value(serde_json::json!({"metadata": {"name": "web-0", "namespace": "shop"}, "spec": spec}))
+            .unwrap()
     }
 
     #[test]
     fn cluster_first_asks_the_cluster_and_searches_the_namespace() {
-        let text = resolv_conf(&pod(serde_json::json!({"containers": []})), &["10.96.0.10".parse().unwrap()], "search lan\n");
+        let text =
+            resolv_conf(&pod(serde_json::json!({"containers": []})), &["10.96.0.10".parse().unwrap()], "search lan\n");
         assert_eq!(
             text,
             "search shop.svc.cluster.local svc.cluster.local cluster.local lan\nnameserver 10.96.0.10\noptions ndots:5\n"
@@ -129,14 +135,19 @@ mod tests {
     fn dns_policies_and_config_are_honoured() {
         let spec = serde_json::json!({"containers": [], "dnsPolicy": "None", "dnsConfig": {
             "nameservers": ["192.0.2.1"], "searches": ["a.b"], "options": [{"name": "ndots", "value": "2"}, {"name": "edns0"}]}});
-        assert_eq!(resolv_conf(&pod(spec), &[], "nameserver 1.1.1.1\n"), "search a.b\nnameserver 192.0.2.1\noptions ndots:2 edns0\n");
+        assert_eq!(
+            resolv_conf(&pod(spec), &[], "nameserver 1.1.1.1\n"),
+            "search a.b\nnameserver 192.0.2.1\noptions ndots:2 edns0\n"
+        );
         let spec = serde_json::json!({"containers": [], "hostNetwork": true});
         assert_eq!(resolv_conf(&pod(spec), &[], "nameserver 1.1.1.1\n"), "nameserver 1.1.1.1\n");
     }
 
     #[test]
     fn hosts_names_the_pod_by_its_subdomain() {
-        let pod = pod(serde_json::json!({"containers": [], "subdomain": "db", "hostAliases": [{"ip": "1.2.3.4", "hostnames": ["x"]}]}));
+        let pod = pod(
+            serde_json::json!({"containers": [], "subdomain": "db", "hostAliases": [{"ip": "1.2.3.4", "hostnames": ["x"]}]}),
+        );
         let text = hosts(&pod, &["10.244.0.5".parse().unwrap()]);
         assert!(text.contains("10.244.0.5\tweb-0.db.shop.svc.cluster.local\tweb-0\n"), "{text}");
         assert!(text.ends_with("1.2.3.4\tx\n"), "{text}");

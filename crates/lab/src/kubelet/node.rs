@@ -9,7 +9,9 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
-use k8s_openapi::api::core::v1::{Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeSpec, NodeStatus, NodeSystemInfo};
+use k8s_openapi::api::core::v1::{
+    Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeSpec, NodeStatus, NodeSystemInfo,
+};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference, Time};
 use kube::api::{Api, Patch, PatchParams, PostParams};
@@ -31,7 +33,8 @@ const NETWORK_CHECK: (Duration, Duration) = (Duration::from_millis(10), Duration
 /// The machine's memory in bytes.
 pub(crate) fn memory_bytes() -> u64 {
     let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let kib = text.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB")?.trim().parse().ok());
+    let kib =
+        text.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB")?.trim().parse().ok());
     kib.unwrap_or(0_u64) * 1024
 }
 
@@ -85,7 +88,8 @@ fn machine(context: &NodeContext) -> NodeSystemInfo {
 
 fn conditions(network: &Result<(), String>, before: &[NodeCondition]) -> Vec<NodeCondition> {
     let now = Timestamp::now();
-    let pressure = |kind: &str, reason: &str, message: &str| (kind.to_owned(), false, reason.to_owned(), message.to_owned());
+    let pressure =
+        |kind: &str, reason: &str, message: &str| (kind.to_owned(), false, reason.to_owned(), message.to_owned());
     let ready = match network {
         Ok(()) => ("Ready".to_owned(), true, "KubeletReady".to_owned(), "kubelet is posting ready status".to_owned()),
         Err(why) => (
@@ -223,7 +227,11 @@ async fn network_state(context: &NodeContext) -> Result<(), String> {
 
 async fn post(context: &NodeContext, status: &NodeStatus) -> Result<()> {
     let api: Api<Node> = Api::all(context.client.clone());
-    let patch = json!({"status": status});
+    let mut patch = json!({"status": status});
+    // Addresses merge by type, and a node has two of type InternalIP: the list is replaced whole, as the kubelet does it.
+    if let Some(addresses) = patch.pointer_mut("/status/addresses").and_then(serde_json::Value::as_array_mut) {
+        addresses.push(json!({"$patch": "replace"}));
+    }
     api.patch_status(&context.node.name, &PatchParams::default(), &Patch::Strategic(patch)).await?;
     Ok(())
 }

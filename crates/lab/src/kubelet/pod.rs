@@ -273,13 +273,18 @@ impl Worker {
 
     async fn make_sandbox(&self) -> Result<Sandbox> {
         let layout = &self.context.layout;
-        let sysctls = self.pod.spec.iter().flat_map(|s| s.security_context.iter()).flat_map(|c| c.sysctls.iter().flatten());
+        let sysctls =
+            self.pod.spec.iter().flat_map(|s| s.security_context.iter()).flat_map(|c| c.sysctls.iter().flatten());
         cgroup::create(&layout.pod_cgroup(&self.context.node.name, &self.uid))?;
         Sandbox::create(SandboxSpec {
             dir: layout.pod_run(&self.uid),
             netns: (!self.is_host_network()).then(|| sandbox::netns_name(layout)),
             node_netns: layout.netns(&self.context.node.name),
-            hostname: if self.is_host_network() { self.context.node.name.clone() } else { files::kernel_hostname(&self.pod) },
+            hostname: if self.is_host_network() {
+                self.context.node.name.clone()
+            } else {
+                files::kernel_hostname(&self.pod)
+            },
             sysctls: sysctls.map(|s| (s.name.clone(), s.value.clone())).collect(),
         })
         .await
@@ -355,7 +360,8 @@ impl Worker {
 
     /// When something is to be done without news: a restart falls due, or `activeDeadlineSeconds` passes.
     fn next_timer(&self) -> Option<Instant> {
-        let restarts = self.slots.iter().filter(|s| matches!(s.state, State::Waiting { .. })).filter_map(|s| s.not_before);
+        let restarts =
+            self.slots.iter().filter(|s| matches!(s.state, State::Waiting { .. })).filter_map(|s| s.not_before);
         restarts.filter(|at| *at > Instant::now()).chain(self.deadline().map(|left| Instant::now() + left)).min()
     }
 
@@ -426,9 +432,12 @@ impl Worker {
             .slots
             .iter()
             .any(|s| s.kind == Kind::Init && s.exit_code().is_some_and(|code| code != 0) && self.policy() == "Never");
-        let all_over = self.slots.iter().enumerate().filter(|(_, s)| s.kind == Kind::Main).all(|(index, slot)| {
-            over(slot, self.restarts_after(index, slot.exit_code()))
-        });
+        let all_over = self
+            .slots
+            .iter()
+            .enumerate()
+            .filter(|(_, s)| s.kind == Kind::Main)
+            .all(|(index, slot)| over(slot, self.restarts_after(index, slot.exit_code())));
         self.finished = failed_init || self.failure.is_some() || all_over;
         self.finished
     }
@@ -459,7 +468,8 @@ impl Worker {
     }
 
     fn take(&mut self, message: Message) {
-        let current = |slots: &[Slot], index: usize, instance: u64| slots.get(index).is_some_and(|s| s.instance == instance);
+        let current =
+            |slots: &[Slot], index: usize, instance: u64| slots.get(index).is_some_and(|s| s.instance == instance);
         match message {
             Message::Pod(_) | Message::Gone => self.note(message),
             Message::Started { index, instance, result } if current(&self.slots, index, instance) => match result {
@@ -490,7 +500,8 @@ impl Worker {
         let Some(slot) = self.slots.get_mut(index) else { return };
         slot.run(container.clone());
         self.context.registry.add_container(&self.uid, slot.name(), container.clone());
-        let (kind, instance, probes) = (slot.kind, slot.instance, slot.spec.startup_probe.is_none() && slot.spec.readiness_probe.is_none());
+        let (kind, instance, probes) =
+            (slot.kind, slot.instance, slot.spec.startup_probe.is_none() && slot.spec.readiness_probe.is_none());
         let hook = slot.spec.lifecycle.as_ref().and_then(|l| l.post_start.clone());
         if kind == Kind::Init {
             return;
@@ -559,7 +570,12 @@ impl Worker {
             Finding::Started => slot.started = true,
             Finding::Ready(ready) => slot.ready = ready,
             Finding::Failed("PostStartHook", why) => {
-                self.event(Some(field), Severity::Warning, "FailedPostStartHook", format!("PostStartHook failed: {why}"));
+                self.event(
+                    Some(field),
+                    Severity::Warning,
+                    "FailedPostStartHook",
+                    format!("PostStartHook failed: {why}"),
+                );
             }
             Finding::Failed(kind, why) => {
                 self.event(Some(field), Severity::Warning, "Unhealthy", format!("{kind} probe failed: {why}"));
@@ -599,7 +615,8 @@ impl Worker {
     /// the grace period may be cut short.
     async fn stop_containers(&mut self) {
         // Starts under way are not waited for; what they started is found by its cgroup.
-        let mains: Vec<usize> = (0..self.slots.len()).filter(|i| self.slots.get(*i).is_some_and(|s| s.kind != Kind::Sidecar)).collect();
+        let mains: Vec<usize> =
+            (0..self.slots.len()).filter(|i| self.slots.get(*i).is_some_and(|s| s.kind != Kind::Sidecar)).collect();
         let sidecars = (0..self.slots.len()).rev().filter(|i| !mains.contains(i)).collect::<Vec<_>>();
         self.stop_group(&mains).await;
         for index in sidecars {
@@ -607,7 +624,8 @@ impl Worker {
         }
         self.tasks.shutdown().await;
         let path = self.context.layout.pod_cgroup(&self.context.node.name, &self.uid);
-        let removed = tokio::task::spawn_blocking(move || cgroup::kill_and_remove(&path, Duration::from_secs(10))).await;
+        let removed =
+            tokio::task::spawn_blocking(move || cgroup::kill_and_remove(&path, Duration::from_secs(10))).await;
         if let Ok(Err(error)) = removed {
             tracing::warn!(pod = %self.label(), error = %format!("{error:#}"), "cgroup stays");
         }
@@ -639,7 +657,12 @@ impl Worker {
         for index in group {
             let Some(slot) = self.slots.get(*index) else { continue };
             let Some(container) = slot.container.clone().filter(|c| c.ended().is_none()) else { continue };
-            self.event(Some(Self::field(slot)), Severity::Normal, "Killing", format!("Stopping container {}", slot.name()));
+            self.event(
+                Some(Self::field(slot)),
+                Severity::Normal,
+                "Killing",
+                format!("Stopping container {}", slot.name()),
+            );
             let hook = slot.spec.lifecycle.as_ref().and_then(|l| l.pre_stop.clone());
             let hook = hook.and_then(|hook| self.target(*index).map(|target| (target, hook)));
             containers.push(container.clone());
@@ -715,7 +738,11 @@ impl Worker {
     }
 }
 
-async fn mount_volumes(context: Arc<NodeContext>, pod: Arc<Pod>, pod_ips: Vec<IpAddr>) -> Result<HashMap<String, PathBuf>> {
+async fn mount_volumes(
+    context: Arc<NodeContext>,
+    pod: Arc<Pod>,
+    pod_ips: Vec<IpAddr>,
+) -> Result<HashMap<String, PathBuf>> {
     let host_ips = context.host_ips();
     let pod_dir = context.layout.pod_run(&pod.uid().unwrap_or_default());
     std::fs::create_dir_all(&pod_dir).with_context(|| format!("create {}", pod_dir.display()))?;

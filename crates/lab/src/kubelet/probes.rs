@@ -8,9 +8,7 @@ use anyhow::{Context, Result, bail};
 use http_body_util::{BodyExt, Empty};
 use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
-use k8s_openapi::api::core::v1::{
-    Container as ContainerSpec, HTTPGetAction, LifecycleHandler, Probe, TCPSocketAction,
-};
+use k8s_openapi::api::core::v1::{Container as ContainerSpec, HTTPGetAction, LifecycleHandler, Probe, TCPSocketAction};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use tokio::sync::mpsc;
 
@@ -77,9 +75,12 @@ fn seconds(value: Option<i32>, default: u64) -> Duration {
     Duration::from_secs(value.and_then(|v| u64::try_from(v).ok()).filter(|v| *v > 0).unwrap_or(default))
 }
 
+/// Time for a process to begin to listen, so that a probe without a delay does not report a failure that means nothing.
+const FIRST_ATTEMPT: Duration = Duration::from_millis(60);
+
 async fn initial_delay(probe: &Probe) {
     let delay = probe.initial_delay_seconds.and_then(|v| u64::try_from(v).ok()).unwrap_or(0);
-    tokio::time::sleep(Duration::from_secs(delay)).await;
+    tokio::time::sleep(Duration::from_secs(delay).max(FIRST_ATTEMPT)).await;
 }
 
 /// Startup: true at success, false after `failureThreshold` failures in a row. Liveness: never true.

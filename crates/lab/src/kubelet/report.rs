@@ -78,7 +78,8 @@ impl Reporter {
 fn settle(mut status: PodStatus, before: Option<&PodStatus>) -> PodStatus {
     let Some(before) = before else { return status };
     for condition in status.conditions.iter_mut().flatten() {
-        let old = before.conditions.iter().flatten().find(|c| c.type_ == condition.type_ && c.status == condition.status);
+        let old =
+            before.conditions.iter().flatten().find(|c| c.type_ == condition.type_ && c.status == condition.status);
         if let Some(old) = old {
             condition.last_transition_time.clone_from(&old.last_transition_time);
         }
@@ -86,7 +87,12 @@ fn settle(mut status: PodStatus, before: Option<&PodStatus>) -> PodStatus {
     status
 }
 
-async fn send_all(api: Api<Pod>, name: String, mut wants: watch::Receiver<(u64, Option<Value>)>, done: watch::Sender<u64>) {
+async fn send_all(
+    api: Api<Pod>,
+    name: String,
+    mut wants: watch::Receiver<(u64, Option<Value>)>,
+    done: watch::Sender<u64>,
+) {
     let mut wait = Duration::from_millis(50);
     while wants.changed().await.is_ok() {
         loop {

@@ -128,7 +128,8 @@ impl Slot {
 
     /// Whether it waits and may be started now.
     pub(crate) fn is_due(&self) -> bool {
-        !matches!(self.state, State::Starting { .. } | State::Running) && self.not_before.is_none_or(|at| at <= Instant::now())
+        !matches!(self.state, State::Starting { .. } | State::Running)
+            && self.not_before.is_none_or(|at| at <= Instant::now())
     }
 
     /// A start begins: an instance that follows another counts as a restart.
@@ -208,7 +209,11 @@ impl Slot {
             self.not_before = Some(Instant::now() + wait);
             self.state = State::Waiting {
                 reason: "CrashLoopBackOff".to_owned(),
-                message: Some(format!("back-off {}s restarting failed container={} pod={pod}", wait.as_secs(), self.spec.name)),
+                message: Some(format!(
+                    "back-off {}s restarting failed container={} pod={pod}",
+                    wait.as_secs(),
+                    self.spec.name
+                )),
             };
         }
         wait
@@ -238,7 +243,11 @@ impl Slot {
         ContainerStatus {
             name: self.spec.name.clone(),
             image: image::canonical(&reference),
-            image_id: if self.ever_started { format!("towpath-lab://{}", image::canonical(&reference)) } else { String::new() },
+            image_id: if self.ever_started {
+                format!("towpath-lab://{}", image::canonical(&reference))
+            } else {
+                String::new()
+            },
             container_id: self.container.as_ref().map(container_id).or(last_id),
             ready,
             started: Some(match self.kind {

@@ -134,16 +134,14 @@ impl Start {
         let id = |value: Option<i64>| value.and_then(|v| u32::try_from(v).ok()).unwrap_or(0);
         process.uid = id(own.run_as_user.or(pod.run_as_user));
         process.gid = id(own.run_as_group.or(pod.run_as_group));
-        process.groups = pod.supplemental_groups.iter().flatten().chain(pod.fs_group.iter()).map(|g| id(Some(*g))).collect();
+        process.groups =
+            pod.supplemental_groups.iter().flatten().chain(pod.fs_group.iter()).map(|g| id(Some(*g))).collect();
         if own.run_as_non_root.or(pod.run_as_non_root) == Some(true) && process.uid == 0 {
             anyhow::bail!("container has runAsNonRoot and image will run as root (pod: {:?})", self.pod.name_any());
         }
         process.no_new_privileges = own.allow_privilege_escalation == Some(false);
-        process.capabilities = if own.privileged == Some(true) {
-            u64::MAX
-        } else {
-            capabilities(own.capabilities.as_ref())?
-        };
+        process.capabilities =
+            if own.privileged == Some(true) { u64::MAX } else { capabilities(own.capabilities.as_ref())? };
         Ok(())
     }
 
@@ -229,8 +227,10 @@ impl Start {
         let termination = dir.join("termination-log");
         std::fs::write(&termination, "")?;
         std::fs::set_permissions(&termination, std::os::unix::fs::PermissionsExt::from_mode(0o666))?;
-        let message = self.declaration.termination_message_path.clone().unwrap_or_else(|| "/dev/termination-log".to_owned());
-        let mut binds = vec![BindMount { source: termination, sub_path: None, target: message.into(), read_only: false }];
+        let message =
+            self.declaration.termination_message_path.clone().unwrap_or_else(|| "/dev/termination-log".to_owned());
+        let mut binds =
+            vec![BindMount { source: termination, sub_path: None, target: message.into(), read_only: false }];
         let mounts = self.declaration.volume_mounts.clone().unwrap_or_default();
         for name in ["hosts", "hostname", "resolv.conf"] {
             let target = PathBuf::from("/etc").join(name);
@@ -287,7 +287,12 @@ pub(crate) fn write_pod_files(context: &NodeContext, pod: &Pod, pod_ips: &[IpAdd
 }
 
 /// What the instance left at its `terminationMessagePath`, or the log's end with `FallbackToLogsOnError`.
-pub(crate) fn termination_message(dir: &Path, declaration: &ContainerDeclaration, container: &Container, code: i32) -> Option<String> {
+pub(crate) fn termination_message(
+    dir: &Path,
+    declaration: &ContainerDeclaration,
+    container: &Container,
+    code: i32,
+) -> Option<String> {
     let tail = |text: String, limit: usize| -> String {
         let skip = text.chars().count().saturating_sub(limit);
         text.chars().skip(skip).collect()

@@ -37,7 +37,8 @@ fn phase(facts: &Facts<'_>) -> &'static str {
     }
     let mains = || facts.slots.iter().filter(|slot| slot.kind == Kind::Main);
     if facts.finished {
-        let failed_init = facts.slots.iter().any(|s| s.kind == Kind::Init && s.exit_code().is_some_and(|code| code != 0));
+        let failed_init =
+            facts.slots.iter().any(|s| s.kind == Kind::Init && s.exit_code().is_some_and(|code| code != 0));
         let good = !failed_init && mains().all(|slot| slot.exit_code() == Some(0));
         return if good { "Succeeded" } else { "Failed" };
     }
@@ -65,13 +66,10 @@ fn conditions(facts: &Facts<'_>, phase: &str) -> Vec<PodCondition> {
         }
         (false, Some(reason.to_owned()), Some(format!("containers with {what} status: [{}]", list.join(" "))))
     };
-    let uninitialized = unmet(
-        facts.slots.iter().filter(|s| s.kind != Kind::Main),
-        |s| match s.kind {
-            Kind::Sidecar => s.started,
-            _ => s.exit_code() == Some(0),
-        },
-    );
+    let uninitialized = unmet(facts.slots.iter().filter(|s| s.kind != Kind::Main), |s| match s.kind {
+        Kind::Sidecar => s.started,
+        _ => s.exit_code() == Some(0),
+    });
     let unready = unmet(facts.slots.iter().filter(|s| s.kind != Kind::Init), |s| s.ready && s.is_running());
     let initialized = if facts.initialized || done {
         (true, facts.finished.then(|| "PodCompleted".to_owned()).filter(|_| done), None)
@@ -111,7 +109,8 @@ fn missing_gates(pod: &Pod) -> Vec<String> {
 
 fn condition(pod: &Pod, kind: &str, yes: bool, reason: Option<String>, message: Option<String>) -> PodCondition {
     let status = if yes { "True" } else { "False" };
-    let before = pod.status.iter().flat_map(|s| s.conditions.iter().flatten()).find(|c| c.type_ == kind && c.status == status);
+    let before =
+        pod.status.iter().flat_map(|s| s.conditions.iter().flatten()).find(|c| c.type_ == kind && c.status == status);
     PodCondition {
         type_: kind.to_owned(),
         status: status.to_owned(),
@@ -167,7 +166,6 @@ pub(crate) fn patch(pod: &Pod, status: &PodStatus) -> Value {
     }
     json!({"metadata": {"uid": pod.metadata.uid}, "status": value})
 }
-
 
 #[cfg(test)]
 mod tests {

@@ -9,12 +9,12 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use k8s_openapi::ByteString;
 use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::core::v1::{
     ConfigMap, DownwardAPIVolumeFile, KeyToPath, Pod, Secret, ServiceAccount, ServiceAccountTokenProjection, Volume,
     VolumeProjection,
 };
-use k8s_openapi::ByteString;
 use kube::api::PostParams;
 use kube::{Api, Client, ResourceExt};
 
@@ -53,9 +53,10 @@ pub(crate) async fn prepare(context: &VolumeContext<'_>) -> Result<HashMap<Strin
 
 /// Whether the pod has volumes whose content may change.
 pub(crate) fn need_refresh(pod: &Pod) -> bool {
-    pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten()).any(|v| {
-        v.config_map.is_some() || v.secret.is_some() || v.projected.is_some() || v.downward_api.is_some()
-    })
+    pod.spec
+        .iter()
+        .flat_map(|spec| spec.volumes.iter().flatten())
+        .any(|v| v.config_map.is_some() || v.secret.is_some() || v.projected.is_some() || v.downward_api.is_some())
 }
 
 async fn prepare_one(context: &VolumeContext<'_>, volume: &Volume) -> Result<PathBuf> {
@@ -102,7 +103,9 @@ fn host_path(root: &Path, path: &str, kind: &str) -> Result<PathBuf> {
     }
     let place = root.join(inner);
     match kind {
-        "File" | "Socket" if !place.exists() => bail!("hostPath type check failed: {path} is not a {}", kind.to_lowercase()),
+        "File" | "Socket" if !place.exists() => {
+            bail!("hostPath type check failed: {path} is not a {}", kind.to_lowercase())
+        }
         "Directory" if !place.is_dir() => bail!("hostPath type check failed: {path} is not a directory"),
         "FileOrCreate" => {
             if let Some(parent) = place.parent() {
@@ -214,8 +217,13 @@ fn downward(context: &VolumeContext<'_>, items: &[DownwardAPIVolumeFile], mode: 
             let name = field.container_name.clone().unwrap_or_default();
             let containers = context.pod.spec.iter().flat_map(|spec| &spec.containers);
             let container = containers.into_iter().find(|c| c.name == name);
-            let container = container.with_context(|| format!("container {name:?} of a downward API file is not there"))?;
-            environment::resource_value(container, &field.resource, field.divisor.as_ref().map_or("", |q| q.0.as_str()))?
+            let container =
+                container.with_context(|| format!("container {name:?} of a downward API file is not there"))?;
+            environment::resource_value(
+                container,
+                &field.resource,
+                field.divisor.as_ref().map_or("", |q| q.0.as_str()),
+            )?
         } else {
             String::new()
         };
@@ -267,7 +275,8 @@ fn write_atomically(dir: &Path, files: &Files) -> Result<()> {
 
 /// The volume's visible names are links through `..data`.
 fn link_entries(dir: &Path, files: &Files) -> Result<()> {
-    let wanted: Vec<&std::ffi::OsStr> = files.keys().filter_map(|path| path.components().next()).map(|c| c.as_os_str()).collect();
+    let wanted: Vec<&std::ffi::OsStr> =
+        files.keys().filter_map(|path| path.components().next()).map(|c| c.as_os_str()).collect();
     for entry in std::fs::read_dir(dir)?.flatten() {
         let name = entry.file_name();
         if !name.to_string_lossy().starts_with("..") && !wanted.contains(&name.as_os_str()) {
@@ -285,9 +294,11 @@ fn link_entries(dir: &Path, files: &Files) -> Result<()> {
 
 fn is_current(data: &Path, files: &Files) -> bool {
     fn count(dir: &Path) -> usize {
-        std::fs::read_dir(dir).into_iter().flatten().flatten().fold(0, |sum, entry| {
-            sum + if entry.path().is_dir() { count(&entry.path()) } else { 1 }
-        })
+        std::fs::read_dir(dir)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .fold(0, |sum, entry| sum + if entry.path().is_dir() { count(&entry.path()) } else { 1 })
     }
     data.exists()
         && count(data) == files.len()
@@ -306,7 +317,11 @@ mod tests {
         assert_eq!(std::fs::read_to_string(dir.path().join("sub/b")).unwrap(), "2");
         let first = std::fs::read_link(dir.path().join("..data")).unwrap();
         write_atomically(dir.path(), &Files::from([file("a", "1"), file("sub/b", "2")])).unwrap();
-        assert_eq!(std::fs::read_link(dir.path().join("..data")).unwrap(), first, "nothing changed, nothing is swapped");
+        assert_eq!(
+            std::fs::read_link(dir.path().join("..data")).unwrap(),
+            first,
+            "nothing changed, nothing is swapped"
+        );
         write_atomically(dir.path(), &Files::from([file("a", "3")])).unwrap();
         assert_eq!(std::fs::read_to_string(dir.path().join("a")).unwrap(), "3");
         assert!(!dir.path().join("sub").exists());

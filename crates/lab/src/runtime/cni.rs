@@ -27,7 +27,6 @@ const PLUGIN_TIMEOUT: Duration = Duration::from_secs(110);
 pub(crate) struct NetworkList {
     name: String,
     version: String,
-    disable_check: bool,
     plugins: Vec<Map<String, Value>>,
 }
 
@@ -92,10 +91,10 @@ struct PluginError {
 impl NetworkList {
     /// Understands the text of a `.conflist` or, as a list of one, of a `.conf` file.
     pub(crate) fn parse(text: &str) -> Result<Self> {
-        let object: Map<String, Value> = serde_json::from_str(text).context("the CNI configuration is not a JSON object")?;
+        let object: Map<String, Value> =
+            serde_json::from_str(text).context("the CNI configuration is not a JSON object")?;
         let name = object.get("name").and_then(Value::as_str).context("the CNI configuration has no name")?.to_owned();
         let version = pick_version(&object)?;
-        let disable_check = object.get("disableCheck").and_then(Value::as_bool).unwrap_or(false);
         let plugins = match object.get("plugins") {
             None => vec![object.clone()],
             Some(Value::Array(list)) => list
@@ -107,13 +106,13 @@ impl NetworkList {
         if plugins.is_empty() || plugins.iter().any(|p| p.get("type").and_then(Value::as_str).is_none()) {
             bail!("the CNI configuration {name:?} names no plugin, or one without a type");
         }
-        Ok(Self { name, version, disable_check, plugins })
+        Ok(Self { name, version, plugins })
     }
 
     /// containerd's own list for the loopback device.
     fn loopback() -> Self {
         let plugin = Map::from_iter([("type".to_owned(), json!("loopback"))]);
-        Self { name: "cni-loopback".to_owned(), version: "0.3.1".to_owned(), disable_check: true, plugins: vec![plugin] }
+        Self { name: "cni-loopback".to_owned(), version: "0.3.1".to_owned(), plugins: vec![plugin] }
     }
 }
 
@@ -124,11 +123,9 @@ fn pick_version(object: &Map<String, Value>) -> Result<String> {
         Some(list) => list.iter().filter_map(Value::as_str).chain([single]).collect(),
         None => vec![single],
     };
-    SUPPORTED
-        .iter()
-        .find(|known| offered.contains(*known))
-        .map(|known| (*known).to_owned())
-        .with_context(|| format!("the CNI configuration offers versions {offered:?}; this runtime speaks {SUPPORTED:?}"))
+    SUPPORTED.iter().find(|known| offered.contains(*known)).map(|known| (*known).to_owned()).with_context(|| {
+        format!("the CNI configuration offers versions {offered:?}; this runtime speaks {SUPPORTED:?}")
+    })
 }
 
 impl Cni {

@@ -71,10 +71,13 @@ struct Inner {
     ended: watch::Receiver<Option<Ended>>,
 }
 
+/// A piece of output.
+type Piece = (Stream, Bytes);
+
 /// What is attached to a container.
 struct Io {
-    output: broadcast::Sender<(Stream, Bytes)>,
-    replay: Mutex<Option<Vec<(Stream, Bytes)>>>,
+    output: broadcast::Sender<Piece>,
+    replay: Mutex<Option<Vec<Piece>>>,
     stdin: tokio::sync::Mutex<Option<Box<dyn AsyncWrite + Send + Unpin>>>,
     stdin_once: bool,
     terminal: Option<Terminal>,
@@ -93,7 +96,7 @@ impl Io {
     }
 
     /// Output so far (for the first that attaches to an interactive container) and what follows, without a gap.
-    fn subscribe(&self) -> (Vec<(Stream, Bytes)>, broadcast::Receiver<(Stream, Bytes)>) {
+    fn subscribe(&self) -> (Vec<Piece>, broadcast::Receiver<Piece>) {
         let mut kept = self.replay.lock().unwrap_or_else(PoisonError::into_inner);
         (kept.take().unwrap_or_default(), self.output.subscribe())
     }

@@ -82,8 +82,11 @@ pub(crate) fn prepare(dir: &Path) -> Result<()> {
     }
     let building = dir.with_extension("building");
     let _ = std::fs::remove_dir_all(&building);
-    for sub in ["bin", "etc", "root", "var", "home", "usr/bin", "usr/sbin", "usr/lib", "sbin", "opt", "srv", "run", "mnt"] {
-        std::fs::create_dir_all(building.join(sub)).with_context(|| format!("create {}", building.join(sub).display()))?;
+    for sub in
+        ["bin", "etc", "root", "var", "home", "usr/bin", "usr/sbin", "usr/lib", "sbin", "opt", "srv", "run", "mnt"]
+    {
+        std::fs::create_dir_all(building.join(sub))
+            .with_context(|| format!("create {}", building.join(sub).display()))?;
     }
     for sub in ["tmp", "var/tmp"] {
         std::fs::create_dir_all(building.join(sub))?;
@@ -170,10 +173,13 @@ mod tests {
 
     #[test]
     fn references_resolve_by_their_last_name() {
-        for tools in ["busybox", "busybox:1.36", "docker.io/library/busybox@sha256:00", "registry.local:5000/x/busybox:a"] {
+        for tools in
+            ["busybox", "busybox:1.36", "docker.io/library/busybox@sha256:00", "registry.local:5000/x/busybox:a"]
+        {
             assert_eq!(Image::resolve(tools), Ok(Image::Tools), "{tools}");
         }
-        for web in ["nginx", "httpd:latest", "hashicorp/http-echo:1.0", "registry.k8s.io/e2e-test-images/agnhost:2.53"] {
+        for web in ["nginx", "httpd:latest", "hashicorp/http-echo:1.0", "registry.k8s.io/e2e-test-images/agnhost:2.53"]
+        {
             assert_eq!(Image::resolve(web), Ok(Image::Web), "{web}");
         }
         let refusal = Image::resolve("postgres:16").unwrap_err();

@@ -2,7 +2,7 @@
 //!
 //! Writers tell followers through a watch channel: nothing polls. A file beyond [`ROTATE_BYTES`] is put aside as `.1`.
 
-use std::io::{Read, Seek, SeekFrom};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -236,7 +236,7 @@ pub(crate) async fn copy(
 
 /// Reads what was added; a last line without its end stays in `carried`.
 fn read_lines(file: &mut std::fs::File, carried: &mut Vec<u8>) -> Result<Vec<Vec<u8>>> {
-    file.seek(SeekFrom::Current(0)).and_then(|_| file.read_to_end(carried)).context("read a log")?;
+    file.read_to_end(carried).context("read a log")?;
     let Some(end) = carried.iter().rposition(|b| *b == b'\n') else { return Ok(Vec::new()) };
     let whole: Vec<u8> = carried.drain(..=end).collect();
     Ok(whole.split(|b| *b == b'\n').filter(|line| !line.is_empty()).map(<[u8]>::to_vec).collect())
@@ -282,7 +282,9 @@ mod tests {
             let path = path.clone();
             async move {
                 let mut out = Vec::new();
-                copy(&path, &LogOptions { follow: true, ..LogOptions::default() }, Some(follow), &mut out).await.unwrap();
+                copy(&path, &LogOptions { follow: true, ..LogOptions::default() }, Some(follow), &mut out)
+                    .await
+                    .unwrap();
                 String::from_utf8(out).unwrap()
             }
         });

@@ -41,7 +41,10 @@ impl Terminal {
 
     fn watch(master: OwnedFd, slave: OwnedFd) -> anyhow::Result<(Self, OwnedFd)> {
         rustix::io::ioctl_fionbio(&master, true).context("make a pseudo-terminal non-blocking")?;
-        #[allow(deprecated, reason = "the safe constructor is deprecated for types that change their descriptor; OwnedFd does not")]
+        #[allow(
+            deprecated,
+            reason = "the safe constructor is deprecated for types that change their descriptor; OwnedFd does not"
+        )]
         let watched = AsyncFd::new(master).context("watch a pseudo-terminal")?;
         Ok((Self(Arc::new(watched)), slave))
     }

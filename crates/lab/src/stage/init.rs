@@ -56,7 +56,9 @@ pub(super) fn run(spec: InitSpec) -> Result<Infallible> {
     for (name, own) in [(0, rustix::stdio::stdin()), (1, rustix::stdio::stdout()), (2, rustix::stdio::stderr())] {
         // So that the workload can open /dev/stdout and the like, which are pipes or a terminal of ours.
         rustix::fs::fchown(own, Some(rustix::fs::Uid::from_raw(spec.process.uid)), None)
-            .or_else(|error| if error == rustix::io::Errno::ROFS || error == rustix::io::Errno::PERM { Ok(()) } else { Err(error) })
+            .or_else(|error| {
+                if error == rustix::io::Errno::ROFS || error == rustix::io::Errno::PERM { Ok(()) } else { Err(error) }
+            })
             .with_context(|| format!("give standard stream {name} to user {}", spec.process.uid))?;
     }
     // Process 1 needs no more rights than the workload: it signals processes of its own user.

@@ -89,8 +89,7 @@ fn mount_overlay(root: &RootSpec) -> Result<PathBuf> {
     for dir in [&upper, &work, &merged] {
         std::fs::create_dir(dir).with_context(|| format!("create {}", dir.display()))?;
     }
-    let options =
-        format!("lowerdir={},upperdir={},workdir={}", root.image.display(), upper.display(), work.display());
+    let options = format!("lowerdir={},upperdir={},workdir={}", root.image.display(), upper.display(), work.display());
     attach(Some("overlay"), &merged, Some("overlay"), MsFlags::empty(), Some(&options))?;
     Ok(merged)
 }
@@ -107,7 +106,13 @@ fn mount_kernel_trees(merged: &Path) -> Result<()> {
         make_dir(&merged.join("dev").join(dir))?;
     }
     let terminals = Some("newinstance,ptmxmode=0666,mode=0620,gid=5");
-    attach(Some("devpts"), &merged.join("dev/pts"), Some("devpts"), MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC, terminals)?;
+    attach(
+        Some("devpts"),
+        &merged.join("dev/pts"),
+        Some("devpts"),
+        MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC,
+        terminals,
+    )?;
     attach(Some("shm"), &merged.join("dev/shm"), Some("tmpfs"), guarded, Some("mode=1777,size=64m"))
 }
 

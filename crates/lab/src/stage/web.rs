@@ -48,7 +48,11 @@ impl WebSpec {
     fn describe(&self, client: SocketAddr, local: SocketAddr) -> String {
         format!(
             "pod: {}\nnamespace: {}\nnode: {}\nclient: {}\nserver: {}\n",
-            self.pod, self.namespace, self.node, plain(client), plain(local)
+            self.pod,
+            self.namespace,
+            self.node,
+            plain(client),
+            plain(local)
         )
     }
 

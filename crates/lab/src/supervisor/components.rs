@@ -158,7 +158,11 @@ fn component(
 ) -> Result<ChildSpec> {
     let file = layout.node_run(&node.name).join(format!("{name}.json"));
     write_private(&file, &serde_json::to_vec_pretty(&config)?)?;
-    for dir in [layout.node_run(&node.name).join("towpath"), layout.node_state(&node.name).join("towpath"), layout.node_state(&node.name).join("carry")] {
+    for dir in [
+        layout.node_run(&node.name).join("towpath"),
+        layout.node_state(&node.name).join("towpath"),
+        layout.node_state(&node.name).join("carry"),
+    ] {
         std::fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
     }
     let mut argv = vec![spec.program.display().to_string()];

@@ -92,7 +92,8 @@ pub(crate) fn main(layout: &Layout) -> Result<()> {
 }
 
 async fn serve(layout: &Layout) -> Result<()> {
-    let text = std::fs::read(layout.cluster_file()).with_context(|| format!("read {}", layout.cluster_file().display()))?;
+    let text =
+        std::fs::read(layout.cluster_file()).with_context(|| format!("read {}", layout.cluster_file().display()))?;
     let spec: Arc<ClusterSpec> = Arc::new(serde_json::from_slice(&text).context("understand the lab's cluster file")?);
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -210,7 +211,9 @@ async fn start_api(layout: &Layout, spec: &ClusterSpec) -> Result<(ApiServer, To
 async fn open_listeners(layout: &Layout, spec: &ClusterSpec, api: &ApiServer) -> Result<()> {
     let local = SocketAddr::from(([127, 0, 0, 1], spec.api_port));
     let listener = TcpListener::bind(local).with_context(|| {
-        format!("listen on {local} (the lab's API port; if another program took it, run `towpath lab down` and `up` again)")
+        format!(
+            "listen on {local} (the lab's API port; if another program took it, run `towpath lab down` and `up` again)"
+        )
     })?;
     api.serve(listener)?;
     for gateway in gateways(spec) {
@@ -243,7 +246,8 @@ fn watch_services(
     essential: &mut JoinSet<Result<()>>,
 ) -> reflector::Store<k8s_openapi::api::core::v1::Service> {
     let (store, writer) = reflector::store();
-    let stream = reflector(writer, watcher(kube::Api::all(admin.clone()), watcher::Config::default())).default_backoff();
+    let stream =
+        reflector(writer, watcher(kube::Api::all(admin.clone()), watcher::Config::default())).default_backoff();
     essential.spawn(async move {
         futures::StreamExt::for_each(stream, |_| std::future::ready(())).await;
         bail!("the watch of Services ended")
@@ -295,7 +299,11 @@ pub(crate) fn stage_program(spec: &ClusterSpec) -> StageProgram {
 }
 
 /// Waits until every node is Ready and, with Towpath as the network, cluster DNS answers on each.
-async fn wait_until_ready(layout: &Layout, spec: &ClusterSpec, ready: Vec<(String, watch::Receiver<bool>)>) -> Result<()> {
+async fn wait_until_ready(
+    layout: &Layout,
+    spec: &ClusterSpec,
+    ready: Vec<(String, watch::Receiver<bool>)>,
+) -> Result<()> {
     let deadline = tokio::time::Instant::now() + READY_LIMIT;
     for (node, mut is_ready) in ready {
         let waited = tokio::time::timeout_at(deadline, is_ready.wait_for(|ready| *ready)).await;
