@@ -114,7 +114,12 @@ fn merge_list(place: &Place<'_>, key: &str, original: &[Value], patch: &[Value])
         })
         .collect::<Result<_, _>>()?;
     let replaces = |item: &&&Map<String, Value>| item.get(PATCH).and_then(Value::as_str) == Some("replace");
-    let mut out: Vec<Value> = if items.iter().any(|item| replaces(&item)) { Vec::new() } else { original.to_vec() };
+    if items.iter().any(|item| replaces(&item)) {
+        // The rest of the list is the new one as it is: items with the same key (a node's addresses) do not merge.
+        let plain = items.iter().filter(|item| !item.contains_key(PATCH));
+        return Ok(plain.map(|item| Value::Object((*item).clone())).collect());
+    }
+    let mut out: Vec<Value> = original.to_vec();
     for item in items {
         let wanted = item.get(key);
         match (directive(item)?, wanted) {
