@@ -54,7 +54,9 @@ pub(crate) fn enter(root: &RootSpec, tty: bool) -> Result<()> {
         // The terminal is the machine's: this is the name by which programs inside find it.
         let console = merged.join("dev/console");
         std::fs::File::create(&console).with_context(|| format!("create {}", console.display()))?;
-        attach(Some("/proc/self/fd/0"), &console, None, MsFlags::MS_BIND, None)?;
+        // By its path: the descriptor belongs to the mount namespace that was left.
+        let terminal = std::fs::read_link("/proc/self/fd/0").context("find the terminal's name")?;
+        attach(terminal.to_str(), &console, None, MsFlags::MS_BIND, None)?;
     }
     let old = merged.join(".old-root");
     make_dir(&old)?;
