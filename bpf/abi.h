@@ -174,6 +174,14 @@ enum tp_ct_flag {
 	TP_CT_ESTABLISHED = 1 << 7,	/* TCP: past the handshake */
 };
 
+/* An end that is a pod of this node: what the source check and the delivery need, so that an established connection costs
+ * one look-up. As fresh as the entry's revisions. ifindex 0: not here. */
+struct tp_ct_end {
+	__u32 ifindex;
+	__u8 mac[6];
+	__u8 host_mac[6];
+};
+
 struct tp_ct {
 	__u64 last_seen;		/* ktime, ns */
 	__u64 created;
@@ -189,6 +197,8 @@ struct tp_ct {
 	__u8 egress_verdict;		/* enum tp_verdict */
 	__u8 ingress_verdict;
 	__u32 pod_id;			/* the local pod it is counted to */
+	struct tp_ct_end a;
+	struct tp_ct_end b;
 };
 
 /* tp_nat: hash, tp_tuple as the client sends it (before translation) -> this. */

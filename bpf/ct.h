@@ -80,6 +80,17 @@ static __always_inline int tp_ct_stale(const struct tp_ct *ct, __u32 revision)
 	       (ct->ingress_revision && ct->ingress_revision != revision);
 }
 
+/* The end that the packet last looked up comes from, or goes to. */
+static __always_inline struct tp_ct_end *tp_ct_source(const struct tp_work *w, struct tp_ct *ct)
+{
+	return w->from_a ? &ct->a : &ct->b;
+}
+
+static __always_inline struct tp_ct_end *tp_ct_target(const struct tp_work *w, struct tp_ct *ct)
+{
+	return w->from_a ? &ct->b : &ct->a;
+}
+
 /* Whether the packet begins a connection anew although there is an entry. */
 static __always_inline int tp_ct_restarts(const struct tp_work *w, const struct tp_ct *ct, __u64 now)
 {
@@ -141,6 +152,13 @@ static __always_inline void tp_rejudge(struct tp_work *w, const struct tp_node_c
 	ct->ingress_rule = w->j.ingress_rule;
 	ct->egress_verdict = w->j.egress_verdict;
 	ct->ingress_verdict = w->j.ingress_verdict;
+	if (ct->flags & TP_CT_FROM_A) {
+		ct->a = w->j.from;
+		ct->b = w->j.to;
+	} else {
+		ct->a = w->j.to;
+		ct->b = w->j.from;
+	}
 	barrier();
 	ct->egress_revision = w->j.egress_verdict ? revision : 0;
 	ct->ingress_revision = w->j.ingress_verdict ? revision : 0;
@@ -216,6 +234,8 @@ static __always_inline struct tp_ct *tp_ct_open(struct tp_work *w, const struct 
 	fresh->egress_revision = w->j.egress_verdict ? revision : 0;
 	fresh->ingress_revision = w->j.ingress_verdict ? revision : 0;
 	fresh->pod_id = w->j.pod_id;
+	*tp_ct_source(w, fresh) = w->j.from;
+	*tp_ct_target(w, fresh) = w->j.to;
 	if (bpf_map_update_elem(&tp_ct, &w->key, fresh, BPF_ANY)) {
 		tp_count(TP_DROP_CT_FULL, 0);
 		/* Without an entry, answers would be judged as if they were questions, and never be translated back. */

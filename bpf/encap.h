@@ -10,7 +10,7 @@ static __always_inline int tp_wants_stack(const struct tp_work *w)
 }
 
 /* Straight into a pod's namespace. */
-static __always_inline int tp_deliver(struct __sk_buff *skb, struct tp_work *w, const struct tp_pod *pod)
+static __noinline int tp_deliver(struct __sk_buff *skb, struct tp_work *w, const struct tp_ct_end *pod)
 {
 	__u32 ifindex = pod->ifindex;
 
@@ -21,6 +21,12 @@ static __always_inline int tp_deliver(struct __sk_buff *skb, struct tp_work *w, 
 	tp_count(TP_LOCAL_DELIVERY, skb->len);
 	tp_note(1, ifindex, TP_LOCAL_DELIVERY);
 	return bpf_redirect_peer(ifindex, 0);
+}
+
+static __always_inline int tp_deliver_to(struct __sk_buff *skb, struct tp_work *w, const struct tp_pod *pod)
+{
+	tp_end_of(&w->j.to, pod);
+	return tp_deliver(skb, w, &w->j.to);
 }
 
 /* Length in bytes, as the tunnel device would count it, of the largest packet that this one becomes. */

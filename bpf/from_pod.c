@@ -29,6 +29,17 @@ static __always_inline struct tp_pod *tp_sender(struct __sk_buff *skb, struct tp
 	return pod;
 }
 
+/* The same, as this connection's entry knows it under the present revision. */
+static __always_inline int tp_known_sender(struct __sk_buff *skb, const struct tp_work *w, struct tp_ct *ct)
+{
+	struct tp_ct_end *end;
+
+	if (!ct || tp_ct_stale(ct, tp_revision_now()))
+		return 0;
+	end = tp_ct_source(w, ct);
+	return end->ifindex == skb->ifindex && tp_same_mac(end->mac, w->h.eth_src);
+}
+
 /* ARP only about the pod's own address and MAC. */
 static __noinline int tp_arp_from_pod(struct __sk_buff *skb, struct tp_work *w)
 {
@@ -89,20 +100,24 @@ static __noinline int tp_nd_from_pod(struct __sk_buff *skb, struct tp_work *w)
 
 /* Where an allowed and translated packet goes on. */
 static __always_inline int tp_route_from_pod(struct __sk_buff *skb, struct tp_work *w, const struct tp_node_config *cfg,
-					     const struct tp_ct *ct, int answer_of_service)
+					     struct tp_ct *ct, int answer_of_service)
 {
-	struct tp_pod *to;
-
 	if (tp_wants_stack(w))
 		return tp_to_stack(skb);
-	to = bpf_map_lookup_elem(&tp_pods, &w->p.t.daddr);
-	if (to)
-		return tp_deliver(skb, w, to);
-	if (ct && (ct->flags & TP_CT_VIA_TUNNEL)) {
-		w->via = ct->via;
-		return tp_encapsulate(skb, w, cfg, &w->via);
-	}
-	if (!ct) {
+	if (ct) {
+		struct tp_ct_end *end = tp_ct_target(w, ct);
+
+		if (end->ifindex)
+			return tp_deliver(skb, w, end);
+		if (ct->flags & TP_CT_VIA_TUNNEL) {
+			w->via = ct->via;
+			return tp_encapsulate(skb, w, cfg, &w->via);
+		}
+	} else {
+		struct tp_pod *to = bpf_map_lookup_elem(&tp_pods, &w->p.t.daddr);
+
+		if (to)
+			return tp_deliver_to(skb, w, to);
 		w->resolve = 1;
 		tp_resolve_via(w);
 		if (w->has_via)
@@ -148,7 +163,8 @@ int tp_from_pod(struct __sk_buff *skb)
 		return tp_drop(skb, reason);
 	if (tp_is_nd(&w->p))
 		return tp_nd_from_pod(skb, w);
-	if (!tp_sender(skb, w, &w->p.t.saddr))
+	ct = tp_ct_find(w, &w->p.t);
+	if (!tp_known_sender(skb, w, ct) && !tp_sender(skb, w, &w->p.t.saddr))
 		return tp_drop(skb, w->reason);
 	if (reason)
 		return tp_drop(skb, reason);
@@ -159,7 +175,6 @@ int tp_from_pod(struct __sk_buff *skb)
 	if (w->p.flags & TP_PKT_ERROR)
 		return tp_error_from_pod(skb, w, cfg);
 
-	ct = tp_ct_find(w, &w->p.t);
 	if (!ct || (w->p.flags & TP_PKT_OPENS) || (!(ct->flags & TP_CT_REPLIED) && tp_ct_forward(w, ct))) {
 		if (tp_has_ports(w->p.t.proto)) {
 			int choice;

@@ -73,6 +73,13 @@ static __always_inline int tp_tunnel_to_other(struct __sk_buff *skb, struct tp_w
 	return tp_wants_stack(w) ? tp_to_stack(skb) : tp_route_out(skb, w);
 }
 
+/* A flow of a pod here with this very node, under the present revision: its ends were checked when it was entered. */
+static __always_inline int tp_known_in_tunnel(const struct tp_work *w, struct tp_ct *ct, const struct tp_addr *outer)
+{
+	return ct && (ct->flags & TP_CT_VIA_TUNNEL) && !(w->p.flags & TP_PKT_ERROR) && tp_same(&ct->via, outer) &&
+	       !tp_is_zero(outer) && tp_ct_target(w, ct)->ifindex && !tp_ct_stale(ct, tp_revision_now());
+}
+
 SEC("tc")
 int tp_from_tunnel(struct __sk_buff *skb)
 {
@@ -91,27 +98,24 @@ int tp_from_tunnel(struct __sk_buff *skb)
 	if (reason)
 		return tp_drop(skb, reason);
 	tp_outer_source(skb, w, cfg, &outer);
-	to = bpf_map_lookup_elem(&tp_pods, &w->p.t.daddr);
 	ct = tp_ct_find(w, &w->p.t);
-	/* A flow that this node sends to under the present revision was checked when it was entered. */
-	if (tp_is_zero(&outer) ||
-	    !(to && ct && (ct->flags & TP_CT_VIA_TUNNEL) && tp_same(&ct->via, &outer) &&
-	      !tp_ct_stale(ct, tp_revision_now()))) {
+	if (!tp_known_in_tunnel(w, ct, &outer)) {
 		/* What a pod asked of the outside by another way is not answered through the tunnel. */
 		int asked_elsewhere = ct && !tp_ct_forward(w, ct) && !(ct->flags & TP_CT_VIA_TUNNEL);
 
+		to = bpf_map_lookup_elem(&tp_pods, &w->p.t.daddr);
 		if (tp_is_zero(&outer) || !tp_may_send(w, &outer, to && !asked_elsewhere))
 			return tp_drop(skb, TP_DROP_TUNNEL_SOURCE);
-	}
-	if (!to)
-		return tp_tunnel_to_other(skb, w, cfg, ct);
-	if (w->p.flags & TP_PKT_ERROR) {
-		reason = tp_track_error(skb, w, cfg);
-		if (reason)
-			return tp_drop(skb, reason);
-		if (tp_restore_quoted(skb, w))
-			return tp_drop(skb, TP_DROP_INTERNAL);
-		return tp_wants_stack(w) ? tp_to_stack(skb) : tp_deliver(skb, w, to);
+		if (!to)
+			return tp_tunnel_to_other(skb, w, cfg, ct);
+		if (w->p.flags & TP_PKT_ERROR) {
+			reason = tp_track_error(skb, w, cfg);
+			if (reason)
+				return tp_drop(skb, reason);
+			if (tp_restore_quoted(skb, w))
+				return tp_drop(skb, TP_DROP_INTERNAL);
+			return tp_wants_stack(w) ? tp_to_stack(skb) : tp_deliver_to(skb, w, to);
+		}
 	}
 	w->via = outer;
 	w->has_via = 1;
@@ -123,5 +127,10 @@ int tp_from_tunnel(struct __sk_buff *skb)
 		if (tp_rewrite(skb, w, 1, &w->nat.daddr, ct->vport))
 			return tp_drop(skb, TP_DROP_INTERNAL);
 	}
-	return tp_wants_stack(w) ? tp_to_stack(skb) : tp_deliver(skb, w, to);
+	if (tp_wants_stack(w))
+		return tp_to_stack(skb);
+	if (ct && tp_ct_target(w, ct)->ifindex)
+		return tp_deliver(skb, w, tp_ct_target(w, ct));
+	to = bpf_map_lookup_elem(&tp_pods, &w->p.t.daddr);
+	return to ? tp_deliver_to(skb, w, to) : tp_drop(skb, TP_DROP_NO_POD);
 }

@@ -25,7 +25,7 @@ static __always_inline int tp_serve(struct __sk_buff *skb, struct tp_work *w, co
 	tp_count(TP_SERVICE_TRANSLATED, skb->len);
 	if (tp_wants_stack(w))
 		return tp_to_stack(skb);
-	return to ? tp_deliver(skb, w, to) : tp_encapsulate(skb, w, cfg, &w->via);
+	return to ? tp_deliver_to(skb, w, to) : tp_encapsulate(skb, w, cfg, &w->via);
 }
 
 SEC("tc")

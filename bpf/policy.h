@@ -44,6 +44,13 @@ static __noinline __u32 tp_judge_set(struct tp_work *w, __u32 set, const struct 
 	return rule->verdict;
 }
 
+static __always_inline void tp_end_of(struct tp_ct_end *end, const struct tp_pod *pod)
+{
+	end->ifindex = pod->ifindex;
+	__builtin_memcpy(end->mac, pod->mac, 6);
+	__builtin_memcpy(end->host_mac, pod->host_mac, 6);
+}
+
 /*
  * Judges w->origin at both ends, as far as they are pods of this node. `own_node`: the responder sees a packet that its
  * own node generated.
@@ -57,6 +64,7 @@ static __noinline __u32 tp_judge(struct tp_work *w, const struct tp_node_config 
 	from = bpf_map_lookup_elem(&tp_pods, &w->origin.saddr);
 	if (from) {
 		j->pod_id = from->pod_id;
+		tp_end_of(&j->from, from);
 		if (from->flags & TP_POD_HOST_ONLY) {
 			j->isolated = 1;
 			j->egress_rule = TP_RULE_HOST_ONLY;
@@ -70,6 +78,7 @@ static __noinline __u32 tp_judge(struct tp_work *w, const struct tp_node_config 
 	if (to) {
 		if (!j->pod_id)
 			j->pod_id = to->pod_id;
+		tp_end_of(&j->to, to);
 		if (own_node) {
 			j->ingress_verdict = TP_VERDICT_ALLOW;
 			j->ingress_rule = TP_RULE_OWN_NODE;

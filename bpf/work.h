@@ -88,6 +88,8 @@ struct tp_judgement {
 	__u8 ingress_verdict;
 	__u8 pad[2];
 	__u32 pod_id;
+	struct tp_ct_end from;
+	struct tp_ct_end to;
 };
 
 enum tp_own_node {

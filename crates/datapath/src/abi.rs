@@ -300,6 +300,18 @@ unsafe impl Plain for CtKey {}
 
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct CtEnd {
+    pub ifindex: u32,
+    pub mac: [u8; 6],
+    pub host_mac: [u8; 6],
+}
+
+const _: () = assert!(size_of::<CtEnd>() == size_of::<u32>() + size_of::<[u8; 6]>() + size_of::<[u8; 6]>());
+// SAFETY: repr(C), the line above shows that there is no padding, all fields are plain.
+unsafe impl Plain for CtEnd {}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Ct {
     pub last_seen: u64,
     pub created: u64,
@@ -315,6 +327,8 @@ pub struct Ct {
     pub egress_verdict: u8,
     pub ingress_verdict: u8,
     pub pod_id: u32,
+    pub a: CtEnd,
+    pub b: CtEnd,
 }
 
 const _: () = assert!(
@@ -333,6 +347,8 @@ const _: () = assert!(
             + size_of::<u8>()
             + size_of::<u8>()
             + size_of::<u32>()
+            + size_of::<CtEnd>()
+            + size_of::<CtEnd>()
 );
 // SAFETY: repr(C), the line above shows that there is no padding, all fields are plain.
 unsafe impl Plain for Ct {}
@@ -671,6 +687,15 @@ pub const LAYOUTS: &[Layout] = &[
         ],
     ),
     (
+        "tp_ct_end",
+        size_of::<CtEnd>(),
+        &[
+            ("ifindex", std::mem::offset_of!(CtEnd, ifindex)),
+            ("mac", std::mem::offset_of!(CtEnd, mac)),
+            ("host_mac", std::mem::offset_of!(CtEnd, host_mac)),
+        ],
+    ),
+    (
         "tp_ct",
         size_of::<Ct>(),
         &[
@@ -688,6 +713,8 @@ pub const LAYOUTS: &[Layout] = &[
             ("egress_verdict", std::mem::offset_of!(Ct, egress_verdict)),
             ("ingress_verdict", std::mem::offset_of!(Ct, ingress_verdict)),
             ("pod_id", std::mem::offset_of!(Ct, pod_id)),
+            ("a", std::mem::offset_of!(Ct, a)),
+            ("b", std::mem::offset_of!(Ct, b)),
         ],
     ),
     (

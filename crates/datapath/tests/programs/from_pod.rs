@@ -1,7 +1,8 @@
 //! What a pod sends: delivered, encapsulated, handed to the stack, or dropped for what it pretends.
 
-use towpath_datapath::bpf::Hook;
+use towpath_datapath::bpf::{Hook, Isolation};
 use towpath_model::Family;
+use towpath_model::desired::PodSets;
 
 use crate::frame::{ACK, L4, SYN};
 use crate::world::*;
@@ -92,6 +93,29 @@ fn a_pod_speaks_only_for_itself() {
             let mut lie = honest.clone();
             lie.src_mac = MAC_B;
             w.run(Hook::FromPod, &lie.bytes(), w.pod_a, w.pod_a, None).dropped("source_mac");
+        }
+    });
+}
+
+#[test]
+fn a_known_connection_lends_its_address_to_nobody_else() {
+    in_world(|w| {
+        for h in BOTH.map(hosts) {
+            let frame = sent_by(h.a, 4000, h.b, 80, L4::syn());
+            w.from_pod(&frame).into_pod(w.pod_b);
+            w.run(Hook::FromPod, &frame.bytes(), w.pod_b, w.pod_b, None).dropped("source_address");
+            let mut other = frame.clone();
+            other.src_mac = [2, 0, 0, 0, 0, 0x77];
+            w.run(Hook::FromPod, &other.bytes(), w.pod_a, w.pod_a, None).dropped("source_mac");
+            // b gets another device: the connection follows it, and the old device speaks for b no more.
+            let mut moved = w.local_b();
+            moved.ifindex = w.uplink;
+            w.programs.set_pod(&moved, Isolation::Sets(PodSets::default())).unwrap();
+            w.from_pod(&sent_by(h.a, 4000, h.b, 80, L4::tcp(ACK))).into_pod(w.uplink);
+            w.from_pod(&sent_by(h.b, 80, h.a, 4000, L4::tcp(ACK))).dropped("source_address");
+            let back = w.local_b();
+            w.programs.set_pod(&back, Isolation::Sets(PodSets::default())).unwrap();
+            w.from_pod(&sent_by(h.b, 80, h.a, 4000, L4::tcp(ACK))).into_pod(w.pod_a);
         }
     });
 }
