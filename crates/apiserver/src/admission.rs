@@ -65,9 +65,7 @@ fn namespace_exists(call: &Call, object: &Value) -> Result<(), ApiError> {
         return Err(ApiError::not_found(&kind, namespace));
     };
     if meta::is_deleting(&found) || meta::text(&found, "/status/phase") == "Terminating" {
-        let why = format!(
-            "unable to create new content in namespace {namespace} because it is being terminated"
-        );
+        let why = format!("unable to create new content in namespace {namespace} because it is being terminated");
         let mut error = ApiError::forbidden(&call.kind, meta::name(object), &why);
         if let Some(details) = error.details.as_mut() {
             let cause = json!([{"reason": "NamespaceTerminating",

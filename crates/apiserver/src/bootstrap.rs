@@ -49,9 +49,8 @@ async fn keep_kubernetes_service(core: Arc<Core>) {
     let mut changes = tables.map(|(group, plural)| core.store.subscribe(&core.storage_key(group, plural)));
     let key = Key::new("default", "kubernetes");
     let state = || {
-        tables.map(|(group, plural)| {
-            core.store.get(&core.storage_key(group, plural), &key).map(|stored| stored.version)
-        })
+        tables
+            .map(|(group, plural)| core.store.get(&core.storage_key(group, plural), &key).map(|stored| stored.version))
     };
     let mut known = state();
     loop {
@@ -150,36 +149,59 @@ async fn kubernetes_service(core: &Arc<Core>) -> Result<(), ApiError> {
 }
 
 fn role(name: &str, rules: Value) -> (&'static str, Value) {
-    ("clusterroles", json!({"metadata": {"name": name, "labels": {"kubernetes.io/bootstrapping": "rbac-defaults"}}, "rules": rules}))
+    (
+        "clusterroles",
+        json!({"metadata": {"name": name, "labels": {"kubernetes.io/bootstrapping": "rbac-defaults"}}, "rules": rules}),
+    )
 }
 
 fn bind(role: &str, groups: &[&str]) -> (&'static str, Value) {
     let subjects: Vec<Value> =
         groups.iter().map(|group| json!({"kind": "Group", "name": group, "apiGroup": RBAC})).collect();
-    ("clusterrolebindings", json!({
-        "metadata": {"name": role, "labels": {"kubernetes.io/bootstrapping": "rbac-defaults"}},
-        "roleRef": {"apiGroup": RBAC, "kind": "ClusterRole", "name": role}, "subjects": subjects,
-    }))
+    (
+        "clusterrolebindings",
+        json!({
+            "metadata": {"name": role, "labels": {"kubernetes.io/bootstrapping": "rbac-defaults"}},
+            "roleRef": {"apiGroup": RBAC, "kind": "ClusterRole", "name": role}, "subjects": subjects,
+        }),
+    )
 }
 
 fn roles() -> Vec<(&'static str, Value)> {
     let health = json!(["/healthz", "/livez", "/readyz", "/version", "/version/"]);
-    let discovery = json!(["/api", "/api/*", "/apis", "/apis/*", "/healthz", "/livez", "/openapi", "/openapi/*",
-        "/readyz", "/version", "/version/"]);
+    let discovery = json!([
+        "/api",
+        "/api/*",
+        "/apis",
+        "/apis/*",
+        "/healthz",
+        "/livez",
+        "/openapi",
+        "/openapi/*",
+        "/readyz",
+        "/version",
+        "/version/"
+    ]);
     let reviews = ["selfsubjectaccessreviews", "selfsubjectrulesreviews"];
     let mut all = vec![
-        role("cluster-admin", json!([
-            {"apiGroups": ["*"], "resources": ["*"], "verbs": ["*"]}, {"nonResourceURLs": ["*"], "verbs": ["*"]},
-        ])),
+        role(
+            "cluster-admin",
+            json!([
+                {"apiGroups": ["*"], "resources": ["*"], "verbs": ["*"]}, {"nonResourceURLs": ["*"], "verbs": ["*"]},
+            ]),
+        ),
         bind("cluster-admin", &["system:masters"]),
         role("system:discovery", json!([{"nonResourceURLs": discovery, "verbs": ["get"]}])),
         bind("system:discovery", &["system:authenticated"]),
         role("system:public-info-viewer", json!([{"nonResourceURLs": health, "verbs": ["get"]}])),
         bind("system:public-info-viewer", &["system:authenticated", "system:unauthenticated"]),
-        role("system:basic-user", json!([
-            {"apiGroups": ["authorization.k8s.io"], "resources": reviews, "verbs": ["create"]},
-            {"apiGroups": ["authentication.k8s.io"], "resources": ["selfsubjectreviews"], "verbs": ["create"]},
-        ])),
+        role(
+            "system:basic-user",
+            json!([
+                {"apiGroups": ["authorization.k8s.io"], "resources": reviews, "verbs": ["create"]},
+                {"apiGroups": ["authentication.k8s.io"], "resources": ["selfsubjectreviews"], "verbs": ["create"]},
+            ]),
+        ),
         bind("system:basic-user", &["system:authenticated"]),
     ];
     all.extend(user_roles());
@@ -188,11 +210,34 @@ fn roles() -> Vec<(&'static str, Value)> {
 
 /// `view`, `edit` and `admin`: read, write, and roles too, within namespaces.
 fn user_roles() -> Vec<(&'static str, Value)> {
-    let core = ["bindings", "configmaps", "endpoints", "events", "persistentvolumeclaims", "pods", "pods/log",
-        "pods/status", "replicationcontrollers", "replicationcontrollers/scale", "services", "services/status",
-        "serviceaccounts", "limitranges", "resourcequotas", "namespaces"];
-    let apps = ["daemonsets", "deployments", "deployments/scale", "replicasets", "replicasets/scale", "statefulsets",
-        "statefulsets/scale", "controllerrevisions"];
+    let core = [
+        "bindings",
+        "configmaps",
+        "endpoints",
+        "events",
+        "persistentvolumeclaims",
+        "pods",
+        "pods/log",
+        "pods/status",
+        "replicationcontrollers",
+        "replicationcontrollers/scale",
+        "services",
+        "services/status",
+        "serviceaccounts",
+        "limitranges",
+        "resourcequotas",
+        "namespaces",
+    ];
+    let apps = [
+        "daemonsets",
+        "deployments",
+        "deployments/scale",
+        "replicasets",
+        "replicasets/scale",
+        "statefulsets",
+        "statefulsets/scale",
+        "controllerrevisions",
+    ];
     let network = ["ingresses", "networkpolicies"];
     let read = ["get", "list", "watch"];
     let write = ["create", "delete", "deletecollection", "patch", "update"];
@@ -205,8 +250,17 @@ fn user_roles() -> Vec<(&'static str, Value)> {
         {"apiGroups": ["policy"], "resources": ["poddisruptionbudgets"], "verbs": read},
         {"apiGroups": ["autoscaling"], "resources": ["horizontalpodautoscalers"], "verbs": read},
     ]);
-    let written = ["configmaps", "endpoints", "events", "persistentvolumeclaims", "pods", "replicationcontrollers",
-        "secrets", "serviceaccounts", "services"];
+    let written = [
+        "configmaps",
+        "endpoints",
+        "events",
+        "persistentvolumeclaims",
+        "pods",
+        "replicationcontrollers",
+        "secrets",
+        "serviceaccounts",
+        "services",
+    ];
     let edit = json!([
         {"apiGroups": [""], "resources": written, "verbs": write},
         {"apiGroups": [""], "resources": ["secrets"], "verbs": read},
@@ -255,8 +309,13 @@ fn expire_events(core: &Core) {
     let oldest = Timestamp::now().as_second() - EVENT_SECONDS;
     for stored in core.store.list(&table, None).0 {
         let Ok(event) = stored.value() else { continue };
-        let times = ["/lastTimestamp", "/deprecatedLastTimestamp", "/series/lastObservedTime", "/eventTime",
-            "/metadata/creationTimestamp"];
+        let times = [
+            "/lastTimestamp",
+            "/deprecatedLastTimestamp",
+            "/series/lastObservedTime",
+            "/eventTime",
+            "/metadata/creationTimestamp",
+        ];
         let last = times
             .iter()
             .filter_map(|pointer| meta::text(&event, pointer).parse::<Timestamp>().ok())

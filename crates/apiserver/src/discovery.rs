@@ -32,12 +32,16 @@ impl Default for OpenApiCache {
 pub(crate) fn answer(core: &Arc<Core>, parts: &Parts) -> Result<Response<ResponseBody>, ApiError> {
     let path = parts.uri.path().trim_end_matches('/');
     if !matches!(parts.method, http::Method::GET | http::Method::HEAD) {
-        return Err(ApiError::new(405, "MethodNotAllowed", "the server does not allow this method on the requested resource"));
+        return Err(ApiError::new(
+            405,
+            "MethodNotAllowed",
+            "the server does not allow this method on the requested resource",
+        ));
     }
     let accept = Accept::negotiate(&parts.headers);
-    let aggregated = accepted(&parts.headers).iter().any(|range| {
-        range.parameter("as") == "APIGroupDiscoveryList" && range.parameter("v") == "v2"
-    });
+    let aggregated = accepted(&parts.headers)
+        .iter()
+        .any(|range| range.parameter("as") == "APIGroupDiscoveryList" && range.parameter("v") == "v2");
     match path {
         "/api" | "/apis" if aggregated => return Ok(aggregated_discovery(core, path == "/api")),
         "" => return Ok(written(200, &json!({"paths": root_paths(core)}), accept?)),
@@ -134,6 +138,9 @@ fn group_list(core: &Core) -> Value {
     json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups})
 }
 
+/// Name; group, version and kind of what it answers; verbs.
+type SpecialRow = (&'static str, (&'static str, &'static str, &'static str), &'static [&'static str]);
+
 /// A subresource as discovery shows it.
 struct Subresource {
     name: &'static str,
@@ -147,29 +154,32 @@ fn subresources(kind: &ResourceKind) -> Vec<Subresource> {
     let of = |group: &str, version: &str, kind: &str| (group.to_owned(), version.to_owned(), kind.to_owned());
     let mut all = Vec::new();
     if kind.scale.is_some() {
-        all.push(Subresource { name: "scale", kind: of("autoscaling", "v1", "Scale"), verbs: &["get", "patch", "update"] });
+        all.push(Subresource {
+            name: "scale",
+            kind: of("autoscaling", "v1", "Scale"),
+            verbs: &["get", "patch", "update"],
+        });
     }
     if kind.status {
         all.push(Subresource { name: "status", kind: own.clone(), verbs: &["get", "patch", "update"] });
     }
-    let special: &[(&'static str, (&str, &str, &str), &'static [&'static str])] =
-        match (kind.gvk.group.as_ref(), kind.plural.as_ref()) {
-            ("", "pods") => &[
-                ("attach", ("", "v1", "PodAttachOptions"), &["create", "get"]),
-                ("binding", ("", "v1", "Binding"), &["create"]),
-                ("ephemeralcontainers", ("", "v1", "Pod"), &["get", "patch", "update"]),
-                ("eviction", ("policy", "v1", "Eviction"), &["create"]),
-                ("exec", ("", "v1", "PodExecOptions"), &["create", "get"]),
-                ("log", ("", "v1", "Pod"), &["get"]),
-                ("portforward", ("", "v1", "PodPortForwardOptions"), &["create", "get"]),
-            ],
-            ("", "serviceaccounts") => &[("token", ("authentication.k8s.io", "v1", "TokenRequest"), &["create"])],
-            ("", "namespaces") => &[("finalize", ("", "v1", "Namespace"), &["update"])],
-            ("certificates.k8s.io", "certificatesigningrequests") => {
-                &[("approval", ("certificates.k8s.io", "v1", "CertificateSigningRequest"), &["get", "patch", "update"])]
-            }
-            _ => &[],
-        };
+    let special: &[SpecialRow] = match (kind.gvk.group.as_ref(), kind.plural.as_ref()) {
+        ("", "pods") => &[
+            ("attach", ("", "v1", "PodAttachOptions"), &["create", "get"]),
+            ("binding", ("", "v1", "Binding"), &["create"]),
+            ("ephemeralcontainers", ("", "v1", "Pod"), &["get", "patch", "update"]),
+            ("eviction", ("policy", "v1", "Eviction"), &["create"]),
+            ("exec", ("", "v1", "PodExecOptions"), &["create", "get"]),
+            ("log", ("", "v1", "Pod"), &["get"]),
+            ("portforward", ("", "v1", "PodPortForwardOptions"), &["create", "get"]),
+        ],
+        ("", "serviceaccounts") => &[("token", ("authentication.k8s.io", "v1", "TokenRequest"), &["create"])],
+        ("", "namespaces") => &[("finalize", ("", "v1", "Namespace"), &["update"])],
+        ("certificates.k8s.io", "certificatesigningrequests") => {
+            &[("approval", ("certificates.k8s.io", "v1", "CertificateSigningRequest"), &["get", "patch", "update"])]
+        }
+        _ => &[],
+    };
     all.extend(special.iter().map(|(name, (group, version, kind), verbs)| Subresource {
         name,
         kind: of(group, version, kind),

@@ -128,7 +128,9 @@ impl Query {
         match self.get(key) {
             "" => Ok(None),
             text => text.parse().map(Some).map_err(|_error| {
-                ApiError::bad_request(format!("invalid value for query parameter {key}: {text:?} is not a number in range"))
+                ApiError::bad_request(format!(
+                    "invalid value for query parameter {key}: {text:?} is not a number in range"
+                ))
             }),
         }
     }
@@ -172,7 +174,8 @@ impl MediaRange {
 
 /// The alternatives of the `Accept` header, the most wanted first.
 pub(crate) fn accepted(headers: &HeaderMap) -> Vec<MediaRange> {
-    let text: Vec<&str> = headers.get_all(http::header::ACCEPT).iter().filter_map(|value| value.to_str().ok()).collect();
+    let text: Vec<&str> =
+        headers.get_all(http::header::ACCEPT).iter().filter_map(|value| value.to_str().ok()).collect();
     let mut ranges: Vec<(u32, MediaRange)> = Vec::new();
     for item in text.join(",").split(',').map(str::trim).filter(|item| !item.is_empty()) {
         let mut parts = item.split(';').map(str::trim);
@@ -271,10 +274,7 @@ mod tests {
     #[test]
     fn paths_of_resources_are_taken_apart() {
         let pod = target("/api/v1/namespaces/a/pods/x/log");
-        assert_eq!(
-            (&*pod.namespace, &*pod.resource, &*pod.name, &*pod.subresource),
-            ("a", "pods", "x", "log")
-        );
+        assert_eq!((&*pod.namespace, &*pod.resource, &*pod.name, &*pod.subresource), ("a", "pods", "x", "log"));
         let namespace = target("/api/v1/namespaces/a");
         assert_eq!((&*namespace.namespace, &*namespace.resource, &*namespace.name), ("", "namespaces", "a"));
         let finalize = target("/api/v1/namespaces/a/finalize");

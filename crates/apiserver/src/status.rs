@@ -19,7 +19,7 @@ pub struct ApiError {
     /// What happened, for people.
     pub message: String,
     /// `details` of the Status.
-    pub details: Option<Value>,
+    pub details: Option<Box<Value>>,
     /// Sent as `Retry-After`, in seconds.
     pub retry_after: Option<u32>,
 }
@@ -53,9 +53,14 @@ impl ApiError {
         Self { code, reason: reason.into(), message: message.into(), details: None, retry_after: None }
     }
 
+    /// Sets `details` of the Status.
+    pub fn set_details(&mut self, details: Value) {
+        self.details = Some(Box::new(details));
+    }
+
     fn of(code: u16, reason: &'static str, kind: &ResourceKind, name: &str, message: String) -> Self {
         let mut error = Self::new(code, reason, message);
-        error.details = Some(details(&kind.gvk.group, &kind.plural, name));
+        error.set_details(details(&kind.gvk.group, &kind.plural, name));
         error
     }
 
@@ -67,7 +72,7 @@ impl ApiError {
     /// 500 `InternalError`.
     pub fn internal(message: impl fmt::Display) -> Self {
         let mut error = Self::new(500, "InternalError", format!("Internal error occurred: {message}"));
-        error.details = Some(json!({"causes": [{"message": message.to_string()}]}));
+        error.set_details(json!({"causes": [{"message": message.to_string()}]}));
         error
     }
 
@@ -80,7 +85,7 @@ impl ApiError {
     /// 404 for a path that is no resource.
     pub fn no_such_resource() -> Self {
         let mut error = Self::new(404, "NotFound", "the server could not find the requested resource");
-        error.details = Some(json!({}));
+        error.set_details(json!({}));
         error
     }
 
@@ -140,7 +145,7 @@ impl ApiError {
         }
         let message = format!("{} {name:?} is invalid: {list}", qualified(group, kind));
         let mut error = Self::new(422, "Invalid", message);
-        error.details = Some(details);
+        error.set_details(details);
         error
     }
 
@@ -168,9 +173,8 @@ impl ApiError {
 
     /// 504 `Timeout`: the version asked for lies in the future.
     pub fn version_too_large(asked: u64, current: u64) -> Self {
-        let mut error =
-            Self::new(504, "Timeout", format!("Too large resource version: {asked}, current: {current}"));
-        error.details = Some(json!({
+        let mut error = Self::new(504, "Timeout", format!("Too large resource version: {asked}, current: {current}"));
+        error.set_details(json!({
             "causes": [{"reason": "ResourceVersionTooLarge", "message": "Too large resource version"}],
             "retryAfterSeconds": 1,
         }));
@@ -208,7 +212,7 @@ impl ApiError {
             map.insert("reason".into(), self.reason.as_ref().into());
         }
         if let Some(details) = &self.details {
-            map.insert("details".into(), details.clone());
+            map.insert("details".into(), (**details).clone());
         }
         map.insert("code".into(), self.code.into());
         Value::Object(map)

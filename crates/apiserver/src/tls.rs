@@ -61,13 +61,8 @@ fn authority_parameters() -> CertificateParams {
 pub(crate) fn write_private(path: &Path, content: &[u8]) -> Result<(), StartError> {
     let failed = |source| StartError::File { path: path.to_owned(), source };
     let partial = path.with_extension("partial");
-    let mut file = fs::OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&partial)
-        .map_err(failed)?;
+    let mut file =
+        fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&partial).map_err(failed)?;
     file.write_all(content).and_then(|()| file.sync_all()).map_err(failed)?;
     fs::rename(&partial, path).map_err(failed)
 }
@@ -83,14 +78,12 @@ impl Authority {
             write_private(&key_path, key.serialize_pem().as_bytes())?;
             write_private(&certificate_path, certificate.pem().as_bytes())?;
         }
-        let read = |path: &Path| {
-            fs::read_to_string(path).map_err(|source| StartError::File { path: path.to_owned(), source })
-        };
+        let read =
+            |path: &Path| fs::read_to_string(path).map_err(|source| StartError::File { path: path.to_owned(), source });
         let certificate_pem = read(&certificate_path)?;
         let key = KeyPair::from_pem(&read(&key_path)?).map_err(certificate_error("read the CA's key"))?;
-        let certificate = CertificateDer::from_pem_slice(certificate_pem.as_bytes()).map_err(|source| {
-            StartError::Certificate { what: "read the CA certificate", why: source.to_string() }
-        })?;
+        let certificate = CertificateDer::from_pem_slice(certificate_pem.as_bytes())
+            .map_err(|source| StartError::Certificate { what: "read the CA certificate", why: source.to_string() })?;
         Ok(Self { certificate_pem, certificate, issuer: Issuer::new(authority_parameters(), key) })
     }
 

@@ -1,5 +1,12 @@
 //! kube-rs over TLS and in-process: watches, versions, conflicts, ownership, streaming, authorization.
-#![allow(missing_docs, reason = "a test binary")]
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a test binary: a panic is how a test fails"
+)]
 
 mod cluster;
 
@@ -53,7 +60,9 @@ async fn a_watcher_sees_initial_objects_changes_and_deletions_as_its_selector_do
     maps.create(&PostParams::default(), &map("new", "a")).await.unwrap();
     seen.push(next(&mut events).await);
     // A change of the label takes the object out of the watcher's sight.
-    maps.patch("old", &PatchParams::default(), &Patch::Merge(json!({"metadata": {"labels": {"l": "b"}}}))).await.unwrap();
+    maps.patch("old", &PatchParams::default(), &Patch::Merge(json!({"metadata": {"labels": {"l": "b"}}})))
+        .await
+        .unwrap();
     seen.push(next(&mut events).await);
     maps.delete("new", &DeleteParams::default()).await.unwrap();
     seen.push(next(&mut events).await);
@@ -154,7 +163,8 @@ async fn state_survives_a_restart() {
     let maps: Api<ConfigMap> = Api::namespaced(cluster.client().await, "default");
     let made = maps.create(&PostParams::default(), &map("m", "a")).await.unwrap();
     let services: Api<Service> = Api::namespaced(cluster.client().await, "default");
-    let service: Service = serde_json::from_value(json!({"metadata": {"name": "s"}, "spec": {"ports": [{"port": 80}]}})).unwrap();
+    let service: Service =
+        serde_json::from_value(json!({"metadata": {"name": "s"}, "spec": {"ports": [{"port": 80}]}})).unwrap();
     let service = services.create(&PostParams::default(), &service).await.unwrap();
     cluster.server.shutdown().await;
     let Cluster { server, directory, .. } = cluster;
@@ -215,7 +225,11 @@ async fn finalizers_grace_periods_and_namespaces_hold_deletions() {
     assert_eq!(status(refused), (403, "Forbidden".to_owned()));
     let request = http::Request::put("/api/v1/namespaces/a/finalize")
         .header("content-type", "application/json")
-        .body(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "a"}, "spec": {"finalizers": []}}).to_string().into_bytes())
+        .body(
+            json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "a"}, "spec": {"finalizers": []}})
+                .to_string()
+                .into_bytes(),
+        )
         .unwrap();
     client.request::<Value>(request).await.unwrap();
     assert_eq!(status(namespaces.get("a").await.unwrap_err()).0, 404);
@@ -226,9 +240,10 @@ async fn binding_assigns_a_pod_once() {
     let cluster = Cluster::start().await;
     let client = cluster.client().await;
     let pods: Api<Pod> = Api::namespaced(client.clone(), "default");
-    let pod: Pod =
-        serde_json::from_value(json!({"metadata": {"name": "p"}, "spec": {"containers": [{"name": "c", "image": "i"}]}}))
-            .unwrap();
+    let pod: Pod = serde_json::from_value(
+        json!({"metadata": {"name": "p"}, "spec": {"containers": [{"name": "c", "image": "i"}]}}),
+    )
+    .unwrap();
     pods.create(&PostParams::default(), &pod).await.unwrap();
     let bind = |node: &str| {
         let body = json!({"apiVersion": "v1", "kind": "Binding", "metadata": {"name": "p"},
@@ -279,7 +294,8 @@ async fn roles_decide_what_tokens_may_do() {
     let admin = cluster.client().await;
     let config = cluster.server.token_kubeconfig(&format!("https://{}", cluster.address), "secret-token");
     let config = kube::config::Kubeconfig::from_yaml(&config).unwrap();
-    let config = kube::Config::from_custom_kubeconfig(config, &kube::config::KubeConfigOptions::default()).await.unwrap();
+    let config =
+        kube::Config::from_custom_kubeconfig(config, &kube::config::KubeConfigOptions::default()).await.unwrap();
     let viewer: Api<ConfigMap> = Api::namespaced(kube::Client::try_from(config).unwrap(), "default");
     assert_eq!(status(viewer.list(&ListParams::default()).await.unwrap_err()), (403, "Forbidden".to_owned()));
     let bindings: Api<k8s_openapi::api::rbac::v1::RoleBinding> = Api::namespaced(admin.clone(), "default");
@@ -290,7 +306,8 @@ async fn roles_decide_what_tokens_may_do() {
     bindings.create(&PostParams::default(), &binding).await.unwrap();
     viewer.list(&ListParams::default()).await.unwrap();
     assert_eq!(status(viewer.create(&PostParams::default(), &map("m", "a")).await.unwrap_err()).0, 403);
-    let node = kube::Client::new(cluster.server.loopback(UserInfo::new("system:node:n1", &["system:nodes"])), "default");
+    let node =
+        kube::Client::new(cluster.server.loopback(UserInfo::new("system:node:n1", &["system:nodes"])), "default");
     let pods: Api<Pod> = Api::all(node.clone());
     pods.list(&ListParams::default().fields("spec.nodeName=n1")).await.unwrap();
     let maps: Api<ConfigMap> = Api::namespaced(node, "default");
@@ -302,19 +319,25 @@ async fn service_account_tokens_log_in_until_the_account_is_gone() {
     let cluster = Cluster::start().await;
     let admin = cluster.client().await;
     let accounts: Api<k8s_openapi::api::core::v1::ServiceAccount> = Api::namespaced(admin.clone(), "default");
-    accounts.create(&PostParams::default(), &serde_json::from_value(json!({"metadata": {"name": "robot"}})).unwrap()).await.unwrap();
+    accounts
+        .create(&PostParams::default(), &serde_json::from_value(json!({"metadata": {"name": "robot"}})).unwrap())
+        .await
+        .unwrap();
     let request = serde_json::from_value(json!({"spec": {"expirationSeconds": 600, "audiences": []}})).unwrap();
     let answer = accounts.create_token_request("robot", &PostParams::default(), &request).await.unwrap();
     let token = answer.status.unwrap().token;
     let whoami = async || {
-        let config = cluster.server.token_kubeconfig(&format!("https://{}", cluster.address), token.as_deref().unwrap());
+        let config =
+            cluster.server.token_kubeconfig(&format!("https://{}", cluster.address), token.as_deref().unwrap());
         let config = kube::config::Kubeconfig::from_yaml(&config).unwrap();
         let config =
             kube::Config::from_custom_kubeconfig(config, &kube::config::KubeConfigOptions::default()).await.unwrap();
         let client = kube::Client::try_from(config).unwrap();
         let request = http::Request::post("/apis/authentication.k8s.io/v1/selfsubjectreviews")
             .header("content-type", "application/json")
-            .body(json!({"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"}).to_string().into_bytes())
+            .body(
+                json!({"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"}).to_string().into_bytes(),
+            )
             .unwrap();
         client.request::<Value>(request).await
     };

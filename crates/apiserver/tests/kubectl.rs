@@ -1,5 +1,12 @@
 //! The real kubectl against the server: the commands people type.
-#![allow(missing_docs, reason = "a test binary")]
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a test binary: a panic is how a test fails"
+)]
 
 mod cluster;
 
@@ -39,7 +46,18 @@ async fn client_side_apply_adds_changes_and_removes_fields() {
     assert!(cluster.ok(&["apply", "-f", "-"], DEPLOYMENT).await.contains("unchanged"));
     let changed = DEPLOYMENT.replace("replicas: 2", "replicas: 3").replace(", {name: B, value: \"2\"}", "");
     assert!(cluster.ok(&["apply", "-f", "-"], &changed).await.contains("configured"));
-    let env = cluster.ok(&["get", "deploy", "web", "-o", "jsonpath={.spec.replicas} {.spec.template.spec.containers[0].env[*].name}"], "").await;
+    let env = cluster
+        .ok(
+            &[
+                "get",
+                "deploy",
+                "web",
+                "-o",
+                "jsonpath={.spec.replicas} {.spec.template.spec.containers[0].env[*].name}",
+            ],
+            "",
+        )
+        .await;
     assert_eq!(env, "3 A");
     let table = cluster.ok(&["get", "deploy"], "").await;
     assert!(table.contains("READY") && table.contains("web") && table.contains("0/3"), "{table}");
@@ -80,18 +98,29 @@ async fn the_small_verbs_work() {
     cluster.ok(&["annotate", "deploy", "web", "note=hello"], "").await;
     cluster.ok(&["set", "image", "deploy/web", "web=httpd"], "").await;
     cluster.ok(&["rollout", "restart", "deploy/web"], "").await;
-    cluster.ok(&["patch", "deploy", "web", "--type=json", "-p", r#"[{"op":"replace","path":"/spec/replicas","value":6}]"#], "").await;
+    cluster
+        .ok(
+            &["patch", "deploy", "web", "--type=json", "-p", r#"[{"op":"replace","path":"/spec/replicas","value":6}]"#],
+            "",
+        )
+        .await;
     cluster.ok(&["patch", "deploy", "web", "--type=merge", "-p", r#"{"metadata":{"labels":{"tier":null}}}"#], "").await;
     let all = cluster.ok(&["get", "deploy", "web", "-o", "jsonpath={.spec.replicas} {.metadata.labels} {.metadata.annotations.note} {.spec.template.spec.containers[0].image}"], "").await;
     assert_eq!(all, r#"6 {"app":"web"} hello httpd"#);
     cluster.ok(&["expose", "deploy", "web", "--port=80", "--type=NodePort"], "").await;
-    let service = cluster.ok(&["get", "svc", "web", "-o", "jsonpath={.spec.clusterIP} {.spec.ports[0].nodePort}"], "").await;
+    let service =
+        cluster.ok(&["get", "svc", "web", "-o", "jsonpath={.spec.clusterIP} {.spec.ports[0].nodePort}"], "").await;
     let (address, port) = service.split_once(' ').unwrap();
     assert!(address.starts_with("10.") && (30000..=32767).contains(&port.parse::<u32>().unwrap()), "{service}");
     cluster.ok(&["create", "configmap", "c", "--from-literal=a=b"], "").await;
     cluster.ok(&["create", "namespace", "other"], "").await;
     cluster.ok(&["run", "p", "--image=busybox", "-n", "other"], "").await;
-    assert!(cluster.fails(&["run", "p", "--image=busybox", "-n", "missing"], "").await.contains("namespaces \"missing\" not found"));
+    assert!(
+        cluster
+            .fails(&["run", "p", "--image=busybox", "-n", "missing"], "")
+            .await
+            .contains("namespaces \"missing\" not found")
+    );
     assert!(cluster.ok(&["get", "pods", "-A", "-o", "wide"], "").await.contains("other"));
     assert!(cluster.ok(&["describe", "deploy", "web"], "").await.contains("6 desired"));
     assert!(cluster.ok(&["get", "all"], "").await.contains("service/kubernetes"));
@@ -136,7 +165,10 @@ async fn logs_exec_attach_and_exit_codes() {
     assert_eq!(cluster.ok(&["exec", "-i", "x", "--", "cat"], "through stdin").await, "through stdin");
     assert_eq!(cluster.ok(&["exec", "x", "--", "big"], "").await.len(), 1_000_000);
     let both = cluster.run(&["exec", "x", "--", "both"], "").await;
-    assert_eq!((both.stdout.as_slice(), both.stderr.as_slice()), (b"to stdout\n".as_slice(), b"to stderr\n".as_slice()));
+    assert_eq!(
+        (both.stdout.as_slice(), both.stderr.as_slice()),
+        (b"to stdout\n".as_slice(), b"to stderr\n".as_slice())
+    );
     let exit = cluster.run(&["exec", "x", "--", "exit", "3"], "").await;
     assert_eq!(exit.status.code(), Some(3), "{}", cluster::text(&exit.stderr));
     assert!(cluster.fails(&["exec", "x", "-c", "nope", "--", "cat"], "").await.contains("nope"));
@@ -150,7 +182,12 @@ async fn port_forward_carries_several_connections() {
     }
     let cluster = Cluster::start().await;
     cluster.ok(&["create", "-f", "-"], POD).await;
-    cluster.ok(&["patch", "pod", "x", "--subresource=status", "--type=merge", "-p", r#"{"status":{"phase":"Running"}}"#], "").await;
+    cluster
+        .ok(
+            &["patch", "pod", "x", "--subresource=status", "--type=merge", "-p", r#"{"status":{"phase":"Running"}}"#],
+            "",
+        )
+        .await;
     let mut child =
         cluster.kubectl(&["port-forward", "pod/x", ":80"]).stdout(std::process::Stdio::piped()).spawn().unwrap();
     let output = child.stdout.take().unwrap();
@@ -220,7 +257,8 @@ async fn custom_resources_are_served_at_once_and_go_with_their_definition() {
     assert!(table.contains("SPEED") && table.contains('7'), "{table}");
     cluster.ok(&["scale", "boat/b", "--replicas=5"], "").await;
     assert_eq!(cluster.ok(&["get", "boat", "b", "-o", "jsonpath={.spec.crew}"], "").await, "5");
-    let refused = cluster.fails(&["apply", "-f", "-"], &boat.replace("speed: 7, colour: red", "speed: 0, colour: green")).await;
+    let refused =
+        cluster.fails(&["apply", "-f", "-"], &boat.replace("speed: 7, colour: red", "speed: 0, colour: green")).await;
     assert!(refused.contains("spec.speed") && refused.contains("supported values: \"red\", \"blue\""), "{refused}");
     assert!(cluster.ok(&["explain", "boat.spec.speed"], "").await.contains("Knots."));
     cluster.ok(&["delete", "crd", "boats.example.com"], "").await;

@@ -282,9 +282,9 @@ impl ServiceAddresses {
             let number = u16::try_from(number).unwrap_or(0);
             if number == 0 {
                 if wants {
-                    let port_number = self.next_port(&who).ok_or_else(|| {
-                        ApiError::internal("failed to allocate a nodePort: range is full")
-                    })?;
+                    let port_number = self
+                        .next_port(&who)
+                        .ok_or_else(|| ApiError::internal("failed to allocate a nodePort: range is full"))?;
                     reservation.taken.push(Item::Port(port_number));
                     own.push((port_number, protocol));
                     meta::as_map(port).insert("nodePort".to_owned(), port_number.into());
@@ -345,10 +345,8 @@ impl ServiceAddresses {
 
     fn take_port(&self, call: &Call, service: &Value, field: String, port: u16) -> Result<(), ApiError> {
         if !self.ports.holds(port) {
-            let why = format!(
-                "provided port is not in the valid range. The range of valid ports is {}",
-                self.ports.text()
-            );
+            let why =
+                format!("provided port is not in the valid range. The range of valid ports is {}", self.ports.text());
             return Err(invalid(call, service, field, port.to_string(), &why));
         }
         let mut taken = self.lock();

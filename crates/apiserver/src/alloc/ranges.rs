@@ -51,9 +51,7 @@ impl AddressRange {
                 let number = u32::from(net.network()).checked_add(u32::try_from(offset).ok()?)?;
                 Some(IpAddr::V4(Ipv4Addr::from(number)))
             }
-            IpNet::V6(net) => {
-                Some(IpAddr::V6(Ipv6Addr::from(u128::from(net.network()).checked_add(offset)?)))
-            }
+            IpNet::V6(net) => Some(IpAddr::V6(Ipv6Addr::from(u128::from(net.network()).checked_add(offset)?))),
         }
     }
 

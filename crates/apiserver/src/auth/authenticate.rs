@@ -4,8 +4,8 @@ use std::collections::HashMap;
 
 use http::HeaderMap;
 
-use super::token::token_user;
 use super::UserInfo;
+use super::token::token_user;
 use crate::server::Core;
 use crate::status::ApiError;
 

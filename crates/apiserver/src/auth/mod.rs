@@ -39,11 +39,7 @@ pub struct UserInfo {
 impl UserInfo {
     /// A user with these groups.
     pub fn new(name: impl Into<String>, groups: &[&str]) -> Self {
-        Self {
-            name: name.into(),
-            groups: groups.iter().map(|group| (*group).to_owned()).collect(),
-            ..Self::default()
-        }
+        Self { name: name.into(), groups: groups.iter().map(|group| (*group).to_owned()).collect(), ..Self::default() }
     }
 
     /// `kubernetes-admin` in `system:masters`, who may do everything.

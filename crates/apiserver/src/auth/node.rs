@@ -29,9 +29,16 @@ pub(crate) fn allows(attributes: &Attributes<'_>) -> bool {
             _ => false,
         },
         ("", "events") | ("events.k8s.io", "events") => matches!(verb, "create" | "update" | "patch"),
-        ("", "services" | "configmaps" | "secrets" | "persistentvolumes" | "persistentvolumeclaims" | "namespaces" | "endpoints") => {
-            reads && subresource.is_empty()
-        }
+        (
+            "",
+            "services"
+            | "configmaps"
+            | "secrets"
+            | "persistentvolumes"
+            | "persistentvolumeclaims"
+            | "namespaces"
+            | "endpoints",
+        ) => reads && subresource.is_empty(),
         ("", "serviceaccounts") => reads && subresource.is_empty() || subresource == "token" && verb == "create",
         ("node.k8s.io", "runtimeclasses") | ("storage.k8s.io", "csidrivers" | "volumeattachments") => reads,
         ("storage.k8s.io", "csinodes") => reads || verb == "create" || own,
@@ -53,7 +60,17 @@ mod tests {
     fn a_node_writes_its_own_node_and_lease_only() {
         let user = UserInfo::new("system:node:n1", &["system:nodes"]);
         let asked = |verb, group, resource, subresource, namespace, name| {
-            allows(&Attributes { user: &user, verb, group, version: "v1", resource, subresource, namespace, name, path: "" })
+            allows(&Attributes {
+                user: &user,
+                verb,
+                group,
+                version: "v1",
+                resource,
+                subresource,
+                namespace,
+                name,
+                path: "",
+            })
         };
         assert!(asked("patch", "", "nodes", "status", "", "n1"));
         assert!(!asked("patch", "", "nodes", "status", "", "n2"));

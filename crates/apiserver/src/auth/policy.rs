@@ -27,7 +27,7 @@ pub(crate) fn authorize(core: &Core, attributes: &Attributes<'_>) -> Result<(), 
     if attributes.resource.is_empty() {
         let message = format!("forbidden: User {user:?} cannot {} path {:?}{why}", attributes.verb, attributes.path);
         let mut error = ApiError::new(403, "Forbidden", message);
-        error.details = Some(serde_json::json!({}));
+        error.set_details(serde_json::json!({}));
         return Err(error);
     }
     let resource = if attributes.subresource.is_empty() {
@@ -53,6 +53,6 @@ pub(crate) fn authorize(core: &Core, attributes: &Attributes<'_>) -> Result<(), 
             details.insert(key.to_owned(), value.into());
         }
     }
-    error.details = Some(details.into());
+    error.set_details(details.into());
     Err(error)
 }

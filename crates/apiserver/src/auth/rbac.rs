@@ -51,9 +51,7 @@ pub(crate) struct RbacCache(Mutex<Option<Arc<Compiled>>>);
 impl RbacCache {
     /// Whether a rule of a binding that applies to the user allows this.
     pub(crate) fn allows(&self, core: &Core, attributes: &Attributes<'_>) -> bool {
-        self.applying(core, attributes.user, attributes.namespace)
-            .iter()
-            .any(|rule| rule.covers(attributes))
+        self.applying(core, attributes.user, attributes.namespace).iter().any(|rule| rule.covers(attributes))
     }
 
     /// The rules a user has in a namespace, as `SelfSubjectRulesReview` lists them.
@@ -236,14 +234,28 @@ mod tests {
 
     fn rule(verbs: &[&str], groups: &[&str], resources: &[&str], names: &[&str]) -> Rule {
         let list = |items: &[&str]| items.iter().map(|item| (*item).to_owned()).collect();
-        Rule { verbs: list(verbs), groups: list(groups), resources: list(resources), names: list(names), paths: Vec::new() }
+        Rule {
+            verbs: list(verbs),
+            groups: list(groups),
+            resources: list(resources),
+            names: list(names),
+            paths: Vec::new(),
+        }
     }
 
     #[test]
     fn rules_cover_what_they_name_and_nothing_else() {
         let user = UserInfo::new("u", &[]);
         let asked = |verb, group, resource, subresource, name| Attributes {
-            user: &user, verb, group, version: "v1", resource, subresource, namespace: "a", name, path: "",
+            user: &user,
+            verb,
+            group,
+            version: "v1",
+            resource,
+            subresource,
+            namespace: "a",
+            name,
+            path: "",
         };
         let get_pods = rule(&["get"], &[""], &["pods"], &[]);
         assert!(get_pods.covers(&asked("get", "", "pods", "", "x")));

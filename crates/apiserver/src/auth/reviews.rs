@@ -66,8 +66,15 @@ fn access(call: &Call, user: &UserInfo, object: &Value) -> Value {
     let verb = if resource { at("verb") } else { spec("nonResourceAttributes/verb") };
     let path = spec("nonResourceAttributes/path");
     let attributes = Attributes {
-        user, verb: &verb, group: &group, version: &version, resource: &plural, subresource: &subresource,
-        namespace: &namespace, name: &name, path: &path,
+        user,
+        verb: &verb,
+        group: &group,
+        version: &version,
+        resource: &plural,
+        subresource: &subresource,
+        namespace: &namespace,
+        name: &name,
+        path: &path,
     };
     match decide(&call.core, &attributes) {
         Ok(()) => json!({"allowed": true}),

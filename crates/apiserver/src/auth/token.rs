@@ -31,8 +31,7 @@ impl TokenIssuer {
     pub(crate) fn open(directory: &Path) -> Result<Self, StartError> {
         let path = directory.join("token.key");
         if !path.exists() {
-            let key: Vec<u8> =
-                (0..3).flat_map(|_| uuid::Uuid::new_v4().into_bytes()).collect();
+            let key: Vec<u8> = (0..3).flat_map(|_| uuid::Uuid::new_v4().into_bytes()).collect();
             crate::tls::write_private(&path, &key)?;
         }
         let key = std::fs::read(&path).map_err(|source| StartError::File { path, source })?;
@@ -121,7 +120,9 @@ pub(crate) fn request_token(call: &Call, account: &Value, mut request: Value) ->
             &[crate::resource::FieldError {
                 reason: "FieldValueInvalid",
                 field: "spec.expirationSeconds".to_owned(),
-                message: format!("Invalid value: {seconds}: may not specify a duration less than 10 minutes or more than 2^32 seconds"),
+                message: format!(
+                    "Invalid value: {seconds}: may not specify a duration less than 10 minutes or more than 2^32 seconds"
+                ),
             }],
         ));
     }
@@ -151,8 +152,7 @@ pub(crate) fn request_token(call: &Call, account: &Value, mut request: Value) ->
     meta::set_meta(&mut request, "name", name.into());
     meta::set_meta(&mut request, "namespace", namespace.into());
     meta::set_meta(&mut request, "creationTimestamp", meta::now().into());
-    meta::as_map(&mut request)
-        .insert("status".to_owned(), json!({"token": token, "expirationTimestamp": expiration}));
+    meta::as_map(&mut request).insert("status".to_owned(), json!({"token": token, "expirationTimestamp": expiration}));
     Ok(request)
 }
 
@@ -168,7 +168,9 @@ fn bound_pod(call: &Call, namespace: &str, request: &Value) -> Result<Value, Api
         .ok_or_else(|| ApiError::not_found(&kind, name))?;
     let found = meta::meta(&pod, "uid");
     if !uid.is_empty() && uid != found {
-        let why = format!("the UID in the bound object reference ({uid}) does not match the UID in record. The object might have been deleted and then recreated");
+        let why = format!(
+            "the UID in the bound object reference ({uid}) does not match the UID in record. The object might have been deleted and then recreated"
+        );
         return Err(ApiError::conflict(&kind, name, &why));
     }
     Ok(json!({"name": name, "uid": found}))

@@ -98,6 +98,16 @@ fn field(text: &str) -> (String, &str) {
     (name, "")
 }
 
+fn is_text(value: &Value, wanted: &str) -> bool {
+    match value {
+        Value::String(text) => text == wanted,
+        other => {
+            let text = other.to_string();
+            text == wanted
+        }
+    }
+}
+
 impl Step {
     fn apply<'a>(&self, value: &'a Value) -> Vec<&'a Value> {
         match self {
@@ -111,7 +121,7 @@ impl Step {
             Self::Filter(fields, wanted) => {
                 let holds = |item: &&Value| {
                     let found = fields.iter().try_fold(*item, |at, name| at.get(name));
-                    found.is_some_and(|found| found.as_str().map_or(found.to_string() == *wanted, |text| text == wanted))
+                    found.is_some_and(|found| is_text(found, wanted))
                 };
                 value.as_array().into_iter().flatten().filter(holds).collect()
             }

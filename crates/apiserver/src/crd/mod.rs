@@ -98,7 +98,8 @@ pub(crate) fn openapi_v3(core: &Core, group: &str, version: &str) -> Option<Valu
         let properties = meta::object_at(&mut schema, "properties");
         properties.entry("apiVersion").or_insert_with(|| json!({"type": "string"}));
         properties.entry("kind").or_insert_with(|| json!({"type": "string"}));
-        properties.insert("metadata".to_owned(), json!({"type": "object", "description": "Standard object's metadata."}));
+        properties
+            .insert("metadata".to_owned(), json!({"type": "object", "description": "Standard object's metadata."}));
         let reversed: Vec<&str> = group.split('.').rev().collect();
         let name = format!("{}.{version}.{kind}", reversed.join("."));
         schemas.insert(name.clone(), schema);

@@ -184,7 +184,8 @@ pub(super) fn validate(schema: &Value, value: &Value, path: &str, errors: &mut V
             Value::Array(_) => "array",
             Value::Object(_) => "object",
         };
-        let message = format!("Invalid value: {value_type:?}: {} in body must be of type {kind}: {value_type:?}", shown(path));
+        let message =
+            format!("Invalid value: {value_type:?}: {} in body must be of type {kind}: {value_type:?}", shown(path));
         let field = shown(path).to_owned();
         errors.push(FieldError { reason: "FieldValueTypeInvalid", field, message });
         return;
@@ -323,7 +324,10 @@ fn check_list(schema: &Value, items: &[Value], path: &str, errors: &mut Vec<Fiel
             if keys.is_empty() {
                 return item.clone();
             }
-            keys.iter().map(|key| (key.clone(), item.get(key).cloned().unwrap_or_default())).collect::<Map<_, _>>().into()
+            keys.iter()
+                .map(|key| (key.clone(), item.get(key).cloned().unwrap_or_default()))
+                .collect::<Map<_, _>>()
+                .into()
         };
         let identities: Vec<Value> = items.iter().map(identity).collect();
         for (index, identity) in identities.iter().enumerate() {

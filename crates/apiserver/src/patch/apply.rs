@@ -98,7 +98,9 @@ fn resolve(
         };
         let paths = conflict.paths();
         for path in &paths {
-            causes.push(json!({"reason": "FieldManagerConflict", "message": format!("conflict with {with}"), "field": path}));
+            causes.push(
+                json!({"reason": "FieldManagerConflict", "message": format!("conflict with {with}"), "field": path}),
+            );
         }
         match paths.as_slice() {
             [one] => texts.push(format!("conflict with {with}: {one}")),
@@ -112,7 +114,8 @@ fn resolve(
     let plural = if causes.len() == 1 { "conflict" } else { "conflicts" };
     let message = format!("Apply failed with {} {plural}: {}", causes.len(), texts.join("\n"));
     let mut error = ApiError::new(409, "Conflict", message);
-    error.details = Some(json!({"name": meta::name(live), "group": kind.gvk.group, "kind": kind.plural, "causes": causes}));
+    error
+        .set_details(json!({"name": meta::name(live), "group": kind.gvk.group, "kind": kind.plural, "causes": causes}));
     Err(error)
 }
 

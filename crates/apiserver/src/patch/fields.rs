@@ -110,9 +110,18 @@ impl FieldSet {
         self.children.remove("f:kind");
         if let Some(metadata) = self.children.get_mut("f:metadata") {
             metadata.member = false;
-            for field in ["name", "namespace", "creationTimestamp", "selfLink", "uid", "generation", "managedFields",
-                "resourceVersion", "deletionTimestamp", "deletionGracePeriodSeconds"]
-            {
+            for field in [
+                "name",
+                "namespace",
+                "creationTimestamp",
+                "selfLink",
+                "uid",
+                "generation",
+                "managedFields",
+                "resourceVersion",
+                "deletionTimestamp",
+                "deletionGracePeriodSeconds",
+            ] {
                 metadata.children.remove(&format!("f:{field}"));
             }
         }
@@ -154,7 +163,13 @@ impl<'a> Place<'a> {
 
     pub(crate) fn merge(&self) -> FieldMerge {
         if self.names.is_empty() {
-            return FieldMerge { list: None, atomic_map: false, patch_merge_key: None, patch_merge: false, retain_keys: false };
+            return FieldMerge {
+                list: None,
+                atomic_map: false,
+                patch_merge_key: None,
+                patch_merge: false,
+                retain_keys: false,
+            };
         }
         self.strategy.merge(&self.names)
     }
@@ -178,12 +193,14 @@ pub(crate) enum Shape<'v> {
 pub(crate) fn shape<'v>(place: &Place<'_>, value: &'v Value) -> Shape<'v> {
     match value {
         Value::Object(map) if !map.is_empty() => {
-            if place.merge().atomic_map { Shape::Leaf } else { Shape::Map(map) }
+            if place.merge().atomic_map {
+                Shape::Leaf
+            } else {
+                Shape::Map(map)
+            }
         }
         Value::Array(items) => match place.merge().list {
-            Some(ListMerge::Set) => {
-                Shape::Items(items.iter().map(|item| (format!("v:{item}"), item, false)).collect())
-            }
+            Some(ListMerge::Set) => Shape::Items(items.iter().map(|item| (format!("v:{item}"), item, false)).collect()),
             Some(ListMerge::Map(keys)) if items.iter().all(Value::is_object) => {
                 Shape::Items(items.iter().map(|item| (item_element(&keys, item), item, true)).collect())
             }

@@ -25,11 +25,14 @@ fn merged(original: Value, patch: Value) -> Value {
 fn lists_merge_by_key_and_directives_are_obeyed() {
     let pod = json!({"spec": {"containers": [{"name": "a", "image": "1"}, {"name": "b", "image": "1"}],
         "tolerations": [{"key": "x"}]}, "metadata": {"finalizers": ["f1", "f2"], "labels": {"k": "v", "l": "w"}}});
-    let patched = merged(pod, json!({
+    let patched = merged(
+        pod,
+        json!({
         "spec": {"containers": [{"name": "b", "image": "2"}, {"name": "a", "$patch": "delete"}, {"name": "c"}],
             "$setElementOrder/containers": [{"name": "c"}, {"name": "b"}],
             "tolerations": [{"key": "y"}]},
-        "metadata": {"$deleteFromPrimitiveList/finalizers": ["f1"], "finalizers": ["f3"], "labels": {"k": null}}}));
+        "metadata": {"$deleteFromPrimitiveList/finalizers": ["f1"], "finalizers": ["f3"], "labels": {"k": null}}}),
+    );
     assert_eq!(patched["spec"]["containers"], json!([{"name": "c"}, {"name": "b", "image": "2"}]));
     assert_eq!(patched["spec"]["tolerations"], json!([{"key": "y"}]), "tolerations are replaced whole");
     assert_eq!(patched["metadata"]["finalizers"], json!(["f2", "f3"]));
@@ -38,11 +41,15 @@ fn lists_merge_by_key_and_directives_are_obeyed() {
 
 #[test]
 fn maps_can_be_replaced_and_keep_only_named_keys() {
-    let pod = json!({"metadata": {"labels": {"a": "1", "b": "2"}}, "spec": {"volumes": [{"name": "v", "emptyDir": {}}]}});
+    let pod =
+        json!({"metadata": {"labels": {"a": "1", "b": "2"}}, "spec": {"volumes": [{"name": "v", "emptyDir": {}}]}});
     let patched = merged(pod.clone(), json!({"metadata": {"labels": {"$patch": "replace", "c": "3"}}}));
     assert_eq!(patched["metadata"]["labels"], json!({"c": "3"}));
-    let patched = merged(pod, json!({"spec": {"volumes": [
-        {"name": "v", "$retainKeys": ["name", "hostPath"], "hostPath": {"path": "/x"}}]}}));
+    let patched = merged(
+        pod,
+        json!({"spec": {"volumes": [
+        {"name": "v", "$retainKeys": ["name", "hostPath"], "hostPath": {"path": "/x"}}]}}),
+    );
     assert_eq!(patched["spec"]["volumes"], json!([{"name": "v", "hostPath": {"path": "/x"}}]));
 }
 
@@ -57,8 +64,10 @@ fn a_patch_item_without_its_key_is_refused() {
 }
 
 fn deployment(replicas: u32, containers: &[(&str, &str)]) -> Value {
-    let containers: Vec<Value> =
-        containers.iter().map(|(name, image)| json!({"name": name, "image": image, "ports": [{"containerPort": 80}]})).collect();
+    let containers: Vec<Value> = containers
+        .iter()
+        .map(|(name, image)| json!({"name": name, "image": image, "ports": [{"containerPort": 80}]}))
+        .collect();
     json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "d", "namespace": "default"},
         "spec": {"replicas": replicas, "template": {"spec": {"containers": containers}}}})
 }
@@ -73,7 +82,8 @@ fn what_a_manager_no_longer_applies_goes_unless_another_owns_it() {
     let mut less = deployment(2, &[]);
     less["spec"].as_object_mut().unwrap().remove("template");
     let after = apply(&kind, &two, &less, &by("one")).unwrap();
-    let names: Vec<&Value> = after["spec"]["template"]["spec"]["containers"].as_array().unwrap().iter().map(|c| &c["name"]).collect();
+    let names: Vec<&Value> =
+        after["spec"]["template"]["spec"]["containers"].as_array().unwrap().iter().map(|c| &c["name"]).collect();
     assert_eq!(names, ["b"]);
     let again = apply(&kind, &after, &less, &by("one")).unwrap();
     assert!(same_but_times(&again, &after), "applying the same again changes nothing");
@@ -107,7 +117,13 @@ fn an_update_takes_ownership_of_what_it_changes() {
     managed::track(&kind, Some(&live), &mut scaled, "scaler", "scale");
     let owner = entries(&scaled).into_iter().find(|entry| entry.fields.paths().contains(&".spec.replicas".to_owned()));
     let owner = owner.unwrap();
-    assert_eq!((owner.manager.as_str(), owner.operation.as_str(), owner.subresource.as_str()), ("scaler", "Update", "scale"));
+    assert_eq!(
+        (owner.manager.as_str(), owner.operation.as_str(), owner.subresource.as_str()),
+        ("scaler", "Update", "scale")
+    );
     let error = apply(&kind, &scaled, &deployment(2, &[("a", "1")]), &by("one")).unwrap_err();
-    assert!(error.message.contains("conflict with \"scaler\" with subresource \"scale\" using apps/v1: .spec.replicas"), "{error}");
+    assert!(
+        error.message.contains("conflict with \"scaler\" with subresource \"scale\" using apps/v1: .spec.replicas"),
+        "{error}"
+    );
 }

@@ -131,7 +131,13 @@ pub(crate) async fn delete(call: &Arc<Call>, body: &[u8]) -> Result<Reply, ApiEr
     let returns_object = call.kind.gvk.group.is_empty()
         && matches!(
             call.kind.plural.as_ref(),
-            "pods" | "services" | "serviceaccounts" | "persistentvolumes" | "persistentvolumeclaims" | "podtemplates" | "resourcequotas"
+            "pods"
+                | "services"
+                | "serviceaccounts"
+                | "persistentvolumes"
+                | "persistentvolumeclaims"
+                | "podtemplates"
+                | "resourcequotas"
         );
     if removed && !returns_object {
         return Ok(Reply::Value(200, success(&call.kind, &object)));
@@ -167,11 +173,8 @@ fn delete_one(call: &Call, namespace: &str, name: &str, options: &DeleteOptions)
     admission::admit_delete(call, name)?;
     let key = Key::new(namespace, name);
     for _ in 0..ATTEMPTS {
-        let stored = call
-            .core
-            .store
-            .get(&call.kind.storage_key, &key)
-            .ok_or_else(|| ApiError::not_found(&call.kind, name))?;
+        let stored =
+            call.core.store.get(&call.kind.storage_key, &key).ok_or_else(|| ApiError::not_found(&call.kind, name))?;
         let old = parsed(&call.kind, &stored)?;
         check_preconditions(call, name, &old, options)?;
         let new = marked(&call.kind, &old, options);
@@ -206,7 +209,9 @@ fn check_preconditions(call: &Call, name: &str, old: &Value, options: &DeleteOpt
         if let Some(given) = given
             && given != have
         {
-            let why = format!("the {what} in the precondition ({given}) does not match the {what} in record ({have}). The object might have been deleted and then recreated");
+            let why = format!(
+                "the {what} in the precondition ({given}) does not match the {what} in record ({have}). The object might have been deleted and then recreated"
+            );
             return Err(ApiError::conflict(&call.kind, name, &why));
         }
     }

@@ -10,7 +10,7 @@ mod subresources;
 mod update;
 mod watch;
 
-pub(crate) use create::{create_object, CreateOptions};
+pub(crate) use create::{CreateOptions, create_object};
 pub(crate) use update::{Changed, Tracking, UpdateOptions, update_object};
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -99,7 +99,8 @@ impl Call {
         if !given.is_empty() {
             return given.to_owned();
         }
-        let agent = self.headers.get(http::header::USER_AGENT).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        let agent =
+            self.headers.get(http::header::USER_AGENT).and_then(|value| value.to_str().ok()).unwrap_or_default();
         let program = agent.split('/').next().unwrap_or_default();
         if program.is_empty() { self.user.name.clone() } else { program.chars().take(128).collect() }
     }
@@ -116,7 +117,9 @@ impl Call {
             other => Err(ApiError::new(
                 422,
                 "Invalid",
-                format!("fieldValidation: Unsupported value: {other:?}: supported values: \"Ignore\", \"Strict\", \"Warn\""),
+                format!(
+                    "fieldValidation: Unsupported value: {other:?}: supported values: \"Ignore\", \"Strict\", \"Warn\""
+                ),
             )),
         }
     }
@@ -288,8 +291,7 @@ fn authorize_target(
         (name, _) => name,
     };
     let core_group = target.group.is_empty();
-    let namespace =
-        if core_group && target.resource == "namespaces" { &target.name } else { &target.namespace };
+    let namespace = if core_group && target.resource == "namespaces" { &target.name } else { &target.namespace };
     let attributes = Attributes {
         user,
         verb,
@@ -304,12 +306,7 @@ fn authorize_target(
     authorize(core, &attributes)
 }
 
-async fn dispatch(
-    call: &Arc<Call>,
-    verb: &str,
-    body: &[u8],
-    upgrade: Option<OnUpgrade>,
-) -> Result<Reply, ApiError> {
+async fn dispatch(call: &Arc<Call>, verb: &str, body: &[u8], upgrade: Option<OnUpgrade>) -> Result<Reply, ApiError> {
     if !call.target.subresource.is_empty() {
         return subresources::dispatch(call, verb, body, upgrade).await;
     }

@@ -49,7 +49,11 @@ impl Patch {
             Self::Json(patch) => {
                 let mut object = old.clone();
                 json_patch::patch(&mut object, patch).map_err(|error| {
-                    ApiError::new(422, "Invalid", format!("the server rejected our request due to an error in our request: {error}"))
+                    ApiError::new(
+                        422,
+                        "Invalid",
+                        format!("the server rejected our request due to an error in our request: {error}"),
+                    )
                 })?;
                 Ok(object)
             }
@@ -112,11 +116,7 @@ fn same_identity(old: &Value, new: &Value) -> Result<(), ApiError> {
     Ok(())
 }
 
-async fn server_side_apply(
-    call: &Arc<Call>,
-    mut config: Value,
-    subresource: &'static str,
-) -> Result<Reply, ApiError> {
+async fn server_side_apply(call: &Arc<Call>, mut config: Value, subresource: &'static str) -> Result<Reply, ApiError> {
     if call.query.get("fieldManager").is_empty() {
         return Err(ApiError::new(
             422,

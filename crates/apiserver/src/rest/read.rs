@@ -17,17 +17,14 @@ use crate::store::{Key, Stored};
 /// The object of a call, as stored.
 pub(crate) fn stored(call: &Call) -> Result<Arc<Stored>, ApiError> {
     let key = Key::new(&call.target.namespace, &call.target.name);
-    call.core
-        .store
-        .get(&call.kind.storage_key, &key)
-        .ok_or_else(|| ApiError::not_found(&call.kind, &call.target.name))
+    call.core.store.get(&call.kind.storage_key, &key).ok_or_else(|| ApiError::not_found(&call.kind, &call.target.name))
 }
 
 /// A stored object in the version of this kind.
 pub(crate) fn parsed(kind: &ResourceKind, stored: &Stored) -> Result<Value, ApiError> {
-    let mut object = stored
-        .value()
-        .map_err(|error| ApiError::internal(format!("stored {} {} is damaged: {error}", kind.plural, stored.key.name)))?;
+    let mut object = stored.value().map_err(|error| {
+        ApiError::internal(format!("stored {} {} is damaged: {error}", kind.plural, stored.key.name))
+    })?;
     convert::to_version(kind, &mut object);
     Ok(object)
 }
@@ -123,8 +120,11 @@ fn list_options_invalid(field: &str, message: &str) -> ApiError {
     ApiError::invalid("meta.k8s.io", "ListOptions", "", &[error])
 }
 
-/// The objects of the state that the call asks for, and that state's version.
-fn snapshot(call: &Call) -> Result<(Vec<Arc<Stored>>, u64, Option<Key>), ApiError> {
+/// The objects of a state, its version, and the key after which a continued list goes on.
+type Snapshot = (Vec<Arc<Stored>>, u64, Option<Key>);
+
+/// The state that the call asks for.
+fn snapshot(call: &Call) -> Result<Snapshot, ApiError> {
     let store = &call.core.store;
     let (table, namespace) = (call.kind.storage_key.as_ref(), collection(call));
     let token = call.query.get("continue");
@@ -136,9 +136,8 @@ fn snapshot(call: &Call) -> Result<(Vec<Arc<Stored>>, u64, Option<Key>), ApiErro
         }
         let from = Continue::parse(token)?;
         let expired = "The provided continue parameter is too old to display a consistent list result. You can start a new list without the continue parameter.";
-        let objects = store
-            .list_at(table, namespace, from.version)
-            .map_err(|_old| ApiError::new(410, "Expired", expired))?;
+        let objects =
+            store.list_at(table, namespace, from.version).map_err(|_old| ApiError::new(410, "Expired", expired))?;
         return Ok((objects, from.version, Some(from.after)));
     }
     if !matching.is_empty() && asked.is_none() {

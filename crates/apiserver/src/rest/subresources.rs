@@ -137,7 +137,9 @@ async fn scale(call: &Arc<Call>, paths: &ScalePaths, verb: &str, body: &[u8]) ->
         let current = scale_of(old, paths);
         let wanted = match &patch {
             // A scale has no lists: applying or merging strategically is a merge.
-            Some(Patch::Strategic(patch) | Patch::Apply(patch)) => Patch::Merge(patch.clone()).patched(call, &current)?,
+            Some(Patch::Strategic(patch) | Patch::Apply(patch)) => {
+                Patch::Merge(patch.clone()).patched(call, &current)?
+            }
             Some(patch) => patch.patched(call, &current)?,
             None => given.clone(),
         };
@@ -204,7 +206,10 @@ pub(crate) async fn bind(call: &Arc<Call>, binding: &Value, pod: &str) -> Result
         };
         let uid = meta::meta(binding, "uid");
         if !uid.is_empty() && uid != meta::meta(old, "uid") {
-            return conflict(format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {}", meta::meta(old, "uid")));
+            return conflict(format!(
+                "Precondition failed: UID in precondition: {uid}, UID in object meta: {}",
+                meta::meta(old, "uid")
+            ));
         }
         if meta::is_deleting(old) {
             return conflict(format!("pod {pod} is being deleted, cannot be assigned to a host"));
@@ -216,7 +221,10 @@ pub(crate) async fn bind(call: &Arc<Call>, binding: &Value, pod: &str) -> Result
         Ok(Changed { object: bound(old, node), check_fields: false })
     };
     update_object(&inner, pod, &options, change).await?;
-    Ok(Reply::Value(201, json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201})))
+    Ok(Reply::Value(
+        201,
+        json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201}),
+    ))
 }
 
 fn bound(old: &Value, node: &str) -> Value {
@@ -242,7 +250,10 @@ async fn evict(call: &Arc<Call>, body: &[u8]) -> Result<Reply, ApiError> {
     }
     let options = eviction.get("deleteOptions").map(Value::to_string).unwrap_or_default();
     delete::delete(call, options.as_bytes()).await?;
-    Ok(Reply::Value(201, json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201})))
+    Ok(Reply::Value(
+        201,
+        json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201}),
+    ))
 }
 
 async fn spend_budget(call: &Arc<Call>, pod: &Value) -> Result<(), ApiError> {
@@ -265,7 +276,7 @@ async fn spend_budget(call: &Arc<Call>, pod: &Value) -> Result<(), ApiError> {
                 "Cannot evict pod as it would violate the pod's disruption budget.",
             );
             let name = meta::name(&budget);
-            error.details = Some(json!({"causes": [{"reason": "DisruptionBudget", "message": format!(
+            error.set_details(json!({"causes": [{"reason": "DisruptionBudget", "message": format!(
                 "The disruption budget {name} does not allow evicting pods currently: disruptionsAllowed is {allowed}"
             )}]}));
             error.retry_after = Some(10);
@@ -337,8 +348,10 @@ fn container(call: &Call, pod: &Value) -> Result<String, ApiError> {
         return match main.as_slice() {
             [one] => Ok(one.clone()),
             many => {
-                let mut message =
-                    format!("a container name must be specified for pod {pod_name}, choose one of: [{}]", many.join(" "));
+                let mut message = format!(
+                    "a container name must be specified for pod {pod_name}, choose one of: [{}]",
+                    many.join(" ")
+                );
                 for (what, list) in [("init", &init), ("ephemeral", &ephemeral)] {
                     if !list.is_empty() {
                         message.push_str(&format!(" or one of the {what} containers: [{}]", list.join(" ")));

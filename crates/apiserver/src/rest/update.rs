@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use super::create::{CreateOptions, check_fields, check_type, create_object, refusal};
 use super::{Call, Reply, delete, read};
+use crate::alloc::Reservation;
 use crate::patch::managed;
 use crate::request::decode_body;
 use crate::status::ApiError;
@@ -69,7 +70,9 @@ fn creates_on_update(call: &Call) -> bool {
     let kind = &call.kind;
     let allowed = matches!(
         (kind.gvk.group.as_ref(), kind.plural.as_ref()),
-        ("", "endpoints" | "events" | "limitranges") | ("coordination.k8s.io", "leases") | ("rbac.authorization.k8s.io", _)
+        ("", "endpoints" | "events" | "limitranges")
+            | ("coordination.k8s.io", "leases")
+            | ("rbac.authorization.k8s.io", _)
     );
     let key = Key::new(&call.target.namespace, &call.target.name);
     allowed && call.core.store.get(&kind.storage_key, &key).is_none()
@@ -122,8 +125,7 @@ where
 {
     let kind = &call.kind;
     let key = Key::new(&call.target.namespace, name);
-    let stored =
-        call.core.store.get(&kind.storage_key, &key).ok_or_else(|| ApiError::not_found(kind, name))?;
+    let stored = call.core.store.get(&kind.storage_key, &key).ok_or_else(|| ApiError::not_found(kind, name))?;
     let old = read::parsed(kind, &stored)?;
     let changed = change(&old)?;
     let mut object = changed.object;
@@ -132,37 +134,7 @@ where
     }
     preconditions(call, name, &old, &object, stored.version)?;
     keep_identity(&mut object, &old);
-    let mut reservation = None;
-    match options.subresource {
-        "status" => {
-            kind.strategy.prepare_status_update(&mut object, &old);
-            kind.strategy.default_object(&mut object);
-        }
-        "" => {
-            admission::admit_update(call, &mut object);
-            kind.strategy.prepare_update(&mut object, &old);
-            kind.strategy.default_object(&mut object);
-            reservation = Some(call.core.services.reserve(call, &mut object, Some(&old))?);
-        }
-        _ => {}
-    }
-    if let Tracking::Update { manager, subresource } = &options.tracking {
-        managed::track(kind, Some(&old), &mut object, manager, subresource);
-    } else if matches!(options.tracking, Tracking::Untracked) {
-        meta::copy_meta(&mut object, &old, "managedFields");
-    }
-    let errors = match options.subresource {
-        "" => kind.strategy.validate_update(&object, &old),
-        "status" => kind.strategy.validate_status_update(&object, &old),
-        _ => Vec::new(),
-    };
-    if !errors.is_empty() {
-        return Err(ApiError::invalid_object(kind, name, &errors).into());
-    }
-    if options.subresource.is_empty() {
-        kind.strategy.warnings(&object).into_iter().for_each(|warning| call.warn(warning));
-        crd::check_definition(call, &mut object)?;
-    }
+    let mut reservation = prepare(call, name, options, &mut object, &old)?;
     if managed::same_but_times(&object, &old) {
         *version = stored.version;
         return Ok(old);
@@ -188,6 +160,49 @@ where
         Err(WriteRefused::Changed) => Err(Attempt::Again),
         Err(refused) => Err(refusal(call, name, refused).into()),
     }
+}
+
+/// Admission, defaults, ownership and validation of a changed object.
+fn prepare<'a>(
+    call: &'a Call,
+    name: &str,
+    options: &UpdateOptions,
+    object: &mut Value,
+    old: &Value,
+) -> Result<Option<Reservation<'a>>, ApiError> {
+    let kind = &call.kind;
+    let mut reservation = None;
+    match options.subresource {
+        "status" => {
+            kind.strategy.prepare_status_update(object, old);
+            kind.strategy.default_object(object);
+        }
+        "" => {
+            admission::admit_update(call, object);
+            kind.strategy.prepare_update(object, old);
+            kind.strategy.default_object(object);
+            reservation = Some(call.core.services.reserve(call, object, Some(old))?);
+        }
+        _ => {}
+    }
+    if let Tracking::Update { manager, subresource } = &options.tracking {
+        managed::track(kind, Some(old), object, manager, subresource);
+    } else if matches!(options.tracking, Tracking::Untracked) {
+        meta::copy_meta(object, old, "managedFields");
+    }
+    let errors = match options.subresource {
+        "" => kind.strategy.validate_update(object, old),
+        "status" => kind.strategy.validate_status_update(object, old),
+        _ => Vec::new(),
+    };
+    if !errors.is_empty() {
+        return Err(ApiError::invalid_object(kind, name, &errors));
+    }
+    if options.subresource.is_empty() {
+        kind.strategy.warnings(object).into_iter().for_each(|warning| call.warn(warning));
+        crd::check_definition(call, object)?;
+    }
+    Ok(reservation)
 }
 
 fn after_write(call: &Call, key: &Key, object: &Value) {
@@ -221,9 +236,17 @@ fn preconditions(call: &Call, name: &str, old: &Value, new: &Value, version: u64
 
 /// What no client may change.
 fn keep_identity(object: &mut Value, old: &Value) {
-    for field in ["uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "generation", "name",
-        "namespace", "generateName", "resourceVersion"]
-    {
+    for field in [
+        "uid",
+        "creationTimestamp",
+        "deletionTimestamp",
+        "deletionGracePeriodSeconds",
+        "generation",
+        "name",
+        "namespace",
+        "generateName",
+        "resourceVersion",
+    ] {
         meta::copy_meta(object, old, field);
     }
     meta::remove_meta(object, "selfLink");

@@ -79,9 +79,7 @@ pub(crate) fn watch(call: &Arc<Call>) -> Result<Reply, ApiError> {
             watcher.queue.push_back(line);
         }
     } else if let Some(version) = asked.filter(|version| *version > 0) {
-        store
-            .events_after(&call.kind.storage_key, version)
-            .map_err(|old| ApiError::expired(version, old.oldest))?;
+        store.events_after(&call.kind.storage_key, version).map_err(|old| ApiError::expired(version, old.oldest))?;
     } else {
         watcher.version = store.version();
     }
@@ -251,8 +249,7 @@ impl Watcher {
         self.next_bookmark = Instant::now() + BOOKMARK_EVERY;
         let mut metadata = json!({"resourceVersion": self.version.to_string()});
         if initial_end {
-            meta::as_map(&mut metadata)
-                .insert("annotations".to_owned(), json!({"k8s.io/initial-events-end": "true"}));
+            meta::as_map(&mut metadata).insert("annotations".to_owned(), json!({"k8s.io/initial-events-end": "true"}));
         } else {
             // As kube-apiserver's encoding of an object without a creation time.
             meta::as_map(&mut metadata).insert("creationTimestamp".to_owned(), Value::Null);

@@ -14,8 +14,8 @@ use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use serde_json::Value;
 use tokio::sync::watch;
 
-use super::table::{Key, Stored};
 use super::StoreError;
+use super::table::{Key, Stored};
 use crate::config::Durability;
 
 const OBJECTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("objects");

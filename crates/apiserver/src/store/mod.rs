@@ -66,6 +66,8 @@ pub(crate) struct TooOld {
 
 struct Inner {
     version: u64,
+    /// The version this process began with: a table that is new since then has had no event before.
+    start: u64,
     tables: HashMap<String, Table>,
 }
 
@@ -87,7 +89,7 @@ impl Store {
             tables.entry(table).or_insert_with(|| Table::new(start)).load(stored);
         }
         let durable = disk.durable();
-        Ok(Self { inner: RwLock::new(Inner { version: start, tables }), disk, durable, durability })
+        Ok(Self { inner: RwLock::new(Inner { version: start, start, tables }), disk, durable, durability })
     }
 
     fn read(&self) -> RwLockReadGuard<'_, Inner> {
@@ -139,8 +141,8 @@ impl Store {
             return found.subscribe();
         }
         let mut inner = self.write();
-        let version = inner.version;
-        inner.tables.entry(table.to_owned()).or_insert_with(|| Table::new(version)).subscribe()
+        let start = inner.start;
+        inner.tables.entry(table.to_owned()).or_insert_with(|| Table::new(start)).subscribe()
     }
 
     /// Events of a table after a version, and the version up to which they are complete.
@@ -158,10 +160,16 @@ impl Store {
     }
 
     /// Creates or replaces an object; sets its `metadata.resourceVersion`.
-    pub(crate) fn put(&self, table: &str, key: &Key, mut object: Value, expect: Expect) -> Result<Written, WriteRefused> {
+    pub(crate) fn put(
+        &self,
+        table: &str,
+        key: &Key,
+        mut object: Value,
+        expect: Expect,
+    ) -> Result<Written, WriteRefused> {
         let mut inner = self.write();
         let next = inner.version + 1;
-        let start = inner.version;
+        let start = inner.start;
         let place = inner.tables.entry(table.to_owned()).or_insert_with(|| Table::new(start));
         match (place.get(key), expect) {
             (Some(_), Expect::Absent) => return Err(WriteRefused::Exists),
@@ -179,7 +187,13 @@ impl Store {
     }
 
     /// Removes an object; `last` is what watchers see, at the version of the removal.
-    pub(crate) fn remove(&self, table: &str, key: &Key, mut last: Value, version: u64) -> Result<Written, WriteRefused> {
+    pub(crate) fn remove(
+        &self,
+        table: &str,
+        key: &Key,
+        mut last: Value,
+        version: u64,
+    ) -> Result<Written, WriteRefused> {
         let mut inner = self.write();
         let next = inner.version + 1;
         let place = inner.tables.get_mut(table).ok_or(WriteRefused::Absent)?;

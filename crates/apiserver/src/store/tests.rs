@@ -92,3 +92,14 @@ async fn a_watcher_that_fell_out_of_the_window_is_told() {
     let oldest = store.events_after("t", start).unwrap_err().oldest;
     assert!(store.events_after("t", oldest).is_ok());
 }
+
+#[tokio::test]
+async fn a_list_of_a_table_that_was_never_written_can_be_watched_from_its_version() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir);
+    let listed = store.version();
+    store.put("busy", &Key::new("a", "x"), object("x", "1"), Expect::Absent).unwrap();
+    // The first watcher comes after others have moved the version on.
+    drop(store.subscribe("quiet"));
+    assert!(store.events_after("quiet", listed).is_ok_and(|(events, _)| events.is_empty()));
+}

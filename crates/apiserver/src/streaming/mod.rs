@@ -120,8 +120,12 @@ pub trait StreamHandler: Send + Sync + 'static {
     fn logs(&self, pod: Arc<Value>, options: LogOptions) -> BoxFuture<'static, Result<ByteReader, ApiError>>;
 
     /// Runs a command in a container until it ends.
-    fn exec(&self, pod: Arc<Value>, options: CommandOptions, io: ProcessIo)
-        -> BoxFuture<'static, Result<Exit, ApiError>>;
+    fn exec(
+        &self,
+        pod: Arc<Value>,
+        options: CommandOptions,
+        io: ProcessIo,
+    ) -> BoxFuture<'static, Result<Exit, ApiError>>;
 
     /// Attaches to the container's main process until it ends or the client leaves.
     fn attach(

@@ -55,7 +55,9 @@ fn ports(call: &Call) -> Result<Vec<u16>, ApiError> {
     let ports: Result<Vec<u16>, _> = texts.iter().map(|text| text.parse::<u16>()).collect();
     match ports {
         Ok(ports) if !ports.is_empty() && ports.len() <= MAX_PORTS && !ports.contains(&0) => Ok(ports),
-        _ => Err(ApiError::bad_request(format!("the ports {texts:?} must be 1 to {MAX_PORTS} numbers from 1 to 65535"))),
+        _ => {
+            Err(ApiError::bad_request(format!("the ports {texts:?} must be 1 to {MAX_PORTS} numbers from 1 to 65535")))
+        }
     }
 }
 

@@ -40,7 +40,13 @@ struct Ends {
 }
 
 fn pipes(options: &CommandOptions) -> (ProcessIo, Ends) {
-    let pipe = |wanted: bool| if wanted { Some(tokio::io::duplex(PIPE)).map_or((None, None), |(a, b)| (Some(a), Some(b))) } else { (None, None) };
+    let pipe = |wanted: bool| {
+        if wanted {
+            Some(tokio::io::duplex(PIPE)).map_or((None, None), |(a, b)| (Some(a), Some(b)))
+        } else {
+            (None, None)
+        }
+    };
     let (stdin, process_stdin) = pipe(options.stdin);
     let (stdout, process_stdout) = pipe(options.stdout);
     let (stderr, process_stderr) = pipe(options.stderr);

@@ -17,14 +17,71 @@ const FLAG_FIN: u8 = 1;
 
 /// Words that the compression dictionary of SPDY/3 begins with, each preceded by its length in four bytes (section 2.6.10.1).
 const WORDS: [&str; 65] = [
-    "options", "head", "post", "put", "delete", "trace", "accept", "accept-charset", "accept-encoding",
-    "accept-language", "accept-ranges", "age", "allow", "authorization", "cache-control", "connection", "content-base",
-    "content-encoding", "content-language", "content-length", "content-location", "content-md5", "content-range",
-    "content-type", "date", "etag", "expect", "expires", "from", "host", "if-match", "if-modified-since",
-    "if-none-match", "if-range", "if-unmodified-since", "last-modified", "location", "max-forwards", "pragma",
-    "proxy-authenticate", "proxy-authorization", "range", "referer", "retry-after", "server", "te", "trailer",
-    "transfer-encoding", "upgrade", "user-agent", "vary", "via", "warning", "www-authenticate", "method", "get",
-    "status", "200 OK", "version", "HTTP/1.1", "url", "public", "set-cookie", "keep-alive", "origin",
+    "options",
+    "head",
+    "post",
+    "put",
+    "delete",
+    "trace",
+    "accept",
+    "accept-charset",
+    "accept-encoding",
+    "accept-language",
+    "accept-ranges",
+    "age",
+    "allow",
+    "authorization",
+    "cache-control",
+    "connection",
+    "content-base",
+    "content-encoding",
+    "content-language",
+    "content-length",
+    "content-location",
+    "content-md5",
+    "content-range",
+    "content-type",
+    "date",
+    "etag",
+    "expect",
+    "expires",
+    "from",
+    "host",
+    "if-match",
+    "if-modified-since",
+    "if-none-match",
+    "if-range",
+    "if-unmodified-since",
+    "last-modified",
+    "location",
+    "max-forwards",
+    "pragma",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "range",
+    "referer",
+    "retry-after",
+    "server",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+    "user-agent",
+    "vary",
+    "via",
+    "warning",
+    "www-authenticate",
+    "method",
+    "get",
+    "status",
+    "200 OK",
+    "version",
+    "HTTP/1.1",
+    "url",
+    "public",
+    "set-cookie",
+    "keep-alive",
+    "origin",
 ];
 /// The rest of the dictionary.
 const TAIL: &str = "100101201202205206300302303304305306307402405406407408409410411412413414415416417502504505\
@@ -61,13 +118,27 @@ pub(super) enum SpdyError {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Frame {
     /// The client opens a stream.
-    SynStream { id: StreamId, headers: HashMap<String, String>, fin: bool },
+    SynStream {
+        id: StreamId,
+        headers: HashMap<String, String>,
+        fin: bool,
+    },
     /// The server accepts it.
-    SynReply { id: StreamId },
+    SynReply {
+        id: StreamId,
+    },
     /// Bytes of a stream; `fin`: the last of this side.
-    Data { id: StreamId, data: Vec<u8>, fin: bool },
-    Reset { id: StreamId },
-    Ping { id: u32 },
+    Data {
+        id: StreamId,
+        data: Vec<u8>,
+        fin: bool,
+    },
+    Reset {
+        id: StreamId,
+    },
+    Ping {
+        id: u32,
+    },
     GoAway,
     /// Settings, window updates and the like.
     Other,
@@ -91,8 +162,7 @@ impl Connection {
     pub(super) fn decode(&mut self, bytes: &[u8]) -> Result<Vec<Frame>, SpdyError> {
         self.pending.extend_from_slice(bytes);
         let mut frames = Vec::new();
-        loop {
-            let (Some(first), Some(second)) = (number32(&self.pending, 0), number32(&self.pending, 4)) else { break };
+        while let (Some(first), Some(second)) = (number32(&self.pending, 0), number32(&self.pending, 4)) {
             let length = (second & 0x00ff_ffff) as usize;
             if length > MAX_FRAME {
                 return Err(SpdyError::TooLarge(length));

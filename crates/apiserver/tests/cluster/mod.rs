@@ -11,9 +11,7 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use towpath_apiserver::streaming::{
-    ByteReader, CommandOptions, Duplex, Exit, LogOptions, ProcessIo, StreamHandler,
-};
+use towpath_apiserver::streaming::{ByteReader, CommandOptions, Duplex, Exit, LogOptions, ProcessIo, StreamHandler};
 use towpath_apiserver::{ApiError, ApiServer, Config};
 
 pub(crate) struct Cluster {
