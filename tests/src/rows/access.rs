@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use super::{fetch, ping};
+use super::{fetch, fetch_from_host, ping};
 use crate::cluster::{Cluster, Driver, field, host, wait};
 use crate::log::Log;
 
@@ -41,7 +41,7 @@ pub fn reachability(cluster: &Cluster) -> Result<Vec<Reach>> {
         }
         let port = field(&cluster.get("svc", &name)?, "/spec/ports/0/nodePort");
         let (_, node) = cluster.nodes()?.into_iter().next().context("no node")?;
-        let works = cluster.outside(&fetch(&format!("http://{}:{port}/", host(&node))))?.ok;
+        let works = cluster.outside(&fetch_from_host(&format!("http://{}:{port}/", host(&node))))?.ok;
         table.push(Reach { from: "outside".to_owned(), to: format!("{name} NodePort"), works });
     }
     Ok(table)
@@ -143,7 +143,7 @@ pub(super) fn w10(cluster: &Cluster, log: &mut Log) -> Result<()> {
         let said = cluster.outside_from("203.0.113.10", &by_node(31080))?;
         log.expect("a host that is not in the block does not", !said.ok, said.all());
     }
-    let listen = |port: u16| format!("httpd -f -p {port} -h /etc & pid=$!; sleep 4; kill $pid");
+    let listen = |port: u16| format!("busybox httpd -f -p {port} -h /etc & pid=$!; sleep 6; kill $pid");
     std::thread::scope(|scope| -> Result<()> {
         let listeners = [80, 81].map(|port| scope.spawn(move || cluster.outside(&listen(port))));
         if four {
@@ -189,9 +189,9 @@ pub(super) fn w11(cluster: &Cluster, log: &mut Log) -> Result<()> {
     log.check("a pod on the same node no longer reaches it", outcome.map_err(|e| format!("{e:#}")));
     let said = cluster.exec("near", &fetch(&url))?;
     log.expect("nor does a pod on another node", !said.ok, said.all());
-    let said = cluster.node("n2", &fetch(&url))?;
+    let said = cluster.node("n2", &fetch_from_host(&url))?;
     log.expect("its own node does (probes)", said.ok, said.all());
-    let said = cluster.node("n1", &fetch(&url))?;
+    let said = cluster.node("n1", &fetch_from_host(&url))?;
     log.expect("another node does not", !said.ok, said.all());
     let echo = cluster.wait_pod("echo")?;
     let reach_out = fetch(&format!("http://{}/", host(&echo.ip)));

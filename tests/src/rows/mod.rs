@@ -48,6 +48,11 @@ pub(crate) fn fetch(url: &str) -> String {
     format!("timeout 4 wget -q -O - {url}")
 }
 
+/// The same on a node or a host outside, where the machine's own tools are.
+pub(crate) fn fetch_from_host(url: &str) -> String {
+    format!("curl -sS -m 4 {url}")
+}
+
 /// `ping` with the family that an address has.
 pub(crate) fn ping(address: &str) -> String {
     let tool = if address.contains(':') { "ping -6" } else { "ping" };

@@ -1,7 +1,7 @@
 //! What stands in for container images.
 //!
-//! One tree serves all: the machine's busybox with its applets, and curl with the libraries it needs when the machine has
-//! it. Images differ in what they run when no command is given.
+//! One tree serves all: the machine's busybox with its applets, and curl and netcat with the libraries they need when the
+//! machine has them. Images differ in what they run when no command is given.
 
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
@@ -95,6 +95,12 @@ pub(crate) fn prepare(dir: &Path) -> Result<()> {
     install_busybox(&building)?;
     if let Some(curl) = find_program("curl") {
         install_program(&building, &curl).context("put curl into the image")?;
+    }
+    // Debian's busybox has an nc without UDP; the one that tutorials use is netcat-openbsd.
+    if let Some(netcat) = find_program("nc.openbsd") {
+        install_program(&building, &netcat).context("put nc into the image")?;
+        let applet = building.join("bin/nc");
+        std::fs::remove_file(&applet).and_then(|()| symlink("/usr/bin/nc.openbsd", &applet)).context("link nc")?;
     }
     let files = [
         ("etc/passwd", "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n"),

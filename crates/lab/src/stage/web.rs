@@ -23,7 +23,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 /// How long the server accepts connections after SIGTERM: what kube-proxy-like programs need to stop sending new ones.
-const LINGER: Duration = Duration::from_millis(600);
+const LINGER: Duration = Duration::from_millis(1000);
 /// How long requests under way may take after that.
 const FINISH: Duration = Duration::from_secs(5);
 
@@ -142,8 +142,15 @@ async fn serve_http(
             let service = hyper::service::service_fn(move |request| {
                 std::future::ready(Ok::<_, Infallible>(answer(&spec, &request, client, local)))
             });
-            let connection = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+            // A connection that comes while the server lingers still gets its one answer.
+            let late = *stopping.borrow();
+            let mut http = hyper::server::conn::http1::Builder::new();
+            let connection = http.keep_alive(!late).serve_connection(TokioIo::new(stream), service);
             tokio::pin!(connection);
+            if late {
+                let _ = connection.await;
+                return;
+            }
             tokio::select! {
                 _ = connection.as_mut() => return,
                 _ = stopping.wait_for(|stop| *stop) => connection.as_mut().graceful_shutdown(),

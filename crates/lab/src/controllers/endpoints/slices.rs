@@ -138,6 +138,11 @@ fn distribute(
     Ok(out)
 }
 
+/// Whether two slices hold the same endpoints; the API server leaves an empty list out.
+fn same_endpoints(one: &EndpointSlice, other: &EndpointSlice) -> bool {
+    one.endpoints.as_deref().unwrap_or_default() == other.endpoints.as_deref().unwrap_or_default()
+}
+
 /// Brings the slices that we manage up to date.
 pub(super) async fn sync(service: &Service, client: &Client, members: &[Member]) -> Result<(), Error> {
     let api: Api<EndpointSlice> = Api::namespaced(client.clone(), &owned::namespace(service)?);
@@ -166,7 +171,7 @@ pub(super) async fn sync(service: &Service, client: &Client, members: &[Member])
             }
             slice.metadata.labels = labels(&empty_slice(service, &group.0, Vec::new())?);
             let old = have.iter().find(|s| s.metadata.name.as_deref() == Some(&name));
-            if old.is_none_or(|old| old.endpoints != slice.endpoints || old.metadata.labels != slice.metadata.labels) {
+            if old.is_none_or(|old| !same_endpoints(old, &slice) || old.metadata.labels != slice.metadata.labels) {
                 slice.metadata.managed_fields = None;
                 slice
                     .metadata
