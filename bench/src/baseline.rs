@@ -1,0 +1,118 @@
+//! What Towpath is compared with, made by hand from the kernel's own parts, in namespaces of our own.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use anyhow::Result;
+
+use crate::load::{Cpus, Ends};
+use crate::netns::Netns;
+use crate::place::Place;
+
+/// Two ends and the network between them; all gone when dropped.
+#[derive(Debug)]
+pub(crate) struct Baseline {
+    /// Server and client.
+    pub(crate) ends: Ends,
+    /// The server's address.
+    pub(crate) to: IpAddr,
+    _network: Vec<Netns>,
+}
+
+impl Baseline {
+    fn start(title: &str, cpus: Cpus, network: Vec<Netns>, client: &Place, server: &Place, to: [u8; 4]) -> Result<Self> {
+        Ok(Self { ends: Ends::start(title, client, server, cpus)?, to: Ipv4Addr::from(to).into(), _network: network })
+    }
+
+    /// Two namespaces and one veth pair: the least that a packet between two pods can meet.
+    ///
+    /// # Errors
+    /// Not root, or a command of `ip` failed.
+    pub(crate) fn veth(name: &str, cpus: Cpus) -> Result<Self> {
+        let (a, b) = (Netns::new(&format!("{name}-a"))?, Netns::new(&format!("{name}-b"))?);
+        a.ip(&format!("link add eth0 type veth peer name eth0 netns {}", b.pid()))?;
+        for (netns, last) in [(&a, 1), (&b, 2)] {
+            netns.ip(&format!("addr add 10.210.0.{last}/24 dev eth0\nlink set eth0 up"))?;
+        }
+        let (client, server) = (a.place(), b.place());
+        Self::start("the bare veth pair", cpus, vec![a, b], &client, &server, [10, 210, 0, 2])
+    }
+
+    /// Two namespaces on a Linux bridge in a third, with connection tracking of what it forwards, as on any node with kube-proxy
+    /// (`br_netfilter`).
+    ///
+    /// # Errors
+    /// As [`Baseline::veth`], or the kernel has no `br_netfilter`.
+    pub(crate) fn bridge(cpus: Cpus) -> Result<Self> {
+        let hub = Netns::new("bridge")?;
+        hub.ip("link add br0 type bridge\nlink set br0 up")?;
+        hub.sysctl("bridge/bridge-nf-call-iptables", "1")?;
+        hub.nft("table inet track { chain forward { type filter hook forward priority 0; ct state established,related accept; } }")?;
+        let a = plug("bridge-a", &hub, "br0", "a", "10.210.0.1/24")?;
+        let b = plug("bridge-b", &hub, "br0", "b", "10.210.0.2/24")?;
+        let (client, server) = (a.place(), b.place());
+        Self::start("the Linux bridge", cpus, vec![a, b, hub], &client, &server, [10, 210, 0, 2])
+    }
+
+    /// Two bare nodes on the same kind of underlay as the lab's: a bridge between their `eth0`.
+    ///
+    /// # Errors
+    /// As [`Baseline::veth`].
+    pub(crate) fn underlay(name: &str, cpus: Cpus) -> Result<Self> {
+        let (hub, one, two) = nodes(name)?;
+        let (client, server) = (one.place(), two.place());
+        Self::start("the bare underlay", cpus, vec![one, two, hub], &client, &server, [192, 168, 255, 12])
+    }
+
+    /// A pod on each of two nodes, laid out as flannel does: a bridge on each node, kernel routes, kernel VXLAN with fixed
+    /// neighbours. No connection tracking and no masquerading.
+    ///
+    /// # Errors
+    /// As [`Baseline::veth`].
+    pub(crate) fn vxlan(cpus: Cpus) -> Result<Self> {
+        let (hub, one, two) = nodes("vxlan")?;
+        let a = vxlan_node(&one, "vxlan-a", 1, 2)?;
+        let b = vxlan_node(&two, "vxlan-b", 2, 1)?;
+        let (client, server) = (a.place(), b.place());
+        Self::start("kernel VXLAN", cpus, vec![a, b, one, two, hub], &client, &server, [10, 211, 2, 10])
+    }
+}
+
+/// A namespace with an `eth0` into a bridge.
+fn plug(name: &str, hub: &Netns, bridge: &str, port: &str, address: &str) -> Result<Netns> {
+    let netns = Netns::new(name)?;
+    hub.ip(&format!(
+        "link add {port} type veth peer name eth0 netns {}\nlink set {port} master {bridge}\nlink set {port} up",
+        netns.pid()
+    ))?;
+    netns.ip(&format!("addr add {address} dev eth0\nlink set eth0 up"))?;
+    Ok(netns)
+}
+
+fn nodes(name: &str) -> Result<(Netns, Netns, Netns)> {
+    let hub = Netns::new(&format!("{name}-underlay"))?;
+    hub.ip("link add br0 type bridge\nlink set br0 up")?;
+    let one = plug(&format!("{name}-n1"), &hub, "br0", "n1", "192.168.255.11/24")?;
+    let two = plug(&format!("{name}-n2"), &hub, "br0", "n2", "192.168.255.12/24")?;
+    Ok((hub, one, two))
+}
+
+/// Makes a node of kernel VXLAN; its pod.
+fn vxlan_node(node: &Netns, pod: &str, own: u8, peer: u8) -> Result<Netns> {
+    node.sysctl("ipv4/ip_forward", "1")?;
+    node.ip(&format!(
+        "link add flannel.1 address 02:00:00:00:00:0{own} type vxlan id 1 local 192.168.255.1{own} dev eth0 dstport 8472 nolearning\n\
+         addr add 10.211.{own}.0/32 dev flannel.1\n\
+         link set flannel.1 mtu 1450 up\n\
+         neigh add 10.211.{peer}.0 lladdr 02:00:00:00:00:0{peer} dev flannel.1 nud permanent\n\
+         route add 10.211.{peer}.0/24 via 10.211.{peer}.0 dev flannel.1 onlink\n\
+         link add cni0 mtu 1450 type bridge\n\
+         addr add 10.211.{own}.1/24 dev cni0\n\
+         link set cni0 up"
+    ))?;
+    let fdb = format!("fdb append 02:00:00:00:00:0{peer} dev flannel.1 dst 192.168.255.1{peer}");
+    node.bridge(&fdb)?;
+    let netns = plug(pod, node, "cni0", "pod", &format!("10.211.{own}.10/24"))?;
+    netns.ip(&format!("link set eth0 mtu 1450\nroute add default via 10.211.{own}.1"))?;
+    node.ip("link set pod mtu 1450")?;
+    Ok(netns)
+}

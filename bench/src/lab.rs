@@ -1,0 +1,306 @@
+//! A lab of Towpath: brought up (and taken down again), its pods, their places, its agents.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail};
+use serde_json::{Value, json};
+
+use crate::api::{Api, Kind};
+use crate::interrupt;
+use crate::place::Place;
+
+/// Kubernetes namespace of everything that the benchmark makes.
+pub(crate) const NAMESPACE: &str = "towpath-bench";
+/// Name of the benchmark's own lab.
+const OWN: &str = "bench";
+/// Nodes of it.
+const NODES: usize = 3;
+/// Longest wait for anything of the lab.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// A lab.
+#[derive(Debug)]
+pub(crate) struct Lab {
+    name: String,
+    towpath: PathBuf,
+    kubeconfig: PathBuf,
+    owned: bool,
+    /// Its objects, in the benchmark's namespace.
+    pub(crate) api: Api,
+    /// How long each `lab up` took, in seconds.
+    pub(crate) ups: Vec<f64>,
+    pods: BTreeMap<&'static str, Pod>,
+}
+
+/// A pod that sleeps.
+#[derive(Clone, Debug)]
+pub(crate) struct Pod {
+    /// Its address.
+    pub(crate) ip: IpAddr,
+    /// Where its processes run.
+    pub(crate) place: Place,
+}
+
+/// Takes an unfinished lab down.
+struct Unfinished<'a>(Option<&'a Path>);
+
+impl Drop for Unfinished<'_> {
+    fn drop(&mut self) {
+        if let Some(towpath) = self.0 {
+            let _ = towpath_lab(towpath, &["down", "--name", OWN]);
+        }
+    }
+}
+
+impl Lab {
+    /// Brings the benchmark's own lab up `times` times and leaves the last one.
+    ///
+    /// # Errors
+    /// `towpath lab up` failed.
+    pub(crate) fn up(times: usize) -> Result<Self> {
+        let towpath = beside("towpath")?;
+        let mut unfinished = Unfinished(Some(&towpath));
+        let mut ups = Vec::new();
+        for _ in 0..times.max(1) {
+            interrupt::check()?;
+            // Also what a killed run left.
+            towpath_lab(&towpath, &["down", "--name", OWN])?;
+            crate::report::progress("towpath lab up");
+            let started = Instant::now();
+            towpath_lab(&towpath, &["up", "--name", OWN, "--nodes", &NODES.to_string()])?;
+            ups.push(started.elapsed().as_secs_f64());
+        }
+        let (kubeconfig, api) = open(&towpath, OWN)?;
+        unfinished.0 = None;
+        drop(unfinished);
+        let mut lab = Self { name: OWN.to_owned(), towpath, kubeconfig, owned: true, api, ups, pods: BTreeMap::new() };
+        lab.prepare()?;
+        Ok(lab)
+    }
+
+    /// Uses a lab that is up.
+    ///
+    /// # Errors
+    /// There is none of that name.
+    pub(crate) fn existing(name: &str) -> Result<Self> {
+        let towpath = beside("towpath")?;
+        let (kubeconfig, api) = open(&towpath, name)?;
+        let mut lab =
+            Self { name: name.to_owned(), towpath, kubeconfig, owned: false, api, ups: Vec::new(), pods: BTreeMap::new() };
+        lab.prepare()?;
+        Ok(lab)
+    }
+
+    fn prepare(&mut self) -> Result<()> {
+        let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}});
+        self.api.create(&[namespace])?;
+        // Pods are refused until their service account is there.
+        wait("the default service account", || self.api.get(Kind::ServiceAccount, "default"))?;
+        Ok(())
+    }
+
+    /// Name of its cgroup.
+    pub(crate) fn cgroup_name(&self) -> String {
+        format!("towpath-lab-{}", self.name)
+    }
+
+    fn cgroup(&self) -> Result<PathBuf> {
+        let table = std::fs::read_to_string("/proc/self/mounts").context("read /proc/self/mounts")?;
+        let mut lines = table.lines().map(|line| line.split(' '));
+        let root = lines.find_map(|mut fields| {
+            let at = fields.nth(1)?;
+            (fields.next()? == "cgroup2").then(|| PathBuf::from(at))
+        });
+        Ok(root.context("no cgroup v2 hierarchy is mounted")?.join(self.cgroup_name()))
+    }
+
+    /// Runtime directory of a node.
+    pub(crate) fn node_run(&self, node: &str) -> PathBuf {
+        Path::new("/run/towpath/lab").join(&self.name).join("nodes").join(node)
+    }
+
+    /// Network namespace of a node.
+    pub(crate) fn node_netns(&self, node: &str) -> PathBuf {
+        PathBuf::from(format!("/run/netns/tp-{}-{node}", self.name))
+    }
+
+    /// A pod that sleeps, called `name`, on `node`: made the first time it is asked for.
+    ///
+    /// # Errors
+    /// It does not run in time.
+    pub(crate) fn pod(&mut self, name: &'static str, node: &str) -> Result<Pod> {
+        if let Some(pod) = self.pods.get(name) {
+            return Ok(pod.clone());
+        }
+        self.api.create(&[manifest(name, node)])?;
+        let (ip, uid) = wait(&format!("pod {name} to be ready"), || {
+            let pod = self.api.get(Kind::Pod, name)?.context("the pod is not there")?;
+            let conditions = pod.pointer("/status/conditions").and_then(Value::as_array);
+            let ready = conditions.is_some_and(|all| {
+                all.iter().any(|c| c.get("type") == Some(&json!("Ready")) && c.get("status") == Some(&json!("True")))
+            });
+            Ok(ready.then(|| (text(&pod, "/status/podIP"), text(&pod, "/metadata/uid"))))
+        })?;
+        let pods = self.cgroup()?.join("nodes").join(node).join("pods");
+        let (cgroup, pid) =
+            populated(&pods.join(&uid)).with_context(|| format!("pod {name} has no process in a cgroup of {}", pods.display()))?;
+        let netns = PathBuf::from(format!("/proc/{pid}/ns/net"));
+        let place = Place { netns: Some(netns), cgroup: Some(cgroup), ..Place::default() };
+        let pod = Pod { ip: ip.parse().with_context(|| format!("the address {ip:?} of pod {name}"))?, place };
+        self.pods.insert(name, pod.clone());
+        Ok(pod)
+    }
+
+    /// Seconds from the start of `kubectl apply` until a pod is seen Running, and how many of them the command itself ran.
+    ///
+    /// # Errors
+    /// It does not run in time.
+    pub(crate) fn time_pod(&mut self, name: &str, node: &str) -> Result<(f64, f64)> {
+        let command = if crate::api::has_kubectl() {
+            let mut command = Command::new("kubectl");
+            command.env("KUBECONFIG", &self.kubeconfig).args(["apply", "-n", NAMESPACE, "-f", "-"]);
+            command
+        } else {
+            let mut command = Command::new(&self.towpath);
+            command.args(["lab", "apply", "--name", &self.name, "-n", NAMESPACE, "-f", "-"]);
+            command
+        };
+        let started = Instant::now();
+        crate::api::feed(command, &manifest(name, node).to_string())?;
+        let applied = started.elapsed().as_secs_f64();
+        wait(&format!("pod {name} to run"), || {
+            let pod = self.api.get(Kind::Pod, name)?;
+            Ok(pod.filter(|pod| text(pod, "/status/phase") == "Running"))
+        })?;
+        let running = started.elapsed().as_secs_f64();
+        self.api.delete(Kind::Pod, name)?;
+        Ok((running, applied))
+    }
+
+    /// Resident memory of each agent, in MiB.
+    ///
+    /// # Errors
+    /// No agent runs.
+    pub(crate) fn agent_memory(&self) -> Result<Vec<f64>> {
+        let nodes = self.cgroup()?.join("nodes");
+        let mut found = Vec::new();
+        for node in std::fs::read_dir(&nodes).with_context(|| format!("read {}", nodes.display()))?.flatten() {
+            let procs = std::fs::read_to_string(node.path().join("system/cgroup.procs")).unwrap_or_default();
+            found.extend(procs.lines().filter(|pid| is_agent(pid)).filter_map(resident));
+        }
+        if found.is_empty() {
+            bail!("no `towpath agent` runs in lab {}", self.name);
+        }
+        Ok(found)
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        if self.owned {
+            if let Err(error) = towpath_lab(&self.towpath, &["down", "--name", &self.name]) {
+                eprintln!("towpath-bench: {error:#}; run `towpath lab down --name {}`", self.name);
+            }
+            return;
+        }
+        if let Err(error) = self.api.delete(Kind::Namespace, NAMESPACE) {
+            eprintln!("towpath-bench: {error:#}; run `kubectl delete namespace {NAMESPACE}`");
+        }
+    }
+}
+
+fn open(towpath: &Path, name: &str) -> Result<(PathBuf, Api)> {
+    let path = towpath_lab(towpath, &["kubeconfig", "--name", name, "--path"])?;
+    let kubeconfig = PathBuf::from(path.trim());
+    let api = Api::open(towpath, name, &kubeconfig, NAMESPACE)?;
+    Ok((kubeconfig, api))
+}
+
+fn manifest(name: &str, node: &str) -> Value {
+    json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name, "namespace": NAMESPACE, "labels": {"app": name}},
+        "spec": {
+            "nodeName": node,
+            "terminationGracePeriodSeconds": 0,
+            "containers": [{"name": "sleep", "image": "busybox", "command": ["sleep", "86400"]}],
+        },
+    })
+}
+
+fn text(object: &Value, pointer: &str) -> String {
+    object.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned()
+}
+
+/// The first cgroup at or below a directory that has a process, and the process.
+fn populated(dir: &Path) -> Option<(PathBuf, u32)> {
+    let procs = std::fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
+    if let Some(pid) = procs.lines().find_map(|line| line.parse().ok()) {
+        return Some((dir.to_owned(), pid));
+    }
+    let entries = std::fs::read_dir(dir).ok()?.flatten();
+    entries.filter(|entry| entry.path().is_dir()).find_map(|entry| populated(&entry.path()))
+}
+
+fn is_agent(pid: &str) -> bool {
+    let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    line.split(|byte| *byte == 0).nth(1) == Some(b"agent")
+}
+
+fn resident(pid: &str) -> Option<f64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    Some(line.split_whitespace().next()?.parse::<f64>().ok()? / 1024.0)
+}
+
+/// A binary that the build put beside this one.
+///
+/// # Errors
+/// It is not there.
+pub(crate) fn beside(name: &str) -> Result<PathBuf> {
+    if let Some(towpath) = std::env::var_os("TOWPATH") {
+        let path = PathBuf::from(towpath).with_file_name(name);
+        return if path.is_file() { Ok(path) } else { Err(anyhow!("TOWPATH is set, but there is no {}", path.display())) };
+    }
+    let own = std::env::current_exe().context("no path of the running program")?;
+    let mut dirs = own.ancestors().skip(1).take(3);
+    dirs.find_map(|dir| Some(dir.join(name)).filter(|path| path.is_file()))
+        .ok_or_else(|| anyhow!("no {name} beside {}: run `cargo build --profile bench-lab --bins` first", own.display()))
+}
+
+fn towpath_lab(towpath: &Path, args: &[&str]) -> Result<String> {
+    let output = Command::new(towpath)
+        .arg("lab")
+        .args(args)
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("start {}", towpath.display()))?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        bail!("towpath lab {}: {}: {}", args.join(" "), output.status, said.trim());
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Asks every 5 ms until there is an answer.
+///
+/// # Errors
+/// There is none in time, asking failed, or the user interrupted.
+pub(crate) fn wait<T>(what: &str, mut ask: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    let deadline = Instant::now() + LIMIT;
+    loop {
+        interrupt::check()?;
+        if let Some(answer) = ask()? {
+            return Ok(answer);
+        }
+        if Instant::now() > deadline {
+            bail!("waited {} s for {what}", LIMIT.as_secs());
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}

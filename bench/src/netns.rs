@@ -1,0 +1,101 @@
+//! Network namespaces of our own, each held by one process and gone with it: also after `kill -9` nothing of them stays.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use anyhow::{Context, Result, bail};
+
+use crate::place::Place;
+use crate::worker::{self, Worker};
+
+/// A network namespace. `ps` shows its holder with its name.
+#[derive(Debug)]
+pub(crate) struct Netns {
+    name: String,
+    holder: Worker,
+    path: PathBuf,
+}
+
+impl Netns {
+    /// Makes one, with `lo` up. Names begin with `tpb-`.
+    ///
+    /// # Errors
+    /// Not root, or no `ip`.
+    pub(crate) fn new(name: &str) -> Result<Self> {
+        let name = format!("tpb-{name}");
+        let place = Place { new_netns: true, ..Place::default() };
+        let holder = Worker::start(&format!("the holder of namespace {name}"), &place, &["hold", &name])?;
+        let path = PathBuf::from(format!("/proc/{}/ns/net", holder.pid()));
+        let netns = Self { name, holder, path };
+        netns.ip("link set lo up")?;
+        Ok(netns)
+    }
+
+    /// A file that stands for it, while this lives.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What `ip link … netns` takes.
+    pub(crate) fn pid(&self) -> u32 {
+        self.holder.pid()
+    }
+
+    /// The place of processes in it.
+    pub(crate) fn place(&self) -> Place {
+        Place { netns: Some(self.path.clone()), ..Place::default() }
+    }
+
+    /// Commands of `ip`, a line each.
+    ///
+    /// # Errors
+    /// One failed.
+    pub(crate) fn ip(&self, batch: &str) -> Result<()> {
+        self.feed(&["ip", "-batch", "-"], batch)
+    }
+
+    /// Commands of `bridge`, a line each.
+    ///
+    /// # Errors
+    /// One failed.
+    pub(crate) fn bridge(&self, batch: &str) -> Result<()> {
+        self.feed(&["bridge", "-batch", "-"], batch)
+    }
+
+    /// A ruleset for `nft`.
+    ///
+    /// # Errors
+    /// It was refused.
+    pub(crate) fn nft(&self, rules: &str) -> Result<()> {
+        self.feed(&["nft", "-f", "-"], rules)
+    }
+
+    /// A setting below `/proc/sys/net` of this namespace.
+    ///
+    /// # Errors
+    /// There is none, or not of this value.
+    pub(crate) fn sysctl(&self, path: &str, value: &str) -> Result<()> {
+        self.feed(&["sh", "-c", "cat > /proc/sys/net/$0", path], value)
+    }
+
+    fn feed(&self, argv: &[&str], input: &str) -> Result<()> {
+        let what = [&["run", "--"], argv].concat();
+        let mut child = worker::command(&self.place(), &what)?
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .context("start a command in a namespace")?;
+        if let Some(mut stdin) = child.stdin.take() {
+            // One that ends early says why itself.
+            let _ = stdin.write_all(input.as_bytes());
+        }
+        let output = child.wait_with_output().context("wait for a command in a namespace")?;
+        if !output.status.success() {
+            let said = String::from_utf8_lossy(&output.stderr);
+            bail!("{} in namespace {}: {}; it was given:\n{input}", argv.join(" "), self.name, said.trim());
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,179 @@
+//! Command line.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use nix::sched::{CpuSet, sched_getaffinity};
+use nix::unistd::Pid;
+
+use crate::load::{Cpus, Measure};
+use crate::noise::Limits;
+use crate::place::Place;
+use crate::rounds::Protocol;
+
+/// Compares paths side by side in one run: Towpath, baselines made by hand, and the bare limit, interleaved in random order.
+#[derive(Debug, clap::Parser)]
+#[command(name = "towpath-bench", version, max_term_width = 100, args_conflicts_with_subcommands = true)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) options: Options,
+    #[command(subcommand)]
+    pub(crate) hidden: Option<Hidden>,
+}
+
+/// Commands that the benchmark starts itself.
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum Hidden {
+    /// Does something in a place.
+    #[command(hide = true)]
+    Inside {
+        #[command(flatten)]
+        place: Place,
+        #[command(subcommand)]
+        what: Inside,
+    },
+}
+
+/// What a process in a place does.
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum Inside {
+    /// Holds a namespace.
+    Hold {
+        /// Shown by `ps`.
+        name: String,
+    },
+    /// TCP server.
+    ServeTcp,
+    /// UDP server.
+    ServeUdp,
+    /// Client.
+    Client,
+    /// Runs CNI plugins.
+    Plugins,
+    /// Becomes a command.
+    Run {
+        /// The command.
+        #[arg(last = true, required = true)]
+        argv: Vec<String>,
+    },
+}
+
+/// Part of the benchmark.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Group {
+    /// `lab up`, the start of a pod, memory.
+    Lab,
+    /// Pods of one node.
+    SameNode,
+    /// Pods of two nodes.
+    CrossNode,
+    /// CNI ADD and DEL.
+    Cni,
+    /// ClusterIP against pod address, with few and many Services.
+    Services,
+}
+
+/// CPUs of client and server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Pin {
+    /// Both on one: nothing waits for another CPU to wake up.
+    One,
+    /// One each.
+    Two,
+}
+
+/// Options.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct Options {
+    /// Rounds that count.
+    #[arg(long, default_value_t = 15)]
+    pub(crate) rounds: usize,
+    /// Length of a block, in seconds.
+    #[arg(long, default_value_t = 1.5)]
+    pub(crate) block: f64,
+    /// Only these parts.
+    #[arg(long, value_enum, value_delimiter = ',')]
+    pub(crate) only: Vec<Group>,
+    /// What is measured of each path.
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Measure::Rr, Measure::Crr, Measure::Stream])]
+    pub(crate) measures: Vec<Measure>,
+    /// CPUs of client and server.
+    #[arg(long, value_enum, default_value = "one")]
+    pub(crate) pin: Pin,
+    /// How many Services are many.
+    #[arg(long, default_value_t = 10_000)]
+    pub(crate) services: usize,
+    /// Drop rounds in which the hypervisor took more of the CPU time than this, in percent.
+    #[arg(long, default_value_t = 1.0)]
+    pub(crate) max_steal: f64,
+    /// Drop rounds in which foreign processes used more of the machine's CPU time than this, in percent.
+    #[arg(long, default_value_t = 2.0)]
+    pub(crate) max_foreign: f64,
+    /// Seed of the random orders; from the clock if not given.
+    #[arg(long)]
+    pub(crate) seed: Option<u64>,
+    /// Compare only the baselines, without a lab.
+    #[arg(long)]
+    pub(crate) baselines_only: bool,
+    /// Measure in this lab, which is up and stays up, instead of one of the benchmark's own.
+    #[arg(long, value_name = "LAB")]
+    pub(crate) use_lab: Option<String>,
+    /// How often `lab up` is timed.
+    #[arg(long, default_value_t = 3)]
+    pub(crate) lab_ups: usize,
+    /// How many pods are started to time it.
+    #[arg(long, default_value_t = 10)]
+    pub(crate) pod_starts: usize,
+    /// Write everything, with every round, as JSON.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+    /// Write the table as Markdown; between the markers `<!-- figures -->` and `<!-- /figures -->` of a file that has them.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) markdown: Option<PathBuf>,
+    /// Write a plot.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) svg: Option<PathBuf>,
+}
+
+impl Options {
+    /// Whether a part is measured.
+    pub(crate) fn has(&self, group: Group) -> bool {
+        self.only.is_empty() || self.only.contains(&group)
+    }
+
+    /// The protocol that they ask for.
+    ///
+    /// # Errors
+    /// A length or count that makes no sense.
+    pub(crate) fn protocol(&self) -> Result<Protocol> {
+        if !(0.05..=60.0).contains(&self.block) {
+            bail!("--block {} s: between 0.05 and 60", self.block);
+        }
+        if !(1..=1000).contains(&self.rounds) {
+            bail!("--rounds {}: between 1 and 1000", self.rounds);
+        }
+        Ok(Protocol {
+            rounds: self.rounds,
+            block: Duration::from_secs_f64(self.block),
+            limits: Limits { steal: self.max_steal / 100.0, foreign: self.max_foreign / 100.0 },
+        })
+    }
+
+    /// CPUs of client and server: the last ones that this process may use, as interrupts and most else like the first.
+    ///
+    /// # Errors
+    /// Two are asked for and there is one.
+    pub(crate) fn cpus(&self) -> Result<Cpus> {
+        let allowed = sched_getaffinity(Pid::from_raw(0)).context("ask on which CPUs this may run")?;
+        let mut usable = (0..CpuSet::count()).rev().filter(|cpu| allowed.is_set(*cpu).unwrap_or(false));
+        let last = usable.next().context("no CPU to run on")?;
+        match self.pin {
+            Pin::One => Ok(Cpus { server: last, client: last }),
+            Pin::Two => {
+                let other = usable.next().context("--pin two needs two CPUs")?;
+                Ok(Cpus { server: other, client: last })
+            }
+        }
+    }
+}

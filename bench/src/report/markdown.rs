@@ -1,0 +1,64 @@
+//! The table as Markdown, and its place in a file.
+
+use std::fmt::Write as _;
+
+use super::{null, rounds};
+use crate::row::Row;
+
+const BEGIN: &str = "<!-- figures -->";
+const END: &str = "<!-- /figures -->";
+
+/// The table, the facts under it.
+pub(super) fn table(rows: &[Row], facts: &[String]) -> String {
+    let mut text = String::from("| what | goal | measured [95 % CI] | rounds | A/A | verdict | note |\n|---|---|---|---|---|---|---|\n");
+    for row in rows {
+        let cells = [
+            row.title.clone(),
+            row.goal_text(),
+            row.figure(),
+            rounds(row),
+            null(row),
+            row.verdict.word().to_owned(),
+            row.note.clone(),
+        ];
+        let cells: Vec<String> = cells.iter().map(|cell| cell.replace('|', "\\|")).collect();
+        let _ = writeln!(text, "| {} |", cells.join(" | "));
+    }
+    for fact in facts {
+        let _ = write!(text, "\n{fact}.\n");
+    }
+    text
+}
+
+/// A file's text with the figures between its markers; a file without them becomes the figures alone.
+pub(super) fn between_markers(file: &str, figures: &str) -> String {
+    let parts = file.split_once(BEGIN).and_then(|(before, rest)| Some((before, rest.split_once(END)?.1)));
+    match parts {
+        Some((before, after)) => format!("{before}{BEGIN}\n{figures}{END}{after}"),
+        None => figures.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::rows;
+    use super::*;
+
+    #[test]
+    fn every_row_has_seven_cells_whatever_its_title() {
+        let text = table(&rows(), &[]);
+        for line in text.lines() {
+            assert_eq!(line.replace("\\|", "").matches('|').count(), 8, "{line}");
+        }
+        assert!(text.contains("slow \\| one"), "{text}");
+    }
+
+    #[test]
+    fn only_what_is_between_the_markers_changes() {
+        let file = "# Title\n<!-- figures -->\nold\n<!-- /figures -->\nmethod\n";
+        let once = between_markers(file, "new\n");
+        assert_eq!(once, "# Title\n<!-- figures -->\nnew\n<!-- /figures -->\nmethod\n");
+        assert_eq!(between_markers(&once, "new\n"), once);
+        assert_eq!(between_markers("something else", "new\n"), "new\n");
+    }
+}
