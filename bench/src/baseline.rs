@@ -46,9 +46,9 @@ impl Baseline {
         let hub = Netns::new("bridge")?;
         hub.ip("link add br0 type bridge\nlink set br0 up")?;
         hub.sysctl("bridge/bridge-nf-call-iptables", "1")?;
-        hub.nft("table inet track { chain forward { type filter hook forward priority 0; ct state established,related accept; } }")?;
-        let a = plug("bridge-a", &hub, "br0", "a", "10.210.0.1/24")?;
-        let b = plug("bridge-b", &hub, "br0", "b", "10.210.0.2/24")?;
+        hub.nft("table inet track { chain forward { type filter hook forward priority 0; ct state established,related accept; }; };\n")?;
+        let a = plug("bridge-a", &hub, "br0", "port-a", "10.210.0.1/24")?;
+        let b = plug("bridge-b", &hub, "br0", "port-b", "10.210.0.2/24")?;
         let (client, server) = (a.place(), b.place());
         Self::start("the Linux bridge", cpus, vec![a, b, hub], &client, &server, [10, 210, 0, 2])
     }
@@ -81,7 +81,7 @@ impl Baseline {
 fn plug(name: &str, hub: &Netns, bridge: &str, port: &str, address: &str) -> Result<Netns> {
     let netns = Netns::new(name)?;
     hub.ip(&format!(
-        "link add {port} type veth peer name eth0 netns {}\nlink set {port} master {bridge}\nlink set {port} up",
+        "link add name {port} type veth peer name eth0 netns {}\nlink set {port} master {bridge}\nlink set {port} up",
         netns.pid()
     ))?;
     netns.ip(&format!("addr add {address} dev eth0\nlink set eth0 up"))?;

@@ -181,11 +181,12 @@ mod tests {
     #[test]
     fn every_arm_runs_once_a_round_in_changing_order() {
         let order = std::cell::RefCell::new(Vec::new());
+        let seen = &order;
         let arm = |name: &'static str| Arm {
             name,
             pids: Vec::new(),
-            run: Box::new(|| {
-                order.borrow_mut().push(name);
+            run: Box::new(move || {
+                seen.borrow_mut().push(name);
                 Ok(block(if name == "b" { 2.0 } else { 1.0 }))
             }),
         };
