@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -19,6 +20,8 @@ pub(crate) const NAMESPACE: &str = "towpath-bench";
 const OWN: &str = "bench";
 /// Nodes of it.
 const NODES: usize = 3;
+/// Where labs pin their network namespaces.
+const NETNS_DIR: &str = "/run/netns";
 /// Longest wait for anything of the lab.
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -125,7 +128,7 @@ impl Lab {
 
     /// Network namespace of a node.
     pub(crate) fn node_netns(&self, node: &str) -> PathBuf {
-        PathBuf::from(format!("/run/netns/tp-{}-{node}", self.name))
+        Path::new(NETNS_DIR).join(format!("tp-{}-{node}", self.name))
     }
 
     /// A pod that sleeps, called `name`, on `node`: made the first time it is asked for.
@@ -146,13 +149,23 @@ impl Lab {
             Ok(ready.then(|| (text(&pod, "/status/podIP"), text(&pod, "/metadata/uid"))))
         })?;
         let pods = self.cgroup()?.join("nodes").join(node).join("pods");
-        let (cgroup, pid) =
-            populated(&pods.join(&uid)).with_context(|| format!("pod {name} has no process in a cgroup of {}", pods.display()))?;
-        let netns = PathBuf::from(format!("/proc/{pid}/ns/net"));
+        // A pod can be ready a moment before its process has entered everything.
+        let (cgroup, netns) = wait(&format!("a process of pod {name} in {}/{uid}", pods.display()), || {
+            Ok(populated(&pods.join(&uid)).and_then(|(cgroup, pid)| Some((cgroup, self.pod_netns(pid)?))))
+        })?;
         let place = Place { netns: Some(netns), cgroup: Some(cgroup), ..Place::default() };
         let pod = Pod { ip: ip.parse().with_context(|| format!("the address {ip:?} of pod {name}"))?, place };
         self.pods.insert(name, pod.clone());
         Ok(pod)
+    }
+
+    /// The pinned namespace of a pod that a process is in; none while it is in no pod's.
+    fn pod_netns(&self, pid: u32) -> Option<PathBuf> {
+        let own = std::fs::metadata(format!("/proc/{pid}/ns/net")).ok()?.ino();
+        let prefix = format!("tp-{}-p-", self.name);
+        let pins = std::fs::read_dir(NETNS_DIR).ok()?.flatten();
+        let mut pins = pins.filter(|pin| pin.file_name().to_string_lossy().starts_with(&prefix));
+        pins.find(|pin| pin.metadata().is_ok_and(|pin| pin.ino() == own)).map(|pin| pin.path())
     }
 
     /// Seconds from the start of `kubectl apply` until a pod is seen Running, and how many of them the command itself ran.
