@@ -6,6 +6,9 @@ use super::{fetch, ping};
 use crate::cluster::{Cluster, host};
 use crate::log::Log;
 
+/// By its path: Debian's busybox shell prefers its own applet, which knows no UDP.
+const NC: &str = "/bin/nc";
+
 pub(super) fn w1(cluster: &Cluster, log: &mut Log) -> Result<()> {
     cluster.apply(log, "w01-two-containers.yaml")?;
     let pods = cluster.wait_ready("app=pair", 2)?;
@@ -50,7 +53,7 @@ pub(super) fn w2(cluster: &Cluster, log: &mut Log) -> Result<()> {
             said.out.contains(&client.ip),
             said.all(),
         );
-        let said = cluster.exec(name, &format!("echo hello-{name} | timeout 3 nc -u -w 1 {} 9000", server.ip))?;
+        let said = cluster.exec(name, &format!("echo hello-{name} | timeout 3 {NC} -u -w 1 {} 9000", server.ip))?;
         log.expect(format!("UDP echo {place}"), said.out.contains(&format!("hello-{name}")), said.all());
     }
     for (node, _) in cluster.nodes()? {
