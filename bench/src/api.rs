@@ -231,8 +231,10 @@ impl Api {
                 let (port, namespace) = (proxy.port, self.namespace.as_str());
                 let share = objects.len().div_ceil(LANES).max(1);
                 std::thread::scope(|scope| {
-                    let lanes: Vec<_> =
-                        objects.chunks(share).map(|part| scope.spawn(move || create_part(port, namespace, part))).collect();
+                    let lanes: Vec<_> = objects
+                        .chunks(share)
+                        .map(|part| scope.spawn(move || create_part(port, namespace, part)))
+                        .collect();
                     lanes.into_iter().try_for_each(|lane| match lane.join() {
                         Ok(outcome) => outcome,
                         Err(_) => bail!("a thread that makes objects died"),

@@ -19,7 +19,14 @@ pub(crate) struct Baseline {
 }
 
 impl Baseline {
-    fn start(title: &str, cpus: Cpus, network: Vec<Netns>, client: &Place, server: &Place, to: [u8; 4]) -> Result<Self> {
+    fn start(
+        title: &str,
+        cpus: Cpus,
+        network: Vec<Netns>,
+        client: &Place,
+        server: &Place,
+        to: [u8; 4],
+    ) -> Result<Self> {
         Ok(Self { ends: Ends::start(title, client, server, cpus)?, to: Ipv4Addr::from(to).into(), _network: network })
     }
 

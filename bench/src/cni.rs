@@ -143,7 +143,8 @@ mod tests {
 
     #[test]
     fn a_plugin_gets_the_name_and_a_version_both_sides_speak() {
-        let list = json!({"cniVersion": "1.0.0", "cniVersions": ["1.1.0"], "name": "net", "plugins": [{"type": "a", "x": 1}]});
+        let list =
+            json!({"cniVersion": "1.0.0", "cniVersions": ["1.1.0"], "name": "net", "plugins": [{"type": "a", "x": 1}]});
         let config = first_plugin(&list).unwrap();
         assert_eq!(config, json!({"type": "a", "x": 1, "name": "net", "cniVersion": "1.0.0"}));
         assert!(first_plugin(&json!({"name": "net"})).is_err());

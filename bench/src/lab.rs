@@ -92,8 +92,15 @@ impl Lab {
     pub(crate) fn existing(name: &str) -> Result<Self> {
         let towpath = beside("towpath")?;
         let (kubeconfig, api) = open(&towpath, name)?;
-        let mut lab =
-            Self { name: name.to_owned(), towpath, kubeconfig, owned: false, api, ups: Vec::new(), pods: BTreeMap::new() };
+        let mut lab = Self {
+            name: name.to_owned(),
+            towpath,
+            kubeconfig,
+            owned: false,
+            api,
+            ups: Vec::new(),
+            pods: BTreeMap::new(),
+        };
         lab.prepare()?;
         Ok(lab)
     }
@@ -278,12 +285,17 @@ fn resident(pid: &str) -> Option<f64> {
 pub(crate) fn beside(name: &str) -> Result<PathBuf> {
     if let Some(towpath) = std::env::var_os("TOWPATH") {
         let path = PathBuf::from(towpath).with_file_name(name);
-        return if path.is_file() { Ok(path) } else { Err(anyhow!("TOWPATH is set, but there is no {}", path.display())) };
+        return if path.is_file() {
+            Ok(path)
+        } else {
+            Err(anyhow!("TOWPATH is set, but there is no {}", path.display()))
+        };
     }
     let own = std::env::current_exe().context("no path of the running program")?;
     let mut dirs = own.ancestors().skip(1).take(3);
-    dirs.find_map(|dir| Some(dir.join(name)).filter(|path| path.is_file()))
-        .ok_or_else(|| anyhow!("no {name} beside {}: run `cargo build --profile bench-lab --bins` first", own.display()))
+    dirs.find_map(|dir| Some(dir.join(name)).filter(|path| path.is_file())).ok_or_else(|| {
+        anyhow!("no {name} beside {}: run `cargo build --profile bench-lab --bins` first", own.display())
+    })
 }
 
 fn towpath_lab(towpath: &Path, args: &[&str]) -> Result<String> {

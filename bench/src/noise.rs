@@ -197,8 +197,10 @@ mod tests {
 
     #[test]
     fn time_of_others_is_foreign_and_ours_is_not() {
-        let before = BTreeMap::from([(1, process(100, 0, "/")), (2, process(50, 0, "/")), (3, process(5, 0, "/lab-x/n1"))]);
-        let after = BTreeMap::from([(1, process(103, 0, "/")), (2, process(90, 0, "/")), (3, process(9, 0, "/lab-x/n1"))]);
+        let before =
+            BTreeMap::from([(1, process(100, 0, "/")), (2, process(50, 0, "/")), (3, process(5, 0, "/lab-x/n1"))]);
+        let after =
+            BTreeMap::from([(1, process(103, 0, "/")), (2, process(90, 0, "/")), (3, process(9, 0, "/lab-x/n1"))]);
         let ours = Own { pids: [2].into(), cgroup: None };
         assert_eq!(foreign_ticks(&before, &after, &ours), 7);
         let lab_too = Own { pids: [2].into(), cgroup: Some("lab-x".to_owned()) };

@@ -56,7 +56,8 @@ impl Place {
     pub(crate) fn enter(&self) -> Result<()> {
         set_parent_process_death_signal(Some(Signal::KILL)).context("ask to die with the benchmark")?;
         if let Some(path) = &self.cgroup {
-            std::fs::write(path.join("cgroup.procs"), "0").with_context(|| format!("join cgroup {}", path.display()))?;
+            std::fs::write(path.join("cgroup.procs"), "0")
+                .with_context(|| format!("join cgroup {}", path.display()))?;
         }
         if let Some(path) = &self.netns {
             let file = File::open(path).with_context(|| format!("open network namespace {}", path.display()))?;

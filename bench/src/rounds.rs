@@ -110,7 +110,12 @@ impl Series {
 
     /// Quotients of two arms, round by round.
     pub(crate) fn ratios(&self, over: &str, under: &str) -> Vec<f64> {
-        self.values(over).into_iter().zip(self.values(under)).filter(|(_, under)| *under > 0.0).map(|(o, u)| o / u).collect()
+        self.values(over)
+            .into_iter()
+            .zip(self.values(under))
+            .filter(|(_, under)| *under > 0.0)
+            .map(|(o, u)| o / u)
+            .collect()
     }
 }
 
@@ -125,14 +130,16 @@ pub(crate) fn measure(
     cgroup: Option<&str>,
     random: &mut Random,
 ) -> Result<Series> {
-    let mut own = Own { pids: arms.iter().flat_map(|arm| arm.pids.iter().copied()).collect(), cgroup: cgroup.map(str::to_owned) };
+    let mut own =
+        Own { pids: arms.iter().flat_map(|arm| arm.pids.iter().copied()).collect(), cgroup: cgroup.map(str::to_owned) };
     own.pids.insert(std::process::id());
     let mut series = Series::new(arms.iter().map(|arm| arm.name).collect());
     for _ in 0..protocol.most() {
         if series.rounds.len() >= protocol.rounds {
             break;
         }
-        let progress = format!("{title}: round {} of {}, {} dropped", series.rounds.len() + 1, protocol.rounds, series.dropped);
+        let progress =
+            format!("{title}: round {} of {}, {} dropped", series.rounds.len() + 1, protocol.rounds, series.dropped);
         crate::report::progress(&progress);
         let (blocks, noise) = round(arms, &own, random).with_context(|| title.to_owned())?;
         series.take(blocks, noise, protocol.limits);

@@ -137,7 +137,14 @@ pub(crate) struct Null {
 
 impl Row {
     /// A row of the ratio of two arms.
-    pub(crate) fn of_ratio(about: About, series: &Series, over: &str, under: &str, null: Null, random: &mut Random) -> Self {
+    pub(crate) fn of_ratio(
+        about: About,
+        series: &Series,
+        over: &str,
+        under: &str,
+        null: Null,
+        random: &mut Random,
+    ) -> Self {
         let samples = series.ratios(over, under);
         let cpu = |arm: &str| stats::median(&series.cpu(arm));
         let mut note = match (cpu(over), cpu(under)) {
@@ -146,7 +153,14 @@ impl Row {
         };
         if series.dropped > 0 {
             let worst = series.worst;
-            add(&mut note, &format!("dropped rounds had up to {:.1} % steal, {:.1} % foreign CPU", worst.steal * 100.0, worst.foreign * 100.0));
+            add(
+                &mut note,
+                &format!(
+                    "dropped rounds had up to {:.1} % steal, {:.1} % foreign CPU",
+                    worst.steal * 100.0,
+                    worst.foreign * 100.0
+                ),
+            );
         }
         let null = stats::median(&series.ratios(null.other, null.one));
         let mut row = Self {
@@ -237,7 +251,12 @@ impl Row {
         let Some(median) = self.median else { return "–".to_owned() };
         match self.interval {
             Some(found) if self.samples.len() > 1 || self.unit == Unit::Ratio => {
-                format!("{} [{}, {}]", self.unit.show(median), short(found.low, self.unit), short(found.high, self.unit))
+                format!(
+                    "{} [{}, {}]",
+                    self.unit.show(median),
+                    short(found.low, self.unit),
+                    short(found.high, self.unit)
+                )
             }
             _ => self.unit.show(median),
         }

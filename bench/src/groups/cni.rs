@@ -94,7 +94,12 @@ impl Node {
     fn say(&self) -> String {
         let adds = self.adds.borrow();
         let slept = adds.iter().filter(|add| without_sleep(**add) < **add).count();
-        format!("{}: ADD median {:.1} ms, {slept} of {} slept 50 ms or more", self.name, stats::median(&adds).unwrap_or(0.0), adds.len())
+        format!(
+            "{}: ADD median {:.1} ms, {slept} of {} slept 50 ms or more",
+            self.name,
+            stats::median(&adds).unwrap_or(0.0),
+            adds.len()
+        )
     }
 }
 
@@ -131,7 +136,12 @@ fn rows(run: &mut Run, title: String, series: Series, note: &str) {
     };
     let awake = series.awake(NULL.one, NULL.other);
     let first = run.rows.len();
-    run.take(title.clone(), series, NULL, vec![ratio("cni.bridge", "CNI ADD + DEL: Towpath ÷ bridge + host-local", Some(Goal::AtMost(0.5)))]);
+    run.take(
+        title.clone(),
+        series,
+        NULL,
+        vec![ratio("cni.bridge", "CNI ADD + DEL: Towpath ÷ bridge + host-local", Some(Goal::AtMost(0.5)))],
+    );
     let less = "CNI ADD + DEL: Towpath ÷ bridge + host-local less its sleep";
     run.take(format!("{title}, less sleep"), awake, NULL, vec![ratio("cni.bridge-awake", less, None)]);
     let noted: Vec<Row> = run.rows.drain(first..).map(|row| row.remark(note)).collect();

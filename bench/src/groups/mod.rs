@@ -80,7 +80,14 @@ impl Run {
     }
 
     /// Measures arms, keeps what was measured, and makes rows of the ratios whose arms there are.
-    fn compare(&mut self, title: &str, arms: &[PathArm<'_>], measure: Measure, null: Null, ratios: Vec<Ratio>) -> Result<()> {
+    fn compare(
+        &mut self,
+        title: &str,
+        arms: &[PathArm<'_>],
+        measure: Measure,
+        null: Null,
+        ratios: Vec<Ratio>,
+    ) -> Result<()> {
         let mut running: Vec<_> = arms.iter().map(|arm| arm.arm(measure, self.protocol.block)).collect();
         let title = format!("{title}, {}", measure.title());
         let series = rounds::measure(&title, &mut running, &self.protocol, None, &mut self.random)?;

@@ -43,7 +43,8 @@ pub(super) fn measure(run: &mut Run, lab: &mut Lab) -> Result<()> {
             title: format!("ClusterIP, TCP CRR: with {many} Services ÷ with 1"),
             goal: Some(Goal::AtLeast(0.98)),
         };
-        let remark = format!("{many} Services and EndpointSlices made in {made:.1} s, the last answered after {ready:.1} s");
+        let remark =
+            format!("{many} Services and EndpointSlices made in {made:.1} s, the last answered after {ready:.1} s");
         let row = Row::of_rows(about, &full, &few, &mut run.random).remark(&remark);
         run.add(row);
     }

@@ -78,7 +78,8 @@ fn rr(request: &Request) -> Result<Done> {
 
 /// One connection, closed by RST, so that neither side keeps the port in TIME_WAIT.
 fn connection(to: SocketAddr) -> Result<()> {
-    let mut socket = Socket::new(Domain::for_address(to), Type::STREAM, Some(Protocol::TCP)).context("make a socket")?;
+    let mut socket =
+        Socket::new(Domain::for_address(to), Type::STREAM, Some(Protocol::TCP)).context("make a socket")?;
     socket.set_linger(Some(Duration::ZERO))?;
     match socket.connect(&to.into()) {
         Ok(()) => {}
@@ -128,8 +129,7 @@ mod tests {
 
     #[test]
     fn a_clock_counts_only_after_the_warm_up() {
-        let request =
-            Request { measure: Measure::Rr, to: ([127, 0, 0, 1], 1).into(), warm_up: 40, length: 40 };
+        let request = Request { measure: Measure::Rr, to: ([127, 0, 0, 1], 1).into(), warm_up: 40, length: 40 };
         let done = Clock::new(&request)
             .run(|| {
                 std::thread::sleep(Duration::from_millis(2));

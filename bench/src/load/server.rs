@@ -24,7 +24,9 @@ pub(crate) fn tcp() -> Result<()> {
     listener.set_reuse_address(true)?;
     // Accepted connections have it, too: no system call a connection.
     listener.set_read_timeout(Some(SILENCE))?;
-    listener.bind(&SocketAddr::from((Ipv4Addr::UNSPECIFIED, PORT)).into()).with_context(|| format!("bind port {PORT}"))?;
+    listener
+        .bind(&SocketAddr::from((Ipv4Addr::UNSPECIFIED, PORT)).into())
+        .with_context(|| format!("bind port {PORT}"))?;
     listener.listen(1024).with_context(|| format!("listen on port {PORT}"))?;
     worker::say_ready()?;
     let mut buffer = vec![0; CHUNK];

@@ -10,7 +10,9 @@ const END: &str = "<!-- /figures -->";
 
 /// The table, the facts under it.
 pub(super) fn table(rows: &[Row], facts: &[String]) -> String {
-    let mut text = String::from("| what | goal | measured [95 % CI] | rounds | A/A | verdict | note |\n|---|---|---|---|---|---|---|\n");
+    let mut text = String::from(
+        "| what | goal | measured [95 % CI] | rounds | A/A | verdict | note |\n|---|---|---|---|---|---|---|\n",
+    );
     for row in rows {
         let cells = [
             row.title.clone(),

@@ -83,8 +83,10 @@ pub(crate) fn write(run: &Run, machine: &Machine, seed: u64) -> Result<()> {
         _ => {}
     }
     if let Some(path) = &run.options.json {
-        let series: Vec<_> = run.series.iter().map(|(title, series)| json!({"title": title, "series": series})).collect();
-        let value = json!({"machine": machine, "conditions": conditions(run, seed), "rows": run.rows, "measured": series});
+        let series: Vec<_> =
+            run.series.iter().map(|(title, series)| json!({"title": title, "series": series})).collect();
+        let value =
+            json!({"machine": machine, "conditions": conditions(run, seed), "rows": run.rows, "measured": series});
         save(path, &format!("{value:#}\n"))?;
     }
     if let Some(path) = &run.options.markdown {

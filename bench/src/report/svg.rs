@@ -70,7 +70,11 @@ fn axis(svg: &mut String, end: f64, bottom: f64) {
         let value = step / 5.0;
         let (at, colour) = (x(value, end), if value == 1.0 { "#888" } else { "#e4e4e4" });
         let _ = writeln!(svg, r#"<line x1="{at:.1}" y1="{TOP}" x2="{at:.1}" y2="{bottom}" stroke="{colour}"/>"#);
-        let _ = writeln!(svg, r##"<text x="{at:.1}" y="{:.1}" text-anchor="middle" fill="#555">{value:.1}</text>"##, bottom + 16.0);
+        let _ = writeln!(
+            svg,
+            r##"<text x="{at:.1}" y="{:.1}" text-anchor="middle" fill="#555">{value:.1}</text>"##,
+            bottom + 16.0
+        );
         step += 1.0;
     }
     let label = "ratio; for figures with a unit: measured ÷ goal";
@@ -86,7 +90,8 @@ fn draw(svg: &mut String, mark: &Mark<'_>, y: f64, end: f64) {
         Verdict::Void => "#b0b0b0",
     };
     let text = y + 4.0;
-    let _ = writeln!(svg, r#"<text x="{:.1}" y="{text:.1}" text-anchor="end">{}</text>"#, LEFT - 12.0, escape(&row.title));
+    let _ =
+        writeln!(svg, r#"<text x="{:.1}" y="{text:.1}" text-anchor="end">{}</text>"#, LEFT - 12.0, escape(&row.title));
     if let Some(goal) = row.goal {
         let at = x(mark.at(goal.value()), end);
         let _ = writeln!(
@@ -98,7 +103,10 @@ fn draw(svg: &mut String, mark: &Mark<'_>, y: f64, end: f64) {
     }
     if let Some(found) = row.interval {
         let (low, high) = (x(mark.at(found.low), end), x(mark.at(found.high), end));
-        let _ = writeln!(svg, r#"<line x1="{low:.1}" y1="{y:.1}" x2="{high:.1}" y2="{y:.1}" stroke="{colour}" stroke-width="2"/>"#);
+        let _ = writeln!(
+            svg,
+            r#"<line x1="{low:.1}" y1="{y:.1}" x2="{high:.1}" y2="{y:.1}" stroke="{colour}" stroke-width="2"/>"#
+        );
     }
     if let Some(median) = row.median {
         let _ = writeln!(svg, r#"<circle cx="{:.1}" cy="{y:.1}" r="4.5" fill="{colour}"/>"#, x(mark.at(median), end));
@@ -127,7 +135,10 @@ mod tests {
         while let Some(begin) = rest.find('<') {
             let (before, tag) = rest.split_at(begin);
             for entity in before.split('&').skip(1) {
-                assert!(["amp;", "lt;", "gt;", "quot;"].iter().any(|known| entity.starts_with(known)), "bare & in {before:?}");
+                assert!(
+                    ["amp;", "lt;", "gt;", "quot;"].iter().any(|known| entity.starts_with(known)),
+                    "bare & in {before:?}"
+                );
             }
             let (tag, after) = tag[1..].split_once('>').expect("a tag does not end");
             assert!(!tag.contains('<'), "a tag in a tag: {tag:?}");

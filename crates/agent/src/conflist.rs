@@ -59,7 +59,9 @@ mod tests {
     #[test]
     fn only_what_sorts_before_ours_is_preferred() {
         let dir = tempfile::tempdir().unwrap();
-        for name in ["05-cilium.conflist", "10-calico.conflist", "10-flannel.conflist", "99-loopback.conf", "00-readme.txt"] {
+        for name in
+            ["05-cilium.conflist", "10-calico.conflist", "10-flannel.conflist", "99-loopback.conf", "00-readme.txt"]
+        {
             std::fs::write(dir.path().join(name), "").unwrap();
         }
         assert_eq!(preferred_to_ours(dir.path()), ["05-cilium.conflist", "10-calico.conflist", "10-flannel.conflist"]);

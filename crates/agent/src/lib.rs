@@ -74,10 +74,12 @@ pub async fn run(config: AgentConfig, shutdown: CancellationToken) -> Result<()>
     .await
     .context("could not open the data path")?;
     let leases = Arc::new(LeaseStore::open(&config.state_dir, &own.pod_cidrs, Arc::new(RealDisk))?);
-    let (ready, readiness) = channel::channel(Readiness::Starting("waiting for the first full list of the API".to_owned()));
+    let (ready, readiness) =
+        channel::channel(Readiness::Starting("waiting for the first full list of the API".to_owned()));
     let (requests, request_inbox) = mpsc::channel::<Request>(1024);
     let feed = feed::Client::start(config.carry_socket());
-    let reconciler = Reconciler::new(&config, &parsed, &own, index.clone(), datapath.clone(), leases.clone(), feed).await?;
+    let reconciler =
+        Reconciler::new(&config, &parsed, &own, index.clone(), datapath.clone(), leases.clone(), feed).await?;
     let report = reconciler.report();
     let mut loop_task = tokio::spawn(reconciler.run(inbox, request_inbox, ready, config.clone()));
 
@@ -85,7 +87,8 @@ pub async fn run(config: AgentConfig, shutdown: CancellationToken) -> Result<()>
     let mut cni =
         CniServer::start(CniServerConfig::new(&config), pods.clone(), pods, leases.clone(), readiness.clone()).await?;
     let status = status::serve(&config, &parsed, datapath.clone(), report.clone(), readiness.clone())?;
-    let metrics = config.metrics_listen.map(|listen| metrics::serve(listen, datapath, report, readiness)).transpose()?;
+    let metrics =
+        config.metrics_listen.map(|listen| metrics::serve(listen, datapath, report, readiness)).transpose()?;
 
     let outcome = tokio::select! {
         () = shutdown.cancelled() => Ok(()),
@@ -103,11 +106,16 @@ pub async fn run(config: AgentConfig, shutdown: CancellationToken) -> Result<()>
 async fn client(config: &AgentConfig) -> Result<kube::Client> {
     let mut kube_config = match &config.kubeconfig {
         Some(path) => {
-            let parsed = Kubeconfig::read_from(path)
-                .with_context(|| format!("could not read the kubeconfig {}: check kubeconfig in the agent's configuration", path.display()))?;
+            let parsed = Kubeconfig::read_from(path).with_context(|| {
+                format!(
+                    "could not read the kubeconfig {}: check kubeconfig in the agent's configuration",
+                    path.display()
+                )
+            })?;
             kube::Config::from_custom_kubeconfig(parsed, &KubeConfigOptions::default()).await?
         }
-        None => kube::Config::incluster().context("no kubeconfig is configured, and this is no pod with a service account")?,
+        None => kube::Config::incluster()
+            .context("no kubeconfig is configured, and this is no pod with a service account")?,
     };
     // Shorter than an ADD waits for a pod it does not know: a server that swallows packets must not look like a slow one.
     kube_config.connect_timeout = Some(Duration::from_secs(1));
@@ -143,7 +151,9 @@ async fn own_node(
                     }
                     Err(reason) => format!("{reason:#}"),
                 },
-                None if index.missing().contains(&index::Kind::Node) => "waiting for the API server's list of nodes".to_owned(),
+                None if index.missing().contains(&index::Kind::Node) => {
+                    "waiting for the API server's list of nodes".to_owned()
+                }
                 None => format!("node {} is not registered yet: kubelet does that; check nodeName", parsed.node),
             }
         };

@@ -77,11 +77,7 @@ async fn answer(
     Ok(())
 }
 
-async fn text(
-    datapath: &Datapath,
-    report: &SharedReport,
-    readiness: &watch::Receiver<Readiness>,
-) -> Result<String> {
+async fn text(datapath: &Datapath, report: &SharedReport, readiness: &watch::Receiver<Readiness>) -> Result<String> {
     let status = crate::status::collect("", datapath, report, readiness).await;
     let mut registry = Registry::with_prefix("towpath");
     let mut gauge = |name: &str, help: &str, value: u32| {

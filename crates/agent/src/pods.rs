@@ -2,8 +2,8 @@
 
 use std::os::fd::OwnedFd;
 
-use kube::api::Api;
 use k8s_openapi::api::core::v1 as core;
+use kube::api::Api;
 use tokio::sync::{mpsc, oneshot};
 use towpath_datapath::Datapath;
 use towpath_datapath::net::pod::host_device;

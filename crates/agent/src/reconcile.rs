@@ -17,8 +17,8 @@ use towpath_datapath::Datapath;
 use towpath_model::desired::{NodePeer, PodSets, PolicyImage};
 use towpath_model::{NamespacedName, NodeName};
 use towpath_plan::dns::FeedPlanner;
-use towpath_plan::services::{Planner, ServiceConfig};
 use towpath_plan::peers;
+use towpath_plan::services::{Planner, ServiceConfig};
 use towpath_policy::{Compiler, View};
 use towpath_wire::config::AgentConfig;
 use tracing::{debug, error, info, warn};
@@ -137,7 +137,8 @@ impl Reconciler {
             grace: Duration::from_secs(60),
         });
         services.adopt(adopted.backends, adopted.frontends, Duration::ZERO);
-        let used = towpath_policy::compile::UsedIds { sets: adopted.sets, classes: adopted.classes, rules: adopted.rules };
+        let used =
+            towpath_policy::compile::UsedIds { sets: adopted.sets, classes: adopted.classes, rules: adopted.rules };
         Ok(Self {
             node: parsed.node.clone(),
             dns: settings.dns_addresses,
@@ -377,7 +378,8 @@ impl Reconciler {
         let table = tokio::task::block_in_place(|| {
             self.services.plan(read(&index).world(), &self.node, due.services(), now).clone()
         });
-        let refused = self.services.refusals().into_iter().map(|r| format!("Service {}: {}", r.service, r.reason)).collect();
+        let refused =
+            self.services.refusals().into_iter().map(|r| format!("Service {}: {}", r.service, r.reason)).collect();
         self.with_report(|report| {
             report.frontends = table.frontends.len();
             report.backends = table.backends.len();
@@ -389,8 +391,7 @@ impl Reconciler {
     fn feed_names(&mut self, due: &Changes) {
         let index = self.index.clone();
         let places = due.any(&[Kind::Namespace, Kind::Pod]);
-        let messages =
-            tokio::task::block_in_place(|| self.names.plan(read(&index).world(), due.services(), places));
+        let messages = tokio::task::block_in_place(|| self.names.plan(read(&index).world(), due.services(), places));
         self.feed.send(messages);
     }
 

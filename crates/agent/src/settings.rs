@@ -28,7 +28,11 @@ pub struct Parsed {
 
 fn cidrs(field: &str, list: &[Cidr]) -> Result<Vec<IpNet>> {
     list.iter()
-        .map(|c| c.0.parse::<IpNet>().map(|n| n.trunc()).with_context(|| format!("agent configuration, {field}: {:?} is no CIDR", c.0)))
+        .map(|c| {
+            c.0.parse::<IpNet>()
+                .map(|n| n.trunc())
+                .with_context(|| format!("agent configuration, {field}: {:?} is no CIDR", c.0))
+        })
         .collect()
 }
 
@@ -94,7 +98,9 @@ impl OwnNode {
             );
         }
         for cidr in &node.pod_cidrs {
-            if let Some(service) = config.service_cidrs.iter().find(|s| s.contains(&cidr.network()) || cidr.contains(&s.network())) {
+            if let Some(service) =
+                config.service_cidrs.iter().find(|s| s.contains(&cidr.network()) || cidr.contains(&s.network()))
+            {
                 bail!("node {}: its pod range {cidr} overlaps the Service range {service}", node.name);
             }
             if let Some(ip) = node.internal_ips.iter().find(|ip| cidr.contains(*ip)) {

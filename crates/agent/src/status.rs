@@ -124,7 +124,9 @@ pub async fn collect(
         Ok(maps) => {
             let tracked = maps.iter().find(|map| map.map == "tp_ct");
             status.connections = tracked.map_or(0, |map| count(map.entries));
-            for map in maps.iter().filter(|map| map.entries.saturating_mul(10) >= (map.limit as usize).saturating_mul(9)) {
+            for map in
+                maps.iter().filter(|map| map.entries.saturating_mul(10) >= (map.limit as usize).saturating_mul(9))
+            {
                 problems.push(format!("map {} holds {} of {} entries", map.map, map.entries, map.limit));
             }
         }

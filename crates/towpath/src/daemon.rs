@@ -38,7 +38,11 @@ impl Options {
             None => EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info")),
         };
         let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-        if self.log_json { log.json().init() } else { log.with_ansi(false).init() }
+        if self.log_json {
+            log.json().init()
+        } else {
+            log.with_ansi(false).init()
+        }
         Ok(())
     }
 }

@@ -60,9 +60,11 @@ pub(crate) async fn world(client: &kube::Client) -> Result<World> {
             s.name.clone()
         })
         .await?,
-        policies: parsed::<networking::NetworkPolicy, towpath_model::NetworkPolicy, _>(client, "networkpolicies", |p| {
-            p.name.clone()
-        })
+        policies: parsed::<networking::NetworkPolicy, towpath_model::NetworkPolicy, _>(
+            client,
+            "networkpolicies",
+            |p| p.name.clone(),
+        )
         .await?,
     })
 }

@@ -127,8 +127,10 @@ impl Up {
         options.outside = self.outside;
         options.cni_conf = self.cni_conf;
         for field in self.agent_config {
-            let (key, value) = field.split_once('=').with_context(|| format!("--agent-config {field:?}: write KEY=JSON"))?;
-            let value = serde_json::from_str(value).with_context(|| format!("--agent-config {key}: {value:?} is no JSON"))?;
+            let (key, value) =
+                field.split_once('=').with_context(|| format!("--agent-config {field:?}: write KEY=JSON"))?;
+            let value =
+                serde_json::from_str(value).with_context(|| format!("--agent-config {key}: {value:?} is no JSON"))?;
             options.agent_config.insert(key.to_owned(), value);
         }
         Ok(options)
@@ -157,7 +159,8 @@ pub(crate) fn run(command: Command) -> Result<bool> {
             if path {
                 crate::print(&file.display().to_string())?;
             } else {
-                let text = std::fs::read_to_string(&file).with_context(|| format!("could not read {}", file.display()))?;
+                let text =
+                    std::fs::read_to_string(&file).with_context(|| format!("could not read {}", file.display()))?;
                 crate::print(text.trim_end())?;
             }
         }

@@ -248,7 +248,10 @@ pub(crate) fn exec(
     })
 }
 
-async fn copy(from: Option<impl tokio::io::AsyncRead + Unpin>, mut to: impl tokio::io::AsyncWrite + Unpin) -> Result<()> {
+async fn copy(
+    from: Option<impl tokio::io::AsyncRead + Unpin>,
+    mut to: impl tokio::io::AsyncWrite + Unpin,
+) -> Result<()> {
     let Some(mut from) = from else { return Ok(()) };
     let mut buffer = vec![0; 16 * 1024];
     loop {

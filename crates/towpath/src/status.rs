@@ -90,7 +90,18 @@ fn show(answers: &[NodeAnswer]) -> String {
     let mut table = Table::new();
     table.load_style(NOTHING);
     table.set_header([
-        "NODE", "READY", "BACKEND", "MTU", "PEERS", "PODS", "FRONTENDS", "BACKENDS", "POLICIES", "RULES", "CONNECTIONS", "DROPS",
+        "NODE",
+        "READY",
+        "BACKEND",
+        "MTU",
+        "PEERS",
+        "PODS",
+        "FRONTENDS",
+        "BACKENDS",
+        "POLICIES",
+        "RULES",
+        "CONNECTIONS",
+        "DROPS",
     ]);
     let mut notes = Vec::new();
     for answer in answers {

@@ -168,7 +168,8 @@ pub fn delete_all(netlink: &mut Netlink, devices: &[(u32, &str)]) -> Result<(), 
     if let [(index, name)] = devices {
         return delete(netlink, *index, name);
     }
-    let mark = |(index, name): &(u32, &str)| change(*index, format!("mark device {name}"), LinkAttribute::Group(DOOMED));
+    let mark =
+        |(index, name): &(u32, &str)| change(*index, format!("mark device {name}"), LinkAttribute::Group(DOOMED));
     let mut any = false;
     for marked in netlink.batch(devices.iter().map(mark).collect()) {
         match marked {

@@ -216,7 +216,8 @@ impl Case<'_> {
 
     fn translate(&self, facts: &Facts, from: &End, to: IpAddr, port: PortSpec) -> Translated {
         let by_node = self.world.nodes.values().find(|n| n.internal_ips.contains(&to));
-        let is_service = self.world.services.values().any(|s| s.cluster_ips.contains(&to) || s.load_balancer_ips.contains(&to));
+        let is_service =
+            self.world.services.values().any(|s| s.cluster_ips.contains(&to) || s.load_balancer_ips.contains(&to));
         let PortSpec::Port(protocol, number) = port else {
             let silent = is_service.then_some(Outcome::NoReply);
             return (None, if is_service { Vec::new() } else { vec![(to, 0)] }, silent);
@@ -231,7 +232,8 @@ impl Case<'_> {
         let family = family_of(to);
         let exact = Frontend { address: Some(to), family, port: number, protocol };
         let any_node = Frontend { address: None, ..exact };
-        let found = table.frontends.get(&exact).or_else(|| table.frontends.get(&any_node).filter(|_| by_node.is_some()));
+        let found =
+            table.frontends.get(&exact).or_else(|| table.frontends.get(&any_node).filter(|_| by_node.is_some()));
         let Some(target) = found else {
             let refused = is_service.then_some(Outcome::Refused);
             return (None, if is_service { Vec::new() } else { vec![(to, number)] }, refused);
@@ -269,11 +271,15 @@ impl Case<'_> {
         let mut path = vec![format!("{} ({})", from.what, from.address)];
         match (&from.node, &to.node) {
             (Some(a), Some(b)) if a == b => {
-                let how = if pod(from) && pod(to) { "straight into the other pod" } else { "through the node's own stack" };
+                let how =
+                    if pod(from) && pod(to) { "straight into the other pod" } else { "through the node's own stack" };
                 path.push(format!("node {a}: {how}"));
             }
             (Some(a), Some(b)) => {
-                path.push(format!("node {a}: {} to node {b}", if pod(from) || pod(to) { "VXLAN" } else { "the node's network" }));
+                path.push(format!(
+                    "node {a}: {} to node {b}",
+                    if pod(from) || pod(to) { "VXLAN" } else { "the node's network" }
+                ));
                 path.push(format!("node {b}"));
             }
             (Some(a), None) => {

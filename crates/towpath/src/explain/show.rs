@@ -15,7 +15,11 @@ pub(super) fn address_port(address: IpAddr, port: u16) -> String {
 
 impl fmt::Display for Explanation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{} ({}) → {} ({}), {}", self.from.what, self.from.address, self.to.what, self.to.address, self.protocol)?;
+        writeln!(
+            f,
+            "{} ({}) → {} ({}), {}",
+            self.from.what, self.from.address, self.to.what, self.to.address, self.protocol
+        )?;
         if let Some(service) = &self.service {
             writeln!(f, "  Service {} at {}: translated {}", service.service, service.frontend, service.place)?;
             match service.backends.len() {

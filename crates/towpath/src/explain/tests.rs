@@ -47,8 +47,14 @@ fn world() -> World {
         pod: None,
     };
     World {
-        nodes: BTreeMap::from([node("n1", "192.168.255.11", "10.244.0.0/24"), node("n2", "192.168.255.12", "10.244.1.0/24")]),
-        namespaces: BTreeMap::from([("default".to_owned(), Namespace { name: "default".to_owned(), labels: Labels::new() })]),
+        nodes: BTreeMap::from([
+            node("n1", "192.168.255.11", "10.244.0.0/24"),
+            node("n2", "192.168.255.12", "10.244.1.0/24"),
+        ]),
+        namespaces: BTreeMap::from([(
+            "default".to_owned(),
+            Namespace { name: "default".to_owned(), labels: Labels::new() },
+        )]),
         pods: BTreeMap::from([
             pod("client", "n1", "10.244.0.2", "client"),
             pod("web-1", "n1", "10.244.0.3", "web"),
@@ -146,5 +152,9 @@ fn names_that_mean_nobody_are_refused_by_name() {
     let error = who::parse(&world(), "default", "pod/nobody").unwrap_err().to_string();
     assert!(error.contains("default/nobody"), "{error}");
     assert!(who::parse(&world(), "default", "a/b/c/d").is_err());
-    assert!("0".parse::<PortSpec>().is_err() && "70000".parse::<PortSpec>().is_err() && "80/icmp".parse::<PortSpec>().is_err());
+    assert!(
+        "0".parse::<PortSpec>().is_err()
+            && "70000".parse::<PortSpec>().is_err()
+            && "80/icmp".parse::<PortSpec>().is_err()
+    );
 }
