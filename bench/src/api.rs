@@ -221,25 +221,17 @@ impl Api {
         }
     }
 
-    /// Makes objects, several at once.
+    /// Makes objects, several at once. One that is there already stays as it is.
     ///
     /// # Errors
     /// One was refused.
     pub(crate) fn create(&mut self, objects: &[Value]) -> Result<()> {
         match &self.way {
             Way::Proxy(proxy) => {
-                let (port, namespace) = (proxy.port, self.namespace.as_str());
-                let share = objects.len().div_ceil(LANES).max(1);
-                std::thread::scope(|scope| {
-                    let lanes: Vec<_> = objects
-                        .chunks(share)
-                        .map(|part| scope.spawn(move || create_part(port, namespace, part)))
-                        .collect();
-                    lanes.into_iter().try_for_each(|lane| match lane.join() {
-                        Ok(outcome) => outcome,
-                        Err(_) => bail!("a thread that makes objects died"),
-                    })
-                })
+                let requests = objects.iter().map(|object| {
+                    Ok(Errand { method: "POST", path: Kind::of(object)?.path(&self.namespace), body: Some(object) })
+                });
+                run_errands(proxy.port, &requests.collect::<Result<Vec<_>>>()?)
             }
             Way::Lab { towpath, lab } => {
                 let text = objects.iter().map(Value::to_string).collect::<Vec<_>>().join("\n---\n");
@@ -250,43 +242,60 @@ impl Api {
         }
     }
 
-    /// Deletes an object at once, without a time of grace; none there is fine. It may be there for a moment longer.
+    /// Deletes objects at once, without a time of grace, several at a time; one that is not there is fine. They may be there for
+    /// a moment longer.
     ///
     /// # Errors
     /// The API server refuses.
-    pub(crate) fn delete(&mut self, kind: Kind, name: &str) -> Result<()> {
-        match &mut self.way {
+    pub(crate) fn delete(&mut self, kind: Kind, names: &[String]) -> Result<()> {
+        match &self.way {
             Way::Proxy(proxy) => {
-                let path = format!("{}/{name}?gracePeriodSeconds=0", kind.path(&self.namespace));
-                match proxy.request("DELETE", &path, None)? {
-                    (200 | 202 | 404, _) => Ok(()),
-                    (status, value) => bail!("delete {} {name}: {status} {value}", kind.plural()),
-                }
+                let path = kind.path(&self.namespace);
+                let errand =
+                    |name| Errand { method: "DELETE", path: format!("{path}/{name}?gracePeriodSeconds=0"), body: None };
+                run_errands(proxy.port, &names.iter().map(errand).collect::<Vec<_>>())
             }
             Way::Lab { towpath, lab } => {
-                let arguments =
-                    ["lab", "delete", "--name", lab, "-n", &self.namespace, "--wait", "false", kind.plural(), name];
-                let mut command = Command::new(towpath);
-                command.args(arguments).stdout(Stdio::null()).status().context("run towpath lab delete")?;
+                // Names that are not there end the command early: one by one.
+                for name in names {
+                    let arguments =
+                        ["lab", "delete", "--name", lab, "-n", &self.namespace, "--wait", "false", kind.plural(), name];
+                    let mut command = Command::new(towpath);
+                    command.args(arguments).stdout(Stdio::null()).status().context("run towpath lab delete")?;
+                }
                 Ok(())
             }
         }
     }
 }
 
-fn create_part(port: u16, namespace: &str, objects: &[Value]) -> Result<()> {
-    let mut connection = Connection::open(port)?;
-    for object in objects {
-        let kind = Kind::of(object)?;
-        match connection.request("POST", &kind.path(namespace), Some(object))? {
-            (200 | 201 | 409, _) => {}
-            (status, value) => {
-                let name = object.pointer("/metadata/name").and_then(Value::as_str).unwrap_or("?");
-                bail!("make {} {name}: {status} {value}", kind.plural())
+/// A request among many.
+struct Errand<'a> {
+    method: &'static str,
+    path: String,
+    body: Option<&'a Value>,
+}
+
+/// Does many requests on a few connections. What is there already, or gone already, is no failure.
+fn run_errands(port: u16, errands: &[Errand<'_>]) -> Result<()> {
+    let lane = |part: &[Errand<'_>]| {
+        let mut connection = Connection::open(port)?;
+        for errand in part {
+            let (status, value) = connection.request(errand.method, &errand.path, errand.body)?;
+            if !matches!(status, 200..=202 | 404 | 409) || (status == 404 && errand.body.is_some()) {
+                bail!("{} {}: {status} {value}", errand.method, errand.path);
             }
         }
-    }
-    Ok(())
+        Ok(())
+    };
+    let share = errands.len().div_ceil(LANES).max(1);
+    std::thread::scope(|scope| {
+        let lanes: Vec<_> = errands.chunks(share).map(|part| scope.spawn(move || lane(part))).collect();
+        lanes.into_iter().try_for_each(|lane| match lane.join() {
+            Ok(outcome) => outcome,
+            Err(_) => bail!("a thread that speaks to the API server died"),
+        })
+    })
 }
 
 /// Whether there is a `kubectl`.

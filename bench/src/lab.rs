@@ -113,6 +113,11 @@ impl Lab {
         Ok(())
     }
 
+    /// Whether it goes away with the run, and all its objects with it.
+    pub(crate) fn is_own(&self) -> bool {
+        self.owned
+    }
+
     /// Name of its cgroup.
     pub(crate) fn cgroup_name(&self) -> String {
         format!("towpath-lab-{}", self.name)
@@ -197,7 +202,7 @@ impl Lab {
             Ok(pod.filter(|pod| text(pod, "/status/phase") == "Running"))
         })?;
         let running = started.elapsed().as_secs_f64();
-        self.api.delete(Kind::Pod, name)?;
+        self.api.delete(Kind::Pod, &[name.to_owned()])?;
         Ok((running, applied))
     }
 
@@ -227,7 +232,7 @@ impl Drop for Lab {
             }
             return;
         }
-        if let Err(error) = self.api.delete(Kind::Namespace, NAMESPACE) {
+        if let Err(error) = self.api.delete(Kind::Namespace, &[NAMESPACE.to_owned()]) {
             eprintln!("towpath-bench: {error:#}; run `kubectl delete namespace {NAMESPACE}`");
         }
     }

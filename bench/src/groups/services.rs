@@ -111,14 +111,16 @@ fn fill(lab: &mut Lab, count: usize, server: IpAddr) -> Result<()> {
     lab.api.create(&[service(&filler(last)), slice(&filler(last), &[server])])
 }
 
+/// Removes what was made; the benchmark's own lab goes away whole.
 fn empty(lab: &mut Lab, count: usize) -> Result<()> {
-    crate::report::progress("removing the Services");
-    for index in 0..count {
-        lab.api.delete(Kind::Service, &filler(index))?;
-        lab.api.delete(Kind::EndpointSlice, &format!("{}-a", filler(index)))?;
+    if lab.is_own() {
+        return Ok(());
     }
-    lab.api.delete(Kind::Service, MEASURED)?;
-    lab.api.delete(Kind::EndpointSlice, &format!("{MEASURED}-a"))?;
+    crate::report::progress("removing the Services");
+    let services: Vec<String> = (0..count).map(filler).chain([MEASURED.to_owned()]).collect();
+    let slices: Vec<String> = services.iter().map(|service| format!("{service}-a")).collect();
+    lab.api.delete(Kind::Service, &services)?;
+    lab.api.delete(Kind::EndpointSlice, &slices)?;
     crate::report::progress("");
     Ok(())
 }

@@ -178,7 +178,7 @@ impl Reconciler {
         let mut next_audit = Instant::now() + AUDIT;
         loop {
             let mut attaches: Vec<Attach> = Vec::new();
-            let retry = self.retry_at.map_or_else(|| Instant::now() + Duration::from_secs(3600), |at| at);
+            let retry = self.retry_at.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
             tokio::select! {
                 update = updates.recv() => match update {
                     Some(update) => self.take(update, &mut updates).await,

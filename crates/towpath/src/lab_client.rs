@@ -179,8 +179,7 @@ pub(crate) fn get(options: Get) -> Result<bool> {
             }
             return Ok(true);
         }
-        let mut params = ListParams::default();
-        params.label_selector = options.selector.clone();
+        let params = ListParams { label_selector: options.selector.clone(), ..ListParams::default() };
         let list = api.list(&params).await?;
         if json {
             crate::print_json(&list)?;

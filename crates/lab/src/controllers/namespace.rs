@@ -116,7 +116,7 @@ async fn namespaced_resources(client: &Client) -> Result<Vec<ApiResource>, Error
             capabilities.scope == Scope::Namespaced
                 && capabilities.supports_operation(verbs::LIST)
                 && capabilities.supports_operation(verbs::DELETE)
-                && !(resource.group == "events.k8s.io")
+                && resource.group != "events.k8s.io"
         })
         .map(|(resource, _)| resource)
         .collect();
