@@ -1,5 +1,12 @@
 //! The lab from the outside, with the reference `bridge` plugin as its network: pods, logs, exec, restarts, and that
 //! nothing is left behind. Needs root, busybox and Debian's `containernetworking-plugins`; skipped with a line otherwise.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a test says what failed by panicking, in its helpers too"
+)]
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
