@@ -1,15 +1,18 @@
 //! Runs CNI plugins as a container runtime does, and takes the time: the process of the worker is in the node's namespace.
 
+use std::fs::File;
 use std::io::Write;
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
+use nix::sched::{CloneFlags, unshare};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-/// ADD and DEL again and again for a while.
+/// ADD and DEL again and again for a while, each time for a new container.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Request {
     /// The plugin's program.
@@ -18,12 +21,10 @@ pub(crate) struct Request {
     pub(crate) config: Value,
     /// Directories of plugins (`CNI_PATH`).
     pub(crate) path: String,
-    /// The container's network namespace.
-    pub(crate) netns: PathBuf,
-    /// The container's id.
-    pub(crate) container: String,
     /// For how long, in milliseconds.
     pub(crate) length: u64,
+    /// Pause between one container's end and the next one, in milliseconds: what is left to do behind the caller's back is done.
+    pub(crate) rest: u64,
 }
 
 /// What it took, in milliseconds.
@@ -43,8 +44,9 @@ pub(crate) fn block(request: Request) -> Result<Done> {
     let end = Instant::now() + Duration::from_millis(request.length);
     let mut done = Done::default();
     while done.adds.is_empty() || Instant::now() < end {
+        let container = Container::new(done.adds.len())?;
         let started = Instant::now();
-        let result = call(&request, "ADD", &request.config)?;
+        let result = call(&request, &container, "ADD", &request.config)?;
         done.adds.push(milliseconds(started));
         let result: Value = serde_json::from_slice(&result).context("the result of ADD is no JSON")?;
         let mut config = request.config.clone();
@@ -52,8 +54,11 @@ pub(crate) fn block(request: Request) -> Result<Done> {
             config.insert("prevResult".to_owned(), result);
         }
         let started = Instant::now();
-        call(&request, "DEL", &config)?;
+        call(&request, &container, "DEL", &config)?;
         done.dels.push(milliseconds(started));
+        // As a runtime does: the namespace goes right after DEL.
+        drop(container);
+        std::thread::sleep(Duration::from_millis(request.rest));
     }
     Ok(done)
 }
@@ -62,12 +67,34 @@ fn milliseconds(since: Instant) -> f64 {
     since.elapsed().as_secs_f64() * 1000.0
 }
 
-fn call(request: &Request, verb: &str, config: &Value) -> Result<Vec<u8>> {
+/// A container: a new network namespace and a new id.
+struct Container {
+    id: String,
+    netns: File,
+}
+
+impl Container {
+    fn new(number: usize) -> Result<Self> {
+        let made = std::thread::spawn(|| -> Result<File> {
+            unshare(CloneFlags::CLONE_NEWNET).context("make a network namespace")?;
+            File::open("/proc/thread-self/ns/net").context("open a network namespace")
+        });
+        let Ok(netns) = made.join() else { bail!("the thread that makes a network namespace died") };
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Ok(Self { id: format!("towpath-bench-{}-{}-{number}", std::process::id(), since.as_micros()), netns: netns? })
+    }
+
+    fn path(&self) -> String {
+        format!("/proc/{}/fd/{}", std::process::id(), self.netns.as_raw_fd())
+    }
+}
+
+fn call(request: &Request, container: &Container, verb: &str, config: &Value) -> Result<Vec<u8>> {
     let plugin = &request.plugin;
     let mut child = Command::new(plugin)
         .env("CNI_COMMAND", verb)
-        .env("CNI_CONTAINERID", &request.container)
-        .env("CNI_NETNS", &request.netns)
+        .env("CNI_CONTAINERID", &container.id)
+        .env("CNI_NETNS", container.path())
         .env("CNI_IFNAME", "eth0")
         .env("CNI_PATH", &request.path)
         .stdin(Stdio::piped())

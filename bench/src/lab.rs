@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -307,6 +308,8 @@ fn towpath_lab(towpath: &Path, args: &[&str]) -> Result<String> {
     let output = Command::new(towpath)
         .arg("lab")
         .args(args)
+        // Ctrl-C is the benchmark's to handle: what takes a lab down must not be ended by it.
+        .process_group(0)
         .stdin(Stdio::null())
         .output()
         .with_context(|| format!("start {}", towpath.display()))?;

@@ -1,7 +1,7 @@
 //! Network namespaces of our own, each held by one process and gone with it: also after `kill -9` nothing of them stays.
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Stdio;
 
 use anyhow::{Context, Result, bail};
@@ -30,11 +30,6 @@ impl Netns {
         let netns = Self { name, holder, path };
         netns.ip("link set lo up")?;
         Ok(netns)
-    }
-
-    /// A file that stands for it, while this lives.
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
     }
 
     /// What `ip link … netns` takes.

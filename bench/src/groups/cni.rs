@@ -23,40 +23,35 @@ const NULL: Null = Null { one: "bridge + host-local", other: "bridge + host-loca
 /// How much longer than its length a block may take.
 const SLACK: Duration = Duration::from_secs(30);
 
-/// One plugin on one node, with a container.
+/// Pause between containers where single calls are what counts: the kernel takes tens of milliseconds to take a device away.
+const REST: Duration = Duration::from_millis(100);
+
+/// One plugin on one node.
 struct Node {
     name: &'static str,
     worker: RefCell<Worker>,
     request: Request,
-    /// Every ADD, in milliseconds.
-    adds: RefCell<Vec<f64>>,
-    container: Netns,
+    /// Every ADD and every DEL, in milliseconds.
+    calls: RefCell<Done>,
     _node: Option<Netns>,
 }
 
 impl Node {
     fn new(name: &'static str, place: &Place, node: Option<Netns>, plugin: PathBuf, config: Value) -> Result<Self> {
-        let container = Netns::new("container")?;
         let directory = plugin.parent().unwrap_or(Path::new("/")).display().to_string();
-        let request = Request {
-            path: format!("{directory}:{REFERENCE}"),
-            plugin,
-            config,
-            netns: container.path().to_owned(),
-            container: format!("towpath-bench-{}", container.pid()),
-            length: 0,
-        };
+        let request = Request { path: format!("{directory}:{REFERENCE}"), plugin, config, length: 0, rest: 0 };
         let worker = RefCell::new(Worker::start(&format!("the runtime of {name}"), place, &["plugins"])?);
-        Ok(Self { name, worker, request, adds: RefCell::new(Vec::new()), container, _node: node })
+        Ok(Self { name, worker, request, calls: RefCell::default(), _node: node })
     }
 
     /// A node with the reference plugins. `host-local` keeps its leases in `data`.
     fn reference(name: &'static str, data: &Path) -> Result<Self> {
         let node = Netns::new("cni-node")?;
+        let ranges = json!([[{"subnet": "10.212.0.0/24"}]]);
         let config = json!({
             "cniVersion": "1.0.0", "name": "bench", "type": "bridge", "bridge": "cni0",
             "isGateway": true, "ipMasq": false,
-            "ipam": {"type": "host-local", "dataDir": data, "ranges": [[{"subnet": "10.212.0.0/24"}]], "routes": [{"dst": "0.0.0.0/0"}]},
+            "ipam": {"type": "host-local", "dataDir": data, "ranges": ranges, "routes": [{"dst": "0.0.0.0/0"}]},
         });
         let place = node.place();
         Self::new(name, &place, Some(node), Path::new(REFERENCE).join("bridge"), config)
@@ -71,35 +66,33 @@ impl Node {
         Self::new("Towpath", &place, None, beside("towpath-cni")?, first_plugin(&list)?)
     }
 
-    /// The mean time of ADD and DEL together, in milliseconds; and without known sleeps.
-    fn block(&self, length: Duration) -> Result<Block> {
-        let request = Request { length: u64::try_from(length.as_millis())?, ..self.request.clone() };
+    /// The mean time of ADD and DEL together, in milliseconds; and less known sleeps.
+    fn block(&self, length: Duration, rest: Duration) -> Result<Block> {
+        let milliseconds = |time: Duration| u64::try_from(time.as_millis());
+        let request = Request { length: milliseconds(length)?, rest: milliseconds(rest)?, ..self.request.clone() };
         let done: Done = self.worker.borrow_mut().ask(&request, length + SLACK)?;
         let count = done.adds.len().max(1) as f64;
-        let dels: f64 = done.dels.iter().sum();
-        let awake: f64 = done.adds.iter().map(|add| without_sleep(*add)).sum();
-        let whole: f64 = done.adds.iter().sum();
-        self.adds.borrow_mut().extend(done.adds);
-        Ok(Block { value: (whole + dels) / count, cpu: None, awake: Some((awake + dels) / count) })
+        let whole: f64 = done.adds.iter().chain(&done.dels).sum();
+        let slept: f64 = done.adds.iter().map(|add| add - without_sleep(*add)).sum();
+        let mut calls = self.calls.borrow_mut();
+        calls.adds.extend(done.adds);
+        calls.dels.extend(done.dels);
+        Ok(Block { value: whole / count, cpu: None, awake: Some((whole - slept) / count) })
     }
 
-    fn arm(&self, length: Duration) -> Arm<'_> {
-        Arm {
-            name: self.name,
-            pids: vec![self.worker.borrow().pid(), self.container.pid()],
-            run: Box::new(move || self.block(length)),
-        }
+    fn arm(&self, length: Duration, rest: Duration) -> Arm<'_> {
+        Arm { name: self.name, pids: vec![self.worker.borrow().pid()], run: Box::new(move || self.block(length, rest)) }
     }
 
+    fn slept(&self) -> usize {
+        self.calls.borrow().adds.iter().filter(|add| without_sleep(**add) < **add).count()
+    }
+
+    /// Medians of single calls since the last time it was asked.
     fn say(&self) -> String {
-        let adds = self.adds.borrow();
-        let slept = adds.iter().filter(|add| without_sleep(**add) < **add).count();
-        format!(
-            "{}: ADD median {:.1} ms, {slept} of {} slept 50 ms or more",
-            self.name,
-            stats::median(&adds).unwrap_or(0.0),
-            adds.len()
-        )
+        let calls = self.calls.take();
+        let median = |values: &[f64]| stats::median(values).unwrap_or(0.0);
+        format!("{}: ADD {:.1} ms, DEL {:.1} ms", self.name, median(&calls.adds), median(&calls.dels))
     }
 }
 
@@ -117,33 +110,38 @@ pub(super) fn measure(run: &mut Run, lab: Option<&Lab>) -> Result<()> {
         nodes.push(Node::ours(lab)?);
     }
     let cgroup = lab.map(Lab::cgroup_name);
-    let title = "CNI ADD + DEL".to_owned();
-    let mut arms: Vec<Arm<'_>> = nodes.iter().map(|node| node.arm(run.protocol.block)).collect();
-    let series = rounds::measure(&title, &mut arms, &run.protocol, cgroup.as_deref(), &mut run.random)?;
-    drop(arms);
-    let note = nodes.iter().filter(|node| node.name != NULL.other).map(Node::say).collect::<Vec<_>>().join("; ");
-    rows(run, title, series, &note);
+    let against = "Towpath ÷ bridge + host-local";
+    let goal = Some(Goal::AtMost(0.5));
+    let single = pass(run, &nodes, "CNI ADD + DEL", REST, cgroup.as_deref())?;
+    let slept: usize = nodes.iter().filter(|node| node.name != "Towpath").map(Node::slept).sum();
+    let note = notes(&nodes);
+    if slept > 0 {
+        let title = format!("CNI ADD + DEL: {against} less its sleep");
+        let note = format!("the reference plugin slept 50 ms or more in {slept} ADDs");
+        rows(run, "CNI ADD + DEL less sleep", single.awake(NULL.one, NULL.other), ("cni.awake", title, None), &note);
+    }
+    rows(run, "CNI ADD + DEL", single, ("cni.single", format!("CNI ADD + DEL: {against}"), goal), &note);
+    let churn = pass(run, &nodes, "CNI ADD + DEL without a pause", Duration::ZERO, cgroup.as_deref())?;
+    let title = format!("CNI ADD + DEL without a pause: {against}");
+    rows(run, "CNI ADD + DEL without a pause", churn, ("cni.churn", title, None), &notes(&nodes));
     Ok(())
 }
 
-fn rows(run: &mut Run, title: String, series: Series, note: &str) {
-    let ratio = |id: &str, title: &str, goal| Ratio {
-        id: id.to_owned(),
-        title: title.to_owned(),
-        over: "Towpath",
-        under: NULL.one,
-        goal,
-    };
-    let awake = series.awake(NULL.one, NULL.other);
+fn pass(run: &mut Run, nodes: &[Node], title: &str, rest: Duration, cgroup: Option<&str>) -> Result<Series> {
+    let mut arms: Vec<Arm<'_>> = nodes.iter().map(|node| node.arm(run.protocol.block, rest)).collect();
+    rounds::measure(title, &mut arms, &run.protocol, cgroup, &mut run.random)
+}
+
+fn notes(nodes: &[Node]) -> String {
+    let said: Vec<(bool, String)> = nodes.iter().map(|node| (node.name == NULL.other, node.say())).collect();
+    said.into_iter().filter(|(again, _)| !again).map(|(_, text)| text).collect::<Vec<_>>().join("; ")
+}
+
+fn rows(run: &mut Run, title: &str, series: Series, row: (&str, String, Option<Goal>), note: &str) {
+    let (id, row_title, goal) = row;
+    let ratio = Ratio { id: id.to_owned(), title: row_title, over: "Towpath", under: NULL.one, goal };
     let first = run.rows.len();
-    run.take(
-        title.clone(),
-        series,
-        NULL,
-        vec![ratio("cni.bridge", "CNI ADD + DEL: Towpath ÷ bridge + host-local", Some(Goal::AtMost(0.5)))],
-    );
-    let less = "CNI ADD + DEL: Towpath ÷ bridge + host-local less its sleep";
-    run.take(format!("{title}, less sleep"), awake, NULL, vec![ratio("cni.bridge-awake", less, None)]);
+    run.take(title.to_owned(), series, NULL, vec![ratio]);
     let noted: Vec<Row> = run.rows.drain(first..).map(|row| row.remark(note)).collect();
     run.rows.extend(noted);
 }
