@@ -186,7 +186,10 @@ pub(crate) fn explain(world: &World, facts: &Facts, from: &Target, to: &Target, 
     let from = case.end(source);
     let to = case.end(destination);
     let (service, destinations, refused) = case.translate(facts, &from, destination, port);
-    let ways: Vec<Way> = destinations.iter().map(|(ip, number)| case.way(&from, *ip, port, *number)).collect();
+    // An outside client's packets enter where the Service is translated: at the node that it addressed.
+    let entry = service.as_ref().filter(|_| from.node.is_none()).and_then(|_| to.node.clone());
+    let way = |(ip, number): &(IpAddr, u16)| case.way(&from, entry.as_deref(), *ip, port, *number);
+    let ways: Vec<Way> = destinations.iter().map(way).collect();
     let allowed = ways.iter().filter(|w| w.decision.verdict == Verdict::Allow).count();
     let outcome = match refused {
         Some(outcome) => outcome,
@@ -251,7 +254,7 @@ impl Case<'_> {
         (Some(translation), backends.iter().map(|b| (b.address, b.port)).collect(), refused)
     }
 
-    fn way(&self, from: &End, to: IpAddr, port: PortSpec, number: u16) -> Way {
+    fn way(&self, from: &End, entry: Option<&str>, to: IpAddr, port: PortSpec, number: u16) -> Way {
         let protocol = match port {
             PortSpec::Port(protocol, _) => RowProtocol::Ports(protocol),
             PortSpec::Icmp => RowProtocol::Other,
@@ -261,37 +264,41 @@ impl Case<'_> {
         } else {
             self.end(to)
         };
-        let path = self.path(from, &end);
+        let path = path(from, entry, &end);
         let decision = self.evaluator.evaluate(&Flow::new(from.address, to, protocol, number));
         Way { to: end, port: number, path, decision }
     }
+}
 
-    fn path(&self, from: &End, to: &End) -> Vec<String> {
-        let pod = |end: &End| end.what.starts_with("pod ");
-        let mut path = vec![format!("{} ({})", from.what, from.address)];
-        match (&from.node, &to.node) {
-            (Some(a), Some(b)) if a == b => {
-                let how =
-                    if pod(from) && pod(to) { "straight into the other pod" } else { "through the node's own stack" };
-                path.push(format!("node {a}: {how}"));
-            }
-            (Some(a), Some(b)) => {
-                path.push(format!(
-                    "node {a}: {} to node {b}",
-                    if pod(from) || pod(to) { "VXLAN" } else { "the node's network" }
-                ));
-                path.push(format!("node {b}"));
-            }
-            (Some(a), None) => {
-                let translated = if pod(from) { ", masqueraded as the node's address" } else { "" };
-                path.push(format!("node {a}: the node's own routes{translated}"));
-            }
-            (None, Some(b)) => path.push(format!("node {b}: from its uplink")),
-            (None, None) => path.push("neither end is in the cluster".to_owned()),
+/// Hop by hop; `entry` is the node at which an outside client's packets were translated.
+fn path(from: &End, entry: Option<&str>, to: &End) -> Vec<String> {
+    let pod = |end: &End| end.what.starts_with("pod ");
+    let mut path = vec![format!("{} ({})", from.what, from.address)];
+    match (&from.node, &to.node) {
+        (Some(a), Some(b)) if a == b => {
+            let how = if pod(from) && pod(to) { "straight into the other pod" } else { "through the node's own stack" };
+            path.push(format!("node {a}: {how}"));
         }
-        path.push(format!("{} ({})", to.what, to.address));
-        path
+        (Some(a), Some(b)) => {
+            let how = if pod(from) || pod(to) { "VXLAN" } else { "the node's network" };
+            path.push(format!("node {a}: {how} to node {b}"));
+            path.push(format!("node {b}"));
+        }
+        (Some(a), None) => {
+            let translated = if pod(from) { ", masqueraded as the node's address" } else { "" };
+            path.push(format!("node {a}: the node's own routes{translated}"));
+        }
+        (None, Some(b)) => match entry.filter(|entry| entry != b) {
+            Some(entry) => {
+                path.push(format!("node {entry}: from its uplink, VXLAN to node {b} with the client's address kept"));
+                path.push(format!("node {b}; the answer goes back the same way"));
+            }
+            None => path.push(format!("node {b}: from its uplink")),
+        },
+        (None, None) => path.push("neither end is in the cluster".to_owned()),
     }
+    path.push(format!("{} ({})", to.what, to.address));
+    path
 }
 
 /// What `PORT` may be on the command line.

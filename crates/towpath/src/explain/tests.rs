@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 
 use towpath_model::{
     Conditions, Endpoint, EndpointPort, EndpointSlice, Labels, Namespace, NetworkPolicy, Node, Phase, Pod, PolicyPort,
-    PolicyRule, PortMatch, Selector, Service, ServicePort, TargetPort, TrafficPolicy,
+    PolicyRule, PortMatch, Selector, Service, ServiceKind, ServicePort, TargetPort, TrafficPolicy,
 };
 
 use super::*;
@@ -90,8 +90,6 @@ fn world() -> World {
     }
 }
 
-use towpath_model::ServiceKind;
-
 fn ask(world: &World, from: &str, to: &str, port: &str) -> Explanation {
     let from = who::parse(world, "default", from).unwrap();
     let to = who::parse(world, "default", to).unwrap();
@@ -145,6 +143,8 @@ fn a_node_port_from_outside_is_translated_on_the_node_addressed() {
     let answer = ask(&world(), "203.0.113.10", "node/n2", "30000");
     assert_eq!(answer.outcome, Outcome::Allow);
     assert!(answer.service.unwrap().place.contains("node n2, at the uplink"));
+    assert!(answer.ways[0].path[1].contains("node n2: from its uplink, VXLAN to node n1"), "{:?}", answer.ways[0].path);
+    assert!(answer.ways[1].path[1].contains("node n2: from its uplink"), "{:?}", answer.ways[1].path);
 }
 
 #[test]
