@@ -11,6 +11,9 @@ use serde_json::Value;
 
 use crate::log::Log;
 
+/// Makes names of files that hold manifests unlike each other.
+static APPLIED: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+
 /// Address families of a lab.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Families {
@@ -158,6 +161,19 @@ impl Cluster {
         log.command(&format!("kubectl apply -f examples/{file}"));
         text(self.try_kubectl(&["apply", "-f", path])?, &format!("apply -f {file}"))?;
         Ok(())
+    }
+
+    /// Applies manifests given as text.
+    ///
+    /// # Errors
+    /// As [`Cluster::kubectl`].
+    pub fn apply_text(&self, manifests: &str) -> Result<()> {
+        let number = APPLIED.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let file = std::env::temp_dir().join(format!("towpath-{}-{}-{number}.yaml", self.name, std::process::id()));
+        std::fs::write(&file, manifests).with_context(|| format!("write {}", file.display()))?;
+        let applied = self.try_kubectl(&["apply", "-f", &file.to_string_lossy()]);
+        let _ = std::fs::remove_file(&file);
+        text(applied?, "apply").map(|_| ())
     }
 
     /// An object as JSON.
@@ -404,7 +420,10 @@ fn shell_words(args: &[&str]) -> String {
 }
 
 /// The binary that the build put beside this one.
-fn towpath_binary() -> Result<PathBuf> {
+///
+/// # Errors
+/// It is not built.
+pub fn towpath_binary() -> Result<PathBuf> {
     if let Some(path) = std::env::var_os("TOWPATH") {
         return Ok(PathBuf::from(path));
     }

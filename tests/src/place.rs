@@ -1,0 +1,116 @@
+//! Sockets of the test itself, opened where a pod or a node stands: what hundreds of connections at once need.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail};
+
+use crate::cluster::{Cluster, Pod};
+use crate::machine;
+
+/// The network namespace of a pod or a node.
+#[derive(Debug)]
+pub struct Place {
+    name: String,
+    netns: File,
+}
+
+impl Place {
+    /// Where a running pod stands.
+    ///
+    /// # Errors
+    /// It has no process.
+    pub fn of_pod(cluster: &Cluster, pod: &Pod) -> Result<Self> {
+        let cgroup = machine::lab_cgroup(cluster.name())?.join("nodes").join(&pod.node).join("pods").join(&pod.uid);
+        let pid = machine::processes_below(&cgroup);
+        let pid = pid.first().with_context(|| format!("pod {} has no process in {}", pod.name, cgroup.display()))?;
+        let path = format!("/proc/{pid}/ns/net");
+        let netns = File::open(&path).with_context(|| path.clone())?;
+        Ok(Self { name: pod.name.clone(), netns })
+    }
+
+    /// Where a node stands.
+    ///
+    /// # Errors
+    /// The lab has no such node.
+    pub fn of_node(cluster: &Cluster, node: &str) -> Result<Self> {
+        let path = Path::new("/run/netns").join(format!("tp-{}-{node}", cluster.name()));
+        let netns = File::open(&path).with_context(|| path.display().to_string())?;
+        Ok(Self { name: node.to_owned(), netns })
+    }
+
+    /// Whose place it is.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Does `work` in a thread that stands there; its sockets stay there.
+    ///
+    /// # Errors
+    /// The namespace cannot be entered, or what `work` says.
+    pub fn enter<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        std::thread::scope(|scope| {
+            let inside = scope.spawn(|| {
+                nix::sched::setns(&self.netns, nix::sched::CloneFlags::CLONE_NEWNET)
+                    .with_context(|| format!("enter the network namespace of {}", self.name))?;
+                work()
+            });
+            inside.join().map_err(|_| anyhow!("the thread in {} panicked", self.name))?
+        })
+    }
+}
+
+/// An HTTP connection that stays open.
+#[derive(Debug)]
+pub struct Session(TcpStream);
+
+impl Session {
+    /// Connects from where the calling thread stands.
+    ///
+    /// # Errors
+    /// Refused, or nothing within `limit`.
+    pub fn open(to: SocketAddr, limit: Duration) -> Result<Self> {
+        let stream = TcpStream::connect_timeout(&to, limit).with_context(|| format!("connect to {to}"))?;
+        stream.set_nodelay(true)?;
+        Ok(Self(stream))
+    }
+
+    /// One request and its answer over the open connection.
+    ///
+    /// # Errors
+    /// The connection broke, or nothing within `limit`.
+    pub fn ask(&mut self, limit: Duration) -> Result<String> {
+        self.0.set_read_timeout(Some(limit))?;
+        self.0.set_write_timeout(Some(limit))?;
+        self.0.write_all(b"GET /hostname HTTP/1.1\r\nHost: test\r\n\r\n").context("send a request")?;
+        let mut answer = Vec::new();
+        let mut piece = [0_u8; 2048];
+        loop {
+            let count = self.0.read(&mut piece).context("read the answer")?;
+            if count == 0 {
+                bail!("the server closed the connection");
+            }
+            answer.extend_from_slice(piece.get(..count).unwrap_or_default());
+            let text = String::from_utf8_lossy(&answer);
+            if let Some((head, body)) = text.split_once("\r\n\r\n") {
+                let length = head.lines().filter_map(|l| l.split_once(": "));
+                let mut length = length.filter(|(name, _)| name.eq_ignore_ascii_case("content-length"));
+                let length: usize = length.next().and_then(|(_, n)| n.trim().parse().ok()).context("no length")?;
+                if body.len() >= length {
+                    return Ok(body.to_owned());
+                }
+            }
+        }
+    }
+}
+
+/// An address from a pod's status.
+///
+/// # Errors
+/// It is none.
+pub fn address(text: &str) -> Result<IpAddr> {
+    text.parse().with_context(|| format!("{text:?} is no address"))
+}
