@@ -316,7 +316,8 @@ pub struct Pod {
 }
 
 impl Pod {
-    fn from_json(pod: &Value) -> Self {
+    /// From an object as the API shows it.
+    pub fn from_json(pod: &Value) -> Self {
         let conditions = pod.pointer("/status/conditions").and_then(Value::as_array).cloned().unwrap_or_default();
         Self {
             name: field(pod, "/metadata/name"),
