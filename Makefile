@@ -1,21 +1,10 @@
-# Few targets, each a thin name for a program or a script. `make demo` and `make test` need root and install what they miss.
+# Few targets, each a thin name for a script. `make demo` and `make test` need root and install what they miss.
 SHELL := /bin/bash
-.PHONY: demo test check bench clean prepare
+.PHONY: demo test check bench clean
 
-demo: prepare
-	@scripts/demo
-
-test: prepare
-	@scripts/test
-
-check: prepare
-	@scripts/check
-
-bench: prepare
-	@scripts/bench $(ARGS)
-
-prepare:
-	@scripts/prepare
+demo test check bench:
+	@scripts/prepare $@
+	@scripts/$@ $(ARGS)
 
 clean:
 	cargo clean
