@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use crate::api::{Api, Kind};
 use crate::interrupt;
+use crate::noise::{Noise, Own, Snapshot};
 use crate::place::Place;
 
 /// Kubernetes namespace of everything that the benchmark makes.
@@ -37,6 +38,8 @@ pub(crate) struct Lab {
     pub(crate) api: Api,
     /// How long each `lab up` took, in seconds.
     pub(crate) ups: Vec<f64>,
+    /// What else the machine did meanwhile.
+    pub(crate) noise: Noise,
     pods: BTreeMap<&'static str, Pod>,
 }
 
@@ -68,20 +71,24 @@ impl Lab {
     pub(crate) fn up(times: usize) -> Result<Self> {
         let towpath = beside("towpath")?;
         let mut unfinished = Unfinished(Some(&towpath));
-        let mut ups = Vec::new();
+        let (mut ups, mut noise) = (Vec::new(), Noise::default());
+        let own = Own { pids: [std::process::id()].into(), cgroup: Some(cgroup_name(OWN)) };
         for _ in 0..times.max(1) {
             interrupt::check()?;
             // Also what a killed run left.
             towpath_lab(&towpath, &["down", "--name", OWN])?;
             crate::report::progress("towpath lab up");
+            let before = Snapshot::take()?;
             let started = Instant::now();
             towpath_lab(&towpath, &["up", "--name", OWN, "--nodes", &NODES.to_string()])?;
             ups.push(started.elapsed().as_secs_f64());
+            noise = noise.worst(before.until(&Snapshot::take()?, &own));
         }
         let (kubeconfig, api) = open(&towpath, OWN)?;
         unfinished.0 = None;
         drop(unfinished);
-        let mut lab = Self { name: OWN.to_owned(), towpath, kubeconfig, owned: true, api, ups, pods: BTreeMap::new() };
+        let mut lab =
+            Self { name: OWN.to_owned(), towpath, kubeconfig, owned: true, api, ups, noise, pods: BTreeMap::new() };
         lab.prepare()?;
         Ok(lab)
     }
@@ -100,6 +107,7 @@ impl Lab {
             owned: false,
             api,
             ups: Vec::new(),
+            noise: Noise::default(),
             pods: BTreeMap::new(),
         };
         lab.prepare()?;
@@ -108,9 +116,14 @@ impl Lab {
 
     fn prepare(&mut self) -> Result<()> {
         let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}});
-        self.api.create(&[namespace])?;
-        // Pods are refused until their service account is there.
-        wait("the default service account", || self.api.get(Kind::ServiceAccount, "default"))?;
+        // One of an earlier run may be on its way out; and pods are refused until their service account is there.
+        wait(&format!("namespace {NAMESPACE} with its default service account"), || {
+            match self.api.get(Kind::Namespace, NAMESPACE)? {
+                None => self.api.create(std::slice::from_ref(&namespace)).map(|()| None),
+                Some(leaving) if leaving.pointer("/metadata/deletionTimestamp").is_some() => Ok(None),
+                Some(_) => self.api.get(Kind::ServiceAccount, "default"),
+            }
+        })?;
         Ok(())
     }
 
@@ -121,7 +134,7 @@ impl Lab {
 
     /// Name of its cgroup.
     pub(crate) fn cgroup_name(&self) -> String {
-        format!("towpath-lab-{}", self.name)
+        cgroup_name(&self.name)
     }
 
     fn cgroup(&self) -> Result<PathBuf> {
@@ -142,6 +155,21 @@ impl Lab {
     /// Network namespace of a node.
     pub(crate) fn node_netns(&self, node: &str) -> PathBuf {
         Path::new(NETNS_DIR).join(format!("tp-{}-{node}", self.name))
+    }
+
+    /// The place of a node's own processes, and its address.
+    ///
+    /// # Errors
+    /// The lab has no such node.
+    pub(crate) fn node(&self, node: &str) -> Result<(Place, IpAddr)> {
+        let status: Value = serde_json::from_str(&towpath_lab(&self.towpath, &["status", "--name", &self.name])?)
+            .context("towpath lab status gave no JSON")?;
+        let nodes = status.get("nodes").and_then(Value::as_array).context("towpath lab status names no nodes")?;
+        let found = nodes.iter().find(|known| known.get("name").and_then(Value::as_str) == Some(node));
+        let address = found.and_then(|node| text(node, "/addresses/0").split('/').next()?.parse().ok());
+        let address = address.with_context(|| format!("lab {} has no node {node} with an address", self.name))?;
+        let cgroup = Some(self.cgroup()?.join("nodes").join(node).join("system"));
+        Ok((Place { netns: Some(self.node_netns(node)), cgroup, ..Place::default() }, address))
     }
 
     /// A pod that sleeps, called `name`, on `node`: made the first time it is asked for.
@@ -237,6 +265,10 @@ impl Drop for Lab {
             eprintln!("towpath-bench: {error:#}; run `kubectl delete namespace {NAMESPACE}`");
         }
     }
+}
+
+fn cgroup_name(lab: &str) -> String {
+    format!("towpath-lab-{lab}")
 }
 
 fn open(towpath: &Path, name: &str) -> Result<(PathBuf, Api)> {

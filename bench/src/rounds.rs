@@ -108,6 +108,11 @@ impl Series {
         self.column(arm).map(|blocks| blocks.filter_map(|block| block.cpu).collect()).unwrap_or_default()
     }
 
+    /// How fast one arm is against another by the CPU time they take, round by round: the second's time over the first's.
+    pub(crate) fn cpu_ratios(&self, over: &str, under: &str) -> Vec<f64> {
+        self.cpu(over).into_iter().zip(self.cpu(under)).filter(|(over, _)| *over > 0.0).map(|(o, u)| u / o).collect()
+    }
+
     /// Quotients of two arms, round by round.
     pub(crate) fn ratios(&self, over: &str, under: &str) -> Vec<f64> {
         self.values(over)

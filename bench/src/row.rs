@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use crate::noise::{Limits, Noise};
 use crate::rounds::Series;
 use crate::stats::{self, Interval, Random};
 
@@ -146,11 +147,7 @@ impl Row {
         random: &mut Random,
     ) -> Self {
         let samples = series.ratios(over, under);
-        let cpu = |arm: &str| stats::median(&series.cpu(arm));
-        let mut note = match (cpu(over), cpu(under)) {
-            (Some(over), Some(under)) => format!("CPU {over:.1} ÷ {under:.1} µs"),
-            _ => String::new(),
-        };
+        let mut note = by_cpu(series, over, under, null).unwrap_or_default();
         if series.dropped > 0 {
             let worst = series.worst;
             add(
@@ -271,11 +268,34 @@ impl Row {
         }
     }
 
+    /// A time that missed its goal on a busy machine says nothing; one that met it there met it.
+    pub(crate) fn taken_with(mut self, noise: Noise, limits: Limits) -> Self {
+        let (steal, foreign) = (noise.steal * 100.0, noise.foreign * 100.0);
+        add(&mut self.note, &format!("{steal:.1} % steal, {foreign:.1} % foreign CPU"));
+        if self.verdict == Verdict::Missed && !noise.within(limits) {
+            self.verdict = Verdict::Void;
+        }
+        self
+    }
+
     /// Adds to the note.
     pub(crate) fn remark(mut self, remark: &str) -> Self {
         add(&mut self.note, remark);
         self
     }
+}
+
+/// What CPU times say of the same two arms; nothing where they were not taken.
+fn by_cpu(series: &Series, over: &str, under: &str, null: Null) -> Option<String> {
+    let ratio = |over, under| stats::median(&series.cpu_ratios(over, under));
+    let time = |arm| stats::median(&series.cpu(arm));
+    Some(format!(
+        "by CPU time {:.3} ({:.1} against {:.1} µs; A/A {:.3})",
+        ratio(over, under)?,
+        time(over)?,
+        time(under)?,
+        ratio(null.other, null.one)?
+    ))
 }
 
 fn short(value: f64, unit: Unit) -> String {
@@ -302,7 +322,6 @@ fn add(note: &mut String, more: &str) {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::noise::Noise;
     use crate::rounds::Block;
 
     const NULL: Null = Null { one: "limit", other: "limit again" };
@@ -341,6 +360,29 @@ pub(crate) mod tests {
         assert_eq!(verdict(&rounds, Some(Goal::AtLeast(0.95))), Verdict::Void);
         let row = Row::of_ratio(about(None), &series(&rounds), "ours", "limit", NULL, &mut Random::new(1));
         assert!(row.note.contains("A/A null 0.970"), "{}", row.note);
+    }
+
+    #[test]
+    fn an_arm_that_takes_half_the_cpu_time_is_twice_as_fast_by_it() {
+        let mut series = series(&[[1.0, 1.0, 1.0]; 3]);
+        for round in &mut series.rounds {
+            round[0].cpu = Some(5.0);
+        }
+        let row = Row::of_ratio(about(None), &series, "ours", "limit", NULL, &mut Random::new(1));
+        assert_eq!(row.note, "by CPU time 2.000 (5.0 against 10.0 µs; A/A 1.000)");
+    }
+
+    #[test]
+    fn noise_voids_what_missed_but_not_what_met() {
+        let limits = Limits { steal: 0.01, foreign: 0.02 };
+        let noisy = Noise { steal: 0.0, foreign: 0.5 };
+        let verdict = |seconds: f64, noise: Noise| {
+            let goal = about(Some(Goal::AtMost(3.0)));
+            let row = Row::of_samples(goal, Unit::Seconds, vec![seconds], String::new(), &mut Random::new(1));
+            row.taken_with(noise, limits).verdict
+        };
+        assert_eq!([verdict(2.0, noisy), verdict(4.0, noisy)], [Verdict::Met, Verdict::Void]);
+        assert_eq!(verdict(4.0, Noise::default()), Verdict::Missed);
     }
 
     #[test]

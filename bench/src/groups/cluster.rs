@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::Result;
 
 use super::Run;
+use crate::api::has_kubectl;
 use crate::interrupt;
 use crate::lab::Lab;
 use crate::noise::{Own, Snapshot};
@@ -23,7 +24,7 @@ pub(super) fn measure(run: &mut Run, lab: &mut Lab) -> Result<()> {
     if !lab.ups.is_empty() {
         let about = about("lab.up", "`towpath lab up`, 3 nodes, until DNS answers".to_owned(), 3.0);
         let row = Row::of_samples(about, Unit::Seconds, lab.ups.clone(), "median".to_owned(), &mut run.random);
-        run.add(row);
+        run.add(row.taken_with(lab.noise, run.protocol.limits));
     }
 
     std::thread::sleep(IDLE);
@@ -46,13 +47,10 @@ pub(super) fn measure(run: &mut Run, lab: &mut Lab) -> Result<()> {
     }
     crate::report::progress("");
     let noise = before.until(&Snapshot::take()?, &own);
-    let note = format!(
-        "median; the command itself ran {:.2} s; {:.0} % foreign CPU",
-        stats::median(&applies).unwrap_or(0.0),
-        noise.foreign * 100.0
-    );
+    let tool = if has_kubectl() { "the command" } else { "`towpath lab apply`, as there is no kubectl," };
+    let note = format!("median; {tool} itself ran {:.2} s", stats::median(&applies).unwrap_or(0.0));
     let about_start = about("pod.start", "pod, from `kubectl apply` to Running".to_owned(), 0.5);
     let row = Row::of_samples(about_start, Unit::Seconds, starts, note, &mut run.random);
-    run.add(row);
+    run.add(row.taken_with(noise, run.protocol.limits));
     Ok(())
 }

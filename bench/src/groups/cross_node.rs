@@ -21,7 +21,10 @@ pub(super) fn measure(run: &mut Run, lab: Option<&mut Lab>) -> Result<()> {
     let ours = match lab {
         Some(lab) => {
             let (client, server) = (lab.pod("near", "n1")?, lab.pod("far", "n2")?);
-            Some((Ends::start("pods of two nodes", &client.place, &server.place, run.cpus)?, server.ip))
+            let pods = Ends::start("pods of two nodes", &client.place, &server.place, run.cpus)?;
+            let ((client, _), (node, address)) = (lab.node("n1")?, lab.node("n2")?);
+            let nodes = Ends::start("two nodes of the lab", &client, &node, run.cpus)?;
+            Some([("Towpath", pods, server.ip), ("nodes of the lab", nodes, address)])
         }
         None => None,
     };
@@ -31,7 +34,7 @@ pub(super) fn measure(run: &mut Run, lab: Option<&mut Lab>) -> Result<()> {
             again.ends.to(NULL.other, again.to),
             vxlan.ends.to("kernel VXLAN", vxlan.to),
         ];
-        arms.extend(ours.as_ref().map(|(ends, to)| ends.to("Towpath", *to)));
+        arms.extend(ours.iter().flatten().map(|(name, ends, to)| ends.to(name, *to)));
         let ratio = |name: &str, over, under, against: &str, goal| Ratio {
             id: format!("cross-node.{}.{name}", measure.id()),
             title: format!("across nodes, {}: {against}", measure.title()),
@@ -46,6 +49,7 @@ pub(super) fn measure(run: &mut Run, lab: Option<&mut Lab>) -> Result<()> {
         };
         let ratios = vec![
             ratio("underlay", "Towpath", NULL.one, "Towpath (VXLAN) ÷ bare underlay", goal),
+            ratio("nodes", "Towpath", "nodes of the lab", "Towpath (VXLAN) ÷ node to node in the lab", None),
             ratio("vxlan", "Towpath", "kernel VXLAN", "Towpath (VXLAN) ÷ kernel VXLAN and bridges", None),
             ratio("vxlan-underlay", "kernel VXLAN", NULL.one, "kernel VXLAN and bridges ÷ bare underlay", None),
         ];
