@@ -5,8 +5,8 @@ use std::fmt::Write as _;
 
 use crate::row::{Row, Unit, Verdict};
 
-const WIDTH: f64 = 960.0;
-const LEFT: f64 = 430.0;
+const WIDTH: f64 = 1010.0;
+const LEFT: f64 = 480.0;
 const RIGHT: f64 = 170.0;
 const TOP: f64 = 56.0;
 const LINE: f64 = 24.0;
