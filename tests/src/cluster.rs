@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail};
 use serde_json::Value;
 
+use crate::lab_driver;
 use crate::log::Log;
 
 /// Makes names of files that hold manifests unlike each other.
@@ -73,7 +74,9 @@ impl Cluster {
     /// `towpath lab up` failed; its output is in the message.
     pub fn up(name: &str, nodes: u32, families: Families) -> Result<Self> {
         let towpath = towpath_binary()?;
-        let driver = if usable_kubectl() { Driver::Kubectl } else { Driver::Lab };
+        // TOWPATH_DRIVER=lab: to try the other way on a machine that has a kubectl.
+        let forced = std::env::var_os("TOWPATH_DRIVER").is_some_and(|d| d == "lab");
+        let driver = if usable_kubectl() && !forced { Driver::Kubectl } else { Driver::Lab };
         let mut cluster =
             Self { name: name.to_owned(), towpath, kubeconfig: PathBuf::new(), driver, families, keep: false };
         // What an earlier run that was killed may have left.
@@ -148,6 +151,12 @@ impl Cluster {
         let shown = shell_words(args);
         let tool = if self.driver == Driver::Kubectl { "kubectl" } else { "towpath lab" };
         log.command(&format!("{tool} {shown}"));
+        if self.driver == Driver::Lab
+            && let Some(manifest) = lab_driver::manifest(self, args)?
+        {
+            self.apply_text(&manifest.to_string())?;
+            return Ok(String::new());
+        }
         text(self.try_kubectl(args)?, &format!("{tool} {shown}"))
     }
 

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod cluster;
+mod lab_driver;
 pub mod log;
 pub mod machine;
 pub mod place;

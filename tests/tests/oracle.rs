@@ -2,6 +2,8 @@
 //!
 //! The seed is printed; `TOWPATH_SEED` repeats a run.
 
+#![allow(clippy::indexing_slicing, reason = "indexes come from the dice, below the length")]
+
 use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 use std::time::Duration;

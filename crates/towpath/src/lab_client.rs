@@ -243,7 +243,12 @@ pub(crate) fn exec(
             Some(status) => status.await,
             None => None,
         };
-        Ok(status.is_some_and(|s| s.status.as_deref() == Some("Success")))
+        let succeeded = status.as_ref().is_some_and(|s| s.status.as_deref() == Some("Success"));
+        if !succeeded {
+            let why = status.and_then(|s| s.message).unwrap_or_else(|| "the connection ended without a status".to_owned());
+            eprintln!("{why}");
+        }
+        Ok(succeeded)
     })
 }
 
