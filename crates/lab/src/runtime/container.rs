@@ -17,12 +17,13 @@ use tokio::sync::{broadcast, mpsc, watch};
 use tokio::task::JoinSet;
 use towpath_apiserver::streaming::{ProcessIo, TerminalSize};
 
+use super::listening;
 use super::logs::{LogWriter, Progress, Stream};
 use super::pty::Terminal;
 use super::sandbox::Sandbox;
 use super::spawn::{self, ProcessNamespace, StageProgram};
 use crate::kernel::cgroup;
-use crate::stage::{ExecSpec, InitSpec, ProcessSpec};
+use crate::stage::{ExecSpec, InitSpec, ProcessSpec, Workload};
 
 /// How long output that a process left in its pipes is read after its end.
 const DRAIN: Duration = Duration::from_millis(500);
@@ -114,6 +115,10 @@ pub(crate) async fn start(spec: ContainerSpec, sandbox: &Sandbox, stage: &StageP
     let terminal = wire_stdio(&mut command, pair, spec.stdin)?;
     let mut child = spawn::spawn(command, sandbox.namespaces(ProcessNamespace::New)).await?;
     let pid = child.id().context("the container ended at once")?;
+    let ports = match &spec.init.workload {
+        Workload::Web(server) => server.http.clone(),
+        Workload::Command | Workload::Pause => Vec::new(),
+    };
 
     let stdin: Option<Box<dyn AsyncWrite + Send + Unpin>> = match &terminal {
         Some(terminal) if spec.stdin => Some(Box::new(terminal.clone())),
@@ -128,6 +133,7 @@ pub(crate) async fn start(spec: ContainerSpec, sandbox: &Sandbox, stage: &StageP
     });
     let (done, ended) = watch::channel(None);
     tokio::spawn(watch_over(child, io.clone(), writer, spec.init.cgroup.clone(), done));
+    listening::wait(pid, &ports).await;
     Ok(Container(Arc::new(Inner {
         id: format!("{}{}", uuid::Uuid::new_v4().simple(), uuid::Uuid::new_v4().simple()),
         pid,

@@ -7,6 +7,7 @@
 pub(crate) mod cni;
 pub(crate) mod container;
 pub(crate) mod image;
+mod listening;
 pub(crate) mod logs;
 mod pty;
 pub(crate) mod sandbox;
