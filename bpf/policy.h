@@ -51,6 +51,18 @@ static __always_inline void tp_end_of(struct tp_ct_end *end, const struct tp_pod
 	__builtin_memcpy(end->host_mac, pod->host_mac, 6);
 }
 
+/* NetworkPolicy: "a Pod cannot block access to itself". That the source is the pod's own the hooks have checked. */
+static __always_inline void tp_judge_self(struct tp_judgement *j, const struct tp_pod *pod)
+{
+	j->pod_id = pod->pod_id;
+	tp_end_of(&j->from, pod);
+	tp_end_of(&j->to, pod);
+	j->egress_verdict = TP_VERDICT_ALLOW;
+	j->ingress_verdict = TP_VERDICT_ALLOW;
+	j->egress_rule = TP_RULE_SELF;
+	j->ingress_rule = TP_RULE_SELF;
+}
+
 /*
  * Judges w->origin at both ends, as far as they are pods of this node. `own_node`: the responder sees a packet that its
  * own node generated.
@@ -62,6 +74,10 @@ static __noinline __u32 tp_judge(struct tp_work *w, const struct tp_node_config 
 
 	__builtin_memset(j, 0, sizeof(*j));
 	from = bpf_map_lookup_elem(&tp_pods, &w->origin.saddr);
+	if (from && tp_same(&w->origin.saddr, &w->origin.daddr)) {
+		tp_judge_self(j, from);
+		return 0;
+	}
 	if (from) {
 		j->pod_id = from->pod_id;
 		tp_end_of(&j->from, from);

@@ -7,6 +7,40 @@ static __always_inline int tp_no_pod(struct __sk_buff *skb)
 	return skb->ingress_ifindex ? tp_drop(skb, TP_DROP_NO_POD) : TC_ACT_OK;
 }
 
+/* What was received with a pod's address and did not come from that pod's device or, if the pod is another node's, in the
+ * tunnel: the uplink's hook sees the uplink only, and a node has other devices. */
+static __always_inline int tp_is_forged(struct __sk_buff *skb, struct tp_work *w, const struct tp_node_config *cfg)
+{
+	struct tp_peer *peer;
+	struct tp_pod *from;
+
+	if (!skb->ingress_ifindex)
+		return 0;
+	from = bpf_map_lookup_elem(&tp_pods, &w->p.t.saddr);
+	if (from)
+		return from->ifindex != skb->ingress_ifindex;
+	tp_full_prefix(&w->cidr, &w->p.t.saddr);
+	peer = bpf_map_lookup_elem(&tp_peers, &w->cidr);
+	if (!peer || (peer->flags & TP_PEER_NODE))
+		return 0;
+	return (peer->flags & TP_PEER_LOCAL) || skb->ingress_ifindex != cfg->tunnel_ifindex;
+}
+
+/*
+ * Whether the node itself generated the packet. Never by source address alone, which masqueraded traffic carries too: what
+ * was received has an ingress device. But the fragments that the kernel makes again of a forwarded IPv6 packet have lost it
+ * (ip6_copy_metadata, unlike IPv4's): of those also the address must be the node's.
+ */
+static __always_inline __u8 tp_generated_here(struct __sk_buff *skb, struct tp_work *w, const struct tp_node_config *cfg)
+{
+	if (skb->ingress_ifindex)
+		return TP_OWN_NO;
+	if ((w->p.flags & TP_PKT_V6) && (w->p.flags & (TP_PKT_FIRST_FRAG | TP_PKT_LATER_FRAG)) &&
+	    !tp_is_own_node(cfg, &w->p.t.saddr))
+		return TP_OWN_NO;
+	return TP_OWN_YES;
+}
+
 SEC("tc")
 int tp_to_pod(struct __sk_buff *skb)
 {
@@ -30,8 +64,9 @@ int tp_to_pod(struct __sk_buff *skb)
 		return tp_drop(skb, reason);
 	if (tp_is_nd(&w->p))
 		return tp_no_pod(skb);
-	/* Never by source address, which masqueraded traffic carries too: what was received has an ingress device. */
-	w->own_node = skb->ingress_ifindex ? TP_OWN_NO : TP_OWN_YES;
+	if (tp_is_forged(skb, w, cfg))
+		return tp_drop(skb, TP_DROP_SPOOFED_NODE);
+	w->own_node = tp_generated_here(skb, w, cfg);
 	if (w->p.flags & TP_PKT_ERROR) {
 		reason = tp_track_error(skb, w, cfg);
 		if (reason)

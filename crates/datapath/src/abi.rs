@@ -53,6 +53,7 @@ pub const TP_RULE_NOT_ISOLATED: u32 = 0;
 pub const TP_RULE_DEFAULT_DENY: u32 = 0xffffffff;
 pub const TP_RULE_OWN_NODE: u32 = 0xfffffffe;
 pub const TP_RULE_HOST_ONLY: u32 = 0xfffffffd;
+pub const TP_RULE_SELF: u32 = 0xfffffffc;
 
 // enum tp_ct_flag
 pub const TP_CT_FROM_A: u32 = 1;

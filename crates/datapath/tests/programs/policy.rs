@@ -178,6 +178,52 @@ fn the_own_node_is_known_by_what_it_generates_not_by_its_address() {
     });
 }
 
+/// The kernel makes fragments of a forwarded IPv6 packet anew, and forgets by which device it came.
+#[test]
+fn fragments_made_again_are_not_taken_for_the_nodes_own() {
+    in_world(|w| {
+        let b = w.local_b();
+        w.isolate(&b, 5, 0);
+        w.apply_policy();
+        let h = hosts(towpath_model::Family::V6);
+        // The fragment header (first, more to come, identification 7), then UDP to port 53.
+        let mut bytes = vec![17, 0, 0, 1, 0, 0, 0, 7, 0x13, 0x88, 0, 53, 0, 24, 0, 0];
+        bytes.extend([0; 16]);
+        let fragment = |src| arriving(MAC_B, src, 0, h.b, 0, L4::Raw { proto: 44, bytes: bytes.clone() });
+        w.to_pod(&fragment(h.outside), w.pod_b, 0).dropped("ingress_policy");
+        w.to_pod(&fragment(h.node), w.pod_b, 0).passed();
+    });
+}
+
+#[test]
+fn a_pods_address_is_believed_only_from_where_the_pod_is() {
+    in_world(|w| {
+        for h in BOTH.map(hosts) {
+            let from = |src| arriving(MAC_B, src, 5000, h.b, 80, L4::syn());
+            w.to_pod(&from(h.a), w.pod_b, w.uplink).dropped("spoofed_node");
+            w.to_pod(&from(h.a), w.pod_b, w.pod_a).passed();
+            w.to_pod(&from(h.remote), w.pod_b, w.uplink).dropped("spoofed_node");
+            w.to_pod(&from(h.remote), w.pod_b, w.tunnel).passed();
+            w.to_pod(&from(h.outside), w.pod_b, w.uplink).passed();
+        }
+    });
+}
+
+#[test]
+fn a_pod_always_reaches_itself_and_nobody_else_by_that() {
+    in_world(|w| {
+        let a = w.local_a();
+        w.isolate(&a, 5, 6);
+        w.apply_policy();
+        for h in BOTH.map(hosts) {
+            w.from_pod(&sent_by(h.a, 4000, h.a, 80, L4::syn())).into_pod(w.pod_a);
+            w.from_pod(&sent_by(h.a, 4000, h.b, 80, L4::syn())).dropped("egress_policy");
+            w.from_pod(&sent_by(h.b, 4000, h.a, 80, L4::syn())).dropped("ingress_policy");
+            w.from_pod(&sent_by(h.b, 4000, h.b, 80, L4::syn())).into_pod(w.pod_b);
+        }
+    });
+}
+
 #[test]
 fn the_stack_does_not_carry_what_policy_denies() {
     in_world(|w| {
