@@ -54,6 +54,8 @@ pub struct Programs {
     services: ServiceMaps,
     connections: Map<CtKey, Ct>,
     translations: Map<Tuple, abi::Nat>,
+    /// Peers were written, perhaps not all of them, and the revision was not raised for it.
+    unraised: bool,
     collected: Option<Instant>,
 }
 
@@ -99,6 +101,7 @@ impl Programs {
             services: ServiceMaps::open(&object, Instant::now())?,
             connections: Map::open(&object, "tp_ct")?,
             translations: Map::open(&object, "tp_nat")?,
+            unraised: false,
             collected: None,
             config,
             object,
@@ -165,10 +168,12 @@ impl Programs {
 
     /// Ranges and addresses of all nodes, this one included.
     pub fn apply_peers(&mut self, peers: &[NodePeer]) -> Result<Changes> {
+        let before = std::mem::replace(&mut self.unraised, true);
         let changes = self.node.apply_peers(peers)?;
-        if changes != Changes::default() {
+        if before || changes != Changes::default() {
             self.node.raise_revision()?;
         }
+        self.unraised = false;
         Ok(changes)
     }
 
@@ -222,9 +227,13 @@ impl Programs {
     }
 
     /// As [`Programs::remove_pod`], but leaves its connections, which cost tens of milliseconds to find, to a [`Purger`].
-    /// Until they are gone none of its addresses may be given to another pod.
+    /// Until they are gone none of its addresses may be given to another pod. They carry nothing any more: the revision is
+    /// raised, and who looks at their ends again finds no pod.
     pub fn forget_pod(&mut self, pod: &LocalPod) -> Result<()> {
-        self.policy.remove_pod(pod).map(drop)
+        if !self.policy.remove_pod(pod)?.is_empty() {
+            self.node.raise_revision()?;
+        }
+        Ok(())
     }
 
     /// A handle that deletes connections from any thread.

@@ -28,6 +28,8 @@ pub(crate) struct PolicyMaps {
     class_cidrs: Mirror<CidrKey, u32>,
     set_classes: Mirror<SetClassKey, u32>,
     rules: Mirror<RuleKey, abi::Rule>,
+    /// An [`PolicyMaps::apply`] failed midway: what it wrote is in force, and the revision was not raised for it.
+    unraised: bool,
 }
 
 fn rule_key(row: &RowKey) -> RuleKey {
@@ -74,6 +76,7 @@ impl PolicyMaps {
             class_cidrs: Mirror::open(object, "tp_class_cidrs")?,
             set_classes: Mirror::open(object, "tp_set_class")?,
             rules: Mirror::open(object, "tp_rules")?,
+            unraised: false,
         })
     }
 
@@ -102,6 +105,7 @@ impl PolicyMaps {
         let pods: HashMap<Addr, u32> =
             image.pod_classes.iter().map(|(address, ClassId(class))| (Addr::new(*address), *class)).collect();
 
+        let before = std::mem::replace(&mut self.unraised, true);
         let mut changes = self.rules.put_all(rules.iter().map(|(k, v)| (*k, *v)))?;
         changes += self.set_classes.put_all(set_classes.iter().map(|(k, v)| (*k, *v)))?;
         changes += self.class_cidrs.put_all(cidrs.iter().map(|(k, v)| (*k, *v)))?;
@@ -110,7 +114,7 @@ impl PolicyMaps {
         changes += self.class_pods.retain(|key| pods.contains_key(key))?;
         changes += self.class_cidrs.retain(|key| cidrs.contains_key(key))?;
         changes += self.apply_sets(&image.pods)?;
-        if changes != Changes::default() {
+        if before || changes != Changes::default() {
             raise()?;
         }
         let mut after = self.set_classes.retain(|key| set_classes.contains_key(key))?;
@@ -118,6 +122,7 @@ impl PolicyMaps {
         if after != Changes::default() {
             raise()?;
         }
+        self.unraised = false;
         changes += after;
         Ok(changes)
     }

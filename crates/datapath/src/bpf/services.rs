@@ -29,8 +29,8 @@ pub(crate) struct ServiceMaps {
     old_lists: Vec<(u32, u32, Instant)>,
     /// Backends that the table no longer has, and since when.
     old_backends: HashMap<u32, Instant>,
-    /// (Service, backend) pairs that clients must not be held to.
-    unaffine: HashSet<(u32, u32)>,
+    /// (Service, backend) pairs that clients must not be held to, and since when.
+    unaffine: HashMap<(u32, u32), Instant>,
     next_list: u32,
 }
 
@@ -70,7 +70,7 @@ impl ServiceMaps {
             affinity: Map::open(object, "tp_affinity")?,
             old_lists: orphans.into_iter().map(|(list, count)| (list, count, now)).collect(),
             old_backends: HashMap::new(),
-            unaffine: HashSet::new(),
+            unaffine: HashMap::new(),
             services,
             slots,
             next_list,
@@ -114,7 +114,7 @@ impl ServiceMaps {
         }
         if old.flags & TP_SERVICE_AFFINITY != 0 {
             let lost = self.backends_of(old).into_iter().filter(|backend| !kept.contains(backend));
-            self.unaffine.extend(lost.map(|backend| (old.id, backend)));
+            self.unaffine.extend(lost.map(|backend| ((old.id, backend), now)));
         }
         self.old_lists.push((old.list, old.count, now));
     }
@@ -200,7 +200,7 @@ impl ServiceMaps {
         }
         let mut removed = 0;
         for (key, value) in self.affinity.entries()? {
-            if self.unaffine.contains(&(key.service, value.backend)) {
+            if self.unaffine.contains_key(&(key.service, value.backend)) {
                 removed += usize::from(self.affinity.delete(&key)?);
             }
         }
@@ -226,10 +226,10 @@ impl ServiceMaps {
             removed += usize::from(self.backends.remove(id)?);
             self.old_backends.remove(id);
         }
-        if self.old_lists.is_empty() {
+        if self.unaffine.values().any(over) {
             // Once more, for what a program wrote while the entry flipped.
             removed += self.drop_affinity()?;
-            self.unaffine.clear();
+            self.unaffine.retain(|_, since| !over(since));
         }
         Ok((removed, !dead.is_empty()))
     }

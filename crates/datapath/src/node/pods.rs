@@ -175,10 +175,15 @@ impl Node {
     /// know sends and receives nothing through them, so the device may outlive its entry for a moment.
     fn remove(&mut self, device: &str, removal: Removal) -> Result<(), Error> {
         let mut errors: Vec<Error> = Vec::new();
-        let link = link::by_name(&mut self.netlink, device).unwrap_or_else(|error| {
-            errors.push(error.into());
-            None
-        });
+        let link = match link::by_name(&mut self.netlink, device) {
+            Ok(link) => link,
+            // It may well be there, and must not lose its programs.
+            Err(error) if removal == Removal::Now => return Err(error.into()),
+            Err(error) => {
+                errors.push(error.into());
+                None
+            }
+        };
         let known = self.records.get(device).map(|r| r.pod.clone());
         if let (Some(pod), Some(link)) = (&known, &link) {
             let nodes = &self.config.settings.addresses;
@@ -195,12 +200,13 @@ impl Node {
 
     fn remove_now(&mut self, device: &str, link: Option<&Link>, known: Option<&LocalPod>) -> Vec<Error> {
         let mut errors: Vec<Error> = Vec::new();
-        // The device first: while it is there, nothing of the pod may pass unjudged.
+        // The device first: while it is there, nothing of the pod may pass unjudged, so its programs stay with it.
         if let Some(link) = link {
             errors.extend(link::delete(&mut self.netlink, link.index, device).err().map(Error::from));
         }
+        let stays = !errors.is_empty();
         if let Some(programs) = &mut self.programs {
-            let index = link.map(|l| l.index).or(known.map(|p| p.ifindex));
+            let index = link.map(|l| l.index).or(known.map(|p| p.ifindex)).filter(|_| !stays);
             errors.extend(index.and_then(|i| programs.detach_device(i).err()).map(Error::from));
             errors.extend(known.and_then(|p| programs.remove_pod(p).err()).map(Error::from));
         }
