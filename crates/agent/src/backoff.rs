@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 const FIRST: Duration = Duration::from_millis(100);
-const LONGEST: Duration = Duration::from_secs(30);
+/// Other changes, of policies too, wait with what failed.
+const LONGEST: Duration = Duration::from_secs(5);
 
 /// Doubling delays, back to the first after a success.
 #[derive(Debug, Default)]

@@ -50,8 +50,14 @@ impl PodIndex for Pods {
                 Ok(noun) => {
                     let facts = facts(&noun);
                     let (index, key) = (self.index.clone(), pod.clone());
-                    // The planner may hold the index for some milliseconds.
-                    let applied = tokio::task::spawn_blocking(move || write(&index).apply(key, Some(noun))).await;
+                    // The planner may hold the index for some milliseconds. What the watch brought meanwhile is no older.
+                    let enter = move || {
+                        let mut index = write(&index);
+                        if index.world().pods.get(&key).is_none_or(|known| known.uid != noun.uid) {
+                            index.apply(key, Some(noun));
+                        }
+                    };
+                    let applied = tokio::task::spawn_blocking(enter).await;
                     match applied {
                         Ok(()) => Fetched::Found(facts),
                         Err(error) => Fetched::Unreachable(error.to_string()),

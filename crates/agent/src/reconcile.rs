@@ -39,6 +39,8 @@ const LONGEST_WINDOW: Duration = Duration::from_millis(20);
 const SWEEP: Duration = Duration::from_secs(1);
 /// The slow full check.
 const AUDIT: Duration = Duration::from_secs(30);
+/// It comes so soon after peers could not be set up.
+const AUDIT_SOON: Duration = Duration::from_secs(2);
 /// Ids of policy rows and backends rest for this long.
 const GRACE: Duration = Duration::from_secs(10);
 
@@ -109,6 +111,8 @@ pub struct Reconciler {
     policy_due: bool,
     backoff: Backoff,
     retry_at: Option<Instant>,
+    /// When the next full check is due.
+    audit_at: Instant,
     report: SharedReport,
 }
 
@@ -156,6 +160,7 @@ impl Reconciler {
             policy_due: true,
             backoff: Backoff::default(),
             retry_at: None,
+            audit_at: started + AUDIT,
             report: SharedReport::default(),
         })
     }
@@ -175,7 +180,6 @@ impl Reconciler {
     ) {
         let mut sweep = tokio::time::interval(SWEEP);
         sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut next_audit = Instant::now() + AUDIT;
         loop {
             let mut attaches: Vec<Attach> = Vec::new();
             let retry = self.retry_at.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
@@ -191,9 +195,9 @@ impl Reconciler {
                 () = sleep_until(retry.into()) => self.retry_at = None,
                 _ = sweep.tick() => {
                     self.sweep().await;
-                    if Instant::now() >= next_audit {
+                    if Instant::now() >= self.audit_at {
                         self.audit().await;
-                        next_audit = Instant::now() + AUDIT;
+                        self.audit_at = Instant::now() + AUDIT;
                     }
                 }
             }
@@ -336,7 +340,15 @@ impl Reconciler {
         for change in &applied.changes {
             debug!(change, "peers");
         }
-        if applied.problems.is_empty() { Ok(()) } else { Err(applied.problems.join("; ")) }
+        // One node that cannot be reached must hold up neither this one's readiness nor its policies: the full check, which
+        // comes early then, tries again.
+        if !applied.problems.is_empty() {
+            self.audit_at = self.audit_at.min(Instant::now() + AUDIT_SOON);
+        }
+        for problem in applied.problems {
+            warn!(problem, "a peer cannot be reached as it should; trying again");
+        }
+        Ok(())
     }
 
     async fn apply_policy(&mut self) -> Result<(), String> {
@@ -422,14 +434,23 @@ impl Reconciler {
         }
         let policy_failed = self.with_report(|report| report.failures.get("policy").cloned());
         for (request, reply) in attaches {
+            // Nobody waits any more: its lease is released, and its addresses may be another pod's by now.
+            if reply.is_closed() {
+                continue;
+            }
+            let (container_id, ifname) =
+                (request.attachment.container_id().to_owned(), request.attachment.ifname().to_owned());
             let answer = match (&policy_failed, request.isolation) {
                 (Some(error), Isolation::Policy) => {
                     Err(PlumbError::Again(format!("the pod's policy is not in the kernel yet: {error}")))
                 }
                 _ => self.attach(*request, synced).await,
             };
-            // The runtime gave up: its DEL follows.
-            let _ = reply.send(answer);
+            if let Err(Ok(_)) = reply.send(answer)
+                && let Err(error) = self.datapath.detach_pod(&container_id, &ifname).await
+            {
+                warn!(container_id, %error, "a device that nobody waited for cannot be removed; its DEL tries again");
+            }
         }
     }
 
