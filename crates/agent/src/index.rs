@@ -13,6 +13,7 @@ use towpath_model::{
     EndpointSlice, Invalid, Namespace, NamespacedName, NetworkPolicy, Node, NodeName, Pod, Service, World,
 };
 use towpath_plan::Changed;
+use tracing::warn;
 
 /// A kind the agent watches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -102,9 +103,28 @@ noun!(
     |o| namespaced(&o.metadata),
     |s| &s.service
 );
-noun!(NetworkPolicy, networking::NetworkPolicy, NamespacedName, Kind::NetworkPolicy, policies, |o| namespaced(
-    &o.metadata
-));
+impl Noun for NetworkPolicy {
+    type Object = networking::NetworkPolicy;
+    type Key = NamespacedName;
+    const KIND: Kind = Kind::NetworkPolicy;
+
+    fn key(object: &Self::Object) -> Option<NamespacedName> {
+        namespaced(&object.metadata)
+    }
+
+    /// Fails closed: what cannot be understood admits nobody, and is said.
+    fn parse(object: &Self::Object) -> Result<Self, Invalid> {
+        let (policy, problems) = Self::fail_closed(object)?;
+        for problem in problems {
+            warn!(%problem, "this part of the policy is not understood: it admits nobody");
+        }
+        Ok(policy)
+    }
+
+    fn table(world: &mut World) -> &mut BTreeMap<NamespacedName, Self> {
+        &mut world.policies
+    }
+}
 
 /// What changed since it was last asked.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -93,6 +93,11 @@ pub type SharedReport = Arc<RwLock<Report>>;
 /// The planners and the data path they feed.
 pub struct Reconciler {
     node: NodeName,
+    parsed: Parsed,
+    /// What the data path was opened with.
+    own: OwnNode,
+    /// This node has other addresses or ranges now: only a new start can follow.
+    moved: bool,
     dns: Vec<IpAddr>,
     index: SharedIndex,
     datapath: Datapath,
@@ -145,6 +150,9 @@ impl Reconciler {
             towpath_policy::compile::UsedIds { sets: adopted.sets, classes: adopted.classes, rules: adopted.rules };
         Ok(Self {
             node: parsed.node.clone(),
+            parsed: parsed.clone(),
+            own: own.clone(),
+            moved: false,
             dns: settings.dns_addresses,
             index,
             datapath,
@@ -170,7 +178,7 @@ impl Reconciler {
         self.report.clone()
     }
 
-    /// Runs until the watches end.
+    /// Runs until the watches end, or until this node's own addresses or ranges change.
     pub async fn run(
         mut self,
         mut updates: mpsc::Receiver<Update>,
@@ -215,6 +223,10 @@ impl Reconciler {
                     self.policy_due |= !attaches.is_empty();
                     let done = self.plan_and_apply().await;
                     self.settle(done);
+                }
+                if self.moved {
+                    error!(was = ?self.own, "this node has other addresses or pod ranges now: starting again with them");
+                    return;
                 }
                 self.become_ready(&ready, &config);
             } else {
@@ -292,6 +304,7 @@ impl Reconciler {
         if due.is_empty() && !self.policy_due && !drained {
             return true;
         }
+        self.moved |= due.any(&[Kind::Node]) && self.own_node_moved();
         let begun = Instant::now();
         let mut failures: BTreeMap<&'static str, String> = BTreeMap::new();
         if due.any(&[Kind::Node])
@@ -327,6 +340,13 @@ impl Reconciler {
             report.last_seconds = begun.elapsed().as_secs_f64();
         });
         !failed
+    }
+
+    /// Whether this node's own addresses or ranges are no longer those that the data path was opened with.
+    fn own_node_moved(&self) -> bool {
+        let index = read(&self.index);
+        let now = index.world().nodes.get(&self.node).and_then(|node| OwnNode::of(node, &self.parsed).ok());
+        now.is_some_and(|now| now != self.own)
     }
 
     async fn apply_peers(&mut self) -> Result<(), String> {

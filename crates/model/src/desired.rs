@@ -171,6 +171,8 @@ impl RuleId {
     pub const OWN_NODE: RuleId = RuleId(0xffff_fffe);
     /// The pod's labels are not known yet.
     pub const HOST_ONLY: RuleId = RuleId(0xffff_fffd);
+    /// A pod always reaches itself.
+    pub const SELF: RuleId = RuleId(0xffff_fffc);
 }
 
 /// A verdict.

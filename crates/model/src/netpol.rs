@@ -5,6 +5,7 @@ use k8s_openapi::api::networking::v1 as networking;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde::{Deserialize, Serialize};
 
+use crate::labels::Requirement;
 use crate::{Invalid, NamespacedName, Protocol, Selector};
 
 /// Which way a rule looks, seen from the pod it isolates.
@@ -186,10 +187,43 @@ fn parse_rule(
     Ok(PolicyRule { peers, ports })
 }
 
+/// A rule that nobody matches: what stands for one that says something impossible. It keeps its place, so that the others
+/// keep their numbers.
+fn matching_nobody() -> PolicyRule {
+    let key = "kubernetes.io/metadata.name".to_owned();
+    let never = Selector::of([Requirement::Exists(key.clone()), Requirement::DoesNotExist(key)]);
+    PolicyRule { peers: vec![Peer::Pods { namespaces: None, pods: never }], ports: Vec::new() }
+}
+
 impl TryFrom<&networking::NetworkPolicy> for NetworkPolicy {
     type Error = Invalid;
 
     fn try_from(object: &networking::NetworkPolicy) -> Result<Self, Invalid> {
+        Self::parse(object, &mut Err)
+    }
+}
+
+impl NetworkPolicy {
+    /// As `try_from`, but fails closed: a policy that says something impossible in one place still isolates the pods it selects.
+    /// A rule that cannot be understood matches nobody, a pod selector that cannot selects the whole namespace. What was
+    /// impossible comes with it.
+    ///
+    /// # Errors
+    /// The object has no name or no spec.
+    pub fn fail_closed(object: &networking::NetworkPolicy) -> Result<(Self, Vec<Invalid>), Invalid> {
+        let mut problems = Vec::new();
+        let policy = Self::parse(object, &mut |problem| {
+            problems.push(problem);
+            Ok(())
+        })?;
+        Ok((policy, problems))
+    }
+
+    /// Parses; `refuse` decides whether something impossible ends it or is left out.
+    fn parse(
+        object: &networking::NetworkPolicy,
+        refuse: &mut dyn FnMut(Invalid) -> Result<(), Invalid>,
+    ) -> Result<Self, Invalid> {
         let meta = &object.metadata;
         let (Some(namespace), Some(name)) = (&meta.namespace, &meta.name) else {
             return Err(Invalid::new("NetworkPolicy", "metadata", "namespace or name missing"));
@@ -197,12 +231,15 @@ impl TryFrom<&networking::NetworkPolicy> for NetworkPolicy {
         let name = NamespacedName::new(namespace, name);
         let who = format!("NetworkPolicy {name}");
         let spec = object.spec.as_ref().ok_or_else(|| Invalid::new(&who, "spec", "missing"))?;
-        let pod_selector = spec
-            .pod_selector
-            .as_ref()
-            .map(|s| Selector::parse(s, &who, "spec.podSelector"))
-            .transpose()?
-            .unwrap_or_default();
+        let selector = spec.pod_selector.as_ref().map(|s| Selector::parse(s, &who, "spec.podSelector"));
+        let pod_selector = match selector {
+            Some(Ok(selector)) => selector,
+            None => Selector::everything(),
+            Some(Err(problem)) => {
+                refuse(problem)?;
+                Selector::everything()
+            }
+        };
         // Without policyTypes: Ingress always, Egress when there are egress rules (API default).
         let types = spec.policy_types.clone().filter(|t| !t.is_empty()).unwrap_or_else(|| {
             let mut types = vec!["Ingress".to_owned()];
@@ -212,28 +249,68 @@ impl TryFrom<&networking::NetworkPolicy> for NetworkPolicy {
             types
         });
         let has = |wanted: &str| types.iter().any(|t| t == wanted);
-        let ingress = has("Ingress")
-            .then(|| {
-                spec.ingress
-                    .iter()
-                    .flatten()
-                    .enumerate()
-                    .map(|(i, r)| {
-                        parse_rule(&who, &format!("spec.ingress[{i}]"), r.from.as_ref(), "from", r.ports.as_ref())
-                    })
-                    .collect::<Result<Vec<_>, _>>()
-            })
-            .transpose()?;
-        let egress = has("Egress")
-            .then(|| {
-                spec.egress
-                    .iter()
-                    .flatten()
-                    .enumerate()
-                    .map(|(i, r)| parse_rule(&who, &format!("spec.egress[{i}]"), r.to.as_ref(), "to", r.ports.as_ref()))
-                    .collect::<Result<Vec<_>, _>>()
-            })
-            .transpose()?;
-        Ok(Self { name, pod_selector, ingress, egress })
+        let mut keep = |rule: Result<PolicyRule, Invalid>| match rule {
+            Ok(rule) => Ok(rule),
+            Err(problem) => refuse(problem).map(|()| matching_nobody()),
+        };
+        let mut ingress = Vec::new();
+        for (i, rule) in spec.ingress.iter().flatten().enumerate().filter(|_| has("Ingress")) {
+            let field = format!("spec.ingress[{i}]");
+            ingress.push(keep(parse_rule(&who, &field, rule.from.as_ref(), "from", rule.ports.as_ref()))?);
+        }
+        let mut egress = Vec::new();
+        for (i, rule) in spec.egress.iter().flatten().enumerate().filter(|_| has("Egress")) {
+            let field = format!("spec.egress[{i}]");
+            egress.push(keep(parse_rule(&who, &field, rule.to.as_ref(), "to", rule.ports.as_ref()))?);
+        }
+        Ok(Self {
+            name,
+            pod_selector,
+            ingress: has("Ingress").then_some(ingress),
+            egress: has("Egress").then_some(egress),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn policy(spec: serde_json::Value) -> networking::NetworkPolicy {
+        let object = serde_json::json!({"metadata": {"namespace": "default", "name": "p"}, "spec": spec});
+        serde_json::from_value(object).unwrap()
+    }
+
+    #[test]
+    fn a_policy_that_cannot_be_understood_in_one_place_still_isolates() {
+        let object = policy(serde_json::json!({
+            "podSelector": {"matchLabels": {"app": "web"}},
+            "policyTypes": ["Ingress", "Egress"],
+            "ingress": [
+                {"from": [{"ipBlock": {"cidr": "010.0.0.0/8"}}]},
+                {"from": [{"podSelector": {}}]},
+            ],
+            "egress": [{"ports": [{"port": 80, "endPort": 79}]}],
+        }));
+        assert!(NetworkPolicy::try_from(&object).is_err());
+        let (parsed, problems) = NetworkPolicy::fail_closed(&object).unwrap();
+        assert_eq!(problems.len(), 2);
+        assert!(problems[0].to_string().contains("010.0.0.0/8"), "{}", problems[0]);
+        let ingress = parsed.ingress.unwrap();
+        assert_eq!(ingress.len(), 2, "rules keep their numbers");
+        let labels = [("kubernetes.io/metadata.name".to_owned(), "x".to_owned())].into();
+        for rule in [&ingress[0], &parsed.egress.unwrap()[0]] {
+            let [Peer::Pods { pods, .. }] = rule.peers.as_slice() else { panic!("{rule:?}") };
+            assert!(!pods.matches(&labels) && !pods.matches(&Default::default()));
+        }
+    }
+
+    #[test]
+    fn a_pod_selector_that_cannot_be_understood_selects_everything() {
+        let selector = serde_json::json!({"matchExpressions": [{"key": "a", "operator": "Near", "values": ["b"]}]});
+        let object = policy(serde_json::json!({"podSelector": selector}));
+        let (parsed, problems) = NetworkPolicy::fail_closed(&object).unwrap();
+        assert!(parsed.pod_selector.is_everything());
+        assert_eq!((parsed.ingress, problems.len()), (Some(Vec::new()), 1));
     }
 }

@@ -44,7 +44,7 @@ pub fn judge(image: &PolicyImage, set: SetId, peer: IpAddr, protocol: RowProtoco
     row.map_or((Verdict::Deny, RuleId::DEFAULT_DENY), |row| (row.verdict, row.rule))
 }
 
-/// The verdict of a local pod's set of a direction. An address that is no known pod of the node: denied all.
+/// The verdict of a local pod's set of a direction. An address that is no known pod of the node: denied all but itself.
 pub fn judge_pod(
     image: &PolicyImage,
     pod: IpAddr,
@@ -53,6 +53,9 @@ pub fn judge_pod(
     protocol: RowProtocol,
     port: u16,
 ) -> (Verdict, RuleId) {
+    if pod == peer {
+        return (Verdict::Allow, RuleId::SELF);
+    }
     let Some(sets) = image.pods.get(&pod) else { return (Verdict::Deny, RuleId::HOST_ONLY) };
     let set = match direction {
         Direction::Ingress => sets.ingress,

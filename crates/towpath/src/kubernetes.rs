@@ -10,7 +10,7 @@ use k8s_openapi::api::networking::v1 as networking;
 use kube::api::{Api, ListParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use serde::de::DeserializeOwned;
-use towpath_model::{Invalid, World};
+use towpath_model::{Invalid, NamespacedName, NetworkPolicy, World};
 
 /// A client for `kubeconfig`, else for what `KUBECONFIG`, `~/.kube/config` or the pod's service account say.
 ///
@@ -45,6 +45,14 @@ where
     Ok(list.items.iter().filter_map(|object| N::try_from(object).ok()).map(|noun| (key(&noun), noun)).collect())
 }
 
+/// The policies, read as the agent reads them: what cannot be understood admits nobody.
+async fn policies(client: &kube::Client) -> Result<BTreeMap<NamespacedName, NetworkPolicy>> {
+    let api: Api<networking::NetworkPolicy> = Api::all(client.clone());
+    let list = api.list(&ListParams::default()).await.context("could not list networkpolicies")?;
+    let parsed = list.items.iter().filter_map(|object| NetworkPolicy::fail_closed(object).ok());
+    Ok(parsed.map(|(policy, _)| (policy.name.clone(), policy)).collect())
+}
+
 /// Everything that decides over packets, listed once.
 ///
 /// # Errors
@@ -60,11 +68,6 @@ pub(crate) async fn world(client: &kube::Client) -> Result<World> {
             s.name.clone()
         })
         .await?,
-        policies: parsed::<networking::NetworkPolicy, towpath_model::NetworkPolicy, _>(
-            client,
-            "networkpolicies",
-            |p| p.name.clone(),
-        )
-        .await?,
+        policies: policies(client).await?,
     })
 }

@@ -245,7 +245,8 @@ pub(crate) fn exec(
         };
         let succeeded = status.as_ref().is_some_and(|s| s.status.as_deref() == Some("Success"));
         if !succeeded {
-            let why = status.and_then(|s| s.message).unwrap_or_else(|| "the connection ended without a status".to_owned());
+            let why =
+                status.and_then(|s| s.message).unwrap_or_else(|| "the connection ended without a status".to_owned());
             eprintln!("{why}");
         }
         Ok(succeeded)
