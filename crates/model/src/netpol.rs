@@ -287,7 +287,7 @@ mod tests {
             "podSelector": {"matchLabels": {"app": "web"}},
             "policyTypes": ["Ingress", "Egress"],
             "ingress": [
-                {"from": [{"ipBlock": {"cidr": "010.0.0.0/8"}}]},
+                {"from": [{"ipBlock": {"cidr": "10.0.0.0/33"}}]},
                 {"from": [{"podSelector": {}}]},
             ],
             "egress": [{"ports": [{"port": 80, "endPort": 79}]}],
@@ -295,7 +295,7 @@ mod tests {
         assert!(NetworkPolicy::try_from(&object).is_err());
         let (parsed, problems) = NetworkPolicy::fail_closed(&object).unwrap();
         assert_eq!(problems.len(), 2);
-        assert!(problems[0].to_string().contains("010.0.0.0/8"), "{}", problems[0]);
+        assert!(problems[0].to_string().contains("10.0.0.0/33"), "{}", problems[0]);
         let ingress = parsed.ingress.unwrap();
         assert_eq!(ingress.len(), 2, "rules keep their numbers");
         let labels = [("kubernetes.io/metadata.name".to_owned(), "x".to_owned())].into();
