@@ -64,20 +64,24 @@ fn a_supervisor_killed_in_the_middle_of_up_leaves_nothing_after_down() -> Result
         command.arg("lab").args(args).args(["--name", name]).stdin(Stdio::null());
         command
     };
-    let mut up = lab(&["up", "--nodes", "2"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
     let node = Path::new("/run/netns").join(format!("tp-{name}-n1"));
-    let killed = wait("the first node and its supervisor", Duration::from_secs(20), || {
-        if !node.exists() {
-            bail!("{} is not there", node.display());
-        }
-        machine::kill(supervisor(name)?)
-    });
-    let status = up.wait()?;
-    let down = lab(&["down"]).output()?;
-    killed?;
-    assert!(!status.success(), "`lab up` says that all is well although its supervisor was killed");
-    assert!(down.status.success(), "lab down: {}", String::from_utf8_lossy(&down.stderr));
-    nothing_left(&before, &[name])
+    let programs = Path::new("/run/towpath/lab").join(name).join("nodes/n1/bpf/towpath-v1");
+    for moment in [node, programs] {
+        let mut up = lab(&["up", "--nodes", "2"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+        let killed = wait("the moment and a supervisor", Duration::from_secs(20), || {
+            if !moment.exists() {
+                bail!("{} is not there", moment.display());
+            }
+            machine::kill(supervisor(name)?)
+        });
+        let status = up.wait()?;
+        let down = lab(&["down"]).output()?;
+        killed?;
+        assert!(!status.success(), "`lab up` says that all is well although its supervisor was killed");
+        assert!(down.status.success(), "lab down: {}", String::from_utf8_lossy(&down.stderr));
+        nothing_left(&before, &[name]).with_context(|| format!("killed when {} was there", moment.display()))?;
+    }
+    Ok(())
 }
 
 #[test]
