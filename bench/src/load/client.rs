@@ -137,7 +137,8 @@ mod tests {
             })
             .unwrap();
         assert!(done.count > 0.0 && done.count < done.all, "{done:?}");
-        assert!(done.seconds >= 0.039, "{done:?}");
+        // Every counted transaction took 2 ms within the counted time; how late the first began is the scheduler's.
+        assert!(done.seconds >= 0.002 * done.count, "{done:?}");
     }
 
     #[test]
