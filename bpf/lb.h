@@ -48,10 +48,11 @@ static __always_inline int tp_affine(struct tp_lb *lb, __u64 now)
 	return 1;
 }
 
-/* One try: the entry, a slot of its list, the backend. A list or a backend that went away meanwhile is a miss (-1). */
+/* One try: the entry, a slot of its list, the backend. An entry, list or backend that went away meanwhile is a miss (-1). */
 static __always_inline int tp_choose_once(struct tp_lb *lb, const struct tp_addr *client)
 {
 	struct tp_service *service = bpf_map_lookup_elem(&tp_services, &lb->key);
+	struct tp_service *again;
 	struct tp_backend *backend;
 	__u32 *id;
 	__u64 now = 0;
@@ -59,6 +60,12 @@ static __always_inline int tp_choose_once(struct tp_lb *lb, const struct tp_addr
 	if (!service)
 		return TP_CHOICE_NONE;
 	lb->service = *service;
+	/* An update frees the old entry at once, and the kernel may give its memory to another key while it is copied here (maps
+	 * that are not preallocated, since 6.1). What was copied is believed only if the key still leads to the same. */
+	again = bpf_map_lookup_elem(&tp_services, &lb->key);
+	if (!again || again->id != lb->service.id || again->list != lb->service.list || again->count != lb->service.count ||
+	    again->flags != lb->service.flags)
+		return -1;
 	if (!lb->service.count)
 		return TP_CHOICE_REFUSE;
 	if (lb->service.flags & TP_SERVICE_AFFINITY) {
