@@ -42,6 +42,10 @@ enum tp_backend_mode {
 	TP_MODE_VXLAN = 1,
 };
 
+enum tp_node_flag {
+	TP_NODE_PLAIN_ROUTING = 1 << 0,	/* no routing rules but the kernel's and ours: the main table decides */
+};
+
 /* tp_node_config: array of one. */
 struct tp_node_config {
 	struct tp_addr node4;		/* this node's address, zero when it has none of the family */
@@ -58,6 +62,8 @@ struct tp_node_config {
 	__be16 nodeport_min;
 	__be16 nodeport_max;
 	__u8 tunnel_mac[6];		/* this node's tunnel device's own address, see below */
+	__u32 flags;			/* enum tp_node_flag */
+	__u32 pad;
 };
 
 /* MAC of the tunnel device of the node whose tunnel address is T: 02:74 and the four bytes of the XOR of T's four 32-bit

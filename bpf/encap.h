@@ -3,6 +3,13 @@
 #ifndef TOWPATH_ENCAP_H
 #define TOWPATH_ENCAP_H
 
+#define FAMILY_V4 2			/* AF_INET */
+#define FAMILY_V6 10			/* AF_INET6 */
+#define TUNNEL_TTL 64
+#define ECN_MASK 3
+#define ECN_ECT_0 2
+#define ECN_CE 3
+
 /* Whether forwarding this packet is for the kernel: it will be answered, or its header is an odd one. */
 static __always_inline int tp_wants_stack(const struct tp_work *w)
 {
@@ -58,7 +65,7 @@ static __always_inline int tp_set_tunnel(struct __sk_buff *skb, struct tp_work *
 
 	__builtin_memset(key, 0, sizeof(*key));
 	key->tunnel_id = cfg->tunnel_id;
-	key->tunnel_ttl = 64;
+	key->tunnel_ttl = TUNNEL_TTL;
 	if (tp_is_v4(to)) {
 		key->remote_ipv4 = bpf_ntohl(tp_word(to, 3));
 		key->local_ipv4 = bpf_ntohl(tp_word(&cfg->node4, 3));
@@ -71,16 +78,139 @@ static __always_inline int tp_set_tunnel(struct __sk_buff *skb, struct tp_work *
 	return bpf_skb_set_tunnel_key(skb, key, sizeof(*key), BPF_F_TUNINFO_IPV6);
 }
 
+/* Where the kernel's routes lead for w->fib: leaves w->hop. Not 0: nowhere that this packet could go at once. */
+static __always_inline int tp_next_hop(struct __sk_buff *skb, struct tp_work *w, const struct tp_node_config *cfg)
+{
+	struct bpf_fib_lookup *fib = &w->fib;
+	struct bpf_redir_neigh *hop = &w->hop;
+
+	__u32 flags = BPF_FIB_LOOKUP_SKIP_NEIGH;
+
+	/* Rules cost more than the look-up itself. */
+	if (cfg->flags & TP_NODE_PLAIN_ROUTING)
+		flags |= BPF_FIB_LOOKUP_DIRECT;
+	fib->ifindex = skb->ifindex;
+	if (bpf_fib_lookup(skb, fib, sizeof(*fib), flags) != BPF_FIB_LKUP_RET_SUCCESS)
+		return -1;
+	/* A next hop may be of the other family (RFC 5549). */
+	__builtin_memset(hop, 0, sizeof(*hop));
+	hop->nh_family = fib->family;
+	if (fib->family == FAMILY_V6)
+		__builtin_memcpy(hop->ipv6_nh, fib->ipv6_dst, 16);
+	else
+		hop->ipv4_nh = fib->ipv4_dst;
+	return 0;
+}
+
+/* Congestion notification of the outer header (RFC 6040 4.1, as the kernel's tunnels do it). */
+static __always_inline __u8 tp_outer_ecn(const struct tp_work *w)
+{
+	const __u8 *first = (const __u8 *)&w->h.v4;
+	__u8 inner = w->p.flags & TP_PKT_V6 ? first[1] >> 4 : first[1];
+
+	return (inner & ECN_MASK) == ECN_CE ? ECN_ECT_0 : inner & ECN_MASK;
+}
+
+static __always_inline void tp_write_envelope(struct __sk_buff *skb, struct tp_work *w, const struct tp_node_config *cfg,
+					      __be32 to)
+{
+	struct tp_envelope *e = &w->envelope;
+	const __u16 *inner = (const __u16 *)&w->h.v4;
+	__u32 hash = bpf_get_hash_recalc(skb);
+	__be16 words[] = { bpf_htons(0x4500 | tp_outer_ecn(w)), bpf_htons(skb->len - ETH_LEN + TP_ENVELOPE_LEN),
+			   (__u16)bpf_get_prandom_u32(), 0, bpf_htons(TUNNEL_TTL << 8 | IPPROTO_UDP) };
+	__be32 from = tp_word(&cfg->node4, 3);
+	__u32 sum = (from & 0xffff) + (from >> 16) + (to & 0xffff) + (to >> 16);
+
+#pragma unroll
+	for (int i = 0; i < 5; i++) {
+		((__u16 *)&e->ip)[i] = words[i];
+		sum += words[i];
+	}
+	e->ip.check = ~tp_fold(sum);
+	e->ip.saddr = from;
+	e->ip.daddr = to;
+	/* The flow's entropy for whoever spreads by ports on the way (RFC 7348 5), in 49152-65535. */
+	e->sport = bpf_htons(0xc000 | ((hash ^ hash >> 16) & 0x3fff));
+	e->dport = cfg->tunnel_port;
+	e->len = bpf_htons(skb->len - ETH_LEN + TP_ENVELOPE_LEN - sizeof(e->ip));
+	e->check = 0;
+	e->flags = TP_VXLAN_FLAGS;
+	e->vni = bpf_htonl(cfg->tunnel_id << 8);
+	tp_copy_mac(e->eth_dst, w->h.eth_dst);
+	tp_copy_mac(e->eth_src, w->h.eth_src);
+	e->eth_type = w->h.eth_type;
+#pragma unroll
+	for (int i = 0; i < 6; i++)
+		e->inner[i] = inner[i];
+}
+
+/* The next hop towards another node's tunnel address; NULL: the kernel knows none. */
+static __always_inline struct tp_hop *tp_hop_to(struct __sk_buff *skb, struct tp_work *w, const struct tp_node_config *cfg,
+						__be32 to, __u32 len)
+{
+	__u32 slot = (bpf_ntohl(to) ^ bpf_ntohl(to) >> 8) % HOPS;
+	struct tp_hop *hop = bpf_map_lookup_elem(&tp_hops, &slot);
+	__u64 now = bpf_ktime_get_coarse_ns();
+	struct bpf_fib_lookup *fib = &w->fib;
+
+	if (!hop || (hop->to == to && hop->until > now))
+		return hop;
+	__builtin_memset(fib, 0, sizeof(*fib));
+	fib->family = FAMILY_V4;
+	fib->l4_protocol = IPPROTO_UDP;
+	fib->tot_len = len;
+	fib->ipv4_src = tp_word(&cfg->node4, 3);
+	fib->ipv4_dst = to;
+	if (tp_next_hop(skb, w, cfg))
+		return NULL;
+	hop->until = now + HOP_LIFE;
+	hop->to = to;
+	hop->ifindex = fib->ifindex;
+	hop->mtu = fib->mtu_result;
+	hop->next = w->hop;
+	return hop;
+}
+
+/*
+ * Puts the packet into a VXLAN envelope and sends it to the next hop, without the tunnel device and its way through the IP
+ * stack. -1, and nothing changed: an IPv6 underlay (whose UDP checksum is not optional), no route, too small a path, or a
+ * kind of packet that bpf_skb_adjust_room refuses. `len`: of the largest inner packet, in bytes.
+ */
+static __always_inline int tp_envelop(struct __sk_buff *skb, struct tp_work *w, const struct tp_node_config *cfg,
+				      const struct tp_addr *to, __u32 len)
+{
+	struct tp_hop *hop;
+
+	if (!tp_is_v4(to) || skb->len > 0xffff - TP_ENVELOPE_LEN)
+		return -1;
+	hop = tp_hop_to(skb, w, cfg, tp_word(to, 3), len + TP_ENVELOPE_LEN);
+	if (!hop || len + TP_ENVELOPE_LEN > hop->mtu)
+		return -1;
+	tp_write_envelope(skb, w, cfg, tp_word(to, 3));
+	if (bpf_skb_adjust_room(skb, TP_ENVELOPE_LEN, BPF_ADJ_ROOM_MAC,
+				BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 | BPF_F_ADJ_ROOM_ENCAP_L4_UDP |
+				BPF_F_ADJ_ROOM_ENCAP_L2(ETH_LEN) | BPF_F_ADJ_ROOM_ENCAP_L2_ETH))
+		return -1;
+	if (bpf_skb_store_bytes(skb, ETH_LEN, &w->envelope, TP_ENVELOPE_LEN + sizeof(w->envelope.inner), BPF_F_RECOMPUTE_CSUM))
+		return tp_drop(skb, TP_DROP_INTERNAL);
+	tp_count(TP_TUNNEL_OUT, skb->len);
+	tp_note(3, hop->ifindex, TP_TUNNEL_OUT);
+	return bpf_redirect_neigh(hop->ifindex, &hop->next, sizeof(hop->next), 0);
+}
+
 /* Through the tunnel to another node. What is too big for it goes to the kernel, which says so to the sender. */
 static __noinline int tp_encapsulate(struct __sk_buff *skb, struct tp_work *w, const struct tp_node_config *cfg,
 				     const struct tp_addr *to)
 {
-	if (cfg->tunnel_mtu && tp_wire_len(skb, w) > cfg->tunnel_mtu)
+	__u32 len = tp_wire_len(skb, w);
+	int sent;
+
+	if (cfg->tunnel_mtu && len > cfg->tunnel_mtu)
 		return tp_to_stack(skb);
 	tp_tunnel_mac(w->h.eth_dst, to);
 	tp_copy_mac(w->h.eth_src, cfg->tunnel_mac);
-	if (tp_forward_headers(skb, w) || tp_set_tunnel(skb, w, cfg, to))
-		return tp_drop(skb, TP_DROP_INTERNAL);
+	tp_take_one_hop(w);
 	if (tp_testing) {
 		__u32 zero = 0;
 		struct tp_trace *trace = bpf_map_lookup_elem(&tp_trace, &zero);
@@ -90,6 +220,11 @@ static __noinline int tp_encapsulate(struct __sk_buff *skb, struct tp_work *w, c
 			trace->tunnel_id = cfg->tunnel_id;
 		}
 	}
+	sent = tp_envelop(skb, w, cfg, to, len);
+	if (sent >= 0)
+		return sent;
+	if (tp_write_headers(skb, w) || tp_set_tunnel(skb, w, cfg, to))
+		return tp_drop(skb, TP_DROP_INTERNAL);
 	tp_count(TP_TUNNEL_OUT, skb->len);
 	tp_note(2, cfg->tunnel_ifindex, TP_TUNNEL_OUT);
 	return bpf_redirect(cfg->tunnel_ifindex, 0);
@@ -99,37 +234,26 @@ static __noinline int tp_encapsulate(struct __sk_buff *skb, struct tp_work *w, c
  * Out by the kernel's routes without its stack: the source is an address of this node (a Service's answer), which the
  * stack would take for a forged one.
  */
-static __noinline int tp_route_out(struct __sk_buff *skb, struct tp_work *w)
+static __noinline int tp_route_out(struct __sk_buff *skb, struct tp_work *w, const struct tp_node_config *cfg)
 {
 	struct bpf_fib_lookup *fib = &w->fib;
-	struct bpf_redir_neigh *hop = &w->hop;
-	int v6 = w->p.flags & TP_PKT_V6;
 
 	__builtin_memset(fib, 0, sizeof(*fib));
-	__builtin_memset(hop, 0, sizeof(*hop));
-	fib->family = v6 ? 10 : 2;	/* AF_INET6, AF_INET */
-	fib->ifindex = skb->ifindex;
 	fib->l4_protocol = w->p.t.proto;
-	if (v6) {
+	if (w->p.flags & TP_PKT_V6) {
+		fib->family = FAMILY_V6;
 		__builtin_memcpy(fib->ipv6_src, &w->h.v6.saddr, 16);
 		__builtin_memcpy(fib->ipv6_dst, &w->h.v6.daddr, 16);
 	} else {
+		fib->family = FAMILY_V4;
 		fib->ipv4_src = w->h.v4.saddr;
 		fib->ipv4_dst = w->h.v4.daddr;
 	}
-	if (bpf_fib_lookup(skb, fib, sizeof(*fib), BPF_FIB_LOOKUP_SKIP_NEIGH) != BPF_FIB_LKUP_RET_SUCCESS)
-		return tp_drop(skb, TP_DROP_INTERNAL);
-	/* A next hop may be of the other family (RFC 5549). */
-	hop->nh_family = fib->family;
-	if (fib->family == 10)
-		__builtin_memcpy(hop->ipv6_nh, fib->ipv6_dst, 16);
-	else
-		hop->ipv4_nh = fib->ipv4_dst;
-	if (tp_forward_headers(skb, w))
+	if (tp_next_hop(skb, w, cfg) || tp_forward_headers(skb, w))
 		return tp_drop(skb, TP_DROP_INTERNAL);
 	tp_count(TP_HOST_OUT, skb->len);
 	tp_note(3, fib->ifindex, TP_HOST_OUT);
-	return bpf_redirect_neigh(fib->ifindex, hop, sizeof(*hop), 0);
+	return bpf_redirect_neigh(fib->ifindex, &w->hop, sizeof(w->hop), 0);
 }
 
 #endif

@@ -124,7 +124,7 @@ static __always_inline int tp_route_from_pod(struct __sk_buff *skb, struct tp_wo
 			return tp_encapsulate(skb, w, cfg, &w->via);
 	}
 	if (answer_of_service)
-		return tp_route_out(skb, w);
+		return tp_route_out(skb, w, cfg);
 	return tp_to_stack(skb);
 }
 

@@ -51,7 +51,7 @@ static __always_inline int tp_tunnel_error_to_other(struct __sk_buff *skb, struc
 		return tp_drop(skb, reason ? reason : TP_DROP_NO_POD);
 	if (tp_restore_quoted(skb, w))
 		return tp_drop(skb, TP_DROP_INTERNAL);
-	return tp_route_out(skb, w);
+	return tp_route_out(skb, w, cfg);
 }
 
 /* For none of our pods: our own address, or the answer to a client that came in here. */
@@ -70,7 +70,7 @@ static __always_inline int tp_tunnel_to_other(struct __sk_buff *skb, struct tp_w
 	w->nat.daddr = ct->vip;
 	if (tp_rewrite(skb, w, 1, &w->nat.daddr, ct->vport))
 		return tp_drop(skb, TP_DROP_INTERNAL);
-	return tp_wants_stack(w) ? tp_to_stack(skb) : tp_route_out(skb, w);
+	return tp_wants_stack(w) ? tp_to_stack(skb) : tp_route_out(skb, w, cfg);
 }
 
 /* A flow of a pod here with this very node, under the present revision: its ends were checked when it was entered. */
@@ -78,6 +78,38 @@ static __always_inline int tp_known_in_tunnel(const struct tp_work *w, struct tp
 {
 	return ct && (ct->flags & TP_CT_VIA_TUNNEL) && !(w->p.flags & TP_PKT_ERROR) && tp_same(&ct->via, outer) &&
 	       !tp_is_zero(outer) && tp_ct_target(w, ct)->ifindex && !tp_ct_stale(ct, tp_revision_now());
+}
+
+/*
+ * To a pod here, from a node that may send it: `ct` is what tp_ct_find just found, w->via the node. Judged, translated back,
+ * delivered.
+ */
+static __noinline int tp_tunnel_to_pod(struct __sk_buff *skb, struct tp_work *w, const struct tp_node_config *cfg,
+				       struct tp_ct *ct)
+{
+	struct tp_pod *to;
+
+	w->has_via = 1;
+	ct = tp_track(w, cfg, ct);
+	if (w->reason)
+		return tp_drop(skb, w->reason);
+	if (ct && w->reply && (ct->flags & TP_CT_DNAT)) {
+		w->nat.daddr = ct->vip;
+		if (tp_rewrite(skb, w, 1, &w->nat.daddr, ct->vport))
+			return tp_drop(skb, TP_DROP_INTERNAL);
+	}
+	if (tp_wants_stack(w))
+		return tp_to_stack(skb);
+	if (ct && tp_ct_target(w, ct)->ifindex)
+		return tp_deliver(skb, w, tp_ct_target(w, ct));
+	to = bpf_map_lookup_elem(&tp_pods, &w->p.t.daddr);
+	return to ? tp_deliver_to(skb, w, to) : tp_drop(skb, TP_DROP_NO_POD);
+}
+
+/* What a pod asked of the outside by another way is not answered through the tunnel. */
+static __always_inline int tp_asked_elsewhere(const struct tp_work *w, const struct tp_ct *ct)
+{
+	return ct && !tp_ct_forward(w, ct) && !(ct->flags & TP_CT_VIA_TUNNEL);
 }
 
 SEC("tc")
@@ -100,11 +132,8 @@ int tp_from_tunnel(struct __sk_buff *skb)
 	tp_outer_source(skb, w, cfg, &outer);
 	ct = tp_ct_find(w, &w->p.t);
 	if (!tp_known_in_tunnel(w, ct, &outer)) {
-		/* What a pod asked of the outside by another way is not answered through the tunnel. */
-		int asked_elsewhere = ct && !tp_ct_forward(w, ct) && !(ct->flags & TP_CT_VIA_TUNNEL);
-
 		to = bpf_map_lookup_elem(&tp_pods, &w->p.t.daddr);
-		if (tp_is_zero(&outer) || !tp_may_send(w, &outer, to && !asked_elsewhere))
+		if (tp_is_zero(&outer) || !tp_may_send(w, &outer, to && !tp_asked_elsewhere(w, ct)))
 			return tp_drop(skb, TP_DROP_TUNNEL_SOURCE);
 		if (!to)
 			return tp_tunnel_to_other(skb, w, cfg, ct);
@@ -118,19 +147,5 @@ int tp_from_tunnel(struct __sk_buff *skb)
 		}
 	}
 	w->via = outer;
-	w->has_via = 1;
-	ct = tp_track(w, cfg, ct);
-	if (w->reason)
-		return tp_drop(skb, w->reason);
-	if (ct && w->reply && (ct->flags & TP_CT_DNAT)) {
-		w->nat.daddr = ct->vip;
-		if (tp_rewrite(skb, w, 1, &w->nat.daddr, ct->vport))
-			return tp_drop(skb, TP_DROP_INTERNAL);
-	}
-	if (tp_wants_stack(w))
-		return tp_to_stack(skb);
-	if (ct && tp_ct_target(w, ct)->ifindex)
-		return tp_deliver(skb, w, tp_ct_target(w, ct));
-	to = bpf_map_lookup_elem(&tp_pods, &w->p.t.daddr);
-	return to ? tp_deliver_to(skb, w, to) : tp_drop(skb, TP_DROP_NO_POD);
+	return tp_tunnel_to_pod(skb, w, cfg, ct);
 }

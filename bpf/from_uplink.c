@@ -1,6 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
 /* tcx ingress of the uplink: what comes from outside, encapsulated packets and the node's own traffic among it. */
 
+/* The UAPI headers of before 6.3 do not have it; where the kernel does not, packets of IPv6 pods come by the tunnel device. */
+#define ADJ_ROOM_DECAP_L3_IPV6 (1ULL << 8)
+
 /* The backend is a pod here or behind another node; anything else needs a source address that we do not give it yet. */
 static __always_inline int tp_serve(struct __sk_buff *skb, struct tp_work *w, const struct tp_node_config *cfg)
 {
@@ -28,6 +31,50 @@ static __always_inline int tp_serve(struct __sk_buff *skb, struct tp_work *w, co
 	return to ? tp_deliver_to(skb, w, to) : tp_encapsulate(skb, w, cfg, &w->via);
 }
 
+/* Whether this is one of our envelopes, to this node, and nothing odd about it. Then w->envelope holds it. */
+static __always_inline int tp_is_envelope(struct __sk_buff *skb, struct tp_work *w, const struct tp_node_config *cfg)
+{
+	const void *data = (void *)(long)skb->data;
+	const void *end = (void *)(long)skb->data_end;
+	struct tp_envelope *e = &w->envelope;
+
+	if (skb->protocol != bpf_htons(ETH_P_IP) || data + ETH_LEN + TP_ENVELOPE_LEN > end ||
+	    ((const struct iphdr *)(data + ETH_LEN))->protocol != IPPROTO_UDP)
+		return 0;
+#pragma unroll
+	for (int i = 0; i < TP_ENVELOPE_LEN / 2; i++)
+		((__u16 *)e)[i] = ((const __u16 *)(data + ETH_LEN))[i];
+	/* Congestion that was met on the way and a checksum are for the kernel to carry over and to verify. */
+	return e->dport == cfg->tunnel_port && e->ip.daddr == tp_word(&cfg->node4, 3) && tp_is_v4(&cfg->node4) &&
+	       *(__u8 *)&e->ip == 0x45 && !(e->ip.frag_off & bpf_htons(IP_MF | IP_OFFSET)) &&
+	       (e->ip.tos & ECN_MASK) != ECN_CE && !e->check && e->flags == TP_VXLAN_FLAGS &&
+	       e->vni == bpf_htonl(cfg->tunnel_id << 8);
+}
+
+/*
+ * An envelope's packet for a pod here is taken out at once and never sees the UDP stack and the tunnel device. -1, and nothing
+ * changed: it is for somebody else, or for nobody, or needs the kernel. Then it goes on to the tunnel device, whose hook
+ * decides by the same rules and counts what it drops.
+ */
+static __noinline int tp_unwrap(struct __sk_buff *skb, struct tp_work *w, const struct tp_node_config *cfg)
+{
+	struct tp_addr outer;
+	struct tp_ct *ct;
+
+	tp_set_v4(&outer, w->envelope.ip.saddr);
+	if (tp_parse_inner(skb, w) || (w->p.flags & TP_PKT_ERROR) || tp_wants_stack(w))
+		return -1;
+	ct = tp_ct_find(w, &w->p.t);
+	if (!tp_known_in_tunnel(w, ct, &outer) &&
+	    (!bpf_map_lookup_elem(&tp_pods, &w->p.t.daddr) || !tp_may_send(w, &outer, !tp_asked_elsewhere(w, ct))))
+		return -1;
+	if (bpf_skb_adjust_room(skb, -TP_ENVELOPE_LEN, BPF_ADJ_ROOM_MAC,
+				BPF_F_ADJ_ROOM_FIXED_GSO | (w->p.flags & TP_PKT_V6 ? ADJ_ROOM_DECAP_L3_IPV6 : 0)))
+		return -1;
+	w->via = outer;
+	return tp_tunnel_to_pod(skb, w, cfg, ct);
+}
+
 SEC("tc")
 int tp_from_uplink(struct __sk_buff *skb)
 {
@@ -35,11 +82,16 @@ int tp_from_uplink(struct __sk_buff *skb)
 	struct tp_work *w = tp_work();
 	struct tp_peer *peer;
 	__u32 reason;
-	int own, choice;
+	int own, choice, done;
 
 	if (!cfg || !w || skb->pkt_type || skb->vlan_present ||
 	    (skb->protocol != bpf_htons(ETH_P_IP) && skb->protocol != bpf_htons(ETH_P_IPV6)))
 		return TC_ACT_OK;
+	if (tp_is_envelope(skb, w, cfg)) {
+		done = tp_unwrap(skb, w, cfg);
+		if (done >= 0)
+			return done;
+	}
 	reason = tp_parse(skb, w);
 	if (reason == TP_DROP_MAPPED_V4)
 		return tp_drop(skb, reason);

@@ -40,6 +40,22 @@ TP_MAP(tp_trace, BPF_MAP_TYPE_ARRAY, __u32, struct tp_trace, 1, 0);
 /* Not shared with user space. */
 TP_MAP(tp_scratch, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct tp_work, 1, 0);
 
+/*
+ * Next hops towards other nodes' tunnel addresses, a direct-mapped cache: a look-up of the kernel's routes costs as much as all the
+ * rest of an envelope. A changed route is followed within HOP_LIFE.
+ */
+#define HOPS 256
+#define HOP_LIFE (50 * 1000 * 1000ULL)	/* ns */
+
+struct tp_hop {
+	__u64 until;			/* ktime, ns */
+	__be32 to;
+	__u32 ifindex;
+	__u32 mtu;			/* bytes, of the path */
+	struct bpf_redir_neigh next;
+};
+TP_MAP(tp_hops, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct tp_hop, HOPS, 0);
+
 struct tp_collector {
 	struct bpf_timer timer;
 	__u64 last_run;

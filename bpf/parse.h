@@ -17,36 +17,39 @@ static __always_inline int tp_has_ports(__u8 proto)
  * Headers are read straight from the packet where they lie in its linear part, which they nearly always do, and by the
  * helper otherwise. The copies go by words, because the compiler trusts no alignment of the packet. (Written they are by
  * helpers only: a program that writes to the packet itself makes the kernel copy every clone that TCP sends.)
+ *
+ * `base`, here and below: where the packet's Ethernet header lies, 0 or inside an envelope.
  */
-static __always_inline int tp_load_network(struct __sk_buff *skb, struct tp_work *w, const __u32 words)
+static __always_inline int tp_load_network(struct __sk_buff *skb, struct tp_work *w, const __u32 base, const __u32 words)
 {
 	const void *data = (void *)(long)skb->data;
 	const void *end = (void *)(long)skb->data_end;
 	__u16 *link = (__u16 *)w->h.eth_dst;
 	__u32 *network = (__u32 *)&w->h.v4;
 
-	if (data + ETH_LEN + words * 4 > end)
-		return bpf_skb_load_bytes(skb, 0, w->h.eth_dst, ETH_LEN + words * 4);
+	if (data + base + ETH_LEN + words * 4 > end)
+		return bpf_skb_load_bytes(skb, base, w->h.eth_dst, ETH_LEN + words * 4);
 #pragma unroll
 	for (int i = 0; i < ETH_LEN / 2; i++)
-		link[i] = ((const __u16 *)data)[i];
+		link[i] = ((const __u16 *)(data + base))[i];
 #pragma unroll
 	for (int i = 0; i < words; i++)
-		network[i] = ((const __u32 *)(data + ETH_LEN))[i];
+		network[i] = ((const __u32 *)(data + base + ETH_LEN))[i];
 	return 0;
 }
 
 /* `usual`: where the transport header begins after a network header without options. */
-static __always_inline int tp_load_transport(struct __sk_buff *skb, struct tp_work *w, const __u32 usual, const __u32 words)
+static __always_inline int tp_load_transport(struct __sk_buff *skb, struct tp_work *w, const __u32 base, const __u32 usual,
+					     const __u32 words)
 {
 	const void *data = (void *)(long)skb->data;
 	const void *end = (void *)(long)skb->data_end;
 
-	if (w->p.l4_off != usual || data + usual + words * 4 > end)
-		return bpf_skb_load_bytes(skb, w->p.l4_off, &w->l4, words * 4);
+	if (w->p.l4_off != usual || data + base + usual + words * 4 > end)
+		return bpf_skb_load_bytes(skb, base + w->p.l4_off, &w->l4, words * 4);
 #pragma unroll
 	for (int i = 0; i < words; i++)
-		((__u32 *)&w->l4)[i] = ((const __u32 *)(data + usual))[i];
+		((__u32 *)&w->l4)[i] = ((const __u32 *)(data + base + usual))[i];
 	return 0;
 }
 
@@ -70,27 +73,27 @@ static __always_inline void tp_parse_icmp(struct tp_packet *p, const struct tp_i
 }
 
 /* Ports, flags and identifiers; p.l4_off and p.t.proto are set. */
-static __always_inline __u32 tp_parse_l4(struct __sk_buff *skb, struct tp_work *w, const __u32 usual)
+static __always_inline __u32 tp_parse_l4(struct __sk_buff *skb, struct tp_work *w, const __u32 base, const __u32 usual)
 {
 	struct tp_packet *p = &w->p;
 	__u8 proto = p->t.proto;
 
 	if (proto == IPPROTO_TCP) {
-		if (tp_load_transport(skb, w, usual, 4))
+		if (tp_load_transport(skb, w, base, usual, 4))
 			return TP_DROP_MALFORMED;
 		p->tcp_flags = w->l4.flags;
 		if ((w->l4.flags & (TCP_SYN | TCP_ACK | TCP_RST)) == TCP_SYN)
 			p->flags |= TP_PKT_OPENS;
 	} else if (proto == IPPROTO_UDP || proto == SCTP) {
 		/* Both have eight bytes at least: as many as a sequence number takes after the ports. */
-		if (tp_load_transport(skb, w, usual, 2))
+		if (tp_load_transport(skb, w, base, usual, 2))
 			return TP_DROP_MALFORMED;
 	} else if (proto == IPPROTO_ICMP || proto == ICMP6) {
 		int v6 = p->flags & TP_PKT_V6;
 
 		if ((proto == ICMP6) != !!v6)
 			return TP_DROP_MALFORMED;
-		if (bpf_skb_load_bytes(skb, p->l4_off, &w->icmp, sizeof(w->icmp)))
+		if (bpf_skb_load_bytes(skb, base + p->l4_off, &w->icmp, sizeof(w->icmp)))
 			return TP_DROP_MALFORMED;
 		tp_parse_icmp(p, &w->icmp, v6);
 		return 0;
@@ -134,31 +137,31 @@ static __always_inline __u32 tp_frag_follow(struct tp_work *w)
 	return 0;
 }
 
-static __always_inline __u32 tp_parse_rest(struct __sk_buff *skb, struct tp_work *w, const __u32 usual)
+static __always_inline __u32 tp_parse_rest(struct __sk_buff *skb, struct tp_work *w, const __u32 base, const __u32 usual)
 {
 	__u32 reason;
 
 	if (w->p.flags & TP_PKT_LATER_FRAG)
 		return tp_frag_follow(w);
-	reason = tp_parse_l4(skb, w, usual);
+	reason = tp_parse_l4(skb, w, base, usual);
 	if (!reason && (w->p.flags & TP_PKT_FIRST_FRAG))
 		tp_frag_record(w);
 	return reason;
 }
 
-static __always_inline __u32 tp_parse_v4(struct __sk_buff *skb, struct tp_work *w)
+static __always_inline __u32 tp_parse_v4(struct __sk_buff *skb, struct tp_work *w, const __u32 base)
 {
 	struct tp_packet *p = &w->p;
 	struct iphdr *ip = &w->h.v4;
 	__u32 header, total, frag;
 
-	if (tp_load_network(skb, w, sizeof(*ip) / 4))
+	if (tp_load_network(skb, w, base, sizeof(*ip) / 4))
 		return TP_DROP_MALFORMED;
 	header = ip->ihl * 4;
 	total = bpf_ntohs(ip->tot_len);
 	/* A total length of 0 is how the kernel writes segments above 64 KiB (BIG TCP). */
-	if (ip->version != 4 || header < sizeof(*ip) || ETH_LEN + header > skb->len ||
-	    (total ? total < header || ETH_LEN + total > skb->len : !skb->gso_size))
+	if (ip->version != 4 || header < sizeof(*ip) || base + ETH_LEN + header > skb->len ||
+	    (total ? total < header || base + ETH_LEN + total > skb->len : !skb->gso_size))
 		return TP_DROP_MALFORMED;
 	tp_set_v4(&p->t.saddr, ip->saddr);
 	tp_set_v4(&p->t.daddr, ip->daddr);
@@ -175,7 +178,7 @@ static __always_inline __u32 tp_parse_v4(struct __sk_buff *skb, struct tp_work *
 		if ((frag & IP_OFFSET) == 1 && ip->protocol == IPPROTO_TCP)
 			return TP_DROP_MALFORMED;
 	}
-	return tp_parse_rest(skb, w, ETH_LEN + sizeof(*ip));
+	return tp_parse_rest(skb, w, base, ETH_LEN + sizeof(*ip));
 }
 
 #define NEXT_HOP 0
@@ -186,7 +189,8 @@ static __always_inline __u32 tp_parse_v4(struct __sk_buff *skb, struct tp_work *
 #define EXTENSIONS_MAX 6
 
 /* Walks the extension headers to the transport header. */
-static __always_inline __u32 tp_parse_extensions(struct __sk_buff *skb, struct tp_packet *p, __u8 next)
+static __always_inline __u32 tp_parse_extensions(struct __sk_buff *skb, struct tp_packet *p, const __u32 base,
+						__u8 next)
 {
 	struct {
 		__u8 next;
@@ -202,7 +206,7 @@ static __always_inline __u32 tp_parse_extensions(struct __sk_buff *skb, struct t
 			p->l4_off = off;
 			return 0;
 		}
-		if (bpf_skb_load_bytes(skb, off, &ext, sizeof(ext)))
+		if (bpf_skb_load_bytes(skb, base + off, &ext, sizeof(ext)))
 			return TP_DROP_MALFORMED;
 		if (next == NEXT_HOP && i)
 			return TP_DROP_MALFORMED;
@@ -229,15 +233,15 @@ static __always_inline __u32 tp_parse_extensions(struct __sk_buff *skb, struct t
 	return TP_DROP_MALFORMED;
 }
 
-static __always_inline __u32 tp_parse_v6(struct __sk_buff *skb, struct tp_work *w)
+static __always_inline __u32 tp_parse_v6(struct __sk_buff *skb, struct tp_work *w, const __u32 base)
 {
 	struct tp_packet *p = &w->p;
 	struct ipv6hdr *ip = &w->h.v6;
 	__u32 reason;
 
-	if (tp_load_network(skb, w, sizeof(*ip) / 4) || ip->version != 6)
+	if (tp_load_network(skb, w, base, sizeof(*ip) / 4) || ip->version != 6)
 		return TP_DROP_MALFORMED;
-	if (ETH_LEN + sizeof(*ip) + bpf_ntohs(ip->payload_len) > skb->len)
+	if (base + ETH_LEN + sizeof(*ip) + bpf_ntohs(ip->payload_len) > skb->len)
 		return TP_DROP_MALFORMED;
 	p->flags |= TP_PKT_V6;
 	tp_set_v6(&p->t.saddr, &ip->saddr);
@@ -245,13 +249,13 @@ static __always_inline __u32 tp_parse_v6(struct __sk_buff *skb, struct tp_work *
 	if (tp_embeds_v4(&p->t.saddr) || tp_embeds_v4(&p->t.daddr))
 		return TP_DROP_MAPPED_V4;
 	p->ttl = ip->hop_limit;
-	reason = tp_parse_extensions(skb, p, ip->nexthdr);
+	reason = tp_parse_extensions(skb, p, base, ip->nexthdr);
 	if (reason)
 		return reason;
-	return tp_parse_rest(skb, w, ETH_LEN + sizeof(*ip));
+	return tp_parse_rest(skb, w, base, ETH_LEN + sizeof(*ip));
 }
 
-static __noinline __u32 tp_parse(struct __sk_buff *skb, struct tp_work *w)
+static __always_inline __u32 tp_parse_at(struct __sk_buff *skb, struct tp_work *w, const __u32 base, __be16 protocol)
 {
 	struct tp_packet *p = &w->p;
 
@@ -263,11 +267,22 @@ static __noinline __u32 tp_parse(struct __sk_buff *skb, struct tp_work *w)
 	w->resolve = 0;
 	w->restore = 0;
 	w->own_node = TP_OWN_UNKNOWN;
-	if (skb->protocol == bpf_htons(ETH_P_IP))
-		return tp_parse_v4(skb, w);
-	if (skb->protocol == bpf_htons(ETH_P_IPV6))
-		return tp_parse_v6(skb, w);
+	if (protocol == bpf_htons(ETH_P_IP))
+		return tp_parse_v4(skb, w, base);
+	if (protocol == bpf_htons(ETH_P_IPV6))
+		return tp_parse_v6(skb, w, base);
 	return TP_DROP_MALFORMED;
+}
+
+static __noinline __u32 tp_parse(struct __sk_buff *skb, struct tp_work *w)
+{
+	return tp_parse_at(skb, w, 0, skb->protocol);
+}
+
+/* The packet inside the envelope that tp_is_envelope has seen. Offsets are those that it has once the envelope is off. */
+static __noinline __u32 tp_parse_inner(struct __sk_buff *skb, struct tp_work *w)
+{
+	return tp_parse_at(skb, w, TP_ENVELOPE_LEN, w->envelope.eth_type);
 }
 
 /* The tuple of the packet that an ICMP error quotes, as the quoted packet has it. */

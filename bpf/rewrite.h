@@ -127,25 +127,38 @@ static __noinline int tp_restore_quoted(struct __sk_buff *skb, struct tp_work *w
 	return tp_rewrite(skb, w, 1, &w->nat.daddr, 0);
 }
 
-/*
- * Writes the Ethernet addresses of w->h and takes one from the time to live, which is at least 2. In IPv4 the header's
- * checksum changes the other way, so a sum of the whole packet stays as it is.
- */
-static __always_inline int tp_forward_headers(struct __sk_buff *skb, struct tp_work *w)
+/* Takes one from the time to live of w->h, which is at least 2. */
+static __always_inline void tp_take_one_hop(struct tp_work *w)
 {
-	if (!(w->p.flags & TP_PKT_V6)) {
-		struct iphdr *ip = &w->h.v4;
-		/* RFC 1624 with the known difference of 0x0100. */
-		__u32 check = (__u32)ip->check + bpf_htons(0x0100);
+	struct iphdr *ip = &w->h.v4;
+	/* RFC 1624 with the known difference of 0x0100. */
+	__u32 check = (__u32)ip->check + bpf_htons(0x0100);
 
-		ip->check = (__u16)(check + (check >= 0xffff));
-		ip->ttl--;
-		return bpf_skb_store_bytes(skb, 0, w->h.eth_dst, ETH_LEN + 12, 0);
+	if (w->p.flags & TP_PKT_V6) {
+		w->h.v6.hop_limit--;
+		return;
 	}
-	w->h.v6.hop_limit--;
+	ip->check = (__u16)(check + (check >= 0xffff));
+	ip->ttl--;
+}
+
+/*
+ * Writes the Ethernet header and the time to live of w->h. In IPv4 the header's checksum changes the other way, so a sum of the
+ * whole packet stays as it is.
+ */
+static __always_inline int tp_write_headers(struct __sk_buff *skb, struct tp_work *w)
+{
+	if (!(w->p.flags & TP_PKT_V6))
+		return bpf_skb_store_bytes(skb, 0, w->h.eth_dst, ETH_LEN + 12, 0);
 	if (bpf_skb_store_bytes(skb, 0, w->h.eth_dst, ETH_LEN, 0))
 		return -1;
 	return bpf_skb_store_bytes(skb, V6_TTL_OFF, &w->h.v6.hop_limit, 1, BPF_F_RECOMPUTE_CSUM);
+}
+
+static __always_inline int tp_forward_headers(struct __sk_buff *skb, struct tp_work *w)
+{
+	tp_take_one_hop(w);
+	return tp_write_headers(skb, w);
 }
 
 #endif

@@ -24,6 +24,27 @@ struct tp_headers {
 	};
 };
 
+/*
+ * What VXLAN (RFC 7348) over IPv4 puts between the outer Ethernet header and the inner packet, and behind it the beginning of the
+ * inner network header, in which the time to live lies: so that all of it is written at once.
+ */
+struct tp_envelope {
+	struct iphdr ip;
+	__be16 sport;
+	__be16 dport;
+	__be16 len;
+	__sum16 check;
+	__be32 flags;
+	__be32 vni;			/* in the upper 24 bits */
+	__u8 eth_dst[6];
+	__u8 eth_src[6];
+	__be16 eth_type;
+	__u16 inner[6];
+};
+
+#define TP_ENVELOPE_LEN 50
+#define TP_VXLAN_FLAGS bpf_htonl(0x08000000)	/* a valid identifier, nothing else */
+
 enum tp_packet_flag {
 	TP_PKT_V6 = 1 << 0,
 	TP_PKT_SLOW = 1 << 1,		/* IPv4 options or IPv6 extension headers: forwarding is the kernel's business */
@@ -116,6 +137,7 @@ struct tp_work {
 	struct tp_frag_key frag_key;
 	struct tp_frag frag;
 	struct bpf_tunnel_key tunnel;
+	struct tp_envelope envelope;
 	struct bpf_fib_lookup fib;
 	struct bpf_redir_neigh hop;
 	struct tp_l4 l4;

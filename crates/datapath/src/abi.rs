@@ -36,6 +36,9 @@ pub const TP_ABI_VERSION: u32 = 1;
 // enum tp_backend_mode
 pub const TP_MODE_VXLAN: u32 = 1;
 
+// enum tp_node_flag
+pub const TP_NODE_PLAIN_ROUTING: u32 = 1;
+
 // enum tp_pod_flag
 pub const TP_POD_HOST_ONLY: u32 = 1;
 
@@ -158,6 +161,8 @@ pub struct NodeConfig {
     pub nodeport_min: Be16,
     pub nodeport_max: Be16,
     pub tunnel_mac: [u8; 6],
+    pub flags: u32,
+    pub pad: u32,
 }
 
 const _: () = assert!(
@@ -176,6 +181,8 @@ const _: () = assert!(
             + size_of::<Be16>()
             + size_of::<Be16>()
             + size_of::<[u8; 6]>()
+            + size_of::<u32>()
+            + size_of::<u32>()
 );
 // SAFETY: repr(C), the line above shows that there is no padding, all fields are plain.
 unsafe impl Plain for NodeConfig {}
@@ -619,6 +626,8 @@ pub const LAYOUTS: &[Layout] = &[
             ("nodeport_min", std::mem::offset_of!(NodeConfig, nodeport_min)),
             ("nodeport_max", std::mem::offset_of!(NodeConfig, nodeport_max)),
             ("tunnel_mac", std::mem::offset_of!(NodeConfig, tunnel_mac)),
+            ("flags", std::mem::offset_of!(NodeConfig, flags)),
+            ("pad", std::mem::offset_of!(NodeConfig, pad)),
         ],
     ),
     (

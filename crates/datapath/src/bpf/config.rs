@@ -106,6 +106,8 @@ pub struct NodeConfig {
     pub tunnel_port: u16,
     /// Lowest and highest NodePort.
     pub node_ports: (u16, u16),
+    /// The node has no routing rules but the kernel's and ours, so its main table alone says where packets go.
+    pub plain_routing: bool,
 }
 
 /// What is known about the policies of a pod.

@@ -10,7 +10,7 @@ use super::config::{Changes, NodeConfig};
 use super::error::Result;
 use super::map::Map;
 use super::mirror::Mirror;
-use crate::abi::{self, Addr, Be16, CidrKey, TP_MODE_VXLAN, TP_PEER_LOCAL, TP_PEER_NODE};
+use crate::abi::{self, Addr, Be16, CidrKey, TP_MODE_VXLAN, TP_NODE_PLAIN_ROUTING, TP_PEER_LOCAL, TP_PEER_NODE};
 
 /// `tp_node_config`, `tp_peers` and `tp_revision`.
 #[derive(Debug)]
@@ -41,6 +41,8 @@ fn encode(node: &NodeConfig) -> abi::NodeConfig {
         nodeport_min: Be16::new(node.node_ports.0),
         nodeport_max: Be16::new(node.node_ports.1),
         tunnel_mac: node.tunnel_mac,
+        flags: if node.plain_routing { TP_NODE_PLAIN_ROUTING } else { 0 },
+        pad: 0,
     }
 }
 

@@ -31,14 +31,34 @@ pub fn ensure(netlink: &mut Netlink, sources: &[IpNet]) -> Result<Vec<String>, E
     Ok(done)
 }
 
+/// Whether the node routes by its main table alone as far as its own packets go: besides ours there are only the three rules
+/// that the kernel comes with. A rule of an administrator, of a VRF or of another program says otherwise.
+pub fn is_plain(netlink: &mut Netlink) -> Result<bool, Error> {
+    Ok(all(netlink)?.iter().all(|rule| is_ours(rule) || is_the_kernels(rule)))
+}
+
+fn is_ours(rule: &RuleMessage) -> bool {
+    rule.attributes.contains(&RuleAttribute::Protocol(RouteProtocol::Other(PROTOCOL)))
+}
+
+/// Tables local, main and default, under the protocol that nobody but the kernel gives its rules.
+fn is_the_kernels(rule: &RuleMessage) -> bool {
+    let known = [libc::RT_TABLE_LOCAL, libc::RT_TABLE_MAIN, libc::RT_TABLE_DEFAULT];
+    known.contains(&rule.header.table.into())
+        && rule.attributes.contains(&RuleAttribute::Protocol(RouteProtocol::Kernel))
+}
+
 fn list(netlink: &mut Netlink) -> Result<Vec<RuleMessage>, Error> {
+    Ok(all(netlink)?.into_iter().filter(is_ours).collect())
+}
+
+fn all(netlink: &mut Netlink) -> Result<Vec<RuleMessage>, Error> {
     let mut rules = Vec::new();
     for family in [AddressFamily::Inet, AddressFamily::Inet6] {
         let mut filter = RuleMessage::default();
         filter.header.family = family;
         for answer in netlink.dump("list routing rules", Message::GetRule(filter))? {
-            let Message::NewRule(rule) = answer else { continue };
-            if rule.attributes.contains(&RuleAttribute::Protocol(RouteProtocol::Other(PROTOCOL))) {
+            if let Message::NewRule(rule) = answer {
                 rules.push(rule);
             }
         }

@@ -117,6 +117,7 @@ impl Node {
         let Backend::Vxlan { vni, port } = settings.backend;
         let facts = &self.facts;
         let Some(programs) = &mut self.programs else { return Ok(()) };
+        let plain_routing = rule::is_plain(&mut self.netlink)?;
         programs.apply_node(&NodeConfig {
             addresses: settings.addresses.clone(),
             dns_addresses: settings.dns_addresses.clone(),
@@ -128,6 +129,7 @@ impl Node {
             vni,
             tunnel_port: port,
             node_ports: settings.node_ports,
+            plain_routing,
         })?;
         programs.attach_device(facts.tunnel_ifindex, Hook::FromTunnel)?;
         programs.attach_device(facts.uplink_ifindex, Hook::FromUplink)?;

@@ -13,6 +13,7 @@ use towpath_datapath::bpf::{BpfConfig, Hook, Isolation, Limits, NodeConfig, Prog
 use towpath_model::desired::*;
 use towpath_model::{Family, NamespacedName, NodeName, Protocol};
 
+use crate::envelope;
 use crate::frame::{Frame, L4, Mac, read};
 
 pub const DROP: u32 = 2;
@@ -88,10 +89,22 @@ impl Outcome {
         assert_eq!((self.verdict, self.kind, self.ifindex), (REDIRECT, 1, ifindex), "{self:?}");
         self.frame()
     }
+    /// To another node: in an envelope out of the uplink or, over an IPv6 underlay, by the tunnel device. The inner frame.
     #[track_caller]
     pub fn into_tunnel(&self, world: &World, to: IpAddr) -> Frame {
-        assert_eq!((self.verdict, self.kind, self.ifindex), (REDIRECT, 2, world.tunnel), "{self:?}");
         assert_eq!(self.tunnel, to);
+        if to.is_ipv6() {
+            return self.by_tunnel_device(world);
+        }
+        assert_eq!((self.verdict, self.kind, self.ifindex), (REDIRECT, 3, world.uplink), "{self:?}");
+        let (outer, inner) = envelope::open(&self.bytes);
+        assert_eq!((outer.src.ip(), outer.dst, outer.ttl), (ip("192.168.50.1"), SocketAddr::new(to, 4789), 64));
+        assert!(outer.src.port() >= 0xc000, "{outer:?}");
+        read(&inner)
+    }
+    #[track_caller]
+    pub fn by_tunnel_device(&self, world: &World) -> Frame {
+        assert_eq!((self.verdict, self.kind, self.ifindex), (REDIRECT, 2, world.tunnel), "{self:?}");
         self.frame()
     }
     #[track_caller]
@@ -234,6 +247,7 @@ pub fn node_config(tunnel: u32, uplink: u32) -> NodeConfig {
         vni: VNI,
         tunnel_port: 4789,
         node_ports: (30000, 32767),
+        plain_routing: true,
     }
 }
 

@@ -80,6 +80,54 @@ fn a_pod_whose_labels_are_unknown_talks_to_its_node_only() {
     assert!(a.ns.pings(&b.v4().to_string()) && b.ns.pings(&a.v4().to_string()), "known now");
 }
 
+/// Packets that the tunnel device has received and sent.
+fn through_the_tunnel_device(ns: &Ns) -> (u64, u64) {
+    ns.run(|| {
+        let shown = Command::new("ip").args(["-s", "-j", "link", "show", "towpath-vx"]).output().unwrap();
+        let links: serde_json::Value = serde_json::from_slice(&shown.stdout).unwrap();
+        let packets = |way: &str| links[0]["stats64"][way]["packets"].as_u64().unwrap();
+        (packets("rx"), packets("tx"))
+    })
+}
+
+#[test]
+fn megabytes_between_nodes_pass_by_the_tunnel_device() {
+    if !root() {
+        return;
+    }
+    let lab = Lab::new(PROGRAMS);
+    let (a, c) = (lab.n1.pod(10, OPEN), lab.n2.pod(10, OPEN));
+    let payload: Vec<u8> = (0..8_000_000_u32).map(|n| (n ^ (n >> 8)) as u8).collect();
+    for family in [Family::V4, Family::V6] {
+        let target = if family == Family::V4 { c.v4() } else { c.v6() };
+        let listener = c.ns.run(move || TcpListener::bind((target, 80)).unwrap());
+        let before = (through_the_tunnel_device(&lab.n1.ns), through_the_tunnel_device(&lab.n2.ns));
+        let mut client =
+            a.ns.run(move || TcpStream::connect_timeout(&SocketAddr::new(target, 80), Duration::from_secs(3)).unwrap());
+        let (mut server, _) = listener.accept().unwrap();
+        for end in [&client, &server] {
+            end.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        }
+        // What a pod sends is too large for one packet on the wire: it travels in segments that the kernel cuts.
+        let sent = payload.clone();
+        let sender = std::thread::spawn(move || {
+            client.write_all(&sent).unwrap();
+            client.shutdown(std::net::Shutdown::Write).unwrap();
+            let mut back = Vec::new();
+            client.read_to_end(&mut back).unwrap();
+            back
+        });
+        let mut arrived = Vec::new();
+        server.read_to_end(&mut arrived).unwrap();
+        assert!(arrived == payload, "{family:?}: {} bytes arrived", arrived.len());
+        server.write_all(&arrived).unwrap();
+        drop(server);
+        assert!(sender.join().unwrap() == payload, "{family:?}: and back");
+        let after = (through_the_tunnel_device(&lab.n1.ns), through_the_tunnel_device(&lab.n2.ns));
+        assert_eq!(before, after, "{family:?}: the tunnel device of node 1, of node 2 (received, sent)");
+    }
+}
+
 /// An image for pods of node 1: those in `isolated` accept TCP 80 from anybody, and nothing else.
 fn image(isolated: &[u8], open: &[u8]) -> PolicyImage {
     let set = SetId(7);
