@@ -285,7 +285,7 @@ struct tp_affinity {
 	__u32 pad;
 };
 
-/* tp_sock_rev: LRU, what a translated socket believes it talks to. */
+/* tp_sock_rev: LRU, what a translated socket that is not connected believes it talks to. */
 struct tp_sock_rev_key {
 	__u64 cookie;
 	struct tp_addr addr;		/* the backend */

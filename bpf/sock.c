@@ -68,6 +68,7 @@ static __always_inline int tp_sock_choose(struct tp_lb *lb, const struct tp_node
 	return tp_choose(lb, client);
 }
 
+/* Of a socket that is not connected, which may talk to many. */
 static __always_inline void tp_sock_remember(struct bpf_sock_addr *ctx, const struct tp_lb *lb, const struct tp_addr *addr,
 					     __be16 port)
 {
@@ -87,8 +88,26 @@ static __always_inline void tp_sock_remember(struct bpf_sock_addr *ctx, const st
 	bpf_map_update_elem(&tp_sock_rev, &key, &rev, BPF_ANY);
 }
 
+/* Of a socket that connects. Not 0: no memory. */
+static __always_inline int tp_sock_connected(struct bpf_sock_addr *ctx, const struct tp_lb *lb, const struct tp_addr *addr,
+					     __be16 port)
+{
+	struct tp_sock_peer *peer;
+
+	if (!ctx->sk)
+		return -1;
+	peer = bpf_sk_storage_get(&tp_sock_peer, ctx->sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!peer)
+		return -1;
+	peer->backend = lb->backend.addr;
+	peer->backend_port = lb->backend.port;
+	peer->addr = *addr;
+	peer->port = port;
+	return 0;
+}
+
 /* 1: go on. 0: refused, with errno set. */
-static __always_inline int tp_sock_forward(struct bpf_sock_addr *ctx, int v6)
+static __always_inline int tp_sock_forward(struct bpf_sock_addr *ctx, int v6, int connects)
 {
 	const struct tp_node_config *cfg = tp_config();
 	__u32 proto = ctx->protocol;
@@ -111,21 +130,32 @@ static __always_inline int tp_sock_forward(struct bpf_sock_addr *ctx, int v6)
 		bpf_set_retval(-ECONNREFUSED);
 		return 0;
 	}
-	tp_sock_remember(ctx, &lb, &addr, port);
+	if (!connects || tp_sock_connected(ctx, &lb, &addr, port))
+		tp_sock_remember(ctx, &lb, &addr, port);
 	tp_set_sock_addr(ctx, v6, &lb.backend.addr, lb.backend.port);
 	tp_count(TP_SERVICE_TRANSLATED, 0);
 	return 1;
 }
 
-/* What a socket is told of its peer: the Service, if it was translated to this backend. */
-static __always_inline int tp_sock_backward(struct bpf_sock_addr *ctx, int v6)
+/*
+ * What a socket is told of its peer: the Service, if it was translated to this backend. `receives`: the peer is who sent a datagram,
+ * else who the socket is connected to.
+ */
+static __always_inline int tp_sock_backward(struct bpf_sock_addr *ctx, int v6, int receives)
 {
+	struct tp_sock_peer *peer = ctx->sk ? bpf_sk_storage_get(&tp_sock_peer, ctx->sk, NULL, 0) : NULL;
 	struct tp_sock_rev_key key = {};
 	struct tp_sock_rev *rev;
 
-	key.cookie = bpf_get_socket_cookie(ctx);
+	if (!peer && !receives)
+		return 1;
 	key.port = ctx->user_port;
 	tp_sock_addr(ctx, v6, &key.addr);
+	if (peer && peer->backend_port == key.port && tp_same(&peer->backend, &key.addr)) {
+		tp_set_sock_addr(ctx, v6, &peer->addr, peer->port);
+		return 1;
+	}
+	key.cookie = bpf_get_socket_cookie(ctx);
 	rev = bpf_map_lookup_elem(&tp_sock_rev, &key);
 	if (rev)
 		tp_set_sock_addr(ctx, v6, &rev->addr, rev->port);
@@ -135,47 +165,47 @@ static __always_inline int tp_sock_backward(struct bpf_sock_addr *ctx, int v6)
 SEC("cgroup/connect4")
 int tp_connect4(struct bpf_sock_addr *ctx)
 {
-	return tp_sock_forward(ctx, 0);
+	return tp_sock_forward(ctx, 0, 1);
 }
 
 SEC("cgroup/connect6")
 int tp_connect6(struct bpf_sock_addr *ctx)
 {
-	return tp_sock_forward(ctx, 1);
+	return tp_sock_forward(ctx, 1, 1);
 }
 
 SEC("cgroup/sendmsg4")
 int tp_sendmsg4(struct bpf_sock_addr *ctx)
 {
-	return tp_sock_forward(ctx, 0);
+	return tp_sock_forward(ctx, 0, 0);
 }
 
 SEC("cgroup/sendmsg6")
 int tp_sendmsg6(struct bpf_sock_addr *ctx)
 {
-	return tp_sock_forward(ctx, 1);
+	return tp_sock_forward(ctx, 1, 0);
 }
 
 SEC("cgroup/recvmsg4")
 int tp_recvmsg4(struct bpf_sock_addr *ctx)
 {
-	return tp_sock_backward(ctx, 0);
+	return tp_sock_backward(ctx, 0, 1);
 }
 
 SEC("cgroup/recvmsg6")
 int tp_recvmsg6(struct bpf_sock_addr *ctx)
 {
-	return tp_sock_backward(ctx, 1);
+	return tp_sock_backward(ctx, 1, 1);
 }
 
 SEC("cgroup/getpeername4")
 int tp_getpeername4(struct bpf_sock_addr *ctx)
 {
-	return tp_sock_backward(ctx, 0);
+	return tp_sock_backward(ctx, 0, 0);
 }
 
 SEC("cgroup/getpeername6")
 int tp_getpeername6(struct bpf_sock_addr *ctx)
 {
-	return tp_sock_backward(ctx, 1);
+	return tp_sock_backward(ctx, 1, 0);
 }

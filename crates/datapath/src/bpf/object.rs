@@ -18,7 +18,7 @@ use crate::abi::{Plain, TP_ABI_VERSION};
 static OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/towpath.o"));
 
 /// Maps that outlive the process. The others are scratch, constants and what only tests use.
-const PINNED: [&str; 18] = [
+const PINNED: [&str; 19] = [
     "tp_node_config",
     "tp_revision",
     "tp_pods",
@@ -36,6 +36,7 @@ const PINNED: [&str; 18] = [
     "tp_backends",
     "tp_affinity",
     "tp_sock_rev",
+    "tp_sock_peer",
     "tp_counters",
 ];
 /// Holds the collector's timer: pinned, because a timer dies with the last reference from user space.
