@@ -23,7 +23,7 @@ impl Datapath {
     /// table, and adopts the pods whose devices are there. Policies, Services and peers stay as they are until the first
     /// `apply_*` of each. Leftovers of pods that were never finished are removed.
     pub async fn open(config: DatapathConfig) -> Result<Self, Error> {
-        Ok(Self { worker: Worker::start(move || Node::open(config)).await? })
+        Ok(Self { worker: Worker::start(move || Node::open(config), Node::link_next).await? })
     }
 
     /// Removes everything of ours from the kernel: pods' devices, tunnel, routes, rules, addresses, the nftables table,

@@ -8,12 +8,18 @@
 //!
 //! One thread, because namespaces belong to threads and because one writer needs no locks; blocking there blocks no async
 //! executor. Dropping the last handle ends the thread after the job in hand.
+//!
+//! Chores are what can wait: the next is done when no job has come for a while, so that a job waits for one chore at most.
 
 use std::sync::mpsc;
+use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
 use crate::error::Error;
+
+/// How long no job has come before chores are done.
+const QUIET: Duration = Duration::from_millis(100);
 
 type Job<S> = Box<dyn FnOnce(&mut S) + Send>;
 
@@ -30,14 +36,18 @@ impl<S> Clone for Worker<S> {
 }
 
 impl<S: 'static> Worker<S> {
-    /// Starts the thread in the caller's network namespace and makes its state with `open` there.
-    pub(crate) async fn start(open: impl FnOnce() -> Result<S, Error> + Send + 'static) -> Result<Self, Error> {
+    /// Starts the thread in the caller's network namespace and makes its state with `open` there. `chore` does the next thing
+    /// that can wait, and says whether there may be more.
+    pub(crate) async fn start(
+        open: impl FnOnce() -> Result<S, Error> + Send + 'static,
+        chore: fn(&mut S) -> bool,
+    ) -> Result<Self, Error> {
         let (jobs, inbox) = mpsc::channel::<Job<S>>();
         let (opened, result) = oneshot::channel();
         let run = move || match open() {
             Ok(mut state) => {
                 if opened.send(Ok(())).is_ok() {
-                    inbox.into_iter().for_each(|job| job(&mut state));
+                    work(&mut state, &inbox, chore);
                 }
             }
             // Nobody waits for the outcome any more: there is nobody to tell.
@@ -61,5 +71,28 @@ impl<S: 'static> Worker<S> {
         let job: Job<S> = Box::new(move |state| drop(answer.send(work(state))));
         self.jobs.send(job).map_err(|_| Error::Stopped)?;
         result.await.unwrap_or(Err(Error::Stopped))
+    }
+}
+
+/// Does jobs until there is nobody to send them.
+fn work<S>(state: &mut S, inbox: &mpsc::Receiver<Job<S>>, chore: fn(&mut S) -> bool) {
+    let mut rest = Some(QUIET);
+    loop {
+        let next = match rest {
+            Some(rest) => inbox.recv_timeout(rest),
+            None => inbox.recv().map_err(|_| mpsc::RecvTimeoutError::Disconnected),
+        };
+        match next {
+            Ok(job) => {
+                job(state);
+                rest = Some(QUIET);
+            }
+            Err(mpsc::RecvTimeoutError::Timeout) => {
+                let begun = Instant::now();
+                // A chore may hold a lock of the whole machine, so half of the time is for others.
+                rest = chore(state).then(|| begun.elapsed());
+            }
+            Err(mpsc::RecvTimeoutError::Disconnected) => return,
+        }
     }
 }

@@ -1,4 +1,7 @@
 //! Pinned links: they outlive the process that made them, and their program is replaced in place.
+//!
+//! Links that another version of the programs pinned (its layouts, and so its maps, are not ours) go on with that version's
+//! programs until [`Links::take_over`]: each then runs ours from one packet to the next.
 
 use std::ffi::CString;
 use std::fs;
@@ -31,6 +34,8 @@ pub(crate) const SOCKET_PROGRAMS: [(&str, libbpf_sys::bpf_attach_type); 8] = [
 #[derive(Debug)]
 pub(crate) struct Links {
     dir: PathBuf,
+    /// Other versions' directories, until theirs are taken over.
+    former: Vec<PathBuf>,
 }
 
 /// What a pinned link is attached to.
@@ -91,35 +96,118 @@ fn unlink(path: &Path) -> Result<bool> {
     }
 }
 
+/// Name of a device link's pin.
+fn device_pin(ifindex: u32, hook: Hook) -> String {
+    format!("dev-{ifindex}-{}", hook.program())
+}
+
+/// Name of a cgroup link's pin.
+fn cgroup_pin(program: &str) -> String {
+    format!("cgroup-{program}")
+}
+
+/// The program that a pin of that name runs.
+fn program_of(pin: &str) -> Option<&str> {
+    pin.strip_prefix("cgroup-").or_else(|| pin.strip_prefix("dev-")?.split_once('-').map(|(_, program)| program))
+}
+
+fn kind_of(hook: Hook) -> libbpf_sys::bpf_attach_type {
+    match hook {
+        Hook::ToPod => libbpf_sys::BPF_TCX_EGRESS,
+        Hook::FromPod | Hook::FromTunnel | Hook::FromUplink => libbpf_sys::BPF_TCX_INGRESS,
+    }
+}
+
+fn pins_in(dir: &Path) -> Result<Vec<PathBuf>> {
+    let failed = |e| Error::kernel("list", dir.display().to_string(), e);
+    let entries = fs::read_dir(dir).map_err(failed)?;
+    entries.map(|entry| entry.map(|e| e.path()).map_err(failed)).collect()
+}
+
 impl Links {
-    /// Links pinned in `dir`, which exists.
-    pub(crate) fn new(dir: PathBuf) -> Self {
-        Self { dir }
+    /// Links pinned in `dir`, which exists, and in the directories of other versions.
+    pub(crate) fn new(dir: PathBuf, former: Vec<PathBuf>) -> Self {
+        Self { dir, former }
     }
 
-    fn device_pin(&self, ifindex: u32, hook: Hook) -> PathBuf {
-        self.dir.join(format!("dev-{ifindex}-{}", hook.program()))
+    /// Whether another version's links are still to be taken over.
+    pub(crate) fn has_former(&self) -> bool {
+        !self.former.is_empty()
     }
 
-    fn cgroup_pin(&self, program: &str) -> PathBuf {
-        self.dir.join(format!("cgroup-{program}"))
-    }
-
-    /// Makes the pinned link run `program` on the target; a link whose target is another or gone is replaced.
+    /// Makes the pinned link run `program` on the target; a link whose target is another or gone is replaced. While another
+    /// version's link is there, nothing is done.
     fn ensure(
-        pin: &Path,
+        &self,
+        pin: &str,
         wanted: Target,
         on: i32,
         program: BorrowedFd<'_>,
         kind: libbpf_sys::bpf_attach_type,
     ) -> io::Result<()> {
-        if let Some(link) = open_pinned(pin)? {
+        let path = self.dir.join(pin);
+        if let Some(link) = open_pinned(&path)? {
             if target(link.as_fd()) == wanted {
                 return update(link.as_fd(), program);
             }
-            fs::remove_file(pin)?;
+            fs::remove_file(&path)?;
         }
-        create(program, on, kind, pin)
+        if self.is_held(pin, wanted)? { Ok(()) } else { create(program, on, kind, &path) }
+    }
+
+    /// Whether another version's link is on the target.
+    fn is_held(&self, pin: &str, wanted: Target) -> io::Result<bool> {
+        for dir in &self.former {
+            if open_pinned(&dir.join(pin))?.is_some_and(|link| target(link.as_fd()) == wanted) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Whether a link of ours or of another version is on the device.
+    pub(crate) fn is_linked(&self, ifindex: u32, hook: Hook) -> Result<bool> {
+        let (pin, wanted) = (device_pin(ifindex, hook), Target::Device(ifindex));
+        let failed = |e| Error::kernel("open the link of", format!("{} on device {ifindex}", hook.program()), e);
+        let own = open_pinned(&self.dir.join(&pin)).map_err(failed)?;
+        Ok(own.is_some_and(|link| target(link.as_fd()) == wanted) || self.is_held(&pin, wanted).map_err(failed)?)
+    }
+
+    /// Has other versions' links run our programs (`program` finds one by its name: a program of the same name is attached
+    /// to the same place in all versions), and makes them ours. A link beside which there is one of ours, or whose program has
+    /// no successor, goes. How many there were; a failure leaves that link as it is, and a later call tries again.
+    pub(crate) fn take_over(&mut self, program: impl Fn(&str) -> Option<OwnedFd>) -> Result<usize> {
+        let (mut done, mut failure) = (0, None);
+        for dir in std::mem::take(&mut self.former) {
+            let mut left = false;
+            for pin in pins_in(&dir)? {
+                match self.take_over_one(&pin, &program) {
+                    Ok(()) => done += 1,
+                    Err(error) => (left, failure) = (true, Some(error)),
+                }
+            }
+            if left {
+                self.former.push(dir);
+            }
+        }
+        failure.map_or(Ok(done), Err)
+    }
+
+    fn take_over_one(&self, pin: &Path, program: impl Fn(&str) -> Option<OwnedFd>) -> Result<()> {
+        let failed = |e| Error::kernel("take over", pin.display().to_string(), e);
+        let Some(link) = open_pinned(pin).map_err(failed)? else { return Ok(()) };
+        let name = pin.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let own = self.dir.join(&name);
+        let held = target(link.as_fd());
+        let gone = matches!(held, Target::Device(0) | Target::Cgroup(0) | Target::Other);
+        let ours = open_pinned(&own).map_err(failed)?.is_some_and(|link| target(link.as_fd()) == held);
+        match program_of(&name).and_then(program).filter(|_| !gone && !ours) {
+            Some(program) => {
+                update(link.as_fd(), program.as_fd()).map_err(failed)?;
+                fs::rename(pin, own).map_err(failed)
+            }
+            None => unlink(pin).map(drop),
+        }
     }
 
     /// Attaches to a device of the calling thread's network namespace.
@@ -129,17 +217,13 @@ impl Links {
             .ok()
             .filter(|index| *index > 0)
             .ok_or_else(|| Error::Invalid { object: object(), reason: "not a device index" })?;
-        let kind = match hook {
-            Hook::ToPod => libbpf_sys::BPF_TCX_EGRESS,
-            Hook::FromPod | Hook::FromTunnel | Hook::FromUplink => libbpf_sys::BPF_TCX_INGRESS,
-        };
-        Self::ensure(&self.device_pin(ifindex, hook), Target::Device(ifindex), on, program, kind)
+        self.ensure(&device_pin(ifindex, hook), Target::Device(ifindex), on, program, kind_of(hook))
             .map_err(|e| Error::kernel("attach", object(), e))
     }
 
     /// Detaches every hook of a device.
     pub(crate) fn detach_device(&self, ifindex: u32) -> Result<()> {
-        Hook::ALL.iter().try_for_each(|hook| unlink(&self.device_pin(ifindex, *hook)).map(|_| ()))
+        Hook::ALL.iter().try_for_each(|hook| self.unlink_everywhere(&device_pin(ifindex, *hook)))
     }
 
     /// Attaches one socket program to a cgroup.
@@ -154,18 +238,26 @@ impl Links {
         let failed = |e| Error::kernel("attach", format!("{name} to cgroup {}", path.display()), e);
         // A cgroup's id is its directory's inode.
         let id = cgroup.metadata().map_err(failed)?.ino();
-        Self::ensure(&self.cgroup_pin(name), Target::Cgroup(id), cgroup.as_raw_fd(), program, kind).map_err(failed)
+        self.ensure(&cgroup_pin(name), Target::Cgroup(id), cgroup.as_raw_fd(), program, kind).map_err(failed)
     }
 
     /// Detaches the socket programs.
     pub(crate) fn detach_cgroup(&self) -> Result<()> {
-        SOCKET_PROGRAMS.iter().try_for_each(|(name, _)| unlink(&self.cgroup_pin(name)).map(|_| ()))
+        SOCKET_PROGRAMS.iter().try_for_each(|(name, _)| self.unlink_everywhere(&cgroup_pin(name)))
     }
 
+    fn directories(&self) -> impl Iterator<Item = &PathBuf> {
+        self.former.iter().chain([&self.dir])
+    }
+
+    fn unlink_everywhere(&self, pin: &str) -> Result<()> {
+        self.directories().try_for_each(|dir| unlink(&dir.join(pin)).map(drop))
+    }
+
+    /// All pins, other versions' first.
     fn pins(&self) -> Result<Vec<PathBuf>> {
-        let failed = |e| Error::kernel("list", self.dir.display().to_string(), e);
-        let entries = fs::read_dir(&self.dir).map_err(failed)?;
-        entries.map(|entry| entry.map(|e| e.path()).map_err(failed)).collect()
+        let each: Vec<Vec<PathBuf>> = self.directories().map(|dir| pins_in(dir)).collect::<Result<_>>()?;
+        Ok(each.concat())
     }
 
     /// Removes links whose target is gone.
@@ -181,10 +273,10 @@ impl Links {
         Ok(removed)
     }
 
-    /// Device hooks that are attached, as the kernel says.
+    /// Device hooks that are attached, as the kernel says; not those that are still another version's.
     pub(crate) fn attached(&self) -> Result<Vec<(u32, Hook)>> {
         let mut attached = Vec::new();
-        for pin in self.pins()? {
+        for pin in pins_in(&self.dir)? {
             let name = pin.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
             let Some((_, program)) = name.strip_prefix("dev-").and_then(|rest| rest.split_once('-')) else { continue };
             let Some(hook) = Hook::ALL.into_iter().find(|hook| hook.program() == program) else { continue };
@@ -198,7 +290,7 @@ impl Links {
         Ok(attached)
     }
 
-    /// Removes all of them.
+    /// Removes all of them, other versions' too.
     pub(crate) fn remove_all(&self) -> Result<()> {
         self.pins()?.iter().try_for_each(|pin| unlink(pin).map(|_| ()))
     }

@@ -21,6 +21,7 @@ mod services;
 
 use std::fs;
 use std::net::IpAddr;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -95,7 +96,7 @@ impl Programs {
         let pins = PinDir::create(&config.pin_dir)?;
         let object = object::load(&config, &pins, testing)?;
         let programs = Self {
-            links: Links::new(pins.links()),
+            links: Links::new(pins.links(), pins.former_links()?),
             node: NodeMaps::open(&object)?,
             policy: PolicyMaps::open(&object)?,
             services: ServiceMaps::open(&object, Instant::now())?,
@@ -117,6 +118,38 @@ impl Programs {
                 reason: "the kernel did not take it",
             }),
         }
+    }
+
+    /// Whether links of another version of the programs, with maps of its own, are still at work. They stay until
+    /// [`Programs::take_over`]; where they are, attaching does nothing.
+    pub fn has_former(&self) -> bool {
+        self.links.has_former()
+    }
+
+    /// Puts our programs in the place of another version's, older or newer: link by link, each between two packets. To be called
+    /// when the maps hold what they should, because what the other version's maps hold goes: the connections too. Whatever
+    /// fails stays at work, and the next call tries again. How many links there were.
+    pub fn take_over(&mut self) -> Result<usize> {
+        if !self.links.has_former() {
+            return Ok(0);
+        }
+        let object = &self.object;
+        let find = |name: &str| object::program(object, name).ok()?.as_fd().try_clone_to_owned().ok();
+        let taken = self.links.take_over(find)?;
+        self.pins.remove_former()?;
+        Ok(taken)
+    }
+
+    /// Whether a link is on the device for that hook, ours or another version's.
+    pub fn is_linked(&self, ifindex: u32, hook: Hook) -> Result<bool> {
+        self.links.is_linked(ifindex, hook)
+    }
+
+    /// A descriptor of a hook's program, to attach it in another way than by a link.
+    pub fn descriptor(&self, hook: Hook) -> Result<OwnedFd> {
+        let program = object::program(&self.object, hook.program())?;
+        let copied = program.as_fd().try_clone_to_owned();
+        copied.map_err(|e| Error::kernel("copy the descriptor of", hook.program(), e))
     }
 
     /// Attaches a hook's program to a device, or replaces the program of the link that is there. Idempotent.

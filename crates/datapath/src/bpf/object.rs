@@ -42,6 +42,9 @@ const PINNED: [&str; 19] = [
 /// Holds the collector's timer: pinned, because a timer dies with the last reference from user space.
 const COLLECTOR: &str = "tp_collector";
 
+/// What the name of a version's directory begins with; the ABI version follows.
+const VERSIONED: &str = "towpath-v";
+
 /// Lines of libbpf's log kept for an error.
 const LOG_LINES: usize = 30;
 /// libbpf has one log callback a process; loading is rare, so one lock for all is enough.
@@ -82,7 +85,7 @@ pub(crate) struct PinDir {
 impl PinDir {
     /// Creates what is missing, for root's eyes only.
     pub(crate) fn create(pin_dir: &Path) -> Result<Self> {
-        let dir = Self { root: pin_dir.join(format!("towpath-v{TP_ABI_VERSION}")) };
+        let dir = Self { root: pin_dir.join(format!("{VERSIONED}{TP_ABI_VERSION}")) };
         for path in [dir.root.clone(), dir.maps(), dir.links()] {
             let failed = |e| Error::kernel("make directory", path.display().to_string(), e);
             match fs::create_dir(&path) {
@@ -91,6 +94,27 @@ impl PinDir {
             }
         }
         Ok(dir)
+    }
+
+    /// Directories of links that other versions pinned beside ours, older or newer.
+    pub(crate) fn former_links(&self) -> Result<Vec<PathBuf>> {
+        let roots = self.former()?.into_iter().map(|root| root.join("links"));
+        Ok(roots.filter(|links| links.is_dir()).collect())
+    }
+
+    fn former(&self) -> Result<Vec<PathBuf>> {
+        let Some(beside) = self.root.parent() else { return Ok(Vec::new()) };
+        let failed = |e| Error::kernel("list", beside.display().to_string(), e);
+        let mut roots = Vec::new();
+        for entry in fs::read_dir(beside).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            let name = entry.file_name();
+            let version = name.to_str().and_then(|name| name.strip_prefix(VERSIONED)?.parse::<u32>().ok());
+            if version.is_some_and(|version| version != TP_ABI_VERSION) {
+                roots.push(entry.path());
+            }
+        }
+        Ok(roots)
     }
 
     pub(crate) fn maps(&self) -> PathBuf {
@@ -103,16 +127,33 @@ impl PinDir {
 
     /// Removes the pinned maps and the directories; links must be gone.
     pub(crate) fn remove(&self) -> Result<()> {
-        let failed = |path: &Path, e| Error::kernel("remove", path.display().to_string(), e);
-        for entry in fs::read_dir(self.maps()).map_err(|e| failed(&self.maps(), e))? {
-            let path = entry.map_err(|e| failed(&self.maps(), e))?.path();
+        self.remove_former()?;
+        remove_version(&self.root)
+    }
+
+    /// As [`PinDir::remove`], for other versions.
+    pub(crate) fn remove_former(&self) -> Result<()> {
+        self.former()?.iter().try_for_each(|root| remove_version(root))
+    }
+}
+
+/// Removes the maps that a version pinned and its directories; links must be gone.
+fn remove_version(root: &Path) -> Result<()> {
+    let failed = |path: &Path, e| Error::kernel("remove", path.display().to_string(), e);
+    let (maps, links) = (root.join("maps"), root.join("links"));
+    if maps.is_dir() {
+        for entry in fs::read_dir(&maps).map_err(|e| failed(&maps, e))? {
+            let path = entry.map_err(|e| failed(&maps, e))?.path();
             fs::remove_file(&path).map_err(|e| failed(&path, e))?;
         }
-        for path in [self.maps(), self.links(), self.root.clone()] {
-            fs::remove_dir(&path).map_err(|e| failed(&path, e))?;
-        }
-        Ok(())
     }
+    for path in [&maps, &links, &root.to_owned()] {
+        match fs::remove_dir(path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(failed(path, e)),
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// Sets a map's size and pin. A pinned map keeps the size that it was made with.

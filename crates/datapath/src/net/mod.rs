@@ -7,6 +7,7 @@
 
 pub mod address;
 pub mod error;
+pub mod filter;
 pub mod link;
 pub mod mac;
 pub mod neighbour;

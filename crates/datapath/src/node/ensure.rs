@@ -112,7 +112,7 @@ impl Node {
     }
 
     /// Node facts first, then the hooks that read them.
-    fn ensure_programs(&mut self) -> Result<(), Error> {
+    pub(super) fn ensure_programs(&mut self) -> Result<(), Error> {
         let settings = &self.config.settings;
         let Backend::Vxlan { vni, port } = settings.backend;
         let facts = &self.facts;

@@ -4,12 +4,13 @@
 //! (`ensure.rs`), so that opening, applying and auditing are the same code.
 
 mod ensure;
+mod hooks;
 mod pods;
 mod reaper;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -17,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use towpath_model::desired::{Backend, NodePeer, PolicyImage, ServiceTable};
 
+use self::hooks::Part;
 use self::reaper::Reaper;
 use crate::bpf::{self, BpfConfig, Changes, Programs};
 use crate::error::Error;
@@ -47,6 +49,10 @@ pub(crate) struct Node {
     reaper: Reaper,
     /// Indexes of devices that were buried and whose program links are not yet forgotten.
     buried: BTreeSet<u32>,
+    /// Devices of pods whose programs are filters that links are to follow, by index with their names.
+    unlinked: BTreeMap<u32, String>,
+    /// What is to be applied before another version's programs go.
+    awaited: BTreeSet<Part>,
     peers: Vec<NodePeer>,
     /// Whether `apply_peers` was called: before it, what a former agent left stays.
     peers_known: bool,
@@ -76,6 +82,7 @@ impl Node {
         let nft = nft::Table::default();
         let purger = || programs.as_ref().map(Programs::purger).transpose();
         let reaper = Reaper::start(purger()?)?;
+        let awaited = Part::awaited(programs.as_ref());
         let mut node = Self {
             config,
             netlink,
@@ -84,6 +91,8 @@ impl Node {
             records,
             reaper,
             buried: BTreeSet::new(),
+            unlinked: BTreeMap::new(),
+            awaited,
             peers: Vec::new(),
             peers_known: false,
             nft,
@@ -128,23 +137,24 @@ impl Node {
         applied.note(self.ensure_nftables(false));
         self.ensure_peers(&mut applied);
         self.problems = applied.problems.clone();
+        self.applied_part(Part::Peers);
         Ok(applied)
     }
 
     /// See [`crate::Datapath::apply_services`].
     pub(crate) fn apply_services(&mut self, table: &ServiceTable) -> Result<Changes, Error> {
-        match &mut self.programs {
-            Some(programs) => Ok(programs.apply_services(table, Instant::now())?),
-            None => Ok(Changes::default()),
-        }
+        let Some(programs) = &mut self.programs else { return Ok(Changes::default()) };
+        let changes = programs.apply_services(table, Instant::now())?;
+        self.applied_part(Part::Services);
+        Ok(changes)
     }
 
     /// See [`crate::Datapath::apply_policy`].
     pub(crate) fn apply_policy(&mut self, image: &PolicyImage) -> Result<Changes, Error> {
-        match &mut self.programs {
-            Some(programs) => Ok(programs.apply_policy(image)?),
-            None => Ok(Changes::default()),
-        }
+        let Some(programs) = &mut self.programs else { return Ok(Changes::default()) };
+        let changes = programs.apply_policy(image)?;
+        self.applied_part(Part::Policy);
+        Ok(changes)
     }
 
     /// See [`crate::Datapath::sweep`].
@@ -172,6 +182,7 @@ impl Node {
         applied.note(self.ensure_node());
         applied.note(self.ensure_nftables(true));
         self.ensure_pods(&mut applied);
+        applied.problems.extend(self.take_over());
         if self.peers_known {
             self.ensure_peers(&mut applied);
         }

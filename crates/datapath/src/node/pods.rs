@@ -12,7 +12,7 @@ use towpath_model::desired::LocalPod;
 
 use super::Node;
 use super::reaper::Remains;
-use crate::bpf::{Hook, Isolation};
+use crate::bpf::Isolation;
 use crate::error::Error;
 use crate::net::link::{self, Link, Veth};
 use crate::net::{self, MAIN_TABLE, mac, neighbour, netns, pod, route};
@@ -151,9 +151,8 @@ impl Node {
             other => drop(other?),
         }
         let isolation = request.sets.map_or(Isolation::HostOnly, Isolation::Sets);
+        self.attach_programs(link.index, &pod.host_device)?;
         if let Some(programs) = &mut self.programs {
-            programs.attach_device(link.index, Hook::FromPod)?;
-            programs.attach_device(link.index, Hook::ToPod)?;
             programs.set_pod(&pod, isolation)?;
         }
         let nodes = &self.config.settings.addresses;
@@ -185,6 +184,9 @@ impl Node {
             }
         };
         let known = self.records.get(device).map(|r| r.pod.clone());
+        if let Some(index) = link.as_ref().map(|l| l.index).or(known.as_ref().map(|p| p.ifindex)) {
+            self.unlinked.remove(&index);
+        }
         if let (Some(pod), Some(link)) = (&known, &link) {
             let nodes = &self.config.settings.addresses;
             let routes = pod.addresses.iter().map(|a| pod::host_route(link.index, *a, nodes).delete()).collect();
@@ -306,7 +308,7 @@ impl Node {
     }
 
     /// Devices that are named as host sides of pods.
-    fn pod_links(&mut self) -> Result<BTreeMap<String, Link>, Error> {
+    pub(super) fn pod_links(&mut self) -> Result<BTreeMap<String, Link>, Error> {
         let links = link::list(&mut self.netlink)?.into_iter().filter(|l| pod::is_host_device(&l.name));
         Ok(links.map(|l| (l.name.clone(), l)).collect())
     }
@@ -354,9 +356,8 @@ impl Node {
     }
 
     fn ensure_pod(&mut self, pod: &LocalPod, link: &Link) -> Result<Vec<String>, Error> {
+        self.ensure_attached(link)?;
         if let Some(programs) = &mut self.programs {
-            programs.attach_device(pod.ifindex, Hook::FromPod)?;
-            programs.attach_device(pod.ifindex, Hook::ToPod)?;
             programs.adopt_pod(pod)?;
         }
         let mut changes = Vec::new();

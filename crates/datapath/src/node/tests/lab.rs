@@ -197,7 +197,8 @@ impl TestNode {
     /// Opens the data path, as an agent that starts does.
     pub(super) fn open(&mut self) {
         let (config, programs) = (self.config.clone(), self.kind.programs);
-        let start = Worker::start(move || if programs { Node::open(config) } else { Node::open_beneath(config) });
+        let open = move || if programs { Node::open(config) } else { Node::open_beneath(config) };
+        let start = Worker::start(open, Node::link_next);
         self.worker = Some(self.ns.run(|| block_on(start)).unwrap());
     }
 

@@ -1,0 +1,159 @@
+//! How pods' devices get their programs: filters when the device is made, links when nobody waits.
+//!
+//! A filter is there in a fraction of a millisecond, a link after an RCU grace period with the lock of all network configuration
+//! held ([`crate::net::filter`]). Both run the same program, and a link's verdict ends the chain, so a device whose filters give way
+//! to links is judged by one of them at every packet. Until then it is in [`Node::unlinked`].
+//!
+//! Another version of the programs goes on working on the devices it is on until every kind of desired state was applied once;
+//! then all devices change over together.
+
+use std::collections::BTreeSet;
+use std::os::fd::AsFd;
+
+use super::Node;
+use crate::bpf::{Hook, Programs};
+use crate::error::Error;
+use crate::net::filter::{self, Direction, Filter};
+use crate::net::link::Link;
+
+/// The hooks of a pod's device.
+const POD_HOOKS: [(Hook, Direction); 2] = [(Hook::FromPod, Direction::Ingress), (Hook::ToPod, Direction::Egress)];
+
+/// What has to be applied before another version's programs can go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Part {
+    Peers,
+    Services,
+    Policy,
+}
+
+impl Part {
+    /// All of them, when another version's programs are there.
+    pub(super) fn awaited(programs: Option<&Programs>) -> BTreeSet<Self> {
+        let all = [Self::Peers, Self::Services, Self::Policy];
+        all.into_iter().filter(|_| programs.is_some_and(Programs::has_former)).collect()
+    }
+}
+
+/// Does something with the filters that run our programs on a pod's device.
+fn with_filters<R>(programs: &Programs, work: impl FnOnce(&[Filter<'_>]) -> R) -> Result<R, Error> {
+    let mut loaded = Vec::new();
+    for (hook, direction) in POD_HOOKS {
+        loaded.push((programs.descriptor(hook)?, direction, hook.program()));
+    }
+    let filters: Vec<Filter<'_>> = loaded
+        .iter()
+        .map(|(program, direction, name)| Filter { direction: *direction, program: program.as_fd(), name })
+        .collect();
+    Ok(work(&filters))
+}
+
+impl Node {
+    /// Programs for a device that was just made and is down.
+    pub(super) fn attach_programs(&mut self, index: u32, device: &str) -> Result<(), Error> {
+        let Some(programs) = &mut self.programs else { return Ok(()) };
+        let netlink = &mut self.netlink;
+        match with_filters(programs, |filters| filter::attach(netlink, index, device, filters))? {
+            Ok(()) => {
+                self.unlinked.insert(index, device.to_owned());
+                Ok(())
+            }
+            Err(error) => {
+                tracing::debug!(device, %error, "the kernel takes no filters; attaching links at once");
+                link_all(programs, index)
+            }
+        }
+    }
+
+    /// Has the device of an adopted pod run our programs, in the way that it runs those of an earlier process.
+    pub(super) fn ensure_attached(&mut self, link: &Link) -> Result<(), Error> {
+        let Some(programs) = &mut self.programs else { return Ok(()) };
+        let mut linked = true;
+        for (hook, _) in POD_HOOKS {
+            linked = linked && programs.is_linked(link.index, hook)?;
+        }
+        if linked {
+            return link_all(programs, link.index);
+        }
+        if !self.awaited.is_empty() && !self.unlinked.contains_key(&link.index) {
+            // Perhaps another version's filters: they stay for now.
+            return Ok(());
+        }
+        let netlink = &mut self.netlink;
+        if with_filters(programs, |filters| filter::replace(netlink, link.index, &link.name, filters))?? {
+            self.unlinked.insert(link.index, link.name.clone());
+            return Ok(());
+        }
+        // The device may be up, and then has no time for filters: their qdisc would stop its queues.
+        link_all(programs, link.index)
+    }
+
+    /// Attaches the next link that a device lacks; whether there may be another. For times when nobody waits.
+    pub(crate) fn link_next(&mut self) -> bool {
+        let Some((index, device)) = self.unlinked.pop_first() else { return false };
+        match self.link_step(index, &device) {
+            Ok(true) => {}
+            Ok(false) => {
+                self.unlinked.insert(index, device);
+            }
+            // Its filters go on, and the full check tries again.
+            Err(error) => tracing::warn!(device, %error, "a pod's device keeps its filters instead of links"),
+        }
+        !self.unlinked.is_empty()
+    }
+
+    /// One grace period at most; whether the device has all its links.
+    fn link_step(&mut self, index: u32, device: &str) -> Result<bool, Error> {
+        let Some(programs) = &mut self.programs else { return Ok(true) };
+        if self.records.get(device).is_none_or(|record| record.pod.ifindex != index) {
+            return Ok(true);
+        }
+        for (hook, _) in POD_HOOKS {
+            if !programs.is_linked(index, hook)? {
+                programs.attach_device(index, hook)?;
+                return Ok(false);
+            }
+        }
+        link_all(programs, index)?;
+        filter::detach(&mut self.netlink, index, device)?;
+        Ok(true)
+    }
+
+    /// Notes that a part of the desired state is in the maps. After the last one, another version's programs go.
+    pub(super) fn applied_part(&mut self, part: Part) {
+        if self.awaited.remove(&part) && self.awaited.is_empty() {
+            for problem in self.take_over() {
+                tracing::error!(problem, "another version's programs are still at work; the full check tries again");
+            }
+        }
+    }
+
+    /// Puts our programs in the place of another version's, if everything was applied; what could not be done.
+    pub(super) fn take_over(&mut self) -> Vec<String> {
+        if !self.awaited.is_empty() || !self.programs.as_ref().is_some_and(Programs::has_former) {
+            return Vec::new();
+        }
+        let mut problems = Vec::new();
+        match self.programs.as_mut().map_or(Ok(0), Programs::take_over) {
+            Ok(links) => tracing::info!(links, "took over from another version of the programs"),
+            Err(error) => problems.push(error.to_string()),
+        }
+        let pods: Vec<_> = self.records.iter().map(|r| r.pod.clone()).collect();
+        match self.pod_links() {
+            Ok(links) => {
+                for link in pods.iter().filter_map(|p| links.get(&p.host_device).filter(|l| l.index == p.ifindex)) {
+                    problems.extend(self.ensure_attached(link).err().map(|e| e.to_string()));
+                }
+            }
+            Err(error) => problems.push(error.to_string()),
+        }
+        // What only this version attaches.
+        problems.extend(self.ensure_programs().err().map(|e| e.to_string()));
+        problems
+    }
+}
+
+/// Links for both hooks, made or brought up to date.
+fn link_all(programs: &mut Programs, index: u32) -> Result<(), Error> {
+    Ok(POD_HOOKS.iter().try_for_each(|(hook, _)| programs.attach_device(index, *hook))?)
+}
