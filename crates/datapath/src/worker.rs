@@ -96,3 +96,39 @@ fn work<S>(state: &mut S, inbox: &mpsc::Receiver<Job<S>>, chore: fn(&mut S) -> b
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn chores_are_done_when_nobody_asks_and_a_job_waits_for_one_at_most() {
+        const CHORES: usize = 5;
+        let chore = |done: &mut Vec<&'static str>| {
+            std::thread::sleep(Duration::from_millis(30));
+            done.push("chore");
+            done.iter().filter(|what| **what == "chore").count() < CHORES
+        };
+        let worker = Worker::start(|| Ok(Vec::new()), chore).await.unwrap();
+        let ask = || {
+            worker.call(|done: &mut Vec<&'static str>| {
+                done.push("job");
+                Ok(done.clone())
+            })
+        };
+        for count in 1..=20 {
+            assert_eq!(ask().await.unwrap().len(), count, "jobs come one upon the other: no chore in between");
+        }
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            assert!(Instant::now() < deadline, "chores are not done");
+            tokio::time::sleep(QUIET + Duration::from_millis(100)).await;
+            let done = ask().await.unwrap();
+            let chores = done.iter().filter(|what| **what == "chore").count();
+            assert!(chores <= CHORES, "a chore after the last: {done:?}");
+            if chores == CHORES {
+                break;
+            }
+        }
+    }
+}

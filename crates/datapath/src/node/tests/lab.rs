@@ -41,6 +41,8 @@ pub(super) struct Kind {
     pub(super) underlay_v6: bool,
     /// The one family that pods and nodes have; none: both.
     pub(super) only: Option<Family>,
+    /// Whether pods' devices keep the filters that they begin with; else links take their place at once.
+    pub(super) keep_filters: bool,
 }
 
 /// Policy sets of a pod that nothing isolates.
@@ -48,7 +50,10 @@ pub(super) const OPEN: Option<PodSets> =
     Some(PodSets { ingress: towpath_model::desired::SetId(0), egress: towpath_model::desired::SetId(0) });
 
 /// The network beneath the programs, alone.
-pub(super) const BENEATH: Kind = Kind { programs: false, underlay_v6: false, only: None };
+pub(super) const BENEATH: Kind = Kind { programs: false, underlay_v6: false, only: None, keep_filters: false };
+
+/// With the programs.
+pub(super) const PROGRAMS: Kind = Kind { programs: true, ..BENEATH };
 
 /// A network and mount namespace.
 #[derive(Debug)]
@@ -198,7 +203,8 @@ impl TestNode {
     pub(super) fn open(&mut self) {
         let (config, programs) = (self.config.clone(), self.kind.programs);
         let open = move || if programs { Node::open(config) } else { Node::open_beneath(config) };
-        let start = Worker::start(open, Node::link_next);
+        // Tests say themselves when links are attached.
+        let start = Worker::start(open, |_| false);
         self.worker = Some(self.ns.run(|| block_on(start)).unwrap());
     }
 
@@ -219,7 +225,15 @@ impl TestNode {
         let ns = Ns::new();
         let request = self.request(&ns, host, sets);
         let pod = self.call(move |node| node.attach_pod(request)).unwrap();
+        if !self.kind.keep_filters {
+            self.link();
+        }
         TestPod { ns, pod }
+    }
+
+    /// Attaches all links that are to follow.
+    pub(super) fn link(&self) {
+        while self.call(|node| Ok(node.link_next())).unwrap() {}
     }
 
     pub(super) fn request(&self, ns: &Ns, host: u8, sets: Option<PodSets>) -> AttachRequest {

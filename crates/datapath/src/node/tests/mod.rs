@@ -2,6 +2,7 @@
 
 mod beneath;
 mod door;
+mod hooks;
 mod lab;
 mod scenarios;
 mod shortcut;

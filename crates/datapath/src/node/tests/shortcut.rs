@@ -12,15 +12,17 @@ use towpath_model::desired::{
 };
 use towpath_model::{Family, NamespacedName, Protocol, family_of};
 
-use super::lab::{Kind, Lab, Ns, OPEN, TestNode, TestPod, root, tcp, tcp_to, udp};
+use super::lab::{Kind, Lab, Ns, OPEN, PROGRAMS, TestNode, TestPod, root, tcp, tcp_to, udp};
 use super::scenarios;
 
-const PROGRAMS: Kind = Kind { programs: true, underlay_v6: false, only: None };
+/// Before links have taken the place of filters.
+const FILTERS: Kind = Kind { keep_filters: true, ..PROGRAMS };
 
 #[test]
 fn pods_reach_pods_and_nodes_by_their_own_addresses() {
     if root() {
         scenarios::pods_reach_pods_and_nodes(&Lab::new(PROGRAMS));
+        scenarios::pods_reach_pods_and_nodes(&Lab::new(FILTERS));
     }
 }
 
@@ -35,6 +37,7 @@ fn pods_reach_each_other_over_an_ipv6_underlay() {
 fn what_leaves_the_cluster_is_masqueraded() {
     if root() {
         scenarios::outside_sees_the_node(&Lab::new(PROGRAMS));
+        scenarios::outside_sees_the_node(&Lab::new(FILTERS));
     }
 }
 
@@ -42,6 +45,7 @@ fn what_leaves_the_cluster_is_masqueraded() {
 fn a_service_address_that_no_service_has_is_refused() {
     if root() {
         scenarios::unknown_service_is_refused(&Lab::new(PROGRAMS));
+        scenarios::unknown_service_is_refused(&Lab::new(FILTERS));
     }
 }
 
@@ -129,7 +133,7 @@ fn megabytes_between_nodes_pass_by_the_tunnel_device() {
 }
 
 /// An image for pods of node 1: those in `isolated` accept TCP 80 from anybody, and nothing else.
-fn image(isolated: &[u8], open: &[u8]) -> PolicyImage {
+pub(super) fn image(isolated: &[u8], open: &[u8]) -> PolicyImage {
     let set = SetId(7);
     let mut image = PolicyImage::default();
     let addresses = |host: u8| [IpAddr::from([10, 244, 1, host]), format!("fd00:244:1::{host:x}").parse().unwrap()];
@@ -147,10 +151,13 @@ fn image(isolated: &[u8], open: &[u8]) -> PolicyImage {
 
 #[test]
 fn a_policy_isolates_breaks_what_it_forbids_and_lifts() {
-    if !root() {
-        return;
+    if root() {
+        a_policy_isolates(&Lab::new(PROGRAMS));
+        a_policy_isolates(&Lab::new(FILTERS));
     }
-    let lab = Lab::new(PROGRAMS);
+}
+
+fn a_policy_isolates(lab: &Lab) {
     let (a, b, c) = (lab.n1.pod(10, OPEN), lab.n1.pod(11, OPEN), lab.n2.pod(10, OPEN));
     lab.n1.call(move |node| node.apply_policy(&image(&[], &[10, 11]))).unwrap();
     let (mut allowed, mut forbidden) = (Flow::open(&a, &b, 80), Flow::open(&c, &b, 81));
@@ -171,13 +178,13 @@ fn a_policy_isolates_breaks_what_it_forbids_and_lifts() {
 }
 
 /// An open TCP connection.
-struct Flow {
+pub(super) struct Flow {
     client: TcpStream,
     server: TcpStream,
 }
 
 impl Flow {
-    fn open(from: &TestPod, to: &TestPod, port: u16) -> Self {
+    pub(super) fn open(from: &TestPod, to: &TestPod, port: u16) -> Self {
         Self::between(&from.ns, &to.ns, SocketAddr::new(to.v4(), port), port)
     }
 
@@ -192,7 +199,7 @@ impl Flow {
         Self { client, server }
     }
 
-    fn works(&mut self) -> bool {
+    pub(super) fn works(&mut self) -> bool {
         let mut byte = [0];
         self.client.write_all(b"x").is_ok()
             && self.server.read_exact(&mut byte).is_ok()
@@ -334,7 +341,7 @@ fn uninstalling_leaves_no_device_and_no_pin() {
 }
 
 /// Everything that is pinned for the node.
-fn pins(node: &TestNode) -> String {
+pub(super) fn pins(node: &TestNode) -> String {
     node.ns.sh(&format!("find {} | sort", node.config.bpffs.display()))
 }
 

@@ -5,14 +5,14 @@ use std::time::{Duration, Instant};
 use towpath_model::NodeName;
 use towpath_model::desired::NodePeer;
 
-use super::lab::{Kind, Lab, Ns, OPEN, root};
+use super::lab::{Lab, Ns, OPEN, PROGRAMS, root};
 
 #[test]
 fn attaching_and_detaching_a_pod_takes_milliseconds() {
     if !root() {
         return;
     }
-    let lab = Lab::new(Kind { programs: true, underlay_v6: false, only: None });
+    let lab = Lab::new(PROGRAMS);
     let (mut attached, mut detached) = (Vec::new(), Vec::new());
     for host in 20..60 {
         let ns = Ns::new();
@@ -36,7 +36,7 @@ fn a_thousand_nodes_are_applied_in_a_moment_and_once() {
     if !root() {
         return;
     }
-    let lab = Lab::new(Kind { programs: true, underlay_v6: false, only: None });
+    let lab = Lab::new(PROGRAMS);
     let peer = |n: u16| {
         let [high, low] = n.to_be_bytes();
         NodePeer {
