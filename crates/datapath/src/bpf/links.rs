@@ -48,6 +48,13 @@ enum Target {
     Other,
 }
 
+impl Target {
+    /// Whether there is still something that it is attached to.
+    fn is_there(self) -> bool {
+        !matches!(self, Target::Device(0) | Target::Cgroup(0) | Target::Other)
+    }
+}
+
 fn path_text(path: &Path) -> io::Result<CString> {
     CString::new(path.as_os_str().as_bytes()).map_err(|e| io::Error::new(io::ErrorKind::InvalidInput, e))
 }
@@ -199,9 +206,9 @@ impl Links {
         let name = pin.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         let own = self.dir.join(&name);
         let held = target(link.as_fd());
-        let gone = matches!(held, Target::Device(0) | Target::Cgroup(0) | Target::Other);
-        let ours = open_pinned(&own).map_err(failed)?.is_some_and(|link| target(link.as_fd()) == held);
-        match program_of(&name).and_then(program).filter(|_| !gone && !ours) {
+        // A link of ours of that name is where the configuration says now; theirs may be elsewhere.
+        let ours = open_pinned(&own).map_err(failed)?.is_some_and(|link| target(link.as_fd()).is_there());
+        match program_of(&name).and_then(program).filter(|_| held.is_there() && !ours) {
             Some(program) => {
                 update(link.as_fd(), program.as_fd()).map_err(failed)?;
                 fs::rename(pin, own).map_err(failed)

@@ -152,7 +152,8 @@ impl Programs {
         copied.map_err(|e| Error::kernel("copy the descriptor of", hook.program(), e))
     }
 
-    /// Attaches a hook's program to a device, or replaces the program of the link that is there. Idempotent.
+    /// Attaches a hook's program to a device, or replaces the program of the link that is there. Does nothing where another
+    /// version's link is (see [`Programs::take_over`]). Idempotent.
     pub fn attach_device(&mut self, ifindex: u32, hook: Hook) -> Result<()> {
         let program = object::program(&self.object, hook.program())?;
         self.links.attach_device(ifindex, hook, object::descriptor(&program))
@@ -163,7 +164,8 @@ impl Programs {
         self.links.detach_device(ifindex)
     }
 
-    /// Attaches the socket programs to a cgroup directory, or replaces them in place. Idempotent.
+    /// Attaches the socket programs to a cgroup directory, or replaces them in place; not where another version's are.
+    /// Idempotent.
     pub fn attach_cgroup(&mut self, cgroup: &Path) -> Result<()> {
         let dir = fs::File::open(cgroup).map_err(|e| Error::kernel("open cgroup", cgroup.display().to_string(), e))?;
         for (name, kind) in links::SOCKET_PROGRAMS {
@@ -188,7 +190,7 @@ impl Programs {
         self.links.attached()
     }
 
-    /// Removes every pin of this node: links (which detaches) and maps.
+    /// Removes every pin of this node, other versions' too: links (which detaches) and maps.
     pub fn unpin_all(self) -> Result<()> {
         self.links.remove_all()?;
         self.pins.remove()

@@ -60,7 +60,8 @@ impl Node {
             }
             Err(error) => {
                 tracing::debug!(device, %error, "the kernel takes no filters; attaching links at once");
-                link_all(programs, index)
+                link_all(programs, index)?;
+                Ok(filter::detach(netlink, index, device)?)
             }
         }
     }

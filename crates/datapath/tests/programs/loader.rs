@@ -1,5 +1,6 @@
 //! Opening again adopts what is there; links go on without the process; the collector needs nobody.
 
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use libbpf_rs::{MapCore, MapFlags};
@@ -55,6 +56,43 @@ fn opening_again_adopts_links_maps_and_connections_and_writes_nothing() {
         w.programs.attach_device(w.pod_a, Hook::FromPod).unwrap();
         w.from_pod(&sent_by(h.a, 4000, h.service, 80, L4::tcp(ACK))).into_pod(w.pod_b);
         w.programs.unpin_all().unwrap();
+    });
+}
+
+#[test]
+fn links_of_another_version_are_left_alone_and_then_taken_over() {
+    in_namespaces(|dir| {
+        let mut w = World::new(dir, Limits::default());
+        for (pod, hook) in [(w.pod_a, Hook::FromPod), (w.pod_b, Hook::FromPod), (w.pod_b, Hook::ToPod)] {
+            w.programs.attach_device(pod, hook).unwrap();
+        }
+        let config = w.programs.config().clone();
+        let (ours, theirs) = (dir.join(format!("towpath-v{TP_ABI_VERSION}")), dir.join("towpath-v77"));
+        std::fs::rename(&ours, &theirs).unwrap();
+        // A hook that only they have.
+        let pin = |hook: &str| theirs.join(format!("links/dev-{}-{hook}", w.pod_b));
+        std::fs::rename(pin("tp_to_pod"), pin("tp_their_own")).unwrap();
+        w.programs = Programs::open_for_tests(config.clone()).unwrap();
+        assert!(w.programs.has_former());
+        w.programs.attach_device(w.pod_a, Hook::FromPod).unwrap();
+        w.programs.attach_device(w.pod_a, Hook::ToPod).unwrap();
+        let attached = w.programs.attached().unwrap();
+        assert_eq!(attached, [(w.pod_a, Hook::ToPod)], "only where they have none");
+        assert!(w.programs.is_linked(w.pod_a, Hook::FromPod).unwrap());
+        assert!(!w.programs.is_linked(w.pod_b, Hook::ToPod).unwrap());
+        assert_eq!(w.programs.take_over().unwrap(), 3);
+        let taken = [(w.pod_a, Hook::FromPod), (w.pod_a, Hook::ToPod), (w.pod_b, Hook::FromPod)];
+        assert_eq!(w.programs.attached().unwrap(), taken);
+        assert!(!w.programs.has_former() && !theirs.exists() && w.programs.take_over().unwrap() == 0);
+        // What the pinned links run now is what this process loaded.
+        for (pod, hook) in taken {
+            let pin = ours.join(format!("links/dev-{pod}-{}", hook.program()));
+            let runs = libbpf_rs::Link::open(pin).unwrap().info().unwrap().prog_id;
+            let loaded = w.programs.descriptor(hook).unwrap();
+            assert_eq!(runs, libbpf_rs::Program::id_from_fd(loaded.as_fd()).unwrap(), "{hook:?} of {pod}");
+        }
+        w.programs.unpin_all().unwrap();
+        assert!(!ours.exists());
     });
 }
 
