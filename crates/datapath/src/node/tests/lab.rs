@@ -314,7 +314,7 @@ pub(super) struct Lab {
     pub(super) n1: TestNode,
     pub(super) n2: TestNode,
     pub(super) outside: Ns,
-    _router: Ns,
+    pub(super) router: Ns,
 }
 
 impl Lab {
@@ -371,7 +371,7 @@ impl Lab {
         for ns in [&n1.ns, &n2.ns] {
             assert!(ns.comes_to_ping("198.51.100.9") && ns.comes_to_ping("2001:db8:2::9"), "the underlay works");
         }
-        Self { n1, n2, outside, _router: router }
+        Self { n1, n2, outside, router }
     }
 }
 
