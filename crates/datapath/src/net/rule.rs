@@ -44,8 +44,7 @@ fn is_ours(rule: &RuleMessage) -> bool {
 /// Tables local, main and default, under the protocol that nobody but the kernel gives its rules.
 fn is_the_kernels(rule: &RuleMessage) -> bool {
     let known = [libc::RT_TABLE_LOCAL, libc::RT_TABLE_MAIN, libc::RT_TABLE_DEFAULT];
-    known.contains(&rule.header.table.into())
-        && rule.attributes.contains(&RuleAttribute::Protocol(RouteProtocol::Kernel))
+    known.contains(&rule.header.table) && rule.attributes.contains(&RuleAttribute::Protocol(RouteProtocol::Kernel))
 }
 
 fn list(netlink: &mut Netlink) -> Result<Vec<RuleMessage>, Error> {
