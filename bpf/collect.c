@@ -6,6 +6,8 @@
 
 #define COLLECT_EVERY (5 * NSEC_PER_SEC)
 #define COLLECT_ALONE (30 * NSEC_PER_SEC)
+#define COLLECT_NAT (60 * NSEC_PER_SEC)
+#define CROWDED (5 * NSEC_PER_SEC)
 #define CLOCK_MONOTONIC 1
 
 struct tp_sweep {
@@ -13,46 +15,58 @@ struct tp_sweep {
 	struct tp_removed removed;
 };
 
+/* Not established, idle for a moment, and of a pod that has all of its share while others may soon need theirs. */
+static __always_inline int tp_ct_crowds(const struct tp_ct *ct, __u64 now)
+{
+	__u64 last_seen = ct->last_seen;
+	struct tp_budget *budget;
+	struct tp_flows *flows;
+	__u32 zero = 0, pod = ct->pod_id;
+	__u32 *held;
+
+	if ((ct->flags & TP_CT_ESTABLISHED) || now <= last_seen || now - last_seen < CROWDED)
+		return 0;
+	budget = bpf_map_lookup_elem(&tp_budget, &zero);
+	held = bpf_map_lookup_elem(&tp_held, &zero);
+	flows = bpf_map_lookup_elem(&tp_flows, &pod);
+	return budget && held && flows && flows->held > budget->share && *held > budget->room / 2;
+}
+
 static long tp_collect_ct(void *map, struct tp_ct_key *key, struct tp_ct *ct, struct tp_sweep *sweep)
 {
-	if (tp_ct_expired(key->proto, ct, sweep->now) && !bpf_map_delete_elem(&tp_ct, key))
-		sweep->removed.connections++;
+	int removed;
+
+	if (!tp_ct_expired(key->proto, ct, sweep->now) && !tp_ct_crowds(ct, sweep->now))
+		return 0;
+	removed = tp_ct_remove(key, ct);
+	sweep->removed.connections += !!removed;
+	sweep->removed.translations += removed == 2;
 	return 0;
 }
 
-/* A translation lives as long as its connection does, and a moment longer: it is entered first. */
+/* A translation goes with its connection. This finds what was left in a race of two CPUs. */
 static long tp_collect_nat(void *map, struct tp_tuple *sent, struct tp_nat *nat, struct tp_sweep *sweep)
 {
 	struct tp_ct_key key = {};
 	struct tp_tuple t = *sent;
 
-	if (sweep->now < nat->last_seen + 5 * NSEC_PER_SEC)
-		return 0;
 	t.daddr = nat->daddr;
 	t.dport = nat->dport;
-	if (tp_source_is_smaller(&t)) {
-		key.addr_a = t.saddr;
-		key.addr_b = t.daddr;
-		key.port_a = t.sport;
-		key.port_b = t.dport;
-	} else {
-		key.addr_a = t.daddr;
-		key.addr_b = t.saddr;
-		key.port_a = t.dport;
-		key.port_b = t.sport;
-	}
-	key.proto = t.proto;
+	tp_ct_key_of(&key, &t);
 	if (!bpf_map_lookup_elem(&tp_ct, &key) && !bpf_map_delete_elem(&tp_nat, sent))
 		sweep->removed.translations++;
 	return 0;
 }
 
-static __noinline void tp_collect_all(struct tp_sweep *sweep)
+static __noinline void tp_collect_all(struct tp_sweep *sweep, struct tp_collector *collector)
 {
 	/* The fine clock: programs of this kind are not given the coarse one, which is at most a tick behind. */
 	sweep->now = bpf_ktime_get_ns();
 	bpf_for_each_map_elem(&tp_ct, tp_collect_ct, sweep, 0);
+	if (sweep->now - collector->last_nat < COLLECT_NAT)
+		return;
 	bpf_for_each_map_elem(&tp_nat, tp_collect_nat, sweep, 0);
+	collector->last_nat = sweep->now;
 }
 
 static int tp_collector_fires(void *map, __u32 *index, struct tp_collector *collector)
@@ -60,7 +74,7 @@ static int tp_collector_fires(void *map, __u32 *index, struct tp_collector *coll
 	struct tp_sweep sweep = {};
 
 	if (bpf_ktime_get_ns() - collector->last_run >= COLLECT_ALONE)
-		tp_collect_all(&sweep);
+		tp_collect_all(&sweep, collector);
 	bpf_timer_start(&collector->timer, COLLECT_EVERY, 0);
 	return 0;
 }
@@ -88,9 +102,10 @@ int tp_collect(struct tp_removed *removed)
 	__u32 zero = 0;
 	struct tp_collector *collector = bpf_map_lookup_elem(&tp_collector, &zero);
 
-	tp_collect_all(&sweep);
-	if (collector)
-		collector->last_run = sweep.now;
+	if (!collector)
+		return 1;
+	tp_collect_all(&sweep, collector);
+	collector->last_run = sweep.now;
 	*removed = sweep.removed;
 	return 0;
 }
@@ -107,8 +122,8 @@ static __always_inline int tp_purged(const struct tp_purge *purge, const struct 
 
 static long tp_purge_ct(void *map, struct tp_ct_key *key, struct tp_ct *ct, struct tp_purge *purge)
 {
-	if (tp_purged(purge, &key->addr_a, &key->addr_b) && !bpf_map_delete_elem(&tp_ct, key))
-		purge->removed++;
+	if (tp_purged(purge, &key->addr_a, &key->addr_b))
+		purge->removed += tp_ct_remove(key, ct);
 	return 0;
 }
 

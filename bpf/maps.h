@@ -26,6 +26,9 @@ TP_MAP(tp_rules, BPF_MAP_TYPE_LPM_TRIE, struct tp_rule_key, struct tp_rule, 6553
 
 TP_MAP(tp_ct, BPF_MAP_TYPE_HASH, struct tp_ct_key, struct tp_ct, 65536, BPF_F_NO_PREALLOC);
 TP_MAP(tp_nat, BPF_MAP_TYPE_HASH, struct tp_tuple, struct tp_nat, 65536, BPF_F_NO_PREALLOC);
+TP_MAP(tp_budget, BPF_MAP_TYPE_ARRAY, __u32, struct tp_budget, 1, 0);
+TP_MAP(tp_held, BPF_MAP_TYPE_ARRAY, __u32, __u32, 1, 0);
+TP_MAP(tp_flows, BPF_MAP_TYPE_HASH, __u32, struct tp_flows, 4096, BPF_F_NO_PREALLOC);
 TP_MAP(tp_frags, BPF_MAP_TYPE_LRU_HASH, struct tp_frag_key, struct tp_frag, 8192, 0);
 
 TP_MAP(tp_services, BPF_MAP_TYPE_HASH, struct tp_service_key, struct tp_service, 65536, BPF_F_NO_PREALLOC);
@@ -74,6 +77,7 @@ TP_MAP(tp_hops, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct tp_hop, HOPS, 0);
 struct tp_collector {
 	struct bpf_timer timer;
 	__u64 last_run;
+	__u64 last_nat;			/* when translations were last looked through */
 };
 TP_MAP(tp_collector, BPF_MAP_TYPE_ARRAY, __u32, struct tp_collector, 1, 0);
 

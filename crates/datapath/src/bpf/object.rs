@@ -18,7 +18,7 @@ use crate::abi::{Plain, TP_ABI_VERSION};
 static OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/towpath.o"));
 
 /// Maps that outlive the process. The others are scratch, constants and what only tests use.
-const PINNED: [&str; 19] = [
+const PINNED: [&str; 22] = [
     "tp_node_config",
     "tp_revision",
     "tp_pods",
@@ -30,6 +30,9 @@ const PINNED: [&str; 19] = [
     "tp_rules",
     "tp_ct",
     "tp_nat",
+    "tp_budget",
+    "tp_held",
+    "tp_flows",
     "tp_frags",
     "tp_services",
     "tp_slots",
@@ -69,6 +72,8 @@ fn limit_of(limits: &Limits, name: &str) -> Option<u32> {
         "tp_rules" => limits.rules,
         "tp_peers" => limits.peers,
         "tp_pods" | "tp_netns_pods" => limits.pods,
+        // No pod has less than one address; and one for who is no pod.
+        "tp_flows" => limits.pods.saturating_add(1),
         _ => return None,
     })
 }
