@@ -64,16 +64,28 @@ static __always_inline void tp_nat_key_of(struct tp_tuple *sent, const struct tp
 	__builtin_memset(sent->pad, 0, sizeof(sent->pad));
 }
 
+/* Deletes a translation that led to the connection of `key`, opened from side A or B; how many. The client may have gone on
+ * to another backend by the same Service: that is not this connection's. */
+static __always_inline int tp_nat_forget(const struct tp_tuple *sent, const struct tp_ct_key *key, __u32 from_a)
+{
+	struct tp_nat *nat = bpf_map_lookup_elem(&tp_nat, sent);
+
+	if (!nat)
+		return 0;
+	if (from_a ? nat->dport != key->port_b || !tp_same(&nat->daddr, &key->addr_b) :
+		     nat->dport != key->port_a || !tp_same(&nat->daddr, &key->addr_a))
+		return 0;
+	return !bpf_map_delete_elem(&tp_nat, sent);
+}
+
 /*
  * Deletes an entry, the translation that led to it, and what its pod is counted for it. How many were deleted, translation
- * included: 0 if another was first. The client may have gone on to another backend by the same Service: that translation is
- * not this connection's.
+ * included: 0 if another was first.
  */
 static __noinline int tp_ct_remove(const struct tp_ct_key *key, const struct tp_ct *ct)
 {
 	__u32 pod = ct->pod_id, flags = ct->flags;
 	struct tp_tuple sent;
-	struct tp_nat *nat;
 
 	/* Before the deletion: afterwards the entry's memory may be another's. */
 	tp_nat_key_of(&sent, key, ct);
@@ -82,13 +94,7 @@ static __noinline int tp_ct_remove(const struct tp_ct_key *key, const struct tp_
 	tp_uncount(pod);
 	if (!(flags & TP_CT_DNAT))
 		return 1;
-	nat = bpf_map_lookup_elem(&tp_nat, &sent);
-	if (!nat)
-		return 1;
-	if (flags & TP_CT_FROM_A ? nat->dport != key->port_b || !tp_same(&nat->daddr, &key->addr_b) :
-				   nat->dport != key->port_a || !tp_same(&nat->daddr, &key->addr_a))
-		return 1;
-	return bpf_map_delete_elem(&tp_nat, &sent) ? 1 : 2;
+	return 1 + tp_nat_forget(&sent, key, flags & TP_CT_FROM_A);
 }
 
 /* Deletes the oldest of a pod's latest openings that is not established; its place in the ring, -1: there is none. */

@@ -6,7 +6,6 @@
 
 #define COLLECT_EVERY (5 * NSEC_PER_SEC)
 #define COLLECT_ALONE (30 * NSEC_PER_SEC)
-#define COLLECT_NAT (60 * NSEC_PER_SEC)
 #define CROWDED (5 * NSEC_PER_SEC)
 #define CLOCK_MONOTONIC 1
 
@@ -44,29 +43,32 @@ static long tp_collect_ct(void *map, struct tp_ct_key *key, struct tp_ct *ct, st
 	return 0;
 }
 
-/* A translation goes with its connection. This finds what was left in a race of two CPUs. */
+/* A translation goes with its connection. This finds what was left when two CPUs worked on one. */
 static long tp_collect_nat(void *map, struct tp_tuple *sent, struct tp_nat *nat, struct tp_sweep *sweep)
 {
 	struct tp_ct_key key = {};
 	struct tp_tuple t = *sent;
+	struct tp_ct *ct;
+	__u8 from_a;
 
 	t.daddr = nat->daddr;
 	t.dport = nat->dport;
-	tp_ct_key_of(&key, &t);
-	if (!bpf_map_lookup_elem(&tp_ct, &key) && !bpf_map_delete_elem(&tp_nat, sent))
+	from_a = tp_ct_key_of(&key, &t);
+	ct = bpf_map_lookup_elem(&tp_ct, &key);
+	if (ct && (ct->flags & TP_CT_DNAT) && !(ct->flags & TP_CT_FROM_A) == !from_a && ct->vport == sent->dport &&
+	    tp_same(&ct->vip, &sent->daddr))
+		return 0;
+	if (!bpf_map_delete_elem(&tp_nat, sent))
 		sweep->removed.translations++;
 	return 0;
 }
 
-static __noinline void tp_collect_all(struct tp_sweep *sweep, struct tp_collector *collector)
+static __noinline void tp_collect_all(struct tp_sweep *sweep)
 {
 	/* The fine clock: programs of this kind are not given the coarse one, which is at most a tick behind. */
 	sweep->now = bpf_ktime_get_ns();
 	bpf_for_each_map_elem(&tp_ct, tp_collect_ct, sweep, 0);
-	if (sweep->now - collector->last_nat < COLLECT_NAT)
-		return;
 	bpf_for_each_map_elem(&tp_nat, tp_collect_nat, sweep, 0);
-	collector->last_nat = sweep->now;
 }
 
 static int tp_collector_fires(void *map, __u32 *index, struct tp_collector *collector)
@@ -74,7 +76,7 @@ static int tp_collector_fires(void *map, __u32 *index, struct tp_collector *coll
 	struct tp_sweep sweep = {};
 
 	if (bpf_ktime_get_ns() - collector->last_run >= COLLECT_ALONE)
-		tp_collect_all(&sweep, collector);
+		tp_collect_all(&sweep);
 	bpf_timer_start(&collector->timer, COLLECT_EVERY, 0);
 	return 0;
 }
@@ -102,10 +104,9 @@ int tp_collect(struct tp_removed *removed)
 	__u32 zero = 0;
 	struct tp_collector *collector = bpf_map_lookup_elem(&tp_collector, &zero);
 
-	if (!collector)
-		return 1;
-	tp_collect_all(&sweep, collector);
-	collector->last_run = sweep.now;
+	tp_collect_all(&sweep);
+	if (collector)
+		collector->last_run = sweep.now;
 	*removed = sweep.removed;
 	return 0;
 }

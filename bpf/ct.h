@@ -213,18 +213,32 @@ static __always_inline void tp_ct_observe(struct tp_work *w, struct tp_ct *ct, _
 	}
 }
 
+/*
+ * Puts w->fresh in the place of `old`. A key is counted once and to one pod, however often its connection begins anew. If it
+ * was reached by way of another Service, that translation goes.
+ */
+static __always_inline int tp_ct_renew(struct tp_work *w, const struct tp_ct *old)
+{
+	__u32 flags = old->flags;
+	struct tp_tuple sent;
+
+	tp_nat_key_of(&sent, &w->key, old);
+	w->fresh.pod_id = old->pod_id;
+	if (bpf_map_update_elem(&tp_ct, &w->key, &w->fresh, BPF_EXIST))
+		return -1;
+	if ((flags & TP_CT_DNAT) && !(w->translated && tp_same_tuple(&sent, &w->sent)))
+		tp_nat_forget(&sent, &w->key, flags & TP_CT_FROM_A);
+	return 0;
+}
+
 /* Enters w->fresh under w->key, in place of `old` if that is still there. 0, or why not. */
 static __noinline __u32 tp_ct_enter(struct tp_work *w, const struct tp_ct *old)
 {
 	__u32 reason;
 	long err;
 
-	if (old) {
-		/* One key, counted once and to one pod, however often the connection begins anew. */
-		w->fresh.pod_id = old->pod_id;
-		if (!bpf_map_update_elem(&tp_ct, &w->key, &w->fresh, BPF_EXIST))
-			return 0;
-	}
+	if (old && !tp_ct_renew(w, old))
+		return 0;
 	w->fresh.pod_id = w->j.pod_id;
 	reason = tp_admit(w);
 	if (reason)

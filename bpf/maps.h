@@ -77,7 +77,6 @@ TP_MAP(tp_hops, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct tp_hop, HOPS, 0);
 struct tp_collector {
 	struct bpf_timer timer;
 	__u64 last_run;
-	__u64 last_nat;			/* when translations were last looked through */
 };
 TP_MAP(tp_collector, BPF_MAP_TYPE_ARRAY, __u32, struct tp_collector, 1, 0);
 

@@ -11,6 +11,7 @@
 #![allow(unreachable_pub, reason = "modules of one test binary")]
 
 mod envelope;
+mod budget;
 mod frame;
 mod from_pod;
 mod live;
