@@ -211,11 +211,17 @@ struct tp_ct {
 };
 
 /*
- * A pod's budget. Every entry of tp_ct is counted to a pod: to the opener if it is a pod of this node, else to the responder,
- * else to pod 0, which stands for everybody else. With L the limit of tp_ct, one half of it is divided: a pod that holds
+ * A pod's budget. Every entry of tp_ct is counted to who opened it, if that is a pod of this node or the node itself, else to
+ * the responder if that is a pod of this node, else to everybody else together. With L the limit of tp_ct, one half of it is divided: a pod that holds
  * less than its share may always open a connection. The other half is lent to who asks, to each no more than twice what is
  * then left of it. So the table cannot be full for who is below its share, and whoever fills it leaves room for others.
  */
+
+/* Holders of entries that are no pods. */
+enum tp_holder {
+	TP_HOLDER_OTHERS = 0,
+	TP_HOLDER_NODE = 0xffffffff,	/* so that a pod's flood does not cost it its probes */
+};
 
 /* tp_budget: array of one. */
 struct tp_budget {
@@ -230,7 +236,7 @@ struct tp_openings {
 	struct tp_ct_key keys[32];
 };
 
-/* tp_flows: hash, pod_id -> this. Made by user space before the pod is entered in tp_pods, deleted a while after the last
+/* tp_flows: hash, pod_id or enum tp_holder -> this. Made by user space before the pod is entered in tp_pods, deleted a while after the last
  * entry that is counted to it. `ring` holds the pod's latest openings: when the pod may hold no more, the oldest of them
  * that is not established gives way to the new one. */
 struct tp_flows {

@@ -136,8 +136,8 @@ static __noinline __u32 tp_admit(struct tp_work *w)
 	int place;
 
 	if (!flows) {
-		w->fresh.pod_id = 0;
-		flows = tp_flows_of(0);
+		w->fresh.pod_id = TP_HOLDER_OTHERS;
+		flows = tp_flows_of(TP_HOLDER_OTHERS);
 	}
 	budget = bpf_map_lookup_elem(&tp_budget, &zero);
 	if (!flows || !all || !budget)

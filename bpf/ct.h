@@ -321,6 +321,9 @@ static __always_inline struct tp_ct *tp_track(struct tp_work *w, const struct tp
 	__u64 now = bpf_ktime_get_coarse_ns();
 	__u32 revision = tp_revision_now();
 
+	/* Here, because every hook has checked the source before. */
+	if (w->p.flags & TP_PKT_FIRST_FRAG)
+		tp_frag_record(w, w->translated ? &w->sent : &w->p.t);
 	if (!ct || tp_ct_restarts(w, ct, now))
 		return tp_ct_open(w, cfg, ct, now, revision);
 	w->reply = !tp_ct_forward(w, ct);

@@ -134,6 +134,8 @@ static __noinline __u32 tp_judge(struct tp_work *w, const struct tp_node_config 
 			j->pod_id = to->pod_id;
 		tp_end_of(&j->to, to);
 		if (own_node) {
+			if (!from)
+				j->pod_id = TP_HOLDER_NODE;
 			j->ingress_verdict = TP_VERDICT_ALLOW;
 			j->ingress_rule = TP_RULE_OWN_NODE;
 		} else if (to->flags & TP_POD_HOST_ONLY) {

@@ -68,6 +68,10 @@ pub const TP_CT_RST: u32 = 32;
 pub const TP_CT_VIA_TUNNEL: u32 = 64;
 pub const TP_CT_ESTABLISHED: u32 = 128;
 
+// enum tp_holder
+pub const TP_HOLDER_OTHERS: u32 = 0;
+pub const TP_HOLDER_NODE: u32 = 0xffffffff;
+
 // enum tp_service_flag
 pub const TP_SERVICE_AFFINITY: u32 = 1;
 pub const TP_SERVICE_NODEPORT: u32 = 2;

@@ -5,13 +5,14 @@
 //! to it: until then a program may still be counting in it, and the kernel would give its memory to the next pod at once.
 
 use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use libbpf_rs::Object;
 
 use super::error::Result;
 use super::map::Map;
-use crate::abi::{self, Flows};
+use crate::abi::{self, Addr, Flows, TP_HOLDER_NODE, TP_HOLDER_OTHERS};
 
 /// How long an account stays empty before it goes: a program that looked it up has ended long before.
 const GRACE: Duration = Duration::from_secs(2);
@@ -20,8 +21,8 @@ const GRACE: Duration = Duration::from_secs(2);
 /// so that what is promised to one is not taken back when the next is there. Nodes have 110 pods unless told otherwise.
 const HOLDERS_MIN: u32 = 128;
 
-/// The account of everybody who is no pod of this node.
-const NO_POD: u32 = 0;
+/// Holders that are no pods: their accounts are always there.
+const NO_PODS: [u32; 2] = [TP_HOLDER_OTHERS, TP_HOLDER_NODE];
 
 /// How the connection table is held.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -32,8 +33,41 @@ pub struct Held {
     pub room: u32,
     /// Entries that each pod may hold whatever others hold.
     pub share: u32,
-    /// Entries by pod id; 0 is everybody who is no pod of this node.
-    pub pods: Vec<(u32, u32)>,
+    /// Who holds how many, by id.
+    pub holders: Vec<Holder>,
+}
+
+/// One account.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Holder {
+    /// Pod id, or `enum tp_holder`.
+    pub id: u32,
+    /// The pod's addresses; none of a pod that is gone.
+    pub addresses: Vec<IpAddr>,
+    /// Connections that are counted to it.
+    pub held: u32,
+    /// It may hold no more: a new connection takes the place of one that is not established, or is refused.
+    pub full: bool,
+}
+
+impl Holder {
+    /// Whose account it is, in words.
+    pub fn name(&self) -> String {
+        match (self.id, self.addresses.as_slice()) {
+            (TP_HOLDER_NODE, _) => "the node itself".to_owned(),
+            (TP_HOLDER_OTHERS, _) => "clients outside, with backends on other nodes".to_owned(),
+            (id, []) => format!("former pod {id}"),
+            (_, addresses) => {
+                let texts: Vec<String> = addresses.iter().map(IpAddr::to_string).collect();
+                format!("pod {}", texts.join(", "))
+            }
+        }
+    }
+}
+
+/// The programs' own rule, see `tp_may_hold_more` in `bpf/budget.h`.
+fn is_full(held: u32, all: u32, budget: &abi::Budget) -> bool {
+    held >= budget.share && (all >= budget.room || held >= 2u32.saturating_mul(budget.room - all))
 }
 
 /// Half of a table of `limit` entries, and the share of each of `holders`.
@@ -62,8 +96,7 @@ impl Accounts {
         let accounts = flows.entries()?.into_iter().map(|(pod, _)| (pod, None)).collect();
         let budget = Map::open(object, "tp_budget")?;
         let mut opened = Self { flows, budget, held: Map::open(object, "tp_held")?, limit, accounts };
-        opened.add(NO_POD)?;
-        for pod in pods {
+        for pod in NO_PODS.into_iter().chain(pods) {
             opened.add(pod)?;
         }
         opened.settle()?;
@@ -90,7 +123,7 @@ impl Accounts {
 
     /// Deletes the accounts of pods that are not among these and have held nothing for a while; how many.
     pub(crate) fn sweep(&mut self, pods: &HashSet<u32>, now: Instant) -> Result<usize> {
-        let gone: Vec<u32> = self.accounts.keys().filter(|pod| **pod != NO_POD && !pods.contains(pod)).copied().collect();
+        let gone: Vec<u32> = self.accounts.keys().filter(|pod| !NO_PODS.contains(pod) && !pods.contains(pod)).copied().collect();
         let mut removed = 0;
         for pod in gone {
             let empty = self.flows.get(&pod)?.is_none_or(|flows| flows.held == 0);
@@ -115,21 +148,35 @@ impl Accounts {
         Ok(self.held.get(&0)?.unwrap_or_default())
     }
 
-    /// Who holds how many.
-    pub(crate) fn held(&self) -> Result<Held> {
+    /// Who holds how many; `pods` are those that are here.
+    pub(crate) fn held(&self, pods: &HashMap<Addr, abi::Pod>) -> Result<Held> {
         let budget = self.budget.get(&0)?.unwrap_or_default();
-        let mut pods = Vec::with_capacity(self.accounts.len());
-        for pod in self.accounts.keys() {
-            pods.extend(self.flows.get(pod)?.map(|flows| (*pod, flows.held)));
+        let all = self.all()?;
+        let mut holders = Vec::with_capacity(self.accounts.len());
+        for id in self.accounts.keys().copied() {
+            let Some(Flows { held, .. }) = self.flows.get(&id)? else { continue };
+            let mut addresses: Vec<IpAddr> =
+                pods.iter().filter(|(_, pod)| pod.pod_id == id).map(|(address, _)| address.ip()).collect();
+            addresses.sort_unstable();
+            holders.push(Holder { id, addresses, held, full: is_full(held, all, &budget) });
         }
-        pods.sort_unstable();
-        Ok(Held { all: self.all()?, room: budget.room, share: budget.share, pods })
+        holders.sort_unstable_by_key(|holder| holder.id);
+        Ok(Held { all, room: budget.room, share: budget.share, holders })
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_has_its_share_is_full_when_nothing_is_left_to_lend() {
+        let budget = abi::Budget { room: 100, share: 10 };
+        assert!(!is_full(9, 300, &budget), "below its share nobody is");
+        assert!(is_full(10, 100, &budget));
+        assert!(!is_full(65, 66, &budget));
+        assert!(is_full(67, 67, &budget));
+    }
 
     #[test]
     fn shares_are_half_of_the_table_at_most_and_shrink_in_steps() {

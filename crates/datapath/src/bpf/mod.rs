@@ -40,7 +40,7 @@ use policy::PolicyMaps;
 use services::ServiceMaps;
 
 pub use adopt::Adopted;
-pub use budget::Held;
+pub use budget::{Held, Holder};
 pub use config::{BpfConfig, Changes, Hook, Isolation, Limits, NodeConfig};
 pub use error::{Error, Result};
 pub use observe::{Connection, Count, End, Judged, MapUsage, Reason};
@@ -290,7 +290,7 @@ impl Programs {
 
     /// How the connection table is held by pods.
     pub fn held(&self) -> Result<Held> {
-        self.accounts.held()
+        self.accounts.held(self.policy.pods())
     }
 
     /// How full the maps are. Reads the table of translations.

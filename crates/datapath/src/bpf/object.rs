@@ -72,8 +72,8 @@ fn limit_of(limits: &Limits, name: &str) -> Option<u32> {
         "tp_rules" => limits.rules,
         "tp_peers" => limits.peers,
         "tp_pods" | "tp_netns_pods" => limits.pods,
-        // No pod has less than one address; and one for who is no pod.
-        "tp_flows" => limits.pods.saturating_add(1),
+        // No pod has less than one address; and two holders are no pods.
+        "tp_flows" => limits.pods.saturating_add(2),
         _ => return None,
     })
 }

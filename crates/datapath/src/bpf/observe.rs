@@ -107,7 +107,7 @@ pub struct Connection {
     pub egress: Option<Judged>,
     /// Ingress of the responder, if it was judged here.
     pub ingress: Option<Judged>,
-    /// The local pod whose budget it takes from, 0: that of everybody else.
+    /// Whose budget it takes from: a pod's id, or `enum tp_holder`.
     pub pod_id: u32,
 }
 

@@ -85,7 +85,7 @@ fn established(w: &World) -> BTreeSet<(IpAddr, u16, IpAddr)> {
 }
 
 fn held(w: &World) -> BTreeMap<u32, u32> {
-    w.programs.held().unwrap().pods.into_iter().collect()
+    w.programs.held().unwrap().holders.into_iter().map(|holder| (holder.id, holder.held)).collect()
 }
 
 fn count(w: &World, reason: &str) -> u64 {
@@ -132,10 +132,12 @@ fn a_pod_that_floods_loses_its_own_openings_and_nobody_elses() {
             assert_eq!(send(w, &syn), PASS, "{n}");
         }
         assert_eq!(count(w, "ct_budget"), 0);
-        let held = w.programs.held().unwrap();
-        assert_eq!((held.room, held.share), (LIMIT / 2, SHARE));
-        let of_a = held.pods.iter().find(|(pod, _)| *pod == A).unwrap().1 as usize;
-        assert!((ALONE - 60..=ALONE).contains(&of_a), "{held:?}");
+        let all = w.programs.held().unwrap();
+        assert_eq!((all.room, all.share), (LIMIT / 2, SHARE));
+        let full: Vec<String> = all.holders.iter().filter(|h| h.full).map(|h| h.name()).collect();
+        assert_eq!(full, ["pod 10.1.0.10, fd01::10"]);
+        let of_a = held(w)[&A] as usize;
+        assert!((ALONE - 60..=ALONE).contains(&of_a), "{of_a}");
         assert_eq!(count(w, "ct_recycled") as usize, 3 * LIMIT as usize + 40 - of_a);
         // The oldest went first: of the flood's last packets none is missing.
         let open: BTreeSet<(u16, IpAddr)> =
@@ -168,6 +170,13 @@ fn a_pod_full_of_established_connections_is_refused_and_keeps_them() {
         assert_eq!(established(w).len(), opened as usize);
         assert_eq!(count(w, "ct_recycled"), 0);
         w.from_pod(&sent_by(h.a, 1000, stranger(0), 443, L4::data(b"x"))).passed();
+        // Its node reaches it still, at its own cost, and is answered.
+        let probe = |n| arriving(MAC_A, h.node, n, h.a, 8080, L4::syn());
+        for n in 1..=SHARE as u16 {
+            assert_eq!(push(w, Hook::ToPod, &probe(n), w.pod_a, 0), PASS);
+        }
+        assert_eq!(send(w, &sent_by(h.a, 8080, h.node, 1, L4::tcp(SYN | ACK))), PASS);
+        assert_eq!(held(w)[&TP_HOLDER_NODE], SHARE);
         // The neighbour has not only its share: a third of what was lent is left, and two thirds of that may be its own.
         let mut neighbours = 0;
         while establish(w, h.b, 1000 + (neighbours % 1000) as u16, stranger(neighbours / 1000)) {
@@ -183,7 +192,7 @@ fn a_pod_full_of_established_connections_is_refused_and_keeps_them() {
             strangers += u32::from(verdict == REDIRECT);
         }
         assert_eq!(strangers, 2 * SHARE, "what they open beyond gives way to what they open next");
-        assert!(held(w)[&0] >= SHARE);
+        assert!(held(w)[&TP_HOLDER_OTHERS] >= SHARE);
         assert_eq!(translations(w), translated(&w.programs.connections().unwrap()));
         // Room again: one connection less, one more.
         let gone: Vec<IpAddr> = vec![stranger(0)];
@@ -265,10 +274,10 @@ fn the_collector_is_strict_with_a_pod_that_crowds_the_table() {
         w.age(6);
         let removed = w.programs.collect().unwrap().connections;
         assert!(removed > LIMIT / 2 / 6, "{removed}");
-        let held = w.programs.held().unwrap();
+        let all = w.programs.held().unwrap();
         // As far as it must, and not the neighbour's.
-        assert_eq!(held.all, held.room / 2);
-        assert_eq!(held.pods.iter().find(|(pod, _)| *pod == B).unwrap().1, SHARE);
+        assert_eq!(all.all, all.room / 2);
+        assert_eq!(held(w)[&B], SHARE);
         accounts_are_exact(w);
     });
 }
@@ -389,7 +398,7 @@ fn hundreds_of_pods_have_accounts_and_shares_become_smaller() {
             w.programs.set_pod(&pod, Isolation::HostOnly).unwrap();
         }
         let held = w.programs.held().unwrap();
-        assert_eq!((held.pods.len(), held.share), (303, SHARE / 4));
+        assert_eq!((held.holders.len(), held.share), (304, SHARE / 4));
     });
 }
 
