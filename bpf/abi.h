@@ -322,19 +322,19 @@ struct tp_affinity {
 	__u32 pad;
 };
 
-/* tp_sock_rev: LRU, what a translated socket that is not connected believes it talks to. */
-struct tp_sock_rev_key {
-	__u64 cookie;
-	struct tp_addr addr;		/* the backend */
-	__be16 port;
-	__u8 pad[6];
+/* What a translated socket believes it talks to. Kept with the socket and freed with it, so no socket's memory is at the
+ * cost of another's. tp_sock_peer: of its last connect. */
+struct tp_sock_peer {
+	struct tp_addr backend;
+	struct tp_addr service;
+	__be16 backend_port;
+	__be16 service_port;
 };
 
-struct tp_sock_rev {
-	struct tp_addr addr;		/* the Service */
-	__be16 port;
-	__u8 pad[2];
-	__u32 service;
+/* tp_sock_peers: of a socket that sends without connecting: the latest backends. */
+struct tp_sock_peers {
+	struct tp_sock_peer peers[32];
+	__u32 next;			/* modulo 32: the oldest */
 };
 
 /* ---- asked of the kernel by user space (programs in SEC("syscall")) --------------------------------------------- */

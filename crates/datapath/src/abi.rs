@@ -533,31 +533,28 @@ unsafe impl Plain for Affinity {}
 
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct SockRevKey {
-    pub cookie: u64,
-    pub addr: Addr,
-    pub port: Be16,
-    pub pad: [u8; 6],
+pub struct SockPeer {
+    pub backend: Addr,
+    pub service: Addr,
+    pub backend_port: Be16,
+    pub service_port: Be16,
 }
 
 const _: () =
-    assert!(size_of::<SockRevKey>() == size_of::<u64>() + size_of::<Addr>() + size_of::<Be16>() + size_of::<[u8; 6]>());
+    assert!(size_of::<SockPeer>() == size_of::<Addr>() + size_of::<Addr>() + size_of::<Be16>() + size_of::<Be16>());
 // SAFETY: repr(C), the line above shows that there is no padding, all fields are plain.
-unsafe impl Plain for SockRevKey {}
+unsafe impl Plain for SockPeer {}
 
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct SockRev {
-    pub addr: Addr,
-    pub port: Be16,
-    pub pad: [u8; 2],
-    pub service: u32,
+pub struct SockPeers {
+    pub peers: [SockPeer; 32],
+    pub next: u32,
 }
 
-const _: () =
-    assert!(size_of::<SockRev>() == size_of::<Addr>() + size_of::<Be16>() + size_of::<[u8; 2]>() + size_of::<u32>());
+const _: () = assert!(size_of::<SockPeers>() == size_of::<[SockPeer; 32]>() + size_of::<u32>());
 // SAFETY: repr(C), the line above shows that there is no padding, all fields are plain.
-unsafe impl Plain for SockRev {}
+unsafe impl Plain for SockPeers {}
 
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -863,24 +860,19 @@ pub const LAYOUTS: &[Layout] = &[
         ],
     ),
     (
-        "tp_sock_rev_key",
-        size_of::<SockRevKey>(),
+        "tp_sock_peer",
+        size_of::<SockPeer>(),
         &[
-            ("cookie", std::mem::offset_of!(SockRevKey, cookie)),
-            ("addr", std::mem::offset_of!(SockRevKey, addr)),
-            ("port", std::mem::offset_of!(SockRevKey, port)),
-            ("pad", std::mem::offset_of!(SockRevKey, pad)),
+            ("backend", std::mem::offset_of!(SockPeer, backend)),
+            ("service", std::mem::offset_of!(SockPeer, service)),
+            ("backend_port", std::mem::offset_of!(SockPeer, backend_port)),
+            ("service_port", std::mem::offset_of!(SockPeer, service_port)),
         ],
     ),
     (
-        "tp_sock_rev",
-        size_of::<SockRev>(),
-        &[
-            ("addr", std::mem::offset_of!(SockRev, addr)),
-            ("port", std::mem::offset_of!(SockRev, port)),
-            ("pad", std::mem::offset_of!(SockRev, pad)),
-            ("service", std::mem::offset_of!(SockRev, service)),
-        ],
+        "tp_sock_peers",
+        size_of::<SockPeers>(),
+        &[("peers", std::mem::offset_of!(SockPeers, peers)), ("next", std::mem::offset_of!(SockPeers, next))],
     ),
     (
         "tp_purge",

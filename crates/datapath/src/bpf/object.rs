@@ -38,8 +38,8 @@ const PINNED: [&str; 22] = [
     "tp_slots",
     "tp_backends",
     "tp_affinity",
-    "tp_sock_rev",
     "tp_sock_peer",
+    "tp_sock_peers",
     "tp_counters",
 ];
 /// Holds the collector's timer: pinned, because a timer dies with the last reference from user space.
