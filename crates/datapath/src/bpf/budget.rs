@@ -123,7 +123,8 @@ impl Accounts {
 
     /// Deletes the accounts of pods that are not among these and have held nothing for a while; how many.
     pub(crate) fn sweep(&mut self, pods: &HashSet<u32>, now: Instant) -> Result<usize> {
-        let gone: Vec<u32> = self.accounts.keys().filter(|pod| !NO_PODS.contains(pod) && !pods.contains(pod)).copied().collect();
+        let gone: Vec<u32> =
+            self.accounts.keys().filter(|pod| !NO_PODS.contains(pod) && !pods.contains(pod)).copied().collect();
         let mut removed = 0;
         for pod in gone {
             let empty = self.flows.get(&pod)?.is_none_or(|flows| flows.held == 0);

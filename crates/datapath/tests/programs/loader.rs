@@ -103,13 +103,13 @@ fn the_collector_visits_every_connection_and_deletes_the_idle_ones() {
             (0..5).map(|_| once(w)).min().unwrap()
         };
         let empty = best(w, 0);
-        w.fill( COUNT, uptime());
+        w.fill(COUNT, uptime());
         let visiting = best(w, 0);
         let listed = Instant::now();
         assert_eq!(w.programs.connections().unwrap().len(), COUNT as usize);
         let listing = listed.elapsed();
         // 31 s ago: past the limit of a flow that nobody answered.
-        w.fill( COUNT, uptime() - 31_000_000_000);
+        w.fill(COUNT, uptime() - 31_000_000_000);
         let began = Instant::now();
         let removed = w.programs.collect().unwrap().connections;
         let deleting = began.elapsed();
@@ -126,7 +126,7 @@ fn the_collector_runs_without_the_process_that_armed_it() {
     in_namespaces(|dir| {
         let w = World::new(dir, Limits::default());
         let config = w.programs.config().clone();
-        w.fill( 100, uptime() - 31_000_000_000);
+        w.fill(100, uptime() - 31_000_000_000);
         let usage = |programs: &Programs| programs.connections().unwrap().len();
         assert_eq!(usage(&w.programs), 100);
         // The agent dies.
