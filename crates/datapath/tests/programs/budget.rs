@@ -242,11 +242,11 @@ fn a_question_and_its_answer_give_way_and_a_conversation_does_not() {
         assert!(count(w, "ct_recycled") > 800);
         accounts_are_exact(w);
         // Soon over, but not at once; a conversation lasts longer.
-        w.age(29);
+        w.age(20);
         w.programs.collect().unwrap();
         let left = w.programs.held().unwrap();
         assert_eq!(left.all, left.room / 2, "no more than room for others was taken");
-        w.age(2);
+        w.age(11);
         w.programs.collect().unwrap();
         assert_eq!(w.programs.connections().unwrap().len(), 9);
         w.age(150);

@@ -10,8 +10,8 @@
 )]
 #![allow(unreachable_pub, reason = "modules of one test binary")]
 
-mod envelope;
 mod budget;
+mod envelope;
 mod frame;
 mod from_pod;
 mod live;
