@@ -5,6 +5,8 @@
  * The account is exact. An entry is counted up before its key is inserted, by who then inserts it (BPF_NOEXIST: a key is
  * inserted once), and counted down after the key is deleted, by whose deletion succeeded. A key keeps the pod that it is
  * counted to until it is deleted. So nobody ever holds more than is counted, and what is counted is held or about to be.
+ * (The sum of all is exact in any case. Whose it was, is read just before the deletion: were the key deleted and inserted for
+ * another pod by other CPUs in between, one would be counted to the wrong one of the two. Counts are read as signed for that.)
  * Nothing here is touched by a packet of a connection that has its entry.
  */
 #ifndef TOWPATH_BUDGET_H
@@ -119,11 +121,11 @@ static __always_inline int tp_recycle(struct tp_work *w, struct tp_flows *flows)
 
 static __always_inline int tp_may_hold_more(const struct tp_flows *flows, const struct tp_budget *budget, __u32 all)
 {
-	__u32 held = flows->held;
+	__s32 held = flows->held;
 
-	if (held < budget->share)
+	if (held < (__s32)budget->share)
 		return 1;
-	return all < budget->room && held < 2 * (budget->room - all);
+	return all < budget->room && (__u32)held < 2 * (budget->room - all);
 }
 
 /* Counts w->key to pod w->fresh.pod_id, which then may enter it. 0, or why it may not. */

@@ -28,7 +28,7 @@ static __always_inline int tp_ct_crowds(const struct tp_ct *ct, __u64 now)
 	budget = bpf_map_lookup_elem(&tp_budget, &zero);
 	held = bpf_map_lookup_elem(&tp_held, &zero);
 	flows = bpf_map_lookup_elem(&tp_flows, &pod);
-	return budget && held && flows && flows->held > budget->share && *held > budget->room / 2;
+	return budget && held && flows && (__s32)flows->held > (__s32)budget->share && *held > budget->room / 2;
 }
 
 static long tp_collect_ct(void *map, struct tp_ct_key *key, struct tp_ct *ct, struct tp_sweep *sweep)

@@ -70,6 +70,11 @@ fn is_full(held: u32, all: u32, budget: &abi::Budget) -> bool {
     held >= budget.share && (all >= budget.room || held >= 2u32.saturating_mul(budget.room - all))
 }
 
+/// What an account says: the programs read it as signed, see `bpf/budget.h`.
+fn count(flows: &Flows) -> u32 {
+    flows.held.cast_signed().max(0).cast_unsigned()
+}
+
 /// Half of a table of `limit` entries, and the share of each of `holders`.
 fn divide(limit: u32, holders: u32) -> abi::Budget {
     let room = limit / 2;
@@ -127,7 +132,7 @@ impl Accounts {
             self.accounts.keys().filter(|pod| !NO_PODS.contains(pod) && !pods.contains(pod)).copied().collect();
         let mut removed = 0;
         for pod in gone {
-            let empty = self.flows.get(&pod)?.is_none_or(|flows| flows.held == 0);
+            let empty = self.flows.get(&pod)?.is_none_or(|flows| count(&flows) == 0);
             let since = self.accounts.entry(pod).or_default();
             let first = *since.get_or_insert(now);
             if !empty {
@@ -155,7 +160,7 @@ impl Accounts {
         let all = self.all()?;
         let mut holders = Vec::with_capacity(self.accounts.len());
         for id in self.accounts.keys().copied() {
-            let Some(Flows { held, .. }) = self.flows.get(&id)? else { continue };
+            let Some(held) = self.flows.get(&id)?.map(|flows| count(&flows)) else { continue };
             let mut addresses: Vec<IpAddr> =
                 pods.iter().filter(|(_, pod)| pod.pod_id == id).map(|(address, _)| address.ip()).collect();
             addresses.sort_unstable();
