@@ -10,7 +10,7 @@
 #define TOWPATH_ABI_H
 
 /* Raised whenever a layout below changes: part of the pin directory's name, so that two versions never share a map. */
-#define TP_ABI_VERSION 1
+#define TP_ABI_VERSION 2
 
 /* ---- addresses and tuples ------------------------------------------------------------------------------------ */
 
@@ -178,7 +178,7 @@ enum tp_ct_flag {
 	TP_CT_RST = 1 << 5,
 	TP_CT_VIA_TUNNEL = 1 << 6,	/* the end that is not here is reached through the node `via`: a remote pod or node, or
 					 * an outside client that came in there */
-	TP_CT_ESTABLISHED = 1 << 7,	/* TCP: past the handshake */
+	TP_CT_ESTABLISHED = 1 << 7,	/* the opener has sent again after an answer; of TCP: past the handshake */
 };
 
 /* An end that is a pod of this node: what the source check and the delivery need, so that an established connection costs
@@ -189,32 +189,69 @@ struct tp_ct_end {
 	__u8 host_mac[6];
 };
 
+/* How an end was judged: enum tp_verdict in the high half, the tp_revision under which it was in the low one. One word, so
+ * that nobody sees one half without the other. */
+
 struct tp_ct {
 	__u64 last_seen;		/* ktime, ns */
 	__u64 created;
+	__u64 egress;			/* how the opener's egress was judged, 0: that end is not here */
+	__u64 ingress;			/* the same of the responder's ingress */
 	struct tp_addr vip;
 	struct tp_addr via;
 	__u32 flags;			/* enum tp_ct_flag */
-	__u32 egress_revision;		/* tp_revision under which the opener's egress was judged, 0: not judged here */
-	__u32 ingress_revision;
 	__u32 egress_rule;
 	__u32 ingress_rule;
 	__u32 backend;			/* tp_backends id, with TP_CT_DNAT */
+	__u32 pod_id;			/* whom it is counted to, see tp_flows; stays while the key does */
 	__be16 vport;
-	__u8 egress_verdict;		/* enum tp_verdict */
-	__u8 ingress_verdict;
-	__u32 pod_id;			/* the local pod it is counted to */
+	__u8 pad[2];
 	struct tp_ct_end a;
 	struct tp_ct_end b;
 };
 
-/* tp_nat: hash, tp_tuple as the client sends it (before translation) -> this. */
+/*
+ * A pod's budget. Every entry of tp_ct is counted to who opened it, if that is a pod of this node or the node itself, else to
+ * the responder if that is a pod of this node, else to everybody else together. With L the limit of tp_ct, one half of it is divided: a pod that holds
+ * less than its share may always open a connection. The other half is lent to who asks, to each no more than twice what is
+ * then left of it. So the table cannot be full for who is below its share, and whoever fills it leaves room for others.
+ */
+
+/* Holders of entries that are no pods. */
+enum tp_holder {
+	TP_HOLDER_OTHERS = 0,
+	TP_HOLDER_NODE = 0xffffffff,	/* so that a pod's flood does not cost it its probes */
+};
+
+/* tp_budget: array of one. */
+struct tp_budget {
+	__u32 room;			/* half of L: what all may hold together while something is lent */
+	__u32 share;
+};
+
+/* tp_held: array of one __u32: entries of tp_ct, counted before an entry is made and after it is deleted. */
+
+/* A stretch of tp_flows.ring. (Of 32 because Rust knows no default of longer arrays.) */
+struct tp_openings {
+	struct tp_ct_key keys[32];
+};
+
+/* tp_flows: hash, pod_id or enum tp_holder -> this. Made by user space before the pod is entered in tp_pods, deleted a while after the last
+ * entry that is counted to it. `ring` holds the pod's latest openings: when the pod may hold no more, the oldest of them
+ * that is not established gives way to the new one. */
+struct tp_flows {
+	__u32 held;			/* entries of tp_ct that are counted to the pod */
+	__u32 next;			/* modulo 128: the oldest place of the ring */
+	struct tp_openings ring[4];
+};
+
+/* tp_nat: hash, tp_tuple as the client sends it (before translation) -> this. Entered with the connection that it leads to,
+ * deleted with it. */
 struct tp_nat {
 	struct tp_addr daddr;
 	__be16 dport;
 	__u8 pad[2];
 	__u32 backend;
-	__u64 last_seen;
 };
 
 /* tp_frags: LRU, first fragment's facts for those that follow. */
@@ -285,19 +322,19 @@ struct tp_affinity {
 	__u32 pad;
 };
 
-/* tp_sock_rev: LRU, what a translated socket that is not connected believes it talks to. */
-struct tp_sock_rev_key {
-	__u64 cookie;
-	struct tp_addr addr;		/* the backend */
-	__be16 port;
-	__u8 pad[6];
+/* What a translated socket believes it talks to. Kept with the socket and freed with it, so no socket's memory is at the
+ * cost of another's. tp_sock_peer: of its last connect. */
+struct tp_sock_peer {
+	struct tp_addr backend;
+	struct tp_addr service;
+	__be16 backend_port;
+	__be16 service_port;
 };
 
-struct tp_sock_rev {
-	struct tp_addr addr;		/* the Service */
-	__be16 port;
-	__u8 pad[2];
-	__u32 service;
+/* tp_sock_peers: of a socket that sends without connecting: the latest backends. */
+struct tp_sock_peers {
+	struct tp_sock_peer peers[32];
+	__u32 next;			/* modulo 32: the oldest */
 };
 
 /* ---- asked of the kernel by user space (programs in SEC("syscall")) --------------------------------------------- */
@@ -327,6 +364,8 @@ enum tp_reason {
 	TP_HOST_OUT = 4,		/* out of the uplink by the kernel's FIB, without its stack */
 	TP_IGNORED = 5,			/* link-local housekeeping that nobody here needs: router solicitations, MLD, DAD */
 	TP_REFUSED = 6,			/* answered with a reset or port unreachable: the Service has no backend */
+	TP_UNTRACKED = 7,		/* new, allowed and without an entry, for which there was no room: its answers need none */
+	TP_CT_RECYCLED = 8,		/* an opening that gave way to a later one of its pod */
 	TP_DROP_FIRST = 16,
 	TP_DROP_MALFORMED = 16,
 	TP_DROP_SOURCE_ADDRESS = 17,	/* not the sender's own */
@@ -344,6 +383,7 @@ enum tp_reason {
 	TP_DROP_SERVICE_ICMP = 29,	/* an echo request to a Service address */
 	TP_DROP_INTERNAL = 30,		/* a helper failed */
 	TP_DROP_NO_POD = 31,		/* for an address that no pod has here */
+	TP_DROP_CT_BUDGET = 32,		/* a new connection of a pod that holds as many as it may */
 	TP_REASON_MAX = 64,
 };
 

@@ -49,6 +49,12 @@ static __always_inline int tp_same(const struct tp_addr *a, const struct tp_addr
 	       tp_word(a, 0) == tp_word(b, 0);
 }
 
+static __always_inline int tp_same_tuple(const struct tp_tuple *a, const struct tp_tuple *b)
+{
+	return a->sport == b->sport && a->dport == b->dport && a->proto == b->proto && tp_same(&a->saddr, &b->saddr) &&
+	       tp_same(&a->daddr, &b->daddr);
+}
+
 /* Mapped, compatible or translated IPv4 in an IPv6 header (RFC 4291 2.5.5, RFC 2765): none belongs on a wire. */
 static __always_inline int tp_embeds_v4(const struct tp_addr *a)
 {

@@ -6,6 +6,7 @@
 
 #define COLLECT_EVERY (5 * NSEC_PER_SEC)
 #define COLLECT_ALONE (30 * NSEC_PER_SEC)
+#define CROWDED (5 * NSEC_PER_SEC)
 #define CLOCK_MONOTONIC 1
 
 struct tp_sweep {
@@ -13,36 +14,51 @@ struct tp_sweep {
 	struct tp_removed removed;
 };
 
+/* Not established, idle for a moment, and of a pod that has all of its share while others may soon need theirs. */
+static __always_inline int tp_ct_crowds(const struct tp_ct *ct, __u64 now)
+{
+	__u64 last_seen = ct->last_seen;
+	struct tp_budget *budget;
+	struct tp_flows *flows;
+	__u32 zero = 0, pod = ct->pod_id;
+	__u32 *held;
+
+	if ((ct->flags & TP_CT_ESTABLISHED) || now <= last_seen || now - last_seen < CROWDED)
+		return 0;
+	budget = bpf_map_lookup_elem(&tp_budget, &zero);
+	held = bpf_map_lookup_elem(&tp_held, &zero);
+	flows = bpf_map_lookup_elem(&tp_flows, &pod);
+	return budget && held && flows && (__s32)flows->held > (__s32)budget->share && *held > budget->room / 2;
+}
+
 static long tp_collect_ct(void *map, struct tp_ct_key *key, struct tp_ct *ct, struct tp_sweep *sweep)
 {
-	if (tp_ct_expired(key->proto, ct, sweep->now) && !bpf_map_delete_elem(&tp_ct, key))
-		sweep->removed.connections++;
+	int removed;
+
+	if (!tp_ct_expired(key->proto, ct, sweep->now) && !tp_ct_crowds(ct, sweep->now))
+		return 0;
+	removed = tp_ct_remove(key, ct);
+	sweep->removed.connections += !!removed;
+	sweep->removed.translations += removed == 2;
 	return 0;
 }
 
-/* A translation lives as long as its connection does, and a moment longer: it is entered first. */
+/* A translation goes with its connection. This finds what was left when two CPUs worked on one. */
 static long tp_collect_nat(void *map, struct tp_tuple *sent, struct tp_nat *nat, struct tp_sweep *sweep)
 {
 	struct tp_ct_key key = {};
 	struct tp_tuple t = *sent;
+	struct tp_ct *ct;
+	__u8 from_a;
 
-	if (sweep->now < nat->last_seen + 5 * NSEC_PER_SEC)
-		return 0;
 	t.daddr = nat->daddr;
 	t.dport = nat->dport;
-	if (tp_source_is_smaller(&t)) {
-		key.addr_a = t.saddr;
-		key.addr_b = t.daddr;
-		key.port_a = t.sport;
-		key.port_b = t.dport;
-	} else {
-		key.addr_a = t.daddr;
-		key.addr_b = t.saddr;
-		key.port_a = t.dport;
-		key.port_b = t.sport;
-	}
-	key.proto = t.proto;
-	if (!bpf_map_lookup_elem(&tp_ct, &key) && !bpf_map_delete_elem(&tp_nat, sent))
+	from_a = tp_ct_key_of(&key, &t);
+	ct = bpf_map_lookup_elem(&tp_ct, &key);
+	if (ct && (ct->flags & TP_CT_DNAT) && !(ct->flags & TP_CT_FROM_A) == !from_a && ct->vport == sent->dport &&
+	    tp_same(&ct->vip, &sent->daddr))
+		return 0;
+	if (!bpf_map_delete_elem(&tp_nat, sent))
 		sweep->removed.translations++;
 	return 0;
 }
@@ -107,8 +123,8 @@ static __always_inline int tp_purged(const struct tp_purge *purge, const struct 
 
 static long tp_purge_ct(void *map, struct tp_ct_key *key, struct tp_ct *ct, struct tp_purge *purge)
 {
-	if (tp_purged(purge, &key->addr_a, &key->addr_b) && !bpf_map_delete_elem(&tp_ct, key))
-		purge->removed++;
+	if (tp_purged(purge, &key->addr_a, &key->addr_b))
+		purge->removed += tp_ct_remove(key, ct);
 	return 0;
 }
 

@@ -10,8 +10,8 @@
 #define CT_TCP_ESTABLISHED (8 * 3600 * NSEC_PER_SEC)
 #define CT_TCP_HANDSHAKE (60 * NSEC_PER_SEC)
 #define CT_TCP_CLOSING (10 * NSEC_PER_SEC)
-#define CT_REPLIED (180 * NSEC_PER_SEC)
-#define CT_UNREPLIED (30 * NSEC_PER_SEC)
+#define CT_STREAM (180 * NSEC_PER_SEC)
+#define CT_EXCHANGE (30 * NSEC_PER_SEC)
 
 #define CT_CLOSED(flags) \
 	(((flags) & TP_CT_RST) || ((flags) & (TP_CT_FIN_A | TP_CT_FIN_B)) == (TP_CT_FIN_A | TP_CT_FIN_B))
@@ -23,9 +23,10 @@ static __always_inline __u64 tp_ct_idle_limit(__u8 proto, __u32 flags)
 			return CT_TCP_CLOSING;
 		return flags & TP_CT_ESTABLISHED ? CT_TCP_ESTABLISHED : CT_TCP_HANDSHAKE;
 	}
-	if ((proto == IPPROTO_UDP || proto == SCTP) && (flags & TP_CT_REPLIED))
-		return CT_REPLIED;
-	return CT_UNREPLIED;
+	/* A question and its answer are soon over, as in the kernel's own tracking (nf_conntrack_udp_timeout). */
+	if ((proto == IPPROTO_UDP || proto == SCTP) && (flags & TP_CT_ESTABLISHED))
+		return CT_STREAM;
+	return CT_EXCHANGE;
 }
 
 static __always_inline int tp_ct_expired(__u8 proto, const struct tp_ct *ct, __u64 now)
@@ -47,24 +48,31 @@ static __always_inline int tp_source_is_smaller(const struct tp_tuple *t)
 	return bpf_ntohs(t->sport) <= bpf_ntohs(t->dport);
 }
 
+/* The key of a tuple's connection; whether its source is side A. */
+static __always_inline __u8 tp_ct_key_of(struct tp_ct_key *key, const struct tp_tuple *t)
+{
+	__u8 from_a = tp_source_is_smaller(t);
+
+	if (from_a) {
+		key->addr_a = t->saddr;
+		key->addr_b = t->daddr;
+		key->port_a = t->sport;
+		key->port_b = t->dport;
+	} else {
+		key->addr_a = t->daddr;
+		key->addr_b = t->saddr;
+		key->port_a = t->dport;
+		key->port_b = t->sport;
+	}
+	key->proto = t->proto;
+	__builtin_memset(key->pad, 0, sizeof(key->pad));
+	return from_a;
+}
+
 /* Makes w->key and w->from_a of a tuple, and looks the connection up. */
 static __always_inline struct tp_ct *tp_ct_find(struct tp_work *w, const struct tp_tuple *t)
 {
-	if (tp_source_is_smaller(t)) {
-		w->from_a = 1;
-		w->key.addr_a = t->saddr;
-		w->key.addr_b = t->daddr;
-		w->key.port_a = t->sport;
-		w->key.port_b = t->dport;
-	} else {
-		w->from_a = 0;
-		w->key.addr_a = t->daddr;
-		w->key.addr_b = t->saddr;
-		w->key.port_a = t->dport;
-		w->key.port_b = t->sport;
-	}
-	w->key.proto = t->proto;
-	__builtin_memset(w->key.pad, 0, sizeof(w->key.pad));
+	w->from_a = tp_ct_key_of(&w->key, t);
 	return bpf_map_lookup_elem(&tp_ct, &w->key);
 }
 
@@ -74,10 +82,15 @@ static __always_inline int tp_ct_forward(const struct tp_work *w, const struct t
 	return !!(ct->flags & TP_CT_FROM_A) == !!w->from_a;
 }
 
+/* See struct tp_ct; 0 of an end that is not here. */
+static __always_inline __u64 tp_judged(__u8 verdict, __u32 revision)
+{
+	return verdict ? (__u64)verdict << 32 | revision : 0;
+}
+
 static __always_inline int tp_ct_stale(const struct tp_ct *ct, __u32 revision)
 {
-	return (ct->egress_revision && ct->egress_revision != revision) ||
-	       (ct->ingress_revision && ct->ingress_revision != revision);
+	return (ct->egress && (__u32)ct->egress != revision) || (ct->ingress && (__u32)ct->ingress != revision);
 }
 
 /* The end that the packet last looked up comes from, or goes to. */
@@ -108,7 +121,7 @@ static __always_inline int tp_ct_restarts(const struct tp_work *w, const struct 
 		return 1;
 	if (!(w->p.flags & TP_PKT_OPENS))
 		return 0;
-	return !forward || (ct->flags & TP_CT_ESTABLISHED) || CT_CLOSED(ct->flags) ||
+	return !forward || CT_CLOSED(ct->flags) || (w->p.t.proto == IPPROTO_TCP && (ct->flags & TP_CT_ESTABLISHED)) ||
 	       (!w->translated && (ct->flags & TP_CT_DNAT));
 }
 
@@ -147,11 +160,8 @@ static __always_inline void tp_rejudge(struct tp_work *w, const struct tp_node_c
 {
 	tp_origin_is(w, t, tp_ct_forward(w, ct));
 	tp_judge(w, cfg, ct->ingress_rule == TP_RULE_OWN_NODE);
-	/* The revision is written last: whoever sees it sees the verdict. */
 	ct->egress_rule = w->j.egress_rule;
 	ct->ingress_rule = w->j.ingress_rule;
-	ct->egress_verdict = w->j.egress_verdict;
-	ct->ingress_verdict = w->j.ingress_verdict;
 	if (ct->flags & TP_CT_FROM_A) {
 		ct->a = w->j.from;
 		ct->b = w->j.to;
@@ -159,16 +169,17 @@ static __always_inline void tp_rejudge(struct tp_work *w, const struct tp_node_c
 		ct->a = w->j.to;
 		ct->b = w->j.from;
 	}
+	/* Last: who sees the revision sees what was judged under it. */
 	barrier();
-	ct->egress_revision = w->j.egress_verdict ? revision : 0;
-	ct->ingress_revision = w->j.ingress_verdict ? revision : 0;
+	*(volatile __u64 *)&ct->egress = tp_judged(w->j.egress_verdict, revision);
+	*(volatile __u64 *)&ct->ingress = tp_judged(w->j.ingress_verdict, revision);
 }
 
 static __always_inline __u32 tp_ct_denied(const struct tp_ct *ct)
 {
-	if (ct->egress_verdict == TP_VERDICT_DENY)
+	if (ct->egress >> 32 == TP_VERDICT_DENY)
 		return TP_DROP_EGRESS_POLICY;
-	if (ct->ingress_verdict == TP_VERDICT_DENY)
+	if (ct->ingress >> 32 == TP_VERDICT_DENY)
 		return TP_DROP_INGRESS_POLICY;
 	return 0;
 }
@@ -189,6 +200,8 @@ static __always_inline void tp_ct_observe(struct tp_work *w, struct tp_ct *ct, _
 			add |= w->from_a ? TP_CT_FIN_A : TP_CT_FIN_B;
 		if (!w->reply && (tcp & TCP_ACK) && !(tcp & TCP_SYN) && (flags & TP_CT_REPLIED))
 			add |= TP_CT_ESTABLISHED;
+	} else if (!w->reply && (flags & TP_CT_REPLIED)) {
+		add |= TP_CT_ESTABLISHED;
 	}
 	if (add & ~flags)
 		__sync_fetch_and_or(&ct->flags, add);
@@ -200,9 +213,72 @@ static __always_inline void tp_ct_observe(struct tp_work *w, struct tp_ct *ct, _
 	}
 }
 
-/* A new connection, judged and entered. NULL with w->reason 0: it may pass, but is not tracked. */
-static __always_inline struct tp_ct *tp_ct_open(struct tp_work *w, const struct tp_node_config *cfg, __u64 now,
-						__u32 revision)
+/*
+ * Puts w->fresh in the place of `old`. A key is counted once and to one pod, however often its connection begins anew. If it
+ * was reached by way of another Service, that translation goes.
+ */
+static __always_inline int tp_ct_renew(struct tp_work *w, const struct tp_ct *old)
+{
+	__u32 flags = old->flags;
+	struct tp_tuple sent;
+
+	tp_nat_key_of(&sent, &w->key, old);
+	w->fresh.pod_id = old->pod_id;
+	if (bpf_map_update_elem(&tp_ct, &w->key, &w->fresh, BPF_EXIST))
+		return -1;
+	if ((flags & TP_CT_DNAT) && !(w->translated && tp_same_tuple(&sent, &w->sent)))
+		tp_nat_forget(&sent, &w->key, flags & TP_CT_FROM_A);
+	return 0;
+}
+
+/* Enters w->fresh under w->key, in place of `old` if that is still there. 0, or why not. */
+static __noinline __u32 tp_ct_enter(struct tp_work *w, const struct tp_ct *old)
+{
+	__u32 reason;
+	long err;
+
+	if (old && !tp_ct_renew(w, old))
+		return 0;
+	w->fresh.pod_id = w->j.pod_id;
+	reason = tp_admit(w);
+	if (reason)
+		return reason;
+	err = bpf_map_update_elem(&tp_ct, &w->key, &w->fresh, BPF_NOEXIST);
+	if (!err)
+		return 0;
+	tp_uncount(w->fresh.pod_id);
+	/* EEXIST: another CPU entered it just now. */
+	return err == -EEXIST ? 0 : TP_DROP_CT_FULL;
+}
+
+/* The entry of w->fresh, and the translation that leads to it. Without an entry, answers would be judged as if they were
+ * questions, and never be translated back: NULL with w->reason 0 only if that does not matter. */
+static __always_inline struct tp_ct *tp_ct_keep(struct tp_work *w, const struct tp_ct *old)
+{
+	__u32 reason = tp_ct_enter(w, old);
+	struct tp_ct *ct;
+
+	if (reason) {
+		if (w->j.isolated || w->translated || w->has_via)
+			w->reason = reason;
+		else
+			tp_count(TP_UNTRACKED, 0);
+		return NULL;
+	}
+	ct = bpf_map_lookup_elem(&tp_ct, &w->key);
+	if (w->translated && tp_nat_enter(w)) {
+		w->reason = TP_DROP_CT_FULL;
+		if (ct)
+			tp_ct_remove(&w->key, ct);
+		return NULL;
+	}
+	return ct;
+}
+
+/* A new connection, judged and entered; `old`: an entry that it takes the place of. NULL with w->reason 0: it may pass, but
+ * is not tracked. */
+static __always_inline struct tp_ct *tp_ct_open(struct tp_work *w, const struct tp_node_config *cfg, const struct tp_ct *old,
+						__u64 now, __u32 revision)
 {
 	struct tp_ct *fresh = &w->fresh;
 
@@ -227,23 +303,13 @@ static __always_inline struct tp_ct *tp_ct_open(struct tp_work *w, const struct 
 		fresh->flags |= TP_CT_VIA_TUNNEL;
 		fresh->via = w->via;
 	}
-	fresh->egress_verdict = w->j.egress_verdict;
-	fresh->ingress_verdict = w->j.ingress_verdict;
 	fresh->egress_rule = w->j.egress_rule;
 	fresh->ingress_rule = w->j.ingress_rule;
-	fresh->egress_revision = w->j.egress_verdict ? revision : 0;
-	fresh->ingress_revision = w->j.ingress_verdict ? revision : 0;
-	fresh->pod_id = w->j.pod_id;
+	fresh->egress = tp_judged(w->j.egress_verdict, revision);
+	fresh->ingress = tp_judged(w->j.ingress_verdict, revision);
 	*tp_ct_source(w, fresh) = w->j.from;
 	*tp_ct_target(w, fresh) = w->j.to;
-	if (bpf_map_update_elem(&tp_ct, &w->key, fresh, BPF_ANY)) {
-		tp_count(TP_DROP_CT_FULL, 0);
-		/* Without an entry, answers would be judged as if they were questions, and never be translated back. */
-		if (w->j.isolated || w->translated || w->has_via)
-			w->reason = TP_DROP_CT_FULL;
-		return NULL;
-	}
-	return bpf_map_lookup_elem(&tp_ct, &w->key);
+	return tp_ct_keep(w, old);
 }
 
 /*
@@ -255,8 +321,11 @@ static __always_inline struct tp_ct *tp_track(struct tp_work *w, const struct tp
 	__u64 now = bpf_ktime_get_coarse_ns();
 	__u32 revision = tp_revision_now();
 
+	/* Here, because every hook has checked the source before. */
+	if (w->p.flags & TP_PKT_FIRST_FRAG)
+		tp_frag_record(w, w->translated ? &w->sent : &w->p.t);
 	if (!ct || tp_ct_restarts(w, ct, now))
-		return tp_ct_open(w, cfg, now, revision);
+		return tp_ct_open(w, cfg, ct, now, revision);
 	w->reply = !tp_ct_forward(w, ct);
 	if (tp_ct_stale(ct, revision)) {
 		tp_rejudge(w, cfg, ct, &w->p.t, revision);
@@ -265,6 +334,11 @@ static __always_inline struct tp_ct *tp_track(struct tp_work *w, const struct tp
 	w->reason = tp_ct_denied(ct);
 	if (w->reason)
 		return NULL;
+	/* The connection is known and its translation is not: released with a backend that is here again. */
+	if (w->translated && w->chosen && tp_nat_enter(w)) {
+		w->reason = TP_DROP_CT_FULL;
+		return NULL;
+	}
 	tp_ct_observe(w, ct, now);
 	return ct;
 }

@@ -58,8 +58,11 @@ static __always_inline int tp_tunnel_error_to_other(struct __sk_buff *skb, struc
 static __always_inline int tp_tunnel_to_other(struct __sk_buff *skb, struct tp_work *w, const struct tp_node_config *cfg,
 					      struct tp_ct *ct)
 {
-	if (tp_is_own_node(cfg, &w->p.t.daddr))
+	if (tp_is_own_node(cfg, &w->p.t.daddr)) {
+		if (w->p.flags & TP_PKT_FIRST_FRAG)
+			tp_frag_record(w, &w->p.t);
 		return tp_to_stack(skb);
+	}
 	if (w->p.flags & TP_PKT_ERROR)
 		return tp_tunnel_error_to_other(skb, w, cfg);
 	if (!ct || tp_ct_forward(w, ct) || !(ct->flags & TP_CT_DNAT))

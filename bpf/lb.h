@@ -82,6 +82,8 @@ static __always_inline int tp_choose_once(struct tp_lb *lb, const struct tp_addr
 	if (!id)
 		return -1;
 	lb->backend_id = *id;
+	/* Slots and backends need no second look: both are never rewritten, and deleted only seconds after the last list, or
+	 * the last affinity, that leads to them is gone. */
 	backend = bpf_map_lookup_elem(&tp_backends, &lb->backend_id);
 	if (!backend)
 		return -1;
@@ -117,35 +119,23 @@ static __always_inline void tp_service_key_of(struct tp_service_key *key, const 
 static __always_inline int tp_nat_known(struct tp_work *w)
 {
 	struct tp_nat *nat = bpf_map_lookup_elem(&tp_nat, &w->sent);
-	__u64 now;
 
 	if (!nat)
 		return 0;
 	w->lb.backend.addr = nat->daddr;
 	w->lb.backend.port = nat->dport;
 	w->lb.backend_id = nat->backend;
-	now = bpf_ktime_get_coarse_ns();
-	if (now - nat->last_seen > NSEC_PER_SEC)
-		nat->last_seen = now;
 	return 1;
 }
 
-static __always_inline int tp_nat_enter(struct tp_work *w)
-{
-	w->nat.daddr = w->lb.backend.addr;
-	w->nat.dport = w->lb.backend.port;
-	__builtin_memset(w->nat.pad, 0, sizeof(w->nat.pad));
-	w->nat.backend = w->lb.backend_id;
-	w->nat.last_seen = bpf_ktime_get_coarse_ns();
-	return bpf_map_update_elem(&tp_nat, &w->sent, &w->nat, BPF_ANY);
-}
-
-/* The packet's tuple after translation to w->lb.backend; the packet itself is rewritten once it may pass. */
-static __always_inline void tp_aim(struct tp_work *w)
+/* The packet's tuple after translation to w->lb.backend; the packet itself is rewritten, and the translation entered for
+ * those that follow, once it may pass. */
+static __always_inline void tp_aim(struct tp_work *w, __u8 chosen)
 {
 	w->p.t.daddr = w->lb.backend.addr;
 	w->p.t.dport = w->lb.backend.port;
 	w->translated = 1;
+	w->chosen = chosen;
 }
 
 /* A SYN of the same client port may be a retransmission, which must go where the first one went, or a new connection. */
@@ -171,7 +161,7 @@ static __noinline int tp_translate(struct tp_work *w, const struct tp_node_confi
 	int choice;
 
 	if (tp_nat_known(w) && !tp_is_new_connection(w)) {
-		tp_aim(w);
+		tp_aim(w, 0);
 		return TP_CHOICE_BACKEND;
 	}
 	tp_service_key_of(&w->lb.key, &w->sent.daddr, w->sent.dport, w->sent.proto);
@@ -191,11 +181,7 @@ static __noinline int tp_translate(struct tp_work *w, const struct tp_node_confi
 	/* The checksum of SCTP covers its ports and is not an incremental one: only the address can be changed. */
 	if (w->sent.proto == SCTP && w->lb.backend.port != w->sent.dport)
 		return TP_CHOICE_REFUSE;
-	if (tp_nat_enter(w)) {
-		w->reason = TP_DROP_CT_FULL;
-		return TP_CHOICE_NONE;
-	}
-	tp_aim(w);
+	tp_aim(w, 1);
 	return TP_CHOICE_BACKEND;
 }
 

@@ -26,28 +26,17 @@ TP_MAP(tp_rules, BPF_MAP_TYPE_LPM_TRIE, struct tp_rule_key, struct tp_rule, 6553
 
 TP_MAP(tp_ct, BPF_MAP_TYPE_HASH, struct tp_ct_key, struct tp_ct, 65536, BPF_F_NO_PREALLOC);
 TP_MAP(tp_nat, BPF_MAP_TYPE_HASH, struct tp_tuple, struct tp_nat, 65536, BPF_F_NO_PREALLOC);
+TP_MAP(tp_budget, BPF_MAP_TYPE_ARRAY, __u32, struct tp_budget, 1, 0);
+TP_MAP(tp_held, BPF_MAP_TYPE_ARRAY, __u32, __u32, 1, 0);
+TP_MAP(tp_flows, BPF_MAP_TYPE_HASH, __u32, struct tp_flows, 4096, BPF_F_NO_PREALLOC);
 TP_MAP(tp_frags, BPF_MAP_TYPE_LRU_HASH, struct tp_frag_key, struct tp_frag, 8192, 0);
 
 TP_MAP(tp_services, BPF_MAP_TYPE_HASH, struct tp_service_key, struct tp_service, 65536, BPF_F_NO_PREALLOC);
 TP_MAP(tp_slots, BPF_MAP_TYPE_HASH, struct tp_slot_key, __u32, 65536, BPF_F_NO_PREALLOC);
 TP_MAP(tp_backends, BPF_MAP_TYPE_HASH, __u32, struct tp_backend, 65536, BPF_F_NO_PREALLOC);
 TP_MAP(tp_affinity, BPF_MAP_TYPE_LRU_HASH, struct tp_affinity_key, struct tp_affinity, 32768, 0);
-TP_MAP(tp_sock_rev, BPF_MAP_TYPE_LRU_HASH, struct tp_sock_rev_key, struct tp_sock_rev, 32768, 0);
-
-/* What a connected socket believes it talks to. It lives and dies with the socket: nobody else's connections can push it out, and
- * a socket that was never translated (most, and all that a server accepts) has none. */
-struct tp_sock_peer {
-	struct tp_addr backend;
-	struct tp_addr addr;		/* the Service */
-	__be16 backend_port;
-	__be16 port;
-};
-struct {
-	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, int);
-	__type(value, struct tp_sock_peer);
-} tp_sock_peer SEC(".maps");
+TP_MAP(tp_sock_peer, BPF_MAP_TYPE_SK_STORAGE, int, struct tp_sock_peer, 0, BPF_F_NO_PREALLOC);
+TP_MAP(tp_sock_peers, BPF_MAP_TYPE_SK_STORAGE, int, struct tp_sock_peers, 0, BPF_F_NO_PREALLOC);
 
 TP_MAP(tp_counters, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct tp_counter, TP_REASON_MAX, 0);
 TP_MAP(tp_trace, BPF_MAP_TYPE_ARRAY, __u32, struct tp_trace, 1, 0);

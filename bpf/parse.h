@@ -105,21 +105,22 @@ static __always_inline __u32 tp_parse_l4(struct __sk_buff *skb, struct tp_work *
 	return 0;
 }
 
-static __always_inline void tp_frag_key_of(struct tp_work *w)
+static __always_inline void tp_frag_key_of(struct tp_work *w, const struct tp_tuple *t)
 {
-	w->frag_key.saddr = w->p.t.saddr;
-	w->frag_key.daddr = w->p.t.daddr;
+	w->frag_key.saddr = t->saddr;
+	w->frag_key.daddr = t->daddr;
 	w->frag_key.id = w->p.frag_id;
-	w->frag_key.proto = w->p.t.proto;
+	w->frag_key.proto = t->proto;
 	__builtin_memset(w->frag_key.pad, 0, sizeof(w->frag_key.pad));
 }
 
-/* A first fragment leaves its ports behind for those that follow. */
-static __always_inline void tp_frag_record(struct tp_work *w)
+/* A first fragment, `t` as it was sent, leaves its ports behind for those that follow. Only once its source is believed: what
+ * is planted here decides how others' fragments are judged. */
+static __noinline void tp_frag_record(struct tp_work *w, const struct tp_tuple *t)
 {
-	tp_frag_key_of(w);
-	w->frag.sport = w->p.t.sport;
-	w->frag.dport = w->p.t.dport;
+	tp_frag_key_of(w, t);
+	w->frag.sport = t->sport;
+	w->frag.dport = t->dport;
 	w->frag.pad = 0;
 	bpf_map_update_elem(&tp_frags, &w->frag_key, &w->frag, BPF_ANY);
 }
@@ -128,7 +129,7 @@ static __always_inline __u32 tp_frag_follow(struct tp_work *w)
 {
 	struct tp_frag *first;
 
-	tp_frag_key_of(w);
+	tp_frag_key_of(w, &w->p.t);
 	first = bpf_map_lookup_elem(&tp_frags, &w->frag_key);
 	if (!first)
 		return TP_DROP_FRAGMENT;
@@ -139,14 +140,9 @@ static __always_inline __u32 tp_frag_follow(struct tp_work *w)
 
 static __always_inline __u32 tp_parse_rest(struct __sk_buff *skb, struct tp_work *w, const __u32 base, const __u32 usual)
 {
-	__u32 reason;
-
 	if (w->p.flags & TP_PKT_LATER_FRAG)
 		return tp_frag_follow(w);
-	reason = tp_parse_l4(skb, w, base, usual);
-	if (!reason && (w->p.flags & TP_PKT_FIRST_FRAG))
-		tp_frag_record(w);
-	return reason;
+	return tp_parse_l4(skb, w, base, usual);
 }
 
 static __always_inline __u32 tp_parse_v4(struct __sk_buff *skb, struct tp_work *w, const __u32 base)

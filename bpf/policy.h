@@ -51,6 +51,17 @@ static __always_inline void tp_end_of(struct tp_ct_end *end, const struct tp_pod
 	__builtin_memcpy(end->host_mac, pod->host_mac, 6);
 }
 
+static __always_inline int tp_pods_differ(const struct tp_pod *one, const struct tp_pod *other)
+{
+	const __u32 *a = (const __u32 *)one, *b = (const __u32 *)other;
+	__u32 differ = 0;
+
+#pragma unroll
+	for (int i = 0; i < sizeof(*one) / 4; i++)
+		differ |= a[i] ^ b[i];
+	return differ;
+}
+
 /* NetworkPolicy: "a Pod cannot block access to itself". That the source is the pod's own the hooks have checked. */
 static __always_inline void tp_judge_self(struct tp_judgement *j, const struct tp_pod *pod)
 {
@@ -64,6 +75,33 @@ static __always_inline void tp_judge_self(struct tp_judgement *j, const struct t
 }
 
 /*
+ * Copies a pod's entry; 0: none has the address. An update frees the old entry at once, and the kernel may give its
+ * memory to another key while it is copied here (maps that are not preallocated, since 6.1). What was copied is believed
+ * only if the key still leads to the same. An entry that does not hold still is taken for one of which nothing is known yet:
+ * whoever changed it raises the revision when done, and the flow is judged again.
+ *
+ * Not so for the other maps of policy. Nodes of prefix trees (tp_rules, tp_class_cidrs, tp_peers) are freed after a grace
+ * period. Of tp_class_pods and tp_set_class one word is read; if it is another key's, the key's own was being changed, and
+ * the revision is raised after that too.
+ */
+static __noinline int tp_pod_copy(struct tp_pod *copy, const struct tp_addr *addr)
+{
+	for (int i = 0; i < 2; i++) {
+		struct tp_pod *pod = bpf_map_lookup_elem(&tp_pods, addr);
+
+		if (!pod)
+			return 0;
+		*copy = *pod;
+		barrier();
+		pod = bpf_map_lookup_elem(&tp_pods, addr);
+		if (pod && !tp_pods_differ(copy, pod))
+			return 1;
+	}
+	copy->flags |= TP_POD_HOST_ONLY;
+	return 1;
+}
+
+/*
  * Judges w->origin at both ends, as far as they are pods of this node. `own_node`: the responder sees a packet that its
  * own node generated.
  */
@@ -73,7 +111,7 @@ static __noinline __u32 tp_judge(struct tp_work *w, const struct tp_node_config 
 	struct tp_pod *from, *to;
 
 	__builtin_memset(j, 0, sizeof(*j));
-	from = bpf_map_lookup_elem(&tp_pods, &w->origin.saddr);
+	from = tp_pod_copy(&w->from, &w->origin.saddr) ? &w->from : NULL;
 	if (from && tp_same(&w->origin.saddr, &w->origin.daddr)) {
 		tp_judge_self(j, from);
 		return 0;
@@ -90,12 +128,14 @@ static __noinline __u32 tp_judge(struct tp_work *w, const struct tp_node_config 
 			j->egress_rule = w->rule;
 		}
 	}
-	to = bpf_map_lookup_elem(&tp_pods, &w->origin.daddr);
+	to = tp_pod_copy(&w->to, &w->origin.daddr) ? &w->to : NULL;
 	if (to) {
 		if (!j->pod_id)
 			j->pod_id = to->pod_id;
 		tp_end_of(&j->to, to);
 		if (own_node) {
+			if (!from)
+				j->pod_id = TP_HOLDER_NODE;
 			j->ingress_verdict = TP_VERDICT_ALLOW;
 			j->ingress_rule = TP_RULE_OWN_NODE;
 		} else if (to->flags & TP_POD_HOST_ONLY) {

@@ -68,42 +68,41 @@ static __always_inline int tp_sock_choose(struct tp_lb *lb, const struct tp_node
 	return tp_choose(lb, client);
 }
 
-/* Of a socket that is not connected, which may talk to many. */
-static __always_inline void tp_sock_remember(struct bpf_sock_addr *ctx, const struct tp_lb *lb, const struct tp_addr *addr,
-					     __be16 port)
+static __always_inline int tp_is_backend(const struct tp_sock_peer *peer, const struct tp_addr *addr, __be16 port)
 {
-	struct tp_sock_rev_key key = {};
-	struct tp_sock_rev rev = {};
-	struct tp_sock_rev *old;
-
-	key.cookie = bpf_get_socket_cookie(ctx);
-	key.addr = lb->backend.addr;
-	key.port = lb->backend.port;
-	old = bpf_map_lookup_elem(&tp_sock_rev, &key);
-	if (old && old->port == port && tp_same(&old->addr, addr))
-		return;
-	rev.addr = *addr;
-	rev.port = port;
-	rev.service = lb->service.id;
-	bpf_map_update_elem(&tp_sock_rev, &key, &rev, BPF_ANY);
+	return peer->backend_port == port && tp_same(&peer->backend, addr);
 }
 
-/* Of a socket that connects. Not 0: no memory. */
-static __always_inline int tp_sock_connected(struct bpf_sock_addr *ctx, const struct tp_lb *lb, const struct tp_addr *addr,
-					     __be16 port)
+/* Where the memory of this backend is, or is to be, in a socket that sends without connecting. */
+static __always_inline struct tp_sock_peer *tp_sock_place(struct bpf_sock_addr *ctx, const struct tp_lb *lb)
+{
+	struct tp_sock_peers *all = bpf_sk_storage_get(&tp_sock_peers, ctx->sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+
+	if (!all)
+		return NULL;
+	for (int i = 0; i < 32; i++) {
+		if (tp_is_backend(&all->peers[i], &lb->backend.addr, lb->backend.port))
+			return &all->peers[i];
+	}
+	return &all->peers[__sync_fetch_and_add(&all->next, 1) % 32];
+}
+
+/* When there is no memory for it, the socket is told of the backend: it works, but may not believe the answer. */
+static __always_inline void tp_sock_remember(struct bpf_sock_addr *ctx, int connects, const struct tp_lb *lb,
+					     const struct tp_addr *addr, __be16 port)
 {
 	struct tp_sock_peer *peer;
 
-	if (!ctx->sk)
-		return -1;
-	peer = bpf_sk_storage_get(&tp_sock_peer, ctx->sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	if (connects)
+		peer = bpf_sk_storage_get(&tp_sock_peer, ctx->sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	else
+		peer = tp_sock_place(ctx, lb);
 	if (!peer)
-		return -1;
+		return;
 	peer->backend = lb->backend.addr;
 	peer->backend_port = lb->backend.port;
-	peer->addr = *addr;
-	peer->port = port;
-	return 0;
+	peer->service = *addr;
+	peer->service_port = port;
 }
 
 /* 1: go on. 0: refused, with errno set. */
@@ -130,35 +129,39 @@ static __always_inline int tp_sock_forward(struct bpf_sock_addr *ctx, int v6, in
 		bpf_set_retval(-ECONNREFUSED);
 		return 0;
 	}
-	if (!connects || tp_sock_connected(ctx, &lb, &addr, port))
-		tp_sock_remember(ctx, &lb, &addr, port);
+	tp_sock_remember(ctx, connects, &lb, &addr, port);
 	tp_set_sock_addr(ctx, v6, &lb.backend.addr, lb.backend.port);
 	tp_count(TP_SERVICE_TRANSLATED, 0);
 	return 1;
 }
 
 /*
- * What a socket is told of its peer: the Service, if it was translated to this backend. `receives`: the peer is who sent a datagram,
- * else who the socket is connected to.
+ * What a socket is told of its peer: the Service, if it was translated to this backend. `connected`: the peer is who it is
+ * connected to, else who sent a datagram.
  */
-static __always_inline int tp_sock_backward(struct bpf_sock_addr *ctx, int v6, int receives)
+static __always_inline int tp_sock_backward(struct bpf_sock_addr *ctx, int v6, int connected)
 {
-	struct tp_sock_peer *peer = ctx->sk ? bpf_sk_storage_get(&tp_sock_peer, ctx->sk, NULL, 0) : NULL;
-	struct tp_sock_rev_key key = {};
-	struct tp_sock_rev *rev;
+	struct tp_sock_peer *peer = bpf_sk_storage_get(&tp_sock_peer, ctx->sk, NULL, 0);
+	__be16 port = ctx->user_port;
+	struct tp_sock_peers *all;
+	struct tp_addr addr;
 
-	if (!peer && !receives)
-		return 1;
-	key.port = ctx->user_port;
-	tp_sock_addr(ctx, v6, &key.addr);
-	if (peer && peer->backend_port == key.port && tp_same(&peer->backend, &key.addr)) {
-		tp_set_sock_addr(ctx, v6, &peer->addr, peer->port);
+	tp_sock_addr(ctx, v6, &addr);
+	if (peer && tp_is_backend(peer, &addr, port)) {
+		tp_set_sock_addr(ctx, v6, &peer->service, peer->service_port);
 		return 1;
 	}
-	key.cookie = bpf_get_socket_cookie(ctx);
-	rev = bpf_map_lookup_elem(&tp_sock_rev, &key);
-	if (rev)
-		tp_set_sock_addr(ctx, v6, &rev->addr, rev->port);
+	if (connected)
+		return 1;
+	all = bpf_sk_storage_get(&tp_sock_peers, ctx->sk, NULL, 0);
+	if (!all)
+		return 1;
+	for (int i = 0; i < 32; i++) {
+		if (!tp_is_backend(&all->peers[i], &addr, port))
+			continue;
+		tp_set_sock_addr(ctx, v6, &all->peers[i].service, all->peers[i].service_port);
+		return 1;
+	}
 	return 1;
 }
 
@@ -189,23 +192,23 @@ int tp_sendmsg6(struct bpf_sock_addr *ctx)
 SEC("cgroup/recvmsg4")
 int tp_recvmsg4(struct bpf_sock_addr *ctx)
 {
-	return tp_sock_backward(ctx, 0, 1);
+	return tp_sock_backward(ctx, 0, 0);
 }
 
 SEC("cgroup/recvmsg6")
 int tp_recvmsg6(struct bpf_sock_addr *ctx)
 {
-	return tp_sock_backward(ctx, 1, 1);
+	return tp_sock_backward(ctx, 1, 0);
 }
 
 SEC("cgroup/getpeername4")
 int tp_getpeername4(struct bpf_sock_addr *ctx)
 {
-	return tp_sock_backward(ctx, 0, 0);
+	return tp_sock_backward(ctx, 0, 1);
 }
 
 SEC("cgroup/getpeername6")
 int tp_getpeername6(struct bpf_sock_addr *ctx)
 {
-	return tp_sock_backward(ctx, 1, 0);
+	return tp_sock_backward(ctx, 1, 1);
 }

@@ -23,6 +23,7 @@
 #include "addr.h"
 #include "parse.h"
 #include "policy.h"
+#include "budget.h"
 #include "ct.h"
 #include "lb.h"
 #include "rewrite.h"

@@ -127,10 +127,13 @@ struct tp_work {
 	__u32 quoted_l4;		/* where its ports are */
 	struct tp_tuple origin;		/* opener to responder, what is judged */
 	struct tp_ct_key key;
+	struct tp_ct_key recycled;	/* an older opening of the same pod */
 	struct tp_ct fresh;
 	struct tp_nat nat;
 	struct tp_lb lb;
 	struct tp_judgement j;
+	struct tp_pod from;		/* copies of the ends' entries in tp_pods */
+	struct tp_pod to;
 	struct tp_cidr_key cidr;
 	struct tp_rule_key rule_key;
 	struct tp_set_class_key set_class;
@@ -150,11 +153,11 @@ struct tp_work {
 	__u8 from_a;			/* the packet comes from side A of `key` */
 	__u8 reply;
 	__u8 translated;		/* destination is to become lb.backend */
+	__u8 chosen;			/* with translated: by this packet, no earlier one */
 	__u8 has_via;
 	__u8 resolve;			/* look the destination's node up for new and stale flows */
 	__u8 own_node;			/* enum tp_own_node */
 	__u8 restore;			/* the quoted packet was translated: its destination was nat.daddr, nat.dport */
-	__u8 pad;
 };
 
 #endif

@@ -132,6 +132,19 @@ pub async fn collect(
         }
         Err(error) => problems.push(error.to_string()),
     }
+    match datapath.held().await {
+        Ok(held) => problems.extend(held.holders.iter().filter(|holder| holder.full).map(|holder| {
+            format!(
+                "{} has {} connections and may have no more while all have {} of {}: what it opens now takes the place of \
+                 what nobody answered, or is refused (drop.ct_budget)",
+                holder.name(),
+                holder.held,
+                held.all,
+                held.room
+            )
+        })),
+        Err(error) => problems.push(error.to_string()),
+    }
     status.problems = problems;
     status
 }

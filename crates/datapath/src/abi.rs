@@ -31,7 +31,7 @@ unsafe impl Plain for u32 {}
 // SAFETY: an integer.
 unsafe impl Plain for u64 {}
 
-pub const TP_ABI_VERSION: u32 = 1;
+pub const TP_ABI_VERSION: u32 = 2;
 
 // enum tp_backend_mode
 pub const TP_MODE_VXLAN: u32 = 1;
@@ -68,6 +68,10 @@ pub const TP_CT_RST: u32 = 32;
 pub const TP_CT_VIA_TUNNEL: u32 = 64;
 pub const TP_CT_ESTABLISHED: u32 = 128;
 
+// enum tp_holder
+pub const TP_HOLDER_OTHERS: u32 = 0;
+pub const TP_HOLDER_NODE: u32 = 0xffffffff;
+
 // enum tp_service_flag
 pub const TP_SERVICE_AFFINITY: u32 = 1;
 pub const TP_SERVICE_NODEPORT: u32 = 2;
@@ -80,6 +84,8 @@ pub const TP_SERVICE_TRANSLATED: u32 = 3;
 pub const TP_HOST_OUT: u32 = 4;
 pub const TP_IGNORED: u32 = 5;
 pub const TP_REFUSED: u32 = 6;
+pub const TP_UNTRACKED: u32 = 7;
+pub const TP_CT_RECYCLED: u32 = 8;
 pub const TP_DROP_FIRST: u32 = 16;
 pub const TP_DROP_MALFORMED: u32 = 16;
 pub const TP_DROP_SOURCE_ADDRESS: u32 = 17;
@@ -97,6 +103,7 @@ pub const TP_DROP_FRAGMENT: u32 = 28;
 pub const TP_DROP_SERVICE_ICMP: u32 = 29;
 pub const TP_DROP_INTERNAL: u32 = 30;
 pub const TP_DROP_NO_POD: u32 = 31;
+pub const TP_DROP_CT_BUDGET: u32 = 32;
 pub const TP_REASON_MAX: u32 = 64;
 
 #[repr(C, align(4))]
@@ -323,18 +330,17 @@ unsafe impl Plain for CtEnd {}
 pub struct Ct {
     pub last_seen: u64,
     pub created: u64,
+    pub egress: u64,
+    pub ingress: u64,
     pub vip: Addr,
     pub via: Addr,
     pub flags: u32,
-    pub egress_revision: u32,
-    pub ingress_revision: u32,
     pub egress_rule: u32,
     pub ingress_rule: u32,
     pub backend: u32,
-    pub vport: Be16,
-    pub egress_verdict: u8,
-    pub ingress_verdict: u8,
     pub pod_id: u32,
+    pub vport: Be16,
+    pub pad: [u8; 2],
     pub a: CtEnd,
     pub b: CtEnd,
 }
@@ -343,18 +349,17 @@ const _: () = assert!(
     size_of::<Ct>()
         == size_of::<u64>()
             + size_of::<u64>()
+            + size_of::<u64>()
+            + size_of::<u64>()
             + size_of::<Addr>()
             + size_of::<Addr>()
-            + size_of::<u32>()
             + size_of::<u32>()
             + size_of::<u32>()
             + size_of::<u32>()
             + size_of::<u32>()
             + size_of::<u32>()
             + size_of::<Be16>()
-            + size_of::<u8>()
-            + size_of::<u8>()
-            + size_of::<u32>()
+            + size_of::<[u8; 2]>()
             + size_of::<CtEnd>()
             + size_of::<CtEnd>()
 );
@@ -363,18 +368,48 @@ unsafe impl Plain for Ct {}
 
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Budget {
+    pub room: u32,
+    pub share: u32,
+}
+
+const _: () = assert!(size_of::<Budget>() == size_of::<u32>() + size_of::<u32>());
+// SAFETY: repr(C), the line above shows that there is no padding, all fields are plain.
+unsafe impl Plain for Budget {}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Openings {
+    pub keys: [CtKey; 32],
+}
+
+const _: () = assert!(size_of::<Openings>() == size_of::<[CtKey; 32]>());
+// SAFETY: repr(C), the line above shows that there is no padding, all fields are plain.
+unsafe impl Plain for Openings {}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Flows {
+    pub held: u32,
+    pub next: u32,
+    pub ring: [Openings; 4],
+}
+
+const _: () = assert!(size_of::<Flows>() == size_of::<u32>() + size_of::<u32>() + size_of::<[Openings; 4]>());
+// SAFETY: repr(C), the line above shows that there is no padding, all fields are plain.
+unsafe impl Plain for Flows {}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Nat {
     pub daddr: Addr,
     pub dport: Be16,
     pub pad: [u8; 2],
     pub backend: u32,
-    pub last_seen: u64,
 }
 
-const _: () = assert!(
-    size_of::<Nat>()
-        == size_of::<Addr>() + size_of::<Be16>() + size_of::<[u8; 2]>() + size_of::<u32>() + size_of::<u64>()
-);
+const _: () =
+    assert!(size_of::<Nat>() == size_of::<Addr>() + size_of::<Be16>() + size_of::<[u8; 2]>() + size_of::<u32>());
 // SAFETY: repr(C), the line above shows that there is no padding, all fields are plain.
 unsafe impl Plain for Nat {}
 
@@ -498,31 +533,28 @@ unsafe impl Plain for Affinity {}
 
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct SockRevKey {
-    pub cookie: u64,
-    pub addr: Addr,
-    pub port: Be16,
-    pub pad: [u8; 6],
+pub struct SockPeer {
+    pub backend: Addr,
+    pub service: Addr,
+    pub backend_port: Be16,
+    pub service_port: Be16,
 }
 
 const _: () =
-    assert!(size_of::<SockRevKey>() == size_of::<u64>() + size_of::<Addr>() + size_of::<Be16>() + size_of::<[u8; 6]>());
+    assert!(size_of::<SockPeer>() == size_of::<Addr>() + size_of::<Addr>() + size_of::<Be16>() + size_of::<Be16>());
 // SAFETY: repr(C), the line above shows that there is no padding, all fields are plain.
-unsafe impl Plain for SockRevKey {}
+unsafe impl Plain for SockPeer {}
 
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct SockRev {
-    pub addr: Addr,
-    pub port: Be16,
-    pub pad: [u8; 2],
-    pub service: u32,
+pub struct SockPeers {
+    pub peers: [SockPeer; 32],
+    pub next: u32,
 }
 
-const _: () =
-    assert!(size_of::<SockRev>() == size_of::<Addr>() + size_of::<Be16>() + size_of::<[u8; 2]>() + size_of::<u32>());
+const _: () = assert!(size_of::<SockPeers>() == size_of::<[SockPeer; 32]>() + size_of::<u32>());
 // SAFETY: repr(C), the line above shows that there is no padding, all fields are plain.
-unsafe impl Plain for SockRev {}
+unsafe impl Plain for SockPeers {}
 
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -711,20 +743,34 @@ pub const LAYOUTS: &[Layout] = &[
         &[
             ("last_seen", std::mem::offset_of!(Ct, last_seen)),
             ("created", std::mem::offset_of!(Ct, created)),
+            ("egress", std::mem::offset_of!(Ct, egress)),
+            ("ingress", std::mem::offset_of!(Ct, ingress)),
             ("vip", std::mem::offset_of!(Ct, vip)),
             ("via", std::mem::offset_of!(Ct, via)),
             ("flags", std::mem::offset_of!(Ct, flags)),
-            ("egress_revision", std::mem::offset_of!(Ct, egress_revision)),
-            ("ingress_revision", std::mem::offset_of!(Ct, ingress_revision)),
             ("egress_rule", std::mem::offset_of!(Ct, egress_rule)),
             ("ingress_rule", std::mem::offset_of!(Ct, ingress_rule)),
             ("backend", std::mem::offset_of!(Ct, backend)),
-            ("vport", std::mem::offset_of!(Ct, vport)),
-            ("egress_verdict", std::mem::offset_of!(Ct, egress_verdict)),
-            ("ingress_verdict", std::mem::offset_of!(Ct, ingress_verdict)),
             ("pod_id", std::mem::offset_of!(Ct, pod_id)),
+            ("vport", std::mem::offset_of!(Ct, vport)),
+            ("pad", std::mem::offset_of!(Ct, pad)),
             ("a", std::mem::offset_of!(Ct, a)),
             ("b", std::mem::offset_of!(Ct, b)),
+        ],
+    ),
+    (
+        "tp_budget",
+        size_of::<Budget>(),
+        &[("room", std::mem::offset_of!(Budget, room)), ("share", std::mem::offset_of!(Budget, share))],
+    ),
+    ("tp_openings", size_of::<Openings>(), &[("keys", std::mem::offset_of!(Openings, keys))]),
+    (
+        "tp_flows",
+        size_of::<Flows>(),
+        &[
+            ("held", std::mem::offset_of!(Flows, held)),
+            ("next", std::mem::offset_of!(Flows, next)),
+            ("ring", std::mem::offset_of!(Flows, ring)),
         ],
     ),
     (
@@ -735,7 +781,6 @@ pub const LAYOUTS: &[Layout] = &[
             ("dport", std::mem::offset_of!(Nat, dport)),
             ("pad", std::mem::offset_of!(Nat, pad)),
             ("backend", std::mem::offset_of!(Nat, backend)),
-            ("last_seen", std::mem::offset_of!(Nat, last_seen)),
         ],
     ),
     (
@@ -815,24 +860,19 @@ pub const LAYOUTS: &[Layout] = &[
         ],
     ),
     (
-        "tp_sock_rev_key",
-        size_of::<SockRevKey>(),
+        "tp_sock_peer",
+        size_of::<SockPeer>(),
         &[
-            ("cookie", std::mem::offset_of!(SockRevKey, cookie)),
-            ("addr", std::mem::offset_of!(SockRevKey, addr)),
-            ("port", std::mem::offset_of!(SockRevKey, port)),
-            ("pad", std::mem::offset_of!(SockRevKey, pad)),
+            ("backend", std::mem::offset_of!(SockPeer, backend)),
+            ("service", std::mem::offset_of!(SockPeer, service)),
+            ("backend_port", std::mem::offset_of!(SockPeer, backend_port)),
+            ("service_port", std::mem::offset_of!(SockPeer, service_port)),
         ],
     ),
     (
-        "tp_sock_rev",
-        size_of::<SockRev>(),
-        &[
-            ("addr", std::mem::offset_of!(SockRev, addr)),
-            ("port", std::mem::offset_of!(SockRev, port)),
-            ("pad", std::mem::offset_of!(SockRev, pad)),
-            ("service", std::mem::offset_of!(SockRev, service)),
-        ],
+        "tp_sock_peers",
+        size_of::<SockPeers>(),
+        &[("peers", std::mem::offset_of!(SockPeers, peers)), ("next", std::mem::offset_of!(SockPeers, next))],
     ),
     (
         "tp_purge",

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use towpath_model::desired::{LocalPod, NodePeer, PolicyImage, ServiceTable};
 
-use crate::bpf::{Adopted, Changes, Connection, Count, MapUsage, Programs, Snapshot};
+use crate::bpf::{Adopted, Changes, Connection, Count, Held, MapUsage, Programs, Snapshot};
 use crate::error::Error;
 use crate::node::Node;
 use crate::requests::{Applied, AttachRequest, CheckRequest, DatapathConfig, NodeFacts, NodeStatus};
@@ -95,7 +95,12 @@ impl Datapath {
         self.worker.call(|node| node.observe(Programs::connections)).await
     }
 
-    /// How full the maps are. Reads the connection table.
+    /// How the connection table is held by pods.
+    pub async fn held(&self) -> Result<Held, Error> {
+        self.worker.call(|node| node.observe(Programs::held)).await
+    }
+
+    /// How full the maps are. Reads the table of translations.
     pub async fn usage(&self) -> Result<Vec<MapUsage>, Error> {
         self.worker.call(|node| node.observe(Programs::usage)).await
     }

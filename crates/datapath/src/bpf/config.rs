@@ -17,6 +17,10 @@ pub struct BpfConfig {
 
 /// How many entries the maps may hold. Entries are not preallocated: until it is used, an entry of a hash map's limit costs 16
 /// bytes (the defaults: about 20 MiB in all), one of a prefix tree's nothing.
+///
+/// A full table of connections takes 256 bytes an entry, and 192 for its translation: 112 MiB with the default, which is what a
+/// hostile pod and its friends can make the kernel spend. It is as many as the kernel's own tracking has on a machine with
+/// 8 CPUs under kube-proxy (32,768 each); half of it, divided by 128, leaves each pod 1,024 that no neighbour can take.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Tracked connections, and translations beside them.

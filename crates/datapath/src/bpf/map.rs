@@ -13,6 +13,8 @@ use crate::abi::Plain;
 
 /// Entries that one batch call reads or writes.
 const BATCH: usize = 4096;
+/// Bytes that one batch call reads: fewer entries of maps whose entries are large.
+const BATCH_BYTES: usize = 2 << 20;
 
 /// One map of the loaded object.
 #[derive(Debug)]
@@ -135,7 +137,7 @@ impl<K: Plain, V: Plain> Map<K, V> {
     /// kernel says that there is no more. What is added or deleted meanwhile may or may not be among them.
     pub(crate) fn entries(&self) -> Result<Vec<(K, V)>> {
         let mut entries = Vec::new();
-        let mut room = BATCH;
+        let mut room = (BATCH_BYTES / (size_of::<K>() + size_of::<V>())).clamp(16, BATCH);
         let cursor = size_of::<K>().max(size_of::<u64>());
         let (mut at, mut next) = (vec![0u8; cursor], vec![0u8; cursor]);
         let mut started = false;

@@ -7,6 +7,7 @@
 
 mod address;
 mod adopt;
+mod budget;
 mod config;
 mod error;
 mod links;
@@ -19,6 +20,7 @@ mod policy;
 mod purge;
 mod services;
 
+use std::collections::HashSet;
 use std::fs;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
@@ -30,6 +32,7 @@ use libbpf_rs::Object;
 use towpath_model::desired::{LocalPod, NodePeer, PolicyImage, ServiceTable};
 
 use crate::abi::{self, Addr, Ct, CtKey, Removed, Tuple};
+use budget::Accounts;
 use links::Links;
 use map::Map;
 use node::NodeMaps;
@@ -38,6 +41,7 @@ use policy::PolicyMaps;
 use services::ServiceMaps;
 
 pub use adopt::Adopted;
+pub use budget::{Held, Holder};
 pub use config::{BpfConfig, Changes, Hook, Isolation, Limits, NodeConfig};
 pub use error::{Error, Result};
 pub use observe::{Connection, Count, End, Judged, MapUsage, Reason};
@@ -55,6 +59,7 @@ pub struct Programs {
     services: ServiceMaps,
     connections: Map<CtKey, Ct>,
     translations: Map<Tuple, abi::Nat>,
+    accounts: Accounts,
     /// Peers were written, perhaps not all of them, and the revision was not raised for it.
     unraised: bool,
     collected: Option<Instant>,
@@ -95,12 +100,16 @@ impl Programs {
     fn load(config: BpfConfig, testing: bool) -> Result<Self> {
         let pins = PinDir::create(&config.pin_dir)?;
         let object = object::load(&config, &pins, testing)?;
+        let policy = PolicyMaps::open(&object)?;
+        let connections: Map<CtKey, Ct> = Map::open(&object, "tp_ct")?;
+        let accounts = Accounts::open(&object, connections.limit(), policy.pods().values().map(|pod| pod.pod_id))?;
         let programs = Self {
             links: Links::new(pins.links(), pins.former_links()?),
             node: NodeMaps::open(&object)?,
-            policy: PolicyMaps::open(&object)?,
+            policy,
             services: ServiceMaps::open(&object, Instant::now())?,
-            connections: Map::open(&object, "tp_ct")?,
+            connections,
+            accounts,
             translations: Map::open(&object, "tp_nat")?,
             unraised: false,
             collected: None,
@@ -225,6 +234,7 @@ impl Programs {
 
     /// Makes a pod known. To be called before its device is up. Idempotent.
     pub fn set_pod(&mut self, pod: &LocalPod, isolation: Isolation) -> Result<()> {
+        self.accounts.add(pod.pod_id)?;
         let (changes, reused) = self.policy.set_pod(pod, isolation)?;
         for address in reused {
             self.purge(&[address])?;
@@ -277,7 +287,8 @@ impl Programs {
     }
 
     /// Deletes what a grace period protected (old backend lists, backends that left the table and what was pinned to
-    /// them) and, every ten seconds, idle connections. Call every second or so; the entries removed.
+    /// them, accounts of pods that are gone) and, every ten seconds, idle connections. Call every second or so; the entries
+    /// removed.
     pub fn sweep(&mut self, now: Instant) -> Result<usize> {
         let (mut removed, backends_went) = self.services.sweep(now)?;
         if backends_went {
@@ -290,6 +301,8 @@ impl Programs {
             removed += (idle.connections + idle.translations) as usize;
             self.collected = Some(now);
         }
+        let pods: HashSet<u32> = self.policy.pods().values().map(|pod| pod.pod_id).collect();
+        removed += self.accounts.sweep(&pods, now)?;
         Ok(removed)
     }
 
@@ -310,10 +323,15 @@ impl Programs {
         observe::connections(&self.connections)
     }
 
-    /// How full the maps are. Reads the connection table.
+    /// How the connection table is held by pods.
+    pub fn held(&self) -> Result<Held> {
+        self.accounts.held(self.policy.pods())
+    }
+
+    /// How full the maps are. Reads the table of translations.
     pub fn usage(&self) -> Result<Vec<MapUsage>> {
         let tracked = [
-            ("tp_ct", self.connections.entries()?.len(), self.connections.limit()),
+            ("tp_ct", self.accounts.all()? as usize, self.connections.limit()),
             ("tp_nat", self.translations.entries()?.len(), self.translations.limit()),
         ];
         let mirrored = self.node.usage().into_iter().chain(self.policy.usage()).chain(self.services.usage());

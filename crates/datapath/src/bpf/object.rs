@@ -18,7 +18,7 @@ use crate::abi::{Plain, TP_ABI_VERSION};
 static OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/towpath.o"));
 
 /// Maps that outlive the process. The others are scratch, constants and what only tests use.
-const PINNED: [&str; 19] = [
+const PINNED: [&str; 22] = [
     "tp_node_config",
     "tp_revision",
     "tp_pods",
@@ -30,13 +30,16 @@ const PINNED: [&str; 19] = [
     "tp_rules",
     "tp_ct",
     "tp_nat",
+    "tp_budget",
+    "tp_held",
+    "tp_flows",
     "tp_frags",
     "tp_services",
     "tp_slots",
     "tp_backends",
     "tp_affinity",
-    "tp_sock_rev",
     "tp_sock_peer",
+    "tp_sock_peers",
     "tp_counters",
 ];
 /// Holds the collector's timer: pinned, because a timer dies with the last reference from user space.
@@ -72,6 +75,8 @@ fn limit_of(limits: &Limits, name: &str) -> Option<u32> {
         "tp_rules" => limits.rules,
         "tp_peers" => limits.peers,
         "tp_pods" | "tp_netns_pods" => limits.pods,
+        // No pod has less than one address; and two holders are no pods.
+        "tp_flows" => limits.pods.saturating_add(2),
         _ => return None,
     })
 }

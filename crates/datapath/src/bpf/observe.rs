@@ -35,6 +35,8 @@ impl Reason {
             TP_HOST_OUT => "host_out",
             TP_IGNORED => "ignored",
             TP_REFUSED => "refused",
+            TP_UNTRACKED => "untracked",
+            TP_CT_RECYCLED => "ct_recycled",
             TP_DROP_MALFORMED => "malformed",
             TP_DROP_SOURCE_ADDRESS => "source_address",
             TP_DROP_SOURCE_MAC => "source_mac",
@@ -51,6 +53,7 @@ impl Reason {
             TP_DROP_SERVICE_ICMP => "service_icmp",
             TP_DROP_INTERNAL => "internal",
             TP_DROP_NO_POD => "no_pod",
+            TP_DROP_CT_BUDGET => "ct_budget",
             _ => "unknown",
         }
     }
@@ -104,7 +107,7 @@ pub struct Connection {
     pub egress: Option<Judged>,
     /// Ingress of the responder, if it was judged here.
     pub ingress: Option<Judged>,
-    /// The local pod it is counted to, 0: none.
+    /// Whose budget it takes from: a pod's id, or `enum tp_holder`.
     pub pod_id: u32,
 }
 
@@ -119,8 +122,10 @@ pub struct MapUsage {
     pub limit: u32,
 }
 
-fn judged(verdict: u8, rule: u32, revision: u32) -> Option<Judged> {
-    let verdict = match u32::from(verdict) {
+/// From the word that holds verdict and revision.
+fn judged(word: u64, rule: u32) -> Option<Judged> {
+    let (verdict, revision) = ((word >> 32) as u32, word as u32);
+    let verdict = match verdict {
         TP_VERDICT_ALLOW => Verdict::Allow,
         TP_VERDICT_DENY => Verdict::Deny,
         _ => return None,
@@ -141,8 +146,8 @@ fn decode(key: &CtKey, ct: &Ct, now: u64) -> Connection {
         flags: ct.flags,
         idle: Duration::from_nanos(now.saturating_sub(ct.last_seen)),
         age: Duration::from_nanos(now.saturating_sub(ct.created)),
-        egress: judged(ct.egress_verdict, ct.egress_rule, ct.egress_revision),
-        ingress: judged(ct.ingress_verdict, ct.ingress_rule, ct.ingress_revision),
+        egress: judged(ct.egress, ct.egress_rule),
+        ingress: judged(ct.ingress, ct.ingress_rule),
         pod_id: ct.pod_id,
     }
 }

@@ -222,14 +222,15 @@ impl ServiceMaps {
         }
         self.old_lists.retain(|(_, _, since)| !over(since));
         let dead: Vec<u32> = self.old_backends.iter().filter(|(_, since)| over(since)).map(|(id, _)| *id).collect();
+        if self.unaffine.values().any(over) {
+            // Once more, for what a program wrote while the entry flipped. Before the backends go: nothing that leads to one may
+            // outlive it, or a program could be copying what the kernel has given to another.
+            removed += self.drop_affinity()?;
+            self.unaffine.retain(|_, since| !over(since));
+        }
         for id in &dead {
             removed += usize::from(self.backends.remove(id)?);
             self.old_backends.remove(id);
-        }
-        if self.unaffine.values().any(over) {
-            // Once more, for what a program wrote while the entry flipped.
-            removed += self.drop_affinity()?;
-            self.unaffine.retain(|_, since| !over(since));
         }
         Ok((removed, !dead.is_empty()))
     }

@@ -237,3 +237,28 @@ fn malformed_packets_are_dropped_and_counted() {
         run(&tiny.bytes()).dropped("malformed");
     });
 }
+
+#[test]
+fn nobody_plants_the_first_fragment_of_anothers_datagram() {
+    in_world(|w| {
+        let h = hosts(Family::V4);
+        let mut first = sent_by(h.b, 4000, h.outside, 53, L4::udp(&[1; 64]));
+        let mut later = first.clone();
+        first.fragment = Some((77, 0, true));
+        later.fragment = Some((77, 72, false));
+        let planted = w.run(Hook::FromPod, &first.bytes(), w.pod_a, w.pod_a, None);
+        planted.dropped("source_address");
+        w.run(Hook::FromPod, &later.bytes(), w.pod_b, w.pod_b, None).dropped("fragment");
+        w.run(Hook::FromPod, &first.bytes(), w.pod_b, w.pod_b, None).passed();
+        w.run(Hook::FromPod, &later.bytes(), w.pod_b, w.pod_b, None).passed();
+        // To the own node through the tunnel, which tracks nothing.
+        let through = |fragment| {
+            let mut frame = arriving(MAC_TUNNEL, h.remote, 4000, h.node, 53, L4::udp(&[1; 64]));
+            frame.fragment = Some(fragment);
+            w.run(Hook::FromTunnel, &frame.bytes(), w.tunnel, w.tunnel, Some(ip("192.168.50.2")))
+        };
+        through((78, 72, false)).dropped("fragment");
+        through((78, 0, true)).passed();
+        through((78, 72, false)).passed();
+    });
+}

@@ -3,7 +3,7 @@
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use libbpf_rs::{MapCore, MapFlags};
+use libbpf_rs::MapCore;
 use towpath_datapath::abi::*;
 use towpath_datapath::bpf::{BpfConfig, Hook, Isolation, Limits, Programs};
 use towpath_model::desired::*;
@@ -11,11 +11,6 @@ use towpath_model::{Family, Protocol};
 
 use crate::frame::{ACK, L4};
 use crate::world::*;
-
-fn bytes_of<T: Plain>(value: &T) -> Vec<u8> {
-    // SAFETY: a plain value has no padding, so all its bytes are defined.
-    unsafe { std::slice::from_raw_parts(std::ptr::from_ref(value).cast::<u8>(), size_of::<T>()) }.to_vec()
-}
 
 #[test]
 fn opening_again_adopts_links_maps_and_connections_and_writes_nothing() {
@@ -133,30 +128,6 @@ fn links_of_devices_that_are_gone_are_swept_and_an_index_used_again_gets_its_own
     });
 }
 
-/// Fills the connection table with UDP flows that were last seen at `last_seen` (ktime, ns).
-fn fill(w: &World, count: u32, last_seen: u64) {
-    let map = w.programs.object().maps().find(|m| m.name() == "tp_ct").unwrap();
-    let (mut keys, mut values) = (Vec::new(), Vec::new());
-    for n in 0..count {
-        let key = CtKey {
-            addr_a: Addr::new(std::net::Ipv4Addr::from(0x0a01_0000 + (n >> 8)).into()),
-            addr_b: Addr::new(std::net::Ipv4Addr::from(0x0a02_0000 + (n & 0xff)).into()),
-            port_a: Be16::new(1000),
-            port_b: Be16::new((n % 60_000) as u16),
-            proto: 17,
-            ..CtKey::default()
-        };
-        keys.extend(bytes_of(&key));
-        values.extend(bytes_of(&Ct { last_seen, created: last_seen, ..Ct::default() }));
-    }
-    map.update_batch(&keys, &values, count, MapFlags::ANY, MapFlags::ANY).unwrap();
-}
-
-fn uptime() -> u64 {
-    let text = std::fs::read_to_string("/proc/uptime").unwrap();
-    (text.split(' ').next().unwrap().parse::<f64>().unwrap() * 1e9) as u64
-}
-
 #[test]
 fn the_collector_visits_every_connection_and_deletes_the_idle_ones() {
     in_world(|w| {
@@ -170,13 +141,13 @@ fn the_collector_visits_every_connection_and_deletes_the_idle_ones() {
             (0..5).map(|_| once(w)).min().unwrap()
         };
         let empty = best(w, 0);
-        fill(w, COUNT, uptime());
+        w.fill(COUNT, uptime());
         let visiting = best(w, 0);
         let listed = Instant::now();
         assert_eq!(w.programs.connections().unwrap().len(), COUNT as usize);
         let listing = listed.elapsed();
         // 31 s ago: past the limit of a flow that nobody answered.
-        fill(w, COUNT, uptime() - 31_000_000_000);
+        w.fill(COUNT, uptime() - 31_000_000_000);
         let began = Instant::now();
         let removed = w.programs.collect().unwrap().connections;
         let deleting = began.elapsed();
@@ -193,12 +164,12 @@ fn the_collector_runs_without_the_process_that_armed_it() {
     in_namespaces(|dir| {
         let w = World::new(dir, Limits::default());
         let config = w.programs.config().clone();
-        fill(&w, 100, uptime() - 31_000_000_000);
+        w.fill(100, uptime() - 31_000_000_000);
         let usage = |programs: &Programs| programs.connections().unwrap().len();
         assert_eq!(usage(&w.programs), 100);
         // The agent dies.
         drop(w);
-        let map = libbpf_rs::MapHandle::from_pinned_path(dir.join("towpath-v1/maps/tp_ct")).unwrap();
+        let map = libbpf_rs::MapHandle::from_pinned_path(dir.join("towpath-v2/maps/tp_ct")).unwrap();
         let deadline = Instant::now() + Duration::from_secs(30);
         while map.keys().next().is_some() {
             assert!(Instant::now() < deadline, "nothing was collected");

@@ -10,6 +10,7 @@
 )]
 #![allow(unreachable_pub, reason = "modules of one test binary")]
 
+mod budget;
 mod envelope;
 mod frame;
 mod from_pod;

@@ -278,3 +278,47 @@ fn links_to_the_cgroup_are_replaced_in_place() {
         assert_eq!(TcpStream::connect((hosts(family).service, 80)).unwrap_err().kind(), ErrorKind::NetworkUnreachable);
     });
 }
+
+#[test]
+fn what_a_socket_believes_is_not_forgotten_for_others() {
+    in_sockets_world(|w, _| {
+        let family = Family::V4;
+        let name = SocketAddr::new(hosts(family).service, 53);
+        w.serve(1, family, Some(name.ip()), 53, Protocol::Udp, &[backend(family, 5353)]);
+        let server = UdpSocket::bind(backend(family, 5353)).unwrap();
+        let (connected, unconnected) = (udp_for(name), udp_for(name));
+        connected.connect(name).unwrap();
+        unconnected.send_to(b"question", name).unwrap();
+        let mut buffer = [0; 16];
+        let (_, asker) = server.recv_from(&mut buffer).unwrap();
+        // More sockets than any table of all would have room for.
+        for _ in 0..70_000 {
+            udp_for(name).connect(name).unwrap();
+        }
+        server.send_to(b"answer", asker).unwrap();
+        assert_eq!(unconnected.recv_from(&mut buffer).unwrap(), (6, name));
+        assert_eq!(connected.peer_addr().unwrap(), name);
+    });
+}
+
+#[test]
+fn one_socket_hears_the_services_answer_from_each_of_many_backends() {
+    in_sockets_world(|w, _| {
+        let family = Family::V4;
+        let name = SocketAddr::new(hosts(family).service, 53);
+        let backends: Vec<SocketAddr> = (0..30).map(|n| backend(family, 5300 + n)).collect();
+        let servers: Vec<UdpSocket> = backends.iter().map(|at| UdpSocket::bind(at).unwrap()).collect();
+        w.serve(1, family, Some(name.ip()), 53, Protocol::Udp, &backends);
+        let asking = udp_for(name);
+        for _ in 0..500 {
+            asking.send_to(b"question", name).unwrap();
+        }
+        let mut buffer = [0; 16];
+        for server in &servers {
+            server.set_nonblocking(true).unwrap();
+            let (_, asker) = server.recv_from(&mut buffer).expect("500 questions reach each of 30");
+            server.send_to(b"answer", asker).unwrap();
+            assert_eq!(asking.recv_from(&mut buffer).unwrap(), (6, name));
+        }
+    });
+}

@@ -357,6 +357,53 @@ impl World {
         self.run(Hook::FromUplink, &frame.bytes(), self.uplink, self.uplink, None)
     }
 
+    // ---- the maps, past the programs --------------------------------------------------------------------------------
+
+    pub fn map(&self, name: &str) -> impl MapCore {
+        self.programs.object().maps().find(|m| m.name() == name).unwrap()
+    }
+
+    /// Every entry of a map.
+    pub fn entries<K: Plain, V: Plain>(&self, name: &str) -> Vec<(K, V)> {
+        let map = self.map(name);
+        let value = |key: &Vec<u8>| map.lookup(key, MapFlags::ANY).unwrap();
+        let keys: Vec<Vec<u8>> = map.keys().collect();
+        keys.iter().filter_map(|key| Some((of_bytes(key), of_bytes(&value(key)?)))).collect()
+    }
+
+    pub fn write<K: Plain, V: Plain>(&self, name: &str, key: &K, value: &V) {
+        self.map(name).update(&bytes_of(key), &bytes_of(value), MapFlags::ANY).unwrap();
+    }
+
+    /// Fills the connection table with UDP flows that were last seen at `last_seen` (ktime, ns), counted to nobody's pod.
+    /// Nothing else may be in it.
+    pub fn fill(&self, count: u32, last_seen: u64) {
+        let (mut keys, mut values) = (Vec::new(), Vec::new());
+        for n in 0..count {
+            let key = CtKey {
+                addr_a: Addr::new(std::net::Ipv4Addr::from(0x0a01_0000 + (n >> 8)).into()),
+                addr_b: Addr::new(std::net::Ipv4Addr::from(0x0a02_0000 + (n & 0xff)).into()),
+                port_a: Be16::new(1000),
+                port_b: Be16::new((n % 60_000) as u16),
+                proto: 17,
+                ..CtKey::default()
+            };
+            keys.extend(bytes_of(&key));
+            values.extend(bytes_of(&Ct { last_seen, created: last_seen, ..Ct::default() }));
+        }
+        self.map("tp_ct").update_batch(&keys, &values, count, MapFlags::ANY, MapFlags::ANY).unwrap();
+        self.write("tp_flows", &0u32, &Flows { held: count, ..Flows::default() });
+        self.write("tp_held", &0u32, &count);
+    }
+
+    /// Lets every connection have been idle for so much longer.
+    pub fn age(&self, seconds: u64) {
+        for (key, ct) in self.entries::<CtKey, Ct>("tp_ct") {
+            let last_seen = ct.last_seen.checked_sub(seconds * 1_000_000_000).unwrap();
+            self.write("tp_ct", &key, &Ct { last_seen, ..ct });
+        }
+    }
+
     // ---- what is wanted ------------------------------------------------------------------------------------------
 
     pub fn apply_policy(&mut self) {
@@ -408,6 +455,23 @@ impl World {
     pub fn apply_services(&mut self) {
         self.programs.apply_services(&self.table, Instant::now()).unwrap();
     }
+}
+
+pub fn bytes_of<T: Plain>(value: &T) -> Vec<u8> {
+    // SAFETY: a plain value has no padding, so all its bytes are defined.
+    unsafe { std::slice::from_raw_parts(std::ptr::from_ref(value).cast::<u8>(), size_of::<T>()) }.to_vec()
+}
+
+pub fn of_bytes<T: Plain>(bytes: &[u8]) -> T {
+    assert_eq!(bytes.len(), size_of::<T>());
+    // SAFETY: there are as many bytes as the value has, and any bytes are a value of a plain type.
+    unsafe { std::ptr::read_unaligned(bytes.as_ptr().cast()) }
+}
+
+/// Nanoseconds since the machine started.
+pub fn uptime() -> u64 {
+    let text = std::fs::read_to_string("/proc/uptime").unwrap();
+    (text.split(' ').next().unwrap().parse::<f64>().unwrap() * 1e9) as u64
 }
 
 /// A frame that pod a or b sends (by its address), to its gateway.
