@@ -286,7 +286,6 @@ static __always_inline struct tp_ct *tp_ct_open(struct tp_work *w, const struct 
 	w->reason = tp_judge(w, cfg, w->own_node == TP_OWN_YES);
 	if (w->reason)
 		return NULL;
-	tp_resolve_via(w);
 	__builtin_memset(fresh, 0, sizeof(*fresh));
 	fresh->last_seen = now;
 	fresh->created = now;
@@ -313,6 +312,48 @@ static __always_inline struct tp_ct *tp_ct_open(struct tp_work *w, const struct 
 }
 
 /*
+ * Whether a connection that begins anew may do so in the entry of the former one: it has its direction, its translation and its
+ * way, and nobody deletes the entry meanwhile. (An established one is not recycled, and the collector waits for the end of its time.)
+ */
+static __always_inline int tp_ct_serves_again(const struct tp_work *w, const struct tp_ct *ct, __u64 now)
+{
+	__u32 flags = ct->flags;
+
+	if (!(flags & TP_CT_ESTABLISHED) || now + NSEC_PER_SEC > ct->last_seen + tp_ct_idle_limit(w->p.t.proto, flags))
+		return 0;
+	if (!tp_ct_forward(w, ct) || !(flags & TP_CT_DNAT) != !w->translated || !(flags & TP_CT_VIA_TUNNEL) != !w->has_via)
+		return 0;
+	if (w->translated && (ct->backend != w->lb.backend_id || ct->vport != w->sent.dport || !tp_same(&ct->vip, &w->sent.daddr)))
+		return 0;
+	return (w->own_node == TP_OWN_YES) == (ct->ingress_rule == TP_RULE_OWN_NODE);
+}
+
+/*
+ * A client's ports come round: most new connections of a busy one find the entry of a former one. It is judged again and begins
+ * anew in its place, which spares the kernel an allocation, a copy and a grace period.
+ */
+static __always_inline struct tp_ct *tp_ct_reopen(struct tp_work *w, const struct tp_node_config *cfg, struct tp_ct *ct,
+						  __u64 now, __u32 revision)
+{
+	ct->last_seen = now;
+	ct->created = now;
+	tp_rejudge(w, cfg, ct, &w->p.t, revision);
+	w->reason = tp_ct_denied(ct);
+	if (w->reason)
+		return NULL;
+	if (w->translated && w->chosen && tp_nat_enter(w)) {
+		w->reason = TP_DROP_CT_FULL;
+		return NULL;
+	}
+	if (w->has_via && !tp_same(&ct->via, &w->via))
+		ct->via = w->via;
+	__sync_fetch_and_and(&ct->flags, TP_CT_FROM_A | TP_CT_DNAT | TP_CT_VIA_TUNNEL);
+	if (w->p.tcp_flags & TCP_RST)
+		__sync_fetch_and_or(&ct->flags, TP_CT_RST);
+	return ct;
+}
+
+/*
  * The connection of packet w->p, which tp_ct_find has just looked up: `ct` is what it found. Leaves the reason to drop the
  * packet in w->reason, and whether it is a reply in w->reply.
  */
@@ -324,8 +365,12 @@ static __always_inline struct tp_ct *tp_track(struct tp_work *w, const struct tp
 	/* Here, because every hook has checked the source before. */
 	if (w->p.flags & TP_PKT_FIRST_FRAG)
 		tp_frag_record(w, w->translated ? &w->sent : &w->p.t);
-	if (!ct || tp_ct_restarts(w, ct, now))
+	if (!ct || tp_ct_restarts(w, ct, now)) {
+		tp_resolve_via(w);
+		if (ct && tp_ct_serves_again(w, ct, now))
+			return tp_ct_reopen(w, cfg, ct, now, revision);
 		return tp_ct_open(w, cfg, ct, now, revision);
+	}
 	w->reply = !tp_ct_forward(w, ct);
 	if (tp_ct_stale(ct, revision)) {
 		tp_rejudge(w, cfg, ct, &w->p.t, revision);
