@@ -459,7 +459,7 @@ fn pin_to(cpu: usize) {
 
 #[test]
 fn after_a_storm_on_all_cpus_the_accounts_are_exact() {
-    const PACKETS: u32 = 60_000;
+    const PACKETS: u32 = 30_000;
     in_world_with(Limits { connections: 1024, ..Limits::default() }, |w| {
         isolate_and_allow(w);
         let h = hosts(Family::V4);
@@ -472,15 +472,20 @@ fn after_a_storm_on_all_cpus_the_accounts_are_exact() {
         let cpus = std::thread::available_parallelism().unwrap().get();
         let (pod_a, pod_b) = (w.pod_a, w.pod_b);
         let sent = AtomicU32::new(0);
+        let together = std::sync::Barrier::new(cpus.max(2));
         let purger = w.programs.purger().unwrap();
         std::thread::scope(|scope| {
             let senders: Vec<_> = (0..cpus.max(2))
                 .map(|n| {
-                    let (program, sent) = (program(), &sent);
+                    let (program, sent, together) = (program(), &sent, &together);
                     scope.spawn(move || {
                         pin_to(n % cpus);
-                        let mut dice = Dice(77 + n as u64);
-                        for _ in 0..PACKETS {
+                        // The same packets at the same time: the same connection is opened on all CPUs at once.
+                        let mut dice = Dice(77);
+                        for round in 0..PACKETS {
+                            if round % 16 == 0 {
+                                together.wait();
+                            }
                             let frame = of_the_storm(&mut dice);
                             let ifindex = if frame.src_mac == MAC_B { pod_b } else { pod_a };
                             run_raw(&program, &frame.bytes(), ifindex);
@@ -489,20 +494,23 @@ fn after_a_storm_on_all_cpus_the_accounts_are_exact() {
                     })
                 })
                 .collect();
-            // Deleted by others than who opens, nearly to the end.
-            let deleting = scope.spawn(|| {
-                let mut dice = Dice(5);
-                while sent.load(Ordering::Relaxed) < PACKETS * 3 / 2 {
-                    purger.purge(&[stranger(dice.below(40)), stranger(dice.below(40))]).unwrap();
-                    if dice.below(20) == 0 {
-                        purger.purge(&[h.a]).unwrap();
-                    }
-                }
-            });
-            for sender in senders {
-                sender.join().unwrap();
+            // Deleted by others than who opens, two at once, nearly to the end.
+            let deleting: Vec<_> = (0..2)
+                .map(|_| {
+                    scope.spawn(|| {
+                        let mut dice = Dice(5);
+                        while sent.load(Ordering::Relaxed) < PACKETS * 3 / 2 {
+                            purger.purge(&[stranger(dice.below(40)), stranger(dice.below(40))]).unwrap();
+                            if dice.below(4) == 0 {
+                                purger.purge(&[h.a]).unwrap();
+                            }
+                        }
+                    })
+                })
+                .collect();
+            for thread in senders.into_iter().chain(deleting) {
+                thread.join().unwrap();
             }
-            deleting.join().unwrap();
         });
         assert!(count(w, "ct_recycled") > 1000, "the budget was met");
         assert!(!w.programs.connections().unwrap().is_empty());
