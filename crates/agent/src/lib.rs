@@ -17,6 +17,7 @@ pub mod disk;
 pub mod index;
 pub mod ipam;
 pub mod metrics;
+pub mod network_config;
 pub mod pods;
 pub mod reconcile;
 pub mod settings;
@@ -49,11 +50,20 @@ pub type SharedIndex = Arc<RwLock<Index>>;
 /// # Errors
 /// The configuration is wrong, the kernel refuses, or an essential task died; the process should be started again.
 pub async fn run(config: AgentConfig, shutdown: CancellationToken) -> Result<()> {
-    let parsed = settings::parse(&config)?;
+    settings::parse(&config)?;
     for directory in [&config.run_dir, &config.state_dir] {
         std::fs::create_dir_all(directory).with_context(|| format!("could not make {}", directory.display()))?;
     }
+    let (ready, readiness) = channel::channel(Readiness::Starting("waiting for the API server".to_owned()));
+    // From the first moment on: whoever waits for the API server is alive, and says so.
+    let health = config.metrics_listen.map(|listen| metrics::serve(listen, readiness.clone())).transpose()?;
     let client = client(&config).await?;
+    let in_force = network_config::read(&client, &config).await?;
+    let own_config = config;
+    let config = network_config::overlay(own_config.clone(), &in_force.spec)?;
+    let parsed = settings::parse(&config)?;
+    let usable = move |spec: &_| settings::parse(&network_config::overlay(own_config.clone(), spec)?).map(drop);
+    let config_changed = network_config::changed(client.clone(), in_force, usable);
     let index: SharedIndex = Arc::default();
     let (updates, mut inbox) = mpsc::channel(4096);
     let mut watches = watch::watch_all(&client, &updates);
@@ -66,7 +76,7 @@ pub async fn run(config: AgentConfig, shutdown: CancellationToken) -> Result<()>
     let datapath = Datapath::open(DatapathConfig {
         settings: settings::node_settings(&config, &parsed, &own),
         bpffs: config.bpffs.clone(),
-        cgroup: config.cgroup.clone(),
+        cgroup: config.cgroup.as_deref().map(settings::cgroup2).transpose()?,
         state_dir: config.run_dir.join("pods"),
         uplink: config.uplink.clone(),
         limits: Default::default(),
@@ -74,8 +84,6 @@ pub async fn run(config: AgentConfig, shutdown: CancellationToken) -> Result<()>
     .await
     .context("could not open the data path")?;
     let leases = Arc::new(LeaseStore::open(&config.state_dir, &own.pod_cidrs, Arc::new(RealDisk))?);
-    let (ready, readiness) =
-        channel::channel(Readiness::Starting("waiting for the first full list of the API".to_owned()));
     let (requests, request_inbox) = mpsc::channel::<Request>(1024);
     let feed = feed::Client::start(config.carry_socket());
     let reconciler =
@@ -87,19 +95,21 @@ pub async fn run(config: AgentConfig, shutdown: CancellationToken) -> Result<()>
     let mut cni =
         CniServer::start(CniServerConfig::new(&config), pods.clone(), pods, leases.clone(), readiness.clone()).await?;
     let status = status::serve(&config, &parsed, datapath.clone(), report.clone(), readiness.clone())?;
-    let metrics =
-        config.metrics_listen.map(|listen| metrics::serve(listen, datapath, report, readiness)).transpose()?;
+    if let Some(health) = &health {
+        health.count(datapath, report);
+    }
 
     let outcome = tokio::select! {
         () = shutdown.cancelled() => Ok(()),
         ended = &mut loop_task => Err(anyhow::anyhow!("the reconcile loop ended: {ended:?}")),
+        () = config_changed => Ok(()),
         () = cni.ended() => Err(anyhow::anyhow!("the CNI server ended")),
         Some(ended) = watches.join_next() => Err(anyhow::anyhow!("a watch ended: {ended:?}")),
     };
     // Requests in work end first; nothing that they made is lost if they do not.
     cni.drain(Duration::from_secs(5)).await;
     loop_task.abort();
-    drop((status, metrics));
+    drop((status, health));
     outcome
 }
 
@@ -114,8 +124,16 @@ async fn client(config: &AgentConfig) -> Result<kube::Client> {
             })?;
             kube::Config::from_custom_kubeconfig(parsed, &KubeConfigOptions::default()).await?
         }
-        None => kube::Config::incluster()
-            .context("no kubeconfig is configured, and this is no pod with a service account")?,
+        None => {
+            let mut own = kube::Config::incluster()
+                .context("no kubeconfig is configured, and this is no pod with a service account")?;
+            // The Service `kubernetes` is an address that this very agent has to make work.
+            if let Some(url) = settings::api_server(config) {
+                info!(url, "the API server");
+                own.cluster_url = url.parse().with_context(|| format!("apiServer: {url:?} is no URL (https://HOST:PORT)"))?;
+            }
+            own
+        }
     };
     // Shorter than an ADD waits for a pod it does not know: a server that swallows packets must not look like a slow one.
     kube_config.connect_timeout = Some(Duration::from_secs(1));

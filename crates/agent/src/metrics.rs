@@ -1,8 +1,8 @@
-//! `/metrics` in the Prometheus text format, `/healthz` and `/readyz`.
+//! `/metrics` in the Prometheus text format, `/healthz` and `/readyz`: the latter two from the first moment of the process on.
 
 use std::fmt::Write as _;
 use std::net::SocketAddr;
-use std::sync::PoisonError;
+use std::sync::{Arc, OnceLock, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -20,49 +20,66 @@ use towpath_datapath::Datapath;
 use crate::cni_server::Readiness;
 use crate::reconcile::SharedReport;
 
-/// Serves until the handle is dropped.
+/// The server; dropping it ends it.
+#[derive(Debug)]
+pub struct Health {
+    sources: Arc<OnceLock<Sources>>,
+    _task: AbortOnDropHandle<()>,
+}
+
+/// What metrics are made of.
+#[derive(Debug)]
+struct Sources {
+    datapath: Datapath,
+    report: SharedReport,
+}
+
+impl Health {
+    /// From here on there are metrics.
+    pub fn count(&self, datapath: Datapath, report: SharedReport) {
+        let _once = self.sources.set(Sources { datapath, report });
+    }
+}
+
+/// Serves health at once, and metrics when there are some ([`Health::count`]).
 ///
 /// # Errors
 /// The address cannot be listened on.
-pub fn serve(
-    listen: SocketAddr,
-    datapath: Datapath,
-    report: SharedReport,
-    readiness: watch::Receiver<Readiness>,
-) -> Result<AbortOnDropHandle<()>> {
-    let socket = std::net::TcpListener::bind(listen).with_context(|| format!("could not serve metrics on {listen}"))?;
+pub fn serve(listen: SocketAddr, readiness: watch::Receiver<Readiness>) -> Result<Health> {
+    let socket = std::net::TcpListener::bind(listen).with_context(|| {
+        format!("could not serve metrics on {listen}: if another agent runs on this node, end it; else change metricsListen")
+    })?;
     socket.set_nonblocking(true)?;
     let listener = TcpListener::from_std(socket)?;
-    Ok(AbortOnDropHandle::new(tokio::spawn(async move {
+    let sources: Arc<OnceLock<Sources>> = Arc::default();
+    let shared = sources.clone();
+    let task = tokio::spawn(async move {
         loop {
             let Ok((stream, _)) = listener.accept().await else {
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             };
-            let answer = answer(stream, &datapath, &report, &readiness);
+            let answer = answer(stream, shared.get(), &readiness);
             let _ = tokio::time::timeout(Duration::from_secs(5), answer).await;
         }
-    })))
+    });
+    Ok(Health { sources, _task: AbortOnDropHandle::new(task) })
 }
 
-async fn answer(
-    stream: TcpStream,
-    datapath: &Datapath,
-    report: &SharedReport,
-    readiness: &watch::Receiver<Readiness>,
-) -> Result<()> {
+async fn answer(stream: TcpStream, sources: Option<&Sources>, readiness: &watch::Receiver<Readiness>) -> Result<()> {
     let mut stream = BufReader::new(stream);
     let mut line = String::new();
     // A request line is short; what is longer is nobody's scraper.
     tokio::io::AsyncReadExt::take(&mut stream, 1024).read_line(&mut line).await?;
     let path = line.split(' ').nth(1).unwrap_or("/");
-    let (code, body) = match path {
-        "/metrics" => ("200 OK", text(datapath, report, readiness).await?),
-        "/healthz" => ("200 OK", "ok\n".to_owned()),
-        "/readyz" => match &*readiness.borrow() {
-            Readiness::Ready => ("200 OK", "ok\n".to_owned()),
-            Readiness::Starting(why) => ("503 Service Unavailable", format!("{why}\n")),
-        },
+    let starting = match &*readiness.borrow() {
+        Readiness::Ready => None,
+        Readiness::Starting(why) => Some(format!("{why}\n")),
+    };
+    let (code, body) = match (path, starting, sources) {
+        ("/metrics", _, Some(sources)) => ("200 OK", text(&sources.datapath, &sources.report, readiness).await?),
+        ("/healthz", _, _) | ("/readyz", None, _) => ("200 OK", "ok\n".to_owned()),
+        ("/metrics", why, None) | ("/readyz", why, _) => ("503 Service Unavailable", why.unwrap_or_default()),
         _ => ("404 Not Found", "not found\n".to_owned()),
     };
     let mut head = String::new();
@@ -114,4 +131,32 @@ async fn text(datapath: &Datapath, report: &SharedReport, readiness: &watch::Rec
     let mut out = String::new();
     encode(&mut out, &registry)?;
     Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::AsyncReadExt;
+
+    async fn ask(address: SocketAddr, path: &str) -> String {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(format!("GET {path} HTTP/1.1\r\n\r\n").as_bytes()).await.unwrap();
+        let mut said = String::new();
+        stream.read_to_string(&mut said).await.unwrap();
+        said
+    }
+
+    #[tokio::test]
+    async fn who_waits_is_alive_and_says_what_for() {
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let (ready, readiness) = watch::channel(Readiness::Starting("waiting for a friend".to_owned()));
+        let _health = serve(free, readiness).unwrap();
+        assert!(ask(free, "/healthz").await.starts_with("HTTP/1.1 200"));
+        let waiting = ask(free, "/readyz").await;
+        assert!(waiting.starts_with("HTTP/1.1 503") && waiting.contains("waiting for a friend"), "{waiting}");
+        assert!(ask(free, "/metrics").await.starts_with("HTTP/1.1 503"));
+        ready.send_replace(Readiness::Ready);
+        assert!(ask(free, "/readyz").await.starts_with("HTTP/1.1 200"));
+        assert!(serve(free, ready.subscribe()).unwrap_err().to_string().contains("another agent"));
+    }
 }

@@ -3,7 +3,7 @@
 //! The result is also kept on disk, so that an agent which restarts while the API server is away knows its own node.
 
 use std::net::IpAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use ipnet::IpNet;
@@ -71,6 +71,29 @@ pub fn parse(config: &AgentConfig) -> Result<Parsed> {
         service_cidrs,
         non_masquerade_cidrs: cidrs("nonMasqueradeCidrs", &config.non_masquerade_cidrs)?,
     })
+}
+
+/// The API server's URL that the configuration names, else the one that `towpath node install` noted.
+pub fn api_server(config: &AgentConfig) -> Option<String> {
+    let noted = || std::fs::read_to_string(config.api_server_note()).ok();
+    let url = config.api_server.clone().or_else(noted)?;
+    Some(url.trim().to_owned()).filter(|url| !url.is_empty())
+}
+
+/// The cgroup2 directory that a configured one means: itself, or `unified` in it where cgroup v1 is mounted beside it.
+///
+/// # Errors
+/// Neither is of a cgroup2 file system.
+pub fn cgroup2(configured: &Path) -> Result<PathBuf> {
+    /// `CGROUP2_SUPER_MAGIC` of linux/magic.h.
+    const CGROUP2: rustix::fs::FsWord = 0x6367_7270;
+    let unified = configured.join("unified");
+    let is_v2 = |path: &&Path| rustix::fs::statfs(*path).is_ok_and(|fs| fs.f_type == CGROUP2);
+    let found = [configured, &unified].into_iter().find(is_v2).with_context(|| {
+        let shown = configured.display();
+        format!("agent configuration, cgroup: neither {shown} nor {shown}/unified is of a cgroup2 file system; mount one")
+    })?;
+    Ok(found.to_owned())
 }
 
 /// What is known of this node: from its object, or from disk.
@@ -168,6 +191,24 @@ mod tests {
             pod_cidrs: cidrs.iter().map(|c| c.parse().unwrap()).collect(),
             ready: true,
         }
+    }
+
+    #[test]
+    fn the_api_server_is_the_configured_one_else_the_noted_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = AgentConfig { run_dir: dir.path().to_owned(), ..AgentConfig::default() };
+        assert_eq!(api_server(&config), None);
+        std::fs::write(config.api_server_note(), "https://192.0.2.1:6443\n").unwrap();
+        assert_eq!(api_server(&config).as_deref(), Some("https://192.0.2.1:6443"));
+        config.api_server = Some("https://api.example:443".to_owned());
+        assert_eq!(api_server(&config).as_deref(), Some("https://api.example:443"));
+    }
+
+    #[test]
+    fn a_directory_that_is_no_cgroup_is_refused_by_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = cgroup2(dir.path()).unwrap_err().to_string();
+        assert!(error.contains(&dir.path().display().to_string()) && error.contains("cgroup2"), "{error}");
     }
 
     #[test]

@@ -30,6 +30,14 @@ pub enum ControllerError {
     /// The ranges cannot be used together.
     #[error("clusterCidrs: {0}")]
     Ranges(#[from] RangeError),
+    /// The API server's address is none.
+    #[error("apiServer: {text:?} is no URL (https://HOST:PORT): {source}")]
+    ApiServer {
+        /// As configured.
+        text: String,
+        /// Why.
+        source: http::uri::InvalidUri,
+    },
     /// The kubeconfig cannot be used.
     #[error("kubeconfig {path}: {source}")]
     Kubeconfig {
@@ -77,7 +85,15 @@ pub async fn run(config: ControllerConfig, shutdown: CancellationToken) -> Resul
 
 async fn client(config: &ControllerConfig) -> Result<Client, ControllerError> {
     let config = match &config.kubeconfig {
-        None => Config::incluster()?,
+        None => {
+            let mut own = Config::incluster()?;
+            if let Some(url) = &config.api_server {
+                own.cluster_url = url
+                    .parse()
+                    .map_err(|source| ControllerError::ApiServer { text: url.clone(), source })?;
+            }
+            own
+        }
         Some(path) => {
             let wrong = |source| ControllerError::Kubeconfig { path: path.clone(), source };
             let kubeconfig = Kubeconfig::read_from(path).map_err(wrong)?;

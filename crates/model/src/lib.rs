@@ -5,6 +5,7 @@
 //! clock, a file or the network.
 #![forbid(unsafe_code)]
 
+pub mod custom;
 pub mod desired;
 pub mod endpoints;
 pub mod error;

@@ -14,9 +14,13 @@ pub struct AgentConfig {
     pub node_name: String,
     /// Kubeconfig; none: the pod's service account.
     pub kubeconfig: Option<PathBuf>,
+    /// The API server's URL for the pod's service account, before Services work; none: what `towpath node install` found on
+    /// the node ([`AgentConfig::api_server_note`]), else the Service `kubernetes`.
+    pub api_server: Option<String>,
     /// bpffs mount under which programs and maps are pinned.
     pub bpffs: PathBuf,
-    /// cgroup v2 directory that holds the node's own processes and its pods; none: the root of the cgroup2 mount.
+    /// cgroup v2 directory that holds the node's own processes and its pods, or a directory of cgroup v1 hierarchies with such a
+    /// one in `unified`; none: the root of the cgroup2 mount.
     pub cgroup: Option<PathBuf>,
     /// Survives reboots: leases, queued DELs.
     pub state_dir: PathBuf,
@@ -55,6 +59,7 @@ impl Default for AgentConfig {
         Self {
             node_name: String::new(),
             kubeconfig: None,
+            api_server: None,
             bpffs: "/sys/fs/bpf".into(),
             cgroup: None,
             state_dir: "/var/lib/towpath".into(),
@@ -85,6 +90,11 @@ impl AgentConfig {
     /// Socket on which the agent answers `towpath status` (root only).
     pub fn status_socket(&self) -> PathBuf {
         self.run_dir.join("agent.sock")
+    }
+
+    /// Where `towpath node install` notes the URL of the API server that the node's kubelet talks to.
+    pub fn api_server_note(&self) -> PathBuf {
+        self.run_dir.join("api-server")
     }
 
     /// Socket on which `towpath carry` takes its feed (root only).
@@ -127,6 +137,8 @@ impl Default for CarryConfig {
 pub struct ControllerConfig {
     /// Kubeconfig; none: the pod's service account.
     pub kubeconfig: Option<PathBuf>,
+    /// The API server's URL for the pod's service account; none: the Service `kubernetes`.
+    pub api_server: Option<String>,
     /// Identity in the leader election Lease; empty: the host name.
     pub identity: String,
     /// Namespace of the Lease.
@@ -143,6 +155,7 @@ impl Default for ControllerConfig {
     fn default() -> Self {
         Self {
             kubeconfig: None,
+            api_server: None,
             identity: String::new(),
             namespace: "kube-system".to_owned(),
             cluster_cidrs: vec![ipnet_text::Cidr("10.244.0.0/16".to_owned())],

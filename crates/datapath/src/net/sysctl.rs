@@ -1,4 +1,7 @@
 //! Sysctls of the calling thread's network namespace.
+//!
+//! A container's own `/proc/sys` is mounted read-only; the DaemonSet mounts the node's `/proc/sys/net` a second time at
+//! [`MOUNTED`]. Through both the kernel shows the namespace of the thread that looks.
 
 use std::fs;
 use std::io;
@@ -6,13 +9,22 @@ use std::path::Path;
 
 use super::error::Error;
 
+/// Where a container finds the sysctls that it may write.
+const MOUNTED: &str = "/host/proc/sys/net";
+
 /// Sets `name` (path below /proc/sys/net, `ipv4/ip_forward`) to `value`; whether it had another value before.
 pub fn set(name: &str, value: &str) -> Result<bool, Error> {
     if get(name)? == value {
         return Ok(false);
     }
     let path = Path::new("/proc/sys/net").join(name);
-    fs::write(&path, value).map_err(|source| Error::Sysctl { path, source })?;
+    match fs::write(&path, value) {
+        Err(source) if source.kind() == io::ErrorKind::ReadOnlyFilesystem => {
+            let mounted = Path::new(MOUNTED).join(name);
+            fs::write(mounted, value).map_err(|_| Error::Sysctl { path, source })?;
+        }
+        written => written.map_err(|source| Error::Sysctl { path, source })?,
+    }
     Ok(true)
 }
 

@@ -1,0 +1,199 @@
+//! The cluster-wide `NetworkConfig`: laid over the agent's own configuration at the start, and followed.
+//!
+//! What was read last is kept on disk, so that an agent which starts while the API server is away has the same configuration as
+//! before. A change that can be used ends the process, whose successor starts with it; what is in the kernel goes on meanwhile.
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use futures::StreamExt;
+use kube::api::Api;
+use kube::runtime::watcher::{self, Event};
+use kube::runtime::{WatchStreamExt, watcher as watch};
+use serde::{Deserialize, Serialize};
+use towpath_model::custom::{BackendName, Duty, NETWORK_CONFIG_NAME, NetworkConfig, NetworkConfigSpec};
+use towpath_wire::config::AgentConfig;
+use towpath_wire::config::ipnet_text::Cidr;
+use tracing::{debug, error, info, warn};
+
+/// How long the start waits for the API server before it goes on with what is kept.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// What is in force of the `NetworkConfig`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InForce {
+    /// `metadata.generation`; none: there is no such object.
+    pub generation: Option<i64>,
+    /// Its spec.
+    pub spec: NetworkConfigSpec,
+}
+
+impl InForce {
+    fn of(object: Option<NetworkConfig>) -> Self {
+        object.map_or_else(Self::default, |object| Self { generation: object.metadata.generation, spec: object.spec })
+    }
+}
+
+fn file(config: &AgentConfig) -> PathBuf {
+    config.state_dir.join("network-config.json")
+}
+
+/// Reads the object, or what is kept of it when the API server does not answer.
+///
+/// # Errors
+/// What is to be kept cannot be written.
+pub async fn read(client: &kube::Client, config: &AgentConfig) -> Result<InForce> {
+    let api: Api<NetworkConfig> = Api::all(client.clone());
+    let path = file(config);
+    // A definition that is not installed answers as an object that is not there: 404.
+    match tokio::time::timeout(PATIENCE, api.get_opt(NETWORK_CONFIG_NAME)).await {
+        Ok(Ok(object)) => {
+            let now = InForce::of(object);
+            if kept(&path).as_ref() != Some(&now) {
+                crate::disk::write_atomically(&path, &serde_json::to_vec_pretty(&now)?)
+                    .with_context(|| format!("could not write {}", path.display()))?;
+            }
+            Ok(now)
+        }
+        Ok(Err(refused)) => Ok(fallback(&path, &refused.to_string())),
+        Err(_) => Ok(fallback(&path, "the API server does not answer")),
+    }
+}
+
+fn kept(path: &Path) -> Option<InForce> {
+    serde_json::from_slice(&std::fs::read(path).ok()?).ok()
+}
+
+fn fallback(path: &Path, why: &str) -> InForce {
+    warn!(why, "could not read NetworkConfig {NETWORK_CONFIG_NAME}; going on with what an earlier run knew of it");
+    kept(path).unwrap_or_default()
+}
+
+fn cidrs(list: &[String]) -> Vec<Cidr> {
+    list.iter().cloned().map(Cidr).collect()
+}
+
+/// The configuration with what the object names in place of its own.
+///
+/// # Errors
+/// Something that is no address, or that this version cannot do.
+pub fn overlay(mut config: AgentConfig, spec: &NetworkConfigSpec) -> Result<AgentConfig> {
+    let said = |field: &str| format!("NetworkConfig {NETWORK_CONFIG_NAME}, spec.{field}");
+    match spec.backend {
+        None | Some(BackendName::Vxlan) => {}
+    }
+    if let Some(vxlan) = spec.vxlan {
+        config.vxlan_vni = vxlan.vni.unwrap_or(config.vxlan_vni);
+        config.vxlan_port = vxlan.port.unwrap_or(config.vxlan_port);
+    }
+    for (own, named) in [
+        (&mut config.cluster_cidrs, &spec.cluster_cidrs),
+        (&mut config.service_cidrs, &spec.service_cidrs),
+        (&mut config.non_masquerade_cidrs, &spec.non_masquerade_cidrs),
+    ] {
+        if let Some(named) = named {
+            *own = cidrs(named);
+        }
+    }
+    config.pod_mtu = spec.mtu.or(config.pod_mtu);
+    if spec.service_proxy == Some(Duty::Off) {
+        bail!("{}: off is not possible with this version; leave it out", said("serviceProxy"));
+    }
+    if let Some(list) = &spec.cluster_dns {
+        let parse = |text: &String| text.parse::<IpAddr>().with_context(|| format!("{}: {text:?}", said("clusterDNS")));
+        config.cluster_dns = list.iter().map(parse).collect::<Result<_>>()?;
+    }
+    if spec.dns == Some(Duty::Off) {
+        config.cluster_dns = Vec::new();
+    }
+    if let Some(domain) = &spec.cluster_domain {
+        config.cluster_domain.clone_from(domain);
+    }
+    Ok(config)
+}
+
+/// Ends when the object says something else than what is in force, and `usable` takes it.
+pub async fn changed(client: kube::Client, in_force: InForce, usable: impl Fn(&NetworkConfigSpec) -> Result<()>) {
+    let api: Api<NetworkConfig> = Api::all(client);
+    let only = watcher::Config::default().fields(&format!("metadata.name={NETWORK_CONFIG_NAME}"));
+    let mut events = watch(api, only).default_backoff().boxed();
+    let mut listed = None;
+    while let Some(event) = events.next().await {
+        let now = match event {
+            Ok(Event::Init) => {
+                listed = None;
+                continue;
+            }
+            Ok(Event::InitApply(object)) => {
+                listed = Some(object);
+                continue;
+            }
+            Ok(Event::InitDone) => InForce::of(listed.take()),
+            Ok(Event::Apply(object)) => InForce::of(Some(object)),
+            Ok(Event::Delete(_)) => InForce::default(),
+            Err(error) => {
+                // Also while the definition is not installed.
+                debug!(%error, "watch of NetworkConfig interrupted; listing again");
+                continue;
+            }
+        };
+        if now.spec == in_force.spec {
+            continue;
+        }
+        match usable(&now.spec) {
+            Ok(()) => {
+                info!(generation = ?now.generation, "NetworkConfig {NETWORK_CONFIG_NAME} changed: starting again with it");
+                return;
+            }
+            Err(reason) => error!("{reason:#}; going on with the one before"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use towpath_model::custom::VxlanConfig;
+
+    #[test]
+    fn what_is_named_wins_and_the_rest_stays() {
+        let own = AgentConfig { pod_mtu: Some(1400), cluster_domain: "own".to_owned(), ..AgentConfig::default() };
+        let spec = NetworkConfigSpec {
+            cluster_cidrs: Some(vec!["10.8.0.0/16".to_owned()]),
+            vxlan: Some(VxlanConfig { vni: None, port: Some(4789) }),
+            cluster_dns: Some(vec!["10.96.0.53".to_owned()]),
+            ..NetworkConfigSpec::default()
+        };
+        let now = overlay(own.clone(), &spec).unwrap();
+        assert_eq!(now.cluster_cidrs, [Cidr("10.8.0.0/16".to_owned())]);
+        assert_eq!((now.vxlan_vni, now.vxlan_port), (own.vxlan_vni, 4789));
+        assert_eq!(now.cluster_dns, ["10.96.0.53".parse::<IpAddr>().unwrap()]);
+        assert_eq!((now.pod_mtu, now.cluster_domain, now.service_cidrs), (Some(1400), "own".to_owned(), own.service_cidrs));
+    }
+
+    #[test]
+    fn what_cannot_be_done_is_said_by_field() {
+        let refused = |spec: NetworkConfigSpec| format!("{:#}", overlay(AgentConfig::default(), &spec).unwrap_err());
+        let proxy = NetworkConfigSpec { service_proxy: Some(Duty::Off), ..NetworkConfigSpec::default() };
+        assert!(refused(proxy).contains("spec.serviceProxy"));
+        let dns = NetworkConfigSpec { cluster_dns: Some(vec!["x".to_owned()]), ..NetworkConfigSpec::default() };
+        assert!(refused(dns).contains("spec.clusterDNS"));
+        let off = NetworkConfigSpec { dns: Some(Duty::Off), ..NetworkConfigSpec::default() };
+        assert!(overlay(AgentConfig::default(), &off).unwrap().cluster_dns.is_empty());
+    }
+
+    #[test]
+    fn what_is_kept_is_read_again_and_damage_counts_as_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("network-config.json");
+        assert_eq!(fallback(&path, "test"), InForce::default());
+        let spec = NetworkConfigSpec { mtu: Some(1300), ..NetworkConfigSpec::default() };
+        let in_force = InForce { generation: Some(3), spec };
+        std::fs::write(&path, serde_json::to_vec(&in_force).unwrap()).unwrap();
+        assert_eq!(fallback(&path, "test"), in_force);
+        std::fs::write(&path, "{").unwrap();
+        assert_eq!(fallback(&path, "test"), InForce::default());
+    }
+}

@@ -1,0 +1,279 @@
+//! Towpath's own kinds, group `towpath.dev`: their shape on the wire, as the definitions in `deploy/kustomize/base/crd-*.yaml` say.
+//!
+//! They are plain types with the traits of `k8s_openapi`, so that an API client takes them without this crate knowing one. What
+//! the definitions validate (ranges, addresses, counts) is text here: whoever acts on it parses it.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta};
+use k8s_openapi::{ClusterResourceScope, Metadata, Resource};
+use serde::{Deserialize, Serialize};
+
+/// The API group of all kinds here.
+pub const GROUP: &str = "towpath.dev";
+/// The version of all kinds here.
+pub const VERSION: &str = "v1alpha1";
+/// Group and version, as `apiVersion` has them.
+pub const API_VERSION: &str = "towpath.dev/v1alpha1";
+
+/// Name of the one [`NetworkConfig`].
+pub const NETWORK_CONFIG_NAME: &str = "default";
+
+macro_rules! kind {
+    ($type:ident, $plural:literal) => {
+        impl Resource for $type {
+            const API_VERSION: &'static str = API_VERSION;
+            const GROUP: &'static str = GROUP;
+            const KIND: &'static str = stringify!($type);
+            const VERSION: &'static str = VERSION;
+            const URL_PATH_SEGMENT: &'static str = $plural;
+            type Scope = ClusterResourceScope;
+        }
+
+        impl Metadata for $type {
+            type Ty = ObjectMeta;
+
+            fn metadata(&self) -> &ObjectMeta {
+                &self.metadata
+            }
+
+            fn metadata_mut(&mut self) -> &mut ObjectMeta {
+                &mut self.metadata
+            }
+        }
+    };
+}
+
+kind!(NetworkConfig, "networkconfigs");
+kind!(NodeNetwork, "nodenetworks");
+
+/// The cluster-wide configuration; there is one, [`NETWORK_CONFIG_NAME`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NetworkConfig {
+    /// Always [`API_VERSION`].
+    pub api_version: String,
+    /// Always `NetworkConfig`.
+    pub kind: String,
+    /// Name, generation.
+    pub metadata: ObjectMeta,
+    /// What is wanted.
+    #[serde(default)]
+    pub spec: NetworkConfigSpec,
+    /// What has become of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status: Option<NetworkConfigStatus>,
+}
+
+impl NetworkConfig {
+    /// The one object, with this in it.
+    pub fn new(spec: NetworkConfigSpec) -> Self {
+        Self {
+            api_version: API_VERSION.to_owned(),
+            kind: Self::KIND.to_owned(),
+            metadata: ObjectMeta { name: Some(NETWORK_CONFIG_NAME.to_owned()), ..ObjectMeta::default() },
+            spec,
+            status: None,
+        }
+    }
+}
+
+/// What is wanted of the network. A field that is left out is as the processes' own configuration says.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct NetworkConfigSpec {
+    /// How packets get from node to node.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backend: Option<BackendName>,
+    /// Of the backend `vxlan`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vxlan: Option<VxlanConfig>,
+    /// Pod ranges of the whole cluster, at most one a family.
+    #[serde(rename = "clusterCIDRs", skip_serializing_if = "Option::is_none")]
+    pub cluster_cidrs: Option<Vec<String>>,
+    /// Service ranges, at most one a family.
+    #[serde(rename = "serviceCIDRs", skip_serializing_if = "Option::is_none")]
+    pub service_cidrs: Option<Vec<String>>,
+    /// Destinations outside the cluster that see pods' own addresses.
+    #[serde(rename = "nonMasqueradeCIDRs", skip_serializing_if = "Option::is_none")]
+    pub non_masquerade_cidrs: Option<Vec<String>>,
+    /// MTU of pods' devices in bytes, 1280–65535.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u32>,
+    /// Who serves Services.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub service_proxy: Option<Duty>,
+    /// Who answers cluster DNS.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dns: Option<Duty>,
+    /// Addresses of the Service `kube-system/kube-dns`, at most one a family.
+    #[serde(rename = "clusterDNS", skip_serializing_if = "Option::is_none")]
+    pub cluster_dns: Option<Vec<String>>,
+    /// Domain of the cluster, without a trailing dot.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cluster_domain: Option<String>,
+}
+
+/// A backend by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum BackendName {
+    /// Encapsulated in UDP (RFC 7348).
+    Vxlan,
+}
+
+/// Of the backend `vxlan`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct VxlanConfig {
+    /// Network identifier, 1–16777215.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vni: Option<u32>,
+    /// UDP port, the same on all nodes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+}
+
+/// Who does something that another program of the cluster may do too.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Duty {
+    /// The other program where it runs, else Towpath.
+    #[default]
+    Auto,
+    /// Towpath.
+    Towpath,
+    /// Not Towpath.
+    Off,
+}
+
+/// What has become of a [`NetworkConfig`].
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct NetworkConfigStatus {
+    /// The generation that the controller has looked at.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// Kubernetes conditions.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub conditions: Vec<Condition>,
+}
+
+/// What one node offers to the others and what it has; named as the node, and written by that node's agent alone.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeNetwork {
+    /// Always [`API_VERSION`].
+    pub api_version: String,
+    /// Always `NodeNetwork`.
+    pub kind: String,
+    /// Name: the node's.
+    pub metadata: ObjectMeta,
+    /// What the node offers.
+    #[serde(default)]
+    pub spec: NodeNetworkSpec,
+    /// What it has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status: Option<NodeNetworkStatus>,
+}
+
+impl NodeNetwork {
+    /// The object of a node.
+    pub fn new(node: &str, spec: NodeNetworkSpec) -> Self {
+        Self {
+            api_version: API_VERSION.to_owned(),
+            kind: Self::KIND.to_owned(),
+            metadata: ObjectMeta { name: Some(node.to_owned()), ..ObjectMeta::default() },
+            spec,
+            status: None,
+        }
+    }
+}
+
+/// What a node offers to the others.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct NodeNetworkSpec {
+    /// Outer address of its tunnel.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tunnel_address: Option<String>,
+    /// Inner MAC address that packets to its pods are sent to.
+    #[serde(rename = "tunnelMAC", skip_serializing_if = "Option::is_none")]
+    pub tunnel_mac: Option<String>,
+    /// Its pod ranges that are in use, at most one a family.
+    #[serde(rename = "podCIDRs", skip_serializing_if = "Vec::is_empty")]
+    pub pod_cidrs: Vec<String>,
+}
+
+/// What a node has.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct NodeNetworkStatus {
+    /// Backends whose packets it takes now.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub receive_ready: Vec<BackendName>,
+    /// Generation of the [`NetworkConfig`] that is in force on it; none: there is no such object.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub network_config_generation: Option<i64>,
+    /// Version of its agent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub agent_version: Option<String>,
+    /// Addresses given to its pods, as soon as they are given.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub pods: Vec<GivenAddress>,
+    /// Kubernetes conditions; `Ready` when the first full sync is in its kernel.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub conditions: Vec<Condition>,
+}
+
+/// Addresses that ADD gave to a pod.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct GivenAddress {
+    /// The pod's namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Its uid; empty when the container runtime did not say.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub uid: String,
+    /// The addresses, at most one a family.
+    pub ips: Vec<String>,
+}
+
+impl NodeNetworkStatus {
+    /// Addresses by namespace and name, for peers that look pods up.
+    pub fn by_pod(&self) -> BTreeMap<(&str, &str), &GivenAddress> {
+        self.pods.iter().map(|given| ((given.namespace.as_str(), given.name.as_str()), given)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_out_is_not_written_and_names_are_those_of_the_definition() {
+        let config = NetworkConfig::new(NetworkConfigSpec {
+            cluster_cidrs: Some(vec!["10.244.0.0/16".to_owned()]),
+            service_proxy: Some(Duty::Off),
+            ..NetworkConfigSpec::default()
+        });
+        let value = serde_json::to_value(&config).unwrap();
+        let expected = serde_json::json!({
+            "apiVersion": "towpath.dev/v1alpha1", "kind": "NetworkConfig", "metadata": {"name": "default"},
+            "spec": {"clusterCIDRs": ["10.244.0.0/16"], "serviceProxy": "off"},
+        });
+        assert_eq!(value, expected);
+        assert_eq!(serde_json::from_value::<NetworkConfig>(value).unwrap(), config);
+    }
+
+    #[test]
+    fn a_field_of_a_newer_version_does_no_harm() {
+        let text = r#"{"apiVersion":"towpath.dev/v1alpha1","kind":"NodeNetwork","metadata":{"name":"n1"},
+            "spec":{"tunnelAddress":"192.0.2.1","newer":1},"status":{"pods":[{"namespace":"a","name":"b","ips":["10.244.0.2"]}]}}"#;
+        let node: NodeNetwork = serde_json::from_str(text).unwrap();
+        assert_eq!(node.spec.tunnel_address.as_deref(), Some("192.0.2.1"));
+        assert_eq!(node.status.unwrap().by_pod()[&("a", "b")].ips, ["10.244.0.2"]);
+    }
+}
