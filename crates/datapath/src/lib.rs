@@ -12,8 +12,10 @@ pub mod net;
 mod node;
 mod records;
 mod requests;
+mod uninstall;
 mod worker;
 
 pub use error::Error;
 pub use facade::Datapath;
 pub use requests::{Applied, AttachRequest, CheckRequest, DatapathConfig, NodeFacts, NodeStatus};
+pub use uninstall::uninstall;

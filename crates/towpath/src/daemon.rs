@@ -1,7 +1,7 @@
 //! `towpath agent`, `carry` and `controller`: configuration, log, signals.
 
 use std::future::Future;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use serde::de::DeserializeOwned;
@@ -27,9 +27,7 @@ pub(crate) struct Options {
 
 impl Options {
     fn load<T: DeserializeOwned + Default>(&self) -> Result<T> {
-        let Some(path) = &self.config else { return Ok(T::default()) };
-        let text = std::fs::read_to_string(path).with_context(|| format!("could not read {}", path.display()))?;
-        serde_saphyr::from_str(&text).with_context(|| format!("{} is no configuration of this program", path.display()))
+        load(self.config.as_deref())
     }
 
     fn start_log(&self) -> Result<()> {
@@ -44,6 +42,24 @@ impl Options {
             log.with_ansi(false).init()
         }
         Ok(())
+    }
+}
+
+/// A configuration file; the defaults where none is named.
+///
+/// # Errors
+/// It cannot be read, or is none.
+pub(crate) fn load<T: DeserializeOwned + Default>(path: Option<&Path>) -> Result<T> {
+    let Some(path) = path else { return Ok(T::default()) };
+    let text = std::fs::read_to_string(path).with_context(|| format!("could not read {}", path.display()))?;
+    serde_saphyr::from_str(&text).with_context(|| format!("{} is no configuration of this program", path.display()))
+}
+
+/// What a DaemonSet or Deployment tells a container of its pod (the downward API), where the configuration, which all
+/// share, names nobody.
+fn or_environment(configured: &mut String, name: &str) {
+    if configured.is_empty() {
+        *configured = std::env::var(name).unwrap_or_default();
     }
 }
 
@@ -72,9 +88,10 @@ where
     Ok(true)
 }
 
-/// `towpath agent`.
+/// `towpath agent`. The node's name: the configuration's, else `NODE_NAME`, else the host's.
 pub(crate) fn agent(options: &Options) -> Result<bool> {
-    let config: AgentConfig = options.load()?;
+    let mut config: AgentConfig = options.load()?;
+    or_environment(&mut config.node_name, "NODE_NAME");
     run(options, "agent", |shutdown| towpath_agent::run(config, shutdown))
 }
 
@@ -84,8 +101,9 @@ pub(crate) fn carry(options: &Options) -> Result<bool> {
     run(options, "carry", |shutdown| async move { Ok(towpath_carry::run(config, shutdown).await?) })
 }
 
-/// `towpath controller`.
+/// `towpath controller`. Its identity: the configuration's, else `POD_NAME`, else the host's name.
 pub(crate) fn controller(options: &Options) -> Result<bool> {
-    let config: ControllerConfig = options.load()?;
+    let mut config: ControllerConfig = options.load()?;
+    or_environment(&mut config.identity, "POD_NAME");
     run(options, "controller", |shutdown| async move { Ok(towpath_controller::run(config, shutdown).await?) })
 }

@@ -5,6 +5,7 @@
 
 mod daemon;
 mod explain;
+mod install;
 mod kubernetes;
 mod lab;
 mod lab_client;
@@ -40,6 +41,13 @@ enum Command {
     Carry(daemon::Options),
     /// Cluster-wide duties, under a Lease.
     Controller(daemon::Options),
+    /// Prints the objects that put Towpath into a Kubernetes cluster (pipe it into kubectl apply -f -).
+    Install(install::Options),
+    /// Prints the DaemonSet that takes Towpath off every node, once everything else of it is deleted.
+    Uninstall(install::UninstallOptions),
+    /// What is done on a node itself.
+    #[command(subcommand)]
+    Node(install::NodeCommand),
     /// Shell completions on standard output.
     Completions {
         /// The shell.
@@ -94,6 +102,9 @@ fn run(command: Command) -> Result<bool> {
         Command::Agent(options) => daemon::agent(&options),
         Command::Carry(options) => daemon::carry(&options),
         Command::Controller(options) => daemon::controller(&options),
+        Command::Install(options) => install::run(&options),
+        Command::Uninstall(options) => install::run_uninstall(&options),
+        Command::Node(command) => install::run_node(&command),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "towpath", &mut std::io::stdout());
             Ok(true)
