@@ -5,12 +5,13 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 use towpath_walkthrough::cluster::{Cluster, Families, towpath_binary, wait};
+use towpath_walkthrough::containerd::{Containerd, Owned, can_run};
 use towpath_walkthrough::machine::can_run_labs;
 
 /// The plugin that the build put beside `towpath`.
@@ -27,92 +28,37 @@ fn conflist(cluster: &Cluster, node: &str) -> Result<PathBuf> {
     Ok(entries.next().with_context(|| format!("{} is empty", dir.display()))??.path())
 }
 
-/// A process that ends with the test.
-struct Owned(Child);
-
-impl Drop for Owned {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+/// A root of busybox alone.
+fn rootfs(dir: &Path) -> Result<PathBuf> {
+    let root = dir.join("rootfs");
+    for sub in ["bin", "proc", "sys", "dev", "etc", "tmp", "run"] {
+        fs::create_dir_all(root.join(sub))?;
     }
+    fs::copy("/usr/bin/busybox", root.join("bin/busybox")).context("busybox (Debian: busybox-static)")?;
+    for applet in ["sh", "ip", "ping", "wget", "sleep", "grep"] {
+        symlink("busybox", root.join("bin").join(applet))?;
+    }
+    Ok(root)
 }
 
-/// A containerd of its own: root, state and socket in one directory, which goes with it.
-struct Containerd {
-    dir: PathBuf,
-    name: String,
-    process: Option<Owned>,
-}
-
-impl Containerd {
-    fn start(name: &str) -> Result<Self> {
-        let dir = std::env::temp_dir().join(format!("towpath-{name}-{}", std::process::id()));
-        fs::create_dir_all(dir.join("cni"))?;
-        let mut own = Self { dir, name: name.to_owned(), process: None };
-        let at = |path: &str| own.dir.join(path);
-        let config = format!(
-            "version = 2\nroot = {:?}\nstate = {:?}\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n[grpc]\n  address = {:?}\n",
-            at("root"),
-            at("state"),
-            at("containerd.sock")
-        );
-        fs::write(at("config.toml"), config)?;
-        let log = File::create(at("log"))?;
-        let mut command = Command::new("containerd");
-        command.arg("--config").arg(at("config.toml")).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        let process = command.spawn().context("start containerd")?;
-        let socket = at("containerd.sock");
-        own.process = Some(Owned(process));
-        wait("containerd", Duration::from_secs(20), || {
-            let out = Command::new("ctr").arg("--address").arg(&socket).arg("version").output()?;
-            if out.status.success() { Ok(()) } else { bail!("{}", String::from_utf8_lossy(&out.stderr)) }
-        })?;
-        Ok(own)
-    }
-
-    /// A root of busybox alone.
-    fn rootfs(&self) -> Result<PathBuf> {
-        let root = self.dir.join("rootfs");
-        for sub in ["bin", "proc", "sys", "dev", "etc", "tmp", "run"] {
-            fs::create_dir_all(root.join(sub))?;
-        }
-        fs::copy("/usr/bin/busybox", root.join("bin/busybox")).context("busybox (Debian: busybox-static)")?;
-        for applet in ["sh", "ip", "ping", "wget", "sleep", "grep"] {
-            symlink("busybox", root.join("bin").join(applet))?;
-        }
-        Ok(root)
-    }
-
-    /// `ctr run --cni`, whose directories are fixed: `/etc/cni/net.d` and `/opt/cni/bin` of a mount namespace of its own.
-    fn run(&self, conflist: &Path, script: &str) -> Result<String> {
-        let rootfs = self.rootfs()?;
-        fs::copy(conflist, self.dir.join("cni/10-towpath.conflist"))?;
-        let mounts = "set -e; mount -t tmpfs none /opt; mkdir -p /opt/cni/bin; cp \"$PLUGIN\" /opt/cni/bin/; \
-                      mount -t tmpfs none /mnt; mkdir /mnt/up /mnt/work; \
-                      mount -t overlay -o lowerdir=/etc,upperdir=/mnt/up,workdir=/mnt/work none /etc; \
-                      mkdir -p /etc/cni/net.d; rm -f /etc/cni/net.d/*; cp \"$CONF\" /etc/cni/net.d/; exec \"$@\"";
-        let mut command = Command::new("timeout");
-        command.args(["60", "unshare", "--mount", "--propagation", "private", "sh", "-c", mounts, "sh"]);
-        command.env("PLUGIN", plugin()?).env("CONF", self.dir.join("cni/10-towpath.conflist"));
-        command.arg("ctr").arg("--address").arg(self.dir.join("containerd.sock")).args(["--namespace", &self.name]);
-        command.args(["run", "--rm", "--cni", "--env", "PATH=/bin", "--rootfs"]).arg(rootfs);
-        let out = command.args(["demo", "/bin/sh", "-c", script]).stdin(Stdio::null()).output()?;
-        let said = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
-        ensure!(out.status.success(), "ctr run: {}\n{said}", out.status);
-        Ok(said)
-    }
-}
-
-impl Drop for Containerd {
-    fn drop(&mut self) {
-        self.process.take();
-        let _ = fs::remove_dir_all(&self.dir);
-        // runc names cgroups after containerd's namespace, in every hierarchy.
-        let roots = fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten().map(|entry| entry.path());
-        for root in roots.chain([PathBuf::from("/sys/fs/cgroup")]) {
-            let _ = fs::remove_dir(root.join(&self.name));
-        }
-    }
+/// `ctr run --cni`, whose directories are fixed: `/etc/cni/net.d` and `/opt/cni/bin` of a mount namespace of its own.
+fn run(containerd: &Containerd, conflist: &Path, script: &str) -> Result<String> {
+    let rootfs = rootfs(containerd.dir())?;
+    let copy = containerd.dir().join("10-towpath.conflist");
+    fs::copy(conflist, &copy)?;
+    let mounts = "set -e; mount -t tmpfs none /opt; mkdir -p /opt/cni/bin; cp \"$PLUGIN\" /opt/cni/bin/; \
+                  mount -t tmpfs none /mnt; mkdir /mnt/up /mnt/work; \
+                  mount -t overlay -o lowerdir=/etc,upperdir=/mnt/up,workdir=/mnt/work none /etc; \
+                  mkdir -p /etc/cni/net.d; rm -f /etc/cni/net.d/*; cp \"$CONF\" /etc/cni/net.d/; exec \"$@\"";
+    let mut command = Command::new("timeout");
+    command.args(["60", "unshare", "--mount", "--propagation", "private", "sh", "-c", mounts, "sh"]);
+    command.env("PLUGIN", plugin()?).env("CONF", copy);
+    command.arg("ctr").args(containerd.ctr_options());
+    command.args(["run", "--rm", "--cni", "--env", "PATH=/bin", "--rootfs"]).arg(rootfs);
+    let out = command.args(["demo", "/bin/sh", "-c", script]).stdin(Stdio::null()).output()?;
+    let said = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+    ensure!(out.status.success(), "ctr run: {}\n{said}", out.status);
+    Ok(said)
 }
 
 fn server(cluster: &Cluster, node: &str) -> Result<String> {
@@ -135,9 +81,7 @@ fn containerd_runs_a_container_through_the_plugin() -> Result<()> {
     if !can_run_labs()? {
         return Ok(());
     }
-    if ["containerd", "ctr", "runc"].iter().any(|tool| Command::new(tool).arg("--version").output().is_err()) {
-        ensure!(!std::env::var("CI").is_ok_and(|v| v == "true"), "containerd, ctr or runc is not installed (CI=true)");
-        println!("skipped: no containerd, ctr and runc here");
+    if !can_run(&["containerd", "ctr", "runc"])? {
         return Ok(());
     }
     let cluster = Cluster::up("e2e-ctr", 2, Families::Ipv4)?;
@@ -149,7 +93,7 @@ fn containerd_runs_a_container_through_the_plugin() -> Result<()> {
         "until ip route | grep -q default; do sleep 0.1; done; ip -o -4 addr show eth0; \
          ping -c 1 -W 3 {server} && wget -q -O - http://{server}/"
     );
-    let said = containerd.run(&conflist(&cluster, "n1")?, &script)?;
+    let said = run(&containerd, &conflist(&cluster, "n1")?, &script)?;
     let address = said.split("inet ").nth(1).and_then(|rest| rest.split('/').next()).unwrap_or_default().to_owned();
     ensure!(address.starts_with("10.244.0."), "no address of node n1's range: {said}");
     ensure!(said.contains(" 0% packet loss"), "no ping: {said}");

@@ -1,29 +1,39 @@
-//! Objects that a cluster's installer makes (kubeadm and the network's manifest): the DNS Service and the rights of Towpath's
-//! own components. Existing objects stay as they are.
+//! Objects that a cluster's installer makes (kubeadm and the network's manifest): the DNS Service, and of Towpath's own manifest its
+//! kinds and the rights of its components, so that they have no more here than in any cluster. Existing objects stay as they are.
 
 use anyhow::{Context, Result};
-use k8s_openapi::api::core::v1::{Service, ServiceAccount};
-use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
-use kube::api::PostParams;
+use k8s_openapi::api::core::v1::Service;
+use kube::api::{ApiResource, DynamicObject, GroupVersionKind, PostParams};
 use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use crate::options::ClusterSpec;
 
+/// Of `deploy/kustomize/base/`: what is no process.
+const INSTALLED: [&str; 4] = [
+    include_str!("../../../../deploy/kustomize/base/crd-networkconfig.yaml"),
+    include_str!("../../../../deploy/kustomize/base/crd-nodenetwork.yaml"),
+    include_str!("../../../../deploy/kustomize/base/admission.yaml"),
+    include_str!("../../../../deploy/kustomize/base/rbac.yaml"),
+];
+
 /// Makes what is missing.
 pub(super) async fn run(client: &Client, spec: &ClusterSpec) -> Result<()> {
     create(&Api::<Service>::namespaced(client.clone(), "kube-system"), dns_service(spec)).await?;
-    for name in ["towpath-agent", "towpath-controller"] {
-        let account = json!({"metadata": {"name": name, "namespace": "kube-system"}});
-        create(&Api::<ServiceAccount>::namespaced(client.clone(), "kube-system"), account).await?;
-        create(&Api::<ClusterRole>::all(client.clone()), role(name)).await?;
-        let binding = json!({
-            "metadata": {"name": name},
-            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": name},
-            "subjects": [{"kind": "ServiceAccount", "name": name, "namespace": "kube-system"}],
-        });
-        create(&Api::<ClusterRoleBinding>::all(client.clone()), binding).await?;
+    for text in INSTALLED {
+        for object in serde_saphyr::from_multiple::<DynamicObject>(text).context("understand an embedded manifest")? {
+            let types = object.types.clone().context("an embedded manifest without a kind")?;
+            let resource = ApiResource::from_gvk(&GroupVersionKind::try_from(&types)?);
+            let api: Api<DynamicObject> = match &object.metadata.namespace {
+                Some(namespace) => Api::namespaced_with(client.clone(), namespace, &resource),
+                None => Api::all_with(client.clone(), &resource),
+            };
+            match api.create(&PostParams::default(), &object).await {
+                Err(kube::Error::Api(error)) if error.code == 409 => {}
+                made => drop(made.with_context(|| format!("create {} {:?}", types.kind, object.metadata.name))?),
+            }
+        }
     }
     Ok(())
 }
@@ -62,24 +72,4 @@ fn dns_service(spec: &ClusterSpec) -> Value {
             ],
         },
     })
-}
-
-/// What the agent and the controller may do: read what a network is made of, write their own resources.
-fn role(name: &str) -> Value {
-    let read = json!(["get", "list", "watch"]);
-    let mut rules = vec![
-        json!({"apiGroups": [""], "resources": ["pods", "services", "endpoints", "nodes", "namespaces"], "verbs": read}),
-        json!({"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": read}),
-        json!({"apiGroups": ["networking.k8s.io"], "resources": ["networkpolicies", "servicecidrs", "ingresses", "ingressclasses"], "verbs": read}),
-        json!({"apiGroups": ["policy.networking.k8s.io", "apiextensions.k8s.io"], "resources": ["*"], "verbs": read}),
-        json!({"apiGroups": ["", "events.k8s.io"], "resources": ["events"], "verbs": ["create", "patch", "update"]}),
-        json!({"apiGroups": ["towpath.dev"], "resources": ["*"], "verbs": ["*"]}),
-        json!({"apiGroups": [""], "resources": ["nodes/status"], "verbs": ["patch", "update"]}),
-    ];
-    if name == "towpath-controller" {
-        rules.push(json!({"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["*"]}));
-        rules.push(json!({"apiGroups": [""], "resources": ["nodes"], "verbs": ["patch", "update"]}));
-        rules.push(json!({"apiGroups": [""], "resources": ["services/status"], "verbs": ["patch", "update"]}));
-    }
-    json!({"metadata": {"name": name}, "rules": rules})
 }

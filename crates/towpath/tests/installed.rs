@@ -1,0 +1,388 @@
+//! `deploy/towpath.yaml` in an API server: it is accepted, what the agents' and the controller's accounts may do, and that a node's
+//! agent writes what is its own and nothing else.
+//!
+//! The embedded API server keeps admission policies and does not run them; the policy's own expressions are evaluated here instead,
+//! over requests as an API server shows them to a policy.
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a test says what failed by panicking, in its helpers too"
+)]
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use k8s_openapi::api::core::v1 as core;
+use kube::Client;
+use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind, Patch, PatchParams, PostParams};
+use serde_json::{Value, json};
+use towpath_apiserver::{ApiServer, Config, UserInfo};
+use towpath_model::custom::{
+    BackendName, Duty, GivenAddress, NetworkConfig, NetworkConfigSpec, NodeNetwork, NodeNetworkSpec, NodeNetworkStatus,
+    VxlanConfig,
+};
+
+fn deploy(file: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy").join(file)
+}
+
+fn documents(file: &str) -> Vec<Value> {
+    let text = std::fs::read_to_string(deploy(file)).unwrap();
+    serde_saphyr::from_multiple::<Value>(&text).unwrap().into_iter().filter(|object| !object.is_null()).collect()
+}
+
+struct Server {
+    api: ApiServer,
+    dir: tempfile::TempDir,
+}
+
+impl Server {
+    async fn start() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let api = ApiServer::start(Config::new(dir.path().join("data"))).await.unwrap();
+        Self { api, dir }
+    }
+
+    fn client(&self, user: UserInfo) -> Client {
+        Client::new(self.api.loopback(user), "default")
+    }
+
+    fn admin(&self) -> Client {
+        self.client(UserInfo::admin())
+    }
+
+    /// As the token of a service account of ours shows itself.
+    fn account(&self, name: &str) -> Client {
+        let groups = ["system:serviceaccounts", "system:serviceaccounts:kube-system"];
+        self.client(UserInfo::new(format!("system:serviceaccount:kube-system:{name}"), &groups))
+    }
+
+    /// With everything of a file in it, which every field of every object must survive.
+    async fn installed(file: &str) -> Self {
+        let server = Self::start().await;
+        let strict = PostParams { field_manager: Some("test".to_owned()), ..PostParams::default() };
+        for object in documents(file) {
+            let object: DynamicObject = serde_json::from_value(object).unwrap();
+            let name = format!("{:?} {:?}", object.types, object.metadata.name);
+            let api = dynamic(&server.admin(), &object);
+            api.create(&strict, &object).await.unwrap_or_else(|error| panic!("{name}: {error}"));
+        }
+        server
+    }
+}
+
+fn dynamic(client: &Client, object: &DynamicObject) -> Api<DynamicObject> {
+    let types = object.types.clone().unwrap();
+    let resource = ApiResource::from_gvk(&GroupVersionKind::try_from(&types).unwrap());
+    match &object.metadata.namespace {
+        Some(namespace) => Api::namespaced_with(client.clone(), namespace, &resource),
+        None => Api::all_with(client.clone(), &resource),
+    }
+}
+
+fn code<T: std::fmt::Debug>(result: Result<T, kube::Error>) -> u16 {
+    match result {
+        Ok(_) => 200,
+        Err(kube::Error::Api(status)) => status.code,
+        Err(error) => panic!("{error}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kubectl_applies_it_and_a_second_time_changes_nothing() {
+    if Command::new("kubectl").arg("version").arg("--client").output().is_err() {
+        println!("skipped: no kubectl here");
+        return;
+    }
+    let server = Server::start().await;
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("https://{}", listener.local_addr().unwrap());
+    server.api.serve(listener).unwrap();
+    let admin = server.api.client_credentials("kubernetes-admin", &["system:masters"]).unwrap();
+    let kubeconfig = server.dir.path().join("kubeconfig");
+    std::fs::write(&kubeconfig, server.api.kubeconfig(&url, &admin)).unwrap();
+    let home = server.dir.path().to_owned();
+    let kubectl = move |arguments: &[&str]| {
+        let output = Command::new("kubectl").env("KUBECONFIG", &kubeconfig).env("HOME", &home).args(arguments).output().unwrap();
+        let said = String::from_utf8(output.stdout).unwrap();
+        assert!(output.status.success(), "{arguments:?}: {said}{}", String::from_utf8_lossy(&output.stderr));
+        said
+    };
+    let file = deploy("towpath.yaml");
+    let cleaner = deploy("towpath-uninstall.yaml");
+    tokio::task::spawn_blocking(move || {
+        let (file, cleaner) = (file.to_str().unwrap(), cleaner.to_str().unwrap());
+        let first = kubectl(&["apply", "--validate=strict", "-f", file]);
+        let objects = documents("towpath.yaml").len();
+        assert_eq!(first.lines().filter(|line| line.ends_with(" created")).count(), objects, "{first}");
+        let second = kubectl(&["apply", "-f", file]);
+        assert_eq!(second.lines().filter(|line| line.ends_with(" unchanged")).count(), objects, "{second}");
+        // Another manager, and the server's own idea of who owns what.
+        let server_side = kubectl(&["apply", "--server-side", "--force-conflicts", "-f", file]);
+        assert_eq!(server_side.lines().count(), objects, "{server_side}");
+        assert!(kubectl(&["get", "towpath"]).is_empty(), "the category of our kinds");
+        kubectl(&["delete", "-f", file, "--wait=false"]);
+        kubectl(&["apply", "--validate=strict", "-f", cleaner]);
+        kubectl(&["delete", "-f", cleaner, "--wait=false"]);
+    })
+    .await
+    .unwrap();
+}
+
+fn whole_config() -> NetworkConfigSpec {
+    NetworkConfigSpec {
+        backend: Some(BackendName::Vxlan),
+        vxlan: Some(VxlanConfig { vni: Some(116), port: Some(8472) }),
+        cluster_cidrs: Some(vec!["10.244.0.0/16".to_owned(), "fd00:8::/48".to_owned()]),
+        service_cidrs: Some(vec!["10.96.0.0/12".to_owned()]),
+        non_masquerade_cidrs: Some(vec!["192.168.0.0/16".to_owned()]),
+        mtu: Some(1400),
+        service_proxy: Some(Duty::Off),
+        dns: Some(Duty::Towpath),
+        cluster_dns: Some(vec!["10.96.0.10".to_owned(), "fd00:9::a".to_owned()]),
+        cluster_domain: Some("cluster.local".to_owned()),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn our_types_are_what_the_definitions_say() {
+    let server = Server::installed("towpath.yaml").await;
+    // A field that the definition does not know would be dropped, and one it types otherwise refused.
+    let configs: Api<NetworkConfig> = Api::all(server.admin());
+    let written = configs.create(&PostParams::default(), &NetworkConfig::new(whole_config())).await.unwrap();
+    assert_eq!(written.spec, whole_config());
+    assert_eq!(written.metadata.generation, Some(1));
+
+    let nodes: Api<NodeNetwork> = Api::all(server.admin());
+    let spec = NodeNetworkSpec {
+        tunnel_address: Some("fd00::1".to_owned()),
+        tunnel_mac: Some("02:00:c0:00:02:01".to_owned()),
+        pod_cidrs: vec!["10.244.1.0/24".to_owned()],
+    };
+    let node = nodes.create(&PostParams::default(), &NodeNetwork::new("n1", spec.clone())).await.unwrap();
+    assert_eq!(node.spec, spec);
+    let condition = serde_json::from_value(json!({
+        "type": "Ready", "status": "True", "reason": "Synced", "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z",
+    }));
+    let status = NodeNetworkStatus {
+        receive_ready: vec![BackendName::Vxlan],
+        network_config_generation: Some(1),
+        agent_version: Some("0.1.0".to_owned()),
+        pods: vec![GivenAddress {
+            namespace: "default".to_owned(),
+            name: "web".to_owned(),
+            uid: "u".to_owned(),
+            ips: vec!["10.244.1.2".to_owned(), "fd00:8::2".to_owned()],
+        }],
+        conditions: vec![condition.unwrap()],
+    };
+    let patch = json!({"apiVersion": "towpath.dev/v1alpha1", "kind": "NodeNetwork", "status": status});
+    let params = PatchParams::apply("agent").validation_strict();
+    let node = nodes.patch_status("n1", &params, &Patch::Apply(&patch)).await.unwrap();
+    assert_eq!(node.status.unwrap(), status);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_configuration_is_refused() {
+    let server = Server::installed("towpath.yaml").await;
+    let configs: Api<DynamicObject> = Api::all_with(
+        server.admin(),
+        &ApiResource::from_gvk(&GroupVersionKind::gvk("towpath.dev", "v1alpha1", "NetworkConfig")),
+    );
+    for (spec, field) in [
+        (json!({"mtu": 1279}), "spec.mtu"),
+        (json!({"clusterCIDRs": ["10.244.0.0"]}), "spec.clusterCIDRs"),
+        (json!({"clusterCIDRs": []}), "spec.clusterCIDRs"),
+        (json!({"serviceCIDRs": ["10.0.0.0/16", "fd00::/108", "10.1.0.0/16"]}), "spec.serviceCIDRs"),
+        (json!({"backend": "carrier-pigeon"}), "spec.backend"),
+        (json!({"vxlan": {"vni": 16_777_216}}), "spec.vxlan.vni"),
+        (json!({"dns": "maybe"}), "spec.dns"),
+        (json!({"clusterDNS": ["ten"]}), "spec.clusterDNS"),
+        (json!({"clusterDomain": "Cluster.Local."}), "spec.clusterDomain"),
+    ] {
+        let object = json!({
+            "apiVersion": "towpath.dev/v1alpha1", "kind": "NetworkConfig", "metadata": {"name": "default"}, "spec": spec,
+        });
+        let object: DynamicObject = serde_json::from_value(object).unwrap();
+        match configs.create(&PostParams::default(), &object).await {
+            Err(kube::Error::Api(status)) => {
+                assert!(status.code == 422 && status.message.contains(field), "{spec}: {}", status.message);
+            }
+            other => panic!("{spec}: {other:?}"),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_reads_what_a_network_is_made_of_and_changes_nobodys_service_node_or_pool() {
+    let server = Server::installed("towpath.yaml").await;
+    let agent = server.account("towpath-agent");
+    let service = json!({"metadata": {"name": "s"}, "spec": {"ports": [{"port": 80}]}});
+    let node = json!({"metadata": {"name": "n2"}});
+    let services: Api<core::Service> = Api::namespaced(server.admin(), "default");
+    services.create(&PostParams::default(), &serde_json::from_value(service).unwrap()).await.unwrap();
+    let nodes: Api<core::Node> = Api::all(server.admin());
+    nodes.create(&PostParams::default(), &serde_json::from_value(node).unwrap()).await.unwrap();
+
+    assert_eq!(code(Api::<core::Service>::all(agent.clone()).list(&Default::default()).await), 200);
+    assert_eq!(code(Api::<NetworkConfig>::all(agent.clone()).list(&Default::default()).await), 200);
+    assert_eq!(code(Api::<core::Secret>::all(agent.clone()).list(&Default::default()).await), 403);
+    assert_eq!(code(Api::<core::ConfigMap>::namespaced(agent.clone(), "kube-system").get("towpath").await), 403);
+    let merge = |patch: Value| Patch::Merge(patch);
+    let params = PatchParams::default();
+    let status = merge(json!({"status": {"loadBalancer": {"ingress": [{"ip": "192.0.2.1"}]}}}));
+    let own_services: Api<core::Service> = Api::namespaced(agent.clone(), "default");
+    assert_eq!(code(own_services.patch_status("s", &params, &status).await), 403);
+    assert_eq!(code(own_services.patch("s", &params, &merge(json!({"spec": {"externalIPs": ["192.0.2.1"]}}))).await), 403);
+    let own_nodes: Api<core::Node> = Api::all(agent.clone());
+    assert_eq!(code(own_nodes.patch("n2", &params, &merge(json!({"spec": {"podCIDR": "10.9.0.0/24"}}))).await), 403);
+    let configs: Api<NetworkConfig> = Api::all(agent.clone());
+    assert_eq!(code(configs.create(&PostParams::default(), &NetworkConfig::new(whole_config())).await), 403);
+    let own: Api<NodeNetwork> = Api::all(agent);
+    assert_eq!(code(own.create(&PostParams::default(), &NodeNetwork::new("n1", NodeNetworkSpec::default())).await), 200);
+    assert_eq!(code(own.delete("n1", &Default::default()).await), 403);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_controller_leads_and_gives_ranges_and_no_more() {
+    use k8s_openapi::api::coordination::v1::Lease;
+    let server = Server::installed("towpath.yaml").await;
+    let controller = server.account("towpath-controller");
+    let nodes: Api<core::Node> = Api::all(server.admin());
+    nodes.create(&PostParams::default(), &serde_json::from_value(json!({"metadata": {"name": "n1"}})).unwrap()).await.unwrap();
+    let ranges = Patch::Merge(json!({"spec": {"podCIDR": "10.244.1.0/24", "podCIDRs": ["10.244.1.0/24"]}}));
+    let own_nodes: Api<core::Node> = Api::all(controller.clone());
+    assert_eq!(code(own_nodes.patch("n1", &PatchParams::default(), &ranges).await), 200);
+    let lease = |name: &str| Lease { metadata: kube::api::ObjectMeta { name: Some(name.to_owned()), ..Default::default() }, ..Default::default() };
+    let leases: Api<Lease> = Api::namespaced(controller.clone(), "kube-system");
+    let ours = leases.create(&PostParams::default(), &lease("towpath-controller")).await.unwrap();
+    assert_eq!(code(leases.replace("towpath-controller", &PostParams::default(), &ours).await), 200);
+    let all: Api<Lease> = Api::namespaced(server.admin(), "kube-system");
+    let foreign = all.create(&PostParams::default(), &lease("kube-scheduler")).await.unwrap();
+    assert_eq!(code(leases.replace("kube-scheduler", &PostParams::default(), &foreign).await), 403);
+    assert_eq!(code(Api::<core::Pod>::all(controller.clone()).list(&Default::default()).await), 403);
+    assert_eq!(code(Api::<core::Secret>::all(controller).list(&Default::default()).await), 403);
+}
+
+/// The admission policy, run as an API server runs one: conditions, variables in order, validations.
+struct Policy(Value);
+
+impl Policy {
+    fn load() -> Self {
+        Self(documents("towpath.yaml").into_iter().find(|object| object["kind"] == "ValidatingAdmissionPolicy").unwrap())
+    }
+
+    fn evaluate(expression: &str, names: &[(&str, &Value)]) -> Value {
+        let program = cel::Program::compile(expression).unwrap_or_else(|error| panic!("{expression}: {error}"));
+        let mut context = cel::Context::default();
+        for (name, value) in names {
+            context.add_variable(*name, cel::to_value(value).unwrap()).unwrap();
+        }
+        program.execute(&context).unwrap_or_else(|error| panic!("{expression}: {error}")).json().unwrap()
+    }
+
+    /// Why the request is refused; none: it is let through.
+    fn refuses(&self, request: &Value, object: &Value, old: &Value) -> Option<String> {
+        let spec = &self.0["spec"];
+        let each = |field: &str| spec[field].as_array().unwrap().clone();
+        let text = |value: &Value, field: &str| value[field].as_str().unwrap_or_default().to_owned();
+        let mut variables = json!({});
+        let run = |expression: &str, variables: &Value| {
+            Self::evaluate(expression, &[("request", request), ("object", object), ("oldObject", old), ("variables", variables)])
+        };
+        if each("matchConditions").iter().any(|condition| run(&text(condition, "expression"), &variables) != json!(true)) {
+            return None;
+        }
+        for variable in each("variables") {
+            let value = run(&text(&variable, "expression"), &variables);
+            variables[text(&variable, "name")] = value;
+        }
+        for validation in each("validations") {
+            if run(&text(&validation, "expression"), &variables) != json!(true) {
+                let message = text(&validation, "messageExpression");
+                return Some(match message.is_empty() {
+                    true => text(&validation, "message"),
+                    false => run(&message, &variables).as_str().unwrap().to_owned(),
+                });
+            }
+        }
+        None
+    }
+
+    /// Whether the resource and operation are the policy's to look at.
+    fn covers(&self, group: &str, resource: &str, operation: &str) -> bool {
+        let has = |list: &Value, wanted: &str| list.as_array().unwrap().iter().any(|item| item == wanted);
+        self.0["spec"]["matchConstraints"]["resourceRules"].as_array().unwrap().iter().any(|rule| {
+            has(&rule["apiGroups"], group) && has(&rule["resources"], resource) && has(&rule["operations"], operation)
+        })
+    }
+}
+
+fn request(operation: &str, user: &str, node: Option<&str>) -> Value {
+    let mut request = json!({"operation": operation, "userInfo": {"username": user, "groups": []}});
+    if let Some(node) = node {
+        request["userInfo"]["extra"] = json!({
+            "authentication.kubernetes.io/node-name": [node], "authentication.kubernetes.io/pod-name": ["towpath-x"],
+        });
+    }
+    request
+}
+
+const AGENT: &str = "system:serviceaccount:kube-system:towpath-agent";
+
+#[test]
+fn a_node_writes_its_own_object_and_no_others() {
+    let policy = Policy::load();
+    let object = |name: &str| json!({"metadata": {"name": name}});
+    let none = Value::Null;
+    for operation in ["CREATE", "UPDATE"] {
+        let from_n1 = request(operation, AGENT, Some("n1"));
+        assert_eq!(policy.refuses(&from_n1, &object("n1"), &none), None);
+        let refused = policy.refuses(&from_n1, &object("n2"), &none).unwrap();
+        assert!(refused.contains("node n1") && refused.contains("node n2"), "{refused}");
+    }
+    let delete = request("DELETE", AGENT, Some("n1"));
+    assert_eq!(policy.refuses(&delete, &none, &object("n1")), None);
+    assert!(policy.refuses(&delete, &none, &object("n2")).is_some());
+    // A token that is bound to no pod, as an old cluster or a person makes it, may write nothing.
+    let unbound = policy.refuses(&request("UPDATE", AGENT, None), &object("n1"), &none).unwrap();
+    assert!(unbound.contains("names no node"), "{unbound}");
+    let mut several = request("UPDATE", AGENT, Some("n1"));
+    several["userInfo"]["extra"]["authentication.kubernetes.io/node-name"] = json!(["n1", "n2"]);
+    assert!(policy.refuses(&several, &object("n1"), &none).is_some());
+    // Others are not its business: RBAC decides.
+    assert_eq!(policy.refuses(&request("UPDATE", "kubernetes-admin", None), &object("n2"), &none), None);
+}
+
+#[test]
+fn everything_an_agent_may_write_is_under_the_policy() {
+    let policy = Policy::load();
+    let role = documents("towpath.yaml")
+        .into_iter()
+        .find(|object| object["kind"] == "ClusterRole" && object["metadata"]["name"] == "towpath-agent")
+        .unwrap();
+    let mut written = 0;
+    for rule in role["rules"].as_array().unwrap() {
+        let strings = |field: &str| -> Vec<String> { serde_json::from_value(rule[field].clone()).unwrap() };
+        for verb in strings("verbs") {
+            let operation = match verb.as_str() {
+                "get" | "list" | "watch" => continue,
+                "create" => "CREATE",
+                "update" | "patch" => "UPDATE",
+                other => panic!("an agent has no use for {other}"),
+            };
+            for resource in strings("resources") {
+                for group in strings("apiGroups") {
+                    assert!(policy.covers(&group, &resource, operation), "{verb} {group}/{resource}");
+                    written += 1;
+                }
+            }
+        }
+    }
+    assert_eq!(written, 3);
+    let binding = documents("towpath.yaml").into_iter().find(|o| o["kind"] == "ValidatingAdmissionPolicyBinding").unwrap();
+    assert_eq!(binding["spec"]["policyName"], policy.0["metadata"]["name"]);
+    assert_eq!(binding["spec"]["validationActions"], json!(["Deny"]));
+    assert_eq!(policy.0["spec"]["failurePolicy"], "Fail");
+}

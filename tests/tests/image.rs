@@ -1,0 +1,142 @@
+//! The image in a real containerd: made by the recipe (of the development build, which is there already), imported, and run as the
+//! DaemonSet's containers run it: read-only, with the runtime's own seccomp profile, and without capabilities but those they are given.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use towpath_walkthrough::containerd::{Containerd, can_run};
+
+struct Built {
+    archive: PathBuf,
+    sbom: Value,
+    name: String,
+}
+
+fn build(out: &Path) -> Result<Built> {
+    let recipe = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/image/build");
+    let done = Command::new(&recipe).args(["--profile", "dev"]).env("OUT", out).output().context("run the recipe")?;
+    ensure!(done.status.success(), "{}: {}", recipe.display(), String::from_utf8_lossy(&done.stderr));
+    let find = |end: &str| -> Result<PathBuf> {
+        let mut entries = fs::read_dir(out)?.filter_map(|entry| Some(entry.ok()?.path()));
+        entries.find(|path| path.to_string_lossy().ends_with(end)).with_context(|| format!("no {end} was made"))
+    };
+    let sbom = serde_json::from_slice(&fs::read(find(".cdx.json")?)?)?;
+    let name = format!("ghcr.io/towpath/towpath:{}", env!("CARGO_PKG_VERSION"));
+    Ok(Built { archive: find(".oci.tar")?, sbom, name })
+}
+
+fn said(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+/// Every path of the image's one layer.
+fn paths(archive: &Path, work: &Path) -> Result<Vec<String>> {
+    fs::create_dir_all(work)?;
+    let run = |command: &mut Command| -> Result<String> {
+        let output = command.output()?;
+        ensure!(output.status.success(), "{command:?}: {}", said(&output));
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    run(Command::new("tar").arg("-C").arg(work).arg("-xf").arg(archive))?;
+    let read = |path: PathBuf| -> Result<Value> { Ok(serde_json::from_slice(&fs::read(path)?)?) };
+    let blob = |digest: &Value| work.join("blobs").join(digest.as_str().unwrap_or_default().replace(':', "/"));
+    let manifest = read(blob(&read(work.join("index.json"))?["manifests"][0]["digest"]))?;
+    let layers = manifest["layers"].as_array().context("layers")?;
+    ensure!(layers.len() == 1, "{} layers", layers.len());
+    let listed = run(Command::new("tar").arg("-tzf").arg(blob(&layers[0]["digest"])))?;
+    Ok(listed.lines().map(|line| line.trim_start_matches("./").to_owned()).collect())
+}
+
+/// Starts the image's own program.
+fn run(containerd: &Containerd, image: &str, options: &[&str], arguments: &[&str]) -> Result<String> {
+    let id = format!("image-{}", arguments.join("-").replace(|c: char| !c.is_ascii_alphanumeric(), "-"));
+    let id: String = id.chars().take(60).collect();
+    let whole = [&["run", "--rm", "--read-only", "--seccomp"], options, &[image, id.trim_end_matches('-')], arguments].concat();
+    let output = containerd.ctr(&whole)?;
+    ensure!(output.status.success(), "ctr {}: {}", whole.join(" "), said(&output));
+    Ok(said(&output))
+}
+
+#[test]
+fn a_container_of_it_runs_as_the_manifests_have_it() -> Result<()> {
+    if !can_run(&["buildah", "containerd", "ctr", "runc", "nft"])? {
+        return Ok(());
+    }
+    if !nix::unistd::Uid::effective().is_root() {
+        println!("skipped: containers need root");
+        return Ok(());
+    }
+    let containerd = Containerd::start("e2e-image")?;
+    let built = build(&containerd.dir().join("out"))?;
+
+    let purls: Vec<&str> = built.sbom["components"].as_array().context("components")?.iter().filter_map(|c| c["purl"].as_str()).collect();
+    for wanted in ["pkg:cargo/tokio@", "pkg:cargo/libbpf-sys@", "pkg:deb/debian/nftables@", "pkg:deb/debian/libc6@", "pkg:deb/debian/libelf1"] {
+        ensure!(purls.iter().any(|purl| purl.starts_with(wanted)), "the SBOM has no {wanted}");
+    }
+    ensure!(!purls.iter().any(|purl| purl.contains("proptest")), "the SBOM has what only tests need");
+
+    let paths = paths(&built.archive, &containerd.dir().join("unpacked"))?;
+    let shells = ["sh", "bash", "dash", "busybox", "apt", "apt-get", "dpkg"];
+    let shell = paths.iter().find(|path| path.rsplit('/').next().is_some_and(|name| shells.contains(&name)));
+    ensure!(shell.is_none(), "{shell:?} is in the image");
+    for wanted in ["usr/share/doc/libc6/copyright", "usr/share/doc/nftables/copyright", "usr/share/doc/towpath/LICENSE"] {
+        ensure!(paths.iter().any(|path| path == wanted), "{wanted} is not in the image");
+    }
+    ensure!(paths.iter().any(|path| path.starts_with("usr/share/doc/towpath/third-party/tokio-")), "no licence of tokio");
+
+    let archive = built.archive.display().to_string();
+    let imported = containerd.ctr(&["images", "import", &archive])?;
+    ensure!(imported.status.success(), "import: {}", said(&imported));
+    let version = run(&containerd, &built.name, &[], &["--version"])?;
+    ensure!(version.contains(concat!("towpath ", env!("CARGO_PKG_VERSION"))), "{version}");
+    let printed = run(&containerd, &built.name, &[], &["install"])?;
+    ensure!(printed.contains("kind: DaemonSet"), "{printed}");
+    host(&containerd, &built.name)
+}
+
+/// `node install` and `node uninstall` on a directory that stands for a node.
+fn host(containerd: &Containerd, image: &str) -> Result<()> {
+    let node = containerd.dir().join("node");
+    fs::create_dir_all(node.join("net.d"))?;
+    fs::write(node.join("agent.yaml"), "{runDir: /host/run, stateDir: /host/state}\n")?;
+    fs::write(
+        node.join("kubelet.conf"),
+        "{current-context: a, contexts: [{name: a, context: {cluster: c, user: u}}], clusters: [{name: c, cluster: {server: 'https://192.0.2.1:6443'}}]}",
+    )?;
+    let mount = format!("type=bind,src={},dst=/host,options=rbind:rw", node.display());
+    let mut least: Vec<&str> = vec!["--user", "0", "--mount", &mount];
+    // What ctr gives to everybody; the DaemonSet drops all.
+    let given = [
+        "CHOWN", "DAC_OVERRIDE", "FSETID", "FOWNER", "MKNOD", "NET_RAW", "SETGID", "SETUID", "SETFCAP", "SETPCAP", "NET_BIND_SERVICE",
+        "SYS_CHROOT", "KILL", "AUDIT_WRITE",
+    ]
+    .map(|name| format!("CAP_{name}"));
+    for name in &given {
+        least.extend(["--cap-drop", name.as_str()]);
+    }
+    let paths = ["--config", "/host/agent.yaml", "--bin-dir", "/host/bin", "--kubelet-config", "/host/kubelet.conf"];
+    let first = run(containerd, image, &least, &[&["node", "install"], paths.as_slice()].concat())?;
+    ensure!(first.contains("put the plugin at /host/bin/towpath-cni"), "{first}");
+    ensure!(fs::read_to_string(node.join("run/api-server"))? == "https://192.0.2.1:6443\n", "the API server was not noted");
+    // The plugin is the node's from here on, whatever C library that has.
+    let mut plugin = Command::new(node.join("bin/towpath-cni"));
+    let answer = plugin.env("CNI_COMMAND", "VERSION").stdin(std::process::Stdio::null()).output()?;
+    ensure!(said(&answer).contains("\"supportedVersions\""), "{}", said(&answer));
+    let second = run(containerd, image, &least, &[&["node", "install"], paths.as_slice()].concat())?;
+    ensure!(second.contains("is this version's already"), "{second}");
+
+    fs::write(node.join("net.d/10-towpath.conflist"), "{}")?;
+    fs::write(node.join("net.d/99-other.conf"), "{}")?;
+    // In a network namespace of the container's own: `nft` and netlink at work, and nothing of the machine touched.
+    least.extend(["--cap-add", "CAP_NET_ADMIN", "--cap-add", "CAP_SYS_ADMIN"]);
+    let paths = ["--bin-dir", "/host/bin", "--conf-dir", "/host/net.d", "--bpffs", "/host/bpf", "--run-dir", "/host/run", "--state-dir", "/host/state"];
+    let gone = run(containerd, image, &least, &[&["node", "uninstall"], paths.as_slice()].concat())?;
+    ensure!(gone.contains("this node is clean"), "{gone}");
+    let left = |dir: &str| -> Result<Vec<_>> { Ok(fs::read_dir(node.join(dir))?.map(|e| e.map(|e| e.file_name())).collect::<Result<_, _>>()?) };
+    ensure!(left("bin")?.is_empty() && left("net.d")? == ["99-other.conf"], "{:?} {:?}", left("bin"), left("net.d"));
+    ensure!(!node.join("run").exists() && !node.join("state").exists(), "directories of ours are left");
+    Ok(())
+}
