@@ -54,7 +54,8 @@ fn paths(archive: &Path, work: &Path) -> Result<Vec<String>> {
 fn run(containerd: &Containerd, image: &str, options: &[&str], arguments: &[&str]) -> Result<String> {
     let id = format!("image-{}", arguments.join("-").replace(|c: char| !c.is_ascii_alphanumeric(), "-"));
     let id: String = id.chars().take(60).collect();
-    let whole = [&["run", "--rm", "--read-only", "--seccomp"], options, &[image, id.trim_end_matches('-')], arguments].concat();
+    let whole =
+        [&["run", "--rm", "--read-only", "--seccomp"], options, &[image, id.trim_end_matches('-')], arguments].concat();
     let output = containerd.ctr(&whole)?;
     ensure!(output.status.success(), "ctr {}: {}", whole.join(" "), said(&output));
     Ok(said(&output))
@@ -72,8 +73,15 @@ fn a_container_of_it_runs_as_the_manifests_have_it() -> Result<()> {
     let containerd = Containerd::start("e2e-image")?;
     let built = build(&containerd.dir().join("out"))?;
 
-    let purls: Vec<&str> = built.sbom["components"].as_array().context("components")?.iter().filter_map(|c| c["purl"].as_str()).collect();
-    for wanted in ["pkg:cargo/tokio@", "pkg:cargo/libbpf-sys@", "pkg:deb/debian/nftables@", "pkg:deb/debian/libc6@", "pkg:deb/debian/libelf1"] {
+    let purls: Vec<&str> =
+        built.sbom["components"].as_array().context("components")?.iter().filter_map(|c| c["purl"].as_str()).collect();
+    for wanted in [
+        "pkg:cargo/tokio@",
+        "pkg:cargo/libbpf-sys@",
+        "pkg:deb/debian/nftables@",
+        "pkg:deb/debian/libc6@",
+        "pkg:deb/debian/libelf1",
+    ] {
         ensure!(purls.iter().any(|purl| purl.starts_with(wanted)), "the SBOM has no {wanted}");
     }
     ensure!(!purls.iter().any(|purl| purl.contains("proptest")), "the SBOM has what only tests need");
@@ -82,10 +90,14 @@ fn a_container_of_it_runs_as_the_manifests_have_it() -> Result<()> {
     let shells = ["sh", "bash", "dash", "busybox", "apt", "apt-get", "dpkg"];
     let shell = paths.iter().find(|path| path.rsplit('/').next().is_some_and(|name| shells.contains(&name)));
     ensure!(shell.is_none(), "{shell:?} is in the image");
-    for wanted in ["usr/share/doc/libc6/copyright", "usr/share/doc/nftables/copyright", "usr/share/doc/towpath/LICENSE"] {
+    for wanted in ["usr/share/doc/libc6/copyright", "usr/share/doc/nftables/copyright", "usr/share/doc/towpath/LICENSE"]
+    {
         ensure!(paths.iter().any(|path| path == wanted), "{wanted} is not in the image");
     }
-    ensure!(paths.iter().any(|path| path.starts_with("usr/share/doc/towpath/third-party/tokio-")), "no licence of tokio");
+    ensure!(
+        paths.iter().any(|path| path.starts_with("usr/share/doc/towpath/third-party/tokio-")),
+        "no licence of tokio"
+    );
 
     let archive = built.archive.display().to_string();
     let imported = containerd.ctr(&["images", "import", &archive])?;
@@ -110,8 +122,20 @@ fn host(containerd: &Containerd, image: &str) -> Result<()> {
     let mut least: Vec<&str> = vec!["--user", "0", "--mount", &mount];
     // What ctr gives to everybody; the DaemonSet drops all.
     let given = [
-        "CHOWN", "DAC_OVERRIDE", "FSETID", "FOWNER", "MKNOD", "NET_RAW", "SETGID", "SETUID", "SETFCAP", "SETPCAP", "NET_BIND_SERVICE",
-        "SYS_CHROOT", "KILL", "AUDIT_WRITE",
+        "CHOWN",
+        "DAC_OVERRIDE",
+        "FSETID",
+        "FOWNER",
+        "MKNOD",
+        "NET_RAW",
+        "SETGID",
+        "SETUID",
+        "SETFCAP",
+        "SETPCAP",
+        "NET_BIND_SERVICE",
+        "SYS_CHROOT",
+        "KILL",
+        "AUDIT_WRITE",
     ]
     .map(|name| format!("CAP_{name}"));
     for name in &given {
@@ -120,7 +144,10 @@ fn host(containerd: &Containerd, image: &str) -> Result<()> {
     let paths = ["--config", "/host/agent.yaml", "--bin-dir", "/host/bin", "--kubelet-config", "/host/kubelet.conf"];
     let first = run(containerd, image, &least, &[&["node", "install"], paths.as_slice()].concat())?;
     ensure!(first.contains("put the plugin at /host/bin/towpath-cni"), "{first}");
-    ensure!(fs::read_to_string(node.join("run/api-server"))? == "https://192.0.2.1:6443\n", "the API server was not noted");
+    ensure!(
+        fs::read_to_string(node.join("run/api-server"))? == "https://192.0.2.1:6443\n",
+        "the API server was not noted"
+    );
     // The plugin is the node's from here on, whatever C library that has.
     let mut plugin = Command::new(node.join("bin/towpath-cni"));
     let answer = plugin.env("CNI_COMMAND", "VERSION").stdin(std::process::Stdio::null()).output()?;
@@ -132,10 +159,23 @@ fn host(containerd: &Containerd, image: &str) -> Result<()> {
     fs::write(node.join("net.d/99-other.conf"), "{}")?;
     // In a network namespace of the container's own: `nft` and netlink at work, and nothing of the machine touched.
     least.extend(["--cap-add", "CAP_NET_ADMIN", "--cap-add", "CAP_SYS_ADMIN"]);
-    let paths = ["--bin-dir", "/host/bin", "--conf-dir", "/host/net.d", "--bpffs", "/host/bpf", "--run-dir", "/host/run", "--state-dir", "/host/state"];
+    let paths = [
+        "--bin-dir",
+        "/host/bin",
+        "--conf-dir",
+        "/host/net.d",
+        "--bpffs",
+        "/host/bpf",
+        "--run-dir",
+        "/host/run",
+        "--state-dir",
+        "/host/state",
+    ];
     let gone = run(containerd, image, &least, &[&["node", "uninstall"], paths.as_slice()].concat())?;
     ensure!(gone.contains("this node is clean"), "{gone}");
-    let left = |dir: &str| -> Result<Vec<_>> { Ok(fs::read_dir(node.join(dir))?.map(|e| e.map(|e| e.file_name())).collect::<Result<_, _>>()?) };
+    let left = |dir: &str| -> Result<Vec<_>> {
+        Ok(fs::read_dir(node.join(dir))?.map(|e| e.map(|e| e.file_name())).collect::<Result<_, _>>()?)
+    };
     ensure!(left("bin")?.is_empty() && left("net.d")? == ["99-other.conf"], "{:?} {:?}", left("bin"), left("net.d"));
     ensure!(!node.join("run").exists() && !node.join("state").exists(), "directories of ours are left");
     Ok(())

@@ -130,7 +130,8 @@ async fn client(config: &AgentConfig) -> Result<kube::Client> {
             // The Service `kubernetes` is an address that this very agent has to make work.
             if let Some(url) = settings::api_server(config) {
                 info!(url, "the API server");
-                own.cluster_url = url.parse().with_context(|| format!("apiServer: {url:?} is no URL (https://HOST:PORT)"))?;
+                own.cluster_url =
+                    url.parse().with_context(|| format!("apiServer: {url:?} is no URL (https://HOST:PORT)"))?;
             }
             own
         }

@@ -47,7 +47,9 @@ impl Health {
 /// The address cannot be listened on.
 pub fn serve(listen: SocketAddr, readiness: watch::Receiver<Readiness>) -> Result<Health> {
     let socket = std::net::TcpListener::bind(listen).with_context(|| {
-        format!("could not serve metrics on {listen}: if another agent runs on this node, end it; else change metricsListen")
+        format!(
+            "could not serve metrics on {listen}: if another agent runs on this node, end it; else change metricsListen"
+        )
     })?;
     socket.set_nonblocking(true)?;
     let listener = TcpListener::from_std(socket)?;

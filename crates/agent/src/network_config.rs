@@ -170,7 +170,10 @@ mod tests {
         assert_eq!(now.cluster_cidrs, [Cidr("10.8.0.0/16".to_owned())]);
         assert_eq!((now.vxlan_vni, now.vxlan_port), (own.vxlan_vni, 4789));
         assert_eq!(now.cluster_dns, ["10.96.0.53".parse::<IpAddr>().unwrap()]);
-        assert_eq!((now.pod_mtu, now.cluster_domain, now.service_cidrs), (Some(1400), "own".to_owned(), own.service_cidrs));
+        assert_eq!(
+            (now.pod_mtu, now.cluster_domain, now.service_cidrs),
+            (Some(1400), "own".to_owned(), own.service_cidrs)
+        );
     }
 
     #[test]

@@ -91,7 +91,9 @@ pub fn cgroup2(configured: &Path) -> Result<PathBuf> {
     let is_v2 = |path: &&Path| rustix::fs::statfs(*path).is_ok_and(|fs| fs.f_type == CGROUP2);
     let found = [configured, &unified].into_iter().find(is_v2).with_context(|| {
         let shown = configured.display();
-        format!("agent configuration, cgroup: neither {shown} nor {shown}/unified is of a cgroup2 file system; mount one")
+        format!(
+            "agent configuration, cgroup: neither {shown} nor {shown}/unified is of a cgroup2 file system; mount one"
+        )
     })?;
     Ok(found.to_owned())
 }

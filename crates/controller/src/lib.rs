@@ -88,9 +88,8 @@ async fn client(config: &ControllerConfig) -> Result<Client, ControllerError> {
         None => {
             let mut own = Config::incluster()?;
             if let Some(url) = &config.api_server {
-                own.cluster_url = url
-                    .parse()
-                    .map_err(|source| ControllerError::ApiServer { text: url.clone(), source })?;
+                own.cluster_url =
+                    url.parse().map_err(|source| ControllerError::ApiServer { text: url.clone(), source })?;
             }
             own
         }

@@ -104,7 +104,8 @@ async fn kubectl_applies_it_and_a_second_time_changes_nothing() {
     std::fs::write(&kubeconfig, server.api.kubeconfig(&url, &admin)).unwrap();
     let home = server.dir.path().to_owned();
     let kubectl = move |arguments: &[&str]| {
-        let output = Command::new("kubectl").env("KUBECONFIG", &kubeconfig).env("HOME", &home).args(arguments).output().unwrap();
+        let output =
+            Command::new("kubectl").env("KUBECONFIG", &kubeconfig).env("HOME", &home).args(arguments).output().unwrap();
         let said = String::from_utf8(output.stdout).unwrap();
         assert!(output.status.success(), "{arguments:?}: {said}{}", String::from_utf8_lossy(&output.stderr));
         said
@@ -121,7 +122,7 @@ async fn kubectl_applies_it_and_a_second_time_changes_nothing() {
         // Another manager, and the server's own idea of who owns what.
         let server_side = kubectl(&["apply", "--server-side", "--force-conflicts", "-f", file]);
         assert_eq!(server_side.lines().count(), objects, "{server_side}");
-        assert!(kubectl(&["get", "towpath"]).is_empty(), "the category of our kinds");
+        assert!(kubectl(&["get", "netcfg,nodenet"]).is_empty(), "our kinds by their short names");
         kubectl(&["delete", "-f", file, "--wait=false"]);
         kubectl(&["apply", "--validate=strict", "-f", cleaner]);
         kubectl(&["delete", "-f", cleaner, "--wait=false"]);
@@ -234,13 +235,19 @@ async fn an_agent_reads_what_a_network_is_made_of_and_changes_nobodys_service_no
     let status = merge(json!({"status": {"loadBalancer": {"ingress": [{"ip": "192.0.2.1"}]}}}));
     let own_services: Api<core::Service> = Api::namespaced(agent.clone(), "default");
     assert_eq!(code(own_services.patch_status("s", &params, &status).await), 403);
-    assert_eq!(code(own_services.patch("s", &params, &merge(json!({"spec": {"externalIPs": ["192.0.2.1"]}}))).await), 403);
+    assert_eq!(
+        code(own_services.patch("s", &params, &merge(json!({"spec": {"externalIPs": ["192.0.2.1"]}}))).await),
+        403
+    );
     let own_nodes: Api<core::Node> = Api::all(agent.clone());
     assert_eq!(code(own_nodes.patch("n2", &params, &merge(json!({"spec": {"podCIDR": "10.9.0.0/24"}}))).await), 403);
     let configs: Api<NetworkConfig> = Api::all(agent.clone());
     assert_eq!(code(configs.create(&PostParams::default(), &NetworkConfig::new(whole_config())).await), 403);
     let own: Api<NodeNetwork> = Api::all(agent);
-    assert_eq!(code(own.create(&PostParams::default(), &NodeNetwork::new("n1", NodeNetworkSpec::default())).await), 200);
+    assert_eq!(
+        code(own.create(&PostParams::default(), &NodeNetwork::new("n1", NodeNetworkSpec::default())).await),
+        200
+    );
     assert_eq!(code(own.delete("n1", &Default::default()).await), 403);
 }
 
@@ -250,11 +257,17 @@ async fn the_controller_leads_and_gives_ranges_and_no_more() {
     let server = Server::installed("towpath.yaml").await;
     let controller = server.account("towpath-controller");
     let nodes: Api<core::Node> = Api::all(server.admin());
-    nodes.create(&PostParams::default(), &serde_json::from_value(json!({"metadata": {"name": "n1"}})).unwrap()).await.unwrap();
+    nodes
+        .create(&PostParams::default(), &serde_json::from_value(json!({"metadata": {"name": "n1"}})).unwrap())
+        .await
+        .unwrap();
     let ranges = Patch::Merge(json!({"spec": {"podCIDR": "10.244.1.0/24", "podCIDRs": ["10.244.1.0/24"]}}));
     let own_nodes: Api<core::Node> = Api::all(controller.clone());
     assert_eq!(code(own_nodes.patch("n1", &PatchParams::default(), &ranges).await), 200);
-    let lease = |name: &str| Lease { metadata: kube::api::ObjectMeta { name: Some(name.to_owned()), ..Default::default() }, ..Default::default() };
+    let lease = |name: &str| Lease {
+        metadata: kube::api::ObjectMeta { name: Some(name.to_owned()), ..Default::default() },
+        ..Default::default()
+    };
     let leases: Api<Lease> = Api::namespaced(controller.clone(), "kube-system");
     let ours = leases.create(&PostParams::default(), &lease("towpath-controller")).await.unwrap();
     assert_eq!(code(leases.replace("towpath-controller", &PostParams::default(), &ours).await), 200);
@@ -270,7 +283,9 @@ struct Policy(Value);
 
 impl Policy {
     fn load() -> Self {
-        Self(documents("towpath.yaml").into_iter().find(|object| object["kind"] == "ValidatingAdmissionPolicy").unwrap())
+        Self(
+            documents("towpath.yaml").into_iter().find(|object| object["kind"] == "ValidatingAdmissionPolicy").unwrap(),
+        )
     }
 
     fn evaluate(expression: &str, names: &[(&str, &Value)]) -> Value {
@@ -289,9 +304,15 @@ impl Policy {
         let text = |value: &Value, field: &str| value[field].as_str().unwrap_or_default().to_owned();
         let mut variables = json!({});
         let run = |expression: &str, variables: &Value| {
-            Self::evaluate(expression, &[("request", request), ("object", object), ("oldObject", old), ("variables", variables)])
+            Self::evaluate(
+                expression,
+                &[("request", request), ("object", object), ("oldObject", old), ("variables", variables)],
+            )
         };
-        if each("matchConditions").iter().any(|condition| run(&text(condition, "expression"), &variables) != json!(true)) {
+        if each("matchConditions")
+            .iter()
+            .any(|condition| run(&text(condition, "expression"), &variables) != json!(true))
+        {
             return None;
         }
         for variable in each("variables") {
@@ -381,7 +402,8 @@ fn everything_an_agent_may_write_is_under_the_policy() {
         }
     }
     assert_eq!(written, 3);
-    let binding = documents("towpath.yaml").into_iter().find(|o| o["kind"] == "ValidatingAdmissionPolicyBinding").unwrap();
+    let binding =
+        documents("towpath.yaml").into_iter().find(|o| o["kind"] == "ValidatingAdmissionPolicyBinding").unwrap();
     assert_eq!(binding["spec"]["policyName"], policy.0["metadata"]["name"]);
     assert_eq!(binding["spec"]["validationActions"], json!(["Deny"]));
     assert_eq!(policy.0["spec"]["failurePolicy"], "Fail");

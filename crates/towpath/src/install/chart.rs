@@ -110,7 +110,8 @@ pub(super) fn render(template: &str, values: &Json) -> Result<String> {
     let several = values.get("clusterDNS").and_then(Json::as_array).is_some_and(|list| list.len() > 1);
     let mut out = text.replace(FAMILIES, if several { "RequireDualStack" } else { "SingleStack" });
     while let Some(start) = out.find("{{") {
-        let end = out.get(start..).and_then(|rest| rest.find("}}")).context("an expression without its end")? + start + 2;
+        let end =
+            out.get(start..).and_then(|rest| rest.find("}}")).context("an expression without its end")? + start + 2;
         let expression = out.get(start..end).unwrap_or_default().to_owned();
         let inner = expression.strip_prefix("{{ ").and_then(|e| e.strip_suffix(" | toJson }}"));
         let inner = inner.with_context(|| format!("{expression} is more than this renderer knows"))?;

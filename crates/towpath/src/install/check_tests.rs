@@ -88,7 +88,11 @@ fn the_checked_in_chart_is_made_of_the_same_files() {
         hold(&chart.join(path), text);
     }
     let count = |dir: &Path| fs::read_dir(dir).unwrap().count();
-    assert_eq!(count(&chart) - 1 + count(&chart.join("templates")), files.len(), "a file of the chart is not made here");
+    assert_eq!(
+        count(&chart) - 1 + count(&chart.join("templates")),
+        files.len(),
+        "a file of the chart is not made here"
+    );
 }
 
 #[test]
@@ -103,7 +107,8 @@ fn the_chart_renders_to_the_same_objects() {
             .collect();
         assert_eq!(objects(&rendered), objects(&install(&values).unwrap()));
     }
-    let file: Json = serde_saphyr::from_str(&fs::read_to_string(deploy().join("helm/towpath/values.yaml")).unwrap()).unwrap();
+    let file: Json =
+        serde_saphyr::from_str(&fs::read_to_string(deploy().join("helm/towpath/values.yaml")).unwrap()).unwrap();
     assert_eq!(file, chart::values_of(&Values::default()), "the chart's defaults");
 }
 
@@ -146,8 +151,15 @@ fn options_that_do_not_go_together_are_refused_by_name() {
 
 #[test]
 fn addresses_of_dns_follow_the_service_ranges() {
-    let dual = values(&["--dns=towpath", "--service-cidr=10.100.0.0/16,fd00:9::/112", "--cluster-cidr=10.8.0.0/16,fd00:8::/48"]);
-    assert_eq!(dual.unwrap().cluster_dns, ["10.100.0.10".parse::<std::net::IpAddr>().unwrap(), "fd00:9::a".parse().unwrap()]);
+    let dual = values(&[
+        "--dns=towpath",
+        "--service-cidr=10.100.0.0/16,fd00:9::/112",
+        "--cluster-cidr=10.8.0.0/16,fd00:8::/48",
+    ]);
+    assert_eq!(
+        dual.unwrap().cluster_dns,
+        ["10.100.0.10".parse::<std::net::IpAddr>().unwrap(), "fd00:9::a".parse().unwrap()]
+    );
     let six = values(&["--service-cidr=fd00:9::/112", "--cluster-cidr=fd00:8::/48"]).unwrap();
     assert_eq!(six.carry_probe, "fd00:7470::a");
     assert!(refused(&["--dns=towpath", "--service-cidr=10.100.0.0/30"]).contains("--cluster-dns"));

@@ -99,8 +99,15 @@ fn one_a_family<T>(option: &str, list: &[T], is_v4: impl Fn(&T) -> bool) -> Resu
 
 impl Options {
     fn values(&self) -> Result<Values> {
-        ensure!(!self.image.is_empty() && !self.image.contains(char::is_whitespace), "--image: {:?} names none", self.image);
-        ensure!(!self.cluster_cidrs.is_empty() && !self.service_cidrs.is_empty(), "a cluster has pod and Service ranges");
+        ensure!(
+            !self.image.is_empty() && !self.image.contains(char::is_whitespace),
+            "--image: {:?} names none",
+            self.image
+        );
+        ensure!(
+            !self.cluster_cidrs.is_empty() && !self.service_cidrs.is_empty(),
+            "a cluster has pod and Service ranges"
+        );
         let v4 = |net: &IpNet| net.addr().is_ipv4();
         one_a_family("--cluster-cidr", &self.cluster_cidrs, v4)?;
         one_a_family("--service-cidr", &self.service_cidrs, v4)?;
@@ -115,7 +122,11 @@ impl Options {
             (Dns::Towpath, given) => {
                 for address in given {
                     let inside = self.service_cidrs.iter().any(|range| range.contains(address));
-                    ensure!(inside, "--cluster-dns: {address} is in none of the Service ranges {:?}", self.service_cidrs);
+                    ensure!(
+                        inside,
+                        "--cluster-dns: {address} is in none of the Service ranges {:?}",
+                        self.service_cidrs
+                    );
                 }
                 given.to_vec()
             }

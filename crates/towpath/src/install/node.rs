@@ -74,7 +74,8 @@ fn install(options: &Install, config: &AgentConfig) -> Result<()> {
     fs::create_dir_all(&config.run_dir).with_context(|| format!("could not make {}", config.run_dir.display()))?;
     note_api_server(options, config)?;
     let target = options.bin_dir.join(PLUGIN);
-    let put = put(&target, &content, 0o755).with_context(|| format!("could not put the plugin at {}", target.display()))?;
+    let put =
+        put(&target, &content, 0o755).with_context(|| format!("could not put the plugin at {}", target.display()))?;
     crate::print(&match put {
         true => format!("put the plugin at {}", target.display()),
         false => format!("the plugin at {} is this version's already", target.display()),

@@ -136,7 +136,8 @@ mod tests {
     fn pods_that_hold_addresses_are_named() {
         let dir = tempfile::tempdir().unwrap();
         let config = config(dir.path());
-        let store = LeaseStore::open(&config.state_dir, &["10.244.0.0/24".parse().unwrap()], Arc::new(RealDisk)).unwrap();
+        let store =
+            LeaseStore::open(&config.state_dir, &["10.244.0.0/24".parse().unwrap()], Arc::new(RealDisk)).unwrap();
         let request: towpath_wire::cni::AddRequest = towpath_wire::cni::AddRequest {
             attachment: towpath_wire::cni::Attachment::new("c1", "eth0").unwrap(),
             network: "towpath".to_owned(),
