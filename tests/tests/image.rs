@@ -1,9 +1,9 @@
 //! The image in a real containerd: made by the recipe (of the development build, which is there already), imported, and run as the
-//! DaemonSet's containers run it: read-only, with the runtime's own seccomp profile, and without capabilities but those they are given.
+//! DaemonSet's containers run it: read-only and with the runtime's own seccomp profile.
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -42,7 +42,7 @@ fn said(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
-/// Every path of the image's one layer.
+/// Every path of the image's one layer, which is also unpacked into `rootfs`.
 fn paths(archive: &Path, work: &Path) -> Result<Vec<String>> {
     fs::create_dir_all(work)?;
     let run = |command: &mut Command| -> Result<String> {
@@ -56,6 +56,9 @@ fn paths(archive: &Path, work: &Path) -> Result<Vec<String>> {
     let manifest = read(blob(&read(work.join("index.json"))?["manifests"][0]["digest"]))?;
     let layers = manifest["layers"].as_array().context("layers")?;
     ensure!(layers.len() == 1, "{} layers", layers.len());
+    let root = work.join("rootfs");
+    fs::create_dir_all(&root)?;
+    run(Command::new("tar").arg("-C").arg(&root).arg("-xzf").arg(blob(&layers[0]["digest"])))?;
     let listed = run(Command::new("tar").arg("-tzf").arg(blob(&layers[0]["digest"])))?;
     Ok(listed.lines().map(|line| line.trim_start_matches("./").to_owned()).collect())
 }
@@ -122,72 +125,45 @@ fn a_container_of_it_runs_as_the_manifests_have_it() -> Result<()> {
     host(&containerd, &built.name)
 }
 
-/// `node install` and `node uninstall` on a directory that stands for a node.
+/// `node install` on a directory that stands for a node, then `node uninstall` on the same.
 fn host(containerd: &Containerd, image: &str) -> Result<()> {
-    let node = containerd.dir().join("node");
+    let root = containerd.dir().join("unpacked/rootfs");
+    let node = root.join("host");
     fs::create_dir_all(node.join("net.d"))?;
     fs::write(node.join("agent.yaml"), "{runDir: /host/run, stateDir: /host/state}\n")?;
-    fs::write(
-        node.join("kubelet.conf"),
-        "{current-context: a, contexts: [{name: a, context: {cluster: c, user: u}}], clusters: [{name: c, cluster: {server: 'https://192.0.2.1:6443'}}]}",
-    )?;
+    let clusters = "clusters: [{name: c, cluster: {server: 'https://192.0.2.1:6443'}}]";
+    let contexts = "current-context: a, contexts: [{name: a, context: {cluster: c, user: u}}]";
+    fs::write(node.join("kubelet.conf"), format!("{{{contexts}, {clusters}}}"))?;
+    // The image's own user: it has no capability, and needs none to put a file into a directory that it may write.
+    std::os::unix::fs::chown(&node, Some(65532), Some(65532))?;
     let mount = format!("type=bind,src={},dst=/host,options=rbind:rw", node.display());
-    let mut least: Vec<&str> = vec!["--user", "0", "--mount", &mount];
-    // What ctr gives to everybody; the DaemonSet drops all.
-    let given = [
-        "CHOWN",
-        "DAC_OVERRIDE",
-        "FSETID",
-        "FOWNER",
-        "MKNOD",
-        "NET_RAW",
-        "SETGID",
-        "SETUID",
-        "SETFCAP",
-        "SETPCAP",
-        "NET_BIND_SERVICE",
-        "SYS_CHROOT",
-        "KILL",
-        "AUDIT_WRITE",
-    ]
-    .map(|name| format!("CAP_{name}"));
-    for name in &given {
-        least.extend(["--cap-drop", name.as_str()]);
-    }
-    let paths = ["--config", "/host/agent.yaml", "--bin-dir", "/host/bin", "--kubelet-config", "/host/kubelet.conf"];
-    let first = run(containerd, image, &least, &[&["node", "install"], paths.as_slice()].concat())?;
+    let arguments = "node install --config /host/agent.yaml --bin-dir /host/bin --kubelet-config /host/kubelet.conf";
+    let arguments: Vec<&str> = arguments.split(' ').collect();
+    let first = run(containerd, image, &["--mount", &mount], &arguments)?;
     ensure!(first.contains("put the plugin at /host/bin/towpath-cni"), "{first}");
-    ensure!(
-        fs::read_to_string(node.join("run/api-server"))? == "https://192.0.2.1:6443\n",
-        "the API server was not noted"
-    );
+    ensure!(fs::read_to_string(node.join("run/api-server"))? == "https://192.0.2.1:6443\n", "no API server was noted");
     // The plugin is the node's from here on, whatever C library that has.
     let mut plugin = Command::new(node.join("bin/towpath-cni"));
-    let answer = plugin.env("CNI_COMMAND", "VERSION").stdin(std::process::Stdio::null()).output()?;
+    let answer = plugin.env("CNI_COMMAND", "VERSION").stdin(Stdio::null()).output()?;
     ensure!(said(&answer).contains("\"supportedVersions\""), "{}", said(&answer));
-    let second = run(containerd, image, &least, &[&["node", "install"], paths.as_slice()].concat())?;
+    let second = run(containerd, image, &["--mount", &mount], &arguments)?;
     ensure!(second.contains("is this version's already"), "{second}");
 
     fs::write(node.join("net.d/10-towpath.conflist"), "{}")?;
     fs::write(node.join("net.d/99-other.conf"), "{}")?;
-    // In a network namespace of the container's own: `nft` and netlink at work, and nothing of the machine touched.
-    least.extend(["--cap-add", "CAP_NET_ADMIN", "--cap-add", "CAP_SYS_ADMIN"]);
-    let paths = [
-        "--bin-dir",
-        "/host/bin",
-        "--conf-dir",
-        "/host/net.d",
-        "--bpffs",
-        "/host/bpf",
-        "--run-dir",
-        "/host/run",
-        "--state-dir",
-        "/host/state",
-    ];
-    let gone = run(containerd, image, &least, &[&["node", "uninstall"], paths.as_slice()].concat())?;
-    ensure!(gone.contains("this node is clean"), "{gone}");
-    let left = |dir: &str| -> Result<Vec<_>> {
-        Ok(fs::read_dir(node.join(dir))?.map(|e| e.map(|e| e.file_name())).collect::<Result<_, _>>()?)
+    // As root, in a network namespace of its own and with nothing but the image's files: `nft` with its libraries, and netlink.
+    let arguments = "node uninstall --bin-dir /host/bin --conf-dir /host/net.d --bpffs /host/bpf --run-dir /host/run";
+    // As every runtime, it gives /proc and /dev/stdin, which `nft` reads its commands from.
+    let runtime =
+        "mount -t proc proc \"$0/proc\" && ln -s /proc/self/fd/0 \"$0/dev/stdin\" && exec chroot \"$0\" \"$@\"";
+    let mut command = Command::new("unshare");
+    command.args(["--net", "--mount", "--propagation", "private", "sh", "-c", runtime]).arg(&root);
+    command.arg("/usr/bin/towpath").args(arguments.split(' '));
+    let gone = command.args(["--state-dir", "/host/state"]).env("PATH", "/usr/sbin:/usr/bin").output()?;
+    ensure!(gone.status.success() && said(&gone).contains("this node is clean"), "{}", said(&gone));
+    let left = |dir: &str| -> Result<Vec<String>> {
+        let entries = fs::read_dir(node.join(dir))?;
+        entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
     };
     ensure!(left("bin")?.is_empty() && left("net.d")? == ["99-other.conf"], "{:?} {:?}", left("bin"), left("net.d"));
     ensure!(!node.join("run").exists() && !node.join("state").exists(), "directories of ours are left");
