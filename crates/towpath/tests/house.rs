@@ -24,7 +24,7 @@ fn crates() -> BTreeSet<String> {
         .map(|entry| format!("crates/{}", entry.unwrap().file_name().to_string_lossy()))
         .filter(|dir| root().join(dir).join("Cargo.toml").is_file())
         .collect();
-    found.extend(["bench/".to_owned(), "tests/".to_owned(), "bpf/".to_owned()]);
+    found.extend(["bench/".to_owned(), "tests/".to_owned(), "bpf/".to_owned(), "deploy/".to_owned()]);
     found
 }
 
@@ -43,7 +43,7 @@ fn every_room_is_in_the_architecture_and_every_room_there_exists() {
 
 #[test]
 fn links_of_the_documents_lead_somewhere() {
-    for document in ["README.md", "ARCHITECTURE.md", "docs/roadmap.md"] {
+    for document in ["README.md", "ARCHITECTURE.md", "docs/roadmap.md", "docs/install.md"] {
         let text = read(document);
         let base = root().join(document).parent().unwrap().to_path_buf();
         for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
