@@ -52,14 +52,18 @@ fn paths(archive: &Path, work: &Path) -> Result<Vec<String>> {
     };
     run(Command::new("tar").arg("-C").arg(work).arg("-xf").arg(archive))?;
     let read = |path: PathBuf| -> Result<Value> { Ok(serde_json::from_slice(&fs::read(path)?)?) };
-    let blob = |digest: &Value| work.join("blobs").join(digest.as_str().unwrap_or_default().replace(':', "/"));
-    let manifest = read(blob(&read(work.join("index.json"))?["manifests"][0]["digest"]))?;
-    let layers = manifest["layers"].as_array().context("layers")?;
-    ensure!(layers.len() == 1, "{} layers", layers.len());
+    let blob = |value: &Value, pointer: &str| -> Result<PathBuf> {
+        let digest =
+            value.pointer(pointer).and_then(Value::as_str).with_context(|| format!("no {pointer}: {value}"))?;
+        Ok(work.join("blobs").join(digest.replace(':', "/")))
+    };
+    let manifest = read(blob(&read(work.join("index.json"))?, "/manifests/0/digest")?)?;
+    ensure!(manifest.pointer("/layers/1").is_none(), "more than one layer");
+    let layer = blob(&manifest, "/layers/0/digest")?;
     let root = work.join("rootfs");
     fs::create_dir_all(&root)?;
-    run(Command::new("tar").arg("-C").arg(&root).arg("-xzf").arg(blob(&layers[0]["digest"])))?;
-    let listed = run(Command::new("tar").arg("-tzf").arg(blob(&layers[0]["digest"])))?;
+    run(Command::new("tar").arg("-C").arg(&root).arg("-xzf").arg(&layer))?;
+    let listed = run(Command::new("tar").arg("-tzf").arg(&layer))?;
     Ok(listed.lines().map(|line| line.trim_start_matches("./").to_owned()).collect())
 }
 
@@ -89,8 +93,14 @@ fn a_container_of_it_runs_as_the_manifests_have_it() -> Result<()> {
     let containerd = Containerd::start("e2e-image")?;
     let built = build(&containerd.dir().join("out"))?;
 
-    let purls: Vec<&str> =
-        built.sbom["components"].as_array().context("components")?.iter().filter_map(|c| c["purl"].as_str()).collect();
+    let purls: Vec<&str> = built
+        .sbom
+        .pointer("/components")
+        .and_then(Value::as_array)
+        .context("components")?
+        .iter()
+        .filter_map(|c| c.get("purl")?.as_str())
+        .collect();
     for wanted in [
         "pkg:cargo/tokio@",
         "pkg:cargo/libbpf-sys@",

@@ -1,7 +1,7 @@
 //! Real container runtimes: containerd brings a container up and takes it down through the plugin, and every CNI verb answers
 //! as a runtime expects.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::Write;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::path::Path;
 use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant};
 
@@ -65,6 +66,8 @@ pub struct Report {
     pub peers: Vec<NodePeer>,
     /// Why a node or one of its ranges is left out.
     pub refused: BTreeMap<String, Vec<String>>,
+    /// CNI configurations of others that the container runtime takes before ours.
+    pub preferred: Vec<String>,
     /// Why a Service does not get what it asks for.
     pub refused_services: Vec<String>,
     /// Frontends in the kernel.
@@ -282,8 +285,18 @@ impl Reconciler {
             error!(%error, directory = %config.cni_conf_dir.display(), "could not write the CNI configuration; trying again");
             return;
         }
+        self.look_for_preferred(&config.cni_conf_dir);
         ready.send_replace(Readiness::Ready);
         info!(seconds = self.now().as_secs_f64(), "ready: the first full sync is in the kernel");
+    }
+
+    /// Another network's leftover would go on giving pods their addresses.
+    fn look_for_preferred(&self, directory: &Path) {
+        let names = crate::conflist::preferred_to_ours(directory);
+        for name in &names {
+            warn!(file = %directory.join(name).display(), "the container runtime takes this CNI configuration before ours: remove it");
+        }
+        self.with_report(|report| report.preferred = names);
     }
 
     fn report_is_clean(&self) -> bool {

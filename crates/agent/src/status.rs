@@ -79,6 +79,9 @@ pub async fn collect(
     problems.extend(report.failures.iter().map(|(what, why)| format!("{what}: {why}")));
     problems.extend(report.refused.iter().flat_map(|(n, why)| why.iter().map(move |w| format!("node {n}: {w}"))));
     problems.extend(report.refused_services);
+    problems.extend(report.preferred.iter().map(|name| {
+        format!("the container runtime took CNI configuration {name} before ours when this agent became ready: remove it, restart the agent")
+    }));
     let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
     let mut status = AgentStatus {
         node: node.to_owned(),
