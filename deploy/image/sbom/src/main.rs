@@ -116,15 +116,13 @@ fn linked(metadata: &Metadata) -> Vec<&Package> {
 }
 
 fn crate_component(package: &Package) -> Value {
-    let mut component = json!({
+    // Cargo once wrote "or" as a slash.
+    let licences = package.license.iter().map(|licence| json!({"expression": licence.replace('/', " OR ")}));
+    json!({
         "type": "library", "name": package.name, "version": package.version,
         "purl": format!("pkg:cargo/{}@{}", package.name, package.version),
-    });
-    if let Some(licence) = &package.license {
-        // Cargo once wrote "or" as a slash.
-        component["licenses"] = json!([{"expression": licence.replace('/', " OR ")}]);
-    }
-    component
+        "licenses": licences.collect::<Vec<_>>(),
+    })
 }
 
 fn debian_component(line: &str) -> Result<Value> {
