@@ -25,7 +25,7 @@ pub use name::{NamespacedName, NodeName};
 pub use namespace::Namespace;
 pub use netpol::{Direction, NetworkPolicy, Peer, PolicyPort, PolicyRule, PortMatch};
 pub use node::Node;
-pub use pod::{NamedPort, Phase, Pod};
+pub use pod::{HostPort, NamedPort, Phase, Pod};
 pub use protocol::{Family, Protocol, canonical, family_of};
 pub use service::{Service, ServiceKind, ServicePort, TargetPort, TrafficPolicy};
 pub use world::World;

@@ -1,4 +1,4 @@
-//! Services and EndpointSlices to the table a node's kernel should hold: frontends, the backends that take new
+//! Services, EndpointSlices and pods' host ports to the table a node's kernel should hold: frontends, the backends that take new
 //! connections, and those that only drain.
 //!
 //! Incremental by Service. Ids stay with what they name ([`BackendId`] with address, port and protocol; [`ServiceId`] with
@@ -6,8 +6,11 @@
 //! any monotonic count since a fixed start.
 
 mod choose;
+mod host_ports;
 mod ids;
 
+#[cfg(test)]
+mod host_ports_tests;
 #[cfg(test)]
 mod tests;
 
@@ -24,6 +27,8 @@ use towpath_model::{
 use crate::Changed;
 use choose::{State, candidates, choose};
 use ids::Ids;
+
+pub use host_ports::OwnPods;
 
 /// Facts of the cluster that Services depend on.
 #[derive(Clone, Debug)]
@@ -53,11 +58,11 @@ impl Default for ServiceConfig {
     }
 }
 
-/// Something a Service asks for and does not get.
+/// Something a Service or a pod asks for and does not get.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
-    /// The Service.
-    pub service: NamespacedName,
+    /// Who asks, for people: `Service a/b` or `Pod a/b`.
+    pub object: String,
     /// What and why, for people.
     pub reason: String,
 }
@@ -67,6 +72,8 @@ pub struct Refusal {
 enum Scope {
     Internal,
     External,
+    /// A pod's host port; [`PortKey::service`] is the pod.
+    HostPort,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -77,19 +84,27 @@ struct PortKey {
     scope: Scope,
 }
 
-/// Who wins when two Services ask for one frontend.
+impl PortKey {
+    fn object(&self) -> String {
+        let kind = if self.scope == Scope::HostPort { "Pod" } else { "Service" };
+        format!("{kind} {}", self.service)
+    }
+}
+
+/// Who wins when two ask for one frontend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Rank {
     ClusterDns,
     ClusterIp,
     NodePort,
     LoadBalancer,
+    HostPort,
 }
 
 type Claim = (Rank, PortKey);
 
-/// What one Service has in the table.
-#[derive(Debug, Default)]
+/// What one Service, or one pod with host ports, has in the table.
+#[derive(Debug, Default, PartialEq, Eq)]
 struct Planned {
     claims: BTreeMap<(Frontend, Claim), FrontendTarget>,
     ports: BTreeSet<PortKey>,
@@ -102,6 +117,7 @@ struct Planned {
 pub struct Planner {
     config: ServiceConfig,
     planned: BTreeMap<NamespacedName, Planned>,
+    planned_pods: BTreeMap<NamespacedName, Planned>,
     claims: BTreeMap<Frontend, BTreeMap<Claim, FrontendTarget>>,
     holders: BTreeMap<BackendAddress, u32>,
     draining: BTreeMap<BackendAddress, Duration>,
@@ -120,6 +136,7 @@ impl Planner {
             ports: Ids::new(config.grace),
             config,
             planned: BTreeMap::new(),
+            planned_pods: BTreeMap::new(),
             claims: BTreeMap::new(),
             holders: BTreeMap::new(),
             draining: BTreeMap::new(),
@@ -147,7 +164,8 @@ impl Planner {
         }
     }
 
-    /// Brings the table up to date with what changed. `now` never goes back. The first call must be [`Changed::All`].
+    /// Brings the table up to date with what changed. `now` never goes back. The first call must be [`Changed::All`], and after
+    /// the first [`Planner::plan_host_ports`], so that host ports keep the ids that they have in the kernel.
     pub fn plan(&mut self, world: &World, node: &NodeName, changed: Changed<'_>, now: Duration) -> &ServiceTable {
         self.sweep(now);
         let slices = changed.slices(world);
@@ -181,23 +199,37 @@ impl Planner {
         self.draining.values().min().copied()
     }
 
-    /// What Services ask for and do not get.
+    /// What Services and pods ask for and do not get.
     pub fn refusals(&self) -> Vec<Refusal> {
-        let own = self.planned.iter().flat_map(|(service, planned)| {
+        let services = self.planned.iter().map(|(name, planned)| (format!("Service {name}"), planned));
+        let pods = self.planned_pods.iter().map(|(name, planned)| (format!("Pod {name}"), planned));
+        let own = services.chain(pods).flat_map(|(object, planned)| {
             let reasons: BTreeSet<&String> = planned.refused.iter().collect();
-            reasons.into_iter().map(|reason| Refusal { service: service.clone(), reason: reason.clone() })
+            reasons
+                .into_iter()
+                .map(|reason| Refusal { object: object.clone(), reason: reason.clone() })
+                .collect::<Vec<_>>()
         });
         let contested = self.claims.iter().flat_map(|(frontend, claims)| {
-            let owner = self.table.frontends.get(frontend).map(|target| &target.service);
+            let owner = self.owner(frontend);
             claims.keys().filter_map(move |(_, loser)| {
-                let owner = owner.filter(|owner| **owner != loser.service)?;
-                Some(Refusal {
-                    service: loser.service.clone(),
-                    reason: format!("{} already belongs to Service {owner}", show(frontend)),
-                })
+                let owner = owner.filter(|owner| owner.object() != loser.object())?;
+                let reason = format!("{} already belongs to {}", show(frontend), owner.object());
+                Some(Refusal { object: loser.object(), reason })
             })
         });
         own.chain(contested).collect()
+    }
+
+    /// Who has a frontend; of a host port that a NodePort leaves no room for, the NodePort's Service.
+    fn owner(&self, frontend: &Frontend) -> Option<&PortKey> {
+        let any = Frontend { address: None, ..*frontend };
+        let of = |frontend: &Frontend| {
+            let id = self.table.frontends.get(frontend)?.id;
+            let claim = self.claims.get(frontend)?.iter().find(|(_, target)| target.id == id);
+            claim.map(|((_, key), _)| key)
+        };
+        of(frontend).or_else(|| of(&any))
     }
 
     fn sweep(&mut self, now: Duration) {
@@ -230,6 +262,14 @@ impl Planner {
             self.planned.remove(name)
         }
         .unwrap_or_default();
+        self.exchange(&old, &new, now);
+        if service.is_some() {
+            self.planned.insert(name.clone(), new);
+        }
+    }
+
+    /// Puts what somebody has now in the place of what it had.
+    fn exchange(&mut self, old: &Planned, new: &Planned, now: Duration) {
         for backend in &new.held {
             self.hold(*backend);
         }
@@ -250,29 +290,34 @@ impl Planner {
         }
         for frontend in touched {
             self.settle(frontend);
-        }
-        if service.is_some() {
-            self.planned.insert(name.clone(), new);
+            if frontend.address.is_none() {
+                self.host_ports_beside(&frontend).into_iter().for_each(|beside| self.settle(beside));
+            }
         }
     }
 
     /// Gives a frontend to whoever has the best claim; among equals, who has it keeps it.
     fn settle(&mut self, frontend: Frontend) {
-        let claims = self.claims.get(&frontend);
-        let best = claims.and_then(|claims| claims.iter().next()).map(|((rank, _), target)| (*rank, target));
-        let current = self.table.frontends.get(&frontend).map(|target| target.id);
-        let keeps = claims
+        if self.claims.get(&frontend).is_some_and(BTreeMap::is_empty) {
+            self.claims.remove(&frontend);
+        }
+        // A NodePort is every address of the node: host ports of its number are nobody's, whatever was there first.
+        let node_port = frontend.address.is_some() && self.claims.contains_key(&Frontend { address: None, ..frontend });
+        let open: Vec<(Rank, &FrontendTarget)> = self
+            .claims
+            .get(&frontend)
             .into_iter()
             .flatten()
-            .find(|((rank, _), target)| Some(target.id) == current && Some(*rank) == best.map(|(rank, _)| rank));
-        match keeps.map(|(_, target)| target).or(best.map(|(_, target)| target)) {
-            Some(target) => {
-                self.table.frontends.insert(frontend, target.clone());
-            }
-            None => {
-                self.claims.remove(&frontend);
-                self.table.frontends.remove(&frontend);
-            }
+            .map(|((rank, _), target)| (*rank, target))
+            .filter(|(rank, _)| *rank != Rank::HostPort || !node_port)
+            .collect();
+        let current = self.table.frontends.get(&frontend).map(|target| target.id);
+        let best = open.first();
+        let keeps =
+            open.iter().find(|(rank, target)| Some(target.id) == current && best.is_some_and(|(r, _)| r == rank));
+        match keeps.or(best) {
+            Some((_, target)) => drop(self.table.frontends.insert(frontend, (*target).clone())),
+            None => drop(self.table.frontends.remove(&frontend)),
         }
     }
 

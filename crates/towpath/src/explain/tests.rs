@@ -16,6 +16,7 @@ fn pod(name: &str, node: &str, ip: &str, label: &str) -> (NamespacedName, Pod) {
         node: Some(NodeName::new(node)),
         ips: vec![ip.parse().unwrap()],
         named_ports: Vec::new(),
+        host_ports: Vec::new(),
         host_network: false,
         phase: Phase::Running,
         terminating: false,
