@@ -164,6 +164,9 @@ static __noinline int tp_translate(struct tp_work *w, const struct tp_node_confi
 		tp_aim(w, 0);
 		return TP_CHOICE_BACKEND;
 	}
+	/* A host port on loopback is for the node's own sockets; no neighbour or pod gets there by writing that address. */
+	if (tp_is_loopback(&w->sent.daddr))
+		return TP_CHOICE_NONE;
 	tp_service_key_of(&w->lb.key, &w->sent.daddr, w->sent.dport, w->sent.proto);
 	choice = tp_choose(&w->lb, &w->sent.saddr);
 	if (choice == TP_CHOICE_NONE && nodeport && tp_is_nodeport(cfg, w->sent.dport)) {

@@ -14,6 +14,7 @@ mod budget;
 mod envelope;
 mod frame;
 mod from_pod;
+mod host_ports;
 mod live;
 mod loader;
 mod node_paths;
