@@ -15,6 +15,7 @@ pub mod netpol;
 pub mod node;
 pub mod pod;
 pub mod protocol;
+pub mod readable;
 pub mod service;
 pub mod world;
 
@@ -27,5 +28,6 @@ pub use netpol::{Direction, NetworkPolicy, Peer, PolicyPort, PolicyRule, PortMat
 pub use node::Node;
 pub use pod::{HostPort, NamedPort, Phase, Pod};
 pub use protocol::{Family, Protocol, canonical, family_of};
+pub use readable::Readable;
 pub use service::{Service, ServiceKind, ServicePort, TargetPort, TrafficPolicy};
 pub use world::World;
