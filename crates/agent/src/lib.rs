@@ -17,7 +17,9 @@ pub mod disk;
 pub mod index;
 pub mod ipam;
 pub mod metrics;
+mod plain_http;
 pub mod pods;
+pub mod proxy_health;
 pub mod reconcile;
 pub mod settings;
 pub mod status;
@@ -87,6 +89,7 @@ pub async fn run(config: AgentConfig, shutdown: CancellationToken) -> Result<()>
     let mut cni =
         CniServer::start(CniServerConfig::new(&config), pods.clone(), pods, leases.clone(), readiness.clone()).await?;
     let status = status::serve(&config, &parsed, datapath.clone(), report.clone(), readiness.clone())?;
+    let in_kube_proxys_place = config.kube_proxy_health.then(|| proxy_health::stand_in(&readiness));
     let metrics =
         config.metrics_listen.map(|listen| metrics::serve(listen, datapath, report, readiness)).transpose()?;
 
@@ -99,7 +102,7 @@ pub async fn run(config: AgentConfig, shutdown: CancellationToken) -> Result<()>
     // Requests in work end first; nothing that they made is lost if they do not.
     cni.drain(Duration::from_secs(5)).await;
     loop_task.abort();
-    drop((status, metrics));
+    drop((status, metrics, in_kube_proxys_place));
     outcome
 }
 

@@ -1,9 +1,7 @@
 //! `/metrics` in the Prometheus text format, `/healthz` and `/readyz`.
 
-use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::sync::PoisonError;
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 use prometheus_client::encoding::text::encode;
@@ -11,13 +9,13 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 use towpath_datapath::Datapath;
 
 use crate::cni_server::Readiness;
+use crate::plain_http::{self, Answer};
 use crate::reconcile::SharedReport;
 
 /// Serves until the handle is dropped.
@@ -33,48 +31,31 @@ pub fn serve(
     let socket = std::net::TcpListener::bind(listen).with_context(|| format!("could not serve metrics on {listen}"))?;
     socket.set_nonblocking(true)?;
     let listener = TcpListener::from_std(socket)?;
-    Ok(AbortOnDropHandle::new(tokio::spawn(async move {
-        loop {
-            let Ok((stream, _)) = listener.accept().await else {
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                continue;
-            };
-            let answer = answer(stream, &datapath, &report, &readiness);
-            let _ = tokio::time::timeout(Duration::from_secs(5), answer).await;
-        }
-    })))
+    let answer = move |path: String| {
+        let (datapath, report, readiness) = (datapath.clone(), report.clone(), readiness.clone());
+        async move { answer(&path, &datapath, &report, &readiness).await }
+    };
+    Ok(AbortOnDropHandle::new(tokio::spawn(plain_http::serve(listener, answer))))
 }
 
 async fn answer(
-    stream: TcpStream,
+    path: &str,
     datapath: &Datapath,
     report: &SharedReport,
     readiness: &watch::Receiver<Readiness>,
-) -> Result<()> {
-    let mut stream = BufReader::new(stream);
-    let mut line = String::new();
-    // A request line is short; what is longer is nobody's scraper.
-    tokio::io::AsyncReadExt::take(&mut stream, 1024).read_line(&mut line).await?;
-    let path = line.split(' ').nth(1).unwrap_or("/");
-    let (code, body) = match path {
-        "/metrics" => ("200 OK", text(datapath, report, readiness).await?),
-        "/healthz" => ("200 OK", "ok\n".to_owned()),
-        "/readyz" => match &*readiness.borrow() {
-            Readiness::Ready => ("200 OK", "ok\n".to_owned()),
-            Readiness::Starting(why) => ("503 Service Unavailable", format!("{why}\n")),
+) -> Answer {
+    match path {
+        "/metrics" => match text(datapath, report, readiness).await {
+            Ok(text) => Answer::text(Answer::OK, text),
+            Err(error) => Answer::text("500 Internal Server Error", format!("{error:#}\n")),
         },
-        _ => ("404 Not Found", "not found\n".to_owned()),
-    };
-    let mut head = String::new();
-    write!(
-        head,
-        "HTTP/1.1 {code}\r\nContent-Type: text/plain; version=0.0.4\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
-        body.len()
-    )?;
-    let stream = stream.get_mut();
-    stream.write_all(head.as_bytes()).await?;
-    stream.write_all(body.as_bytes()).await?;
-    Ok(())
+        "/healthz" => Answer::text(Answer::OK, "ok\n"),
+        "/readyz" => match &*readiness.borrow() {
+            Readiness::Ready => Answer::text(Answer::OK, "ok\n"),
+            Readiness::Starting(why) => Answer::text(Answer::UNAVAILABLE, format!("{why}\n")),
+        },
+        _ => Answer::not_found(),
+    }
 }
 
 async fn text(datapath: &Datapath, report: &SharedReport, readiness: &watch::Receiver<Readiness>) -> Result<String> {

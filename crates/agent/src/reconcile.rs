@@ -18,7 +18,7 @@ use towpath_model::desired::{NodePeer, PodSets, PolicyImage};
 use towpath_model::{NamespacedName, NodeName};
 use towpath_plan::dns::FeedPlanner;
 use towpath_plan::peers;
-use towpath_plan::services::{Planner, ServiceConfig};
+use towpath_plan::services::{Planner, ServiceConfig, health};
 use towpath_policy::{Compiler, View};
 use towpath_wire::config::AgentConfig;
 use tracing::{debug, error, info, warn};
@@ -27,6 +27,7 @@ use crate::backoff::Backoff;
 use crate::cni_server::{AttachRequest, Attached, Isolation, PlumbError, Readiness};
 use crate::index::{Changes, Kind};
 use crate::ipam::LeaseStore;
+use crate::proxy_health::HealthPorts;
 use crate::settings::{OwnNode, Parsed};
 use crate::watch::Update;
 use crate::{SharedIndex, read, write};
@@ -106,6 +107,7 @@ pub struct Reconciler {
     services: Planner,
     compiler: Compiler,
     names: FeedPlanner,
+    health_ports: HealthPorts,
     peers: Vec<NodePeer>,
     /// Sets of this node's pods in the image that was applied last.
     pod_sets: BTreeMap<IpAddr, PodSets>,
@@ -163,6 +165,7 @@ impl Reconciler {
             services,
             compiler: Compiler::resume(GRACE, &used, Duration::ZERO),
             names: FeedPlanner::new(config.cluster_domain.clone()),
+            health_ports: HealthPorts::default(),
             peers: Vec::new(),
             pod_sets: BTreeMap::new(),
             started,
@@ -428,7 +431,10 @@ impl Reconciler {
             report.backends = table.backends.len();
             report.refused_services = refused;
         });
-        self.datapath.apply_services(table).await.map(drop).map_err(|e| e.to_string())
+        self.datapath.apply_services(table).await.map_err(|e| e.to_string())?;
+        let checks = tokio::task::block_in_place(|| health::plan(read(&index).world(), &self.node));
+        self.health_ports.apply(&checks);
+        Ok(())
     }
 
     fn feed_names(&mut self, due: &Changes) {

@@ -20,6 +20,15 @@ pub struct Conditions {
     pub terminating: bool,
 }
 
+/// `endpoints[].hints`: whose clients an endpoint is meant for; empty lists say nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Hints {
+    /// `forZones`.
+    pub zones: Vec<String>,
+    /// `forNodes`.
+    pub nodes: Vec<NodeName>,
+}
+
 /// One endpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
@@ -33,6 +42,8 @@ pub struct Endpoint {
     pub node: Option<NodeName>,
     /// The pod behind it (`targetRef`).
     pub pod: Option<NamespacedName>,
+    /// Whose clients it is meant for.
+    pub hints: Hints,
 }
 
 /// One port that all endpoints of a slice have.
@@ -84,7 +95,12 @@ impl TryFrom<&discovery::EndpointSlice> for EndpointSlice {
             })?;
             let conditions = endpoint.conditions.clone().unwrap_or_default();
             let ready = conditions.ready.unwrap_or(true);
+            let hints = endpoint.hints.clone().unwrap_or_default();
             endpoints.push(Endpoint {
+                hints: Hints {
+                    zones: hints.for_zones.into_iter().flatten().map(|z| z.name).collect(),
+                    nodes: hints.for_nodes.into_iter().flatten().map(|n| NodeName::new(n.name)).collect(),
+                },
                 address,
                 conditions: Conditions {
                     ready,

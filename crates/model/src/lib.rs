@@ -19,7 +19,7 @@ pub mod readable;
 pub mod service;
 pub mod world;
 
-pub use endpoints::{Conditions, Endpoint, EndpointPort, EndpointSlice};
+pub use endpoints::{Conditions, Endpoint, EndpointPort, EndpointSlice, Hints};
 pub use error::Invalid;
 pub use labels::{Labels, Selector};
 pub use name::{NamespacedName, NodeName};

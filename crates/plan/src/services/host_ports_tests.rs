@@ -5,7 +5,7 @@ use std::time::Duration;
 use towpath_model::desired::Frontend;
 use towpath_model::{
     HostPort, NamespacedName, Node, NodeName, Phase, Pod, Protocol, Service, ServiceKind, ServicePort, TargetPort,
-    TrafficPolicy, World, family_of,
+    TrafficPolicy, World,
 };
 
 use super::{OwnPods, Planner, ServiceConfig};
@@ -76,6 +76,7 @@ fn node_port_service(number: u16) -> Service {
         internal_policy: TrafficPolicy::Cluster,
         external_policy: TrafficPolicy::Cluster,
         publish_not_ready: false,
+        health_check_port: None,
     }
 }
 

@@ -6,6 +6,7 @@
 //! any monotonic count since a fixed start.
 
 mod choose;
+pub mod health;
 mod host_ports;
 mod ids;
 
@@ -13,6 +14,8 @@ mod ids;
 mod host_ports_tests;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod topology_tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -21,11 +24,12 @@ use std::time::Duration;
 use ipnet::IpNet;
 use towpath_model::desired::{BackendAddress, BackendId, Frontend, FrontendTarget, ServiceId, ServiceTable};
 use towpath_model::{
-    EndpointSlice, Family, NamespacedName, NodeName, Protocol, Service, ServiceKind, ServicePort, World, family_of,
+    EndpointSlice, Family, NamespacedName, NodeName, Protocol, Service, ServiceKind, ServicePort, TrafficPolicy, World,
+    family_of,
 };
 
 use crate::Changed;
-use choose::{State, candidates, choose};
+use choose::{Here, State, candidates, choose, choose_on};
 use ids::Ids;
 
 pub use host_ports::OwnPods;
@@ -124,7 +128,8 @@ pub struct Planner {
     backends: Ids<BackendAddress>,
     ports: Ids<PortKey>,
     adopted_frontends: BTreeMap<Frontend, ServiceId>,
-    node_addresses: BTreeSet<IpAddr>,
+    nodes: BTreeMap<NodeName, Vec<IpAddr>>,
+    zone: Option<String>,
     table: ServiceTable,
 }
 
@@ -141,7 +146,8 @@ impl Planner {
             holders: BTreeMap::new(),
             draining: BTreeMap::new(),
             adopted_frontends: BTreeMap::new(),
-            node_addresses: BTreeSet::new(),
+            nodes: BTreeMap::new(),
+            zone: None,
             table: ServiceTable::default(),
         }
     }
@@ -173,7 +179,8 @@ impl Planner {
         let names: BTreeSet<NamespacedName> = match changed {
             Changed::Services(names) => names.clone(),
             Changed::All => {
-                self.node_addresses = world.nodes.values().flat_map(|n| n.internal_ips.iter().copied()).collect();
+                self.nodes = world.nodes.iter().map(|(name, n)| (name.clone(), n.internal_ips.clone())).collect();
+                self.zone = world.nodes.get(node).and_then(|n| n.zone()).map(str::to_owned);
                 world.services.keys().chain(self.planned.keys()).cloned().collect()
             }
         };
@@ -396,16 +403,21 @@ impl Planner {
 
     fn compute(&mut self, service: &Service, slices: &[&EndpointSlice], node: &NodeName) -> Planned {
         let mut planned = Planned::default();
-        if matches!(service.kind, ServiceKind::Headless | ServiceKind::ExternalName(_)) {
+        let no_address = matches!(service.kind, ServiceKind::Headless | ServiceKind::ExternalName(_));
+        if no_address || service.for_other_proxies() {
             return planned;
         }
         for port in &service.ports {
             let wishes = self.wishes(service, port, &mut planned.refused);
             let families: BTreeSet<Family> = wishes.iter().map(|(f, _)| f.family).collect();
             for family in families {
-                let found = candidates(service, port, family, slices, node, &self.config, &mut planned.refused);
+                let here = Here { node, zone: self.zone.as_deref() };
+                let found = candidates(service, port, family, slices, here, &self.config, &mut planned.refused);
                 let wishes: Vec<&(Frontend, Rank)> = wishes.iter().filter(|(f, _)| f.family == family).collect();
-                self.compute_family(service, port, &found, &wishes, &mut planned);
+                self.compute_family(service, port, &found, &wishes, node, &mut planned);
+                if service.external_policy == TrafficPolicy::Local {
+                    self.compute_other_nodes(service, port, &found, &wishes, node, &mut planned);
+                }
             }
         }
         planned
@@ -417,6 +429,7 @@ impl Planner {
         port: &ServicePort,
         found: &BTreeMap<BackendAddress, State>,
         wishes: &[&(Frontend, Rank)],
+        node: &NodeName,
         planned: &mut Planned,
     ) {
         let differ = service.external_policy != service.internal_policy;
@@ -427,7 +440,10 @@ impl Planner {
             if frontends.is_empty() {
                 continue;
             }
-            let chosen = choose(found, policy);
+            let chosen = match policy {
+                TrafficPolicy::Cluster => choose(found),
+                TrafficPolicy::Local => choose_on(node, found),
+            };
             let mut backends: Vec<BackendId> = chosen.iter().map(|b| BackendId(self.backends.take(b))).collect();
             backends.sort_unstable();
             planned.held.extend(chosen);
@@ -455,6 +471,49 @@ impl Planner {
             let in_use = self.holders.contains_key(backend) || self.draining.contains_key(backend);
             (usable && in_use).then_some(*backend)
         }));
+    }
+
+    /// NodePorts with a policy of `Local` at the addresses of other nodes: who asks for one of these means that node's
+    /// endpoints and not this one's, wherever the connection is translated. Nodes without endpoints need no entry.
+    fn compute_other_nodes(
+        &mut self,
+        service: &Service,
+        port: &ServicePort,
+        found: &BTreeMap<BackendAddress, State>,
+        wishes: &[&(Frontend, Rank)],
+        node: &NodeName,
+        planned: &mut Planned,
+    ) {
+        let others: BTreeSet<&NodeName> =
+            found.values().filter_map(|state| state.node.as_ref()).filter(|other| *other != node).collect();
+        for (wish, rank) in wishes.iter().filter(|(frontend, _)| frontend.address.is_none()) {
+            for other in &others {
+                let address = self.nodes.get(*other).into_iter().flatten().find(|a| family_of(**a) == wish.family);
+                let (Some(address), chosen) = (address.copied(), choose_on(other, found)) else { continue };
+                if chosen.is_empty() {
+                    continue;
+                }
+                let frontend = Frontend { address: Some(address), ..*wish };
+                let key = PortKey {
+                    service: service.name.clone(),
+                    port: format!("{} on {other}", port.name),
+                    protocol: port.protocol,
+                    scope: Scope::External,
+                };
+                let mut backends: Vec<BackendId> = chosen.iter().map(|b| BackendId(self.backends.take(b))).collect();
+                backends.sort_unstable();
+                let target = FrontendTarget {
+                    id: self.port_id(&key, &[frontend]),
+                    backends,
+                    affinity_seconds: service.affinity_seconds,
+                    service: service.name.clone(),
+                    port_name: port.name.clone(),
+                };
+                planned.held.extend(chosen);
+                planned.ports.insert(key.clone());
+                planned.claims.insert((frontend, (*rank, key)), target);
+            }
+        }
     }
 
     /// The frontends a port asks for and may have.
@@ -492,7 +551,7 @@ impl Planner {
 
     /// Who can write a Service's status must not take over an address that others already answer on.
     fn not_for_load_balancers(&self, ip: IpAddr) -> Option<&'static str> {
-        if self.node_addresses.contains(&ip) {
+        if self.nodes.values().any(|addresses| addresses.contains(&ip)) {
             return Some("the address of a node");
         }
         if self.config.cluster_dns.contains(&ip) || self.config.dns_addresses.contains(&ip) {

@@ -46,6 +46,7 @@ fn world() -> World {
         hostname: None,
         node: None,
         pod: None,
+        hints: Default::default(),
     };
     World {
         nodes: BTreeMap::from([
@@ -76,6 +77,7 @@ fn world() -> World {
                 internal_policy: TrafficPolicy::Cluster,
                 external_policy: TrafficPolicy::Cluster,
                 publish_not_ready: false,
+                health_check_port: None,
             },
         )]),
         slices: BTreeMap::from([(
