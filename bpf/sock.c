@@ -70,8 +70,7 @@ static __always_inline int tp_sock_choose(struct tp_lb *lb, const struct tp_node
 
 	if (choice != TP_CHOICE_NONE || !tp_is_nodeport(cfg, lb->key.port) || !tp_sock_is_node(&lb->key.addr))
 		return choice;
-	tp_nodeport_key(&lb->key);
-	return tp_choose(lb, client);
+	return tp_choose_nodeport(lb, cfg, client, 1);
 }
 
 static __always_inline int tp_is_backend(const struct tp_sock_peer *peer, const struct tp_addr *addr, __be16 port)

@@ -9,6 +9,9 @@ use crate::{Invalid, NamespacedName, NodeName, Protocol, canonical};
 /// The label that names a slice's Service.
 pub const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 
+/// The label with which a slice is not for service proxies.
+const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
+
 /// `endpoints[].conditions`, with the API's defaults applied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Conditions {
@@ -68,6 +71,8 @@ pub struct EndpointSlice {
     pub endpoints: Vec<Endpoint>,
     /// Its ports.
     pub ports: Vec<EndpointPort>,
+    /// Its label says that it is for DNS only, not for service proxies.
+    pub headless: bool,
 }
 
 impl TryFrom<&discovery::EndpointSlice> for EndpointSlice {
@@ -123,6 +128,7 @@ impl TryFrom<&discovery::EndpointSlice> for EndpointSlice {
             let Some(protocol) = Protocol::parse(port.protocol.as_deref()) else { continue };
             ports.push(EndpointPort { name: port.name.clone().unwrap_or_default(), protocol, port: number });
         }
-        Ok(Self { service: NamespacedName::new(namespace, service), name, endpoints, ports })
+        let headless = meta.labels.iter().flatten().any(|(label, _)| label == HEADLESS_LABEL);
+        Ok(Self { service: NamespacedName::new(namespace, service), name, endpoints, ports, headless })
     }
 }

@@ -17,6 +17,7 @@ mod from_pod;
 mod host_ports;
 mod live;
 mod loader;
+mod local_node_ports;
 mod node_paths;
 mod policy;
 mod services;

@@ -56,7 +56,7 @@ pub(super) fn candidates(
     refused: &mut Vec<String>,
 ) -> BTreeMap<BackendAddress, State> {
     let mut found: BTreeMap<BackendAddress, State> = BTreeMap::new();
-    for slice in slices {
+    for slice in slices.iter().filter(|slice| !slice.headless) {
         let ports = slice.ports.iter().filter(|p| p.name == port.name && p.protocol == port.protocol && p.port != 0);
         for slice_port in ports {
             for endpoint in slice.endpoints.iter().filter(|e| family_of(e.address) == family) {

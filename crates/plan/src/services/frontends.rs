@@ -28,6 +28,7 @@ impl Planner {
                 let wishes: Vec<&(Frontend, Rank)> = wishes.iter().filter(|(f, _)| f.family == family).collect();
                 self.compute_family(service, port, &found, &wishes, node, &mut planned);
                 if service.external_policy == TrafficPolicy::Local {
+                    self.compute_inside(service, port, &found, &wishes, &mut planned);
                     self.compute_other_nodes(service, port, &found, &wishes, node, &mut planned);
                 }
             }
@@ -85,8 +86,43 @@ impl Planner {
         }));
     }
 
+    /// NodePorts with a policy of `Local` for clients of this node at its own address: all endpoints, as for a cluster address.
+    fn compute_inside(
+        &mut self,
+        service: &Service,
+        port: &ServicePort,
+        found: &BTreeMap<BackendAddress, State>,
+        wishes: &[&(Frontend, Rank)],
+        planned: &mut Planned,
+    ) {
+        for (frontend, _) in wishes.iter().filter(|(frontend, _)| frontend.address.is_none()) {
+            // The same as at the cluster address, and so the same id, unless that has only this node's endpoints too.
+            let same = service.internal_policy == TrafficPolicy::Cluster;
+            let key = PortKey {
+                service: service.name.clone(),
+                port: if same { port.name.clone() } else { format!("{} inside", port.name) },
+                protocol: port.protocol,
+                scope: Scope::Internal,
+            };
+            let chosen = choose(found);
+            let mut backends: Vec<BackendId> = chosen.iter().map(|b| BackendId(self.backends.take(b))).collect();
+            backends.sort_unstable();
+            let target = FrontendTarget {
+                id: self.port_id(&key, &[]),
+                backends,
+                affinity_seconds: service.affinity_seconds,
+                service: service.name.clone(),
+                port_name: port.name.clone(),
+            };
+            planned.held.extend(chosen);
+            planned.ports.insert(key);
+            planned.inside.insert(*frontend, target);
+        }
+    }
+
     /// NodePorts with a policy of `Local` at the addresses of other nodes: who asks for one of these means that node's
-    /// endpoints and not this one's, wherever the connection is translated. Nodes without endpoints need no entry.
+    /// endpoints and not this one's, wherever the connection is translated. Nodes without endpoints need no entry: what is
+    /// sent there goes there, and is refused there.
     fn compute_other_nodes(
         &mut self,
         service: &Service,

@@ -108,6 +108,7 @@ type Claim = (Rank, PortKey);
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Planned {
     claims: BTreeMap<(Frontend, Claim), FrontendTarget>,
+    inside: BTreeMap<Frontend, FrontendTarget>,
     ports: BTreeSet<PortKey>,
     held: BTreeSet<BackendAddress>,
     refused: Vec<String>,
@@ -282,6 +283,14 @@ impl Planner {
         }
         for key in old.ports.difference(&new.ports) {
             self.ports.retire(key, now);
+        }
+        for (frontend, target) in &old.inside {
+            if self.table.inside.get(frontend).is_some_and(|held| held.id == target.id) {
+                self.table.inside.remove(frontend);
+            }
+        }
+        for (frontend, target) in &new.inside {
+            self.table.inside.entry(*frontend).or_insert_with(|| target.clone());
         }
         let touched: BTreeSet<Frontend> = old.claims.keys().chain(new.claims.keys()).map(|(f, _)| *f).collect();
         for (frontend, claim) in old.claims.keys() {

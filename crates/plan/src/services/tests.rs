@@ -68,6 +68,7 @@ fn slice(name: &str, of: &str, endpoints: Vec<Endpoint>) -> EndpointSlice {
         service: named(of),
         endpoints,
         ports: vec![EndpointPort { name: "http".to_owned(), protocol: Protocol::Tcp, port: 8080 }],
+        headless: false,
     }
 }
 

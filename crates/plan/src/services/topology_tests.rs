@@ -73,6 +73,7 @@ fn world(service: Service, endpoints: Vec<Endpoint>) -> World {
         service: web(),
         endpoints,
         ports: vec![EndpointPort { name: String::new(), protocol: Protocol::Tcp, port: 8080 }],
+        headless: false,
     };
     World {
         nodes: (1..=3).map(node).map(|n| (n.name.clone(), n)).collect(),
@@ -149,6 +150,30 @@ fn a_local_node_port_at_another_nodes_address_leads_to_that_nodes_endpoints() {
     assert_eq!(backends(&world, Some("10.96.0.1"), 80).unwrap(), [2]);
     let cluster = self::world(service(ServiceKind::NodePort), vec![endpoint(2, READY, &[], &[])]);
     assert_eq!(backends(&cluster, Some("192.168.0.2"), 30080), None, "one entry serves all nodes");
+}
+
+#[test]
+fn clients_of_this_node_get_all_endpoints_of_a_local_node_port() {
+    let mut local = service(ServiceKind::NodePort);
+    local.external_policy = TrafficPolicy::Local;
+    let mut planner = Planner::new(ServiceConfig::default());
+    let n1 = NodeName::new("n1");
+    let world = world(local, vec![endpoint(2, READY, &[], &[]), endpoint(3, READY, &[], &[])]);
+    planner.plan(&world, &n1, Changed::All, Duration::ZERO);
+    let any = Frontend { address: None, family: Family::V4, port: 30080, protocol: Protocol::Tcp };
+    let inside = &planner.table().inside[&any];
+    assert_eq!(inside.backends.len(), 2);
+    assert!(inside.backends.iter().all(|id| planner.table().backends.contains_key(id)));
+    assert_ne!(inside.id, planner.table().frontends[&any].id, "affinity of outside clients is another matter");
+    planner.plan(&World::default(), &n1, Changed::All, Duration::ZERO);
+    assert!(planner.table().inside.is_empty());
+}
+
+#[test]
+fn slices_for_dns_only_are_not_for_proxies() {
+    let mut world = world(service(ServiceKind::ClusterIp), vec![endpoint(1, READY, &[], &[])]);
+    world.slices.values_mut().for_each(|slice| slice.headless = true);
+    assert_eq!(backends(&world, Some("10.96.0.1"), 80).unwrap(), [] as [u8; 0]);
 }
 
 #[test]
