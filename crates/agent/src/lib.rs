@@ -17,6 +17,7 @@ pub mod disk;
 pub mod index;
 pub mod ipam;
 pub mod metrics;
+pub mod node_ready;
 mod plain_http;
 pub mod pods;
 pub mod proxy_health;
@@ -32,6 +33,7 @@ use anyhow::{Context, Result, bail};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use tokio::sync::{mpsc, watch as channel};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 use towpath_carry::feed;
 use towpath_datapath::{Datapath, DatapathConfig};
 use towpath_wire::config::AgentConfig;
@@ -85,6 +87,11 @@ pub async fn run(config: AgentConfig, shutdown: CancellationToken) -> Result<()>
     let report = reconciler.report();
     let mut loop_task = tokio::spawn(reconciler.run(inbox, request_inbox, ready, config.clone()));
 
+    let announcing = AbortOnDropHandle::new(tokio::spawn(node_ready::announce_when_ready(
+        client.clone(),
+        parsed.node.clone(),
+        readiness.clone(),
+    )));
     let pods = Arc::new(pods::Pods::new(client, index, datapath.clone(), requests));
     let mut cni =
         CniServer::start(CniServerConfig::new(&config), pods.clone(), pods, leases.clone(), readiness.clone()).await?;
@@ -102,7 +109,7 @@ pub async fn run(config: AgentConfig, shutdown: CancellationToken) -> Result<()>
     // Requests in work end first; nothing that they made is lost if they do not.
     cni.drain(Duration::from_secs(5)).await;
     loop_task.abort();
-    drop((status, metrics, in_kube_proxys_place));
+    drop((status, metrics, in_kube_proxys_place, announcing));
     outcome
 }
 

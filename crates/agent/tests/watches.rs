@@ -8,37 +8,20 @@
     reason = "a test binary: a panic is how a test fails"
 )]
 
-use std::net::TcpListener;
+mod cluster;
+
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Service;
 use kube::api::{Api, PostParams};
-use kube::config::{KubeConfigOptions, Kubeconfig};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use towpath_agent::index::Index;
 use towpath_agent::watch::{Update, watch_all};
-use towpath_apiserver::{ApiServer, Config};
 use towpath_model::NamespacedName;
 
-struct Cluster {
-    _server: ApiServer,
-    _directory: tempfile::TempDir,
-    client: kube::Client,
-}
-
-async fn cluster() -> Cluster {
-    let directory = tempfile::tempdir().unwrap();
-    let server = ApiServer::start(Config::new(directory.path().join("data"))).await.unwrap();
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let url = format!("https://{}", listener.local_addr().unwrap());
-    server.serve(listener).unwrap();
-    let admin = server.client_credentials("admin", &["system:masters"]).unwrap();
-    let parsed = Kubeconfig::from_yaml(&server.kubeconfig(&url, &admin)).unwrap();
-    let config = kube::Config::from_custom_kubeconfig(parsed, &KubeConfigOptions::default()).await.unwrap();
-    Cluster { _server: server, _directory: directory, client: kube::Client::try_from(config).unwrap() }
-}
+use cluster::cluster;
 
 async fn create(services: &Api<Service>, name: &str) {
     let object = json!({"metadata": {"name": name}, "spec": {"ports": [{"port": 80}]}});
