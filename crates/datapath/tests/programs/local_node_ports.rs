@@ -32,8 +32,8 @@ fn who_asks_decides_whose_endpoints_answer() {
             assert_eq!(refused.kind, 2, "this node has no endpoint for outside clients: {refused:?}");
             let out = w.from_pod(&sent_by(h.a, 4000, h.node, PORT, L4::syn())).into_tunnel(w, ip("192.168.50.2"));
             assert_eq!(out.dst, SocketAddr::new(h.remote, 8080), "a pod at its own node's address gets all");
-            let out = w.from_pod(&sent_by(h.a, 4001, h.node2, PORT, L4::syn()));
-            assert_eq!(out.frame().dst, SocketAddr::new(h.node2, PORT), "another node's is left to that node");
+            let out = w.from_pod(&sent_by(h.a, 4001, h.node2, PORT, L4::syn())).into_tunnel(w, ip("192.168.50.2"));
+            assert_eq!(out.dst, SocketAddr::new(h.node2, PORT), "another node's is left to that node");
         }
     });
 }
