@@ -87,6 +87,7 @@ fn world() -> World {
                 service,
                 endpoints: vec![endpoint("10.244.0.3"), endpoint("10.244.1.3")],
                 ports: vec![EndpointPort { name: String::new(), protocol: Protocol::Tcp, port: 80 }],
+                headless: false,
             },
         )]),
         policies: BTreeMap::new(),
