@@ -272,12 +272,13 @@ struct tp_frag {
 /* ---- services -------------------------------------------------------------------------------------------------- */
 
 /* tp_services: hash, this -> tp_service. The zero address of a family (::ffff:0.0.0.0 or ::) is "any node address":
- * NodePorts. Port 0, protocol 0 marks the address itself as a Service's: nothing but its ports answers there. */
+ * NodePorts. Port 0, protocol 0 marks the address itself as a Service's: nothing but its ports answers there.
+ * `inside` 1: a NodePort whose outside clients get this node's endpoints only, as this node's own clients have it. */
 struct tp_service_key {
 	struct tp_addr addr;
 	__be16 port;
 	__u8 proto;
-	__u8 pad;
+	__u8 inside;
 };
 
 enum tp_service_flag {

@@ -55,6 +55,14 @@ static __always_inline int tp_same_tuple(const struct tp_tuple *a, const struct 
 	       tp_same(&a->daddr, &b->daddr);
 }
 
+/* 127.0.0.0/8 (RFC 1122 3.2.1.3) or ::1: what a host says to itself. */
+static __always_inline int tp_is_loopback(const struct tp_addr *a)
+{
+	if (tp_is_v4(a))
+		return a->b[12] == 127;
+	return !(tp_word(a, 0) | tp_word(a, 1) | tp_word(a, 2)) && tp_word(a, 3) == bpf_htonl(1);
+}
+
 /* Mapped, compatible or translated IPv4 in an IPv6 header (RFC 4291 2.5.5, RFC 2765): none belongs on a wire. */
 static __always_inline int tp_embeds_v4(const struct tp_addr *a)
 {

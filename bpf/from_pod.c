@@ -180,7 +180,7 @@ int tp_from_pod(struct __sk_buff *skb)
 			int choice;
 
 			w->sent = w->p.t;
-			choice = tp_translate(w, cfg, 1);
+			choice = tp_translate(w, cfg, TP_NODEPORT_INSIDE);
 
 			if (w->reason)
 				return tp_drop(skb, w->reason);

@@ -114,7 +114,7 @@ int tp_from_uplink(struct __sk_buff *skb)
 		return TC_ACT_OK;
 	}
 	w->sent = w->p.t;
-	choice = tp_translate(w, cfg, own);
+	choice = tp_translate(w, cfg, own ? TP_NODEPORT_OUTSIDE : TP_NODEPORT_NO);
 	if (w->reason)
 		return tp_drop(skb, w->reason);
 	if (choice == TP_CHOICE_NONE)

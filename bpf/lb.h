@@ -3,6 +3,13 @@
 #ifndef TOWPATH_LB_H
 #define TOWPATH_LB_H
 
+/* Whether an address may be a node's, and whose client asks. */
+enum tp_nodeport {
+	TP_NODEPORT_NO = 0,
+	TP_NODEPORT_OUTSIDE = 1,
+	TP_NODEPORT_INSIDE = 2,
+};
+
 enum tp_choice {
 	TP_CHOICE_NONE = 0,		/* nobody's Service */
 	TP_CHOICE_BACKEND = 1,		/* lb.backend */
@@ -106,13 +113,33 @@ static __always_inline int tp_choose(struct tp_lb *lb, const struct tp_addr *cli
 	return choice < 0 ? TP_CHOICE_REFUSE : choice;
 }
 
+/*
+ * A NodePort at a node's address (lb->key). Where outside clients get this node's endpoints only, clients of this node get all
+ * of them at its address, and what they send to another node's is that node's to serve.
+ */
+static __always_inline int tp_choose_nodeport(struct tp_lb *lb, const struct tp_node_config *cfg,
+					      const struct tp_addr *client, int from_inside)
+{
+	int own = tp_is_own_node(cfg, &lb->key.addr);
+
+	tp_nodeport_key(&lb->key);
+	if (from_inside) {
+		lb->key.inside = 1;
+		if (!bpf_map_lookup_elem(&tp_services, &lb->key))
+			lb->key.inside = 0;
+		else if (!own)
+			return TP_CHOICE_NONE;
+	}
+	return tp_choose(lb, client);
+}
+
 static __always_inline void tp_service_key_of(struct tp_service_key *key, const struct tp_addr *addr, __be16 port,
 					      __u8 proto)
 {
 	key->addr = *addr;
 	key->port = port;
 	key->proto = proto;
-	key->pad = 0;
+	key->inside = 0;
 }
 
 /* Makes w->lb hold the backend that an earlier packet of this flow was sent to. */
@@ -154,7 +181,6 @@ static __always_inline int tp_is_new_connection(struct tp_work *w)
 
 /*
  * Whether the packet is for a Service: NONE, BACKEND (w->p.t is aimed at it) or REFUSE. w->sent is the tuple as it came.
- * `nodeport`: the address may be a node's.
  */
 static __noinline int tp_translate(struct tp_work *w, const struct tp_node_config *cfg, __u32 nodeport)
 {
@@ -164,6 +190,9 @@ static __noinline int tp_translate(struct tp_work *w, const struct tp_node_confi
 		tp_aim(w, 0);
 		return TP_CHOICE_BACKEND;
 	}
+	/* A host port on loopback is for the node's own sockets; no neighbour or pod gets there by writing that address. */
+	if (tp_is_loopback(&w->sent.daddr))
+		return TP_CHOICE_NONE;
 	tp_service_key_of(&w->lb.key, &w->sent.daddr, w->sent.dport, w->sent.proto);
 	choice = tp_choose(&w->lb, &w->sent.saddr);
 	if (choice == TP_CHOICE_NONE && nodeport && tp_is_nodeport(cfg, w->sent.dport)) {
@@ -173,8 +202,7 @@ static __noinline int tp_translate(struct tp_work *w, const struct tp_node_confi
 		peer = bpf_map_lookup_elem(&tp_peers, &w->cidr);
 		if (!peer || !(peer->flags & TP_PEER_NODE))
 			return TP_CHOICE_NONE;
-		tp_nodeport_key(&w->lb.key);
-		choice = tp_choose(&w->lb, &w->sent.saddr);
+		choice = tp_choose_nodeport(&w->lb, cfg, &w->sent.saddr, nodeport == TP_NODEPORT_INSIDE);
 	}
 	if (choice != TP_CHOICE_BACKEND)
 		return choice;

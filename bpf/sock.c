@@ -6,14 +6,20 @@
 
 #define ECONNREFUSED 111
 
-/* Who asks, as the veth path would name it. 0: neither a pod of this node nor the node, so not ours to translate. */
-static __always_inline int tp_asker(struct bpf_sock_addr *ctx, const struct tp_node_config *cfg, int v4,
-				    struct tp_addr *client)
+/*
+ * Who asks for `addr`, as the veth path would name it. 0: neither a pod of this node nor the node, so not ours to translate;
+ * nor is what a pod says to its own loopback, where the node's host ports are not.
+ */
+static __always_inline int tp_asker(struct bpf_sock_addr *ctx, const struct tp_node_config *cfg,
+				    const struct tp_addr *addr, struct tp_addr *client)
 {
+	int v4 = tp_is_v4(addr);
 	__u64 cookie = bpf_get_netns_cookie(ctx);
 	struct tp_netns_pod *pod = bpf_map_lookup_elem(&tp_netns_pods, &cookie);
 
 	if (pod) {
+		if (tp_is_loopback(addr))
+			return 0;
 		*client = v4 ? pod->addr4 : pod->addr6;
 		return 1;
 	}
@@ -64,8 +70,7 @@ static __always_inline int tp_sock_choose(struct tp_lb *lb, const struct tp_node
 
 	if (choice != TP_CHOICE_NONE || !tp_is_nodeport(cfg, lb->key.port) || !tp_sock_is_node(&lb->key.addr))
 		return choice;
-	tp_nodeport_key(&lb->key);
-	return tp_choose(lb, client);
+	return tp_choose_nodeport(lb, cfg, client, 1);
 }
 
 static __always_inline int tp_is_backend(const struct tp_sock_peer *peer, const struct tp_addr *addr, __be16 port)
@@ -118,7 +123,7 @@ static __always_inline int tp_sock_forward(struct bpf_sock_addr *ctx, int v6, in
 	if (!cfg || (proto != IPPROTO_TCP && proto != IPPROTO_UDP) || !port)
 		return 1;
 	tp_sock_addr(ctx, v6, &addr);
-	if (!tp_asker(ctx, cfg, tp_is_v4(&addr), &client))
+	if (!tp_asker(ctx, cfg, &addr, &client))
 		return 1;
 	tp_service_key_of(&lb.key, &addr, port, proto);
 	choice = tp_sock_choose(&lb, cfg, &client);

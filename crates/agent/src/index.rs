@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
 use k8s_openapi::api::networking::v1 as networking;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use towpath_model::{
     EndpointSlice, Invalid, Namespace, NamespacedName, NetworkPolicy, Node, NodeName, Pod, Service, World,
 };
@@ -47,13 +48,17 @@ pub trait Noun: Sized + PartialEq + Send + 'static {
     /// Its kind.
     const KIND: Kind;
 
-    /// The object's key, if it has one.
-    fn key(object: &Self::Object) -> Option<Self::Key>;
+    /// The key that an object's metadata say, if they do.
+    fn key(meta: &ObjectMeta) -> Option<Self::Key>;
     /// The noun, or why the object is none.
     ///
     /// # Errors
     /// The object says something impossible.
     fn parse(object: &Self::Object) -> Result<Self, Invalid>;
+    /// What stands for an object that cannot even be read; none: it counts as absent.
+    fn unreadable(_key: &Self::Key) -> Option<Self> {
+        None
+    }
     /// Where the world keeps it.
     fn table(world: &mut World) -> &mut BTreeMap<Self::Key, Self>;
     /// The Service whose plan it is part of.
@@ -68,9 +73,9 @@ macro_rules! noun {
             type Object = $object;
             type Key = $key;
             const KIND: Kind = $kind;
-            fn key(object: &$object) -> Option<$key> {
-                let find: fn(&$object) -> Option<$key> = $find;
-                find(object)
+            fn key(meta: &ObjectMeta) -> Option<$key> {
+                let find: fn(&ObjectMeta) -> Option<$key> = $find;
+                find(meta)
             }
             fn parse(object: &$object) -> Result<Self, Invalid> {
                 Self::try_from(object)
@@ -86,30 +91,27 @@ macro_rules! noun {
     };
 }
 
-fn namespaced(meta: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta) -> Option<NamespacedName> {
+fn namespaced(meta: &ObjectMeta) -> Option<NamespacedName> {
     Some(NamespacedName::new(meta.namespace.as_ref()?, meta.name.as_ref()?))
 }
 
-noun!(Node, core::Node, NodeName, Kind::Node, nodes, |o| o.metadata.name.clone().map(NodeName::new));
-noun!(Namespace, core::Namespace, String, Kind::Namespace, namespaces, |o| o.metadata.name.clone());
-noun!(Pod, core::Pod, NamespacedName, Kind::Pod, pods, |o| namespaced(&o.metadata));
-noun!(Service, core::Service, NamespacedName, Kind::Service, services, |o| namespaced(&o.metadata), |s| &s.name);
-noun!(
-    EndpointSlice,
-    discovery::EndpointSlice,
-    NamespacedName,
-    Kind::EndpointSlice,
-    slices,
-    |o| namespaced(&o.metadata),
-    |s| &s.service
-);
+noun!(Node, core::Node, NodeName, Kind::Node, nodes, |m| m.name.clone().map(NodeName::new));
+noun!(Namespace, core::Namespace, String, Kind::Namespace, namespaces, |m| m.name.clone());
+noun!(Pod, core::Pod, NamespacedName, Kind::Pod, pods, namespaced);
+noun!(Service, core::Service, NamespacedName, Kind::Service, services, namespaced, |s| &s.name);
+noun!(EndpointSlice, discovery::EndpointSlice, NamespacedName, Kind::EndpointSlice, slices, namespaced, |s| &s.service);
 impl Noun for NetworkPolicy {
     type Object = networking::NetworkPolicy;
     type Key = NamespacedName;
     const KIND: Kind = Kind::NetworkPolicy;
 
-    fn key(object: &Self::Object) -> Option<NamespacedName> {
-        namespaced(&object.metadata)
+    fn key(meta: &ObjectMeta) -> Option<NamespacedName> {
+        namespaced(meta)
+    }
+
+    /// Fails closed as far as can be known: nobody talks to the pods of its namespace until it can be read.
+    fn unreadable(key: &NamespacedName) -> Option<Self> {
+        Some(Self::deny_all(key.clone()))
     }
 
     /// Fails closed: what cannot be understood admits nobody, and is said.
@@ -282,5 +284,14 @@ mod tests {
         index.apply::<Namespace>("a".to_owned(), None);
         assert!(index.world().namespaces.is_empty());
         assert!(!index.take_changes().is_empty());
+    }
+
+    #[test]
+    fn a_policy_that_cannot_be_read_admits_nobody_and_any_other_object_counts_as_absent() {
+        let key = NamespacedName::new("default", "odd");
+        let policy = NetworkPolicy::unreadable(&key).unwrap();
+        assert!(policy.pod_selector.is_everything());
+        assert_eq!((policy.ingress, policy.egress), (Some(Vec::new()), Some(Vec::new())));
+        assert!(Service::unreadable(&key).is_none());
     }
 }

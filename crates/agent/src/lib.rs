@@ -18,7 +18,10 @@ pub mod index;
 pub mod ipam;
 pub mod metrics;
 pub mod network_config;
+pub mod node_ready;
+mod plain_http;
 pub mod pods;
+pub mod proxy_health;
 pub mod reconcile;
 pub mod settings;
 pub mod status;
@@ -31,6 +34,7 @@ use anyhow::{Context, Result, bail};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use tokio::sync::{mpsc, watch as channel};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 use towpath_carry::feed;
 use towpath_datapath::{Datapath, DatapathConfig};
 use towpath_wire::config::AgentConfig;
@@ -91,6 +95,11 @@ pub async fn run(config: AgentConfig, shutdown: CancellationToken) -> Result<()>
     let report = reconciler.report();
     let mut loop_task = tokio::spawn(reconciler.run(inbox, request_inbox, ready, config.clone()));
 
+    let announcing = AbortOnDropHandle::new(tokio::spawn(node_ready::announce_when_ready(
+        client.clone(),
+        parsed.node.clone(),
+        readiness.clone(),
+    )));
     let pods = Arc::new(pods::Pods::new(client, index, datapath.clone(), requests));
     let mut cni =
         CniServer::start(CniServerConfig::new(&config), pods.clone(), pods, leases.clone(), readiness.clone()).await?;
@@ -98,6 +107,7 @@ pub async fn run(config: AgentConfig, shutdown: CancellationToken) -> Result<()>
     if let Some(health) = &health {
         health.count(datapath, report);
     }
+    let in_kube_proxys_place = config.kube_proxy_health.then(|| proxy_health::stand_in(&readiness));
 
     let outcome = tokio::select! {
         () = shutdown.cancelled() => Ok(()),
@@ -109,7 +119,7 @@ pub async fn run(config: AgentConfig, shutdown: CancellationToken) -> Result<()>
     // Requests in work end first; nothing that they made is lost if they do not.
     cni.drain(Duration::from_secs(5)).await;
     loop_task.abort();
-    drop((status, health));
+    drop((status, health, in_kube_proxys_place, announcing));
     outcome
 }
 

@@ -1,9 +1,7 @@
 //! `/metrics` in the Prometheus text format, `/healthz` and `/readyz`: the latter two from the first moment of the process on.
 
-use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock, PoisonError};
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 use prometheus_client::encoding::text::encode;
@@ -11,13 +9,13 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 use towpath_datapath::Datapath;
 
 use crate::cni_server::Readiness;
+use crate::plain_http::{self, Answer};
 use crate::reconcile::SharedReport;
 
 /// The server; dropping it ends it.
@@ -55,45 +53,28 @@ pub fn serve(listen: SocketAddr, readiness: watch::Receiver<Readiness>) -> Resul
     let listener = TcpListener::from_std(socket)?;
     let sources: Arc<OnceLock<Sources>> = Arc::default();
     let shared = sources.clone();
-    let task = tokio::spawn(async move {
-        loop {
-            let Ok((stream, _)) = listener.accept().await else {
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                continue;
-            };
-            let answer = answer(stream, shared.get(), &readiness);
-            let _ = tokio::time::timeout(Duration::from_secs(5), answer).await;
-        }
-    });
+    let answer = move |path: String| {
+        let (shared, readiness) = (shared.clone(), readiness.clone());
+        async move { answer(&path, shared.get(), &readiness).await }
+    };
+    let task = tokio::spawn(plain_http::serve(listener, answer));
     Ok(Health { sources, _task: AbortOnDropHandle::new(task) })
 }
 
-async fn answer(stream: TcpStream, sources: Option<&Sources>, readiness: &watch::Receiver<Readiness>) -> Result<()> {
-    let mut stream = BufReader::new(stream);
-    let mut line = String::new();
-    // A request line is short; what is longer is nobody's scraper.
-    tokio::io::AsyncReadExt::take(&mut stream, 1024).read_line(&mut line).await?;
-    let path = line.split(' ').nth(1).unwrap_or("/");
+async fn answer(path: &str, sources: Option<&Sources>, readiness: &watch::Receiver<Readiness>) -> Answer {
     let starting = match &*readiness.borrow() {
         Readiness::Ready => None,
         Readiness::Starting(why) => Some(format!("{why}\n")),
     };
-    let (code, body) = match (path, starting, sources) {
-        ("/metrics", _, Some(sources)) => ("200 OK", text(&sources.datapath, &sources.report, readiness).await?),
-        ("/healthz", _, _) | ("/readyz", None, _) => ("200 OK", "ok\n".to_owned()),
-        ("/metrics", why, None) | ("/readyz", why, _) => ("503 Service Unavailable", why.unwrap_or_default()),
-        _ => ("404 Not Found", "not found\n".to_owned()),
-    };
-    let mut head = String::new();
-    write!(
-        head,
-        "HTTP/1.1 {code}\r\nContent-Type: text/plain; version=0.0.4\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
-        body.len()
-    )?;
-    let stream = stream.get_mut();
-    stream.write_all(head.as_bytes()).await?;
-    stream.write_all(body.as_bytes()).await?;
-    Ok(())
+    match (path, starting, sources) {
+        ("/metrics", _, Some(sources)) => match text(&sources.datapath, &sources.report, readiness).await {
+            Ok(text) => Answer::text(Answer::OK, text),
+            Err(error) => Answer::text("500 Internal Server Error", format!("{error:#}\n")),
+        },
+        ("/healthz", _, _) | ("/readyz", None, _) => Answer::text(Answer::OK, "ok\n"),
+        ("/metrics", why, None) | ("/readyz", why, _) => Answer::text(Answer::UNAVAILABLE, why.unwrap_or_default()),
+        _ => Answer::not_found(),
+    }
 }
 
 async fn text(datapath: &Datapath, report: &SharedReport, readiness: &watch::Receiver<Readiness>) -> Result<String> {

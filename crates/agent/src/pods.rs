@@ -8,7 +8,7 @@ use tokio::sync::{mpsc, oneshot};
 use towpath_datapath::Datapath;
 use towpath_datapath::net::pod::host_device;
 use towpath_model::desired::LocalPod;
-use towpath_model::{NamespacedName, Pod};
+use towpath_model::{NamespacedName, Pod, Readable};
 use towpath_wire::cni::Attachment;
 
 use crate::cni_server::{
@@ -44,27 +44,29 @@ impl PodIndex for Pods {
     }
 
     async fn fetch(&self, pod: &NamespacedName) -> Fetched {
-        let api: Api<core::Pod> = Api::namespaced(self.client.clone(), &pod.namespace);
+        let api: Api<Readable<core::Pod>> = Api::namespaced(self.client.clone(), &pod.namespace);
         match api.get_opt(&pod.name).await {
-            Ok(Some(object)) => match Pod::parse(&object) {
-                Ok(noun) => {
-                    let facts = facts(&noun);
-                    let (index, key) = (self.index.clone(), pod.clone());
-                    // The planner may hold the index for some milliseconds. What the watch brought meanwhile is no older.
-                    let enter = move || {
-                        let mut index = write(&index);
-                        if index.world().pods.get(&key).is_none_or(|known| known.uid != noun.uid) {
-                            index.apply(key, Some(noun));
+            Ok(Some(object)) => {
+                match object.object().map_err(str::to_owned).and_then(|o| Pod::parse(o).map_err(|e| e.to_string())) {
+                    Ok(noun) => {
+                        let facts = facts(&noun);
+                        let (index, key) = (self.index.clone(), pod.clone());
+                        // The planner may hold the index for some milliseconds. What the watch brought meanwhile is no older.
+                        let enter = move || {
+                            let mut index = write(&index);
+                            if index.world().pods.get(&key).is_none_or(|known| known.uid != noun.uid) {
+                                index.apply(key, Some(noun));
+                            }
+                        };
+                        let applied = tokio::task::spawn_blocking(enter).await;
+                        match applied {
+                            Ok(()) => Fetched::Found(facts),
+                            Err(error) => Fetched::Unreachable(error.to_string()),
                         }
-                    };
-                    let applied = tokio::task::spawn_blocking(enter).await;
-                    match applied {
-                        Ok(()) => Fetched::Found(facts),
-                        Err(error) => Fetched::Unreachable(error.to_string()),
                     }
+                    Err(error) => Fetched::Unreachable(error),
                 }
-                Err(error) => Fetched::Unreachable(error.to_string()),
-            },
+            }
             Ok(None) => Fetched::Absent,
             Err(error) => Fetched::Unreachable(error.to_string()),
         }

@@ -19,7 +19,7 @@ use towpath_model::desired::{NodePeer, PodSets, PolicyImage};
 use towpath_model::{NamespacedName, NodeName};
 use towpath_plan::dns::FeedPlanner;
 use towpath_plan::peers;
-use towpath_plan::services::{Planner, ServiceConfig};
+use towpath_plan::services::{Planner, ServiceConfig, health};
 use towpath_policy::{Compiler, View};
 use towpath_wire::config::AgentConfig;
 use tracing::{debug, error, info, warn};
@@ -28,6 +28,7 @@ use crate::backoff::Backoff;
 use crate::cni_server::{AttachRequest, Attached, Isolation, PlumbError, Readiness};
 use crate::index::{Changes, Kind};
 use crate::ipam::LeaseStore;
+use crate::proxy_health::HealthPorts;
 use crate::settings::{OwnNode, Parsed};
 use crate::watch::Update;
 use crate::{SharedIndex, read, write};
@@ -68,7 +69,7 @@ pub struct Report {
     pub refused: BTreeMap<String, Vec<String>>,
     /// CNI configurations of others that the container runtime takes before ours.
     pub preferred: Vec<String>,
-    /// Why a Service does not get what it asks for.
+    /// Why a Service, or a pod with host ports, does not get what it asks for.
     pub refused_services: Vec<String>,
     /// Frontends in the kernel.
     pub frontends: usize,
@@ -109,6 +110,7 @@ pub struct Reconciler {
     services: Planner,
     compiler: Compiler,
     names: FeedPlanner,
+    health_ports: HealthPorts,
     peers: Vec<NodePeer>,
     /// Sets of this node's pods in the image that was applied last.
     pod_sets: BTreeMap<IpAddr, PodSets>,
@@ -117,6 +119,8 @@ pub struct Reconciler {
     due: Changes,
     /// The policy must be compiled at the next opportunity.
     policy_due: bool,
+    /// Host ports must be looked at at the next opportunity: pods got addresses, or the API told of pods or nodes.
+    host_ports_due: bool,
     backoff: Backoff,
     retry_at: Option<Instant>,
     /// When the next full check is due.
@@ -164,11 +168,13 @@ impl Reconciler {
             services,
             compiler: Compiler::resume(GRACE, &used, Duration::ZERO),
             names: FeedPlanner::new(config.cluster_domain.clone()),
+            health_ports: HealthPorts::default(),
             peers: Vec::new(),
             pod_sets: BTreeMap::new(),
             started,
             due: Changes::everything(),
             policy_due: true,
+            host_ports_due: true,
             backoff: Backoff::default(),
             retry_at: None,
             audit_at: started + AUDIT,
@@ -224,6 +230,7 @@ impl Reconciler {
             if synced {
                 if !attaches.is_empty() || self.retry_at.is_none() {
                     self.policy_due |= !attaches.is_empty();
+                    self.host_ports_due |= !attaches.is_empty();
                     let done = self.plan_and_apply().await;
                     self.settle(done);
                 }
@@ -314,7 +321,8 @@ impl Reconciler {
         let drained = self.services.next_deadline().is_some_and(|at| at <= self.now());
         let policy_kinds = [Kind::Node, Kind::Namespace, Kind::Pod, Kind::NetworkPolicy];
         self.policy_due |= due.any(&policy_kinds) || expired;
-        if due.is_empty() && !self.policy_due && !drained {
+        self.host_ports_due |= due.any(&[Kind::Node, Kind::Pod]);
+        if due.is_empty() && !self.policy_due && !self.host_ports_due && !drained {
             return true;
         }
         self.moved |= due.any(&[Kind::Node]) && self.own_node_moved();
@@ -331,7 +339,8 @@ impl Reconciler {
                 Err(error) => drop(failures.insert("policy", error)),
             }
         }
-        if (due.any(&[Kind::Service, Kind::EndpointSlice, Kind::Node]) || drained)
+        let host_ports = std::mem::take(&mut self.host_ports_due) && self.plan_host_ports();
+        if (due.any(&[Kind::Service, Kind::EndpointSlice, Kind::Node]) || drained || host_ports)
             && let Err(error) = self.apply_services(&due).await
         {
             failures.insert("services", error);
@@ -417,20 +426,28 @@ impl Reconciler {
         })
     }
 
+    /// Host ports as pods, nodes and leases are now; whether the table is another.
+    fn plan_host_ports(&mut self) -> bool {
+        let (now, own, index) = (self.now(), self.leases.pod_addresses(), self.index.clone());
+        tokio::task::block_in_place(|| self.services.plan_host_ports(read(&index).world(), &self.node, &own, now))
+    }
+
     async fn apply_services(&mut self, due: &Changes) -> Result<(), String> {
         let now = self.now();
         let index = self.index.clone();
         let table = tokio::task::block_in_place(|| {
             self.services.plan(read(&index).world(), &self.node, due.services(), now).clone()
         });
-        let refused =
-            self.services.refusals().into_iter().map(|r| format!("Service {}: {}", r.service, r.reason)).collect();
+        let refused = self.services.refusals().into_iter().map(|r| format!("{}: {}", r.object, r.reason)).collect();
         self.with_report(|report| {
             report.frontends = table.frontends.len();
             report.backends = table.backends.len();
             report.refused_services = refused;
         });
-        self.datapath.apply_services(table).await.map(drop).map_err(|e| e.to_string())
+        self.datapath.apply_services(table).await.map_err(|e| e.to_string())?;
+        let checks = tokio::task::block_in_place(|| health::plan(read(&index).world(), &self.node));
+        self.health_ports.apply(&checks);
+        Ok(())
     }
 
     fn feed_names(&mut self, due: &Changes) {

@@ -1,19 +1,20 @@
 //! Watches: one task a kind turns the Kubernetes API's events into updates of the [`Index`].
 //!
 //! A watch never ends by itself: errors are logged with their kind, waited out with growing, jittered delays, and followed by a
-//! relist that the index takes as a reset. Objects are parsed here, once; what is impossible is logged with its reason and
-//! counts as absent.
+//! relist that the index takes as a reset. Objects are parsed here, once, each by itself: one that is impossible is logged with
+//! its reason and counts as absent (a policy: as one that admits nobody), and holds up no other.
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 
 use futures::{StreamExt, TryStreamExt};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::Api;
 use kube::runtime::{WatchStreamExt, watcher};
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use towpath_model::{EndpointSlice, Namespace, NetworkPolicy, Node, Pod, Service};
+use towpath_model::{EndpointSlice, Namespace, NetworkPolicy, Node, Pod, Readable, Service};
 use tracing::{debug, warn};
 
 use crate::index::{Index, Noun};
@@ -33,9 +34,21 @@ pub fn watch_all(client: &kube::Client, updates: &mpsc::Sender<Update>) -> JoinS
     tasks
 }
 
-fn parse<N: Noun>(object: &N::Object) -> Option<(N::Key, Option<N>)> {
-    let key = N::key(object)?;
-    match N::parse(object) {
+fn parse<N>(object: &Readable<N::Object>) -> Option<(N::Key, Option<N>)>
+where
+    N: Noun,
+    N::Object: kube::Resource<DynamicType = ()> + k8s_openapi::Metadata<Ty = ObjectMeta>,
+{
+    let key = N::key(k8s_openapi::Metadata::metadata(object))?;
+    let known = match object.object() {
+        Ok(known) => known,
+        Err(error) => {
+            warn!(kind = ?N::KIND, %key, %error, "an object that does not fit its type");
+            let stand_in = N::unreadable(&key);
+            return Some((key, stand_in));
+        }
+    };
+    match N::parse(known) {
         Ok(noun) => Some((key, Some(noun))),
         Err(error) => {
             // Slices of no Service and the like are ordinary; anything else a person may want to see.
@@ -45,10 +58,18 @@ fn parse<N: Noun>(object: &N::Object) -> Option<(N::Key, Option<N>)> {
     }
 }
 
-async fn watch<N>(api: Api<N::Object>, updates: mpsc::Sender<Update>)
+async fn watch<N>(api: Api<Readable<N::Object>>, updates: mpsc::Sender<Update>)
 where
     N: Noun,
-    N::Object: kube::Resource + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
+    N::Object: k8s_openapi::Metadata<Ty = ObjectMeta>
+        + kube::Resource<DynamicType = ()>
+        + Clone
+        + DeserializeOwned
+        + Debug
+        + Send
+        + Sync
+        + 'static,
+    Readable<N::Object>: kube::Resource,
 {
     let mut events = watcher(api, watcher::Config::default()).default_backoff().boxed();
     let mut listed: BTreeMap<N::Key, N> = BTreeMap::new();
@@ -80,7 +101,7 @@ where
                 Some((key, noun)) => Box::new(move |index| index.apply(key, noun)),
                 None => continue,
             },
-            watcher::Event::Delete(object) => match N::key(&object) {
+            watcher::Event::Delete(object) => match N::key(k8s_openapi::Metadata::metadata(&object)) {
                 Some(key) => Box::new(move |index| index.remove::<N>(&key)),
                 None => continue,
             },

@@ -448,7 +448,7 @@ pub struct ServiceKey {
     pub addr: Addr,
     pub port: Be16,
     pub proto: u8,
-    pub pad: u8,
+    pub inside: u8,
 }
 
 const _: () =
@@ -810,7 +810,7 @@ pub const LAYOUTS: &[Layout] = &[
             ("addr", std::mem::offset_of!(ServiceKey, addr)),
             ("port", std::mem::offset_of!(ServiceKey, port)),
             ("proto", std::mem::offset_of!(ServiceKey, proto)),
-            ("pad", std::mem::offset_of!(ServiceKey, pad)),
+            ("inside", std::mem::offset_of!(ServiceKey, inside)),
         ],
     ),
     (

@@ -140,6 +140,8 @@ pub struct BackendAddress {
 pub struct ServiceTable {
     /// Frontends.
     pub frontends: BTreeMap<Frontend, FrontendTarget>,
+    /// NodePorts whose outside clients get this node's endpoints only, as this node's own clients have them at its address.
+    pub inside: BTreeMap<Frontend, FrontendTarget>,
     /// Backends that a frontend refers to, and those that only drain (open connections may still refer to them).
     pub backends: BTreeMap<BackendId, BackendAddress>,
 }

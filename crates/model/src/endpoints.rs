@@ -9,6 +9,9 @@ use crate::{Invalid, NamespacedName, NodeName, Protocol, canonical};
 /// The label that names a slice's Service.
 pub const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 
+/// The label with which a slice is not for service proxies.
+const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
+
 /// `endpoints[].conditions`, with the API's defaults applied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Conditions {
@@ -18,6 +21,15 @@ pub struct Conditions {
     pub serving: bool,
     /// Is going away.
     pub terminating: bool,
+}
+
+/// `endpoints[].hints`: whose clients an endpoint is meant for; empty lists say nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Hints {
+    /// `forZones`.
+    pub zones: Vec<String>,
+    /// `forNodes`.
+    pub nodes: Vec<NodeName>,
 }
 
 /// One endpoint.
@@ -33,6 +45,8 @@ pub struct Endpoint {
     pub node: Option<NodeName>,
     /// The pod behind it (`targetRef`).
     pub pod: Option<NamespacedName>,
+    /// Whose clients it is meant for.
+    pub hints: Hints,
 }
 
 /// One port that all endpoints of a slice have.
@@ -57,6 +71,8 @@ pub struct EndpointSlice {
     pub endpoints: Vec<Endpoint>,
     /// Its ports.
     pub ports: Vec<EndpointPort>,
+    /// Its label says that it is for DNS only, not for service proxies.
+    pub headless: bool,
 }
 
 impl TryFrom<&discovery::EndpointSlice> for EndpointSlice {
@@ -84,7 +100,12 @@ impl TryFrom<&discovery::EndpointSlice> for EndpointSlice {
             })?;
             let conditions = endpoint.conditions.clone().unwrap_or_default();
             let ready = conditions.ready.unwrap_or(true);
+            let hints = endpoint.hints.clone().unwrap_or_default();
             endpoints.push(Endpoint {
+                hints: Hints {
+                    zones: hints.for_zones.into_iter().flatten().map(|z| z.name).collect(),
+                    nodes: hints.for_nodes.into_iter().flatten().map(|n| NodeName::new(n.name)).collect(),
+                },
                 address,
                 conditions: Conditions {
                     ready,
@@ -107,6 +128,7 @@ impl TryFrom<&discovery::EndpointSlice> for EndpointSlice {
             let Some(protocol) = Protocol::parse(port.protocol.as_deref()) else { continue };
             ports.push(EndpointPort { name: port.name.clone().unwrap_or_default(), protocol, port: number });
         }
-        Ok(Self { service: NamespacedName::new(namespace, service), name, endpoints, ports })
+        let headless = meta.labels.iter().flatten().any(|(label, _)| label == HEADLESS_LABEL);
+        Ok(Self { service: NamespacedName::new(namespace, service), name, endpoints, ports, headless })
     }
 }

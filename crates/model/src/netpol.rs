@@ -31,6 +31,11 @@ pub struct NetworkPolicy {
 }
 
 impl NetworkPolicy {
+    /// The policy that isolates every pod of its namespace in both directions and admits nobody.
+    pub fn deny_all(name: NamespacedName) -> Self {
+        Self { name, pod_selector: Selector::everything(), ingress: Some(Vec::new()), egress: Some(Vec::new()) }
+    }
+
     /// The rules of a direction, if the policy isolates it.
     pub fn rules(&self, direction: Direction) -> Option<&[PolicyRule]> {
         match direction {

@@ -23,6 +23,11 @@ pub struct Node {
 }
 
 impl Node {
+    /// Its zone (`topology.kubernetes.io/zone`).
+    pub fn zone(&self) -> Option<&str> {
+        self.labels.get("topology.kubernetes.io/zone").map(String::as_str).filter(|zone| !zone.is_empty())
+    }
+
     /// The node's address of a family.
     pub fn internal_ip(&self, family: Family) -> Option<IpAddr> {
         self.internal_ips.iter().copied().find(|ip| family_of(*ip) == family)

@@ -17,6 +17,19 @@ pub struct NamedPort {
     pub number: u16,
 }
 
+/// A container port that its node answers on too (`containers[].ports[].hostPort`).
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct HostPort {
+    /// `hostIP`, canonical: an address of the node. None: all of them, loopback too.
+    pub address: Option<IpAddr>,
+    /// The node's port, 1–65535.
+    pub port: u16,
+    /// Its protocol.
+    pub protocol: Protocol,
+    /// The pod's port, 1–65535.
+    pub container_port: u16,
+}
+
 /// Where a pod is in its life (`status.phase`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Phase {
@@ -43,6 +56,8 @@ pub struct Pod {
     pub ips: Vec<IpAddr>,
     /// Named container ports (of containers and restartable init containers), sorted.
     pub named_ports: Vec<NamedPort>,
+    /// Host ports (of the same containers), sorted. None with hostNetwork: there the process itself has the node's port.
+    pub host_ports: Vec<HostPort>,
     /// `spec.hostNetwork`: not on the pod network; NetworkPolicy does not apply to it.
     pub host_network: bool,
     /// Where it is in its life.
@@ -69,6 +84,22 @@ impl Pod {
     }
 }
 
+/// The host port of a container port, if it has one. What the API server would not have let in is none: it must not cost the
+/// pod its place in the world, nor its policies.
+fn host_port(port: &core::ContainerPort) -> Option<HostPort> {
+    let number = |value: i32| u16::try_from(value).ok().filter(|n| *n > 0);
+    let address = match port.host_ip.as_deref().unwrap_or_default() {
+        "" => None,
+        text => Some(canonical(text.parse().ok()?)),
+    };
+    Some(HostPort {
+        address,
+        port: number(port.host_port?)?,
+        protocol: Protocol::parse(port.protocol.as_deref())?,
+        container_port: number(port.container_port)?,
+    })
+}
+
 impl TryFrom<&core::Pod> for Pod {
     type Error = Invalid;
 
@@ -81,9 +112,11 @@ impl TryFrom<&core::Pod> for Pod {
         let spec = object.spec.as_ref().ok_or_else(|| Invalid::new(format!("Pod {name}"), "spec", "missing"))?;
         let status = object.status.clone().unwrap_or_default();
         let sidecars = spec.init_containers.iter().flatten().filter(|c| c.restart_policy.as_deref() == Some("Always"));
-        let mut named_ports = Vec::new();
+        let host_network = spec.host_network.unwrap_or(false);
+        let (mut named_ports, mut host_ports) = (Vec::new(), Vec::new());
         for container in spec.containers.iter().chain(sidecars) {
             for port in container.ports.iter().flatten() {
+                host_ports.extend(host_port(port).filter(|_| !host_network));
                 let (Some(port_name), Some(protocol)) = (&port.name, Protocol::parse(port.protocol.as_deref())) else {
                     continue;
                 };
@@ -95,6 +128,8 @@ impl TryFrom<&core::Pod> for Pod {
         }
         named_ports.sort();
         named_ports.dedup();
+        host_ports.sort();
+        host_ports.dedup();
         let mut ips: Vec<IpAddr> = Vec::new();
         let listed = status.pod_ips.iter().flatten().map(|p| p.ip.clone()).chain(status.pod_ip.clone());
         for text in listed {
@@ -116,7 +151,8 @@ impl TryFrom<&core::Pod> for Pod {
             node: spec.node_name.clone().filter(|n| !n.is_empty()).map(NodeName::new),
             ips,
             named_ports,
-            host_network: spec.host_network.unwrap_or(false),
+            host_ports,
+            host_network,
             phase,
             terminating: meta.deletion_timestamp.is_some(),
             ready: status.conditions.iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True"),

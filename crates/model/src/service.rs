@@ -96,7 +96,19 @@ pub struct Service {
     pub external_policy: TrafficPolicy,
     /// `spec.publishNotReadyAddresses`.
     pub publish_not_ready: bool,
+    /// `spec.healthCheckNodePort`, where it means something: a load balancer whose external policy is `Local`.
+    pub health_check_port: Option<u16>,
 }
+
+impl Service {
+    /// Whether the node's service proxy is to leave it alone: its labels name another proxy, or none.
+    pub fn for_other_proxies(&self) -> bool {
+        OTHER_PROXY_LABELS.iter().any(|label| self.labels.contains_key(*label))
+    }
+}
+
+/// With either of these a Service (and its slices) is not for the proxy that serves the cluster by default.
+const OTHER_PROXY_LABELS: [&str; 2] = ["service.kubernetes.io/service-proxy-name", "service.kubernetes.io/headless"];
 
 fn addresses(list: impl Iterator<Item = String>) -> Vec<IpAddr> {
     let mut out: Vec<IpAddr> = Vec::new();
@@ -184,6 +196,11 @@ impl TryFrom<&core::Service> for Service {
             .and_then(|s| s.load_balancer.as_ref())
             .and_then(|l| l.ingress.clone())
             .unwrap_or_default();
+        let external_policy = traffic_policy(spec.external_traffic_policy.as_deref());
+        let health_check_port = spec
+            .health_check_node_port
+            .and_then(|port| u16::try_from(port).ok())
+            .filter(|port| *port > 0 && kind == ServiceKind::LoadBalancer && external_policy == TrafficPolicy::Local);
         let has_addresses = !matches!(kind, ServiceKind::Headless | ServiceKind::ExternalName(_));
         Ok(Self {
             labels: meta.labels.clone().unwrap_or_default(),
@@ -194,7 +211,8 @@ impl TryFrom<&core::Service> for Service {
             has_selector: spec.selector.as_ref().is_some_and(|s| !s.is_empty()),
             affinity_seconds,
             internal_policy: traffic_policy(spec.internal_traffic_policy.as_deref()),
-            external_policy: traffic_policy(spec.external_traffic_policy.as_deref()),
+            external_policy,
+            health_check_port,
             publish_not_ready: spec.publish_not_ready_addresses.unwrap_or(false),
             kind,
             name,

@@ -45,6 +45,7 @@ fn pod(index: usize, nodes: usize) -> Pod {
         node: Some(NodeName::new(format!("node{}", index % nodes))),
         ips: vec![octets.into()],
         named_ports: vec![NamedPort { name: "http".to_owned(), protocol: Protocol::Tcp, number: 8080 }],
+        host_ports: Vec::new(),
         host_network: false,
         phase: Phase::Running,
         terminating: false,

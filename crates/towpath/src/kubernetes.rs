@@ -4,13 +4,15 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use k8s_openapi::Metadata;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
 use k8s_openapi::api::networking::v1 as networking;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{Api, ListParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use serde::de::DeserializeOwned;
-use towpath_model::{Invalid, NamespacedName, NetworkPolicy, World};
+use towpath_model::{Invalid, NamespacedName, NetworkPolicy, Readable, World};
 
 /// A client for `kubeconfig`, else for what `KUBECONFIG`, `~/.kube/config` or the pod's service account say.
 ///
@@ -36,21 +38,33 @@ pub(crate) fn default_namespace(client: &kube::Client) -> String {
 
 async fn parsed<K, N, Q>(client: &kube::Client, kind: &str, key: impl Fn(&N) -> Q) -> Result<BTreeMap<Q, N>>
 where
-    K: kube::Resource<DynamicType = ()> + Clone + DeserializeOwned + std::fmt::Debug,
+    K: Metadata<Ty = ObjectMeta> + Clone + DeserializeOwned + std::fmt::Debug,
+    Readable<K>: kube::Resource<DynamicType = ()>,
     N: for<'a> TryFrom<&'a K, Error = Invalid>,
     Q: Ord,
 {
-    let api: Api<K> = Api::all(client.clone());
+    let api: Api<Readable<K>> = Api::all(client.clone());
     let list = api.list(&ListParams::default()).await.with_context(|| format!("could not list {kind}"))?;
-    Ok(list.items.iter().filter_map(|object| N::try_from(object).ok()).map(|noun| (key(&noun), noun)).collect())
+    Ok(list
+        .items
+        .iter()
+        .filter_map(|read| N::try_from(read.object().ok()?).ok())
+        .map(|noun| (key(&noun), noun))
+        .collect())
 }
 
 /// The policies, read as the agent reads them: what cannot be understood admits nobody.
 async fn policies(client: &kube::Client) -> Result<BTreeMap<NamespacedName, NetworkPolicy>> {
-    let api: Api<networking::NetworkPolicy> = Api::all(client.clone());
+    let api: Api<Readable<networking::NetworkPolicy>> = Api::all(client.clone());
     let list = api.list(&ListParams::default()).await.context("could not list networkpolicies")?;
-    let parsed = list.items.iter().filter_map(|object| NetworkPolicy::fail_closed(object).ok());
-    Ok(parsed.map(|(policy, _)| (policy.name.clone(), policy)).collect())
+    let parsed = list.items.iter().filter_map(|read| match read.object() {
+        Ok(object) => NetworkPolicy::fail_closed(object).ok().map(|(policy, _)| policy),
+        Err(_) => {
+            let meta = Metadata::metadata(read);
+            Some(NetworkPolicy::deny_all(NamespacedName::new(meta.namespace.as_ref()?, meta.name.as_ref()?)))
+        }
+    });
+    Ok(parsed.map(|policy| (policy.name.clone(), policy)).collect())
 }
 
 /// Everything that decides over packets, listed once.

@@ -52,6 +52,8 @@ pub struct AgentConfig {
     pub non_masquerade_cidrs: Vec<ipnet_text::Cidr>,
     /// Prometheus metrics and health; none: not served.
     pub metrics_listen: Option<SocketAddr>,
+    /// Answer `:10256/healthz` and `:10249/proxyMode` as callers of kube-proxy expect.
+    pub kube_proxy_health: bool,
 }
 
 impl Default for AgentConfig {
@@ -77,6 +79,7 @@ impl Default for AgentConfig {
             pod_mtu: None,
             non_masquerade_cidrs: Vec::new(),
             metrics_listen: None,
+            kube_proxy_health: true,
         }
     }
 }

@@ -33,9 +33,9 @@ fn backend(held: &Backend) -> Option<BackendAddress> {
     Some(BackendAddress { address: held.addr.ip(), port: held.port.get(), protocol: protocol(held.proto)? })
 }
 
-/// The frontend of a key; none for the mark of a Service's address.
+/// The frontend of a key; none for the mark of a Service's address, and for what has its id from another.
 fn frontend(key: &ServiceKey) -> Option<Frontend> {
-    let protocol = protocol(key.proto)?;
+    let protocol = protocol(key.proto).filter(|_| key.inside == 0)?;
     let any = [Family::V4, Family::V6].into_iter().find(|family| Addr::any(*family) == key.addr);
     let (address, family): (Option<IpAddr>, Family) = match any {
         Some(family) => (None, family),
@@ -73,12 +73,13 @@ mod tests {
 
     #[test]
     fn keys_become_frontends_again_and_marks_do_not() {
-        let key = |addr, proto| ServiceKey { addr, port: Be16::new(80), proto, pad: 0 };
+        let key = |addr, proto| ServiceKey { addr, port: Be16::new(80), proto, inside: 0 };
         let found = frontend(&key(Addr::new("10.96.0.1".parse().unwrap()), 6)).unwrap();
         assert_eq!((found.address, found.family, found.port), (Some("10.96.0.1".parse().unwrap()), Family::V4, 80));
         let node_port = frontend(&key(Addr::any(Family::V6), 17)).unwrap();
         assert_eq!((node_port.address, node_port.family), (None, Family::V6));
         assert_eq!(frontend(&key(Addr::any(Family::V4), 6)).unwrap().family, Family::V4);
         assert_eq!(frontend(&key(Addr::new("10.96.0.1".parse().unwrap()), 0)), None);
+        assert_eq!(frontend(&ServiceKey { inside: 1, ..key(Addr::any(Family::V4), 6) }), None);
     }
 }

@@ -39,8 +39,18 @@ fn key_of(frontend: &Frontend) -> ServiceKey {
         addr: frontend.address.map(Addr::new).unwrap_or_else(|| Addr::any(frontend.family)),
         port: Be16::new(frontend.port),
         proto: frontend.protocol.number(),
-        pad: 0,
+        inside: 0,
     }
+}
+
+fn inside_key_of(frontend: &Frontend) -> ServiceKey {
+    ServiceKey { inside: 1, ..key_of(frontend) }
+}
+
+/// Every entry that a table asks for, but for the marks of addresses.
+fn entries(table: &ServiceTable) -> impl Iterator<Item = (ServiceKey, &Frontend, &FrontendTarget)> {
+    let outside = table.frontends.iter().map(|(frontend, target)| (key_of(frontend), frontend, target));
+    outside.chain(table.inside.iter().map(|(frontend, target)| (inside_key_of(frontend), frontend, target)))
 }
 
 /// The mark that an address is a Service's.
@@ -119,8 +129,13 @@ impl ServiceMaps {
         self.old_lists.push((old.list, old.count, now));
     }
 
-    fn apply_frontend(&mut self, frontend: &Frontend, target: &FrontendTarget, now: Instant) -> Result<Changes> {
-        let key = key_of(frontend);
+    fn apply_frontend(
+        &mut self,
+        key: ServiceKey,
+        frontend: &Frontend,
+        target: &FrontendTarget,
+        now: Instant,
+    ) -> Result<Changes> {
         let old = self.services.held().get(&key).copied();
         let wanted: Vec<u32> = target.backends.iter().map(|BackendId(id)| *id).collect();
         let (list, mut changes) = self.list_for(old.as_ref(), &wanted)?;
@@ -142,7 +157,7 @@ impl ServiceMaps {
     }
 
     fn check(table: &ServiceTable) -> Result<()> {
-        for (frontend, target) in &table.frontends {
+        for (_, frontend, target) in entries(table) {
             let unknown = |id: &&BackendId| !table.backends.contains_key(id);
             if target.backends.iter().any(|id| unknown(&id)) {
                 return Err(Error::Invalid {
@@ -174,12 +189,12 @@ impl ServiceMaps {
     pub(crate) fn apply(&mut self, table: &ServiceTable, now: Instant) -> Result<Changes> {
         Self::check(table)?;
         let mut changes = self.write_backends(table)?;
-        for (frontend, target) in &table.frontends {
-            changes += self.apply_frontend(frontend, target, now)?;
+        for (key, frontend, target) in entries(table) {
+            changes += self.apply_frontend(key, frontend, target, now)?;
         }
         let marks: HashMap<ServiceKey, abi::Service> = table.frontends.keys().filter_map(address_mark).collect();
         changes += self.services.put_all(marks.iter().map(|(key, mark)| (*key, *mark)))?;
-        let keys: HashSet<ServiceKey> = table.frontends.keys().map(key_of).chain(marks.into_keys()).collect();
+        let keys: HashSet<ServiceKey> = entries(table).map(|(key, ..)| key).chain(marks.into_keys()).collect();
         let gone: Vec<(ServiceKey, abi::Service)> =
             self.services.held().iter().filter(|(key, _)| !keys.contains(key)).map(|(k, v)| (*k, *v)).collect();
         for (key, old) in gone {

@@ -50,7 +50,7 @@ impl Drop for Cgroup {
     }
 }
 
-fn netns_cookie() -> u64 {
+pub fn netns_cookie() -> u64 {
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     let (mut cookie, mut len) = (0u64, 8 as libc::socklen_t);
     // SAFETY: the option is eight bytes, which is what the pointers say.
@@ -68,7 +68,7 @@ fn netns_cookie() -> u64 {
 }
 
 /// The test's node has its backends on addresses of its own loopback.
-fn in_sockets_world(test: impl FnOnce(&mut World, &Path) + Send + 'static) {
+pub fn in_sockets_world(test: impl FnOnce(&mut World, &Path) + Send + 'static) {
     if !may_run() {
         return;
     }
@@ -86,7 +86,7 @@ fn in_sockets_world(test: impl FnOnce(&mut World, &Path) + Send + 'static) {
     drop(guard);
 }
 
-fn backend(family: Family, port: u16) -> SocketAddr {
+pub fn backend(family: Family, port: u16) -> SocketAddr {
     SocketAddr::new(if family == Family::V4 { ip("10.7.0.1") } else { ip("fd07::1") }, port)
 }
 
@@ -103,7 +103,7 @@ fn spellings(service: [IpAddr; 2], port: u16) -> Vec<(Family, SocketAddr)> {
     ]
 }
 
-fn tcp_server(at: SocketAddr, says: &'static [u8]) -> thread::JoinHandle<()> {
+pub fn tcp_server(at: SocketAddr, says: &'static [u8]) -> thread::JoinHandle<()> {
     let listener = TcpListener::bind(at).unwrap();
     thread::spawn(move || {
         let (mut stream, _) = listener.accept().unwrap();
@@ -111,7 +111,7 @@ fn tcp_server(at: SocketAddr, says: &'static [u8]) -> thread::JoinHandle<()> {
     })
 }
 
-fn hear(to: SocketAddr) -> (Vec<u8>, SocketAddr) {
+pub fn hear(to: SocketAddr) -> (Vec<u8>, SocketAddr) {
     let mut stream = TcpStream::connect(to).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     let peer = stream.peer_addr().unwrap();

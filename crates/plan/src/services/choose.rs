@@ -1,21 +1,48 @@
-//! Which endpoints of a Service port take connections (KEP-1669, KEP-2086), and which addresses an EndpointSlice may not
-//! name.
+//! Which endpoints of a Service port take connections (KEP-1669, KEP-2086; hints: KEP-2433, KEP-3015), and which addresses an
+//! EndpointSlice may not name.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use towpath_model::desired::BackendAddress;
-use towpath_model::{EndpointSlice, Family, NodeName, Service, ServicePort, TrafficPolicy, family_of};
+use towpath_model::{EndpointSlice, Family, NodeName, Service, ServicePort, family_of};
 
 use super::ServiceConfig;
 
+/// Where the clients are that a table is for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Here<'a> {
+    pub(super) node: &'a NodeName,
+    pub(super) zone: Option<&'a str>,
+}
+
+/// What the hints of an endpoint say to this node's clients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Hint {
+    None,
+    ForOthers,
+    ForUs,
+}
+
+impl Hint {
+    fn of<T>(list: &[T], us: impl Fn(&T) -> bool) -> Self {
+        match list {
+            [] => Hint::None,
+            list if list.iter().any(us) => Hint::ForUs,
+            _ => Hint::ForOthers,
+        }
+    }
+}
+
 /// What is known of one backend of a port, merged over all slices that list it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct State {
     pub(super) ready: bool,
     pub(super) serving: bool,
     pub(super) terminating: bool,
-    pub(super) local: bool,
+    pub(super) node: Option<NodeName>,
+    pub(super) by_node: Hint,
+    pub(super) by_zone: Hint,
 }
 
 /// The backends of `port` in one family. What may not be a backend is named in `refused`.
@@ -24,12 +51,12 @@ pub(super) fn candidates(
     port: &ServicePort,
     family: Family,
     slices: &[&EndpointSlice],
-    node: &NodeName,
+    here: Here<'_>,
     config: &ServiceConfig,
     refused: &mut Vec<String>,
 ) -> BTreeMap<BackendAddress, State> {
     let mut found: BTreeMap<BackendAddress, State> = BTreeMap::new();
-    for slice in slices {
+    for slice in slices.iter().filter(|slice| !slice.headless) {
         let ports = slice.ports.iter().filter(|p| p.name == port.name && p.protocol == port.protocol && p.port != 0);
         for slice_port in ports {
             for endpoint in slice.endpoints.iter().filter(|e| family_of(e.address) == family) {
@@ -41,7 +68,9 @@ pub(super) fn candidates(
                     ready: endpoint.conditions.ready || service.publish_not_ready,
                     serving: endpoint.conditions.serving || service.publish_not_ready,
                     terminating: endpoint.conditions.terminating,
-                    local: endpoint.node.as_ref() == Some(node),
+                    node: endpoint.node.clone(),
+                    by_node: Hint::of(&endpoint.hints.nodes, |node| node == here.node),
+                    by_zone: Hint::of(&endpoint.hints.zones, |zone| here.zone == Some(zone.as_str())),
                 };
                 let key = BackendAddress { address: endpoint.address, port: slice_port.port, protocol: port.protocol };
                 // An endpoint may be in two slices while it moves: the better state counts.
@@ -51,7 +80,9 @@ pub(super) fn candidates(
                         have.ready |= state.ready;
                         have.serving |= state.serving;
                         have.terminating &= state.terminating;
-                        have.local |= state.local;
+                        have.node = have.node.take().or_else(|| state.node.clone());
+                        have.by_node = have.by_node.max(state.by_node);
+                        have.by_zone = have.by_zone.max(state.by_zone);
                     })
                     .or_insert(state);
             }
@@ -61,14 +92,34 @@ pub(super) fn candidates(
 }
 
 /// Those that take new connections: the ready ones; if there is none, those that still serve while they terminate.
-/// With [`TrafficPolicy::Local`], of this node only, and the same fallback among them.
-pub(super) fn choose(candidates: &BTreeMap<BackendAddress, State>, policy: TrafficPolicy) -> Vec<BackendAddress> {
-    let eligible = || candidates.iter().filter(|(_, state)| policy == TrafficPolicy::Cluster || state.local);
-    let ready: Vec<BackendAddress> = eligible().filter(|(_, s)| s.ready).map(|(b, _)| *b).collect();
+/// Among the ready ones hints choose those for this node, else those for its zone, as long as every one has such a hint.
+pub(super) fn choose(candidates: &BTreeMap<BackendAddress, State>) -> Vec<BackendAddress> {
+    let ready: Vec<(&BackendAddress, &State)> = candidates.iter().filter(|(_, s)| s.ready).collect();
+    let meant_for_us = |hint: fn(&State) -> Hint| {
+        let all_hinted = ready.iter().all(|(_, state)| hint(state) != Hint::None);
+        let ours: Vec<BackendAddress> =
+            ready.iter().filter(|(_, state)| hint(state) == Hint::ForUs).map(|(b, _)| **b).collect();
+        (all_hinted && !ours.is_empty()).then_some(ours)
+    };
+    meant_for_us(|state| state.by_node)
+        .or_else(|| meant_for_us(|state| state.by_zone))
+        .unwrap_or_else(|| ready_or_draining(candidates.iter()))
+}
+
+/// As [`choose`] with a policy of [`towpath_model::TrafficPolicy::Local`], for clients of `node`: its own endpoints only, and
+/// no hints.
+pub(super) fn choose_on(node: &NodeName, candidates: &BTreeMap<BackendAddress, State>) -> Vec<BackendAddress> {
+    ready_or_draining(candidates.iter().filter(|(_, state)| state.node.as_ref() == Some(node)))
+}
+
+fn ready_or_draining<'a>(
+    eligible: impl Iterator<Item = (&'a BackendAddress, &'a State)> + Clone,
+) -> Vec<BackendAddress> {
+    let ready: Vec<BackendAddress> = eligible.clone().filter(|(_, s)| s.ready).map(|(b, _)| *b).collect();
     if !ready.is_empty() {
         return ready;
     }
-    eligible().filter(|(_, s)| s.serving && s.terminating).map(|(b, _)| *b).collect()
+    eligible.filter(|(_, s)| s.serving && s.terminating).map(|(b, _)| *b).collect()
 }
 
 /// Why an address may not be an endpoint: who may write EndpointSlices must not reach what only the node may (the API

@@ -1,4 +1,4 @@
-//! Services and EndpointSlices to the table a node's kernel should hold: frontends, the backends that take new
+//! Services, EndpointSlices and pods' host ports to the table a node's kernel should hold: frontends, the backends that take new
 //! connections, and those that only drain.
 //!
 //! Incremental by Service. Ids stay with what they name ([`BackendId`] with address, port and protocol; [`ServiceId`] with
@@ -6,10 +6,17 @@
 //! any monotonic count since a fixed start.
 
 mod choose;
+mod frontends;
+pub mod health;
+mod host_ports;
 mod ids;
 
 #[cfg(test)]
+mod host_ports_tests;
+#[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod topology_tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -17,13 +24,12 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use towpath_model::desired::{BackendAddress, BackendId, Frontend, FrontendTarget, ServiceId, ServiceTable};
-use towpath_model::{
-    EndpointSlice, Family, NamespacedName, NodeName, Protocol, Service, ServiceKind, ServicePort, World, family_of,
-};
+use towpath_model::{EndpointSlice, NamespacedName, NodeName, Protocol, Service, World, family_of};
 
 use crate::Changed;
-use choose::{State, candidates, choose};
 use ids::Ids;
+
+pub use host_ports::OwnPods;
 
 /// Facts of the cluster that Services depend on.
 #[derive(Clone, Debug)]
@@ -53,11 +59,11 @@ impl Default for ServiceConfig {
     }
 }
 
-/// Something a Service asks for and does not get.
+/// Something a Service or a pod asks for and does not get.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
-    /// The Service.
-    pub service: NamespacedName,
+    /// Who asks, for people: `Service a/b` or `Pod a/b`.
+    pub object: String,
     /// What and why, for people.
     pub reason: String,
 }
@@ -67,6 +73,8 @@ pub struct Refusal {
 enum Scope {
     Internal,
     External,
+    /// A pod's host port; [`PortKey::service`] is the pod.
+    HostPort,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -77,21 +85,30 @@ struct PortKey {
     scope: Scope,
 }
 
-/// Who wins when two Services ask for one frontend.
+impl PortKey {
+    fn object(&self) -> String {
+        let kind = if self.scope == Scope::HostPort { "Pod" } else { "Service" };
+        format!("{kind} {}", self.service)
+    }
+}
+
+/// Who wins when two ask for one frontend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Rank {
     ClusterDns,
     ClusterIp,
     NodePort,
     LoadBalancer,
+    HostPort,
 }
 
 type Claim = (Rank, PortKey);
 
-/// What one Service has in the table.
-#[derive(Debug, Default)]
+/// What one Service, or one pod with host ports, has in the table.
+#[derive(Debug, Default, PartialEq, Eq)]
 struct Planned {
     claims: BTreeMap<(Frontend, Claim), FrontendTarget>,
+    inside: BTreeMap<Frontend, FrontendTarget>,
     ports: BTreeSet<PortKey>,
     held: BTreeSet<BackendAddress>,
     refused: Vec<String>,
@@ -102,13 +119,15 @@ struct Planned {
 pub struct Planner {
     config: ServiceConfig,
     planned: BTreeMap<NamespacedName, Planned>,
+    planned_pods: BTreeMap<NamespacedName, Planned>,
     claims: BTreeMap<Frontend, BTreeMap<Claim, FrontendTarget>>,
     holders: BTreeMap<BackendAddress, u32>,
     draining: BTreeMap<BackendAddress, Duration>,
     backends: Ids<BackendAddress>,
     ports: Ids<PortKey>,
     adopted_frontends: BTreeMap<Frontend, ServiceId>,
-    node_addresses: BTreeSet<IpAddr>,
+    nodes: BTreeMap<NodeName, Vec<IpAddr>>,
+    zone: Option<String>,
     table: ServiceTable,
 }
 
@@ -120,11 +139,13 @@ impl Planner {
             ports: Ids::new(config.grace),
             config,
             planned: BTreeMap::new(),
+            planned_pods: BTreeMap::new(),
             claims: BTreeMap::new(),
             holders: BTreeMap::new(),
             draining: BTreeMap::new(),
             adopted_frontends: BTreeMap::new(),
-            node_addresses: BTreeSet::new(),
+            nodes: BTreeMap::new(),
+            zone: None,
             table: ServiceTable::default(),
         }
     }
@@ -147,7 +168,8 @@ impl Planner {
         }
     }
 
-    /// Brings the table up to date with what changed. `now` never goes back. The first call must be [`Changed::All`].
+    /// Brings the table up to date with what changed. `now` never goes back. The first call must be [`Changed::All`], and after
+    /// the first [`Planner::plan_host_ports`], so that host ports keep the ids that they have in the kernel.
     pub fn plan(&mut self, world: &World, node: &NodeName, changed: Changed<'_>, now: Duration) -> &ServiceTable {
         self.sweep(now);
         let slices = changed.slices(world);
@@ -155,7 +177,8 @@ impl Planner {
         let names: BTreeSet<NamespacedName> = match changed {
             Changed::Services(names) => names.clone(),
             Changed::All => {
-                self.node_addresses = world.nodes.values().flat_map(|n| n.internal_ips.iter().copied()).collect();
+                self.nodes = world.nodes.iter().map(|(name, n)| (name.clone(), n.internal_ips.clone())).collect();
+                self.zone = world.nodes.get(node).and_then(|n| n.zone()).map(str::to_owned);
                 world.services.keys().chain(self.planned.keys()).cloned().collect()
             }
         };
@@ -181,23 +204,37 @@ impl Planner {
         self.draining.values().min().copied()
     }
 
-    /// What Services ask for and do not get.
+    /// What Services and pods ask for and do not get.
     pub fn refusals(&self) -> Vec<Refusal> {
-        let own = self.planned.iter().flat_map(|(service, planned)| {
+        let services = self.planned.iter().map(|(name, planned)| (format!("Service {name}"), planned));
+        let pods = self.planned_pods.iter().map(|(name, planned)| (format!("Pod {name}"), planned));
+        let own = services.chain(pods).flat_map(|(object, planned)| {
             let reasons: BTreeSet<&String> = planned.refused.iter().collect();
-            reasons.into_iter().map(|reason| Refusal { service: service.clone(), reason: reason.clone() })
+            reasons
+                .into_iter()
+                .map(|reason| Refusal { object: object.clone(), reason: reason.clone() })
+                .collect::<Vec<_>>()
         });
         let contested = self.claims.iter().flat_map(|(frontend, claims)| {
-            let owner = self.table.frontends.get(frontend).map(|target| &target.service);
+            let owner = self.owner(frontend);
             claims.keys().filter_map(move |(_, loser)| {
-                let owner = owner.filter(|owner| **owner != loser.service)?;
-                Some(Refusal {
-                    service: loser.service.clone(),
-                    reason: format!("{} already belongs to Service {owner}", show(frontend)),
-                })
+                let owner = owner.filter(|owner| owner.object() != loser.object())?;
+                let reason = format!("{} already belongs to {}", show(frontend), owner.object());
+                Some(Refusal { object: loser.object(), reason })
             })
         });
         own.chain(contested).collect()
+    }
+
+    /// Who has a frontend; of a host port that a NodePort leaves no room for, the NodePort's Service.
+    fn owner(&self, frontend: &Frontend) -> Option<&PortKey> {
+        let any = Frontend { address: None, ..*frontend };
+        let of = |frontend: &Frontend| {
+            let id = self.table.frontends.get(frontend)?.id;
+            let claim = self.claims.get(frontend)?.iter().find(|(_, target)| target.id == id);
+            claim.map(|((_, key), _)| key)
+        };
+        of(frontend).or_else(|| of(&any))
     }
 
     fn sweep(&mut self, now: Duration) {
@@ -230,6 +267,14 @@ impl Planner {
             self.planned.remove(name)
         }
         .unwrap_or_default();
+        self.exchange(&old, &new, now);
+        if service.is_some() {
+            self.planned.insert(name.clone(), new);
+        }
+    }
+
+    /// Puts what somebody has now in the place of what it had.
+    fn exchange(&mut self, old: &Planned, new: &Planned, now: Duration) {
         for backend in &new.held {
             self.hold(*backend);
         }
@@ -238,6 +283,14 @@ impl Planner {
         }
         for key in old.ports.difference(&new.ports) {
             self.ports.retire(key, now);
+        }
+        for (frontend, target) in &old.inside {
+            if self.table.inside.get(frontend).is_some_and(|held| held.id == target.id) {
+                self.table.inside.remove(frontend);
+            }
+        }
+        for (frontend, target) in &new.inside {
+            self.table.inside.entry(*frontend).or_insert_with(|| target.clone());
         }
         let touched: BTreeSet<Frontend> = old.claims.keys().chain(new.claims.keys()).map(|(f, _)| *f).collect();
         for (frontend, claim) in old.claims.keys() {
@@ -250,29 +303,34 @@ impl Planner {
         }
         for frontend in touched {
             self.settle(frontend);
-        }
-        if service.is_some() {
-            self.planned.insert(name.clone(), new);
+            if frontend.address.is_none() {
+                self.host_ports_beside(&frontend).into_iter().for_each(|beside| self.settle(beside));
+            }
         }
     }
 
     /// Gives a frontend to whoever has the best claim; among equals, who has it keeps it.
     fn settle(&mut self, frontend: Frontend) {
-        let claims = self.claims.get(&frontend);
-        let best = claims.and_then(|claims| claims.iter().next()).map(|((rank, _), target)| (*rank, target));
-        let current = self.table.frontends.get(&frontend).map(|target| target.id);
-        let keeps = claims
+        if self.claims.get(&frontend).is_some_and(BTreeMap::is_empty) {
+            self.claims.remove(&frontend);
+        }
+        // A NodePort is every address of the node: host ports of its number are nobody's, whatever was there first.
+        let node_port = frontend.address.is_some() && self.claims.contains_key(&Frontend { address: None, ..frontend });
+        let open: Vec<(Rank, &FrontendTarget)> = self
+            .claims
+            .get(&frontend)
             .into_iter()
             .flatten()
-            .find(|((rank, _), target)| Some(target.id) == current && Some(*rank) == best.map(|(rank, _)| rank));
-        match keeps.map(|(_, target)| target).or(best.map(|(_, target)| target)) {
-            Some(target) => {
-                self.table.frontends.insert(frontend, target.clone());
-            }
-            None => {
-                self.claims.remove(&frontend);
-                self.table.frontends.remove(&frontend);
-            }
+            .map(|((rank, _), target)| (*rank, target))
+            .filter(|(rank, _)| *rank != Rank::HostPort || !node_port)
+            .collect();
+        let current = self.table.frontends.get(&frontend).map(|target| target.id);
+        let best = open.first();
+        let keeps =
+            open.iter().find(|(rank, target)| Some(target.id) == current && best.is_some_and(|(r, _)| r == rank));
+        match keeps.or(best) {
+            Some((_, target)) => drop(self.table.frontends.insert(frontend, (*target).clone())),
+            None => drop(self.table.frontends.remove(&frontend)),
         }
     }
 
@@ -347,120 +405,6 @@ impl Planner {
     fn port_id(&mut self, key: &PortKey, frontends: &[Frontend]) -> ServiceId {
         let wanted = frontends.iter().find_map(|f| self.adopted_frontends.get(f)).map(|id| id.0);
         ServiceId(self.ports.take_or(key, wanted))
-    }
-
-    fn compute(&mut self, service: &Service, slices: &[&EndpointSlice], node: &NodeName) -> Planned {
-        let mut planned = Planned::default();
-        if matches!(service.kind, ServiceKind::Headless | ServiceKind::ExternalName(_)) {
-            return planned;
-        }
-        for port in &service.ports {
-            let wishes = self.wishes(service, port, &mut planned.refused);
-            let families: BTreeSet<Family> = wishes.iter().map(|(f, _)| f.family).collect();
-            for family in families {
-                let found = candidates(service, port, family, slices, node, &self.config, &mut planned.refused);
-                let wishes: Vec<&(Frontend, Rank)> = wishes.iter().filter(|(f, _)| f.family == family).collect();
-                self.compute_family(service, port, &found, &wishes, &mut planned);
-            }
-        }
-        planned
-    }
-
-    fn compute_family(
-        &mut self,
-        service: &Service,
-        port: &ServicePort,
-        found: &BTreeMap<BackendAddress, State>,
-        wishes: &[&(Frontend, Rank)],
-        planned: &mut Planned,
-    ) {
-        let differ = service.external_policy != service.internal_policy;
-        for (scope, policy) in [(Scope::Internal, service.internal_policy), (Scope::External, service.external_policy)]
-        {
-            let of_scope = |rank: Rank| (rank > Rank::ClusterIp) == (scope == Scope::External);
-            let frontends: Vec<Frontend> = wishes.iter().filter(|(_, r)| of_scope(*r)).map(|(f, _)| *f).collect();
-            if frontends.is_empty() {
-                continue;
-            }
-            let chosen = choose(found, policy);
-            let mut backends: Vec<BackendId> = chosen.iter().map(|b| BackendId(self.backends.take(b))).collect();
-            backends.sort_unstable();
-            planned.held.extend(chosen);
-            let key = PortKey {
-                service: service.name.clone(),
-                port: port.name.clone(),
-                protocol: port.protocol,
-                scope: if differ { scope } else { Scope::Internal },
-            };
-            let target = FrontendTarget {
-                id: self.port_id(&key, &frontends),
-                backends,
-                affinity_seconds: service.affinity_seconds,
-                service: service.name.clone(),
-                port_name: port.name.clone(),
-            };
-            planned.ports.insert(key.clone());
-            for (frontend, rank) in wishes.iter().filter(|(_, r)| of_scope(*r)) {
-                planned.claims.insert((*frontend, (*rank, key.clone())), target.clone());
-            }
-        }
-        // Connections to an endpoint that takes no new ones go on: TCP while it is listed at all, UDP while it serves.
-        planned.held.extend(found.iter().filter_map(|(backend, state)| {
-            let usable = backend.protocol != Protocol::Udp || state.serving;
-            let in_use = self.holders.contains_key(backend) || self.draining.contains_key(backend);
-            (usable && in_use).then_some(*backend)
-        }));
-    }
-
-    /// The frontends a port asks for and may have.
-    fn wishes(&self, service: &Service, port: &ServicePort, refused: &mut Vec<String>) -> Vec<(Frontend, Rank)> {
-        let at = |address: Option<IpAddr>, family: Family, number: u16| Frontend {
-            address,
-            family,
-            port: number,
-            protocol: port.protocol,
-        };
-        let mut wishes = Vec::new();
-        for ip in &service.cluster_ips {
-            wishes.push((at(Some(*ip), family_of(*ip), port.port), Rank::ClusterIp));
-        }
-        let outside = matches!(service.kind, ServiceKind::NodePort | ServiceKind::LoadBalancer);
-        if let Some(number) = port.node_port.filter(|_| outside) {
-            let (low, high) = self.config.node_ports;
-            if (low..=high).contains(&number) {
-                let families: BTreeSet<Family> = service.cluster_ips.iter().map(|ip| family_of(*ip)).collect();
-                wishes.extend(families.into_iter().map(|family| (at(None, family, number), Rank::NodePort)));
-            } else {
-                refused.push(format!("nodePort {number} is outside {low}-{high}"));
-            }
-        }
-        if service.kind == ServiceKind::LoadBalancer {
-            for ip in &service.load_balancer_ips {
-                match self.not_for_load_balancers(*ip) {
-                    None => wishes.push((at(Some(*ip), family_of(*ip), port.port), Rank::LoadBalancer)),
-                    Some(reason) => refused.push(format!("load balancer address {ip}: {reason}")),
-                }
-            }
-        }
-        wishes
-    }
-
-    /// Who can write a Service's status must not take over an address that others already answer on.
-    fn not_for_load_balancers(&self, ip: IpAddr) -> Option<&'static str> {
-        if self.node_addresses.contains(&ip) {
-            return Some("the address of a node");
-        }
-        if self.config.cluster_dns.contains(&ip) || self.config.dns_addresses.contains(&ip) {
-            return Some("the address of cluster DNS");
-        }
-        let link_local = match ip {
-            IpAddr::V4(v4) => v4.is_link_local() || v4.is_broadcast(),
-            IpAddr::V6(v6) => v6.is_unicast_link_local(),
-        };
-        if ip.is_loopback() || ip.is_multicast() || ip.is_unspecified() || link_local {
-            return Some("not an address that can be reached from outside");
-        }
-        None
     }
 }
 

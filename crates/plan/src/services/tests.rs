@@ -42,6 +42,7 @@ fn service(name: &str, cluster_ips: &[&str]) -> Service {
         internal_policy: TrafficPolicy::Cluster,
         external_policy: TrafficPolicy::Cluster,
         publish_not_ready: false,
+        health_check_port: None,
     }
 }
 
@@ -51,7 +52,14 @@ const DRAINING: Conditions = Conditions { ready: false, serving: true, terminati
 const DYING: Conditions = Conditions { ready: false, serving: false, terminating: true };
 
 fn endpoint(address: &str, on: &str, conditions: Conditions) -> Endpoint {
-    Endpoint { address: ip(address), conditions, hostname: None, node: Some(NodeName::new(on)), pod: None }
+    Endpoint {
+        address: ip(address),
+        conditions,
+        hostname: None,
+        node: Some(NodeName::new(on)),
+        pod: None,
+        hints: Default::default(),
+    }
 }
 
 fn slice(name: &str, of: &str, endpoints: Vec<Endpoint>) -> EndpointSlice {
@@ -60,6 +68,7 @@ fn slice(name: &str, of: &str, endpoints: Vec<Endpoint>) -> EndpointSlice {
         service: named(of),
         endpoints,
         ports: vec![EndpointPort { name: "http".to_owned(), protocol: Protocol::Tcp, port: 8080 }],
+        headless: false,
     }
 }
 

@@ -16,6 +16,7 @@ fn pod(name: &str, node: &str, ip: &str, label: &str) -> (NamespacedName, Pod) {
         node: Some(NodeName::new(node)),
         ips: vec![ip.parse().unwrap()],
         named_ports: Vec::new(),
+        host_ports: Vec::new(),
         host_network: false,
         phase: Phase::Running,
         terminating: false,
@@ -45,6 +46,7 @@ fn world() -> World {
         hostname: None,
         node: None,
         pod: None,
+        hints: Default::default(),
     };
     World {
         nodes: BTreeMap::from([
@@ -75,6 +77,7 @@ fn world() -> World {
                 internal_policy: TrafficPolicy::Cluster,
                 external_policy: TrafficPolicy::Cluster,
                 publish_not_ready: false,
+                health_check_port: None,
             },
         )]),
         slices: BTreeMap::from([(
@@ -84,6 +87,7 @@ fn world() -> World {
                 service,
                 endpoints: vec![endpoint("10.244.0.3"), endpoint("10.244.1.3")],
                 ports: vec![EndpointPort { name: String::new(), protocol: Protocol::Tcp, port: 80 }],
+                headless: false,
             },
         )]),
         policies: BTreeMap::new(),

@@ -1,0 +1,194 @@
+//! What callers of kube-proxy ask a node: `:10256/healthz` and `:10249/proxyMode`, and the health check NodePorts of
+//! Services whose external policy is `Local` (`plan::services::health`).
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::SystemTime;
+
+use k8s_openapi::jiff::Timestamp;
+use serde_json::json;
+use tokio::sync::watch;
+use tokio_util::task::AbortOnDropHandle;
+use towpath_model::NamespacedName;
+use towpath_plan::services::health::HealthCheck;
+use tracing::{info, warn};
+
+use crate::cni_server::Readiness;
+use crate::plain_http::{Answer, listen_everywhere, serve};
+
+/// kube-proxy's health, on every address: cloud load balancers ask it.
+const HEALTHZ_PORT: u16 = 10256;
+/// kube-proxy's own business, on loopback only.
+const STATUS_PORT: u16 = 10249;
+/// What `proxyMode` says.
+const MODE: &str = "towpath";
+
+/// Answers in kube-proxy's place until dropped. A port that somebody else has is said and left to him: a kube-proxy that
+/// still runs, most likely.
+pub fn stand_in(readiness: &watch::Receiver<Readiness>) -> Vec<AbortOnDropHandle<()>> {
+    let mut tasks = Vec::new();
+    match listen_everywhere(HEALTHZ_PORT) {
+        Ok(listener) => {
+            let readiness = readiness.clone();
+            let healthz = move |path: String| std::future::ready(healthz(&path, &readiness));
+            tasks.push(AbortOnDropHandle::new(tokio::spawn(serve(listener, healthz))));
+        }
+        Err(error) => {
+            warn!(port = HEALTHZ_PORT, %error, "cannot answer kube-proxy's /healthz; does a kube-proxy run here?")
+        }
+    }
+    let status = std::net::TcpListener::bind(("127.0.0.1", STATUS_PORT))
+        .and_then(|socket| socket.set_nonblocking(true).map(|()| socket))
+        .and_then(tokio::net::TcpListener::from_std);
+    match status {
+        Ok(listener) => {
+            let mode = |path: String| {
+                std::future::ready(match path.as_str() {
+                    "/proxyMode" => Answer::text(Answer::OK, MODE),
+                    "/healthz" => Answer::text(Answer::OK, "ok"),
+                    _ => Answer::not_found(),
+                })
+            };
+            tasks.push(AbortOnDropHandle::new(tokio::spawn(serve(listener, mode))));
+        }
+        Err(error) => {
+            warn!(port = STATUS_PORT, %error, "cannot answer kube-proxy's /proxyMode; does a kube-proxy run here?")
+        }
+    }
+    tasks
+}
+
+/// As kube-proxy: healthy once Services are in the kernel.
+fn healthz(path: &str, readiness: &watch::Receiver<Readiness>) -> Answer {
+    if !matches!(path, "/healthz" | "/livez") {
+        return Answer::not_found();
+    }
+    let ready = *readiness.borrow() == Readiness::Ready;
+    let now = Timestamp::try_from(SystemTime::now()).unwrap_or_default().to_string();
+    let body = json!({"lastUpdated": now, "currentTime": now, "nodeEligible": ready});
+    Answer::json(if ready { Answer::OK } else { Answer::UNAVAILABLE }, &body)
+}
+
+struct Port {
+    service: NamespacedName,
+    local_endpoints: Arc<AtomicUsize>,
+    _task: AbortOnDropHandle<()>,
+}
+
+/// The health check ports that are answered at the moment.
+#[derive(Default)]
+pub struct HealthPorts {
+    ports: BTreeMap<u16, Port>,
+    /// Ports that could not be opened, said once.
+    refused: BTreeMap<u16, NamespacedName>,
+}
+
+impl HealthPorts {
+    /// Answers these and no others.
+    pub fn apply(&mut self, checks: &BTreeMap<u16, HealthCheck>) {
+        let wanted = |port: &u16, service: &NamespacedName| checks.get(port).is_some_and(|c| c.service == *service);
+        self.ports.retain(|port, open| wanted(port, &open.service));
+        self.refused.retain(|port, service| wanted(port, service));
+        for (port, check) in checks {
+            if let Some(open) = self.ports.get(port) {
+                open.local_endpoints.store(check.local_endpoints, Ordering::Relaxed);
+                continue;
+            }
+            match open(*port, check) {
+                Ok(open) => {
+                    self.refused.remove(port);
+                    self.ports.insert(*port, open);
+                }
+                Err(error) => {
+                    if self.refused.insert(*port, check.service.clone()).is_none() {
+                        warn!(port, service = %check.service, %error, "cannot listen on the health check node port; \
+                            trying again when Services change");
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn open(port: u16, check: &HealthCheck) -> std::io::Result<Port> {
+    let listener = listen_everywhere(port)?;
+    let local_endpoints = Arc::new(AtomicUsize::new(check.local_endpoints));
+    let (service, count) = (check.service.clone(), local_endpoints.clone());
+    let answer = move |_| std::future::ready(health(&service, count.load(Ordering::Relaxed)));
+    info!(port, service = %check.service, "answering a health check node port");
+    let task = AbortOnDropHandle::new(tokio::spawn(serve(listener, answer)));
+    Ok(Port { service: check.service.clone(), local_endpoints, _task: task })
+}
+
+/// As kube-proxy: 503 tells a load balancer to send nothing here; the weight lets it send more where more endpoints are.
+fn health(service: &NamespacedName, local_endpoints: usize) -> Answer {
+    let status = if local_endpoints > 0 { Answer::OK } else { Answer::UNAVAILABLE };
+    let body = json!({
+        "service": {"namespace": service.namespace, "name": service.name},
+        "localEndpoints": local_endpoints,
+        "serviceProxyHealthy": true,
+    });
+    let headers = format!("X-Content-Type-Options: nosniff\r\nX-Load-Balancing-Endpoint-Weight: {local_endpoints}\r\n");
+    Answer { headers, ..Answer::json(status, &body) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    async fn get(port: u16) -> Option<String> {
+        let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.ok()?;
+        stream.write_all(b"GET / HTTP/1.1\r\nHost: node\r\n\r\n").await.ok()?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await.ok()?;
+        Some(text)
+    }
+
+    fn free_port() -> u16 {
+        std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    }
+
+    fn check(name: &str, local_endpoints: usize) -> HealthCheck {
+        HealthCheck { service: NamespacedName::new("default", name), local_endpoints }
+    }
+
+    #[tokio::test]
+    async fn a_health_check_port_follows_the_local_endpoints_and_ends_with_its_service() {
+        let (mut ports, port) = (HealthPorts::default(), free_port());
+        ports.apply(&BTreeMap::from([(port, check("web", 2))]));
+        let answer = get(port).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200 OK") && answer.contains("\"localEndpoints\":2"), "{answer}");
+        assert!(answer.contains("X-Load-Balancing-Endpoint-Weight: 2\r\n"), "{answer}");
+        ports.apply(&BTreeMap::from([(port, check("web", 0))]));
+        assert!(get(port).await.unwrap().starts_with("HTTP/1.1 503"));
+        ports.apply(&BTreeMap::new());
+        tokio::task::yield_now().await;
+        assert_eq!(get(port).await, None, "the port is free again");
+    }
+
+    #[tokio::test]
+    async fn a_port_that_somebody_else_has_is_taken_once_it_is_free() {
+        let taken = std::net::TcpListener::bind("[::]:0").unwrap();
+        let port = taken.local_addr().unwrap().port();
+        let checks = BTreeMap::from([(port, check("web", 1))]);
+        let mut ports = HealthPorts::default();
+        ports.apply(&checks);
+        assert!(ports.ports.is_empty());
+        drop(taken);
+        ports.apply(&checks);
+        assert!(get(port).await.unwrap().starts_with("HTTP/1.1 200"));
+    }
+
+    #[test]
+    fn kube_proxys_health_says_when_and_is_bad_until_ready() {
+        let (sender, readiness) = watch::channel(Readiness::Starting("first list".to_owned()));
+        assert_eq!(healthz("/healthz", &readiness).status, Answer::UNAVAILABLE);
+        sender.send_replace(Readiness::Ready);
+        let answer = healthz("/healthz", &readiness);
+        assert_eq!(answer.status, Answer::OK);
+        assert!(answer.body.contains("lastUpdated"), "{}", answer.body);
+        assert_eq!(healthz("/else", &readiness), Answer::not_found());
+    }
+}

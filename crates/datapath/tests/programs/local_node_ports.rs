@@ -1,0 +1,59 @@
+//! NodePorts with a `Local` policy: outside clients get this node's endpoints, clients of this node all of them, and another
+//! node's address is that node's to serve.
+
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+
+use towpath_model::desired::Frontend;
+use towpath_model::{Family, Protocol};
+
+use crate::frame::L4;
+use crate::sockets::{backend, hear, in_sockets_world, tcp_server};
+use crate::world::*;
+
+const PORT: u16 = 30090;
+
+/// A NodePort that leads outside clients to `outside` and clients of this node to `inside`.
+fn serve(w: &mut World, family: Family, outside: &[SocketAddr], inside: &[SocketAddr]) {
+    let id = 21 + family as u32;
+    w.serve(id, family, None, PORT, Protocol::Tcp, inside);
+    let frontend = Frontend { address: None, family, port: PORT, protocol: Protocol::Tcp };
+    let target = w.table.frontends[&frontend].clone();
+    w.table.inside.insert(frontend, target);
+    w.serve(id + 10, family, None, PORT, Protocol::Tcp, outside);
+}
+
+#[test]
+fn who_asks_decides_whose_endpoints_answer() {
+    in_world(|w| {
+        for family in BOTH {
+            let h = hosts(family);
+            serve(w, family, &[], &[SocketAddr::new(h.remote, 8080)]);
+            let refused = w.from_uplink(&arriving(MAC_UPLINK, h.outside, 4000, h.node, PORT, L4::syn()));
+            assert_eq!(refused.kind, 2, "this node has no endpoint for outside clients: {refused:?}");
+            let out = w.from_pod(&sent_by(h.a, 4000, h.node, PORT, L4::syn())).into_tunnel(w, ip("192.168.50.2"));
+            assert_eq!(out.dst, SocketAddr::new(h.remote, 8080), "a pod at its own node's address gets all");
+            let out = w.from_pod(&sent_by(h.a, 4001, h.node2, PORT, L4::syn())).into_tunnel(w, ip("192.168.50.2"));
+            assert_eq!(out.dst, SocketAddr::new(h.node2, PORT), "another node's is left to that node");
+        }
+    });
+}
+
+#[test]
+fn the_nodes_own_sockets_get_all_endpoints_at_its_own_address_only() {
+    in_sockets_world(|w, _| {
+        for family in BOTH {
+            serve(w, family, &[], &[backend(family, 8080)]);
+            let name = SocketAddr::new(hosts(family).node, PORT);
+            let server = tcp_server(backend(family, 8080), b"inside");
+            assert_eq!(hear(name), (b"inside".to_vec(), name));
+            server.join().unwrap();
+        }
+        // Another node's address, which this test has on its loopback, is not translated.
+        let other: IpAddr = hosts(Family::V4).node2;
+        sh(&format!("ip addr add {other}/32 dev lo"));
+        let there = TcpListener::bind((other, PORT)).unwrap();
+        there.set_nonblocking(true).unwrap();
+        let _stream = TcpStream::connect((other, PORT)).unwrap();
+        assert!(there.accept().is_ok(), "what is sent to another node goes there");
+    });
+}

@@ -1,0 +1,217 @@
+//! What one Service asks for: its frontends, and the backends that each of them leads to on this node.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use towpath_model::desired::{BackendAddress, BackendId, Frontend, FrontendTarget};
+use towpath_model::{
+    EndpointSlice, Family, NodeName, Protocol, Service, ServiceKind, ServicePort, TrafficPolicy, family_of,
+};
+
+use super::choose::{Here, State, candidates, choose, choose_on};
+use super::{Planned, Planner, PortKey, Rank, Scope};
+
+impl Planner {
+    /// All that a Service has in the table.
+    pub(super) fn compute(&mut self, service: &Service, slices: &[&EndpointSlice], node: &NodeName) -> Planned {
+        let mut planned = Planned::default();
+        let no_address = matches!(service.kind, ServiceKind::Headless | ServiceKind::ExternalName(_));
+        if no_address || service.for_other_proxies() {
+            return planned;
+        }
+        for port in &service.ports {
+            let wishes = self.wishes(service, port, &mut planned.refused);
+            let families: BTreeSet<Family> = wishes.iter().map(|(f, _)| f.family).collect();
+            for family in families {
+                let here = Here { node, zone: self.zone.as_deref() };
+                let found = candidates(service, port, family, slices, here, &self.config, &mut planned.refused);
+                let wishes: Vec<&(Frontend, Rank)> = wishes.iter().filter(|(f, _)| f.family == family).collect();
+                self.compute_family(service, port, &found, &wishes, node, &mut planned);
+                if service.external_policy == TrafficPolicy::Local {
+                    self.compute_inside(service, port, &found, &wishes, &mut planned);
+                    self.compute_other_nodes(service, port, &found, &wishes, node, &mut planned);
+                }
+            }
+        }
+        planned
+    }
+
+    fn compute_family(
+        &mut self,
+        service: &Service,
+        port: &ServicePort,
+        found: &BTreeMap<BackendAddress, State>,
+        wishes: &[&(Frontend, Rank)],
+        node: &NodeName,
+        planned: &mut Planned,
+    ) {
+        let differ = service.external_policy != service.internal_policy;
+        for (scope, policy) in [(Scope::Internal, service.internal_policy), (Scope::External, service.external_policy)]
+        {
+            let of_scope = |rank: Rank| (rank > Rank::ClusterIp) == (scope == Scope::External);
+            let frontends: Vec<Frontend> = wishes.iter().filter(|(_, r)| of_scope(*r)).map(|(f, _)| *f).collect();
+            if frontends.is_empty() {
+                continue;
+            }
+            let chosen = match policy {
+                TrafficPolicy::Cluster => choose(found),
+                TrafficPolicy::Local => choose_on(node, found),
+            };
+            let mut backends: Vec<BackendId> = chosen.iter().map(|b| BackendId(self.backends.take(b))).collect();
+            backends.sort_unstable();
+            planned.held.extend(chosen);
+            let key = PortKey {
+                service: service.name.clone(),
+                port: port.name.clone(),
+                protocol: port.protocol,
+                scope: if differ { scope } else { Scope::Internal },
+            };
+            let target = FrontendTarget {
+                id: self.port_id(&key, &frontends),
+                backends,
+                affinity_seconds: service.affinity_seconds,
+                service: service.name.clone(),
+                port_name: port.name.clone(),
+            };
+            planned.ports.insert(key.clone());
+            for (frontend, rank) in wishes.iter().filter(|(_, r)| of_scope(*r)) {
+                planned.claims.insert((*frontend, (*rank, key.clone())), target.clone());
+            }
+        }
+        // Connections to an endpoint that takes no new ones go on: TCP while it is listed at all, UDP while it serves.
+        planned.held.extend(found.iter().filter_map(|(backend, state)| {
+            let usable = backend.protocol != Protocol::Udp || state.serving;
+            let in_use = self.holders.contains_key(backend) || self.draining.contains_key(backend);
+            (usable && in_use).then_some(*backend)
+        }));
+    }
+
+    /// NodePorts with a policy of `Local` for clients of this node at its own address: all endpoints, as for a cluster address.
+    fn compute_inside(
+        &mut self,
+        service: &Service,
+        port: &ServicePort,
+        found: &BTreeMap<BackendAddress, State>,
+        wishes: &[&(Frontend, Rank)],
+        planned: &mut Planned,
+    ) {
+        for (frontend, _) in wishes.iter().filter(|(frontend, _)| frontend.address.is_none()) {
+            // The same as at the cluster address, and so the same id, unless that has only this node's endpoints too.
+            let same = service.internal_policy == TrafficPolicy::Cluster;
+            let key = PortKey {
+                service: service.name.clone(),
+                port: if same { port.name.clone() } else { format!("{} inside", port.name) },
+                protocol: port.protocol,
+                scope: Scope::Internal,
+            };
+            let chosen = choose(found);
+            let mut backends: Vec<BackendId> = chosen.iter().map(|b| BackendId(self.backends.take(b))).collect();
+            backends.sort_unstable();
+            let target = FrontendTarget {
+                id: self.port_id(&key, &[]),
+                backends,
+                affinity_seconds: service.affinity_seconds,
+                service: service.name.clone(),
+                port_name: port.name.clone(),
+            };
+            planned.held.extend(chosen);
+            planned.ports.insert(key);
+            planned.inside.insert(*frontend, target);
+        }
+    }
+
+    /// NodePorts with a policy of `Local` at the addresses of other nodes: who asks for one of these means that node's
+    /// endpoints and not this one's, wherever the connection is translated. Nodes without endpoints need no entry: what is
+    /// sent there goes there, and is refused there.
+    fn compute_other_nodes(
+        &mut self,
+        service: &Service,
+        port: &ServicePort,
+        found: &BTreeMap<BackendAddress, State>,
+        wishes: &[&(Frontend, Rank)],
+        node: &NodeName,
+        planned: &mut Planned,
+    ) {
+        let others: BTreeSet<&NodeName> =
+            found.values().filter_map(|state| state.node.as_ref()).filter(|other| *other != node).collect();
+        for (wish, rank) in wishes.iter().filter(|(frontend, _)| frontend.address.is_none()) {
+            for other in &others {
+                let address = self.nodes.get(*other).into_iter().flatten().find(|a| family_of(**a) == wish.family);
+                let (Some(address), chosen) = (address.copied(), choose_on(other, found)) else { continue };
+                if chosen.is_empty() {
+                    continue;
+                }
+                let frontend = Frontend { address: Some(address), ..*wish };
+                let key = PortKey {
+                    service: service.name.clone(),
+                    port: format!("{} on {other}", port.name),
+                    protocol: port.protocol,
+                    scope: Scope::External,
+                };
+                let mut backends: Vec<BackendId> = chosen.iter().map(|b| BackendId(self.backends.take(b))).collect();
+                backends.sort_unstable();
+                let target = FrontendTarget {
+                    id: self.port_id(&key, &[frontend]),
+                    backends,
+                    affinity_seconds: service.affinity_seconds,
+                    service: service.name.clone(),
+                    port_name: port.name.clone(),
+                };
+                planned.held.extend(chosen);
+                planned.ports.insert(key.clone());
+                planned.claims.insert((frontend, (*rank, key)), target);
+            }
+        }
+    }
+
+    /// The frontends a port asks for and may have.
+    fn wishes(&self, service: &Service, port: &ServicePort, refused: &mut Vec<String>) -> Vec<(Frontend, Rank)> {
+        let at = |address: Option<IpAddr>, family: Family, number: u16| Frontend {
+            address,
+            family,
+            port: number,
+            protocol: port.protocol,
+        };
+        let mut wishes = Vec::new();
+        for ip in &service.cluster_ips {
+            wishes.push((at(Some(*ip), family_of(*ip), port.port), Rank::ClusterIp));
+        }
+        let outside = matches!(service.kind, ServiceKind::NodePort | ServiceKind::LoadBalancer);
+        if let Some(number) = port.node_port.filter(|_| outside) {
+            let (low, high) = self.config.node_ports;
+            if (low..=high).contains(&number) {
+                let families: BTreeSet<Family> = service.cluster_ips.iter().map(|ip| family_of(*ip)).collect();
+                wishes.extend(families.into_iter().map(|family| (at(None, family, number), Rank::NodePort)));
+            } else {
+                refused.push(format!("nodePort {number} is outside {low}-{high}"));
+            }
+        }
+        if service.kind == ServiceKind::LoadBalancer {
+            for ip in &service.load_balancer_ips {
+                match self.not_for_load_balancers(*ip) {
+                    None => wishes.push((at(Some(*ip), family_of(*ip), port.port), Rank::LoadBalancer)),
+                    Some(reason) => refused.push(format!("load balancer address {ip}: {reason}")),
+                }
+            }
+        }
+        wishes
+    }
+
+    /// Who can write a Service's status must not take over an address that others already answer on.
+    fn not_for_load_balancers(&self, ip: IpAddr) -> Option<&'static str> {
+        if self.nodes.values().any(|addresses| addresses.contains(&ip)) {
+            return Some("the address of a node");
+        }
+        if self.config.cluster_dns.contains(&ip) || self.config.dns_addresses.contains(&ip) {
+            return Some("the address of cluster DNS");
+        }
+        let link_local = match ip {
+            IpAddr::V4(v4) => v4.is_link_local() || v4.is_broadcast(),
+            IpAddr::V6(v6) => v6.is_unicast_link_local(),
+        };
+        if ip.is_loopback() || ip.is_multicast() || ip.is_unspecified() || link_local {
+            return Some("not an address that can be reached from outside");
+        }
+        None
+    }
+}

@@ -1,0 +1,134 @@
+//! Host ports: a pod's ports that its node answers on too, as entries of the same table.
+//!
+//! A host port without an address is every address of the pod's node, loopback among them; with one, it must be an address of
+//! that node. Every node's table has the entries for all nodes' own addresses, so that a socket anywhere in the cluster
+//! talks to the pod from its first packet on; loopback entries are those of this node alone. Two pods that ask for the
+//! same do not get both; a NodePort of that number comes first, because the API server gave it to a Service for good.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
+
+use towpath_model::desired::{BackendAddress, BackendId, Frontend, FrontendTarget};
+use towpath_model::{Family, HostPort, NamespacedName, NodeName, Pod, World, family_of};
+
+use super::{Planned, Planner, PortKey, Rank, Scope};
+
+/// Addresses of this node's pods as CNI ADD gave them: known before the API has them in `status.podIPs`.
+pub type OwnPods = BTreeMap<NamespacedName, Vec<IpAddr>>;
+
+impl Planner {
+    /// Brings the host ports of all pods up to date; whether the table changed. `now` never goes back.
+    pub fn plan_host_ports(&mut self, world: &World, node: &NodeName, own: &OwnPods, now: Duration) -> bool {
+        let with_ports: BTreeSet<NamespacedName> = world
+            .pods
+            .values()
+            .filter(|pod| !pod.host_ports.is_empty() && pod.on_pod_network())
+            .map(|pod| pod.name.clone())
+            .collect();
+        let gone: Vec<NamespacedName> =
+            self.planned_pods.keys().filter(|name| !with_ports.contains(*name)).cloned().collect();
+        let mut changed = false;
+        for name in gone.into_iter().chain(with_ports) {
+            let pod = world.pods.get(&name).filter(|pod| !pod.host_ports.is_empty() && pod.on_pod_network());
+            let new = pod.map(|pod| self.compute_host_ports(pod, world, node, own)).unwrap_or_default();
+            let empty = Planned::default();
+            let old = self.planned_pods.get(&name).unwrap_or(&empty);
+            if *old == new {
+                continue;
+            }
+            changed = true;
+            let old = self.planned_pods.remove(&name).unwrap_or_default();
+            self.exchange(&old, &new, now);
+            if pod.is_some() {
+                self.planned_pods.insert(name, new);
+            }
+        }
+        changed
+    }
+
+    fn compute_host_ports(&mut self, pod: &Pod, world: &World, node: &NodeName, own: &OwnPods) -> Planned {
+        let mut planned = Planned::default();
+        let Some(on) = &pod.node else { return planned };
+        let local = on == node;
+        let node_addresses = world.nodes.get(on).map(|n| n.internal_ips.as_slice()).unwrap_or_default();
+        let addresses = if local { own_addresses(pod, own) } else { pod.ips.as_slice() };
+        for port in &pod.host_ports {
+            let fronts = match front_addresses(port, node_addresses, local) {
+                Ok(fronts) => fronts,
+                Err(address) => {
+                    let number = port.port;
+                    planned.refused.push(format!("hostPort {number}: hostIP {address} is not an address of node {on}"));
+                    continue;
+                }
+            };
+            for front in fronts {
+                let Some(back) = addresses.iter().find(|a| family_of(**a) == family_of(front)) else { continue };
+                let backend = BackendAddress { address: *back, port: port.container_port, protocol: port.protocol };
+                self.claim_host_port(pod, port, front, backend, &mut planned);
+            }
+        }
+        planned
+    }
+
+    fn claim_host_port(
+        &mut self,
+        pod: &Pod,
+        port: &HostPort,
+        front: IpAddr,
+        backend: BackendAddress,
+        planned: &mut Planned,
+    ) {
+        let frontend =
+            Frontend { address: Some(front), family: family_of(front), port: port.port, protocol: port.protocol };
+        let key = PortKey {
+            service: pod.name.clone(),
+            port: format!("hostPort {} on {front}", port.port),
+            protocol: port.protocol,
+            scope: Scope::HostPort,
+        };
+        let target = FrontendTarget {
+            id: self.port_id(&key, &[frontend]),
+            backends: vec![BackendId(self.backends.take(&backend))],
+            affinity_seconds: None,
+            service: key.service.clone(),
+            port_name: key.port.clone(),
+        };
+        planned.ports.insert(key.clone());
+        planned.held.insert(backend);
+        planned.claims.insert((frontend, (Rank::HostPort, key)), target);
+    }
+
+    /// The host ports that wait for what a NodePort (`frontend`) leaves, or have to make room for it.
+    pub(super) fn host_ports_beside(&self, frontend: &Frontend) -> Vec<Frontend> {
+        let same = |f: &Frontend| {
+            f.address.is_some() && (f.family, f.port, f.protocol) == (frontend.family, frontend.port, frontend.protocol)
+        };
+        self.planned_pods.values().flat_map(|p| p.claims.keys()).map(|(f, _)| *f).filter(same).collect()
+    }
+}
+
+/// Where a pod of this node is reached. Its lease comes first, but for a name that two sandboxes have at the moment.
+fn own_addresses<'a>(pod: &'a Pod, own: &'a OwnPods) -> &'a [IpAddr] {
+    match own.get(&pod.name) {
+        Some(leased) => {
+            let once = |family: Family| leased.iter().filter(|a| family_of(**a) == family).count() <= 1;
+            if once(Family::V4) && once(Family::V6) { leased } else { &pod.ips }
+        }
+        None if pod.terminating => &[],
+        None => &pod.ips,
+    }
+}
+
+/// The addresses that a host port is answered on in this node's table; `Err`: its `hostIP` is not the node's.
+fn front_addresses(port: &HostPort, node: &[IpAddr], local: bool) -> Result<Vec<IpAddr>, IpAddr> {
+    let loopback = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
+    let every = || node.iter().copied().chain(loopback.into_iter().filter(|_| local));
+    match port.address {
+        None => Ok(every().collect()),
+        Some(any) if any.is_unspecified() => Ok(every().filter(|a| family_of(*a) == family_of(any)).collect()),
+        Some(own) if own.is_loopback() => Ok(if local { vec![own] } else { Vec::new() }),
+        Some(own) if node.contains(&own) => Ok(vec![own]),
+        Some(other) => Err(other),
+    }
+}

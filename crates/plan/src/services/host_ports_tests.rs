@@ -1,0 +1,232 @@
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use towpath_model::desired::Frontend;
+use towpath_model::{
+    HostPort, NamespacedName, Node, NodeName, Phase, Pod, Protocol, Service, ServiceKind, ServicePort, TargetPort,
+    TrafficPolicy, World,
+};
+
+use super::{OwnPods, Planner, ServiceConfig};
+use crate::Changed;
+
+const START: Duration = Duration::ZERO;
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+fn named(name: &str) -> NamespacedName {
+    NamespacedName::new("default", name)
+}
+
+fn port(address: Option<&str>, port: u16, protocol: Protocol) -> HostPort {
+    HostPort { address: address.map(ip), port, protocol, container_port: 8080 }
+}
+
+fn pod(name: &str, on: &str, ips: &[&str], host_ports: Vec<HostPort>) -> Pod {
+    Pod {
+        name: named(name),
+        uid: format!("uid-{name}"),
+        labels: Default::default(),
+        node: Some(NodeName::new(on)),
+        ips: ips.iter().map(|t| ip(t)).collect(),
+        named_ports: Vec::new(),
+        host_ports,
+        host_network: false,
+        phase: Phase::Running,
+        terminating: false,
+        ready: false,
+        hostname: None,
+        subdomain: None,
+    }
+}
+
+fn node(name: &str, ips: &[&str]) -> Node {
+    Node {
+        name: NodeName::new(name),
+        labels: Default::default(),
+        internal_ips: ips.iter().map(|t| ip(t)).collect(),
+        pod_cidrs: Vec::new(),
+        ready: true,
+    }
+}
+
+fn world(pods: Vec<Pod>) -> World {
+    let nodes = [node("n1", &["192.168.0.1", "fd00:9::1"]), node("n2", &["192.168.0.2"])];
+    World {
+        nodes: nodes.into_iter().map(|n| (n.name.clone(), n)).collect(),
+        pods: pods.into_iter().map(|p| (p.name.clone(), p)).collect(),
+        ..World::default()
+    }
+}
+
+fn node_port_service(number: u16) -> Service {
+    Service {
+        name: named("web"),
+        labels: Default::default(),
+        kind: ServiceKind::NodePort,
+        cluster_ips: vec![ip("10.96.0.1")],
+        external_ips: Vec::new(),
+        load_balancer_ips: Vec::new(),
+        ports: vec![ServicePort::new("", Protocol::Tcp, 80, TargetPort::Number(80), Some(number))],
+        has_selector: true,
+        affinity_seconds: None,
+        internal_policy: TrafficPolicy::Cluster,
+        external_policy: TrafficPolicy::Cluster,
+        publish_not_ready: false,
+        health_check_port: None,
+    }
+}
+
+/// The table of node `on`, as `address:port/protocol -> backend:port`.
+fn table(planner: &Planner) -> Vec<String> {
+    let table = planner.table();
+    let line = |(front, id): (&Frontend, _)| {
+        let address = front.address.map_or_else(|| "any".to_owned(), |a| a.to_string());
+        let back = table.backends[id];
+        format!("{address} {}/{} -> {} {}", front.port, front.protocol, back.address, back.port)
+    };
+    table.frontends.iter().flat_map(|(f, t)| t.backends.iter().map(move |b| (f, b))).map(line).collect()
+}
+
+fn planned(world: &World, on: &str) -> Planner {
+    let mut planner = Planner::new(ServiceConfig::default());
+    planner.plan_host_ports(world, &NodeName::new(on), &OwnPods::new(), START);
+    planner.plan(world, &NodeName::new(on), Changed::All, START);
+    planner
+}
+
+#[test]
+fn a_host_port_is_on_every_address_of_its_node_and_on_loopback_there_only() {
+    let web = pod("web", "n1", &["10.244.0.5", "fd00:1::5"], vec![port(None, 80, Protocol::Tcp)]);
+    let world = world(vec![web]);
+    assert_eq!(
+        table(&planned(&world, "n1")),
+        [
+            "127.0.0.1 80/TCP -> 10.244.0.5 8080",
+            "192.168.0.1 80/TCP -> 10.244.0.5 8080",
+            "::1 80/TCP -> fd00:1::5 8080",
+            "fd00:9::1 80/TCP -> fd00:1::5 8080",
+        ]
+    );
+    assert_eq!(
+        table(&planned(&world, "n2")),
+        ["192.168.0.1 80/TCP -> 10.244.0.5 8080", "fd00:9::1 80/TCP -> fd00:1::5 8080"],
+        "pods of other nodes reach it at its node's addresses, never at their own node's loopback"
+    );
+}
+
+#[test]
+fn one_number_serves_several_pods_that_differ_in_address_or_protocol() {
+    let world = world(vec![
+        pod("a", "n1", &["10.244.0.1"], vec![port(Some("127.0.0.1"), 54323, Protocol::Tcp)]),
+        pod("b", "n1", &["10.244.0.2"], vec![port(Some("192.168.0.1"), 54323, Protocol::Tcp)]),
+        pod("c", "n1", &["10.244.0.3"], vec![port(Some("192.168.0.1"), 54323, Protocol::Udp)]),
+    ]);
+    let planner = planned(&world, "n1");
+    assert_eq!(
+        table(&planner),
+        [
+            "127.0.0.1 54323/TCP -> 10.244.0.1 8080",
+            "192.168.0.1 54323/TCP -> 10.244.0.2 8080",
+            "192.168.0.1 54323/UDP -> 10.244.0.3 8080",
+        ]
+    );
+    assert!(planner.refusals().is_empty());
+}
+
+#[test]
+fn the_unspecified_address_is_every_address_of_its_family() {
+    let world = world(vec![pod("a", "n1", &["10.244.0.1", "fd00:1::1"], vec![port(Some("::"), 53, Protocol::Udp)])]);
+    assert_eq!(table(&planned(&world, "n1")), ["::1 53/UDP -> fd00:1::1 8080", "fd00:9::1 53/UDP -> fd00:1::1 8080"]);
+}
+
+#[test]
+fn an_address_that_is_not_the_nodes_is_refused() {
+    for foreign in ["8.8.8.8", "192.168.0.2", "10.96.0.1"] {
+        let planner =
+            planned(&world(vec![pod("a", "n1", &["10.244.0.1"], vec![port(Some(foreign), 53, Protocol::Udp)])]), "n1");
+        assert!(table(&planner).is_empty(), "a pod must not take over {foreign}");
+        let refusal = &planner.refusals()[0];
+        assert_eq!(refusal.object, "Pod default/a");
+        assert!(refusal.reason.contains(foreign) && refusal.reason.contains("node n1"), "{refusal:?}");
+    }
+}
+
+#[test]
+fn of_two_pods_the_one_that_has_it_keeps_it_until_it_is_gone() {
+    let first = pod("z", "n1", &["10.244.0.1"], vec![port(Some("192.168.0.1"), 80, Protocol::Tcp)]);
+    let second = pod("a", "n1", &["10.244.0.2"], vec![port(Some("192.168.0.1"), 80, Protocol::Tcp)]);
+    let mut planner = planned(&world(vec![first.clone()]), "n1");
+    let n1 = NodeName::new("n1");
+    planner.plan_host_ports(&world(vec![first, second.clone()]), &n1, &OwnPods::new(), START);
+    assert_eq!(table(&planner), ["192.168.0.1 80/TCP -> 10.244.0.1 8080"]);
+    let refusal = &planner.refusals()[0];
+    assert_eq!(refusal.object, "Pod default/a");
+    assert!(refusal.reason.contains("already belongs to Pod default/z"), "{refusal:?}");
+    planner.plan_host_ports(&world(vec![second]), &n1, &OwnPods::new(), START);
+    assert_eq!(table(&planner), ["192.168.0.1 80/TCP -> 10.244.0.2 8080"]);
+    assert!(planner.refusals().is_empty());
+}
+
+#[test]
+fn a_host_port_makes_room_for_a_node_port_and_comes_back_after_it() {
+    let mut world = world(vec![pod("a", "n1", &["10.244.0.1"], vec![port(None, 30080, Protocol::Tcp)])]);
+    let mut planner = planned(&world, "n2");
+    let n2 = NodeName::new("n2");
+    assert_eq!(table(&planner), ["192.168.0.1 30080/TCP -> 10.244.0.1 8080"]);
+    world.services.insert(named("web"), node_port_service(30080));
+    planner.plan(&world, &n2, Changed::All, START);
+    assert!(table(&planner).is_empty(), "the Service has no endpoints, and the pod must not get its clients");
+    let refusal = planner.refusals().into_iter().find(|r| r.object == "Pod default/a").unwrap();
+    assert!(refusal.reason.contains("already belongs to Service default/web"), "{refusal:?}");
+    world.services.clear();
+    planner.plan(&world, &n2, Changed::All, START);
+    assert_eq!(table(&planner), ["192.168.0.1 30080/TCP -> 10.244.0.1 8080"]);
+}
+
+#[test]
+fn a_lease_is_known_before_the_api_has_the_address_and_two_of_one_name_are_not_guessed_between() {
+    let mut world = world(vec![pod("a", "n1", &[], vec![port(Some("192.168.0.1"), 80, Protocol::Tcp)])]);
+    let n1 = NodeName::new("n1");
+    let mut planner = planned(&world, "n1");
+    assert!(table(&planner).is_empty());
+    let leased =
+        |addresses: &[&str]| BTreeMap::from([(named("a"), addresses.iter().map(|t| ip(t)).collect::<Vec<_>>())]);
+    assert!(planner.plan_host_ports(&world, &n1, &leased(&["10.244.0.7"]), START));
+    assert_eq!(table(&planner), ["192.168.0.1 80/TCP -> 10.244.0.7 8080"]);
+    assert!(!planner.plan_host_ports(&world, &n1, &leased(&["10.244.0.7"]), START), "nothing new, nothing written");
+    planner.plan_host_ports(&world, &n1, &leased(&["10.244.0.7", "10.244.0.8"]), START);
+    assert!(table(&planner).is_empty(), "two sandboxes have the pod's name");
+    world.pods.get_mut(&named("a")).unwrap().ips = vec![ip("10.244.0.8")];
+    planner.plan_host_ports(&world, &n1, &leased(&["10.244.0.7", "10.244.0.8"]), START);
+    assert_eq!(table(&planner), ["192.168.0.1 80/TCP -> 10.244.0.8 8080"]);
+}
+
+#[test]
+fn a_pod_that_ended_answers_no_more() {
+    let mut world = world(vec![pod("a", "n1", &["10.244.0.1"], vec![port(None, 80, Protocol::Udp)])]);
+    let n1 = NodeName::new("n1");
+    let mut planner = planned(&world, "n1");
+    assert_eq!(table(&planner).len(), 2);
+    world.pods.get_mut(&named("a")).unwrap().phase = Phase::Terminated;
+    assert!(planner.plan_host_ports(&world, &n1, &OwnPods::new(), START));
+    assert!(table(&planner).is_empty());
+    assert!(planner.table().backends.is_empty(), "a UDP backend does not linger");
+}
+
+#[test]
+fn a_restarted_planner_gives_a_host_port_the_id_it_has_in_the_kernel() {
+    let world = world(vec![pod("a", "n1", &["10.244.0.1"], vec![port(Some("127.0.0.1"), 80, Protocol::Tcp)])]);
+    let before = planned(&world, "n1");
+    let (frontend, target) = before.table().frontends.iter().next().unwrap();
+    let mut after = Planner::new(ServiceConfig::default());
+    let other = towpath_model::desired::ServiceId(target.id.0 + 40);
+    after.adopt(before.table().backends.iter().map(|(i, b)| (*i, *b)), [(*frontend, other)], START);
+    after.plan_host_ports(&world, &NodeName::new("n1"), &OwnPods::new(), START);
+    after.plan(&world, &NodeName::new("n1"), Changed::All, START);
+    assert_eq!(after.table().frontends[frontend].id, other);
+    assert_eq!(after.table().frontends[frontend].backends, target.backends);
+}
