@@ -16,6 +16,8 @@ use towpath_model::{
 use towpath_plan::Changed;
 use tracing::warn;
 
+use crate::node_network::given::Given;
+
 /// A kind the agent watches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Kind {
@@ -31,10 +33,13 @@ pub enum Kind {
     EndpointSlice,
     /// NetworkPolicies.
     NetworkPolicy,
+    /// What other nodes say of their new pods. Nothing waits for it: where it is not known, or not installed, pods are known by
+    /// their status.
+    NodeNetwork,
 }
 
 impl Kind {
-    /// All of them.
+    /// All that must be known before anything is planned.
     pub const ALL: [Kind; 6] =
         [Kind::Node, Kind::Namespace, Kind::Pod, Kind::Service, Kind::EndpointSlice, Kind::NetworkPolicy];
 }
@@ -176,6 +181,7 @@ impl Changes {
 #[derive(Debug, Default)]
 pub struct Index {
     world: World,
+    given: BTreeMap<NodeName, Vec<Given>>,
     changes: Changes,
     synced: BTreeSet<Kind>,
 }
@@ -194,6 +200,31 @@ impl Index {
     /// Kinds whose first full list is still missing.
     pub fn missing(&self) -> Vec<Kind> {
         Kind::ALL.into_iter().filter(|k| !self.synced.contains(k)).collect()
+    }
+
+    /// Addresses that nodes say they gave to their pods, by node: of every node whose object is there.
+    pub fn given(&self) -> &BTreeMap<NodeName, Vec<Given>> {
+        &self.given
+    }
+
+    /// What a node says now; `None`: its object is gone.
+    pub fn give(&mut self, node: NodeName, pods: Option<Vec<Given>>) {
+        let now = pods.clone().unwrap_or_default();
+        let before = match pods {
+            Some(pods) => self.given.insert(node, pods),
+            None => self.given.remove(&node),
+        };
+        if before.unwrap_or_default() != now {
+            self.changes.kinds.insert(Kind::NodeNetwork);
+        }
+    }
+
+    /// What all nodes say now.
+    pub fn give_all(&mut self, all: BTreeMap<NodeName, Vec<Given>>) {
+        if self.given != all {
+            self.given = all;
+            self.changes.kinds.insert(Kind::NodeNetwork);
+        }
     }
 
     /// Takes what changed since the last call.

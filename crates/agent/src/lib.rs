@@ -18,6 +18,7 @@ pub mod index;
 pub mod ipam;
 pub mod metrics;
 pub mod network_config;
+pub mod node_network;
 pub mod node_ready;
 mod plain_http;
 pub mod pods;
@@ -43,6 +44,7 @@ use tracing::{info, warn};
 use cni_server::{CniServer, CniServerConfig, Readiness};
 use index::Index;
 use ipam::{LeaseStore, RealDisk};
+use node_network::publish::{self, Publisher};
 use reconcile::{Reconciler, Request};
 use settings::{OwnNode, Parsed};
 
@@ -67,6 +69,7 @@ pub async fn run(config: AgentConfig, shutdown: CancellationToken) -> Result<()>
     let config = network_config::overlay(own_config.clone(), &in_force.spec)?;
     let parsed = settings::parse(&config)?;
     let usable = move |spec: &_| settings::parse(&network_config::overlay(own_config.clone(), spec)?).map(drop);
+    let generation = in_force.generation;
     let config_changed = network_config::changed(client.clone(), in_force, usable);
     let index: SharedIndex = Arc::default();
     let (updates, mut inbox) = mpsc::channel(4096);
@@ -100,6 +103,15 @@ pub async fn run(config: AgentConfig, shutdown: CancellationToken) -> Result<()>
         parsed.node.clone(),
         readiness.clone(),
     )));
+    let facts = datapath.facts().await?;
+    let publisher = Publisher::new(
+        client.clone(),
+        publish::Facts { node: parsed.node.clone(), spec: own.offers(&facts), generation },
+        leases.clone(),
+        index.clone(),
+        readiness.clone(),
+    );
+    let publishing = AbortOnDropHandle::new(tokio::spawn(publisher.run()));
     let pods = Arc::new(pods::Pods::new(client, index, datapath.clone(), requests));
     let mut cni =
         CniServer::start(CniServerConfig::new(&config), pods.clone(), pods, leases.clone(), readiness.clone()).await?;
@@ -119,7 +131,7 @@ pub async fn run(config: AgentConfig, shutdown: CancellationToken) -> Result<()>
     // Requests in work end first; nothing that they made is lost if they do not.
     cni.drain(Duration::from_secs(5)).await;
     loop_task.abort();
-    drop((status, health, in_kube_proxys_place, announcing));
+    drop((status, health, in_kube_proxys_place, announcing, publishing));
     outcome
 }
 

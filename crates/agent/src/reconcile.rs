@@ -28,6 +28,7 @@ use crate::backoff::Backoff;
 use crate::cni_server::{AttachRequest, Attached, Isolation, PlumbError, Readiness};
 use crate::index::{Changes, Kind};
 use crate::ipam::LeaseStore;
+use crate::node_network::given;
 use crate::proxy_health::HealthPorts;
 use crate::settings::{OwnNode, Parsed};
 use crate::watch::Update;
@@ -319,7 +320,7 @@ impl Reconciler {
         let due = std::mem::take(&mut self.due);
         let expired = self.compiler.next_expiry().is_some_and(|at| at <= self.now());
         let drained = self.services.next_deadline().is_some_and(|at| at <= self.now());
-        let policy_kinds = [Kind::Node, Kind::Namespace, Kind::Pod, Kind::NetworkPolicy];
+        let policy_kinds = [Kind::Node, Kind::Namespace, Kind::Pod, Kind::NetworkPolicy, Kind::NodeNetwork];
         self.policy_due |= due.any(&policy_kinds) || expired;
         self.host_ports_due |= due.any(&[Kind::Node, Kind::Pod]);
         if due.is_empty() && !self.policy_due && !self.host_ports_due && !drained {
@@ -411,11 +412,13 @@ impl Reconciler {
 
     fn compile(&mut self) -> PolicyImage {
         let leases = self.leases.leases();
-        let pod_ips = self.leases.pod_addresses();
+        let own = self.leases.pod_addresses();
         let now = self.now();
         let index = self.index.clone();
         tokio::task::block_in_place(|| {
             let index = read(&index);
+            let mut pod_ips = given::believed(index.world(), index.given());
+            pod_ips.extend(own);
             let view = View { world: index.world(), dns: &self.dns, pod_ips: &pod_ips };
             let mut image = self.compiler.compile(&view, &self.node, now);
             // Containers that Kubernetes does not know: no policy selects them.

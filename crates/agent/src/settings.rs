@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
+use towpath_datapath::NodeFacts;
+use towpath_model::custom::NodeNetworkSpec;
 use towpath_model::desired::{Backend, NodeSettings};
 use towpath_model::{Node, NodeName, family_of};
 use towpath_wire::config::AgentConfig;
@@ -133,6 +135,16 @@ impl OwnNode {
             }
         }
         Ok(Self { addresses: node.internal_ips.clone(), pod_cidrs: node.pod_cidrs.clone() })
+    }
+
+    /// What the node tells the others that it offers.
+    pub fn offers(&self, facts: &NodeFacts) -> NodeNetworkSpec {
+        let mac: Vec<String> = facts.tunnel_mac.iter().map(|byte| format!("{byte:02x}")).collect();
+        NodeNetworkSpec {
+            tunnel_address: Some(facts.tunnel_address.to_string()),
+            tunnel_mac: Some(mac.join(":")),
+            pod_cidrs: self.pod_cidrs.iter().map(ToString::to_string).collect(),
+        }
     }
 
     /// What an earlier run kept; none when there is no such file.

@@ -14,10 +14,12 @@ use kube::runtime::{WatchStreamExt, watcher};
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use towpath_model::{EndpointSlice, Namespace, NetworkPolicy, Node, Pod, Readable, Service};
+use towpath_model::custom::NodeNetwork;
+use towpath_model::{EndpointSlice, Namespace, NetworkPolicy, Node, NodeName, Pod, Readable, Service};
 use tracing::{debug, warn};
 
 use crate::index::{Index, Noun};
+use crate::node_network::given::{self, Given};
 
 /// A change to the index, made by the one who owns it.
 pub type Update = Box<dyn FnOnce(&mut Index) + Send>;
@@ -31,6 +33,7 @@ pub fn watch_all(client: &kube::Client, updates: &mpsc::Sender<Update>) -> JoinS
     tasks.spawn(watch::<Service>(Api::all(client.clone()), updates.clone()));
     tasks.spawn(watch::<EndpointSlice>(Api::all(client.clone()), updates.clone()));
     tasks.spawn(watch::<NetworkPolicy>(Api::all(client.clone()), updates.clone()));
+    tasks.spawn(watch_given(Api::all(client.clone()), updates.clone()));
     tasks
 }
 
@@ -105,6 +108,48 @@ where
                 Some(key) => Box::new(move |index| index.remove::<N>(&key)),
                 None => continue,
             },
+        };
+        if updates.send(update).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// The same for what nodes say of their new pods. Where the kind is not installed it is asked for now and then.
+async fn watch_given(api: Api<NodeNetwork>, updates: mpsc::Sender<Update>) {
+    let mut events = watcher(api, watcher::Config::default()).default_backoff().boxed();
+    let mut listed: BTreeMap<NodeName, Vec<Given>> = BTreeMap::new();
+    let name = |object: &NodeNetwork| object.metadata.name.clone().map(NodeName::new);
+    loop {
+        let event = match events.try_next().await {
+            Ok(Some(event)) => event,
+            Ok(None) => return,
+            Err(error) => {
+                debug!(%error, "NodeNetworks cannot be watched");
+                continue;
+            }
+        };
+        let update: Update = match event {
+            watcher::Event::Init => {
+                listed.clear();
+                continue;
+            }
+            watcher::Event::InitApply(object) => {
+                listed.extend(name(&object).map(|name| (name, given::of(&object))));
+                continue;
+            }
+            watcher::Event::InitDone => {
+                let all = std::mem::take(&mut listed);
+                Box::new(move |index| index.give_all(all))
+            }
+            watcher::Event::Apply(object) => {
+                let Some(name) = name(&object) else { continue };
+                Box::new(move |index| index.give(name, Some(given::of(&object))))
+            }
+            watcher::Event::Delete(object) => {
+                let Some(name) = name(&object) else { continue };
+                Box::new(move |index| index.give(name, None))
+            }
         };
         if updates.send(update).await.is_err() {
             return;

@@ -32,6 +32,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
+use tokio::sync::watch;
 use towpath_model::NamespacedName;
 use towpath_plan::ipam::{Holder, IpamError, Pool, REST, Usage, gateway_of};
 use towpath_wire::cni::{AddRequest, Attachment};
@@ -79,6 +80,8 @@ pub struct LeaseStore {
     disk: Arc<dyn Disk>,
     epoch: Instant,
     inner: Mutex<Inner>,
+    /// Counts changes of leases, for who follows them.
+    changes: watch::Sender<u64>,
     _lock: File,
 }
 
@@ -125,7 +128,8 @@ impl LeaseStore {
         // Released times count from an epoch in the past, so that ages from before this start can be told apart.
         let epoch = Instant::now().checked_sub(REST).unwrap_or_else(Instant::now);
         let inner = Mutex::new(Inner { pool: Pool::new(ranges)?, ..Inner::default() });
-        let store = Self { live, released, damaged, disk, epoch, inner, _lock: lock };
+        let store =
+            Self { live, released, damaged, disk, epoch, inner, changes: watch::Sender::default(), _lock: lock };
         store.load()?;
         store.load_released()?;
         Ok(store)
@@ -295,6 +299,7 @@ impl LeaseStore {
             inner.leases.insert(owner.clone(), lease.clone());
             lease
         };
+        self.changes.send_modify(|count| *count = count.wrapping_add(1));
         if let Err(error) = self.store(&lease, Durable::No) {
             self.forget(owner);
             return Err(error);
@@ -364,6 +369,12 @@ impl LeaseStore {
         inner.leases.remove(owner);
         inner.damaged.remove(owner);
         inner.pool.release(&Holder::Attachment(owner.clone()), now);
+        self.changes.send_modify(|count| *count = count.wrapping_add(1));
+    }
+
+    /// Tells of every lease that is made or given back.
+    pub fn subscribe(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
     }
 
     /// Removes files from `released/` whose time is over.

@@ -106,7 +106,8 @@ fn rights_are_these_and_no_others() {
         role("ClusterRole /towpath-agent"),
         [
             "/namespaces: list watch",
-            "/nodes: list watch",
+            "/nodes/status: patch",
+            "/nodes: get list watch patch",
             "/pods: get list watch",
             "/services: list watch",
             "discovery.k8s.io/endpointslices: list watch",

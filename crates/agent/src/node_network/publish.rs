@@ -1,0 +1,270 @@
+//! This node's own `NodeNetwork`: written when something in it changed, at once and in one piece, however many ADDs came together.
+//!
+//! What is written follows from the leases, the index and the agent's readiness at that moment, so a write that failed is made up for by the next.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, OwnerReference, Time};
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{Api, Patch, PatchParams};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, sleep_until};
+use towpath_model::custom::{BackendName, GivenAddress, NodeNetwork, NodeNetworkSpec, NodeNetworkStatus};
+use towpath_model::{NamespacedName, NodeName, World};
+use tracing::{debug, info, warn};
+
+use crate::backoff::Backoff;
+use crate::cni_server::Readiness;
+use crate::ipam::{Lease, LeaseStore};
+use crate::{SharedIndex, read};
+
+/// Field manager of what is written (server-side apply).
+const MANAGER: &str = "towpath-agent";
+/// ADDs that come within it share a write.
+const WINDOW: Duration = Duration::from_millis(2);
+/// Entries that have done their work go, and an object that somebody else deleted comes back, within this time.
+const RECHECK: Duration = Duration::from_secs(30);
+/// Where the kind is not installed, it is looked for again after this time.
+const ABSENT: Duration = Duration::from_secs(60);
+
+/// What does not change while the agent runs.
+#[derive(Clone, Debug)]
+pub struct Facts {
+    /// This node.
+    pub node: NodeName,
+    /// What it offers.
+    pub spec: NodeNetworkSpec,
+    /// Generation of the `NetworkConfig` in force.
+    pub generation: Option<i64>,
+}
+
+/// Keeps the object as it should be, until it is dropped.
+pub struct Publisher {
+    client: kube::Client,
+    facts: Facts,
+    leases: Arc<LeaseStore>,
+    index: SharedIndex,
+    readiness: watch::Receiver<Readiness>,
+    written: Option<NodeNetworkStatus>,
+    condition: Option<Condition>,
+    backoff: Backoff,
+    complained: String,
+}
+
+impl Publisher {
+    /// Over what it reads.
+    pub fn new(
+        client: kube::Client,
+        facts: Facts,
+        leases: Arc<LeaseStore>,
+        index: SharedIndex,
+        readiness: watch::Receiver<Readiness>,
+    ) -> Self {
+        Self {
+            client,
+            facts,
+            leases,
+            index,
+            readiness,
+            written: None,
+            condition: None,
+            backoff: Backoff::default(),
+            complained: String::new(),
+        }
+    }
+
+    /// Runs for ever.
+    pub async fn run(mut self) {
+        let mut leases = self.leases.subscribe();
+        loop {
+            let again = self.bring_up_to_date().await;
+            tokio::select! {
+                changed = leases.changed() => if changed.is_err() { return },
+                changed = self.readiness.changed() => if changed.is_err() { return },
+                () = sleep_until(again) => continue,
+            }
+            sleep(WINDOW).await;
+        }
+    }
+
+    /// Writes if there is something to write; when to look again if nothing changes.
+    async fn bring_up_to_date(&mut self) -> Instant {
+        let wanted = self.wanted();
+        let there = read(&self.index).given().contains_key(&self.facts.node);
+        if self.written.as_ref() == Some(&wanted) && there {
+            return Instant::now() + RECHECK;
+        }
+        match self.write(&wanted).await {
+            Ok(()) => {
+                if !self.complained.is_empty() {
+                    info!("this node's NodeNetwork is written again");
+                    self.complained.clear();
+                }
+                self.written = Some(wanted);
+                self.backoff.worked();
+                Instant::now() + RECHECK
+            }
+            // The kind, or the object between two requests.
+            Err(kube::Error::Api(status)) if status.code == 404 => {
+                debug!(%status, "NodeNetwork is not installed: peers know this node's pods by their status");
+                self.written = None;
+                Instant::now() + ABSENT
+            }
+            Err(error) => {
+                let text = error.to_string();
+                if self.complained != text {
+                    warn!(
+                        error = text,
+                        "could not write this node's NodeNetwork; peers learn of new pods by their status until then"
+                    );
+                    self.complained = text;
+                }
+                self.written = None;
+                Instant::now() + self.backoff.failed()
+            }
+        }
+    }
+
+    fn wanted(&mut self) -> NodeNetworkStatus {
+        let leases = self.leases.leases();
+        let pods = unreported(&leases, read(&self.index).world());
+        let condition = self.ready_condition();
+        NodeNetworkStatus {
+            receive_ready: vec![BackendName::Vxlan],
+            network_config_generation: self.facts.generation,
+            agent_version: Some(env!("CARGO_PKG_VERSION").to_owned()),
+            pods,
+            conditions: vec![condition],
+        }
+    }
+
+    /// The `Ready` condition; its time is that of the last change from or to true.
+    fn ready_condition(&mut self) -> Condition {
+        let (status, reason, message) = match &*self.readiness.borrow_and_update() {
+            Readiness::Ready => ("True", "Synced", "the first full sync is in the kernel".to_owned()),
+            Readiness::Starting(why) => ("False", "Starting", why.clone()),
+        };
+        let before = self.condition.take().filter(|before| before.status == status);
+        let condition = Condition {
+            type_: "Ready".to_owned(),
+            status: status.to_owned(),
+            reason: reason.to_owned(),
+            message,
+            last_transition_time: before.map_or_else(|| Time(Timestamp::now()), |before| before.last_transition_time),
+            observed_generation: None,
+        };
+        self.condition = Some(condition.clone());
+        condition
+    }
+
+    async fn write(&self, status: &NodeNetworkStatus) -> Result<(), kube::Error> {
+        let api: Api<NodeNetwork> = Api::all(self.client.clone());
+        let name = self.facts.node.as_str();
+        let parameters = PatchParams::apply(MANAGER).force();
+        let mut object = NodeNetwork::new(name, self.facts.spec.clone());
+        if self.written.is_none() {
+            object.metadata.owner_references = self.owner().await?.map(|owner| vec![owner]);
+            api.patch(name, &parameters, &Patch::Apply(&object)).await?;
+            object.metadata.owner_references = None;
+        }
+        let value = serde_json::json!({
+            "apiVersion": object.api_version, "kind": object.kind, "metadata": {"name": name}, "status": status,
+        });
+        api.patch_status(name, &parameters, &Patch::Apply(&value)).await.map(drop)
+    }
+
+    /// The node's own object, with which this one goes.
+    async fn owner(&self) -> Result<Option<OwnerReference>, kube::Error> {
+        let api: Api<core::Node> = Api::all(self.client.clone());
+        let node = api.get_metadata_opt(self.facts.node.as_str()).await?;
+        Ok(node.and_then(|node| node.metadata.uid).map(|uid| OwnerReference {
+            api_version: "v1".to_owned(),
+            kind: "Node".to_owned(),
+            name: self.facts.node.as_str().to_owned(),
+            uid,
+            ..OwnerReference::default()
+        }))
+    }
+}
+
+/// Pods that hold an address which their status does not say yet, each with the addresses of the lease of its present life.
+fn unreported(leases: &[Lease], world: &World) -> Vec<GivenAddress> {
+    let mut given: BTreeMap<NamespacedName, GivenAddress> = BTreeMap::new();
+    for lease in leases {
+        let Some(name) = &lease.pod else { continue };
+        let pod = world.pods.get(name);
+        let former = pod.is_some_and(|pod| !pod.uid.is_empty() && !lease.uid.is_empty() && pod.uid != lease.uid);
+        if former || pod.is_some_and(|pod| lease.addresses.iter().all(|address| pod.ips.contains(address))) {
+            continue;
+        }
+        let entry = GivenAddress {
+            namespace: name.namespace.clone(),
+            name: name.name.clone(),
+            uid: lease.uid.clone(),
+            ips: lease.addresses.iter().map(ToString::to_string).collect(),
+        };
+        given.insert(name.clone(), entry);
+    }
+    given.into_values().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use towpath_model::Pod;
+    use towpath_wire::cni::Attachment;
+
+    use super::*;
+
+    fn lease(container: &str, pod: Option<&str>, uid: &str, ip: &str) -> Lease {
+        Lease {
+            owner: Attachment::new(container, "eth0").unwrap(),
+            network: "towpath".to_owned(),
+            pod: pod.map(|name| NamespacedName::new("a", name)),
+            uid: uid.to_owned(),
+            netns: None,
+            addresses: vec![ip.parse().unwrap()],
+            attached: None,
+        }
+    }
+
+    fn world(pods: &[(&str, &str, &str)]) -> World {
+        let mut world = World::default();
+        for (name, uid, ip) in pods {
+            let ips: Vec<_> =
+                Some(*ip).filter(|ip| !ip.is_empty()).map(|ip| serde_json::json!({"ip": ip})).into_iter().collect();
+            let object = serde_json::json!({
+                "metadata": {"namespace": "a", "name": name, "uid": uid},
+                "spec": {"nodeName": "n1", "containers": []}, "status": {"podIPs": ips},
+            });
+            let pod = Pod::try_from(&serde_json::from_value::<core::Pod>(object).unwrap()).unwrap();
+            world.pods.insert(pod.name.clone(), pod);
+        }
+        world
+    }
+
+    fn names(given: &[GivenAddress]) -> Vec<(&str, &str)> {
+        given.iter().map(|g| (g.name.as_str(), g.ips[0].as_str())).collect()
+    }
+
+    #[test]
+    fn what_the_status_says_is_not_said_again() {
+        let leases = [lease("c1", Some("new"), "u1", "10.244.1.2"), lease("c2", Some("old"), "u2", "10.244.1.3")];
+        let world = world(&[("new", "u1", ""), ("old", "u2", "10.244.1.3")]);
+        assert_eq!(names(&unreported(&leases, &world)), [("new", "10.244.1.2")]);
+    }
+
+    #[test]
+    fn a_pod_that_the_watch_has_not_brought_yet_is_said() {
+        let leases = [lease("c1", Some("unheard"), "u1", "10.244.1.2"), lease("c2", None, "", "10.244.1.4")];
+        assert_eq!(names(&unreported(&leases, &World::default())), [("unheard", "10.244.1.2")]);
+    }
+
+    #[test]
+    fn of_two_sandboxes_of_one_name_the_present_life_counts() {
+        let leases = [lease("c1", Some("web"), "now", "10.244.1.2"), lease("c2", Some("web"), "before", "10.244.1.3")];
+        assert_eq!(names(&unreported(&leases, &world(&[("web", "now", "")]))), [("web", "10.244.1.2")]);
+    }
+}
