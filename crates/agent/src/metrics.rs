@@ -118,8 +118,10 @@ async fn text(datapath: &Datapath, report: &SharedReport, readiness: &watch::Rec
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
+
     use super::*;
-    use tokio::io::AsyncReadExt;
 
     async fn ask(address: SocketAddr, path: &str) -> String {
         let mut stream = TcpStream::connect(address).await.unwrap();

@@ -224,7 +224,7 @@ mod tests {
             network: "towpath".to_owned(),
             pod: pod.map(|name| NamespacedName::new("a", name)),
             uid: uid.to_owned(),
-            netns: None,
+            netns: String::new(),
             addresses: vec![ip.parse().unwrap()],
             attached: None,
         }
