@@ -5,6 +5,7 @@
 
 #define FAMILY_V4 2			/* AF_INET */
 #define FAMILY_V6 10			/* AF_INET6 */
+#define EINVAL 22
 #define TUNNEL_TTL 64
 #define ECN_MASK 3
 #define ECN_ECT_0 2
@@ -84,13 +85,16 @@ static __always_inline int tp_next_hop(struct __sk_buff *skb, struct tp_work *w,
 	struct bpf_fib_lookup *fib = &w->fib;
 	struct bpf_redir_neigh *hop = &w->hop;
 
-	__u32 flags = BPF_FIB_LOOKUP_SKIP_NEIGH;
-
 	/* Rules cost more than the look-up itself. */
-	if (cfg->flags & TP_NODE_PLAIN_ROUTING)
-		flags |= BPF_FIB_LOOKUP_DIRECT;
+	__u32 flags = cfg->flags & TP_NODE_PLAIN_ROUTING ? BPF_FIB_LOOKUP_DIRECT : 0;
+	long found;
+
 	fib->ifindex = skb->ifindex;
-	if (bpf_fib_lookup(skb, fib, sizeof(*fib), flags) != BPF_FIB_LKUP_RET_SUCCESS)
+	found = bpf_fib_lookup(skb, fib, sizeof(*fib), flags | BPF_FIB_LOOKUP_SKIP_NEIGH);
+	/* Linux before 6.3 refuses the flag before it looks at anything; without it the route is found, its neighbour perhaps not. */
+	if (found == -EINVAL)
+		found = bpf_fib_lookup(skb, fib, sizeof(*fib), flags);
+	if (found != BPF_FIB_LKUP_RET_SUCCESS && found != BPF_FIB_LKUP_RET_NO_NEIGH)
 		return -1;
 	/* A next hop may be of the other family (RFC 5549). */
 	__builtin_memset(hop, 0, sizeof(*hop));

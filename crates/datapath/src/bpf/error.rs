@@ -2,6 +2,8 @@
 
 use std::io;
 
+use super::features::Feature;
+
 /// An error of the loader or of an `apply_*`.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -27,8 +29,19 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
-    /// The verifier refused a program: the log's last lines say why.
-    #[error("the kernel's verifier refused the programs (kernel 6.6 or newer is needed): {source}\n{log}")]
+    /// The kernel lacks what the programs need.
+    #[error(
+        "kernel {release} is too old or built without what Towpath needs: {}; run Linux 6.1 or newer \
+         (Debian 12, Ubuntu 24.04 and what came after them have it)", listed(.missing)
+    )]
+    Unsupported {
+        /// `uname -r`.
+        release: String,
+        /// What was looked for and is not there.
+        missing: Vec<Feature>,
+    },
+    /// The verifier refused a program though the kernel has all that is needed: the log's last lines say why.
+    #[error("the kernel's verifier refused the programs: {source}; please report it with the kernel's release\n{log}")]
     Verifier {
         /// Last lines of the verifier's log.
         log: String,
@@ -58,6 +71,10 @@ pub enum Error {
         /// What is wrong with it.
         reason: &'static str,
     },
+}
+
+fn listed(missing: &[Feature]) -> String {
+    missing.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
 }
 
 impl Error {

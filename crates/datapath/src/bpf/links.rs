@@ -90,6 +90,22 @@ fn create(program: BorrowedFd<'_>, on: i32, kind: libbpf_sys::bpf_attach_type, p
     check(unsafe { libbpf_sys::bpf_obj_pin(link.as_raw_fd(), text.as_ptr()) })
 }
 
+/// Whether the kernel attaches programs to devices by links (tcx, Linux 6.6). Asks for one on a device that cannot be there: a kernel
+/// that has them looks for the device, another refuses the kind of link.
+pub(crate) fn has_tcx(program: BorrowedFd<'_>) -> bool {
+    // SAFETY: no options are given; the other arguments are numbers.
+    let fd =
+        unsafe { libbpf_sys::bpf_link_create(program.as_raw_fd(), i32::MAX, libbpf_sys::BPF_TCX_INGRESS, ptr::null()) };
+    match check(fd) {
+        Err(error) => error.raw_os_error() == Some(libc::ENODEV),
+        Ok(()) => {
+            // SAFETY: the call just made this descriptor, and nobody else knows it; the link goes with it.
+            drop(unsafe { OwnedFd::from_raw_fd(fd) });
+            true
+        }
+    }
+}
+
 fn update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: no options are given; the other arguments are descriptors that outlive the call.
     check(unsafe { libbpf_sys::bpf_link_update(link.as_raw_fd(), program.as_raw_fd(), ptr::null()) })

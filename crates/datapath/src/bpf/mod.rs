@@ -10,6 +10,7 @@ mod adopt;
 mod budget;
 mod config;
 mod error;
+mod features;
 mod links;
 mod map;
 mod mirror;
@@ -44,6 +45,7 @@ pub use adopt::Adopted;
 pub use budget::{Held, Holder};
 pub use config::{BpfConfig, Changes, Hook, Isolation, Limits, NodeConfig};
 pub use error::{Error, Result};
+pub use features::Feature;
 pub use observe::{Connection, Count, End, Judged, MapUsage, Reason};
 pub use purge::Purger;
 
@@ -147,6 +149,13 @@ impl Programs {
         let taken = self.links.take_over(find)?;
         self.pins.remove_former()?;
         Ok(taken)
+    }
+
+    /// Whether the kernel attaches programs to devices by links (tcx, Linux 6.6). Where not, a device's hooks are for the caller to
+    /// run as filters ([`crate::net::filter`]); socket hooks are links on every kernel.
+    pub fn has_device_links(&self) -> Result<bool> {
+        let program = object::program(&self.object, Hook::FromUplink.program())?;
+        Ok(links::has_tcx(object::descriptor(&program)))
     }
 
     /// Whether a link is on the device for that hook, ours or another version's.

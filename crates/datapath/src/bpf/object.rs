@@ -11,6 +11,7 @@ use libbpf_rs::{MapHandle, Object, ObjectBuilder, OpenMapMut, OpenObject, PrintL
 
 use super::config::{BpfConfig, Limits};
 use super::error::{Error, Result};
+use super::features;
 use super::map::as_bytes_mut;
 use crate::abi::{Plain, TP_ABI_VERSION};
 
@@ -218,7 +219,11 @@ pub(crate) fn load(config: &BpfConfig, pins: &PinDir, testing: bool) -> Result<O
     }
     open.load().map_err(|source| {
         let log = LOG.lock().map(|log| log.join("\n")).unwrap_or_default();
-        Error::Verifier { log, source }
+        // Which feature it is that a refusing kernel lacks is asked only now: it costs a program each.
+        match features::missing() {
+            missing if missing.is_empty() => Error::Verifier { log, source },
+            missing => Error::Unsupported { release: features::release(), missing },
+        }
     })
 }
 

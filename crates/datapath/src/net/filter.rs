@@ -7,8 +7,9 @@
 //! A link's verdict ends the chain, so where both are attached the filter is not run, and either may come or go without a gap.
 //! What a filter lacks is an owner: anybody's `tc qdisc del dev … clsact` takes it away.
 //!
-//! The qdisc that filters hang on is added only to devices that are down, and never removed: on a device that is up the kernel
-//! stops the transmit queues while either is done, and loses packets.
+//! The qdisc that filters hang on is added to devices that are down, and stays while they do: on a device that is up the kernel
+//! stops the transmit queues while either is done, and loses packets. A kernel without links ([`ensure`], Linux before 6.6) leaves
+//! no choice for the uplink, and for a device whose filters somebody took away.
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 
@@ -48,16 +49,21 @@ pub struct Filter<'a> {
     pub name: &'a str,
 }
 
+/// What becomes of a filter of ours that is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Present {
+    /// It goes on running the program that it runs.
+    Stays,
+    /// It runs the program from one packet to the next.
+    Updated,
+}
+
 /// Attaches filters to a device that is down and never had any.
 ///
 /// # Errors
 /// The kernel refuses one of them (without `clsact` or `cls_bpf` all of them): none may be relied on.
 pub fn attach(netlink: &mut Netlink, device: u32, name: &str, filters: &[Filter<'_>]) -> Result<(), Error> {
-    let mut qdisc = message(device, TcHandle::CLSACT);
-    qdisc.header.handle = TcHandle { major: u16::MAX, minor: 0 };
-    qdisc.attributes.push(TcAttribute::Kind("clsact".to_owned()));
-    let operation = format!("add qdisc clsact to device {name}");
-    let mut requests = vec![Request::new(operation, Message::NewQueueDiscipline(qdisc), NLM_F_CREATE | NLM_F_EXCL)];
+    let mut requests = vec![add_qdisc(device, name)];
     requests.extend(filters.iter().map(|filter| put(device, name, filter, NLM_F_CREATE | NLM_F_EXCL)));
     netlink.batch(requests).into_iter().collect()
 }
@@ -74,6 +80,76 @@ pub fn replace(netlink: &mut Netlink, device: u32, name: &str, filters: &[Filter
         }
     }
     Ok(all)
+}
+
+/// Has the device run these programs, whatever is there: makes the filters that are missing, and the qdisc under them, also on a
+/// device that is up. Other owners' filters stay.
+///
+/// # Errors
+/// The kernel has no `clsact` or `cls_bpf`, or another owner's filter has our place.
+pub fn ensure(
+    netlink: &mut Netlink,
+    device: u32,
+    name: &str,
+    filters: &[Filter<'_>],
+    present: Present,
+) -> Result<(), Error> {
+    let flag = match present {
+        Present::Stays => NLM_F_EXCL,
+        Present::Updated => NLM_F_REPLACE,
+    };
+    for filter in filters {
+        let mut attempt = netlink.request(put(device, name, filter, NLM_F_CREATE | flag));
+        if attempt.as_ref().is_err_and(is_missing) {
+            match netlink.request(add_qdisc(device, name)) {
+                Err(error) if !error.is_present() => return Err(unsupported(error)),
+                _ => attempt = netlink.request(put(device, name, filter, NLM_F_CREATE | flag)),
+            }
+        }
+        match attempt {
+            Err(error) if error.is_present() && present == Present::Stays => {}
+            Err(error) => return Err(unsupported(error)),
+            Ok(_) => {}
+        }
+    }
+    Ok(())
+}
+
+/// What an operator can do about a filter that the kernel refuses.
+fn unsupported(error: Error) -> Error {
+    match error.errno() {
+        Some(libc::ENOENT | libc::EOPNOTSUPP) => Error::Refused(format!(
+            "{error}: this kernel has no tcx (Linux 6.6) and neither sch_ingress nor cls_bpf in its place; \
+             try `modprobe -a sch_ingress cls_bpf`"
+        )),
+        Some(libc::EINVAL | libc::EEXIST) => Error::Refused(format!(
+            "{error}: perhaps another program's filter has priority {PRIORITY}; see `tc filter show dev DEVICE ingress`"
+        )),
+        _ => error,
+    }
+}
+
+/// Takes our filters away, and the qdisc under them if no other filter hangs on it. On a device that is up this stops its queues for
+/// a moment.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn clear(netlink: &mut Netlink, device: u32, name: &str) -> Result<(), Error> {
+    detach(netlink, device, name)?;
+    for minor in [TcHandle::MIN_INGRESS, TcHandle::MIN_EGRESS] {
+        let all = Message::GetTrafficFilter(message(device, TcHandle { major: u16::MAX, minor }));
+        match netlink.dump(&format!("list the filters of device {name}"), all) {
+            Ok(others) if others.is_empty() => {}
+            Ok(_) => return Ok(()),
+            Err(error) if is_missing(&error) => return Ok(()),
+            Err(error) => return Err(error),
+        }
+    }
+    let operation = format!("remove qdisc clsact from device {name}");
+    match netlink.request(Request::new(operation, Message::DelQueueDiscipline(qdisc(device)), 0)) {
+        Err(error) if !is_missing(&error) => Err(error),
+        _ => Ok(()),
+    }
 }
 
 /// Takes our filters away; fine where there are none, or no device.
@@ -96,6 +172,18 @@ fn message(device: u32, parent: TcHandle) -> TcMessage {
     message.header.index = device.cast_signed();
     message.header.parent = parent;
     message
+}
+
+fn qdisc(device: u32) -> TcMessage {
+    let mut qdisc = message(device, TcHandle::CLSACT);
+    qdisc.header.handle = TcHandle { major: u16::MAX, minor: 0 };
+    qdisc.attributes.push(TcAttribute::Kind("clsact".to_owned()));
+    qdisc
+}
+
+fn add_qdisc(device: u32, name: &str) -> Request {
+    let operation = format!("add qdisc clsact to device {name}");
+    Request::new(operation, Message::NewQueueDiscipline(qdisc(device)), NLM_F_CREATE | NLM_F_EXCL)
 }
 
 /// Names our filter.

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use towpath_model::desired::Backend;
 
 use super::{Node, cgroup_root, program_error};
-use crate::bpf::{Hook, NodeConfig};
+use crate::bpf::NodeConfig;
 use crate::error::Error;
 use crate::net::link::{self, Link, TUNNEL_DEVICE};
 use crate::net::route::Route;
@@ -131,13 +131,12 @@ impl Node {
             node_ports: settings.node_ports,
             plain_routing,
         })?;
-        programs.attach_device(facts.tunnel_ifindex, Hook::FromTunnel)?;
-        programs.attach_device(facts.uplink_ifindex, Hook::FromUplink)?;
+        self.ensure_node_hooks()?;
         let cgroup = match &self.config.cgroup {
             Some(cgroup) => cgroup.clone(),
             None => cgroup_root()?,
         };
-        programs.attach_cgroup(&cgroup).map_err(program_error)
+        self.programs.as_mut().map_or(Ok(()), |programs| programs.attach_cgroup(&cgroup)).map_err(program_error)
     }
 
     /// The nftables table; `compare` with what the kernel lists, or only with what was written last. Before the peers are

@@ -1,8 +1,12 @@
-//! How pods' devices get their programs: filters when the device is made, links when nobody waits.
+//! How devices get their programs: a pod's as filters when the device is made, as links when nobody waits; the node's own as links.
 //!
 //! A filter is there in a fraction of a millisecond, a link after an RCU grace period with the lock of all network configuration
 //! held ([`crate::net::filter`]). Both run the same program, and a link's verdict ends the chain, so a device whose filters give way
 //! to links is judged by one of them at every packet. Until then it is in [`Node::unlinked`].
+//!
+//! Where the kernel has no links for devices (before 6.6), every hook is a filter and stays one ([`Attachment::Filters`]): it outlives
+//! the agent, which has it run a new program in one step. What is lost is the owner: a filter that somebody takes away is missing
+//! until the next full check.
 //!
 //! Another version of the programs goes on working on the devices it is on until every kind of desired state was applied once;
 //! then all devices change over together.
@@ -13,11 +17,34 @@ use std::os::fd::AsFd;
 use super::Node;
 use crate::bpf::{Hook, Programs};
 use crate::error::Error;
-use crate::net::filter::{self, Direction, Filter};
-use crate::net::link::Link;
+use crate::net::filter::{self, Direction, Filter, Present};
+use crate::net::link::{Link, TUNNEL_DEVICE};
 
 /// The hooks of a pod's device.
 const POD_HOOKS: [(Hook, Direction); 2] = [(Hook::FromPod, Direction::Ingress), (Hook::ToPod, Direction::Egress)];
+
+/// What devices end with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Attachment {
+    /// Links (tcx).
+    Links,
+    /// Filters, on a kernel that has no links for devices.
+    Filters,
+}
+
+impl Attachment {
+    /// What the kernel can do; what is lost is said once.
+    pub(super) fn of_kernel(programs: &Programs) -> Result<Self, Error> {
+        if programs.has_device_links()? {
+            return Ok(Self::Links);
+        }
+        tracing::warn!(
+            "this kernel has no tcx (Linux 6.6): programs run as clsact filters of their devices; one that somebody removes \
+             with `tc` is missing until the next full check"
+        );
+        Ok(Self::Filters)
+    }
+}
 
 /// What has to be applied before another version's programs can go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -35,11 +62,15 @@ impl Part {
     }
 }
 
-/// Does something with the filters that run our programs on a pod's device.
-fn with_filters<R>(programs: &Programs, work: impl FnOnce(&[Filter<'_>]) -> R) -> Result<R, Error> {
+/// Does something with the filters that run our programs for these hooks.
+fn with_filters<R>(
+    programs: &Programs,
+    hooks: &[(Hook, Direction)],
+    work: impl FnOnce(&[Filter<'_>]) -> R,
+) -> Result<R, Error> {
     let mut loaded = Vec::new();
-    for (hook, direction) in POD_HOOKS {
-        loaded.push((programs.descriptor(hook)?, direction, hook.program()));
+    for (hook, direction) in hooks {
+        loaded.push((programs.descriptor(*hook)?, *direction, hook.program()));
     }
     let filters: Vec<Filter<'_>> = loaded
         .iter()
@@ -53,7 +84,10 @@ impl Node {
     pub(super) fn attach_programs(&mut self, index: u32, device: &str) -> Result<(), Error> {
         let Some(programs) = &mut self.programs else { return Ok(()) };
         let netlink = &mut self.netlink;
-        match with_filters(programs, |filters| filter::attach(netlink, index, device, filters))? {
+        match with_filters(programs, &POD_HOOKS, |filters| filter::attach(netlink, index, device, filters))? {
+            // It is without a program, and goes again.
+            Err(error) if self.attachment == Attachment::Filters => Err(error.into()),
+            Ok(()) if self.attachment == Attachment::Filters => Ok(()),
             Ok(()) => {
                 self.unlinked.insert(index, device.to_owned());
                 Ok(())
@@ -68,6 +102,9 @@ impl Node {
 
     /// Has the device of an adopted pod run our programs, in the way that it runs those of an earlier process.
     pub(super) fn ensure_attached(&mut self, link: &Link) -> Result<(), Error> {
+        if self.attachment == Attachment::Filters {
+            return self.ensure_filters(link.index, &link.name, &POD_HOOKS);
+        }
         let Some(programs) = &mut self.programs else { return Ok(()) };
         let mut linked = true;
         for (hook, _) in POD_HOOKS {
@@ -81,12 +118,46 @@ impl Node {
             return Ok(());
         }
         let netlink = &mut self.netlink;
-        if with_filters(programs, |filters| filter::replace(netlink, link.index, &link.name, filters))?? {
+        if with_filters(programs, &POD_HOOKS, |filters| filter::replace(netlink, link.index, &link.name, filters))?? {
             self.unlinked.insert(link.index, link.name.clone());
             return Ok(());
         }
         // The device may be up, and then has no time for filters: their qdisc would stop its queues.
         link_all(programs, link.index)
+    }
+
+    /// Has a device run our programs as filters. Another version's stay until everything was applied once.
+    fn ensure_filters(&mut self, index: u32, device: &str, hooks: &[(Hook, Direction)]) -> Result<(), Error> {
+        let Some(programs) = &self.programs else { return Ok(()) };
+        let present = if self.awaited.is_empty() { Present::Updated } else { Present::Stays };
+        let netlink = &mut self.netlink;
+        with_filters(programs, hooks, |filters| filter::ensure(netlink, index, device, filters, present))??;
+        Ok(())
+    }
+
+    /// Has the tunnel device and the uplink run our programs.
+    pub(super) fn ensure_node_hooks(&mut self) -> Result<(), Error> {
+        let facts = &self.facts;
+        let hooks = [
+            (facts.tunnel_ifindex, TUNNEL_DEVICE.to_owned(), Hook::FromTunnel),
+            (facts.uplink_ifindex, facts.uplink.clone(), Hook::FromUplink),
+        ];
+        for (index, device, hook) in hooks {
+            match (self.attachment, &mut self.programs) {
+                (Attachment::Filters, _) => self.ensure_filters(index, &device, &[(hook, Direction::Ingress)])?,
+                (Attachment::Links, Some(programs)) => programs.attach_device(index, hook)?,
+                (Attachment::Links, None) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Leaves the uplink as it was, for uninstalling: our other devices go with their filters.
+    pub(super) fn clear_uplink(&mut self) -> Result<(), Error> {
+        match self.attachment {
+            Attachment::Filters => Ok(filter::clear(&mut self.netlink, self.facts.uplink_ifindex, &self.facts.uplink)?),
+            Attachment::Links => Ok(()),
+        }
     }
 
     /// Attaches the next link that a device lacks; whether there may be another. For times when nobody waits.

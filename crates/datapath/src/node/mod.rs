@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use towpath_model::desired::{Backend, NodePeer, PolicyImage, ServiceTable};
 
-use self::hooks::Part;
+use self::hooks::{Attachment, Part};
 use self::reaper::Reaper;
 use crate::bpf::{self, BpfConfig, Changes, Programs};
 use crate::error::Error;
@@ -44,6 +44,7 @@ pub(crate) struct Node {
     netlink: Netlink,
     /// None only in tests of the network beneath the programs.
     programs: Option<Programs>,
+    attachment: Attachment,
     facts: NodeFacts,
     records: Records,
     reaper: Reaper,
@@ -64,19 +65,32 @@ impl Node {
     /// Opens with programs. What cannot work (no uplink, no address) is found before anything is loaded.
     pub(crate) fn open(config: DatapathConfig) -> Result<Self, Error> {
         let facts = gather(&mut Netlink::open()?, &config)?;
-        let bpf = BpfConfig { pin_dir: config.bpffs.clone(), limits: config.limits.clone() };
-        let programs = Programs::open(bpf)?;
-        Self::open_with(config, facts, Some(programs))
+        let programs = load(&config)?;
+        let attachment = Attachment::of_kernel(&programs)?;
+        Self::open_with(config, facts, Some(programs), attachment)
+    }
+
+    /// Opens as on a kernel that has no links for devices.
+    #[cfg(test)]
+    fn open_with_filters(config: DatapathConfig) -> Result<Self, Error> {
+        let facts = gather(&mut Netlink::open()?, &config)?;
+        let programs = load(&config)?;
+        Self::open_with(config, facts, Some(programs), Attachment::Filters)
     }
 
     /// Opens the network beneath the programs alone.
     #[cfg(test)]
     fn open_beneath(config: DatapathConfig) -> Result<Self, Error> {
         let facts = gather(&mut Netlink::open()?, &config)?;
-        Self::open_with(config, facts, None)
+        Self::open_with(config, facts, None, Attachment::Links)
     }
 
-    fn open_with(config: DatapathConfig, facts: NodeFacts, programs: Option<Programs>) -> Result<Self, Error> {
+    fn open_with(
+        config: DatapathConfig,
+        facts: NodeFacts,
+        programs: Option<Programs>,
+        attachment: Attachment,
+    ) -> Result<Self, Error> {
         let netlink = Netlink::open()?;
         let records = Records::open(config.state_dir.join("pods"))?;
         let nft = nft::Table::default();
@@ -87,6 +101,7 @@ impl Node {
             config,
             netlink,
             programs,
+            attachment,
             facts,
             records,
             reaper,
@@ -200,6 +215,7 @@ impl Node {
         let mut errors: Vec<Error> = Vec::new();
         let mut note = |result: Result<(), Error>| errors.extend(result.err());
         note(self.reaper.settle(&[], UNINSTALL_PATIENCE));
+        note(self.clear_uplink());
         let netlink = &mut self.netlink;
         match link::list(netlink) {
             Ok(links) => {
@@ -255,6 +271,10 @@ impl Node {
     fn peer_tables(&self) -> PeerTables {
         peers::tables(&self.tunnel(), &self.peers)
     }
+}
+
+fn load(config: &DatapathConfig) -> Result<Programs, Error> {
+    Ok(Programs::open(BpfConfig { pin_dir: config.bpffs.clone(), limits: config.limits.clone() })?)
 }
 
 fn gather(netlink: &mut Netlink, config: &DatapathConfig) -> Result<NodeFacts, Error> {

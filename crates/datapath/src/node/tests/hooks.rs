@@ -17,14 +17,19 @@ use crate::net::netlink::Netlink;
 const FILTERS: Kind = Kind { keep_filters: true, ..PROGRAMS };
 
 /// The pod's hooks that have a link of ours.
-fn links(node: &TestNode, pod: &TestPod) -> Vec<Hook> {
+pub(super) fn links(node: &TestNode, pod: &TestPod) -> Vec<Hook> {
     let attached = node.call(|node| node.observe(Programs::attached)).unwrap();
     attached.into_iter().filter(|(index, _)| *index == pod.pod.ifindex).map(|(_, hook)| hook).collect()
 }
 
 /// The programs' ids that filters of the pod's device run, from and to the pod.
-fn filters(node: &TestNode, pod: &TestPod) -> Vec<String> {
-    let show = |place: &str| node.ns.sh(&format!("tc filter show dev {} {place}", pod.pod.host_device));
+pub(super) fn filters(node: &TestNode, pod: &TestPod) -> Vec<String> {
+    filters_of(node, &pod.pod.host_device)
+}
+
+/// The programs' ids that filters of a device run.
+pub(super) fn filters_of(node: &TestNode, device: &str) -> Vec<String> {
+    let show = |place: &str| node.ns.sh(&format!("tc filter show dev {device} {place}"));
     let shown = [show("ingress"), show("egress")].concat();
     let words: Vec<&str> = shown.split_whitespace().collect();
     words.windows(2).filter(|pair| pair[0] == "id").map(|pair| pair[1].to_owned()).collect()
@@ -66,14 +71,14 @@ impl Drop for Pinging {
 
 /// Datagrams of the outside host to a pod, ten thousand a second: they are judged at the pod's device alone, and a gap of a
 /// millisecond lets some through.
-struct Flood {
+pub(super) struct Flood {
     stop: Arc<AtomicBool>,
     sender: JoinHandle<u32>,
     receiver: UdpSocket,
 }
 
 impl Flood {
-    fn start(lab: &Lab, to: &TestPod) -> Self {
+    pub(super) fn start(lab: &Lab, to: &TestPod) -> Self {
         lab.router.sh("ip route replace 10.244.1.0/24 via 192.0.2.1");
         let receiver = to.ns.run(|| UdpSocket::bind((to.v4(), 9)).unwrap());
         receiver.set_nonblocking(true).unwrap();
@@ -94,7 +99,7 @@ impl Flood {
     }
 
     /// How many were sent, and how many arrived (as far as the receiver's buffer goes).
-    fn end(self) -> (u32, u32) {
+    pub(super) fn end(self) -> (u32, u32) {
         self.stop.store(true, Ordering::Relaxed);
         let sent = self.sender.join().unwrap();
         let mut arrived = 0;
@@ -106,7 +111,7 @@ impl Flood {
 }
 
 /// What is sent while `work` runs is answered, all but the one that was on its way at the end.
-fn loses_nothing<R>(from: &Ns, to: &TestPod, work: impl FnOnce() -> R) -> R {
+pub(super) fn loses_nothing<R>(from: &Ns, to: &TestPod, work: impl FnOnce() -> R) -> R {
     assert!(from.pings(&to.v4().to_string()));
     let pinging = Pinging::start(from, to);
     std::thread::sleep(Duration::from_millis(50));
@@ -203,7 +208,7 @@ fn a_pod_that_goes_before_its_links_leaves_nothing_to_do() {
 }
 
 /// Ends the agent and has what it pinned be another version's.
-fn as_if_of_version(node: &mut TestNode, version: u32) {
+pub(super) fn as_if_of_version(node: &mut TestNode, version: u32) {
     node.close();
     let bpffs = node.config.bpffs.display();
     node.ns.sh(&format!("mv {bpffs}/towpath-v{TP_ABI_VERSION} {bpffs}/towpath-v{version}"));

@@ -43,6 +43,8 @@ pub(super) struct Kind {
     pub(super) only: Option<Family>,
     /// Whether pods' devices keep the filters that they begin with; else links take their place at once.
     pub(super) keep_filters: bool,
+    /// Whether the kernel is taken for one that has no links for devices.
+    pub(super) clsact: bool,
 }
 
 /// Policy sets of a pod that nothing isolates.
@@ -50,7 +52,8 @@ pub(super) const OPEN: Option<PodSets> =
     Some(PodSets { ingress: towpath_model::desired::SetId(0), egress: towpath_model::desired::SetId(0) });
 
 /// The network beneath the programs, alone.
-pub(super) const BENEATH: Kind = Kind { programs: false, underlay_v6: false, only: None, keep_filters: false };
+pub(super) const BENEATH: Kind =
+    Kind { programs: false, underlay_v6: false, only: None, keep_filters: false, clsact: false };
 
 /// With the programs.
 pub(super) const PROGRAMS: Kind = Kind { programs: true, ..BENEATH };
@@ -201,11 +204,26 @@ impl TestNode {
 
     /// Opens the data path, as an agent that starts does.
     pub(super) fn open(&mut self) {
-        let (config, programs) = (self.config.clone(), self.kind.programs);
-        let open = move || if programs { Node::open(config) } else { Node::open_beneath(config) };
+        self.worker = Some(self.start().unwrap());
+    }
+
+    /// Fails unless opening fails with all of these words.
+    pub(super) fn open_in_vain(&self, words: &[&str]) {
+        let Err(error) = self.start() else { panic!("it opened, without {words:?}") };
+        let said = error.to_string();
+        assert!(words.iter().all(|word| said.contains(word)), "{said}");
+    }
+
+    fn start(&self) -> Result<Worker<Node>, crate::Error> {
+        let (config, kind) = (self.config.clone(), self.kind);
+        let open = move || match kind {
+            Kind { programs: false, .. } => Node::open_beneath(config),
+            Kind { clsact: true, .. } => Node::open_with_filters(config),
+            _ => Node::open(config),
+        };
         // Tests say themselves when links are attached.
         let start = Worker::start(open, |_| false);
-        self.worker = Some(self.ns.run(|| block_on(start)).unwrap());
+        self.ns.run(|| block_on(start))
     }
 
     /// Ends it, as an agent that dies does: nothing is taken back.

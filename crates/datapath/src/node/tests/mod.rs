@@ -1,6 +1,7 @@
 //! Real packets through real namespaces: the network beneath the programs, and with them.
 
 mod beneath;
+mod clsact;
 mod door;
 mod hooks;
 mod lab;
