@@ -56,6 +56,11 @@ pub fn usable_kubectl() -> bool {
     (part("major"), part("minor")) >= (1, 31)
 }
 
+/// Whether `TOWPATH_DRIVER=lab` asks for the way without a kubectl, whatever the machine has.
+pub fn lab_driver_is_forced() -> bool {
+    std::env::var_os("TOWPATH_DRIVER").is_some_and(|driver| driver == "lab")
+}
+
 /// A lab cluster. Dropping it takes the lab down.
 #[derive(Debug)]
 pub struct Cluster {
@@ -74,9 +79,7 @@ impl Cluster {
     /// `towpath lab up` failed; its output is in the message.
     pub fn up(name: &str, nodes: u32, families: Families) -> Result<Self> {
         let towpath = towpath_binary()?;
-        // TOWPATH_DRIVER=lab: to try the other way on a machine that has a kubectl.
-        let forced = std::env::var_os("TOWPATH_DRIVER").is_some_and(|d| d == "lab");
-        let driver = if usable_kubectl() && !forced { Driver::Kubectl } else { Driver::Lab };
+        let driver = if usable_kubectl() && !lab_driver_is_forced() { Driver::Kubectl } else { Driver::Lab };
         let mut cluster =
             Self { name: name.to_owned(), towpath, kubeconfig: PathBuf::new(), driver, families, keep: false };
         // What an earlier run that was killed may have left.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
-use crate::cluster::usable_kubectl;
+use crate::cluster::{lab_driver_is_forced, usable_kubectl};
 
 /// Whether end-to-end tests can run here. Says why not on standard output.
 ///
@@ -13,7 +13,7 @@ use crate::cluster::usable_kubectl;
 /// They cannot, and `CI=true` says that they must.
 pub fn can_run_labs() -> Result<bool> {
     let root = nix::unistd::Uid::effective().is_root();
-    let missing = match (root, usable_kubectl()) {
+    let missing = match (root, lab_driver_is_forced() || usable_kubectl()) {
         (false, _) => "not root",
         (true, false) => "no kubectl of 1.31 or newer",
         (true, true) => return Ok(true),

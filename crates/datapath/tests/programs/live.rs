@@ -8,7 +8,6 @@ use std::os::fd::AsFd;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use towpath_datapath::bpf::Hook;
 use towpath_model::desired::*;
 use towpath_model::{Family, Protocol};
 
@@ -70,8 +69,7 @@ fn plumb(host: &str, inner: &str, mac: &str, v4: &str, v6: &str) -> Netns {
 fn in_live_world(test: impl FnOnce(&mut World, Netns, Netns) + Send + 'static) {
     in_world(|w| {
         for pod in [w.pod_a, w.pod_b] {
-            w.programs.attach_device(pod, Hook::FromPod).unwrap();
-            w.programs.attach_device(pod, Hook::ToPod).unwrap();
+            w.attach(pod);
         }
         let a = plumb("tpa", "pa", "02:00:00:00:00:0a", "10.1.0.10", "fd01::10");
         let b = plumb("tpb", "pb", "02:00:00:00:00:0b", "10.1.0.11", "fd01::11");

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsFd;
 use std::process::Command;
 use std::time::Instant;
 
@@ -10,6 +11,8 @@ use ipnet::IpNet;
 use libbpf_rs::{MapCore, MapFlags, ProgramInput};
 use towpath_datapath::abi::*;
 use towpath_datapath::bpf::{BpfConfig, Hook, Isolation, Limits, NodeConfig, Programs};
+use towpath_datapath::net::filter::{self, Direction, Filter, Present};
+use towpath_datapath::net::netlink::Netlink;
 use towpath_model::desired::*;
 use towpath_model::{Family, NamespacedName, NodeName, Protocol};
 
@@ -252,6 +255,29 @@ pub fn node_config(tunnel: u32, uplink: u32) -> NodeConfig {
 }
 
 impl World {
+    /// Whether the kernel attaches programs to devices by links; says so where it does not.
+    pub fn has_device_links(&self) -> bool {
+        let links = self.programs.has_device_links().unwrap();
+        if !links {
+            println!("skipped: this kernel has no tcx (Linux 6.6)");
+        }
+        links
+    }
+
+    /// Has a pod's device run its programs, as links or, where the kernel has none for devices, as filters.
+    pub fn attach(&mut self, pod: u32) {
+        let hooks = [(Hook::FromPod, Direction::Ingress), (Hook::ToPod, Direction::Egress)];
+        if self.programs.has_device_links().unwrap() {
+            return hooks.iter().for_each(|(hook, _)| self.programs.attach_device(pod, *hook).unwrap());
+        }
+        let mut netlink = Netlink::open().unwrap();
+        for (hook, direction) in hooks {
+            let program = self.programs.descriptor(hook).unwrap();
+            let one = Filter { direction, program: program.as_fd(), name: hook.program() };
+            filter::ensure(&mut netlink, pod, "a pod", &[one], Present::Updated).unwrap();
+        }
+    }
+
     pub fn new(pin_dir: &std::path::Path, limits: Limits) -> World {
         sh(SETUP);
         let config = BpfConfig { pin_dir: pin_dir.to_owned(), limits };

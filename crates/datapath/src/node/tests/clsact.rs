@@ -78,13 +78,13 @@ fn filters_that_somebody_takes_away_come_back_at_the_next_check_and_others_stay(
     let (a, shut) = (lab.n1.pod(10, OPEN), lab.n1.pod(12, None));
     lab.n1.ns.sh(&format!("tc qdisc del dev {} clsact", shut.pod.host_device));
     lab.n1.ns.sh("tc qdisc del dev eth0 clsact && tc qdisc add dev eth0 clsact
-        tc filter add dev eth0 ingress pref 7 protocol ip matchall action pass
+        tc filter add dev eth0 ingress pref 7 protocol ip bpf bytecode '1,6 0 0 0' flowid 1:7
         tc filter del dev towpath-vx ingress");
     assert!(lab.outside.comes_to_ping("192.0.2.1"));
     let repaired = lab.n1.call(|node| Ok(node.audit())).unwrap();
     assert_eq!(repaired.problems, Vec::<String>::new());
     all_filters(&lab.n1, &[&a, &shut]);
-    assert!(lab.n1.ns.sh("tc filter show dev eth0 ingress").contains("matchall"), "another owner's filter stays");
+    assert!(lab.n1.ns.sh("tc filter show dev eth0 ingress").contains("flowid 1:7"), "another owner's filter stays");
     assert!(!shut.ns.pings(&a.v4().to_string()) && !a.ns.pings(&shut.v4().to_string()));
 }
 
@@ -98,7 +98,7 @@ fn a_place_that_another_filter_has_is_named() {
     lab.n2.close();
     lab.n2
         .ns
-        .sh("tc filter del dev eth0 ingress; tc filter add dev eth0 ingress pref 1 protocol ip matchall action pass");
+        .sh("tc filter del dev eth0 ingress; tc filter add dev eth0 ingress pref 1 protocol ip bpf bytecode '1,6 0 0 0' flowid 1:7");
     lab.n2.open_in_vain(&["run tp_from_uplink as a filter of device eth0", "tc filter show dev"]);
     lab.n2.ns.sh("tc filter del dev eth0 ingress");
     lab.n2.open();
@@ -149,8 +149,8 @@ fn uninstalling_leaves_the_uplink_as_it_was() {
     assert_eq!((lab.n1.traces(), qdiscs(&lab.n1)), (traces, before.clone()));
     // Where another owner's filter hangs on the qdisc, only ours goes.
     lab.n1.open();
-    lab.n1.ns.sh("tc filter add dev eth0 ingress pref 7 protocol ip matchall action pass");
+    lab.n1.ns.sh("tc filter add dev eth0 ingress pref 7 protocol ip bpf bytecode '1,6 0 0 0' flowid 1:7");
     lab.n1.call(|node| node.uninstall()).unwrap();
     let left = qdiscs(&lab.n1);
-    assert!(left.contains("matchall") && !left.contains("tp_from_uplink"), "{left}");
+    assert!(left.contains("flowid 1:7") && !left.contains("tp_from_uplink"), "{left}");
 }
