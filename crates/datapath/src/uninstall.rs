@@ -8,7 +8,7 @@ use std::path::Path;
 use crate::error::Error;
 use crate::net::link::{self, TUNNEL_DEVICE};
 use crate::net::netlink::Netlink;
-use crate::net::{self, MAIN_TABLE, NODE_TABLE, nft, pod, route, rule};
+use crate::net::{self, MAIN_TABLE, NODE_TABLE, filter, nft, pod, route, rule};
 
 /// What the names of our directories on a bpffs begin with; the version of the shared layouts follows.
 const PINS: &str = "towpath-v";
@@ -35,8 +35,13 @@ pub fn uninstall(bpffs: &Path) -> Result<(), Error> {
 fn from_netlink(netlink: &mut Netlink, note: &mut impl FnMut(Result<(), Error>)) {
     match link::list(netlink) {
         Ok(links) => {
-            for device in links.iter().filter(|l| l.name == TUNNEL_DEVICE || pod::is_host_device(&l.name)) {
+            let ours = |l: &&link::Link| l.name == TUNNEL_DEVICE || pod::is_host_device(&l.name);
+            for device in links.iter().filter(ours) {
                 note(link::delete(netlink, device.index, &device.name).map_err(Error::from));
+            }
+            // On a kernel without tcx the uplink's program is a filter: whichever device it was, or is.
+            for device in links.iter().filter(|l| !ours(l)) {
+                note(filter::clear(netlink, device.index, &device.name).map_err(Error::from));
             }
         }
         Err(error) => note(Err(error.into())),

@@ -129,13 +129,15 @@ fn unsupported(error: Error) -> Error {
     }
 }
 
-/// Takes our filters away, and the qdisc under them if no other filter hangs on it. On a device that is up this stops its queues for
-/// a moment.
+/// Takes our filters away and, if there were any, the qdisc under them when no other filter hangs on it. On a device that is up this
+/// stops its queues for a moment.
 ///
 /// # Errors
 /// The kernel refuses.
 pub fn clear(netlink: &mut Netlink, device: u32, name: &str) -> Result<(), Error> {
-    detach(netlink, device, name)?;
+    if !remove_ours(netlink, device, name)? {
+        return Ok(());
+    }
     for minor in [TcHandle::MIN_INGRESS, TcHandle::MIN_EGRESS] {
         let all = Message::GetTrafficFilter(message(device, TcHandle { major: u16::MAX, minor }));
         match netlink.dump(&format!("list the filters of device {name}"), all) {
@@ -154,12 +156,24 @@ pub fn clear(netlink: &mut Netlink, device: u32, name: &str) -> Result<(), Error
 
 /// Takes our filters away; fine where there are none, or no device.
 pub fn detach(netlink: &mut Netlink, device: u32, name: &str) -> Result<(), Error> {
+    remove_ours(netlink, device, name).map(drop)
+}
+
+/// Whether there was one.
+fn remove_ours(netlink: &mut Netlink, device: u32, name: &str) -> Result<bool, Error> {
     let remove = |direction| {
         let operation = format!("remove our {direction:?} filter from device {name}");
         Request::new(operation, Message::DelTrafficFilter(ours(device, direction)), 0)
     };
-    let removed = netlink.batch([Direction::Ingress, Direction::Egress].map(remove).into());
-    removed.into_iter().filter(|r| !r.as_ref().is_err_and(is_missing)).collect()
+    let mut removed = false;
+    for result in netlink.batch([Direction::Ingress, Direction::Egress].map(remove).into()) {
+        match result {
+            Ok(()) => removed = true,
+            Err(error) if is_missing(&error) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(removed)
 }
 
 /// A device without `clsact` refuses with `EINVAL`.

@@ -153,4 +153,12 @@ fn uninstalling_leaves_the_uplink_as_it_was() {
     lab.n1.call(|node| node.uninstall()).unwrap();
     let left = qdiscs(&lab.n1);
     assert!(left.contains("flowid 1:7") && !left.contains("tp_from_uplink"), "{left}");
+    // Without the agent, on a device that need not be the uplink any more, and not where another owner's qdisc is empty.
+    lab.n1.open();
+    lab.n1.close();
+    lab.n1.ns.sh("tc filter del dev eth0 ingress pref 7; tc qdisc add dev lo clsact");
+    let bpffs = lab.n1.config.bpffs.clone();
+    lab.n1.ns.run(|| crate::uninstall::uninstall(&bpffs)).unwrap();
+    assert_eq!(qdiscs(&lab.n1), before);
+    assert!(lab.n1.ns.sh("tc qdisc show dev lo").contains("clsact"));
 }
