@@ -343,7 +343,7 @@ struct tp_sock_peers {
 /* tp_purge: deletes every connection and translation that has one of these addresses at either end. One run walks both
  * tables whole, tens of milliseconds, whatever it finds: so several addresses at once. */
 struct tp_purge {
-	struct tp_addr addrs[16];
+	struct tp_addr addrs[12];	/* more would not fit the stack that Linux 6.1 gives to a walk */
 	__u32 count;			/* how many of them count */
 	__u32 removed;			/* answer */
 };

@@ -114,7 +114,7 @@ int tp_collect(struct tp_removed *removed)
 static __always_inline int tp_purged(const struct tp_purge *purge, const struct tp_addr *one, const struct tp_addr *other)
 {
 #pragma unroll
-	for (int i = 0; i < 16; i++) {
+	for (int i = 0; i < 12; i++) {
 		if (i < purge->count && (tp_same(one, &purge->addrs[i]) || tp_same(other, &purge->addrs[i])))
 			return 1;
 	}

@@ -559,12 +559,12 @@ unsafe impl Plain for SockPeers {}
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Purge {
-    pub addrs: [Addr; 16],
+    pub addrs: [Addr; 12],
     pub count: u32,
     pub removed: u32,
 }
 
-const _: () = assert!(size_of::<Purge>() == size_of::<[Addr; 16]>() + size_of::<u32>() + size_of::<u32>());
+const _: () = assert!(size_of::<Purge>() == size_of::<[Addr; 12]>() + size_of::<u32>() + size_of::<u32>());
 // SAFETY: repr(C), the line above shows that there is no padding, all fields are plain.
 unsafe impl Plain for Purge {}
 

@@ -25,7 +25,7 @@ impl Purger {
     }
 
     /// Deletes every connection and translation of these addresses; how many there were. One walk of the tables serves
-    /// up to sixteen.
+    /// up to twelve.
     pub fn purge(&self, addresses: &[IpAddr]) -> Result<u32> {
         let mut removed = 0;
         let mut addresses = addresses.iter().map(|a| Addr::new(*a)).peekable();
