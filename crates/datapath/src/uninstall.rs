@@ -21,10 +21,8 @@ const PINS: &str = "towpath-v";
 pub fn uninstall(bpffs: &Path) -> Result<(), Error> {
     let mut errors: Vec<Error> = Vec::new();
     let mut note = |result: Result<(), Error>| errors.extend(result.err());
-    // The tables first: where `nft` itself is missing, everything else still goes.
-    note(nft::delete().map_err(Error::from));
     match Netlink::open() {
-        Ok(mut netlink) => from_netlink(&mut netlink, &mut note),
+        Ok(mut netlink) => network(&mut netlink, &mut note),
         Err(error) => note(Err(error.into())),
     }
     // Last: while a program is attached, what policy forbids stays forbidden.
@@ -32,7 +30,9 @@ pub fn uninstall(bpffs: &Path) -> Result<(), Error> {
     Error::collect(errors)
 }
 
-fn from_netlink(netlink: &mut Netlink, note: &mut impl FnMut(Result<(), Error>)) {
+/// Everything but pins; what cannot be removed is noted, and the rest goes.
+pub(crate) fn network(netlink: &mut Netlink, note: &mut impl FnMut(Result<(), Error>)) {
+    note(nft::delete().map_err(Error::from));
     match link::list(netlink) {
         Ok(links) => {
             let ours = |l: &&link::Link| l.name == TUNNEL_DEVICE || pod::is_host_device(&l.name);

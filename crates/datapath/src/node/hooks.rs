@@ -152,14 +152,6 @@ impl Node {
         Ok(())
     }
 
-    /// Leaves the uplink as it was, for uninstalling: our other devices go with their filters.
-    pub(super) fn clear_uplink(&mut self) -> Result<(), Error> {
-        match self.attachment {
-            Attachment::Filters => Ok(filter::clear(&mut self.netlink, self.facts.uplink_ifindex, &self.facts.uplink)?),
-            Attachment::Links => Ok(()),
-        }
-    }
-
     /// Attaches the next link that a device lacks; whether there may be another. For times when nobody waits.
     pub(crate) fn link_next(&mut self) -> bool {
         let Some((index, device)) = self.unlinked.pop_first() else { return false };

@@ -25,11 +25,10 @@ use crate::error::Error;
 use crate::net::link::{self, TUNNEL_DEVICE};
 use crate::net::netlink::Netlink;
 use crate::net::peers::{PeerTables, Tunnel};
-use crate::net::{
-    self, MAIN_TABLE, NODE_TABLE, gateway_of, mac, netns, nft, of_family, peers, pod, route, rule, uplink,
-};
+use crate::net::{self, gateway_of, mac, netns, nft, of_family, peers, uplink};
 use crate::records::Records;
 use crate::requests::{Applied, DatapathConfig, NodeFacts, NodeStatus};
+use crate::uninstall;
 
 /// Duplicate address detection takes one to two seconds (RFC 4862 §5.4).
 const DAD_PATIENCE: Duration = Duration::from_secs(3);
@@ -215,27 +214,7 @@ impl Node {
         let mut errors: Vec<Error> = Vec::new();
         let mut note = |result: Result<(), Error>| errors.extend(result.err());
         note(self.reaper.settle(&[], UNINSTALL_PATIENCE));
-        note(self.clear_uplink());
-        let netlink = &mut self.netlink;
-        match link::list(netlink) {
-            Ok(links) => {
-                for device in links.iter().filter(|l| l.name == TUNNEL_DEVICE || pod::is_host_device(&l.name)) {
-                    note(link::delete(netlink, device.index, &device.name).map_err(Error::from));
-                }
-            }
-            Err(error) => note(Err(error.into())),
-        }
-        for table in [MAIN_TABLE, NODE_TABLE] {
-            match route::ensure(netlink, table, |_| true, &[]) {
-                Ok((_, failed)) => failed.into_iter().for_each(|e| note(Err(e.into()))),
-                Err(error) => note(Err(error.into())),
-            }
-        }
-        note(rule::ensure(netlink, &[]).map(drop).map_err(Error::from));
-        let lo = link::existing(netlink, "lo");
-        let addresses = lo.and_then(|lo| net::address::ensure(netlink, lo.index, "lo", &Default::default()));
-        note(addresses.map(drop).map_err(Error::from));
-        note(nft::delete().map_err(Error::from));
+        uninstall::network(&mut self.netlink, &mut note);
         for device in self.records.iter().map(|r| r.pod.host_device.clone()).collect::<Vec<_>>() {
             note(self.records.remove(&device));
         }
