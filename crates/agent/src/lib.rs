@@ -38,6 +38,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use towpath_carry::feed;
 use towpath_datapath::{Datapath, DatapathConfig};
+use towpath_model::custom::NetworkConfigSpec;
 use towpath_wire::config::AgentConfig;
 use tracing::{info, warn};
 
@@ -64,13 +65,14 @@ pub async fn run(config: AgentConfig, shutdown: CancellationToken) -> Result<()>
     // From the first moment on: whoever waits for the API server is alive, and says so.
     let health = config.metrics_listen.map(|listen| metrics::serve(listen, readiness.clone())).transpose()?;
     let client = client(&config).await?;
-    let in_force = network_config::read(&client, &config).await?;
     let own_config = config;
-    let config = network_config::overlay(own_config.clone(), &in_force.spec)?;
+    let overlaid = |spec: &NetworkConfigSpec| network_config::overlay(own_config.clone(), spec);
+    let usable = |spec: &NetworkConfigSpec| settings::parse(&overlaid(spec)?).map(drop);
+    let in_force = network_config::read(&client, &own_config, usable).await?;
+    let config = overlaid(&in_force.spec)?;
     let parsed = settings::parse(&config)?;
-    let usable = move |spec: &_| settings::parse(&network_config::overlay(own_config.clone(), spec)?).map(drop);
     let generation = in_force.generation;
-    let config_changed = network_config::changed(client.clone(), in_force, usable);
+    let config_changed = network_config::changed(client.clone(), own_config.clone(), in_force, usable);
     let index: SharedIndex = Arc::default();
     let (updates, mut inbox) = mpsc::channel(4096);
     let mut watches = watch::watch_all(&client, &updates);

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use towpath_model::custom::{BackendName, Duty, NETWORK_CONFIG_NAME, NetworkConfig, NetworkConfigSpec};
 use towpath_wire::config::AgentConfig;
 use towpath_wire::config::ipnet_text::Cidr;
-use tracing::{debug, error, info, warn};
+use tracing::{debug, error, info};
 
 /// How long the start waits for the API server before it goes on with what is kept.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -40,35 +40,47 @@ fn file(config: &AgentConfig) -> PathBuf {
     config.state_dir.join("network-config.json")
 }
 
-/// Reads the object, or what is kept of it when the API server does not answer.
+/// Reads the object; what was in force before, when the API server does not answer or `usable` does not take what it says. What is
+/// returned was taken by `usable`, or says nothing.
 ///
 /// # Errors
 /// What is to be kept cannot be written.
-pub async fn read(client: &kube::Client, config: &AgentConfig) -> Result<InForce> {
+pub async fn read(
+    client: &kube::Client,
+    config: &AgentConfig,
+    usable: impl Fn(&NetworkConfigSpec) -> Result<()>,
+) -> Result<InForce> {
     let api: Api<NetworkConfig> = Api::all(client.clone());
-    let path = file(config);
     // A definition that is not installed answers as an object that is not there: 404.
-    match tokio::time::timeout(PATIENCE, api.get_opt(NETWORK_CONFIG_NAME)).await {
+    let why = match tokio::time::timeout(PATIENCE, api.get_opt(NETWORK_CONFIG_NAME)).await {
         Ok(Ok(object)) => {
             let now = InForce::of(object);
-            if kept(&path).as_ref() != Some(&now) {
-                crate::disk::write_atomically(&path, &serde_json::to_vec_pretty(&now)?)
-                    .with_context(|| format!("could not write {}", path.display()))?;
+            match usable(&now.spec) {
+                Ok(()) => {
+                    keep(config, &now)?;
+                    return Ok(now);
+                }
+                Err(reason) => format!("{reason:#}"),
             }
-            Ok(now)
         }
-        Ok(Err(refused)) => Ok(fallback(&path, &refused.to_string())),
-        Err(_) => Ok(fallback(&path, "the API server does not answer")),
+        Ok(Err(refused)) => refused.to_string(),
+        Err(_) => "the API server does not answer".to_owned(),
+    };
+    error!(why, "NetworkConfig {NETWORK_CONFIG_NAME} cannot be used; going on with what was in force before");
+    Ok(kept(&file(config)).filter(|kept| usable(&kept.spec).is_ok()).unwrap_or_default())
+}
+
+fn keep(config: &AgentConfig, now: &InForce) -> Result<()> {
+    let path = file(config);
+    if kept(&path).as_ref() == Some(now) {
+        return Ok(());
     }
+    crate::disk::write_atomically(&path, &serde_json::to_vec_pretty(now)?)
+        .with_context(|| format!("could not write {}", path.display()))
 }
 
 fn kept(path: &Path) -> Option<InForce> {
     serde_json::from_slice(&std::fs::read(path).ok()?).ok()
-}
-
-fn fallback(path: &Path, why: &str) -> InForce {
-    warn!(why, "could not read NetworkConfig {NETWORK_CONFIG_NAME}; going on with what an earlier run knew of it");
-    kept(path).unwrap_or_default()
 }
 
 fn cidrs(list: &[String]) -> Vec<Cidr> {
@@ -114,8 +126,13 @@ pub fn overlay(mut config: AgentConfig, spec: &NetworkConfigSpec) -> Result<Agen
     Ok(config)
 }
 
-/// Ends when the object says something else than what is in force, and `usable` takes it.
-pub async fn changed(client: kube::Client, in_force: InForce, usable: impl Fn(&NetworkConfigSpec) -> Result<()>) {
+/// Ends when the object says something else than what is in force, and `usable` takes it: it is kept for the next start.
+pub async fn changed(
+    client: kube::Client,
+    config: AgentConfig,
+    in_force: InForce,
+    usable: impl Fn(&NetworkConfigSpec) -> Result<()>,
+) {
     let api: Api<NetworkConfig> = Api::all(client);
     let only = watcher::Config::default().fields(&format!("metadata.name={NETWORK_CONFIG_NAME}"));
     let mut events = watch(api, only).default_backoff().boxed();
@@ -142,7 +159,7 @@ pub async fn changed(client: kube::Client, in_force: InForce, usable: impl Fn(&N
         if now.spec == in_force.spec {
             continue;
         }
-        match usable(&now.spec) {
+        match usable(&now.spec).and_then(|()| keep(&config, &now)) {
             Ok(()) => {
                 info!(generation = ?now.generation, "NetworkConfig {NETWORK_CONFIG_NAME} changed: starting again with it");
                 return;
@@ -190,13 +207,14 @@ mod tests {
     #[test]
     fn what_is_kept_is_read_again_and_damage_counts_as_nothing() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("network-config.json");
-        assert_eq!(fallback(&path, "test"), InForce::default());
+        let config = AgentConfig { state_dir: dir.path().to_owned(), ..AgentConfig::default() };
+        let path = file(&config);
+        assert_eq!(kept(&path), None);
         let spec = NetworkConfigSpec { mtu: Some(1300), ..NetworkConfigSpec::default() };
         let in_force = InForce { generation: Some(3), spec };
-        std::fs::write(&path, serde_json::to_vec(&in_force).unwrap()).unwrap();
-        assert_eq!(fallback(&path, "test"), in_force);
+        keep(&config, &in_force).unwrap();
+        assert_eq!(kept(&path), Some(in_force));
         std::fs::write(&path, "{").unwrap();
-        assert_eq!(fallback(&path, "test"), InForce::default());
+        assert_eq!(kept(&path), None);
     }
 }

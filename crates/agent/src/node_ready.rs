@@ -18,6 +18,9 @@ use crate::cni_server::Readiness;
 
 /// The taint's key; its effect is the operator's choice.
 pub const STARTUP_TAINT: &str = "towpath.dev/agent-not-ready";
+/// The node condition that says whether there is a pod network, and why it is false when we have said so.
+const CONDITION: &str = "NetworkUnavailable";
+const REASON: &str = "TowpathIsUp";
 /// After a conflict the node is read again.
 const AGAIN: Duration = Duration::from_millis(100);
 /// Who may not write its node asks again so seldom.
@@ -46,21 +49,18 @@ pub async fn announce_when_ready(client: kube::Client, node: NodeName, mut readi
     }
 }
 
-/// Sets the condition and takes the startup taint away.
+/// Takes the startup taint away and sets the condition; one does not wait for the other.
 ///
 /// # Errors
-/// The API server does not answer, or refuses.
+/// The API server does not answer, or refuses one of them.
 pub async fn announce(client: &kube::Client, node: &NodeName) -> Result<(), kube::Error> {
     let nodes: Api<Readable<Node>> = Api::all(client.clone());
-    let now = k8s_openapi::jiff::Timestamp::now().to_string();
-    // A strategic merge keeps every other condition: the list is merged by type.
-    let condition = json!({
-        "type": "NetworkUnavailable", "status": "False", "reason": "TowpathIsUp",
-        "message": "Towpath carries this node's pod network", "lastHeartbeatTime": now, "lastTransitionTime": now,
-    });
-    let status = json!({"status": {"conditions": [condition]}});
-    nodes.patch_status(node.as_str(), &PatchParams::default(), &Patch::Strategic(status)).await?;
-    while let Some(patch) = without_startup_taint(&nodes.get(node.as_str()).await?) {
+    let untainted = untaint(&nodes, node).await;
+    set_condition(&nodes, node).await.and(untainted)
+}
+
+async fn untaint(nodes: &Api<Readable<Node>>, node: &NodeName) -> Result<(), kube::Error> {
+    while let Some(patch) = without_startup_taint(&read(nodes, node).await?) {
         match nodes.patch(node.as_str(), &PatchParams::default(), &Patch::Merge(patch)).await {
             Ok(_) => info!(%node, taint = STARTUP_TAINT, "the node's network is ready: startup taint removed"),
             Err(kube::Error::Api(status)) if status.code == 409 => tokio::time::sleep(AGAIN).await,
@@ -70,14 +70,39 @@ pub async fn announce(client: &kube::Client, node: &NodeName) -> Result<(), kube
     Ok(())
 }
 
+async fn set_condition(nodes: &Api<Readable<Node>>, node: &NodeName) -> Result<(), kube::Error> {
+    if is_said(&read(nodes, node).await?) {
+        return Ok(());
+    }
+    let now = k8s_openapi::jiff::Timestamp::now().to_string();
+    // A strategic merge keeps every other condition: the list is merged by type.
+    let condition = json!({
+        "type": CONDITION, "status": "False", "reason": REASON,
+        "message": "Towpath carries this node's pod network", "lastHeartbeatTime": now, "lastTransitionTime": now,
+    });
+    let status = json!({"status": {"conditions": [condition]}});
+    nodes.patch_status(node.as_str(), &PatchParams::default(), &Patch::Strategic(status)).await.map(drop)
+}
+
+/// The node; one that does not fit its type is an error like any other, and is read again.
+async fn read(nodes: &Api<Readable<Node>>, node: &NodeName) -> Result<Node, kube::Error> {
+    let object = nodes.get(node.as_str()).await?.into_object();
+    object.map_err(|reason| kube::Error::SerdeError(serde::de::Error::custom(reason)))
+}
+
+/// Whether an earlier start said so: the time of the transition is then that one's.
+fn is_said(node: &Node) -> bool {
+    let conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    conditions.into_iter().any(|c| c.type_ == CONDITION && c.status == "False" && c.reason.as_deref() == Some(REASON))
+}
+
 /// The patch that takes the startup taint away, if the node has it. It holds for the node as it was read and no other: the
 /// list of taints can only be replaced as a whole.
-fn without_startup_taint(node: &Readable<Node>) -> Option<Value> {
-    let read = node.object().ok()?;
-    let taints: &Vec<Taint> = read.spec.as_ref()?.taints.as_ref()?;
+fn without_startup_taint(node: &Node) -> Option<Value> {
+    let taints: &Vec<Taint> = node.spec.as_ref()?.taints.as_ref()?;
     let others: Vec<&Taint> = taints.iter().filter(|taint| taint.key != STARTUP_TAINT).collect();
     (others.len() < taints.len()).then(|| {
-        let version = &read.metadata.resource_version;
+        let version = &node.metadata.resource_version;
         json!({"metadata": {"resourceVersion": version}, "spec": {"taints": others}})
     })
 }

@@ -1,14 +1,18 @@
 //! As much of HTTP/1.1 as scrapers and health checkers need: a request line in, one answer out, the connection closed.
 
+use std::collections::VecDeque;
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use tokio::io::{self, AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
+use tokio_util::task::AbortOnDropHandle;
 
 /// A request that takes longer is given up.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Connections that are served at once.
+const AT_ONCE: usize = 64;
 /// A request line is short; what is longer is nobody's scraper.
 const LONGEST: u64 = 1024;
 
@@ -53,14 +57,26 @@ pub(crate) fn listen_everywhere(port: u16) -> std::io::Result<TcpListener> {
     TcpListener::from_std(socket)
 }
 
-/// Answers every request on a listener, by its path, for ever; each in turn.
-pub(crate) async fn serve<F: Future<Output = Answer>>(listener: TcpListener, answer: impl Fn(String) -> F) {
+/// Answers every request on a listener, by its path, for ever. Who connects and says nothing is given up after [`PATIENCE`], and
+/// before that when [`AT_ONCE`] others have come after him: nobody keeps others from being answered.
+pub(crate) async fn serve<F>(listener: TcpListener, answer: impl Fn(String) -> F + Clone + Send + 'static)
+where
+    F: Future<Output = Answer> + Send + 'static,
+{
+    let mut open: VecDeque<AbortOnDropHandle<()>> = VecDeque::new();
     loop {
         let Ok((stream, _)) = listener.accept().await else {
             tokio::time::sleep(Duration::from_millis(100)).await;
             continue;
         };
-        let _ = tokio::time::timeout(PATIENCE, one(stream, &answer)).await;
+        open.retain(|connection| !connection.is_finished());
+        if open.len() >= AT_ONCE {
+            drop(open.pop_front());
+        }
+        let answer = answer.clone();
+        open.push_back(AbortOnDropHandle::new(tokio::spawn(async move {
+            let _ = tokio::time::timeout(PATIENCE, one(stream, answer)).await;
+        })));
     }
 }
 
@@ -76,4 +92,31 @@ async fn one<F: Future<Output = Answer>>(stream: TcpStream, answer: impl Fn(Stri
     stream.write_all(head.as_bytes()).await?;
     stream.write_all(answer.body.as_bytes()).await?;
     stream.shutdown().await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn ask(port: u16) -> String {
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+        stream.write_all(b"GET /x HTTP/1.1\r\n\r\n").await.unwrap();
+        let mut said = String::new();
+        stream.read_to_string(&mut said).await.unwrap();
+        said
+    }
+
+    #[tokio::test]
+    async fn who_says_nothing_keeps_nobody_waiting_and_many_of_them_neither() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let _serving =
+            AbortOnDropHandle::new(tokio::spawn(serve(listener, |path| async move { Answer::text(Answer::OK, path) })));
+        let mut silent = Vec::new();
+        for _ in 0..AT_ONCE + 8 {
+            silent.push(TcpStream::connect(("127.0.0.1", port)).await.unwrap());
+        }
+        let answered = tokio::time::timeout(PATIENCE / 2, ask(port)).await;
+        assert!(answered.unwrap().ends_with("/x"), "while {} say nothing", silent.len());
+    }
 }

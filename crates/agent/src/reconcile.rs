@@ -17,9 +17,10 @@ use towpath_carry::feed;
 use towpath_datapath::Datapath;
 use towpath_model::desired::{NodePeer, PodSets, PolicyImage};
 use towpath_model::{NamespacedName, NodeName};
+use towpath_plan::Changed;
 use towpath_plan::dns::FeedPlanner;
 use towpath_plan::peers;
-use towpath_plan::services::{Planner, ServiceConfig, health};
+use towpath_plan::services::{Planner, ServiceConfig, api_server, health};
 use towpath_policy::{Compiler, View};
 use towpath_wire::config::AgentConfig;
 use tracing::{debug, error, info, warn};
@@ -322,7 +323,12 @@ impl Reconciler {
         let drained = self.services.next_deadline().is_some_and(|at| at <= self.now());
         let policy_kinds = [Kind::Node, Kind::Namespace, Kind::Pod, Kind::NetworkPolicy, Kind::NodeNetwork];
         self.policy_due |= due.any(&policy_kinds) || expired;
-        self.host_ports_due |= due.any(&[Kind::Node, Kind::Pod]);
+        // Where the API servers are, no host port is given.
+        let api_moved = match due.services() {
+            Changed::All => due.any(&[Kind::EndpointSlice]),
+            Changed::Services(changed) => changed.contains(&api_server()),
+        };
+        self.host_ports_due |= api_moved || due.any(&[Kind::Node, Kind::Pod]);
         if due.is_empty() && !self.policy_due && !self.host_ports_due && !drained {
             return true;
         }

@@ -56,7 +56,8 @@ where
         Err(error) => {
             // Slices of no Service and the like are ordinary; anything else a person may want to see.
             debug!(kind = ?N::KIND, %key, %error, "object left out");
-            Some((key, None))
+            let stand_in = N::unreadable(&key);
+            Some((key, stand_in))
         }
     }
 }
@@ -116,10 +117,12 @@ where
 }
 
 /// The same for what nodes say of their new pods. Where the kind is not installed it is asked for now and then.
-async fn watch_given(api: Api<NodeNetwork>, updates: mpsc::Sender<Update>) {
+async fn watch_given(api: Api<Readable<NodeNetwork>>, updates: mpsc::Sender<Update>) {
     let mut events = watcher(api, watcher::Config::default()).default_backoff().boxed();
     let mut listed: BTreeMap<NodeName, Vec<Given>> = BTreeMap::new();
-    let name = |object: &NodeNetwork| object.metadata.name.clone().map(NodeName::new);
+    let name = |object: &Readable<NodeNetwork>| k8s_openapi::Metadata::metadata(object).name.clone().map(NodeName::new);
+    // A node of another version may say what this one does not know: then its new pods are known by their status.
+    let said = |object: &Readable<NodeNetwork>| object.object().map(given::of).unwrap_or_default();
     loop {
         let event = match events.try_next().await {
             Ok(Some(event)) => event,
@@ -135,7 +138,7 @@ async fn watch_given(api: Api<NodeNetwork>, updates: mpsc::Sender<Update>) {
                 continue;
             }
             watcher::Event::InitApply(object) => {
-                listed.extend(name(&object).map(|name| (name, given::of(&object))));
+                listed.extend(name(&object).map(|name| (name, said(&object))));
                 continue;
             }
             watcher::Event::InitDone => {
@@ -144,7 +147,8 @@ async fn watch_given(api: Api<NodeNetwork>, updates: mpsc::Sender<Update>) {
             }
             watcher::Event::Apply(object) => {
                 let Some(name) = name(&object) else { continue };
-                Box::new(move |index| index.give(name, Some(given::of(&object))))
+                let given = said(&object);
+                Box::new(move |index| index.give(name, Some(given)))
             }
             watcher::Event::Delete(object) => {
                 let Some(name) = name(&object) else { continue };

@@ -3,8 +3,6 @@
 //! They are plain types with the traits of `k8s_openapi`, so that an API client takes them without this crate knowing one. What
 //! the definitions validate (ranges, addresses, counts) is text here: whoever acts on it parses it.
 
-use std::collections::BTreeMap;
-
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta};
 use k8s_openapi::{ClusterResourceScope, Metadata, Resource};
 use serde::{Deserialize, Serialize};
@@ -241,13 +239,6 @@ pub struct GivenAddress {
     pub ips: Vec<String>,
 }
 
-impl NodeNetworkStatus {
-    /// Addresses by namespace and name, for peers that look pods up.
-    pub fn by_pod(&self) -> BTreeMap<(&str, &str), &GivenAddress> {
-        self.pods.iter().map(|given| ((given.namespace.as_str(), given.name.as_str()), given)).collect()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -274,6 +265,6 @@ mod tests {
             "spec":{"tunnelAddress":"192.0.2.1","newer":1},"status":{"pods":[{"namespace":"a","name":"b","ips":["10.244.0.2"]}]}}"#;
         let node: NodeNetwork = serde_json::from_str(text).unwrap();
         assert_eq!(node.spec.tunnel_address.as_deref(), Some("192.0.2.1"));
-        assert_eq!(node.status.unwrap().by_pod()[&("a", "b")].ips, ["10.244.0.2"]);
+        assert_eq!(node.status.unwrap().pods[0].ips, ["10.244.0.2"]);
     }
 }

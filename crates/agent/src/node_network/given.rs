@@ -1,6 +1,6 @@
 //! Addresses that other nodes gave to their pods, and which of them are believed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use towpath_model::custom::NodeNetwork;
@@ -31,9 +31,15 @@ pub fn of(object: &NodeNetwork) -> Vec<Given> {
 /// Addresses by pod that are believed although the pod's status does not say them yet.
 ///
 /// A node speaks only for pods that are bound to it, in the life that it names, and only of addresses in the ranges that it was
-/// assigned: a node that lies can lend its own pods' labels to its own addresses, which it can do anyway.
+/// assigned: a node that lies can lend its own pods' labels to its own addresses, which it can do anyway. What another pod's
+/// status says is newer than what a node has not yet taken back.
 pub fn believed(world: &World, given: &BTreeMap<NodeName, Vec<Given>>) -> BTreeMap<NamespacedName, Vec<IpAddr>> {
     let mut believed = BTreeMap::new();
+    if given.values().all(Vec::is_empty) {
+        return believed;
+    }
+    let reported: BTreeSet<IpAddr> =
+        world.pods.values().filter(|pod| pod.on_pod_network()).flat_map(|pod| pod.ips.iter().copied()).collect();
     for (name, pods) in given {
         let Some(node) = world.nodes.get(name) else { continue };
         for entry in pods {
@@ -42,7 +48,9 @@ pub fn believed(world: &World, given: &BTreeMap<NodeName, Vec<Given>>) -> BTreeM
             if pod.node.as_ref() != Some(name) || !same_life || !pod.ips.is_empty() || !pod.on_pod_network() {
                 continue;
             }
-            let own = |address: &&IpAddr| node.pod_cidrs.iter().any(|range| range.contains(*address));
+            let own = |address: &&IpAddr| {
+                !reported.contains(*address) && node.pod_cidrs.iter().any(|range| range.contains(*address))
+            };
             let addresses: Vec<IpAddr> = entry.addresses.iter().filter(own).copied().collect();
             if !addresses.is_empty() {
                 believed.insert(entry.pod.clone(), addresses);
@@ -108,6 +116,7 @@ mod tests {
             ("new", "uid-new", "nonsense", "no address"),
             ("unheard", "uid", "10.244.2.7", "a pod that nobody knows"),
             ("known", "uid-known", "10.244.2.7", "a pod whose status says its address"),
+            ("new", "uid-new", "10.244.2.9", "an address that another pod's status says"),
         ] {
             assert!(believed(&world(), &given(pod, uid, ip)).is_empty(), "{why}");
         }

@@ -30,6 +30,19 @@ const RECHECK: Duration = Duration::from_secs(30);
 /// Where the kind is not installed, it is looked for again after this time.
 const ABSENT: Duration = Duration::from_secs(60);
 
+/// Who may not write asks again so seldom.
+const FORBIDDEN: Duration = Duration::from_secs(300);
+/// As many entries as the definition allows; a node has far fewer pods that nobody else has heard of.
+const ENTRIES_MAX: usize = 2048;
+
+/// When to look again.
+enum Next {
+    /// When something changed, or after [`RECHECK`].
+    OnChange,
+    /// Whatever changes, not before.
+    NotBefore(Instant),
+}
+
 /// What does not change while the agent runs.
 #[derive(Clone, Debug)]
 pub struct Facts {
@@ -80,24 +93,28 @@ impl Publisher {
     pub async fn run(mut self) {
         let mut leases = self.leases.subscribe();
         loop {
-            let again = self.bring_up_to_date().await;
-            tokio::select! {
-                changed = leases.changed() => if changed.is_err() { return },
-                changed = self.readiness.changed() => if changed.is_err() { return },
-                () = sleep_until(again) => continue,
+            match self.bring_up_to_date().await {
+                Next::NotBefore(at) => sleep_until(at).await,
+                Next::OnChange => {
+                    tokio::select! {
+                        changed = leases.changed() => if changed.is_err() { return },
+                        changed = self.readiness.changed() => if changed.is_err() { return },
+                        () = sleep(RECHECK) => continue,
+                    }
+                    sleep(WINDOW).await;
+                }
             }
-            sleep(WINDOW).await;
         }
     }
 
-    /// Writes if there is something to write; when to look again if nothing changes.
-    async fn bring_up_to_date(&mut self) -> Instant {
+    /// Writes if there is something to write.
+    async fn bring_up_to_date(&mut self) -> Next {
         let wanted = self.wanted();
         let there = read(&self.index).given().contains_key(&self.facts.node);
         if self.written.as_ref() == Some(&wanted) && there {
-            return Instant::now() + RECHECK;
+            return Next::OnChange;
         }
-        match self.write(&wanted).await {
+        let error = match self.write(&wanted).await {
             Ok(()) => {
                 if !self.complained.is_empty() {
                     info!("this node's NodeNetwork is written again");
@@ -105,27 +122,30 @@ impl Publisher {
                 }
                 self.written = Some(wanted);
                 self.backoff.worked();
-                Instant::now() + RECHECK
+                return Next::OnChange;
             }
-            // The kind, or the object between two requests.
-            Err(kube::Error::Api(status)) if status.code == 404 => {
+            Err(error) => error,
+        };
+        let was_there = self.written.take().is_some();
+        let delay = match &error {
+            // Somebody deleted it: it is made again at once.
+            kube::Error::Api(status) if status.code == 404 && was_there => Duration::ZERO,
+            kube::Error::Api(status) if status.code == 404 => {
                 debug!(%status, "NodeNetwork is not installed: peers know this node's pods by their status");
-                self.written = None;
-                Instant::now() + ABSENT
+                return Next::NotBefore(Instant::now() + ABSENT);
             }
-            Err(error) => {
-                let text = error.to_string();
-                if self.complained != text {
-                    warn!(
-                        error = text,
-                        "could not write this node's NodeNetwork; peers learn of new pods by their status until then"
-                    );
-                    self.complained = text;
-                }
-                self.written = None;
-                Instant::now() + self.backoff.failed()
-            }
+            kube::Error::Api(status) if status.code == 403 => FORBIDDEN,
+            _ => self.backoff.failed(),
+        };
+        let text = error.to_string();
+        if self.complained != text {
+            warn!(
+                error = text,
+                "could not write this node's NodeNetwork; peers learn of new pods by their status until then"
+            );
+            self.complained = text;
         }
+        Next::NotBefore(Instant::now() + delay)
     }
 
     fn wanted(&mut self) -> NodeNetworkStatus {
@@ -208,7 +228,7 @@ fn unreported(leases: &[Lease], world: &World) -> Vec<GivenAddress> {
         };
         given.insert(name.clone(), entry);
     }
-    given.into_values().collect()
+    given.into_values().take(ENTRIES_MAX).collect()
 }
 
 #[cfg(test)]

@@ -4,15 +4,38 @@
 //! that node. Every node's table has the entries for all nodes' own addresses, so that a socket anywhere in the cluster
 //! talks to the pod from its first packet on; loopback entries are those of this node alone. Two pods that ask for the
 //! same do not get both; a NodePort of that number comes first, because the API server gave it to a Service for good.
+//!
+//! Who may make a pod may write any number. What the node and the cluster live by is refused: the addresses at which the API
+//! server is reached (or every agent's connection to it would go to that pod), kubelet's ports, and ours.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use towpath_model::desired::{BackendAddress, BackendId, Frontend, FrontendTarget};
-use towpath_model::{Family, HostPort, NamespacedName, NodeName, Pod, World, family_of};
+use towpath_model::{EndpointSlice, Family, HostPort, NamespacedName, NodeName, Pod, Protocol, World, family_of};
 
 use super::{Planned, Planner, PortKey, Rank, Scope};
+
+/// TCP ports of kubelet (API, health) and of the agent (kube-proxy's status and health, metrics).
+const OF_THE_NODE: [u16; 5] = [10250, 10248, 10249, 10256, 9116];
+
+/// Whether a host port there would take what the node or the cluster lives by.
+fn is_reserved(world: &World, front: IpAddr, port: &HostPort) -> bool {
+    if port.protocol != Protocol::Tcp {
+        return false;
+    }
+    let api = api_server();
+    let of_the_api = |slice: &EndpointSlice| {
+        slice.ports.iter().any(|p| p.port == port.port) && slice.endpoints.iter().any(|e| e.address == front)
+    };
+    OF_THE_NODE.contains(&port.port) || world.slices_of(&api).any(of_the_api)
+}
+
+/// The Service whose endpoints are the API servers.
+pub fn api_server() -> NamespacedName {
+    NamespacedName::new("default", "kubernetes")
+}
 
 /// Addresses of this node's pods as CNI ADD gave them: known before the API has them in `status.podIPs`.
 pub type OwnPods = BTreeMap<NamespacedName, Vec<IpAddr>>;
@@ -63,6 +86,13 @@ impl Planner {
                 }
             };
             for front in fronts {
+                if is_reserved(world, front, port) {
+                    let number = port.port;
+                    planned
+                        .refused
+                        .push(format!("hostPort {number}: {front} answers for the node or the API server there"));
+                    continue;
+                }
                 let Some(back) = addresses.iter().find(|a| family_of(**a) == family_of(front)) else { continue };
                 let backend = BackendAddress { address: *back, port: port.container_port, protocol: port.protocol };
                 self.claim_host_port(pod, port, front, backend, &mut planned);

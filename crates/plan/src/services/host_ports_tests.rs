@@ -119,6 +119,42 @@ fn a_host_port_is_on_every_address_of_its_node_and_on_loopback_there_only() {
 }
 
 #[test]
+fn no_pod_takes_what_the_node_and_the_cluster_live_by() {
+    use towpath_model::{Conditions, Endpoint, EndpointPort, EndpointSlice};
+    let numbers = [6443, 10250, 10248, 10249, 10256, 9116];
+    let greedy = numbers.iter().map(|number| port(None, *number, Protocol::Tcp)).collect();
+    let mut world = world(vec![pod("greedy", "n1", &["10.244.0.5"], greedy)]);
+    let api = Endpoint {
+        address: ip("192.168.0.1"),
+        conditions: Conditions { ready: true, serving: true, terminating: false },
+        hostname: None,
+        node: None,
+        pod: None,
+        hints: Default::default(),
+    };
+    let slice = EndpointSlice {
+        name: NamespacedName::new("default", "kubernetes"),
+        service: super::api_server(),
+        endpoints: vec![api],
+        ports: vec![EndpointPort { name: "https".to_owned(), protocol: Protocol::Tcp, port: 6443 }],
+        headless: false,
+    };
+    world.slices.insert(slice.name.clone(), slice);
+    for on in ["n1", "n2"] {
+        let planner = planned(&world, on);
+        let taken: Vec<String> =
+            table(&planner).into_iter().filter(|line| !line.starts_with("127.0.0.1 6443/")).collect();
+        assert_eq!(taken, Vec::<String>::new(), "on {on}");
+        assert!(planner.refusals().iter().any(|r| r.reason.contains("hostPort 6443")), "{:?}", planner.refusals());
+    }
+    // Where no API server is, its number is one like any other; and so are these in another protocol.
+    let free = vec![port(Some("192.168.0.2"), 6443, Protocol::Tcp), port(Some("192.168.0.2"), 10250, Protocol::Udp)];
+    world.pods.extend([pod("modest", "n2", &["10.244.1.5"], free)].map(|p| (p.name.clone(), p)));
+    let expected = ["192.168.0.2 6443/TCP -> 10.244.1.5 8080", "192.168.0.2 10250/UDP -> 10.244.1.5 8080"];
+    assert_eq!(table(&planned(&world, "n2")), expected);
+}
+
+#[test]
 fn one_number_serves_several_pods_that_differ_in_address_or_protocol() {
     let world = world(vec![
         pod("a", "n1", &["10.244.0.1"], vec![port(Some("127.0.0.1"), 54323, Protocol::Tcp)]),

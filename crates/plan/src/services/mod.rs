@@ -29,7 +29,7 @@ use towpath_model::{EndpointSlice, NamespacedName, NodeName, Protocol, Service, 
 use crate::Changed;
 use ids::Ids;
 
-pub use host_ports::OwnPods;
+pub use host_ports::{OwnPods, api_server};
 
 /// Facts of the cluster that Services depend on.
 #[derive(Clone, Debug)]
