@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1 as core;
 
+use crate::flannel::Flannel;
 use crate::{Family, Invalid, Labels, NodeName, canonical, family_of};
 
 /// A node of the cluster.
@@ -20,6 +21,8 @@ pub struct Node {
     pub pod_cidrs: Vec<IpNet>,
     /// The `Ready` condition.
     pub ready: bool,
+    /// What Flannel wrote on it.
+    pub flannel: Option<Flannel>,
 }
 
 impl Node {
@@ -70,6 +73,7 @@ impl TryFrom<&core::Node> for Node {
             internal_ips,
             pod_cidrs,
             ready,
+            flannel: object.metadata.annotations.as_ref().and_then(Flannel::of),
         })
     }
 }

@@ -38,6 +38,8 @@ pub struct Facts {
     pub dns: Vec<IpAddr>,
     /// UDP port of the tunnel.
     pub tunnel_port: u16,
+    /// Packets between pods are tracked: another network's pods are here, whose rules and translations go by what is tracked.
+    pub track_pods: bool,
 }
 
 /// The table in the kernel, as far as this process knows.
@@ -169,7 +171,7 @@ fn family_rules(family: u8, facts: &Facts) -> Vec<Value> {
     let (source, destination) = (|| payload(ip, "saddr"), || payload(ip, "daddr"));
     let hosts = |addresses: &[IpAddr]| addresses.iter().copied().map(host_range).collect::<Vec<_>>();
     let mut rules = Vec::new();
-    if let Some(cluster) = of(&facts.cluster) {
+    if let Some(cluster) = of(&facts.cluster).filter(|_| !facts.track_pods) {
         let both = vec![equal(source(), cluster.clone()), equal(destination(), cluster), json!({"notrack": null})];
         rules.push(rule("raw-prerouting", "pod to pod needs no tracking", both));
     }
@@ -260,6 +262,7 @@ mod tests {
             untranslated: Vec::new(),
             dns: vec!["169.254.116.10".parse().unwrap()],
             tunnel_port: 8472,
+            track_pods: false,
         }
     }
 
@@ -270,5 +273,12 @@ mod tests {
         assert!(!text.contains("ip6"), "{text}");
         assert!(!text.contains("10.244.1.0\",\"len\":24}},{"), "own pods are part of the cluster: aggregated");
         assert!(text.contains("fully-random"));
+    }
+
+    #[test]
+    fn pods_of_another_network_are_tracked() {
+        let why = "pod to pod needs no tracking";
+        assert!(ruleset(&facts()).to_string().contains(why));
+        assert!(!ruleset(&Facts { track_pods: true, ..facts() }).to_string().contains(why));
     }
 }

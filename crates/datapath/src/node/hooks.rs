@@ -143,6 +143,10 @@ impl Node {
             (facts.uplink_ifindex, facts.uplink.clone(), Hook::FromUplink),
         ];
         for (index, device, hook) in hooks {
+            // Another network's device says nothing of outer sources, and is not ours to judge.
+            if hook == Hook::FromTunnel && self.lent.is_some() {
+                continue;
+            }
             match (self.attachment, &mut self.programs) {
                 (Attachment::Filters, _) => self.ensure_filters(index, &device, &[(hook, Direction::Ingress)])?,
                 (Attachment::Links, Some(programs)) => programs.attach_device(index, hook)?,

@@ -5,6 +5,7 @@
 
 mod ensure;
 mod hooks;
+mod lent;
 mod pods;
 mod reaper;
 #[cfg(test)]
@@ -54,6 +55,10 @@ pub(crate) struct Node {
     /// What is to be applied before another version's programs go.
     awaited: BTreeSet<Part>,
     peers: Vec<NodePeer>,
+    /// Name of the tunnel device, where it is another network's.
+    lent: Option<String>,
+    /// Addresses in this node's ranges that another network's pods hold.
+    elsewhere: BTreeSet<IpAddr>,
     /// Whether `apply_peers` was called: before it, what a former agent left stays.
     peers_known: bool,
     nft: nft::Table,
@@ -107,6 +112,8 @@ impl Node {
             buried: BTreeSet::new(),
             unlinked: BTreeMap::new(),
             awaited,
+            lent: None,
+            elsewhere: BTreeSet::new(),
             peers: Vec::new(),
             peers_known: false,
             nft,
@@ -145,9 +152,7 @@ impl Node {
             self.facts = gather_with(&mut self.netlink, &self.config, own)?;
             applied.note(self.ensure_node());
         }
-        if let Some(programs) = &mut self.programs {
-            programs.apply_peers(&self.peers)?;
-        }
+        self.ensure_surroundings()?;
         applied.note(self.ensure_nftables(false));
         self.ensure_peers(&mut applied);
         self.problems = applied.problems.clone();
@@ -174,6 +179,7 @@ impl Node {
     /// See [`crate::Datapath::sweep`].
     pub(crate) fn sweep(&mut self, now: Instant) -> Result<usize, Error> {
         self.forget_buried()?;
+        self.replace_lent_tunnel()?;
         match &mut self.programs {
             Some(programs) => Ok(programs.sweep(now)?),
             None => Ok(0),
@@ -198,6 +204,9 @@ impl Node {
         self.ensure_pods(&mut applied);
         applied.problems.extend(self.take_over());
         if self.peers_known {
+            if let Err(error) = self.ensure_surroundings() {
+                applied.problems.push(error.to_string());
+            }
             self.ensure_peers(&mut applied);
         }
         if let Some(programs) = &mut self.programs
@@ -226,7 +235,14 @@ impl Node {
 
     fn tunnel(&self) -> Tunnel {
         let Backend::Vxlan { vni, .. } = self.config.settings.backend;
-        Tunnel { device: self.facts.tunnel_ifindex, id: vni, addresses: self.config.settings.addresses.clone() }
+        Tunnel {
+            device: self.facts.tunnel_ifindex,
+            id: vni,
+            addresses: self.config.settings.addresses.clone(),
+            gateways: self.facts.gateways.clone(),
+            lent: self.lent.is_some(),
+            uplink: self.facts.uplink_ifindex,
+        }
     }
 
     fn nft_facts(&self) -> nft::Facts {
@@ -244,6 +260,7 @@ impl Node {
             untranslated: settings.non_masquerade_cidrs.clone(),
             dns: settings.dns_addresses.clone(),
             tunnel_port: port,
+            track_pods: !self.elsewhere.is_empty(),
         }
     }
 

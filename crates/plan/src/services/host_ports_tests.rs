@@ -48,6 +48,7 @@ fn node(name: &str, ips: &[&str]) -> Node {
         name: NodeName::new(name),
         labels: Default::default(),
         internal_ips: ips.iter().map(|t| ip(t)).collect(),
+        flannel: None,
         pod_cidrs: Vec::new(),
         ready: true,
     }

@@ -1,0 +1,107 @@
+//! A node that Flannel (or Canal) connects still: its VXLAN device is our tunnel device for a while, and pods on its bridge are
+//! reached through the kernel's stack.
+//!
+//! Two VXLAN devices of different kinds cannot share a UDP port: the kernel refuses the second to come up. Flannel's has to stay
+//! as long as its pods are here, and it can do for us what ours does on the slow path: a frame with a node's MAC address finds that
+//! node by its forwarding table. The short cut at the uplink does not use the device. When the device goes, ours takes its place.
+//!
+//! Nothing of the device itself is changed, and no entry of others in its tables is deleted.
+
+use std::net::IpAddr;
+
+use towpath_model::desired::Backend;
+
+use super::Node;
+use crate::bpf::Surroundings;
+use crate::error::Error;
+use crate::net::link::{self, Link, TUNNEL_DEVICE};
+use crate::net::{self, route};
+use crate::requests::Applied;
+
+/// What the names of Flannel's VXLAN devices begin with; the network identifier follows.
+pub(crate) const FLANNEL_VXLAN: &str = "flannel.";
+/// The same over IPv6.
+pub(crate) const FLANNEL_VXLAN_V6: &str = "flannel-v6.";
+
+impl Node {
+    /// Flannel's device, if it has our port and identifier and is up while ours is not; notes in [`Node::lent`] what was found.
+    pub(super) fn find_lent_tunnel(&mut self) -> Result<Option<Link>, Error> {
+        let Backend::Vxlan { vni, port } = self.config.settings.backend;
+        self.lent = None;
+        let links = link::list(&mut self.netlink)?;
+        let flannels = |l: &&Link| {
+            l.up && l.vxlan == Some((false, port))
+                && (l.name.starts_with(FLANNEL_VXLAN) || l.name.starts_with(FLANNEL_VXLAN_V6))
+        };
+        let own = links.iter().find(|l| l.name == TUNNEL_DEVICE);
+        let Some(found) = links.iter().filter(flannels).min_by_key(|l| l.name.starts_with(FLANNEL_VXLAN_V6)) else {
+            return Ok(None);
+        };
+        if own.is_some_and(|own| own.up) {
+            return Ok(None);
+        }
+        if found.vni != Some(vni) {
+            let other = found.vni.unwrap_or_default();
+            return Err(net::Error::Refused(format!(
+                "device {} of Flannel has UDP port {port} with VXLAN identifier {other}, and ours is {vni}: to take this node over, set \
+                 spec.vxlan.vni of the NetworkConfig to {other}; else remove the device (`ip link delete {}`)",
+                found.name, found.name
+            ))
+            .into());
+        }
+        if let Some(own) = own {
+            // Left by a start that was cut off before the device came up.
+            link::delete(&mut self.netlink, own.index, TUNNEL_DEVICE)?;
+        }
+        self.lent = Some(found.name.clone());
+        Ok(Some(found.clone()))
+    }
+
+    /// Makes our own device as soon as the lent one is gone. For every second or so.
+    pub(super) fn replace_lent_tunnel(&mut self) -> Result<(), Error> {
+        let Some(name) = self.lent.clone() else { return Ok(()) };
+        if link::by_name(&mut self.netlink, &name)?.is_some_and(|l| l.index == self.facts.tunnel_ifindex && l.up) {
+            return Ok(());
+        }
+        let applied = self.audit();
+        tracing::info!(device = name, now = ?self.lent, changes = ?applied.changes, "the tunnel device that another network lent is gone");
+        Ok(())
+    }
+
+    /// See [`crate::Datapath::apply_elsewhere`].
+    pub(crate) fn apply_elsewhere(&mut self, addresses: Vec<IpAddr>) -> Result<Applied, Error> {
+        self.elsewhere = addresses.into_iter().collect();
+        let mut applied = Applied::default();
+        if self.peers_known {
+            self.ensure_surroundings()?;
+            applied.note(self.ensure_nftables(false));
+        }
+        Ok(applied)
+    }
+
+    /// Has the programs know the peers, and what besides our own devices packets come by.
+    pub(super) fn ensure_surroundings(&mut self) -> Result<(), Error> {
+        let mut surroundings = Surroundings { plain: [self.facts.uplink_ifindex; 2], elsewhere: Vec::new() };
+        let links = link::list(&mut self.netlink)?;
+        if self.lent.is_some()
+            && let Some(v6) = links.iter().find(|l| l.name.starts_with(FLANNEL_VXLAN_V6))
+        {
+            surroundings.plain = [self.facts.uplink_ifindex, v6.index];
+        }
+        for address in &self.elsewhere {
+            // Nobody there any more, or not yet: nothing comes from it.
+            if let Some(device) = route::device_towards(&mut self.netlink, *address)? {
+                surroundings.elsewhere.push((*address, device));
+            }
+        }
+        if self.peers.iter().any(|peer| peer.flannel.is_some()) {
+            let lo = links.iter().find(|l| l.name == "lo").map_or(0, |l| l.index);
+            surroundings.elsewhere.extend(self.facts.gateways.iter().map(|gateway| (*gateway, lo)));
+        }
+        if let Some(programs) = &mut self.programs {
+            programs.surround(surroundings);
+            programs.apply_peers(&self.peers)?;
+        }
+        Ok(())
+    }
+}
