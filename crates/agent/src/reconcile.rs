@@ -19,7 +19,7 @@ use towpath_model::desired::{NodePeer, PodSets, PolicyImage};
 use towpath_model::{NamespacedName, NodeName};
 use towpath_plan::Changed;
 use towpath_plan::dns::FeedPlanner;
-use towpath_plan::peers;
+use towpath_plan::peers::{self, Tunnels};
 use towpath_plan::services::{Planner, ServiceConfig, api_server, health};
 use towpath_policy::{Compiler, View};
 use towpath_wire::config::AgentConfig;
@@ -30,6 +30,7 @@ use crate::cni_server::{AttachRequest, Attached, Isolation, PlumbError, Readines
 use crate::index::{Changes, Kind};
 use crate::ipam::LeaseStore;
 use crate::node_network::given;
+use crate::predecessor::{self, Remains, conflists};
 use crate::proxy_health::HealthPorts;
 use crate::settings::{OwnNode, Parsed};
 use crate::watch::Update;
@@ -71,6 +72,8 @@ pub struct Report {
     pub refused: BTreeMap<String, Vec<String>>,
     /// CNI configurations of others that the container runtime takes before ours.
     pub preferred: Vec<String>,
+    /// What the network before still has on this node.
+    pub remains: Remains,
     /// Why a Service, or a pod with host ports, does not get what it asks for.
     pub refused_services: Vec<String>,
     /// Frontends in the kernel.
@@ -114,6 +117,10 @@ pub struct Reconciler {
     names: FeedPlanner,
     health_ports: HealthPorts,
     peers: Vec<NodePeer>,
+    /// Nodes whose agents were heard of, and our VXLAN.
+    tunnels: Tunnels,
+    /// What the network before had on this node when it was last looked at.
+    remains: Remains,
     /// Sets of this node's pods in the image that was applied last.
     pod_sets: BTreeMap<IpAddr, PodSets>,
     started: Instant,
@@ -172,6 +179,8 @@ impl Reconciler {
             names: FeedPlanner::new(config.cluster_domain.clone()),
             health_ports: HealthPorts::default(),
             peers: Vec::new(),
+            tunnels: Tunnels { vni: config.vxlan_vni, ..Tunnels::default() },
+            remains: Remains::default(),
             pod_sets: BTreeMap::new(),
             started,
             due: Changes::everything(),
@@ -214,6 +223,10 @@ impl Reconciler {
                 () = sleep_until(retry.into()) => self.retry_at = None,
                 _ = sweep.tick() => {
                     self.sweep().await;
+                    if *ready.borrow() == Readiness::Ready {
+                        self.follow_predecessor().await;
+                        self.set_predecessor_aside(&config.cni_conf_dir);
+                    }
                     if Instant::now() >= self.audit_at {
                         self.audit().await;
                         self.audit_at = Instant::now() + AUDIT;
@@ -239,6 +252,9 @@ impl Reconciler {
                 if self.moved {
                     error!(was = ?self.own, "this node has other addresses or pod ranges now: starting again with them");
                     return;
+                }
+                if *ready.borrow() != Readiness::Ready {
+                    self.follow_predecessor().await;
                 }
                 self.become_ready(&ready, &config);
             } else {
@@ -294,9 +310,53 @@ impl Reconciler {
             error!(%error, directory = %config.cni_conf_dir.display(), "could not write the CNI configuration; trying again");
             return;
         }
+        self.set_predecessor_aside(&config.cni_conf_dir);
         self.look_for_preferred(&config.cni_conf_dir);
         ready.send_replace(Readiness::Ready);
         info!(seconds = self.now().as_secs_f64(), "ready: the first full sync is in the kernel");
+    }
+
+    /// What Flannel or Canal has left on this node, and what comes of it: nobody gets its addresses, and pods here may speak to its pods.
+    async fn follow_predecessor(&mut self) {
+        let (leases, index, node) = (self.leases.clone(), self.index.clone(), self.node.clone());
+        let ranges = self.own.pod_cidrs.clone();
+        let found = tokio::task::block_in_place(|| {
+            let theirs = leases.leases_before()?;
+            let remains =
+                predecessor::remains(read(&index).world(), &node, &ranges, &theirs, |address| leases.knows(address));
+            leases.hold_for_predecessor(&remains.addresses);
+            Ok::<_, std::io::Error>(remains)
+        });
+        let remains = match found {
+            Ok(remains) => remains,
+            Err(error) => return warn!(%error, "could not read the leases of the network before; trying again"),
+        };
+        if remains == self.remains {
+            return;
+        }
+        match self.datapath.apply_elsewhere(remains.addresses.iter().copied().collect()).await {
+            Ok(applied) => {
+                for problem in applied.problems {
+                    warn!(problem, "pods of the network before");
+                }
+                info!(pods = remains.pods.len(), addresses = remains.addresses.len(), "what the network before still has here");
+                self.remains.clone_from(&remains);
+                self.with_report(|report| report.remains = remains);
+            }
+            Err(error) => warn!(%error, "pods of the network before cannot be reached as they should; trying again"),
+        }
+    }
+
+    /// Flannel's own pod puts its configuration back whenever it starts.
+    fn set_predecessor_aside(&self, directory: &Path) {
+        match conflists::set_aside(directory) {
+            Ok(names) => {
+                for name in names {
+                    info!(file = %directory.join(name).display(), "set aside: the container runtime now takes ours");
+                }
+            }
+            Err(error) => warn!(%error, directory = %directory.display(), "could not set the CNI configuration of the network before aside; trying again"),
+        }
     }
 
     /// Another network's leftover would go on giving pods their addresses.
@@ -335,7 +395,8 @@ impl Reconciler {
         self.moved |= due.any(&[Kind::Node]) && self.own_node_moved();
         let begun = Instant::now();
         let mut failures: BTreeMap<&'static str, String> = BTreeMap::new();
-        if due.any(&[Kind::Node])
+        let joined = due.any(&[Kind::NodeNetwork]) && self.nodes_taken_over();
+        if (due.any(&[Kind::Node]) || joined)
             && let Err(error) = self.apply_peers().await
         {
             failures.insert("peers", error);
@@ -378,8 +439,18 @@ impl Reconciler {
         now.is_some_and(|now| now != self.own)
     }
 
+    /// Notes which nodes this network has taken over; whether they are others than before.
+    fn nodes_taken_over(&mut self) -> bool {
+        let mut now: BTreeSet<NodeName> = read(&self.index).given().keys().cloned().collect();
+        now.insert(self.node.clone());
+        let changed = now != self.tunnels.taken_over;
+        self.tunnels.taken_over = now;
+        changed
+    }
+
     async fn apply_peers(&mut self) -> Result<(), String> {
-        let planned = peers::plan(read(&self.index).world(), &self.node, &self.peers);
+        self.nodes_taken_over();
+        let planned = peers::plan(read(&self.index).world(), &self.node, &self.peers, &self.tunnels);
         self.peers.clone_from(&planned.peers);
         self.with_report(|report| {
             report.refused = planned.refused.into_iter().map(|(node, why)| (node.to_string(), why)).collect();

@@ -28,6 +28,8 @@ pub struct AgentConfig {
     pub run_dir: PathBuf,
     /// Where the container runtime looks for CNI configuration; the agent writes its own there, last.
     pub cni_conf_dir: PathBuf,
+    /// Where CNI plugins keep their state: leases of a network that was here before.
+    pub cni_state_dir: PathBuf,
     /// Pod ranges of the whole cluster, at most one a family.
     pub cluster_cidrs: Vec<ipnet_text::Cidr>,
     /// Service ranges, at most one a family.
@@ -67,6 +69,7 @@ impl Default for AgentConfig {
             state_dir: "/var/lib/towpath".into(),
             run_dir: "/run/towpath".into(),
             cni_conf_dir: "/etc/cni/net.d".into(),
+            cni_state_dir: "/var/lib/cni".into(),
             cluster_cidrs: vec![ipnet_text::Cidr("10.244.0.0/16".to_owned())],
             service_cidrs: vec![ipnet_text::Cidr("10.96.0.0/12".to_owned())],
             cluster_dns: vec![IpAddr::from([10, 96, 0, 10])],
