@@ -243,6 +243,10 @@ impl Reconciler {
                 index.is_synced()
             };
             if synced {
+                // Before the first peers are written: what a former agent wrote of its pods stays then.
+                if *ready.borrow() != Readiness::Ready {
+                    self.follow_predecessor().await;
+                }
                 if !attaches.is_empty() || self.retry_at.is_none() {
                     self.policy_due |= !attaches.is_empty();
                     self.host_ports_due |= !attaches.is_empty();
@@ -252,9 +256,6 @@ impl Reconciler {
                 if self.moved {
                     error!(was = ?self.own, "this node has other addresses or pod ranges now: starting again with them");
                     return;
-                }
-                if *ready.borrow() != Readiness::Ready {
-                    self.follow_predecessor().await;
                 }
                 self.become_ready(&ready, &config);
             } else {

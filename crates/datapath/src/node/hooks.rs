@@ -143,8 +143,7 @@ impl Node {
             (facts.uplink_ifindex, facts.uplink.clone(), Hook::FromUplink),
         ];
         for (index, device, hook) in hooks {
-            // Another network's device says nothing of outer sources, and is not ours to judge.
-            if hook == Hook::FromTunnel && self.lent.is_some() {
+            if self.lent.is_some() && (hook == Hook::FromTunnel || self.is_too_early(index, hook)?) {
                 continue;
             }
             match (self.attachment, &mut self.programs) {
@@ -154,6 +153,13 @@ impl Node {
             }
         }
         Ok(())
+    }
+
+    /// Where another network's tunnel is at work (whose device says nothing of outer sources, and is not ours to judge), the uplink's
+    /// program would take its packets for a stranger's until the peers are known. One that a former agent left knows them.
+    fn is_too_early(&self, index: u32, hook: Hook) -> Result<bool, Error> {
+        let Some(programs) = &self.programs else { return Ok(false) };
+        Ok(!self.peers_known && !programs.is_linked(index, hook)?)
     }
 
     /// Attaches the next link that a device lacks; whether there may be another. For times when nobody waits.

@@ -5,23 +5,44 @@
 //! as long as its pods are here, and it can do for us what ours does on the slow path: a frame with a node's MAC address finds that
 //! node by its forwarding table. The short cut at the uplink does not use the device. When the device goes, ours takes its place.
 //!
-//! Nothing of the device itself is changed, and no entry of others in its tables is deleted.
+//! Nothing of the device itself is changed, and no entry of others in its tables is deleted. What is changed of the bridge is that the
+//! node answers ARP on it for pods of its range that are elsewhere.
 
 use std::net::IpAddr;
 
+use rtnetlink::packet_route::link::InfoKind;
 use towpath_model::desired::Backend;
 
 use super::Node;
 use crate::bpf::Surroundings;
 use crate::error::Error;
 use crate::net::link::{self, Link, TUNNEL_DEVICE};
-use crate::net::{self, route};
+use crate::net::{self, route, sysctl};
 use crate::requests::Applied;
 
 /// What the names of Flannel's VXLAN devices begin with; the network identifier follows.
 pub(crate) const FLANNEL_VXLAN: &str = "flannel.";
-/// The same over IPv6.
+/// Its bridge.
+pub(crate) const BRIDGE: &str = "cni0";
+/// The VXLAN device over IPv6.
 pub(crate) const FLANNEL_VXLAN_V6: &str = "flannel-v6.";
+
+/// Has the node answer on a bridge for its pods that are not there: a pod on the bridge takes the whole range for its neighbours, and
+/// asks by ARP.
+fn answer_on(bridge: &str) -> Result<(), Error> {
+    for (name, value) in [(format!("ipv4/conf/{bridge}/proxy_arp"), "1"), (format!("ipv4/neigh/{bridge}/proxy_delay"), "0")] {
+        if sysctl::set_if_known(&name, value)? {
+            tracing::info!("set sysctl {name} to {value}: pods on the bridge reach those that are not");
+        }
+    }
+    Ok(())
+}
+
+/// Undoes [`answer_on`] on the bridge of the reference plugins, where it is; for [`crate::uninstall`].
+pub(crate) fn no_longer_answer() -> Result<(), Error> {
+    sysctl::set_if_known(&format!("ipv4/conf/{BRIDGE}/proxy_arp"), "0")?;
+    Ok(())
+}
 
 impl Node {
     /// Flannel's device, if it has our port and identifier and is up while ours is not; notes in [`Node::lent`] what was found.
@@ -92,6 +113,11 @@ impl Node {
             // Nobody there any more, or not yet: nothing comes from it.
             if let Some(device) = route::device_towards(&mut self.netlink, *address)? {
                 surroundings.elsewhere.push((*address, device));
+            }
+        }
+        for bridge in links.iter().filter(|l| l.kind == Some(InfoKind::Bridge)) {
+            if surroundings.elsewhere.iter().any(|(_, device)| *device == bridge.index) {
+                answer_on(&bridge.name)?;
             }
         }
         if self.peers.iter().any(|peer| peer.flannel.is_some()) {

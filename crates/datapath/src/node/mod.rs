@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 use towpath_model::desired::{Backend, NodePeer, PolicyImage, ServiceTable};
 
 use self::hooks::{Attachment, Part};
+pub(crate) use self::lent::no_longer_answer;
 use self::reaper::Reaper;
 use crate::bpf::{self, BpfConfig, Changes, Programs};
 use crate::error::Error;
@@ -153,6 +154,9 @@ impl Node {
             applied.note(self.ensure_node());
         }
         self.ensure_surroundings()?;
+        if self.lent.is_some() {
+            self.ensure_node_hooks()?;
+        }
         applied.note(self.ensure_nftables(false));
         self.ensure_peers(&mut applied);
         self.problems = applied.problems.clone();
