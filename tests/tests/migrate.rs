@@ -126,7 +126,6 @@ fn ready(cluster: &Cluster, node: &str) -> Result<Value> {
 /// A cluster of Flannel's with a pod on every node.
 struct Walk {
     cluster: Cluster,
-    backend: Backend,
     nodes: Vec<FlannelNode>,
     agents: BTreeMap<String, Agent>,
     pods: BTreeMap<String, Pod>,
@@ -140,7 +139,7 @@ impl Walk {
         let cluster = files.lab(name, 3)?;
         let nodes = flannel::start(&cluster, backend)?;
         let mut walk =
-            Self { cluster, backend, nodes, agents: BTreeMap::new(), pods: BTreeMap::new(), _files: files };
+            Self { cluster, nodes, agents: BTreeMap::new(), pods: BTreeMap::new(), _files: files };
         for node in ["n1", "n2", "n3"] {
             walk.run(&format!("old-{node}"), node)?;
         }
@@ -237,36 +236,158 @@ fn conf_files(lab: &str, node: &str) -> Vec<String> {
     names
 }
 
+/// `towpath node …` on a node; whether it worked, and what it said.
+fn node_command(cluster: &Cluster, node: &str, arguments: &[&str]) -> Result<(bool, String)> {
+    let out = Command::new(cluster.towpath())
+        .args(["lab", "exec", "--name", cluster.name(), node, "--"])
+        .arg(cluster.towpath())
+        .arg("node")
+        .args(arguments)
+        .stdin(Stdio::null())
+        .output()
+        .context("towpath node")?;
+    let text = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+    Ok((out.status.success(), text))
+}
+
+impl Walk {
+    fn migrate(&self, node: &str, arguments: &[&str]) -> Result<(bool, String)> {
+        let config = Agent::config(&self.cluster, node)?.display().to_string();
+        let mut all = vec!["migrate", "--config", &config];
+        all.extend(arguments);
+        node_command(&self.cluster, node, &all)
+    }
+
+    fn uninstall(&self, node: &str) -> Result<(bool, String)> {
+        let lab = self.cluster.name();
+        let (state, run) = (state_dir(lab, node), run_dir(lab, node));
+        let text = |path: PathBuf| path.display().to_string();
+        let (bin, conf, bpffs) = (text(state.join("no-plugins")), text(conf_dir(lab, node)), text(run.join("bpf")));
+        let (run, state) = (text(run.join("towpath")), text(state.join("towpath")));
+        let directories = [
+            "uninstall", "--bin-dir", &bin, "--conf-dir", &conf, "--bpffs", &bpffs, "--run-dir", &run, "--state-dir", &state,
+        ];
+        node_command(&self.cluster, node, &directories)
+    }
+
+    /// Addresses that `host-local` has given on a node.
+    fn leases(&self, node: &str) -> Vec<String> {
+        let dir = state_dir(self.cluster.name(), node).join("cni/networks/cbr0");
+        let names = std::fs::read_dir(dir).into_iter().flatten().flatten();
+        let names = names.map(|e| e.file_name().to_string_lossy().into_owned());
+        let mut addresses: Vec<String> = names.filter(|name| address(name).is_ok()).collect();
+        addresses.sort();
+        addresses
+    }
+
+    fn pods_of_predecessor(&self, node: &str, expected: &Value) -> Result<()> {
+        wait(&format!("status of {node} to name {expected} as pods that are still Flannel's"), PATIENCE, || {
+            let status = self::status(&self.cluster, node)?;
+            let pods = status.pointer("/podsOfPredecessor").cloned().unwrap_or_else(|| json!([]));
+            if pods == *expected { Ok(()) } else { bail!("{status}") }
+        })
+    }
+
+    /// A pod in the place of another.
+    fn recreate(&mut self, name: &str, successor: &str, node: &str) -> Result<()> {
+        let before = self.pods.get(name).map(|pod| pod.ip.clone()).unwrap_or_default();
+        self.delete(name)?;
+        let pod = self.run(successor, node)?;
+        ensure!(pod.ip != before, "{before} is used again at once");
+        Ok(())
+    }
+
+    fn no_address_twice(&self) -> Result<()> {
+        for pod in self.pods.values() {
+            let same = self.pods.values().filter(|other| other.ip == pod.ip).count();
+            ensure!(same == 1, "{} is given {same} times", pod.ip);
+        }
+        Ok(())
+    }
+}
+
 fn walk(name: &str, backend: Backend) -> Result<()> {
     if !can_run_labs()? {
         return Ok(());
     }
     let mut walk = Walk::new(name, backend)?;
     walk.everybody_reaches_everybody("before")?;
-    let old = ["old-n1", "old-n2", "old-n3"];
-    let nodes = ["n1", "n2", "n3"];
-    for (step, node) in nodes.into_iter().enumerate() {
-        // 1. The agent comes; nothing that runs notices.
-        let status = walk.under_traffic(&format!("taking {node} over"), &old, |walk| walk.take_over(node))?;
+    let mut staying = vec!["old-n1", "old-n2", "old-n3"];
+    let nodes = [("n1", "new-n1"), ("n2", "new-n2"), ("n3", "new-n3")];
+    for (step, (node, new)) in nodes.into_iter().enumerate() {
+        // The agent comes; nothing that runs notices.
+        let status = walk.under_traffic(&format!("taking {node} over"), &staying, |walk| walk.take_over(node))?;
         ensure!(conf_files(name, node).contains(&"10-towpath.conflist".to_owned()), "no configuration of ours");
         ensure!(!conf_files(name, node).contains(&"10-flannel.conflist".to_owned()), "Flannel's is still read");
-        wait("status to name the pod that is still Flannel's", PATIENCE, || {
-            let left = self::status(&walk.cluster, node)?;
-            let pods = left.pointer("/podsOfPredecessor").cloned().unwrap_or_default();
-            if pods == json!([format!("default/old-{node}")]) { Ok(()) } else { bail!("{left}") }
-        })?;
-        let flannels = status.pointer("/peers").and_then(Value::as_array).into_iter().flatten();
-        let flannels = flannels.filter(|peer| peer.get("network") == Some(&json!("flannel"))).count();
+        walk.pods_of_predecessor(node, &json!([format!("default/old-{node}")]))?;
+        let peers = status.pointer("/peers").and_then(Value::as_array).into_iter().flatten();
+        let flannels = peers.filter(|peer| peer.get("network") == Some(&json!("flannel"))).count();
         ensure!(flannels <= 2 - step, "of the other nodes {flannels} are said to be Flannel's: {status}");
         walk.everybody_reaches_everybody(&format!("{node} taken over"))?;
-        // 2. A new pod comes beside the old one, with an address of its own.
-        let new = format!("new-{node}");
-        walk.under_traffic(&format!("a new pod on {node}"), &old, |walk| walk.run(&new, node))?;
-        let pods: Vec<&Pod> = walk.pods.values().collect();
-        for pod in &pods {
-            ensure!(pods.iter().filter(|other| other.ip == pod.ip).count() == 1, "{} is given twice", pod.ip);
-        }
+        // A new pod comes beside the old one, with an address of its own.
+        walk.under_traffic(&format!("a new pod on {node}"), &staying, |walk| walk.run(new, node))?;
+        walk.no_address_twice()?;
+        staying.push(new);
         walk.everybody_reaches_everybody(&format!("a new pod on {node}"))?;
+        // It is not the time to take anything away, and the agent may come and go.
+        let (done, said) = walk.migrate(node, &["--clean"])?;
+        ensure!(!done && said.contains(&format!("default/old-{node}")), "cleaning under a pod: {said}");
+        walk.under_traffic(&format!("the agent of {node} starts again"), &staying, |walk| {
+            walk.agents.get_mut(node).context("no agent")?.stop()?;
+            walk.take_over(node)
+        })?;
+    }
+    clean_up(&mut walk)
+}
+
+/// The old pods are recreated, node after node, and what Flannel left is taken away under the traffic of the others.
+fn clean_up(walk: &mut Walk) -> Result<()> {
+    let new = ["new-n1", "new-n2", "new-n3"];
+    let name = walk.cluster.name().to_owned();
+    for (node, old, young) in [("n1", "old-n1", "young-n1"), ("n2", "old-n2", "young-n2"), ("n3", "old-n3", "young-n3")] {
+        ensure!(walk.leases(node).len() == 1, "leases of {node}: {:?}", walk.leases(node));
+        walk.under_traffic(&format!("{old} is recreated"), &new, |walk| walk.recreate(old, young, node))?;
+        walk.no_address_twice()?;
+        wait("the lease of a pod that is gone to go", PATIENCE, || {
+            if walk.leases(node).is_empty() { Ok(()) } else { bail!("{:?}", walk.leases(node)) }
+        })?;
+        walk.pods_of_predecessor(node, &json!([]))?;
+        walk.under_traffic(&format!("cleaning {node}"), &new, |walk| {
+            let (done, said) = walk.migrate(node, &["--clean"])?;
+            ensure!(done, "cleaning {node}: {said}\n{}", log_of(&walk.cluster, node));
+            Ok(())
+        })?;
+        let left = on_node(
+            &walk.cluster,
+            node,
+            "ip -o link show; ip route; nft list ruleset; iptables-save 2>/dev/null",
+        )?;
+        for what in ["flannel", "FLANNEL", "cni0"] {
+            ensure!(!left.contains(what), "{what} is still on {node}:\n{left}");
+        }
+        ensure!(left.contains("towpath-vx"), "no tunnel device of ours on {node}:\n{left}");
+        ensure!(conf_files(&name, node) == ["10-towpath.conflist"], "{:?}", conf_files(&name, node));
+        let (done, said) = walk.migrate(node, &["--check"])?;
+        ensure!(done && said.contains("taken over"), "{said}");
+        walk.everybody_reaches_everybody(&format!("{node} cleaned"))?;
+    }
+    // Nobody needs the annotations any more.
+    walk.under_traffic("the annotations go", &new, |walk| {
+        for node in ["n1", "n2", "n3"] {
+            let gone = ["backend-type", "backend-data", "public-ip", "kube-subnet-manager"]
+                .map(|key| format!("flannel.alpha.coreos.com/{key}-"));
+            let mut arguments = vec!["annotate", "node", node];
+            arguments.extend(gone.iter().map(String::as_str));
+            let out = walk.cluster.try_kubectl(&arguments)?;
+            ensure!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        }
+        std::thread::sleep(Duration::from_secs(1));
+        Ok(())
+    })?;
+    walk.everybody_reaches_everybody("without annotations")?;
+    for node in ["n1", "n2", "n3"] {
+        let problems = status(&walk.cluster, node)?.pointer("/problems").cloned();
+        ensure!(problems == Some(json!([])), "{node}: {problems:?}");
     }
     Ok(())
 }
@@ -279,4 +400,91 @@ fn nodes_of_flannels_vxlan_are_taken_over_one_by_one() -> Result<()> {
 #[test]
 fn nodes_of_flannels_host_gw_are_taken_over_one_by_one() -> Result<()> {
     walk("e2e-mggw", Backend::HostGw)
+}
+
+/// One node is taken over, and goes back to Flannel: pods that were there all the time notice nothing.
+fn back(name: &str, backend: Backend) -> Result<()> {
+    if !can_run_labs()? {
+        return Ok(());
+    }
+    let mut walk = Walk::new(name, backend)?;
+    let old = ["old-n1", "old-n2", "old-n3"];
+    let before = on_node(&walk.cluster, "n1", "ip route show table main | grep -v veth; ip -o link | cut -d: -f2")?;
+    walk.under_traffic("there", &old, |walk| walk.take_over("n1"))?;
+    walk.run("new-n1", "n1")?;
+    walk.everybody_reaches_everybody("there")?;
+    walk.under_traffic("and back", &old, |walk| {
+        let (done, said) = walk.uninstall("n1")?;
+        ensure!(!done && said.contains("agent runs"), "under a running agent: {said}");
+        walk.agents.get_mut("n1").context("no agent")?.stop()?;
+        walk.agents.remove("n1");
+        let (done, said) = walk.uninstall("n1")?;
+        ensure!(!done && said.contains("new-n1"), "under a pod: {said}");
+        // Without an agent its DEL waits on disk; the pod goes with --force, as documented, or after the agent did it.
+        walk.take_over("n1")?;
+        walk.delete("new-n1")?;
+        walk.agents.get_mut("n1").context("no agent")?.stop()?;
+        walk.agents.remove("n1");
+        let (done, said) = walk.uninstall("n1")?;
+        ensure!(done && said.contains("10-flannel.conflist"), "{said}");
+        Ok(())
+    })?;
+    ensure!(conf_files(name, "n1") == ["10-flannel.conflist"], "{:?}", conf_files(name, "n1"));
+    let after = on_node(&walk.cluster, "n1", "ip route show table main | grep -v veth; ip -o link | cut -d: -f2")?;
+    ensure!(before == after, "before:\n{before}\nafter:\n{after}");
+    let pod = walk.under_traffic("a pod of Flannel's", &old, |walk| walk.run("again-n1", "n1"))?;
+    ensure!(walk.leases("n1").contains(&pod.ip), "{} is no lease of Flannel's", pod.ip);
+    walk.no_address_twice()?;
+    walk.everybody_reaches_everybody("back")
+}
+
+#[test]
+fn a_node_goes_back_to_flannels_vxlan() -> Result<()> {
+    back("e2e-mgbv", Backend::Vxlan)
+}
+
+#[test]
+fn a_node_goes_back_to_flannels_host_gw() -> Result<()> {
+    back("e2e-mgbg", Backend::HostGw)
+}
+
+/// A node from which everything of Flannel's is gone lives beside nodes of Flannel's, and so does one that Flannel never knew.
+#[test]
+fn a_clean_node_lives_beside_flannels() -> Result<()> {
+    if !can_run_labs()? {
+        return Ok(());
+    }
+    let mut walk = Walk::new("e2e-mgcl", Backend::Vxlan)?;
+    walk.take_over("n1")?;
+    walk.recreate("old-n1", "new-n1", "n1")?;
+    walk.pods_of_predecessor("n1", &json!([]))?;
+    walk.everybody_reaches_everybody("recreated")?;
+    let (done, said) = walk.migrate("n1", &["--clean"])?;
+    ensure!(done, "{said}\n{}", log_of(&walk.cluster, "n1"));
+    walk.everybody_reaches_everybody("clean, and known by its old MAC address")?;
+    let gone = ["backend-type", "backend-data", "public-ip", "kube-subnet-manager"]
+        .map(|key| format!("flannel.alpha.coreos.com/{key}-"));
+    let mut arguments = vec!["annotate", "node", "n1"];
+    arguments.extend(gone.iter().map(String::as_str));
+    walk.cluster.try_kubectl(&arguments)?;
+    let data = wait("the agent to tell Flannel how to reach its node", PATIENCE, || {
+        let node = walk.cluster.get("node", "n1")?;
+        let annotations = node.pointer("/metadata/annotations").cloned().unwrap_or_default();
+        let get = |key: &str| {
+            annotations.get(format!("flannel.alpha.coreos.com/{key}")).and_then(Value::as_str).map(str::to_owned)
+        };
+        ensure!(get("public-ip").as_deref() == Some("192.168.255.11"), "{annotations}");
+        get("backend-data").context("no backend-data")
+    })?;
+    let data: Value = serde_json::from_str(&data)?;
+    let mac = data.get("VtepMAC").and_then(Value::as_str).context("no VtepMAC")?.to_owned();
+    let mut nodes = walk.nodes.clone();
+    for node in nodes.iter_mut().filter(|node| node.name == "n1") {
+        ensure!(node.mac != mac, "{mac} is the device's that is gone");
+        node.mac.clone_from(&mac);
+    }
+    for node in nodes.iter().filter(|node| node.name != "n1") {
+        flannel::learn(&walk.cluster, node, &nodes, Backend::Vxlan)?;
+    }
+    walk.everybody_reaches_everybody("known by its own MAC address")
 }

@@ -226,6 +226,7 @@ impl Reconciler {
                     if *ready.borrow() == Readiness::Ready {
                         self.follow_predecessor().await;
                         self.set_predecessor_aside(&config.cni_conf_dir);
+                        self.take_tunnel_if_told(&config.take_tunnel_note()).await;
                     }
                     if Instant::now() >= self.audit_at {
                         self.audit().await;
@@ -345,6 +346,22 @@ impl Reconciler {
                 self.with_report(|report| report.remains = remains);
             }
             Err(error) => warn!(%error, "pods of the network before cannot be reached as they should; trying again"),
+        }
+    }
+
+    /// `towpath node migrate --clean` says that Flannel's tunnel device is no longer needed.
+    async fn take_tunnel_if_told(&self, note: &Path) {
+        if !note.exists() || !self.remains.pods.is_empty() {
+            return;
+        }
+        match self.datapath.take_tunnel().await {
+            Ok(applied) => {
+                info!(changes = ?applied.changes, problems = ?applied.problems, "put our tunnel device in the place of Flannel's");
+                if let Err(error) = std::fs::remove_file(note) {
+                    warn!(%error, file = %note.display(), "could not remove");
+                }
+            }
+            Err(error) => warn!(%error, "could not put our tunnel device in the place of Flannel's; trying again"),
         }
     }
 

@@ -77,6 +77,11 @@ impl Datapath {
         self.worker.call(move |node| node.apply_elsewhere(addresses)).await
     }
 
+    /// Removes the tunnel devices that Flannel lent, and puts our own in their place; nothing where there are none.
+    pub async fn take_tunnel(&self) -> Result<Applied, Error> {
+        self.worker.call(|node| node.take_tunnel()).await
+    }
+
     /// All Services. New backend lists are written whole before a Service points to them.
     pub async fn apply_services(&self, table: ServiceTable) -> Result<Changes, Error> {
         self.worker.call(move |node| node.apply_services(&table)).await

@@ -39,7 +39,8 @@ struct NodeAnswer {
     error: Option<String>,
 }
 
-fn ask(socket: &Path) -> Result<AgentStatus> {
+/// What the agent behind a socket says.
+pub(crate) fn ask(socket: &Path) -> Result<AgentStatus> {
     let mut stream = UnixStream::connect(socket)
         .with_context(|| format!("no agent answers on {}: is it running?", socket.display()))?;
     stream.set_read_timeout(Some(Duration::from_secs(5)))?;

@@ -103,6 +103,12 @@ impl AgentConfig {
         self.run_dir.join("api-server")
     }
 
+    /// What `towpath node migrate --clean` writes to have the agent put its own tunnel device in the place of Flannel's; the agent
+    /// removes it when that is done.
+    pub fn take_tunnel_note(&self) -> PathBuf {
+        self.run_dir.join("take-tunnel")
+    }
+
     /// Socket on which `towpath carry` takes its feed (root only).
     pub fn carry_socket(&self) -> PathBuf {
         self.run_dir.join("carry.sock")

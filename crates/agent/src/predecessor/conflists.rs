@@ -55,6 +55,18 @@ pub fn restore(directory: &Path) -> io::Result<Vec<String>> {
     Ok(names)
 }
 
+/// Removes what was set aside, when there is no way back to it any more; the names.
+///
+/// # Errors
+/// One cannot be removed; the others before it are.
+pub fn forget(directory: &Path) -> io::Result<Vec<String>> {
+    let names = aside(directory)?;
+    for name in &names {
+        fs::remove_file(directory.join(format!("{name}{ASIDE}")))?;
+    }
+    Ok(names)
+}
+
 fn names(directory: &Path) -> io::Result<Vec<String>> {
     let mut names = Vec::new();
     match fs::read_dir(directory) {

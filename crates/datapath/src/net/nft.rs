@@ -82,6 +82,17 @@ pub fn delete() -> Result<(), Error> {
     nft(&["-j", "-f", "-"], Some(&json!({"nftables": [{"add": table}, {"delete": table}]}))).map(drop)
 }
 
+/// Everything that the kernel lists, of all tables.
+pub(crate) fn list_all() -> Result<Value, Error> {
+    let output = nft(&["-j", "list", "ruleset"], None)?;
+    serde_json::from_slice(&output).map_err(|e| Error::Nft { reason: format!("`nft -j list ruleset` printed no JSON: {e}") })
+}
+
+/// Carries a transaction out.
+pub(crate) fn run(transaction: &Value) -> Result<(), Error> {
+    nft(&["-j", "-f", "-"], Some(transaction)).map(drop)
+}
+
 /// The table as the kernel lists it, without handles; none when it is not there.
 fn list() -> Result<Option<Value>, Error> {
     let output = match nft(&["-j", "list", "table", "inet", TABLE], None) {

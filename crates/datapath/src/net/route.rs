@@ -231,6 +231,17 @@ pub fn ensure_or_yield(
     Ok((done, failed))
 }
 
+/// Where a route leads to; none: of a family that is not ours.
+pub(crate) fn destination_of(message: &RouteMessage) -> Option<IpNet> {
+    let given = message.attributes.iter().find_map(|a| if let RouteAttribute::Destination(to) = a { ip(to) } else { None });
+    let any = match message.header.address_family {
+        AddressFamily::Inet => IpAddr::from([0_u8; 4]),
+        AddressFamily::Inet6 => IpAddr::from([0_u8; 16]),
+        _ => return None,
+    };
+    IpNet::new(given.unwrap_or(any), message.header.destination_prefix_length).ok()
+}
+
 fn read(message: &RouteMessage) -> Option<Route> {
     let ours = message.header.protocol == RouteProtocol::Other(PROTOCOL);
     if !ours || !matches!(message.header.kind, RouteType::Unicast | RouteType::Unreachable) {

@@ -18,6 +18,7 @@ use crate::bpf::Surroundings;
 use crate::error::Error;
 use crate::net::link::{self, Link, TUNNEL_DEVICE};
 use crate::net::{self, route, sysctl};
+use crate::predecessor::tunnels;
 use crate::requests::Applied;
 
 /// What the names of Flannel's VXLAN devices begin with; the network identifier follows.
@@ -50,12 +51,9 @@ impl Node {
         let Backend::Vxlan { vni, port } = self.config.settings.backend;
         self.lent = None;
         let links = link::list(&mut self.netlink)?;
-        let flannels = |l: &&Link| {
-            l.up && l.vxlan == Some((false, port))
-                && (l.name.starts_with(FLANNEL_VXLAN) || l.name.starts_with(FLANNEL_VXLAN_V6))
-        };
         let own = links.iter().find(|l| l.name == TUNNEL_DEVICE);
-        let Some(found) = links.iter().filter(flannels).min_by_key(|l| l.name.starts_with(FLANNEL_VXLAN_V6)) else {
+        let usable = tunnels(&links).into_iter().filter(|l| l.up && l.vxlan == Some((false, port)));
+        let Some(found) = usable.min_by_key(|l| l.name.starts_with(FLANNEL_VXLAN_V6)) else {
             return Ok(None);
         };
         if own.is_some_and(|own| own.up) {
@@ -87,6 +85,21 @@ impl Node {
         let applied = self.audit();
         tracing::info!(device = name, now = ?self.lent, changes = ?applied.changes, "the tunnel device that another network lent is gone");
         Ok(())
+    }
+
+    /// See [`crate::Datapath::take_tunnel`].
+    pub(crate) fn take_tunnel(&mut self) -> Result<Applied, Error> {
+        let links = link::list(&mut self.netlink)?;
+        let theirs: Vec<(u32, &str)> = tunnels(&links).iter().map(|l| (l.index, l.name.as_str())).collect();
+        if theirs.is_empty() {
+            return Ok(Applied::default());
+        }
+        link::delete_all(&mut self.netlink, &theirs)?;
+        let mut applied = Applied::default();
+        applied.note(self.ensure_node());
+        self.ensure_surroundings()?;
+        self.ensure_peers(&mut applied);
+        Ok(applied)
     }
 
     /// See [`crate::Datapath::apply_elsewhere`].

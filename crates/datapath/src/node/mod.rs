@@ -5,7 +5,7 @@
 
 mod ensure;
 mod hooks;
-mod lent;
+pub(crate) mod lent;
 mod pods;
 mod reaper;
 #[cfg(test)]
@@ -20,7 +20,6 @@ use std::time::{Duration, Instant};
 use towpath_model::desired::{Backend, NodePeer, PolicyImage, ServiceTable};
 
 use self::hooks::{Attachment, Part};
-pub(crate) use self::lent::no_longer_answer;
 use self::reaper::Reaper;
 use crate::bpf::{self, BpfConfig, Changes, Programs};
 use crate::error::Error;

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use anyhow::{Result, bail};
 use towpath_agent::conflist;
 use towpath_agent::ipam::{LeaseStore, RealDisk};
+use towpath_agent::predecessor::conflists;
 use towpath_wire::config::AgentConfig;
 
 /// Options of `towpath node uninstall`.
@@ -56,6 +57,12 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => problems.push(format!("{}: {error}", what.display())),
         _ => {}
     };
+    // What this network set aside comes back first: it sorts before ours, so the container runtime is never without one.
+    match conflists::restore(&config.cni_conf_dir) {
+        Ok(names) if names.is_empty() => {}
+        Ok(names) => crate::print(&format!("put back {}", names.join(", ")))?,
+        Err(error) => note(&config.cni_conf_dir, Err(error)),
+    }
     let file = config.cni_conf_dir.join(conflist::FILE);
     note(&file, fs::remove_file(&file));
     let kernel = towpath_datapath::uninstall(&config.bpffs);
