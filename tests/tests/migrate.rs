@@ -297,6 +297,39 @@ impl Walk {
         Ok(())
     }
 
+    /// A policy of a pod here names pods that are Flannel's, on this node's bridge and behind Flannel's tunnel, by their labels.
+    fn policy_knows_old_pods(&self) -> Result<()> {
+        let policy = |peer: &str| {
+            format!(
+                "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{name: friends}}\nspec:\n  podSelector: \
+                 {{matchLabels: {{app: kept-n1}}}}\n  ingress: [{{from: [{{podSelector: {{matchLabels: {{app: {peer}}}}}}}]}}]\n"
+            )
+        };
+        let to = SocketAddr::new(address(&self.place("kept-n1")?.1.ip)?, 80);
+        let reaches = |pod: &str| -> Result<bool> {
+            let (place, _) = self.place(pod)?;
+            place.enter(|| Ok(Session::open(to, Duration::from_millis(500)).is_ok()))
+        };
+        let all = ["old-n1", "old-n2", "old-n3"];
+        for friend in all {
+            self.cluster.apply_text(&policy(friend))?;
+            wait(&format!("only {friend} to reach the pod"), PATIENCE, || {
+                for pod in all {
+                    ensure!(reaches(pod)? == (pod == friend), "{pod}, while {friend} is the friend");
+                }
+                Ok(())
+            })?;
+        }
+        let out = self.cluster.try_kubectl(&["delete", "networkpolicy", "friends"])?;
+        ensure!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        wait("everybody to reach the pod again", PATIENCE, || {
+            for pod in all {
+                ensure!(reaches(pod)?, "{pod} does not");
+            }
+            Ok(())
+        })
+    }
+
     fn no_address_twice(&self) -> Result<()> {
         for pod in self.pods.values() {
             let same = self.pods.values().filter(|other| other.ip == pod.ip).count();
@@ -423,6 +456,13 @@ fn back(name: &str, backend: Backend) -> Result<()> {
         // Without an agent its DEL waits on disk; the pod goes with --force, as documented, or after the agent did it.
         walk.take_over("n1")?;
         walk.delete("new-n1")?;
+        // The object is gone at once, its sandbox a little later.
+        let leases = state_dir(name, "n1").join("towpath/leases");
+        wait("the pod's lease to be given back", PATIENCE, || {
+            let names = std::fs::read_dir(&leases)?.flatten().map(|e| e.file_name().to_string_lossy().into_owned());
+            let left: Vec<String> = names.filter(|name| name.ends_with(".lease")).collect();
+            if left.is_empty() { Ok(()) } else { bail!("{left:?}") }
+        })?;
         walk.agents.get_mut("n1").context("no agent")?.stop()?;
         walk.agents.remove("n1");
         let (done, said) = walk.uninstall("n1")?;
@@ -456,6 +496,8 @@ fn a_clean_node_lives_beside_flannels() -> Result<()> {
     }
     let mut walk = Walk::new("e2e-mgcl", Backend::Vxlan)?;
     walk.take_over("n1")?;
+    walk.run("kept-n1", "n1")?;
+    walk.policy_knows_old_pods()?;
     walk.recreate("old-n1", "new-n1", "n1")?;
     walk.pods_of_predecessor("n1", &json!([]))?;
     walk.everybody_reaches_everybody("recreated")?;

@@ -120,7 +120,7 @@ pub async fn run(config: AgentConfig, shutdown: CancellationToken) -> Result<()>
         client.clone(),
         parsed.node.clone(),
         own.clone(),
-        facts,
+        datapath.clone(),
         config.vxlan_vni,
         index.clone(),
     )));

@@ -10,7 +10,7 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::Node;
 use kube::api::{Api, Patch, PatchParams};
 use serde_json::json;
-use towpath_datapath::NodeFacts;
+use towpath_datapath::{Datapath, NodeFacts};
 use towpath_model::flannel::{FlannelBackend, Vtep, announcing_host_gw, announcing_vxlan};
 use towpath_model::{NodeName, Readable, family_of};
 use tracing::{info, warn};
@@ -24,10 +24,12 @@ const EVERY: Duration = Duration::from_secs(2);
 const AGAIN: Duration = Duration::from_secs(30);
 
 /// Writes the annotations when others need them; runs for ever.
-pub async fn keep(client: kube::Client, node: NodeName, own: OwnNode, facts: NodeFacts, vni: u32, index: SharedIndex) {
+pub async fn keep(client: kube::Client, node: NodeName, own: OwnNode, datapath: Datapath, vni: u32, index: SharedIndex) {
     let nodes: Api<Readable<Node>> = Api::all(client);
     loop {
         tokio::time::sleep(EVERY).await;
+        // Asked each time: the tunnel device may be another one by now.
+        let Ok(facts) = datapath.facts().await else { continue };
         let Some(annotations) = wanted(&index, &node, &own, &facts, vni) else { continue };
         let patch = json!({"metadata": {"annotations": annotations}});
         match nodes.patch(node.as_str(), &PatchParams::default(), &Patch::Merge(patch)).await {

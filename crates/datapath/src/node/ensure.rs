@@ -9,7 +9,7 @@ use crate::bpf::NodeConfig;
 use crate::error::Error;
 use crate::net::link::{self, Link, TUNNEL_DEVICE};
 use crate::net::route::Route;
-use crate::net::{MAIN_TABLE, NODE_TABLE, address, neighbour, nft, route, rule, sysctl};
+use crate::net::{MAIN_TABLE, NODE_TABLE, address, mac, neighbour, nft, route, rule, sysctl};
 use crate::requests::Applied;
 
 impl Node {
@@ -79,10 +79,12 @@ impl Node {
     /// another configuration: it is replaced.
     fn ensure_tunnel_device(&mut self, changes: &mut Vec<String>) -> Result<Link, Error> {
         let Backend::Vxlan { port, .. } = self.config.settings.backend;
-        let (mac, mtu) = (self.facts.tunnel_mac, self.facts.tunnel_mtu);
         if let Some(lent) = self.find_lent_tunnel()? {
             return Ok(lent);
         }
+        // It may have been a lent device's until now.
+        self.facts.tunnel_mac = mac::of_tunnel(self.facts.tunnel_address);
+        let (mac, mtu) = (self.facts.tunnel_mac, self.facts.tunnel_mtu);
         let netlink = &mut self.netlink;
         let mut present = link::by_name(netlink, TUNNEL_DEVICE)?;
         if let Some(other) = present.take_if(|l| l.vxlan != Some((true, port))) {
