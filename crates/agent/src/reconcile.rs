@@ -224,7 +224,7 @@ impl Reconciler {
                 _ = sweep.tick() => {
                     self.sweep().await;
                     if *ready.borrow() == Readiness::Ready {
-                        self.follow_predecessor().await;
+                        self.follow_predecessor(&config.cni_conf_dir).await;
                         self.set_predecessor_aside(&config.cni_conf_dir);
                         self.take_tunnel_if_told(&config.take_tunnel_note()).await;
                     }
@@ -246,7 +246,7 @@ impl Reconciler {
             if synced {
                 // Before the first peers are written: what a former agent wrote of its pods stays then.
                 if *ready.borrow() != Readiness::Ready {
-                    self.follow_predecessor().await;
+                    self.follow_predecessor(&config.cni_conf_dir).await;
                 }
                 if !attaches.is_empty() || self.retry_at.is_none() {
                     self.policy_due |= !attaches.is_empty();
@@ -319,13 +319,14 @@ impl Reconciler {
     }
 
     /// What Flannel or Canal has left on this node, and what comes of it: nobody gets its addresses, and pods here may speak to its pods.
-    async fn follow_predecessor(&mut self) {
+    async fn follow_predecessor(&mut self, directory: &Path) {
         let (leases, index, node) = (self.leases.clone(), self.index.clone(), self.node.clone());
-        let ranges = self.own.pod_cidrs.clone();
+        let (ranges, directory) = (self.own.pod_cidrs.clone(), directory.to_owned());
         let found = tokio::task::block_in_place(|| {
             let theirs = leases.leases_before()?;
-            let remains =
-                predecessor::remains(read(&index).world(), &node, &ranges, &theirs, |address| leases.knows(address));
+            let was_here = !conflists::active(&directory)?.is_empty() || !conflists::aside(&directory)?.is_empty();
+            let ours = |address| leases.knows(address);
+            let remains = predecessor::remains(read(&index).world(), &node, &ranges, &theirs, was_here, ours);
             leases.hold_for_predecessor(&remains.addresses);
             Ok::<_, std::io::Error>(remains)
         });

@@ -47,17 +47,18 @@ impl Remains {
 }
 
 /// What is left, from the leases of the network before and the pods that the API server binds to this node. `ours` are addresses that
-/// were given here, now or before.
+/// were given here, now or before; `was_here`: there are other signs of that network than leases.
 pub fn remains(
     world: &World,
     node: &NodeName,
     ranges: &[IpNet],
     leases: &[HostLocalLease],
+    was_here: bool,
     ours: impl Fn(IpAddr) -> bool,
 ) -> Remains {
     let mut remains = Remains::default();
-    // Where it never gave an address it has no pods: what the API server says of ours that have just gone is no sign of it.
-    if leases.is_empty() {
+    // Where it never was it has no pods: what the API server says of ours that have just gone is no sign of it.
+    if leases.is_empty() && !was_here {
         return remains;
     }
     let theirs = |address: &IpAddr| ranges.iter().any(|range| range.contains(address)) && !ours(*address);
@@ -105,7 +106,7 @@ mod tests {
     fn found(pods: &[(&str, &str, &str)], leases: &[HostLocalLease], ours: &str) -> (Vec<String>, Vec<String>) {
         let ours: Option<IpAddr> = ours.parse().ok();
         let ranges = ["10.244.1.0/24".parse().unwrap()];
-        let remains = remains(&world(pods), &NodeName::new("n1"), &ranges, leases, |a| Some(a) == ours);
+        let remains = remains(&world(pods), &NodeName::new("n1"), &ranges, leases, false, |a| Some(a) == ours);
         (
             remains.addresses.iter().map(ToString::to_string).collect(),
             remains.pods.iter().map(|p| p.name.clone()).collect(),
@@ -131,6 +132,13 @@ mod tests {
     #[test]
     fn where_it_never_was_nothing_is_left() {
         assert_eq!(found(&[("gone", "n1", "10.244.1.2")], &[], ""), (Vec::new(), Vec::new()));
+    }
+
+    #[test]
+    fn its_pods_are_known_by_other_signs_when_its_leases_cannot_be_seen() {
+        let world = world(&[("old", "n1", "10.244.1.2")]);
+        let remains = remains(&world, &NodeName::new("n1"), &["10.244.1.0/24".parse().unwrap()], &[], true, |_| false);
+        assert_eq!(remains.addresses, BTreeSet::from(["10.244.1.2".parse().unwrap()]));
     }
 
     #[test]
