@@ -126,6 +126,7 @@ fn ready(cluster: &Cluster, node: &str) -> Result<Value> {
 /// A cluster of Flannel's with a pod on every node.
 struct Walk {
     cluster: Cluster,
+    backend: Backend,
     nodes: Vec<FlannelNode>,
     agents: BTreeMap<String, Agent>,
     pods: BTreeMap<String, Pod>,
@@ -135,11 +136,11 @@ struct Walk {
 impl Walk {
     fn new(name: &str, backend: Backend) -> Result<Self> {
         let towpath = towpath_walkthrough::cluster::towpath_binary()?;
-        let files = Files::new(name, &towpath)?;
+        let files = Files::new(name, &towpath, backend)?;
         let cluster = files.lab(name, 3)?;
         let nodes = flannel::start(&cluster, backend)?;
         let mut walk =
-            Self { cluster, nodes, agents: BTreeMap::new(), pods: BTreeMap::new(), _files: files };
+            Self { cluster, backend, nodes, agents: BTreeMap::new(), pods: BTreeMap::new(), _files: files };
         for node in ["n1", "n2", "n3"] {
             walk.run(&format!("old-{node}"), node)?;
         }
@@ -272,7 +273,7 @@ impl Walk {
 
     /// Addresses that `host-local` has given on a node.
     fn leases(&self, node: &str) -> Vec<String> {
-        let dir = state_dir(self.cluster.name(), node).join("cni/networks/cbr0");
+        let dir = state_dir(self.cluster.name(), node).join("cni/networks").join(self.backend.network());
         let names = std::fs::read_dir(dir).into_iter().flatten().flatten();
         let names = names.map(|e| e.file_name().to_string_lossy().into_owned());
         let mut addresses: Vec<String> = names.filter(|name| address(name).is_ok()).collect();
@@ -351,7 +352,7 @@ fn walk(name: &str, backend: Backend) -> Result<()> {
         // The agent comes; nothing that runs notices.
         let status = walk.under_traffic(&format!("taking {node} over"), &staying, |walk| walk.take_over(node))?;
         ensure!(conf_files(name, node).contains(&"10-towpath.conflist".to_owned()), "no configuration of ours");
-        ensure!(!conf_files(name, node).contains(&"10-flannel.conflist".to_owned()), "Flannel's is still read");
+        ensure!(!conf_files(name, node).contains(&backend.conflist().to_owned()), "Flannel's is still read");
         walk.pods_of_predecessor(node, &json!([format!("default/old-{node}")]))?;
         let peers = status.pointer("/peers").and_then(Value::as_array).into_iter().flatten();
         let flannels = peers.filter(|peer| peer.get("network") == Some(&json!("flannel"))).count();
@@ -395,7 +396,7 @@ fn clean_up(walk: &mut Walk) -> Result<()> {
             node,
             "ip -o link show; ip route; nft list ruleset; iptables-save 2>/dev/null",
         )?;
-        for what in ["flannel", "FLANNEL", "cni0"] {
+        for what in ["flannel", "FLANNEL", "cni0", "cali"] {
             ensure!(!left.contains(what), "{what} is still on {node}:\n{left}");
         }
         ensure!(left.contains("towpath-vx"), "no tunnel device of ours on {node}:\n{left}");
@@ -433,6 +434,11 @@ fn nodes_of_flannels_vxlan_are_taken_over_one_by_one() -> Result<()> {
 #[test]
 fn nodes_of_flannels_host_gw_are_taken_over_one_by_one() -> Result<()> {
     walk("e2e-mggw", Backend::HostGw)
+}
+
+#[test]
+fn nodes_of_canal_are_taken_over_one_by_one() -> Result<()> {
+    walk("e2e-mgca", Backend::Canal)
 }
 
 /// One node is taken over, and goes back to Flannel: pods that were there all the time notice nothing.

@@ -13,6 +13,24 @@ use towpath_walkthrough::cluster::{Cluster, Families};
 pub(crate) enum Backend {
     Vxlan,
     HostGw,
+    /// Flannel's `vxlan`, with Calico's devices and policy.
+    Canal,
+}
+
+impl Backend {
+    /// Name of the CNI network, which names the directory of leases.
+    pub(crate) fn network(self) -> &'static str {
+        if self == Backend::Canal { "k8s-pod-network" } else { "cbr0" }
+    }
+
+    /// Name of the CNI configuration.
+    pub(crate) fn conflist(self) -> &'static str {
+        if self == Backend::Canal { "10-canal.conflist" } else { "10-flannel.conflist" }
+    }
+
+    fn has_tunnel(self) -> bool {
+        self != Backend::HostGw
+    }
 }
 
 /// A node as Flannel knows it.
@@ -46,27 +64,68 @@ const CONFLIST: &str = r#"{
 }
 "#;
 
+/// The CNI plugin `calico`, as far as it is seen from outside: a device `cali…` a pod with a host route and proxy ARP, no bridge. `ptp`
+/// does the work.
+const CALICO: &str = r#"#!/bin/sh
+conf=$(cat)
+field() { printf %s "$conf" | sed -n 's/.*"'$1'": *"\([^"]*\)".*/\1/p'; }
+. "$(field subnetFile)"
+out=$(printf '{"cniVersion":"0.3.1","name":"k8s-pod-network","type":"ptp","mtu":%s,"ipMasq":false,"ipam":{"type":"host-local","dataDir":"%s","ranges":[[{"subnet":"%s"}]],"routes":[{"dst":"0.0.0.0/0"}]}}' \
+  "$FLANNEL_MTU" "$(field dataDir)" "${FLANNEL_SUBNET%.1/24}.0/24" | /usr/lib/cni/ptp) || { printf %s "$out"; exit 1; }
+if [ "$CNI_COMMAND" = ADD ]; then
+  device=$(printf %s "$out" | tr ',' '\n' | sed -n 's/.*"name": *"\(veth[0-9a-f]*\)".*/\1/p' | head -1)
+  address=$(printf %s "$out" | tr ',' '\n' | sed -n 's/.*"address": *"\(10[0-9.]*\).*/\1/p' | head -1)
+  name=cali$(printf %s "$CNI_CONTAINERID" | cut -c1-11)
+  ip link set "$device" down && ip link set "$device" name "$name" && ip link set "$name" up
+  ip route replace "$address/32" dev "$name" scope link
+  echo 1 > "/proc/sys/net/ipv4/conf/$name/proxy_arp"
+  out=$(printf %s "$out" | sed "s/$device/$name/g")
+fi
+printf %s "$out"
+"#;
+
+const CANAL_CONFLIST: &str = r#"{
+  "name": "k8s-pod-network", "cniVersion": "0.3.1",
+  "plugins": [
+    {"type": "calico", "log_level": "info", "datastore_type": "kubernetes", "policy": {"type": "k8s"},
+     "ipam": {"type": "host-local", "subnet": "usePodCidr"},
+     "subnetFile": "$STATE/subnet.env", "dataDir": "$STATE/cni/networks"},
+    {"type": "portmap", "snat": true, "capabilities": {"portMappings": true}}
+  ]
+}
+"#;
+
+/// Rules like Calico's: a pod is reached on port 80 and by ICMP, and gets the answers to what it asked, by connection tracking.
+const CALICO_RULES: &str = "*filter\n:cali-FORWARD - [0:0]\n:cali-from-wl-dispatch - [0:0]\n:cali-to-wl-dispatch - [0:0]\n\
+    -A FORWARD -m comment --comment \"cali:wUHhoiAYhphO9Mso\" -j cali-FORWARD\n\
+    -A cali-FORWARD -i cali+ -j cali-from-wl-dispatch\n-A cali-FORWARD -o cali+ -j cali-to-wl-dispatch\n\
+    -A cali-from-wl-dispatch -m conntrack --ctstate INVALID -j DROP\n\
+    -A cali-to-wl-dispatch -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\n\
+    -A cali-to-wl-dispatch -m conntrack --ctstate INVALID -j DROP\n\
+    -A cali-to-wl-dispatch -p tcp --dport 80 -j ACCEPT\n-A cali-to-wl-dispatch -p icmp -j ACCEPT\n-A cali-to-wl-dispatch -j DROP\nCOMMIT\n";
+
 /// A directory with the plugin, ours beside it, and the configuration.
 pub(crate) struct Files {
     dir: PathBuf,
 }
 
 impl Files {
-    pub(crate) fn new(name: &str, towpath: &Path) -> Result<Self> {
+    pub(crate) fn new(name: &str, towpath: &Path, backend: Backend) -> Result<Self> {
         let dir = std::env::temp_dir().join(format!("towpath-flannel-{name}-{}", std::process::id()));
         let _ = std::fs::remove_dir_all(&dir);
         std::fs::create_dir_all(&dir)?;
-        let plugin = dir.join("flannel");
-        std::fs::write(&plugin, PLUGIN)?;
+        let canal = backend == Backend::Canal;
+        let plugin = dir.join(if canal { "calico" } else { "flannel" });
+        std::fs::write(&plugin, if canal { CALICO } else { PLUGIN })?;
         std::fs::set_permissions(&plugin, std::fs::Permissions::from_mode(0o755))?;
         std::os::unix::fs::symlink(towpath.with_file_name("towpath-cni"), dir.join("towpath-cni"))?;
-        std::fs::write(dir.join("10-flannel.conflist"), CONFLIST)?;
+        std::fs::write(dir.join("given.conflist"), if canal { CANAL_CONFLIST } else { CONFLIST })?;
         Ok(Self { dir })
     }
 
     /// A lab whose nodes are Flannel's.
     pub(crate) fn lab(&self, name: &str, nodes: u32) -> Result<Cluster> {
-        let conf = self.dir.join("10-flannel.conflist").display().to_string();
+        let conf = self.dir.join("given.conflist").display().to_string();
         let bin = self.dir.display().to_string();
         Cluster::up_with(name, nodes, Families::Ipv4, &["--cni-conf", &conf, "--cni-bin-dir", &bin])
     }
@@ -121,14 +180,14 @@ pub(crate) fn prepare(cluster: &Cluster, node: &mut FlannelNode, backend: Backen
     let state = state_dir(&lab, &name);
     std::fs::create_dir_all(state.join("cni/networks"))?;
     let first = format!("{}.1/24", network.rsplit_once('.').map_or("", |(head, _)| head));
-    let mtu = if backend == Backend::Vxlan { 1450 } else { 1500 };
+    let mtu = if backend.has_tunnel() { 1450 } else { 1500 };
     std::fs::write(
         state.join("subnet.env"),
         format!("FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET={first}\nFLANNEL_MTU={mtu}\nFLANNEL_IPMASQ=true\n"),
     )?;
     let conf = conf_dir(&lab, &name);
     if conf.join("10-given.conflist").exists() {
-        std::fs::rename(conf.join("10-given.conflist"), conf.join("10-flannel.conflist"))?;
+        std::fs::rename(conf.join("10-given.conflist"), conf.join(backend.conflist()))?;
     }
     let rules = format!(
         "*nat\n:FLANNEL-POSTRTG - [0:0]\n-A POSTROUTING -m comment --comment \"flanneld masq\" -j FLANNEL-POSTRTG\n\
@@ -146,7 +205,10 @@ pub(crate) fn prepare(cluster: &Cluster, node: &mut FlannelNode, backend: Backen
         "echo 1 > /proc/sys/net/ipv4/ip_forward\n\
          iptables -t nat -nL FLANNEL-POSTRTG >/dev/null 2>&1 || iptables-restore --noflush <<'EOF'\n{rules}EOF\n"
     );
-    if backend == Backend::Vxlan {
+    if backend == Backend::Canal {
+        script += &format!("iptables -nL cali-FORWARD >/dev/null 2>&1 || iptables-restore --noflush <<'EOF'\n{CALICO_RULES}EOF\n");
+    }
+    if backend.has_tunnel() {
         script += &format!(
             "ip link show flannel.1 >/dev/null 2>&1 || ip link add flannel.1 mtu 1450 type vxlan id 1 dev eth0 local {ip} dstport 8472 nolearning\n\
              ip addr replace {network}/32 dev flannel.1\nip link set flannel.1 up\n\
@@ -156,7 +218,7 @@ pub(crate) fn prepare(cluster: &Cluster, node: &mut FlannelNode, backend: Backen
     let said = on_node(cluster, &name, &script)?;
     node.mac = said.lines().last().unwrap_or_default().trim().to_owned();
     let (kind, data) = match backend {
-        Backend::Vxlan => ("vxlan", format!(r#"{{"VNI":1,"VtepMAC":"{}"}}"#, node.mac)),
+        Backend::Vxlan | Backend::Canal => ("vxlan", format!(r#"{{"VNI":1,"VtepMAC":"{}"}}"#, node.mac)),
         Backend::HostGw => ("host-gw", "null".to_owned()),
     };
     let annotate = |key: &str, value: &str| format!("flannel.alpha.coreos.com/{key}={value}");
@@ -179,7 +241,7 @@ pub(crate) fn learn(cluster: &Cluster, node: &FlannelNode, nodes: &[FlannelNode]
     let mut script = String::new();
     for FlannelNode { ip, range, network, mac, .. } in nodes.iter().filter(|other| other.name != node.name) {
         script += &match backend {
-            Backend::Vxlan => format!(
+            Backend::Vxlan | Backend::Canal => format!(
                 "ip neigh replace {network} lladdr {mac} dev flannel.1 nud permanent\n\
                  bridge fdb replace {mac} dev flannel.1 dst {ip} self permanent\n\
                  ip route replace {range} via {network} dev flannel.1 onlink\n"

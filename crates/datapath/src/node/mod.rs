@@ -263,7 +263,8 @@ impl Node {
             untranslated: settings.non_masquerade_cidrs.clone(),
             dns: settings.dns_addresses.clone(),
             tunnel_port: port,
-            track_pods: !self.elsewhere.is_empty(),
+            // Before the first peers nothing is known of another network's pods either.
+            track_pods: !self.elsewhere.is_empty() || !self.peers_known,
         }
     }
 
