@@ -97,7 +97,7 @@ const CANAL_CONFLIST: &str = r#"{
 
 /// Rules like Calico's: a pod is reached on port 80 and by ICMP, and gets the answers to what it asked, by connection tracking.
 const CALICO_RULES: &str = "*filter\n:cali-FORWARD - [0:0]\n:cali-from-wl-dispatch - [0:0]\n:cali-to-wl-dispatch - [0:0]\n\
-    -A FORWARD -m comment --comment \"cali:wUHhoiAYhphO9Mso\" -j cali-FORWARD\n\
+    -I FORWARD -m comment --comment \"cali:wUHhoiAYhphO9Mso\" -j cali-FORWARD\n\
     -A cali-FORWARD -i cali+ -j cali-from-wl-dispatch\n-A cali-FORWARD -o cali+ -j cali-to-wl-dispatch\n\
     -A cali-from-wl-dispatch -m conntrack --ctstate INVALID -j DROP\n\
     -A cali-to-wl-dispatch -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\n\
