@@ -30,19 +30,31 @@ static __always_inline void tp_outer_source(struct __sk_buff *skb, struct tp_wor
 	}
 }
 
-/* Whether `outer` may send this inner source here: it is the node that owns it, or, with `forwards`, a node at all that
- * brings an outside client. */
-static __noinline int tp_may_send(struct tp_work *w, const struct tp_addr *outer, __u32 forwards)
+/*
+ * Whether `outer` may send this inner source here: it is the node that owns it, or, with `forwards`, a node at all that
+ * brings an outside client. The node may send from another of its addresses than that of its tunnel (a network with a tunnel a
+ * family does); then `outer` becomes the latter, by which it is answered.
+ */
+static __noinline int tp_may_send(struct tp_work *w, struct tp_addr *outer, __u32 forwards)
 {
-	struct tp_peer *peer;
+	struct tp_peer *peer, *sender;
 
 	tp_full_prefix(&w->cidr, &w->p.t.saddr);
 	peer = bpf_map_lookup_elem(&tp_peers, &w->cidr);
-	if (peer)
-		return !(peer->flags & TP_PEER_LOCAL) && tp_same(&peer->tunnel, outer);
+	if (peer && (peer->flags & TP_PEER_LOCAL))
+		return 0;
+	if (peer && tp_same(&peer->tunnel, outer))
+		return 1;
 	tp_full_prefix(&w->cidr, outer);
-	peer = bpf_map_lookup_elem(&tp_peers, &w->cidr);
-	return forwards && peer && (peer->flags & (TP_PEER_NODE | TP_PEER_LOCAL)) == TP_PEER_NODE;
+	sender = bpf_map_lookup_elem(&tp_peers, &w->cidr);
+	if (!sender || (sender->flags & (TP_PEER_NODE | TP_PEER_LOCAL)) != TP_PEER_NODE)
+		return 0;
+	if (!peer)
+		return forwards;
+	if (!tp_same(&peer->tunnel, &sender->tunnel))
+		return 0;
+	*outer = peer->tunnel;
+	return 1;
 }
 
 /* A backend complains to the client that came in here. */

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
-use towpath_walkthrough::cluster::{Cluster, Pod, wait};
+use towpath_walkthrough::cluster::{Cluster, Families, Pod, wait};
 use towpath_walkthrough::machine::{self, can_run_labs};
 use towpath_walkthrough::place::{Place, Session, address};
 
@@ -32,7 +32,7 @@ struct Agent {
 }
 
 impl Agent {
-    fn config(cluster: &Cluster, node: &str) -> Result<PathBuf> {
+    fn config(cluster: &Cluster, node: &str, vni: u32) -> Result<PathBuf> {
         let lab = cluster.name();
         let state = state_dir(lab, node);
         let tokens: Value = serde_json::from_slice(&std::fs::read(
@@ -52,13 +52,17 @@ impl Agent {
         });
         let file = state.join("agent.kubeconfig");
         std::fs::write(&file, kubeconfig.to_string())?;
+        let dual = cluster.families() == Families::Dual;
+        let ranges = |v4: &'static str, v6| if dual { vec![v4, v6] } else { vec![v4] };
         let config = json!({
+            "clusterCidrs": ranges("10.244.0.0/16", "fd00:10:244::/56"),
+            "serviceCidrs": ranges("10.96.0.0/12", "fd00:10:96::/112"),
             "nodeName": node, "kubeconfig": file,
             "bpffs": run_dir(lab, node).join("bpf"),
             "cgroup": machine::lab_cgroup(lab)?.join("nodes").join(node),
             "stateDir": state.join("towpath"), "runDir": run_dir(lab, node).join("towpath"),
             "cniConfDir": conf_dir(lab, node), "cniStateDir": state.join("cni"),
-            "vxlanVni": 1,
+            "vxlanVni": vni,
         });
         for dir in [state.join("towpath"), run_dir(lab, node).join("towpath")] {
             std::fs::create_dir_all(dir)?;
@@ -68,8 +72,8 @@ impl Agent {
         Ok(path)
     }
 
-    fn start(cluster: &Cluster, node: &str) -> Result<Self> {
-        let config = Self::config(cluster, node)?;
+    fn start(cluster: &Cluster, node: &str, vni: u32) -> Result<Self> {
+        let config = Self::config(cluster, node, vni)?;
         let log = File::create(state_dir(cluster.name(), node).join("agent.log"))?;
         let child = Command::new(cluster.towpath())
             .args(["lab", "exec", "--name", cluster.name(), node, "--"])
@@ -137,7 +141,8 @@ impl Walk {
     fn new(name: &str, backend: Backend) -> Result<Self> {
         let towpath = towpath_walkthrough::cluster::towpath_binary()?;
         let files = Files::new(name, &towpath, backend)?;
-        let cluster = files.lab(name, 3)?;
+        let families = if backend == Backend::Dual { Families::Dual } else { Families::Ipv4 };
+        let cluster = files.lab(name, 3, families)?;
         let nodes = flannel::start(&cluster, backend)?;
         let mut walk =
             Self { cluster, backend, nodes, agents: BTreeMap::new(), pods: BTreeMap::new(), _files: files };
@@ -181,20 +186,32 @@ impl Walk {
         }
         for (name, place) in &from {
             for pod in self.pods.values().filter(|pod| pod.name != *name) {
-                let to = SocketAddr::new(address(&pod.ip)?, 80);
-                let answer = place.enter(|| Session::open(to, ANSWER)?.ask(ANSWER));
-                answer.with_context(|| {
-                    format!("{when}: {name} to {} ({}, {})\n{}", pod.name, pod.ip, pod.node, self.states())
-                })?;
+                for ip in self.addresses(pod)? {
+                    let to = SocketAddr::new(address(&ip)?, 80);
+                    let answer = place.enter(|| Session::open(to, ANSWER)?.ask(ANSWER));
+                    answer.with_context(|| {
+                        format!("{when}: {name} to {} ({ip}, {})\n{}", pod.name, pod.node, self.states())
+                    })?;
+                }
             }
         }
         Ok(())
     }
 
+    /// All addresses of a pod.
+    fn addresses(&self, pod: &Pod) -> Result<Vec<String>> {
+        let object = self.cluster.get("pod", &pod.name)?;
+        let ips = object.pointer("/status/podIPs").and_then(Value::as_array).cloned().unwrap_or_default();
+        let ips: Vec<String> = ips.iter().filter_map(|ip| Some(ip.get("ip")?.as_str()?.to_owned())).collect();
+        let expected = if self.backend == Backend::Dual { 2 } else { 1 };
+        ensure!(ips.len() == expected, "{} has addresses {ips:?}", pod.name);
+        Ok(ips)
+    }
+
     fn states(&self) -> String {
         let mut text = String::new();
         for node in &self.nodes {
-            let said = self.cluster.node(&node.name, "ip -br addr; ip route; ip neigh; bridge fdb show dev flannel.1");
+            let said = self.cluster.node(&node.name, "ip -br addr; ip route; ip -6 route; ip neigh; ip -6 neigh show proxy; bridge fdb show dev flannel.1");
             text += &format!("--- {}\n{}\n", node.name, said.map(|said| said.all()).unwrap_or_default());
             if let Ok(status) = status(&self.cluster, &node.name) {
                 text += &format!("{status}\n");
@@ -212,7 +229,10 @@ impl Walk {
         for from in pods {
             let (place, _) = self.place(from)?;
             for to in pods.iter().filter(|to| to != &from) {
-                traffic.between(&place, &self.place(to)?.1)?;
+                let (_, to) = self.place(to)?;
+                for ip in self.addresses(&to)? {
+                    traffic.between(&place, &to.name, &ip)?;
+                }
             }
         }
         let done = work(self);
@@ -224,7 +244,7 @@ impl Walk {
     }
 
     fn take_over(&mut self, node: &str) -> Result<Value> {
-        let agent = Agent::start(&self.cluster, node)?;
+        let agent = Agent::start(&self.cluster, node, 1)?;
         self.agents.insert(node.to_owned(), agent);
         ready(&self.cluster, node)
     }
@@ -253,7 +273,7 @@ fn node_command(cluster: &Cluster, node: &str, arguments: &[&str]) -> Result<(bo
 
 impl Walk {
     fn migrate(&self, node: &str, arguments: &[&str]) -> Result<(bool, String)> {
-        let config = Agent::config(&self.cluster, node)?.display().to_string();
+        let config = Agent::config(&self.cluster, node, 1)?.display().to_string();
         let mut all = vec!["migrate", "--config", &config];
         all.extend(arguments);
         node_command(&self.cluster, node, &all)
@@ -355,8 +375,13 @@ fn walk(name: &str, backend: Backend) -> Result<()> {
         ensure!(!conf_files(name, node).contains(&backend.conflist().to_owned()), "Flannel's is still read");
         walk.pods_of_predecessor(node, &json!([format!("default/old-{node}")]))?;
         let peers = status.pointer("/peers").and_then(Value::as_array).into_iter().flatten();
-        let flannels = peers.filter(|peer| peer.get("network") == Some(&json!("flannel"))).count();
-        ensure!(flannels <= 2 - step, "of the other nodes {flannels} are said to be Flannel's: {status}");
+        let flannels = peers.filter(|peer| peer.get("network") == Some(&json!("flannel"))).filter_map(|peer| peer.get("node"));
+        let flannels: Vec<&str> = flannels.filter_map(Value::as_str).collect();
+        let still = nodes.iter().skip(step + 1).map(|(node, _)| *node);
+        for other in still {
+            ensure!(flannels.contains(&other), "{other} is not said to be Flannel's: {status}");
+        }
+        ensure!(!flannels.contains(&node), "{node} is said to be Flannel's: {status}");
         walk.everybody_reaches_everybody(&format!("{node} taken over"))?;
         // A new pod comes beside the old one, with an address of its own.
         walk.under_traffic(&format!("a new pod on {node}"), &staying, |walk| walk.run(new, node))?;
@@ -379,7 +404,7 @@ fn clean_up(walk: &mut Walk) -> Result<()> {
     let new = ["new-n1", "new-n2", "new-n3"];
     let name = walk.cluster.name().to_owned();
     for (node, old, young) in [("n1", "old-n1", "young-n1"), ("n2", "old-n2", "young-n2"), ("n3", "old-n3", "young-n3")] {
-        ensure!(walk.leases(node).len() == 1, "leases of {node}: {:?}", walk.leases(node));
+        ensure!(!walk.leases(node).is_empty(), "leases of {node}: {:?}", walk.leases(node));
         walk.under_traffic(&format!("{old} is recreated"), &new, |walk| walk.recreate(old, young, node))?;
         walk.no_address_twice()?;
         wait("the lease of a pod that is gone to go", PATIENCE, || {
@@ -408,7 +433,7 @@ fn clean_up(walk: &mut Walk) -> Result<()> {
     // Nobody needs the annotations any more.
     walk.under_traffic("the annotations go", &new, |walk| {
         for node in ["n1", "n2", "n3"] {
-            let gone = ["backend-type", "backend-data", "public-ip", "kube-subnet-manager"]
+            let gone = ["backend-type", "backend-data", "public-ip", "kube-subnet-manager", "backend-v6-data", "public-ipv6"]
                 .map(|key| format!("flannel.alpha.coreos.com/{key}-"));
             let mut arguments = vec!["annotate", "node", node];
             arguments.extend(gone.iter().map(String::as_str));
@@ -439,6 +464,11 @@ fn nodes_of_flannels_host_gw_are_taken_over_one_by_one() -> Result<()> {
 #[test]
 fn nodes_of_canal_are_taken_over_one_by_one() -> Result<()> {
     walk("e2e-mgca", Backend::Canal)
+}
+
+#[test]
+fn nodes_of_flannels_vxlan_of_both_families_are_taken_over_one_by_one() -> Result<()> {
+    walk("e2e-mgds", Backend::Dual)
 }
 
 /// One node is taken over, and goes back to Flannel: pods that were there all the time notice nothing.
@@ -535,4 +565,51 @@ fn a_clean_node_lives_beside_flannels() -> Result<()> {
         flannel::learn(&walk.cluster, node, &nodes, Backend::Vxlan)?;
     }
     walk.everybody_reaches_everybody("known by its own MAC address")
+}
+
+/// An agent with another tunnel than Flannel's says what is wrong, and changes nothing.
+#[test]
+fn a_node_whose_tunnel_does_not_fit_stays_flannels() -> Result<()> {
+    if !can_run_labs()? {
+        return Ok(());
+    }
+    let mut walk = Walk::new("e2e-mgno", Backend::Vxlan)?;
+    let look = "ip -o link | cut -d: -f2-; ip route; nft list tables; sysctl net.ipv4.conf.cni0.proxy_arp";
+    let before = on_node(&walk.cluster, "n1", look)?;
+    walk.under_traffic("an agent that does not fit", &["old-n1", "old-n2", "old-n3"], |walk| {
+        let _agent = Agent::start(&walk.cluster, "n1", 116)?;
+        wait("the agent to say what is wrong", PATIENCE, || {
+            let log = log_of(&walk.cluster, "n1");
+            ensure!(log.contains("identifier 1, and ours is 116") && log.contains("spec.vxlan.vni"), "{log}");
+            Ok(())
+        })
+    })?;
+    ensure!(conf_files("e2e-mgno", "n1") == ["10-flannel.conflist"], "{:?}", conf_files("e2e-mgno", "n1"));
+    let after = on_node(&walk.cluster, "n1", look)?;
+    ensure!(before == after, "before:\n{before}\nafter:\n{after}");
+    walk.run("again-n1", "n1")?;
+    walk.everybody_reaches_everybody("as before")
+}
+
+/// What kube-proxy does for pods of the network before goes on: a connection that it translated, and new ones.
+#[test]
+fn pods_of_flannels_keep_their_services() -> Result<()> {
+    if !can_run_labs()? {
+        return Ok(());
+    }
+    let mut walk = Walk::new("e2e-mgsv", Backend::Vxlan)?;
+    let backend = walk.place("old-n2")?.1.ip;
+    let rule = format!("iptables -t nat -A PREROUTING -d 10.96.77.7/32 -p tcp --dport 80 -j DNAT --to-destination {backend}:80");
+    on_node(&walk.cluster, "n1", &rule)?;
+    let (place, _) = walk.place("old-n1")?;
+    let service = SocketAddr::from(([10, 96, 77, 7], 80));
+    let mut open = place.enter(|| Session::open(service, ANSWER))?;
+    ensure!(open.ask(ANSWER)?.contains("old-n2"), "the Service leads elsewhere");
+    walk.take_over("n1")?;
+    walk.pods_of_predecessor("n1", &json!(["default/old-n1"]))?;
+    for _ in 0..3 {
+        open.ask(ANSWER).context("over the connection from before")?;
+        place.enter(|| Session::open(service, ANSWER)?.ask(ANSWER)).context("a new connection")?;
+    }
+    Ok(())
 }

@@ -15,6 +15,8 @@ pub(crate) enum Backend {
     HostGw,
     /// Flannel's `vxlan`, with Calico's devices and policy.
     Canal,
+    /// `vxlan` of both families.
+    Dual,
 }
 
 impl Backend {
@@ -43,6 +45,19 @@ pub(crate) struct FlannelNode {
     /// `10.244.1.0`
     pub(crate) network: String,
     pub(crate) mac: String,
+    /// Of both families: what IPv6 has of all this.
+    pub(crate) v6: Option<V6>,
+}
+
+/// The IPv6 side of a node.
+#[derive(Clone, Debug)]
+pub(crate) struct V6 {
+    pub(crate) ip: String,
+    /// `fd00:10:244:1::/64`
+    pub(crate) range: String,
+    /// `fd00:10:244:1::`
+    pub(crate) network: String,
+    pub(crate) mac: String,
 }
 
 /// The CNI plugin `flannel`: makes a configuration of `bridge` out of the subnet file, as the real one does.
@@ -50,8 +65,10 @@ const PLUGIN: &str = r#"#!/bin/sh
 conf=$(cat)
 field() { printf %s "$conf" | sed -n 's/.*"'$1'": *"\([^"]*\)".*/\1/p'; }
 . "$(field subnetFile)"
-printf '{"cniVersion":"0.3.1","name":"cbr0","type":"bridge","bridge":"cni0","mtu":%s,"isGateway":true,"isDefaultGateway":true,"hairpinMode":true,"ipMasq":false,"ipam":{"type":"host-local","dataDir":"%s","ranges":[[{"subnet":"%s"}]],"routes":[{"dst":"%s"}]}}' \
-  "$FLANNEL_MTU" "$(field dataDir)" "${FLANNEL_SUBNET%.1/24}.0/24" "$FLANNEL_NETWORK" | exec /usr/lib/cni/bridge
+v6=
+[ -z "$FLANNEL_IPV6_SUBNET" ] || v6=',[{"subnet":"'$FLANNEL_IPV6_SUBNET'"}]'
+printf '{"cniVersion":"0.3.1","name":"cbr0","type":"bridge","bridge":"cni0","mtu":%s,"isGateway":true,"isDefaultGateway":true,"hairpinMode":true,"ipMasq":false,"ipam":{"type":"host-local","dataDir":"%s","ranges":[[{"subnet":"%s"}]%s],"routes":[{"dst":"%s"}]}}' \
+  "$FLANNEL_MTU" "$(field dataDir)" "${FLANNEL_SUBNET%.1/24}.0/24" "$v6" "$FLANNEL_NETWORK" | exec /usr/lib/cni/bridge
 "#;
 
 const CONFLIST: &str = r#"{
@@ -124,10 +141,10 @@ impl Files {
     }
 
     /// A lab whose nodes are Flannel's.
-    pub(crate) fn lab(&self, name: &str, nodes: u32) -> Result<Cluster> {
+    pub(crate) fn lab(&self, name: &str, nodes: u32, families: Families) -> Result<Cluster> {
         let conf = self.dir.join("given.conflist").display().to_string();
         let bin = self.dir.display().to_string();
-        Cluster::up_with(name, nodes, Families::Ipv4, &["--cni-conf", &conf, "--cni-bin-dir", &bin])
+        Cluster::up_with(name, nodes, families, &["--cni-conf", &conf, "--cni-bin-dir", &bin])
     }
 }
 
@@ -163,7 +180,8 @@ pub(crate) fn start(cluster: &Cluster, backend: Backend) -> Result<Vec<FlannelNo
         let object = cluster.get("node", &name)?;
         let range = object.pointer("/spec/podCIDR").and_then(|v| v.as_str()).context("no podCIDR")?.to_owned();
         let network = range.trim_end_matches("/24").to_owned();
-        let mut node = FlannelNode { name, ip, range, network, mac: String::new() };
+        let v6 = if backend == Backend::Dual { Some(v6_of(&object)?) } else { None };
+        let mut node = FlannelNode { name, ip, range, network, mac: String::new(), v6 };
         prepare(cluster, &mut node, backend)?;
         nodes.push(node);
     }
@@ -171,6 +189,32 @@ pub(crate) fn start(cluster: &Cluster, backend: Backend) -> Result<Vec<FlannelNo
         learn(cluster, node, &nodes, backend)?;
     }
     Ok(nodes)
+}
+
+fn v6_of(node: &serde_json::Value) -> Result<V6> {
+    let range = node.pointer("/spec/podCIDRs/1").and_then(|v| v.as_str()).context("no second podCIDR")?.to_owned();
+    let addresses = node.pointer("/status/addresses").and_then(|v| v.as_array()).context("no addresses")?;
+    let ips = addresses.iter().filter_map(|a| a.pointer("/address")?.as_str());
+    let ip = ips.into_iter().find(|ip| ip.contains(':')).context("no IPv6 address")?.to_owned();
+    let network = range.trim_end_matches("/64").to_owned();
+    Ok(V6 { ip, range, network, mac: String::new() })
+}
+
+/// The IPv6 side of flanneld's start: the device's MAC address and its annotations.
+fn prepare_v6(cluster: &Cluster, node: &str, v6: &mut V6) -> Result<Vec<String>> {
+    let V6 { ip, network, .. } = v6.clone();
+    let script = format!(
+        "echo 1 > /proc/sys/net/ipv6/conf/all/forwarding\n\
+         ip link add flannel-v6.1 mtu 1430 type vxlan id 1 dev eth0 local {ip} dstport 8472 nolearning\n\
+         ip addr replace {network}/128 dev flannel-v6.1 nodad\nip link set flannel-v6.1 up\n\
+         ip -o link show flannel-v6.1 | sed -n 's/.*link.ether \\([0-9a-f:]*\\).*/\\1/p'\n"
+    );
+    let said = on_node(cluster, node, &script)?;
+    v6.mac = said.lines().last().unwrap_or_default().trim().to_owned();
+    Ok(vec![
+        format!(r#"flannel.alpha.coreos.com/backend-v6-data={{"VNI":1,"VtepMAC":"{}"}}"#, v6.mac),
+        format!("flannel.alpha.coreos.com/public-ipv6={ip}"),
+    ])
 }
 
 /// flanneld's start on one node.
@@ -181,9 +225,11 @@ pub(crate) fn prepare(cluster: &Cluster, node: &mut FlannelNode, backend: Backen
     std::fs::create_dir_all(state.join("cni/networks"))?;
     let first = format!("{}.1/24", network.rsplit_once('.').map_or("", |(head, _)| head));
     let mtu = if backend.has_tunnel() { 1450 } else { 1500 };
+    let mtu = if node.v6.is_some() { 1430 } else { mtu };
+    let v6_subnet = node.v6.as_ref().map(|v6| format!("FLANNEL_IPV6_SUBNET={}\n", v6.range)).unwrap_or_default();
     std::fs::write(
         state.join("subnet.env"),
-        format!("FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET={first}\nFLANNEL_MTU={mtu}\nFLANNEL_IPMASQ=true\n"),
+        format!("FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET={first}\nFLANNEL_MTU={mtu}\nFLANNEL_IPMASQ=true\n{v6_subnet}"),
     )?;
     let conf = conf_dir(&lab, &name);
     if conf.join("10-given.conflist").exists() {
@@ -218,20 +264,22 @@ pub(crate) fn prepare(cluster: &Cluster, node: &mut FlannelNode, backend: Backen
     let said = on_node(cluster, &name, &script)?;
     node.mac = said.lines().last().unwrap_or_default().trim().to_owned();
     let (kind, data) = match backend {
-        Backend::Vxlan | Backend::Canal => ("vxlan", format!(r#"{{"VNI":1,"VtepMAC":"{}"}}"#, node.mac)),
+        Backend::Vxlan | Backend::Canal | Backend::Dual => ("vxlan", format!(r#"{{"VNI":1,"VtepMAC":"{}"}}"#, node.mac)),
         Backend::HostGw => ("host-gw", "null".to_owned()),
     };
     let annotate = |key: &str, value: &str| format!("flannel.alpha.coreos.com/{key}={value}");
-    let said = cluster.try_kubectl(&[
-        "annotate",
-        "node",
-        &name,
-        "--overwrite",
-        &annotate("backend-type", kind),
-        &annotate("backend-data", &data),
-        &annotate("public-ip", &ip),
-        &annotate("kube-subnet-manager", "true"),
-    ])?;
+    let mut annotations = vec![
+        annotate("backend-type", kind),
+        annotate("backend-data", &data),
+        annotate("public-ip", &ip),
+        annotate("kube-subnet-manager", "true"),
+    ];
+    if let Some(v6) = &mut node.v6 {
+        annotations.extend(prepare_v6(cluster, &name, v6)?);
+    }
+    let mut arguments = vec!["annotate", "node", &name, "--overwrite"];
+    arguments.extend(annotations.iter().map(String::as_str));
+    let said = cluster.try_kubectl(&arguments)?;
     ensure!(said.status.success(), "annotate {name}: {}", String::from_utf8_lossy(&said.stderr));
     Ok(())
 }
@@ -241,13 +289,20 @@ pub(crate) fn learn(cluster: &Cluster, node: &FlannelNode, nodes: &[FlannelNode]
     let mut script = String::new();
     for FlannelNode { ip, range, network, mac, .. } in nodes.iter().filter(|other| other.name != node.name) {
         script += &match backend {
-            Backend::Vxlan | Backend::Canal => format!(
+            Backend::Vxlan | Backend::Canal | Backend::Dual => format!(
                 "ip neigh replace {network} lladdr {mac} dev flannel.1 nud permanent\n\
                  bridge fdb replace {mac} dev flannel.1 dst {ip} self permanent\n\
                  ip route replace {range} via {network} dev flannel.1 onlink\n"
             ),
             Backend::HostGw => format!("ip route replace {range} via {ip} dev eth0\n"),
         };
+    }
+    for V6 { ip, range, network, mac } in nodes.iter().filter(|other| other.name != node.name).filter_map(|n| n.v6.clone()) {
+        script += &format!(
+            "ip -6 neigh replace {network} lladdr {mac} dev flannel-v6.1 nud permanent\n\
+             bridge fdb replace {mac} dev flannel-v6.1 dst {ip} self permanent\n\
+             ip -6 route replace {range} via {network} dev flannel-v6.1 onlink\n"
+        );
     }
     on_node(cluster, &node.name, &script).map(drop)
 }

@@ -10,7 +10,6 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use towpath_walkthrough::cluster::Pod;
 use towpath_walkthrough::place::{Place, Session, address};
 
 const ANSWER: Duration = Duration::from_secs(3);
@@ -25,12 +24,11 @@ pub(crate) struct Traffic {
 
 impl Traffic {
     /// From a place to a pod: a ping every 20 ms, and requests over one connection that stays open.
-    pub(crate) fn between(&mut self, from: &Place, to: &Pod) -> Result<()> {
-        let name = format!("{} to {} ({})", from.name(), to.name, to.ip);
-        let ip = to.ip.clone();
+    pub(crate) fn between(&mut self, from: &Place, to: &str, ip: &str) -> Result<()> {
+        let name = format!("{} to {to} ({ip})", from.name());
         let ping = from.enter(|| {
             let command = Command::new("ping")
-                .args(["-n", "-i", "0.02", "-W", "5", &ip])
+                .args(["-n", "-i", "0.02", "-W", "5", ip])
                 .stdin(Stdio::null())
                 .stdout(Stdio::piped())
                 .stderr(Stdio::piped())
@@ -38,7 +36,7 @@ impl Traffic {
             command.context("start ping")
         })?;
         self.pings.push((name.clone(), ping));
-        let target = SocketAddr::new(address(&to.ip)?, 80);
+        let target = SocketAddr::new(address(ip)?, 80);
         let mut session = from.enter(|| Session::open(target, ANSWER)).with_context(|| name.clone())?;
         let over = self.over.clone();
         let thread = std::thread::spawn(move || {

@@ -80,6 +80,20 @@ pub fn ensure_among(
     Ok(done)
 }
 
+/// Request: answer on the device for an address that is elsewhere (a proxy entry; IPv6 answers for nothing else, RFC 4861 §7.2.8).
+pub fn answer_for(device: u32, name: &str, address: IpAddr) -> Request {
+    let mut message = message(device, address);
+    message.header.flags = NeighbourFlags::Proxy;
+    Request::new(format!("answer for {address} on device {name}"), Message::NewNeighbour(message), NLM_F_CREATE)
+}
+
+/// Request: answer for it no longer.
+pub fn no_longer_answer_for(device: u32, name: &str, address: IpAddr) -> Request {
+    let mut message = message(device, address);
+    message.header.flags = NeighbourFlags::Proxy;
+    Request::new(format!("no longer answer for {address} on device {name}"), Message::DelNeighbour(message), 0)
+}
+
 /// The forwarding table of a VXLAN device: the outer destination of each MAC address.
 pub fn forwarding(netlink: &mut Netlink, device: u32) -> Result<BTreeMap<[u8; 6], IpAddr>, Error> {
     let mut filter = NeighbourMessage::default();

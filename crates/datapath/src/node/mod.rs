@@ -57,6 +57,8 @@ pub(crate) struct Node {
     peers: Vec<NodePeer>,
     /// Name of the tunnel device, where it is another network's.
     lent: Option<String>,
+    /// Bridges of another network on which the node answers for pods here, by index with their names.
+    bridges: BTreeMap<u32, String>,
     /// Addresses in this node's ranges that another network's pods hold.
     elsewhere: BTreeSet<IpAddr>,
     /// Whether `apply_peers` was called: before it, what a former agent left stays.
@@ -113,6 +115,7 @@ impl Node {
             unlinked: BTreeMap::new(),
             awaited,
             lent: None,
+            bridges: BTreeMap::new(),
             elsewhere: BTreeSet::new(),
             peers: Vec::new(),
             peers_known: false,
@@ -300,6 +303,7 @@ fn gather_with(netlink: &mut Netlink, config: &DatapathConfig, tunnel: Option<Ip
     }
     uplink::settle(netlink, &settings.addresses, DAD_PATIENCE)?;
     let uplink = uplink::find(netlink, &settings.addresses, config.uplink.as_deref())?;
+    lent::find(netlink, &settings.backend)?;
     let tunnel_mtu = uplink::tunnel_mtu(uplink.mtu, tunnel_address);
     let present = link::by_name(netlink, TUNNEL_DEVICE)?;
     Ok(NodeFacts {

@@ -12,13 +12,13 @@ use crate::world::*;
 fn the_tunnel_delivers_what_the_owning_node_sends() {
     in_world(|w| {
         for h in BOTH.map(hosts) {
-            for (src, outer) in [(h.remote, "192.168.50.2"), (h.node2, "192.168.50.2")] {
-                let frame = arriving(MAC_TUNNEL, src, 4000, h.a, 80, L4::syn());
+            for (src, port, outer) in [(h.remote, 4000, "192.168.50.2"), (h.node2, 4000, "192.168.50.2"), (h.remote, 4001, "fd50::2")] {
+                let frame = arriving(MAC_TUNNEL, src, port, h.a, 80, L4::syn());
                 let got = w.from_tunnel(&frame, outer).into_pod(w.pod_a);
                 assert_eq!((got.src.ip(), got.ttl, got.dst_mac, got.src_mac), (src, 63, MAC_A, MAC_HOST));
-                // The answer goes where the question came from.
-                w.from_pod(&sent_by(h.a, 80, src, 4000, L4::tcp(SYN | ACK))).into_tunnel(w, ip(outer));
-                w.from_tunnel(&arriving(MAC_TUNNEL, src, 4000, h.a, 80, L4::tcp(ACK)), outer).into_pod(w.pod_a);
+                // The answer goes to the node from which the question came, by its tunnel's address whichever that sent from.
+                w.from_pod(&sent_by(h.a, 80, src, port, L4::tcp(SYN | ACK))).into_tunnel(w, ip("192.168.50.2"));
+                w.from_tunnel(&arriving(MAC_TUNNEL, src, port, h.a, 80, L4::tcp(ACK)), outer).into_pod(w.pod_a);
             }
             let to_node = arriving(MAC_TUNNEL, h.remote, 4000, h.node, 22, L4::syn());
             w.from_tunnel(&to_node, "192.168.50.2").passed();
