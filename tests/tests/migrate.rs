@@ -35,9 +35,8 @@ impl Agent {
     fn config(cluster: &Cluster, node: &str, vni: u32) -> Result<PathBuf> {
         let lab = cluster.name();
         let state = state_dir(lab, node);
-        let tokens: Value = serde_json::from_slice(&std::fs::read(
-            format!("/var/lib/towpath/lab/{lab}/credentials/tokens.json"),
-        )?)?;
+        let tokens: Value =
+            serde_json::from_slice(&std::fs::read(format!("/var/lib/towpath/lab/{lab}/credentials/tokens.json"))?)?;
         let token = tokens.pointer(&format!("/agents/{node}")).and_then(Value::as_str).context("no token")?;
         let admin = std::fs::read_to_string(cluster.kubeconfig())?;
         let authority = admin.lines().find_map(|line| line.trim().strip_prefix("certificate-authority-data: "));
@@ -144,8 +143,7 @@ impl Walk {
         let families = if backend == Backend::Dual { Families::Dual } else { Families::Ipv4 };
         let cluster = files.lab(name, 3, families)?;
         let nodes = flannel::start(&cluster, backend)?;
-        let mut walk =
-            Self { cluster, backend, nodes, agents: BTreeMap::new(), pods: BTreeMap::new(), _files: files };
+        let mut walk = Self { cluster, backend, nodes, agents: BTreeMap::new(), pods: BTreeMap::new(), _files: files };
         for node in ["n1", "n2", "n3"] {
             walk.run(&format!("old-{node}"), node)?;
         }
@@ -184,10 +182,14 @@ impl Walk {
         for node in &self.nodes {
             from.push((node.name.clone(), Place::of_node(&self.cluster, &node.name)?));
         }
+        let mut targets = Vec::new();
+        for pod in self.pods.values() {
+            targets.push((pod, self.addresses(pod)?));
+        }
         for (name, place) in &from {
-            for pod in self.pods.values().filter(|pod| pod.name != *name) {
-                for ip in self.addresses(pod)? {
-                    let to = SocketAddr::new(address(&ip)?, 80);
+            for (pod, ips) in targets.iter().filter(|(pod, _)| pod.name != *name) {
+                for ip in ips {
+                    let to = SocketAddr::new(address(ip)?, 80);
                     let answer = place.enter(|| Session::open(to, ANSWER)?.ask(ANSWER));
                     answer.with_context(|| {
                         format!("{when}: {name} to {} ({ip}, {})\n{}", pod.name, pod.node, self.states())
@@ -211,7 +213,10 @@ impl Walk {
     fn states(&self) -> String {
         let mut text = String::new();
         for node in &self.nodes {
-            let said = self.cluster.node(&node.name, "ip -br addr; ip route; ip -6 route; ip neigh; ip -6 neigh show proxy; bridge fdb show dev flannel.1");
+            let said = self.cluster.node(
+                &node.name,
+                "ip -br addr; ip route; ip -6 route; ip neigh; ip -6 neigh show proxy; bridge fdb show dev flannel.1",
+            );
             text += &format!("--- {}\n{}\n", node.name, said.map(|said| said.all()).unwrap_or_default());
             if let Ok(status) = status(&self.cluster, &node.name) {
                 text += &format!("{status}\n");
@@ -286,7 +291,17 @@ impl Walk {
         let (bin, conf, bpffs) = (text(state.join("no-plugins")), text(conf_dir(lab, node)), text(run.join("bpf")));
         let (run, state) = (text(run.join("towpath")), text(state.join("towpath")));
         let directories = [
-            "uninstall", "--bin-dir", &bin, "--conf-dir", &conf, "--bpffs", &bpffs, "--run-dir", &run, "--state-dir", &state,
+            "uninstall",
+            "--bin-dir",
+            &bin,
+            "--conf-dir",
+            &conf,
+            "--bpffs",
+            &bpffs,
+            "--run-dir",
+            &run,
+            "--state-dir",
+            &state,
         ];
         node_command(&self.cluster, node, &directories)
     }
@@ -375,7 +390,8 @@ fn walk(name: &str, backend: Backend) -> Result<()> {
         ensure!(!conf_files(name, node).contains(&backend.conflist().to_owned()), "Flannel's is still read");
         walk.pods_of_predecessor(node, &json!([format!("default/old-{node}")]))?;
         let peers = status.pointer("/peers").and_then(Value::as_array).into_iter().flatten();
-        let flannels = peers.filter(|peer| peer.get("network") == Some(&json!("flannel"))).filter_map(|peer| peer.get("node"));
+        let flannels =
+            peers.filter(|peer| peer.get("network") == Some(&json!("flannel"))).filter_map(|peer| peer.get("node"));
         let flannels: Vec<&str> = flannels.filter_map(Value::as_str).collect();
         let still = nodes.iter().skip(step + 1).map(|(node, _)| *node);
         for other in still {
@@ -403,7 +419,8 @@ fn walk(name: &str, backend: Backend) -> Result<()> {
 fn clean_up(walk: &mut Walk) -> Result<()> {
     let new = ["new-n1", "new-n2", "new-n3"];
     let name = walk.cluster.name().to_owned();
-    for (node, old, young) in [("n1", "old-n1", "young-n1"), ("n2", "old-n2", "young-n2"), ("n3", "old-n3", "young-n3")] {
+    for (node, old, young) in [("n1", "old-n1", "young-n1"), ("n2", "old-n2", "young-n2"), ("n3", "old-n3", "young-n3")]
+    {
         ensure!(!walk.leases(node).is_empty(), "leases of {node}: {:?}", walk.leases(node));
         walk.under_traffic(&format!("{old} is recreated"), &new, |walk| walk.recreate(old, young, node))?;
         walk.no_address_twice()?;
@@ -416,11 +433,8 @@ fn clean_up(walk: &mut Walk) -> Result<()> {
             ensure!(done, "cleaning {node}: {said}\n{}", log_of(&walk.cluster, node));
             Ok(())
         })?;
-        let left = on_node(
-            &walk.cluster,
-            node,
-            "ip -o link show; ip route; nft list ruleset; iptables-save 2>/dev/null",
-        )?;
+        let left =
+            on_node(&walk.cluster, node, "ip -o link show; ip route; nft list ruleset; iptables-save 2>/dev/null")?;
         for what in ["flannel", "FLANNEL", "cni0", "cali"] {
             ensure!(!left.contains(what), "{what} is still on {node}:\n{left}");
         }
@@ -433,8 +447,9 @@ fn clean_up(walk: &mut Walk) -> Result<()> {
     // Nobody needs the annotations any more.
     walk.under_traffic("the annotations go", &new, |walk| {
         for node in ["n1", "n2", "n3"] {
-            let gone = ["backend-type", "backend-data", "public-ip", "kube-subnet-manager", "backend-v6-data", "public-ipv6"]
-                .map(|key| format!("flannel.alpha.coreos.com/{key}-"));
+            let gone =
+                ["backend-type", "backend-data", "public-ip", "kube-subnet-manager", "backend-v6-data", "public-ipv6"]
+                    .map(|key| format!("flannel.alpha.coreos.com/{key}-"));
             let mut arguments = vec!["annotate", "node", node];
             arguments.extend(gone.iter().map(String::as_str));
             let out = walk.cluster.try_kubectl(&arguments)?;
@@ -599,7 +614,9 @@ fn pods_of_flannels_keep_their_services() -> Result<()> {
     }
     let mut walk = Walk::new("e2e-mgsv", Backend::Vxlan)?;
     let backend = walk.place("old-n2")?.1.ip;
-    let rule = format!("iptables -t nat -A PREROUTING -d 10.96.77.7/32 -p tcp --dport 80 -j DNAT --to-destination {backend}:80");
+    let rule = format!(
+        "iptables -t nat -A PREROUTING -d 10.96.77.7/32 -p tcp --dport 80 -j DNAT --to-destination {backend}:80"
+    );
     on_node(&walk.cluster, "n1", &rule)?;
     let (place, _) = walk.place("old-n1")?;
     let service = SocketAddr::from(([10, 96, 77, 7], 80));

@@ -106,7 +106,8 @@ pub fn clean(cluster: &[IpNet]) -> Result<(), Error> {
 /// Flannel's VXLAN devices among these.
 pub(crate) fn tunnels(links: &[Link]) -> Vec<&Link> {
     let theirs = |l: &&Link| {
-        matches!(l.vxlan, Some((false, _))) && (l.name.starts_with(FLANNEL_VXLAN) || l.name.starts_with(FLANNEL_VXLAN_V6))
+        matches!(l.vxlan, Some((false, _)))
+            && (l.name.starts_with(FLANNEL_VXLAN) || l.name.starts_with(FLANNEL_VXLAN_V6))
     };
     links.iter().filter(theirs).collect()
 }
@@ -114,9 +115,7 @@ pub(crate) fn tunnels(links: &[Link]) -> Vec<&Link> {
 /// Devices whose master is the bridge.
 fn ports(netlink: &mut Netlink, bridge: &Link) -> Result<usize, Error> {
     let answers = netlink.dump("list network devices", Message::GetLink(Default::default()))?;
-    let on_it = |m: &Message| {
-        matches!(m, Message::NewLink(link) if link.attributes.contains(&LinkAttribute::Controller(bridge.index)))
-    };
+    let on_it = |m: &Message| matches!(m, Message::NewLink(link) if link.attributes.contains(&LinkAttribute::Controller(bridge.index)));
     Ok(answers.iter().filter(|m| on_it(m)).count())
 }
 
@@ -131,7 +130,8 @@ fn routes(netlink: &mut Netlink, cluster: &[IpNet]) -> Result<Vec<(IpNet, RouteM
         filter.header.address_family = family;
         for answer in netlink.dump("list routes", Message::GetRoute(filter))? {
             let Message::NewRoute(message) = answer else { continue };
-            let device = message.attributes.iter().find_map(|a| if let RouteAttribute::Oif(i) = a { Some(*i) } else { None });
+            let device =
+                message.attributes.iter().find_map(|a| if let RouteAttribute::Oif(i) = a { Some(*i) } else { None });
             let over_a_node = message.attributes.iter().any(|a| matches!(a, RouteAttribute::Gateway(_)));
             let in_main = u32::from(message.header.table) == MAIN_TABLE && message.header.kind == RouteType::Unicast;
             let theirs = message.header.protocol == RouteProtocol::Boot && over_a_node && in_main;
@@ -167,7 +167,8 @@ impl Rules {
         let mut rules = Self::default();
         let theirs = |name: &str| CHAINS.iter().any(|prefix| name.starts_with(prefix));
         for object in ruleset.get("nftables").and_then(Value::as_array).into_iter().flatten() {
-            let text = |value: &Value, field: &str| value.get(field).and_then(Value::as_str).unwrap_or_default().to_owned();
+            let text =
+                |value: &Value, field: &str| value.get(field).and_then(Value::as_str).unwrap_or_default().to_owned();
             if let Some(table) = object.get("table") {
                 let (family, name) = (text(table, "family"), text(table, "name"));
                 if TABLES.contains(&(family.as_str(), name.as_str())) {
@@ -176,7 +177,9 @@ impl Rules {
             } else if let Some(chain) = object.get("chain").filter(|chain| theirs(&text(chain, "name"))) {
                 rules.chains.push([text(chain, "family"), text(chain, "table"), text(chain, "name")]);
             } else if let Some(rule) = object.get("rule").filter(|rule| !theirs(&text(rule, "chain"))) {
-                let target = |verdict: &str, part: &Value| part.pointer(&format!("/{verdict}/target")).and_then(Value::as_str).is_some_and(theirs);
+                let target = |verdict: &str, part: &Value| {
+                    part.pointer(&format!("/{verdict}/target")).and_then(Value::as_str).is_some_and(theirs)
+                };
                 let parts = rule.get("expr").and_then(Value::as_array);
                 let leads = parts.into_iter().flatten().any(|part| target("jump", part) || target("goto", part));
                 if let Some(handle) = rule.get("handle").and_then(Value::as_u64).filter(|_| leads) {
@@ -191,7 +194,9 @@ impl Rules {
     fn transaction(&self) -> Value {
         let mut commands = Vec::new();
         for ([family, table, chain], handle) in &self.jumps {
-            commands.push(json!({"delete": {"rule": {"family": family, "table": table, "chain": chain, "handle": handle}}}));
+            commands.push(
+                json!({"delete": {"rule": {"family": family, "table": table, "chain": chain, "handle": handle}}}),
+            );
         }
         for verb in ["flush", "delete"] {
             for [family, table, name] in &self.chains {
@@ -235,9 +240,13 @@ mod tests {
             .as_array()
             .unwrap()
             .iter()
-            .flat_map(|command| command.as_object().unwrap().iter().map(|(verb, what)| {
-                format!("{verb} {}", what.as_object().unwrap().keys().next().unwrap())
-            }))
+            .flat_map(|command| {
+                command
+                    .as_object()
+                    .unwrap()
+                    .iter()
+                    .map(|(verb, what)| format!("{verb} {}", what.as_object().unwrap().keys().next().unwrap()))
+            })
             .collect();
         assert_eq!(verbs[..2], ["delete rule", "delete rule"]);
         assert_eq!(verbs[2..], ["flush chain", "flush chain", "delete chain", "delete chain", "delete table"]);

@@ -83,8 +83,14 @@ pub fn plan(world: &World, local: &NodeName, previous: &[NodePeer], tunnels: &Tu
         if pod_cidrs.is_empty() {
             continue;
         }
-        let plain =
-            NodePeer { name: node.name.clone(), addresses, pod_cidrs, tunnel, local: node.name == *local, flannel: None };
+        let plain = NodePeer {
+            name: node.name.clone(),
+            addresses,
+            pod_cidrs,
+            tunnel,
+            local: node.name == *local,
+            flannel: None,
+        };
         let had = previous.iter().any(|p| p.name == node.name && p.flannel.is_some());
         let (found, problems) = as_flannel_has_it(node, plain, tunnels, had);
         out.peers.extend(found);
@@ -112,7 +118,8 @@ fn as_flannel_has_it(node: &Node, peer: NodePeer, tunnels: &Tunnels, had: bool) 
     }
     if taken_over {
         let end = flannel.end_of(family_of(peer.tunnel));
-        let flannel = Some(FlannelPeer { reach: reach(flannel, end.and_then(|end| end.vtep).map(|vtep| vtep.mac)), taken_over });
+        let flannel =
+            Some(FlannelPeer { reach: reach(flannel, end.and_then(|end| end.vtep).map(|vtep| vtep.mac)), taken_over });
         return (vec![NodePeer { flannel, ..peer }], problems);
     }
     let mut peers = Vec::new();

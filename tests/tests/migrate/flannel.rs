@@ -229,7 +229,9 @@ pub(crate) fn prepare(cluster: &Cluster, node: &mut FlannelNode, backend: Backen
     let v6_subnet = node.v6.as_ref().map(|v6| format!("FLANNEL_IPV6_SUBNET={}\n", v6.range)).unwrap_or_default();
     std::fs::write(
         state.join("subnet.env"),
-        format!("FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET={first}\nFLANNEL_MTU={mtu}\nFLANNEL_IPMASQ=true\n{v6_subnet}"),
+        format!(
+            "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET={first}\nFLANNEL_MTU={mtu}\nFLANNEL_IPMASQ=true\n{v6_subnet}"
+        ),
     )?;
     let conf = conf_dir(&lab, &name);
     if conf.join("10-given.conflist").exists() {
@@ -252,7 +254,9 @@ pub(crate) fn prepare(cluster: &Cluster, node: &mut FlannelNode, backend: Backen
          iptables -t nat -nL FLANNEL-POSTRTG >/dev/null 2>&1 || iptables-restore --noflush <<'EOF'\n{rules}EOF\n"
     );
     if backend == Backend::Canal {
-        script += &format!("iptables -nL cali-FORWARD >/dev/null 2>&1 || iptables-restore --noflush <<'EOF'\n{CALICO_RULES}EOF\n");
+        script += &format!(
+            "iptables -nL cali-FORWARD >/dev/null 2>&1 || iptables-restore --noflush <<'EOF'\n{CALICO_RULES}EOF\n"
+        );
     }
     if backend.has_tunnel() {
         script += &format!(
@@ -264,7 +268,9 @@ pub(crate) fn prepare(cluster: &Cluster, node: &mut FlannelNode, backend: Backen
     let said = on_node(cluster, &name, &script)?;
     node.mac = said.lines().last().unwrap_or_default().trim().to_owned();
     let (kind, data) = match backend {
-        Backend::Vxlan | Backend::Canal | Backend::Dual => ("vxlan", format!(r#"{{"VNI":1,"VtepMAC":"{}"}}"#, node.mac)),
+        Backend::Vxlan | Backend::Canal | Backend::Dual => {
+            ("vxlan", format!(r#"{{"VNI":1,"VtepMAC":"{}"}}"#, node.mac))
+        }
         Backend::HostGw => ("host-gw", "null".to_owned()),
     };
     let annotate = |key: &str, value: &str| format!("flannel.alpha.coreos.com/{key}={value}");
@@ -297,7 +303,9 @@ pub(crate) fn learn(cluster: &Cluster, node: &FlannelNode, nodes: &[FlannelNode]
             Backend::HostGw => format!("ip route replace {range} via {ip} dev eth0\n"),
         };
     }
-    for V6 { ip, range, network, mac } in nodes.iter().filter(|other| other.name != node.name).filter_map(|n| n.v6.clone()) {
+    for V6 { ip, range, network, mac } in
+        nodes.iter().filter(|other| other.name != node.name).filter_map(|n| n.v6.clone())
+    {
         script += &format!(
             "ip -6 neigh replace {network} lladdr {mac} dev flannel-v6.1 nud permanent\n\
              bridge fdb replace {mac} dev flannel-v6.1 dst {ip} self permanent\n\

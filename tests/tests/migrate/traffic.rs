@@ -63,9 +63,13 @@ impl Traffic {
             let text = String::from_utf8_lossy(&out.stdout).into_owned();
             let counts = text.lines().find(|line| line.contains("packets transmitted")).unwrap_or_default();
             let number = |word: &str| {
-                counts.split(", ").find(|part| part.contains(word)).and_then(|part| part.split(' ').next()?.parse::<u64>().ok())
+                counts
+                    .split(", ")
+                    .find(|part| part.contains(word))
+                    .and_then(|part| part.split(' ').next()?.parse::<u64>().ok())
             };
-            let (sent, received) = number("transmitted").zip(number("received")).with_context(|| format!("{name}: ping said {text}"))?;
+            let (sent, received) =
+                number("transmitted").zip(number("received")).with_context(|| format!("{name}: ping said {text}"))?;
             // One may be under way when it ends.
             if sent < 10 || received + 1 < sent || counts.contains("duplicates") {
                 let gaps = gaps(&text);
@@ -99,7 +103,9 @@ fn gaps(text: &str) -> String {
     let mut next = 1_u64;
     let mut gaps = Vec::new();
     for line in text.lines() {
-        let Some(sequence) = line.split("icmp_seq=").nth(1).and_then(|rest| rest.split(' ').next()?.parse::<u64>().ok()) else {
+        let Some(sequence) =
+            line.split("icmp_seq=").nth(1).and_then(|rest| rest.split(' ').next()?.parse::<u64>().ok())
+        else {
             continue;
         };
         if sequence > next {

@@ -59,7 +59,9 @@ pub enum LeaseError {
         source: io::Error,
     },
     /// The leases of another network.
-    #[error("cannot read the leases of the network that was here before: {source}; an address that is in use could be given again")]
+    #[error(
+        "cannot read the leases of the network that was here before: {source}; an address that is in use could be given again"
+    )]
     Before {
         /// What came of it.
         source: io::Error,
@@ -161,7 +163,8 @@ impl LeaseStore {
     /// Whether an address was given here, now or before.
     pub fn knows(&self, address: IpAddr) -> bool {
         let inner = self.lock();
-        matches!(inner.pool.holder(address), Some(Holder::Attachment(_) | Holder::Device(_))) || inner.pool.is_resting(address)
+        matches!(inner.pool.holder(address), Some(Holder::Attachment(_) | Holder::Device(_)))
+            || inner.pool.is_resting(address)
     }
 
     /// Holds exactly these addresses for the network that was here before; lets go of others held for it.

@@ -24,7 +24,14 @@ const EVERY: Duration = Duration::from_secs(2);
 const AGAIN: Duration = Duration::from_secs(30);
 
 /// Writes the annotations when others need them; runs for ever.
-pub async fn keep(client: kube::Client, node: NodeName, own: OwnNode, datapath: Datapath, vni: u32, index: SharedIndex) {
+pub async fn keep(
+    client: kube::Client,
+    node: NodeName,
+    own: OwnNode,
+    datapath: Datapath,
+    vni: u32,
+    index: SharedIndex,
+) {
     let nodes: Api<Readable<Node>> = Api::all(client);
     loop {
         tokio::time::sleep(EVERY).await;

@@ -151,8 +151,10 @@ mod tests {
     fn a_file_named_by_an_address_is_a_lease() {
         let (_dir, host_local) = rig();
         let leases = host_local.leases().unwrap();
-        let shown: Vec<_> =
-            leases.iter().map(|l| (l.address.to_string(), l.container.as_str(), l.ifname.as_str(), l.outlived)).collect();
+        let shown: Vec<_> = leases
+            .iter()
+            .map(|l| (l.address.to_string(), l.container.as_str(), l.ifname.as_str(), l.outlived))
+            .collect();
         assert_eq!(
             shown,
             [

@@ -115,11 +115,19 @@ mod tests {
 
     #[test]
     fn leases_and_pods_of_this_node_hold_their_addresses() {
-        let pods =
-            [("old", "n1", "10.244.1.2"), ("elsewhere", "n2", "10.244.1.4"), ("host", "n1", "192.0.2.1"), ("new", "n1", "10.244.1.9")];
+        let pods = [
+            ("old", "n1", "10.244.1.2"),
+            ("elsewhere", "n2", "10.244.1.4"),
+            ("host", "n1", "192.0.2.1"),
+            ("new", "n1", "10.244.1.9"),
+        ];
         let leases = [lease("10.244.1.2", false), lease("10.244.1.3", false), lease("10.88.0.2", false)];
         let (addresses, names) = found(&pods, &leases, "10.244.1.9");
-        assert_eq!(addresses, ["10.244.1.2", "10.244.1.3"], "a container that Kubernetes does not know holds its address too");
+        assert_eq!(
+            addresses,
+            ["10.244.1.2", "10.244.1.3"],
+            "a container that Kubernetes does not know holds its address too"
+        );
         assert_eq!(names, ["old"]);
     }
 

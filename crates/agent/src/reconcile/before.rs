@@ -33,7 +33,11 @@ impl Reconciler {
                 for problem in applied.problems {
                     warn!(problem, "pods of the network before");
                 }
-                info!(pods = remains.pods.len(), addresses = remains.addresses.len(), "what the network before still has here");
+                info!(
+                    pods = remains.pods.len(),
+                    addresses = remains.addresses.len(),
+                    "what the network before still has here"
+                );
                 self.remains.clone_from(&remains);
                 self.with_report(|report| report.remains = remains);
             }
@@ -65,7 +69,9 @@ impl Reconciler {
                     info!(file = %directory.join(name).display(), "set aside: the container runtime now takes ours");
                 }
             }
-            Err(error) => warn!(%error, directory = %directory.display(), "could not set the CNI configuration of the network before aside; trying again"),
+            Err(error) => {
+                warn!(%error, directory = %directory.display(), "could not set the CNI configuration of the network before aside; trying again")
+            }
         }
     }
 }

@@ -11,8 +11,8 @@ use super::error::Result;
 use super::map::Map;
 use super::mirror::Mirror;
 use crate::abi::{
-    self, Addr, Be16, CidrKey, TP_MODE_VXLAN, TP_NODE_BORROWED_TUNNEL, TP_NODE_PLAIN_ROUTING, TP_PEER_LOCAL, TP_PEER_NODE,
-    TP_PEER_PLAIN,
+    self, Addr, Be16, CidrKey, TP_MODE_VXLAN, TP_NODE_BORROWED_TUNNEL, TP_NODE_PLAIN_ROUTING, TP_PEER_LOCAL,
+    TP_PEER_NODE, TP_PEER_PLAIN,
 };
 
 /// `tp_node_config`, `tp_peers` and `tp_revision`.

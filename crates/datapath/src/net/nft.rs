@@ -85,7 +85,8 @@ pub fn delete() -> Result<(), Error> {
 /// Everything that the kernel lists, of all tables.
 pub(crate) fn list_all() -> Result<Value, Error> {
     let output = nft(&["-j", "list", "ruleset"], None)?;
-    serde_json::from_slice(&output).map_err(|e| Error::Nft { reason: format!("`nft -j list ruleset` printed no JSON: {e}") })
+    serde_json::from_slice(&output)
+        .map_err(|e| Error::Nft { reason: format!("`nft -j list ruleset` printed no JSON: {e}") })
 }
 
 /// Carries a transaction out.

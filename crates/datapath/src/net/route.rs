@@ -170,10 +170,13 @@ pub fn device_towards(netlink: &mut Netlink, address: IpAddr) -> Result<Option<u
     message.header.address_family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     message.header.destination_prefix_length = host.prefix_len();
     message.attributes.push(RouteAttribute::Destination(address.into()));
-    let answers = match netlink.request(Request::new(format!("look up the route to {address}"), Message::GetRoute(message), 0)) {
-        Err(error) if matches!(error.errno(), Some(libc::ENETUNREACH | libc::EHOSTUNREACH | libc::EACCES)) => return Ok(None),
-        answers => answers?,
-    };
+    let answers =
+        match netlink.request(Request::new(format!("look up the route to {address}"), Message::GetRoute(message), 0)) {
+            Err(error) if matches!(error.errno(), Some(libc::ENETUNREACH | libc::EHOSTUNREACH | libc::EACCES)) => {
+                return Ok(None);
+            }
+            answers => answers?,
+        };
     Ok(answers.into_iter().find_map(|answer| match answer {
         Message::NewRoute(route) if route.header.kind == RouteType::Unicast => {
             route.attributes.iter().find_map(|a| if let RouteAttribute::Oif(device) = a { Some(*device) } else { None })
@@ -233,7 +236,8 @@ pub fn ensure_or_yield(
 
 /// Where a route leads to; none: of a family that is not ours.
 pub(crate) fn destination_of(message: &RouteMessage) -> Option<IpNet> {
-    let given = message.attributes.iter().find_map(|a| if let RouteAttribute::Destination(to) = a { ip(to) } else { None });
+    let given =
+        message.attributes.iter().find_map(|a| if let RouteAttribute::Destination(to) = a { ip(to) } else { None });
     let any = match message.header.address_family {
         AddressFamily::Inet => IpAddr::from([0_u8; 4]),
         AddressFamily::Inet6 => IpAddr::from([0_u8; 16]),

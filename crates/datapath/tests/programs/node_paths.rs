@@ -12,7 +12,9 @@ use crate::world::*;
 fn the_tunnel_delivers_what_the_owning_node_sends() {
     in_world(|w| {
         for h in BOTH.map(hosts) {
-            for (src, port, outer) in [(h.remote, 4000, "192.168.50.2"), (h.node2, 4000, "192.168.50.2"), (h.remote, 4001, "fd50::2")] {
+            for (src, port, outer) in
+                [(h.remote, 4000, "192.168.50.2"), (h.node2, 4000, "192.168.50.2"), (h.remote, 4001, "fd50::2")]
+            {
                 let frame = arriving(MAC_TUNNEL, src, port, h.a, 80, L4::syn());
                 let got = w.from_tunnel(&frame, outer).into_pod(w.pod_a);
                 assert_eq!((got.src.ip(), got.ttl, got.dst_mac, got.src_mac), (src, 63, MAC_A, MAC_HOST));

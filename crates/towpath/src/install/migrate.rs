@@ -99,18 +99,27 @@ fn describe(found: &Found) -> String {
     devices.extend(kernel.calico_devices.clone());
     let outlived = found.leases.iter().filter(|lease| lease.outlived).count();
     let lines = [
-        ("agent", match &found.status {
-            Ok(status) if status.ready => "ready: new pods of this node are its".to_owned(),
-            Ok(status) => format!("not ready yet: {}", status.problems.join("; ")),
-            Err(error) => format!("{error:#}"),
-        }),
+        (
+            "agent",
+            match &found.status {
+                Ok(status) if status.ready => "ready: new pods of this node are its".to_owned(),
+                Ok(status) => format!("not ready yet: {}", status.problems.join("; ")),
+                Err(error) => format!("{error:#}"),
+            },
+        ),
         ("CNI configurations that the runtime reads", list(&found.active)),
         ("CNI configurations set aside", list(&found.aside)),
-        ("pods of the network before", found.status.as_ref().map_or_else(
-            |_| "not known without the agent".to_owned(),
-            |status| list(&status.pods_of_predecessor),
-        )),
-        ("leases of the network before", format!("{}, of containers from before the last boot {outlived}", found.leases.len())),
+        (
+            "pods of the network before",
+            found
+                .status
+                .as_ref()
+                .map_or_else(|_| "not known without the agent".to_owned(), |status| list(&status.pods_of_predecessor)),
+        ),
+        (
+            "leases of the network before",
+            format!("{}, of containers from before the last boot {outlived}", found.leases.len()),
+        ),
         ("devices", list(&devices)),
         ("routes over other nodes", list(&kernel.routes.iter().map(ToString::to_string).collect::<Vec<_>>())),
         ("nftables tables", list(&kernel.tables)),
@@ -125,9 +134,14 @@ fn describe(found: &Found) -> String {
 fn next(found: &Found) -> String {
     match &found.status {
         Err(_) => "have the DaemonSet towpath run on this node".to_owned(),
-        Ok(status) if !status.ready => "wait until the agent is ready; nothing of the network before is touched until then".to_owned(),
+        Ok(status) if !status.ready => {
+            "wait until the agent is ready; nothing of the network before is touched until then".to_owned()
+        }
         Ok(status) if !status.pods_of_predecessor.is_empty() => {
-            format!("recreate {} pods, then see that Flannel's own pod does not run here any more", status.pods_of_predecessor.len())
+            format!(
+                "recreate {} pods, then see that Flannel's own pod does not run here any more",
+                status.pods_of_predecessor.len()
+            )
         }
         Ok(_) if found.kernel.is_empty() && found.leases.is_empty() => "nothing: this node is taken over".to_owned(),
         Ok(_) => "when Flannel's own pod does not run here any more: towpath node migrate --clean".to_owned(),
@@ -141,13 +155,23 @@ fn refusal(found: &Found, force: bool) -> Option<String> {
         _ => return Some("the agent of this node is not ready: without it there would be no network here".to_owned()),
     };
     if !status.pods_of_predecessor.is_empty() {
-        return Some(format!("pods of this node would lose their network: recreate {}", status.pods_of_predecessor.join(", ")));
+        return Some(format!(
+            "pods of this node would lose their network: recreate {}",
+            status.pods_of_predecessor.join(", ")
+        ));
     }
     if !found.active.is_empty() {
-        return Some(format!("the container runtime still reads {}: the agent sets it aside within a second", found.active.join(", ")));
+        return Some(format!(
+            "the container runtime still reads {}: the agent sets it aside within a second",
+            found.active.join(", ")
+        ));
     }
-    let held: BTreeSet<String> =
-        found.leases.iter().filter(|lease| !lease.outlived).map(|lease| format!("{} ({})", lease.address, lease.container)).collect();
+    let held: BTreeSet<String> = found
+        .leases
+        .iter()
+        .filter(|lease| !lease.outlived)
+        .map(|lease| format!("{} ({})", lease.address, lease.container))
+        .collect();
     let ports = found.kernel.bridge.as_ref().map_or(0, |(_, ports)| *ports) + found.kernel.calico_devices.len();
     if ports > 0 && !force {
         let held: Vec<String> = held.into_iter().collect();
@@ -165,7 +189,8 @@ fn remove(config: &AgentConfig, ranges: &[IpNet], found: &Found) -> Result<()> {
         .remove(|lease| is_of(lease, ranges))
         .with_context(|| format!("could not remove leases below {}", config.cni_state_dir.display()))?;
     let directory = &config.cni_conf_dir;
-    conflists::forget(directory).with_context(|| format!("could not remove what was set aside in {}", directory.display()))?;
+    conflists::forget(directory)
+        .with_context(|| format!("could not remove what was set aside in {}", directory.display()))?;
     if found.kernel.tunnels.is_empty() {
         return Ok(());
     }
@@ -194,7 +219,13 @@ mod tests {
 
     fn found() -> Found {
         let status = AgentStatus { ready: true, ..AgentStatus::default() };
-        Found { status: Ok(status), active: Vec::new(), aside: Vec::new(), leases: Vec::new(), kernel: Leftovers::default() }
+        Found {
+            status: Ok(status),
+            active: Vec::new(),
+            aside: Vec::new(),
+            leases: Vec::new(),
+            kernel: Leftovers::default(),
+        }
     }
 
     #[test]
