@@ -133,6 +133,7 @@ struct Walk {
     nodes: Vec<FlannelNode>,
     agents: BTreeMap<String, Agent>,
     pods: BTreeMap<String, Pod>,
+    ips: BTreeMap<String, Vec<String>>,
     _files: Files,
 }
 
@@ -143,7 +144,15 @@ impl Walk {
         let families = if backend == Backend::Dual { Families::Dual } else { Families::Ipv4 };
         let cluster = files.lab(name, 3, families)?;
         let nodes = flannel::start(&cluster, backend)?;
-        let mut walk = Self { cluster, backend, nodes, agents: BTreeMap::new(), pods: BTreeMap::new(), _files: files };
+        let mut walk = Self {
+            cluster,
+            backend,
+            nodes,
+            agents: BTreeMap::new(),
+            pods: BTreeMap::new(),
+            ips: BTreeMap::new(),
+            _files: files,
+        };
         for node in ["n1", "n2", "n3"] {
             walk.run(&format!("old-{node}"), node)?;
         }
@@ -157,6 +166,12 @@ impl Walk {
              terminationGracePeriodSeconds: 0\n  containers: [{{name: web, image: nginx, ports: [{{containerPort: 80}}]}}]\n"
         ))?;
         let pod = self.cluster.wait_pod(name).with_context(|| log_of(&self.cluster, node))?;
+        let object = self.cluster.get("pod", name)?;
+        let ips = object.pointer("/status/podIPs").and_then(Value::as_array).cloned().unwrap_or_default();
+        let ips: Vec<String> = ips.iter().filter_map(|ip| Some(ip.get("ip")?.as_str()?.to_owned())).collect();
+        let expected = if self.backend == Backend::Dual { 2 } else { 1 };
+        ensure!(ips.len() == expected, "{name} has addresses {ips:?}");
+        self.ips.insert(name.to_owned(), ips);
         self.pods.insert(name.to_owned(), pod.clone());
         Ok(pod)
     }
@@ -184,11 +199,11 @@ impl Walk {
         }
         let mut targets = Vec::new();
         for pod in self.pods.values() {
-            targets.push((pod, self.addresses(pod)?));
+            targets.push((pod, self.addresses(&pod.name)?));
         }
         for (name, place) in &from {
             for (pod, ips) in targets.iter().filter(|(pod, _)| pod.name != *name) {
-                for ip in ips {
+                for ip in *ips {
                     let to = SocketAddr::new(address(ip)?, 80);
                     let answer = place.enter(|| Session::open(to, ANSWER)?.ask(ANSWER));
                     answer.with_context(|| {
@@ -201,13 +216,8 @@ impl Walk {
     }
 
     /// All addresses of a pod.
-    fn addresses(&self, pod: &Pod) -> Result<Vec<String>> {
-        let object = self.cluster.get("pod", &pod.name)?;
-        let ips = object.pointer("/status/podIPs").and_then(Value::as_array).cloned().unwrap_or_default();
-        let ips: Vec<String> = ips.iter().filter_map(|ip| Some(ip.get("ip")?.as_str()?.to_owned())).collect();
-        let expected = if self.backend == Backend::Dual { 2 } else { 1 };
-        ensure!(ips.len() == expected, "{} has addresses {ips:?}", pod.name);
-        Ok(ips)
+    fn addresses(&self, pod: &str) -> Result<&[String]> {
+        self.ips.get(pod).map(Vec::as_slice).with_context(|| format!("no pod {pod}"))
     }
 
     fn states(&self) -> String {
@@ -234,9 +244,8 @@ impl Walk {
         for from in pods {
             let (place, _) = self.place(from)?;
             for to in pods.iter().filter(|to| to != &from) {
-                let (_, to) = self.place(to)?;
-                for ip in self.addresses(&to)? {
-                    traffic.between(&place, &to.name, &ip)?;
+                for ip in self.addresses(to)? {
+                    traffic.between(&place, to, ip)?;
                 }
             }
         }
