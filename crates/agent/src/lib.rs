@@ -6,7 +6,8 @@
 //!                        towpath-cni ─► CNI server ─┘
 //! ```
 //!
-//! Nothing in the kernel changes before every watch has had its first full list, but for this node's own base (devices,
+//! Nothing in the kernel changes before every watch has had its first full list (or, while the API server is away, before what an
+//! earlier run knew is recalled, [`last_known`]), but for this node's own base (devices,
 //! programs, gateway addresses), which a restart adopts. The CNI configuration is written last, when the node is ready.
 #![forbid(unsafe_code)]
 
@@ -16,6 +17,7 @@ pub mod conflist;
 pub mod disk;
 pub mod index;
 pub mod ipam;
+pub mod last_known;
 pub mod metrics;
 pub mod network_config;
 pub mod node_network;
@@ -45,6 +47,7 @@ use tracing::{info, warn};
 use cni_server::{CniServer, CniServerConfig, Readiness};
 use index::Index;
 use ipam::{LeaseStore, RealDisk};
+use last_known::LastKnown;
 use node_network::publish::{self, Publisher};
 use reconcile::{Reconciler, Request};
 use settings::{OwnNode, Parsed};
@@ -76,6 +79,10 @@ pub async fn run(config: AgentConfig, shutdown: CancellationToken) -> Result<()>
     let index: SharedIndex = Arc::default();
     let (updates, mut inbox) = mpsc::channel(4096);
     let mut watches = watch::watch_all(&client, &updates);
+    let last_known = LastKnown::new(&config.state_dir);
+    let recalling = tokio::spawn(last_known.clone().recall_when_silent(index.clone(), updates.clone()));
+    let recalling = AbortOnDropHandle::new(recalling);
+    let keeping = AbortOnDropHandle::new(tokio::spawn(last_known.clone().keep(index.clone())));
     let own = tokio::select! {
         () = shutdown.cancelled() => return Ok(()),
         own = own_node(&config, &parsed, &index, &mut inbox) => own?,
@@ -114,7 +121,7 @@ pub async fn run(config: AgentConfig, shutdown: CancellationToken) -> Result<()>
         readiness.clone(),
     );
     let publishing = AbortOnDropHandle::new(tokio::spawn(publisher.run()));
-    let pods = Arc::new(pods::Pods::new(client, index, datapath.clone(), requests));
+    let pods = Arc::new(pods::Pods::new(client, index.clone(), datapath.clone(), requests));
     let mut cni =
         CniServer::start(CniServerConfig::new(&config), pods.clone(), pods, leases.clone(), readiness.clone()).await?;
     let status = status::serve(&config, &parsed, datapath.clone(), report.clone(), readiness.clone())?;
@@ -133,7 +140,8 @@ pub async fn run(config: AgentConfig, shutdown: CancellationToken) -> Result<()>
     // Requests in work end first; nothing that they made is lost if they do not.
     cni.drain(Duration::from_secs(5)).await;
     loop_task.abort();
-    drop((status, health, in_kube_proxys_place, announcing, publishing));
+    drop((status, health, in_kube_proxys_place, announcing, publishing, recalling, keeping));
+    last_known.keep_now(index).await;
     outcome
 }
 

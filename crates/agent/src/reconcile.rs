@@ -69,6 +69,8 @@ pub struct Report {
     pub peers: Vec<NodePeer>,
     /// Why a node or one of its ranges is left out.
     pub refused: BTreeMap<String, Vec<String>>,
+    /// The API server has not listed everything since the start: what an earlier run knew stands in.
+    pub recalled: bool,
     /// CNI configurations of others that the container runtime takes before ours.
     pub preferred: Vec<String>,
     /// Why a Service, or a pod with host ports, does not get what it asks for.
@@ -223,12 +225,13 @@ impl Reconciler {
             while let Ok(Request::Attach { request, reply }) = requests.try_recv() {
                 attaches.push((request, reply));
             }
-            let synced = {
+            let (synced, recalled) = {
                 let mut index = write(&self.index);
                 let changes = index.take_changes();
                 self.due.merge(changes);
-                index.is_synced()
+                (index.is_synced(), !index.recalled().is_empty())
             };
+            self.with_report(|report| report.recalled = recalled);
             if synced {
                 if !attaches.is_empty() || self.retry_at.is_none() {
                     self.policy_due |= !attaches.is_empty();
