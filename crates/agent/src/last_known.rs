@@ -119,9 +119,8 @@ impl LastKnown {
 
     /// Keeps it once more, before the agent ends.
     pub async fn keep_now(self, index: SharedIndex) {
-        match tokio::task::spawn_blocking(move || self.write(&index, BTreeMap::new())).await {
-            Ok(Err(error)) => warn!("could not keep what is known of the cluster: {error:#}"),
-            Ok(Ok(_)) | Err(_) => {}
+        if let Ok(Err(error)) = tokio::task::spawn_blocking(move || self.write(&index, BTreeMap::new())).await {
+            warn!("could not keep what is known of the cluster: {error:#}");
         }
     }
 
