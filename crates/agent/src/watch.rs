@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
+use std::time::Duration;
 
 use futures::{StreamExt, TryStreamExt};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -20,6 +21,9 @@ use tracing::{debug, warn};
 
 use crate::index::{Index, Noun};
 use crate::node_network::given::{self, Given};
+
+/// The pause that the library's own delays would have made.
+const BEFORE_LISTING_AGAIN: Duration = Duration::from_secs(1);
 
 /// A change to the index, made by the one who owns it.
 pub type Update = Box<dyn FnOnce(&mut Index) + Send>;
@@ -62,6 +66,13 @@ where
     }
 }
 
+/// A watch that is refused with 410 (Gone) would be asked for again from the same version, for ever: the library lists again only
+/// when an event of a watch says so.
+fn must_list_again(error: &watcher::Error) -> bool {
+    use watcher::Error::{WatchFailed, WatchStartFailed};
+    matches!(error, WatchStartFailed(kube::Error::Api(status)) | WatchFailed(kube::Error::Api(status)) if status.code == 410)
+}
+
 async fn watch<N>(api: Api<Readable<N::Object>>, updates: mpsc::Sender<Update>)
 where
     N: Noun,
@@ -75,14 +86,19 @@ where
         + 'static,
     Readable<N::Object>: kube::Resource,
 {
-    let mut events = watcher(api, watcher::Config::default()).default_backoff().boxed();
+    let start = || watcher(api.clone(), watcher::Config::default()).default_backoff().boxed();
+    let mut events = start();
     let mut listed: BTreeMap<N::Key, N> = BTreeMap::new();
     loop {
         let event = match events.try_next().await {
             Ok(Some(event)) => event,
             Ok(None) => return,
             Err(error) => {
-                warn!(kind = ?N::KIND, %error, "watch interrupted; listing again");
+                warn!(kind = ?N::KIND, %error, "watch interrupted; going on where it was, or listing again");
+                if must_list_again(&error) {
+                    tokio::time::sleep(BEFORE_LISTING_AGAIN).await;
+                    events = start();
+                }
                 continue;
             }
         };
@@ -118,7 +134,8 @@ where
 
 /// The same for what nodes say of their new pods. Where the kind is not installed it is asked for now and then.
 async fn watch_given(api: Api<Readable<NodeNetwork>>, updates: mpsc::Sender<Update>) {
-    let mut events = watcher(api, watcher::Config::default()).default_backoff().boxed();
+    let start = || watcher(api.clone(), watcher::Config::default()).default_backoff().boxed();
+    let mut events = start();
     let mut listed: BTreeMap<NodeName, Vec<Given>> = BTreeMap::new();
     let name = |object: &Readable<NodeNetwork>| k8s_openapi::Metadata::metadata(object).name.clone().map(NodeName::new);
     // A node of another version may say what this one does not know: then its new pods are known by their status.
@@ -129,6 +146,10 @@ async fn watch_given(api: Api<Readable<NodeNetwork>>, updates: mpsc::Sender<Upda
             Ok(None) => return,
             Err(error) => {
                 debug!(%error, "NodeNetworks cannot be watched");
+                if must_list_again(&error) {
+                    tokio::time::sleep(BEFORE_LISTING_AGAIN).await;
+                    events = start();
+                }
                 continue;
             }
         };

@@ -111,16 +111,17 @@ async fn what_was_missed_before_a_410_is_listed_again_and_what_is_gone_goes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_that_throttles_is_asked_again_when_it_says() {
+async fn a_server_that_goes_on_throttling_is_asked_again_after_pauses() {
     let cluster = cluster().await;
     let services: Api<Service> = Api::namespaced(cluster.client.clone(), "default");
     create(&services, "there").await;
     let faults = Faults::default();
+    // What the client library's own patience, which heeds Retry-After, has already given up on.
     faults.add("services", false, 2, Fault::Status(429, Some(1)));
     let begun = Instant::now();
     let (index, ..) = through(&cluster, &faults).await;
     assert_eq!(names(&index), ["there"]);
-    assert!(begun.elapsed() >= Duration::from_millis(1900), "asked again after {:?}", begun.elapsed());
+    assert!(begun.elapsed() >= Duration::from_secs(1), "asked again after {:?}", begun.elapsed());
     assert_eq!(faults.lists("services"), 3);
 }
 

@@ -1,6 +1,7 @@
 //! An API server in a temporary directory and a client of it.
 #![allow(missing_docs, reason = "a test's own module")]
 
+#[allow(dead_code, reason = "not every test binary that shares this module meets faults")]
 pub(crate) mod faults;
 
 use std::net::TcpListener;
