@@ -213,6 +213,9 @@ impl Node {
         }
         // What only this version attaches.
         problems.extend(self.ensure_programs().err().map(|e| e.to_string()));
+        if problems.is_empty() {
+            problems.extend(self.programs.as_mut().and_then(|p| p.end_take_over().err()).map(|e| e.to_string()));
+        }
         problems
     }
 }

@@ -57,6 +57,8 @@ pub(super) const BENEATH: Kind =
 
 /// With the programs.
 pub(super) const PROGRAMS: Kind = Kind { programs: true, ..BENEATH };
+/// With filters and no links.
+pub(super) const FILTERS: Kind = Kind { keep_filters: true, ..PROGRAMS };
 
 /// A network and mount namespace.
 #[derive(Debug)]

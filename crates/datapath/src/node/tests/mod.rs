@@ -4,6 +4,7 @@ mod beneath;
 mod clsact;
 mod door;
 mod hooks;
+mod inherit;
 mod lab;
 mod scenarios;
 mod shortcut;
