@@ -95,6 +95,7 @@ pub async fn run(config: AgentConfig, shutdown: CancellationToken) -> Result<()>
         cgroup: config.cgroup.as_deref().map(settings::cgroup2).transpose()?,
         state_dir: config.run_dir.join("pods"),
         uplink: config.uplink.clone(),
+        devices: config.devices.clone(),
         limits: Default::default(),
     })
     .await

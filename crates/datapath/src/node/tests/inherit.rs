@@ -7,7 +7,7 @@ use std::time::Duration;
 use libbpf_rs::{MapCore, MapFlags, MapHandle};
 
 use super::hooks::as_if_of_version;
-use super::lab::{FILTERS, Kind, Lab, OPEN, PROGRAMS, TestNode, TestPod, root};
+use super::lab::{CLSACT, Kind, Lab, OPEN, PROGRAMS, TestNode, TestPod, root};
 use super::shortcut::{CLUSTER, Flow, image, pins, services};
 use crate::abi::TP_ABI_VERSION;
 use crate::bpf::lay_out_as_the_next_version;
@@ -123,6 +123,6 @@ fn connections_outlive_them_where_layouts_changed() {
 #[test]
 fn connections_outlive_them_on_kernels_without_links() {
     if root() {
-        over_to_ours(FILTERS, TP_ABI_VERSION + 1, true);
+        over_to_ours(CLSACT, TP_ABI_VERSION + 1, true);
     }
 }

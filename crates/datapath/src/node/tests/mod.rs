@@ -7,5 +7,6 @@ mod hooks;
 mod inherit;
 mod lab;
 mod scenarios;
+mod several_cards;
 mod shortcut;
 mod speed;
