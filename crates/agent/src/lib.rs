@@ -26,6 +26,7 @@ mod plain_http;
 pub mod pods;
 pub mod proxy_health;
 pub mod reconcile;
+mod relist;
 pub mod settings;
 pub mod status;
 pub mod watch;

@@ -121,7 +121,7 @@ async fn a_server_that_goes_on_throttling_is_asked_again_after_pauses() {
     let begun = Instant::now();
     let (index, ..) = through(&cluster, &faults).await;
     assert_eq!(names(&index), ["there"]);
-    assert!(begun.elapsed() >= Duration::from_secs(1), "asked again after {:?}", begun.elapsed());
+    assert!(begun.elapsed() >= Duration::from_millis(700), "asked again after {:?}", begun.elapsed());
     assert_eq!(faults.lists("services"), 3);
 }
 
@@ -153,10 +153,11 @@ async fn a_server_that_only_fails_is_not_asked_without_a_pause() {
     let (sender, mut updates) = mpsc::channel(64);
     let _watches = watch_all(&cluster.client_with(&faults), &sender);
     let mut index = Index::default();
-    let _ = timeout(Duration::from_secs(6), until(&mut index, &mut updates, "never", |_| false)).await;
+    let _ = timeout(Duration::from_secs(9), until(&mut index, &mut updates, "never", |_| false)).await;
     for resource in ["services", "pods"] {
         let asked = faults.lists(resource);
-        assert!((2..=12).contains(&asked), "{resource} were listed {asked} times in 6 s");
+        // Half a second, one, two, four, eight: less often each time.
+        assert!((3..=6).contains(&asked), "{resource} were listed {asked} times in 9 s");
     }
     assert_eq!(index.missing().len(), 2);
 }
