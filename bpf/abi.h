@@ -9,7 +9,13 @@
 #ifndef TOWPATH_ABI_H
 #define TOWPATH_ABI_H
 
-/* Raised whenever a layout below changes: part of the pin directory's name, so that two versions never share a map. */
+/*
+ * Raised whenever a layout below changes: part of the pin directory's name. A version finds what another one, older or newer, left in its
+ * directory: a map of the same layout is shared by both, one of another layout is copied field by field, by name. So:
+ * - a field whose meaning changes gets another name;
+ * - a new field of a value means, as zero, what held before there was one;
+ * - fields of a key only come and go with the map's name.
+ */
 #define TP_ABI_VERSION 3
 
 /* ---- addresses and tuples ------------------------------------------------------------------------------------ */
@@ -359,6 +365,13 @@ struct tp_purge {
 struct tp_removed {
 	__u32 connections;
 	__u32 translations;
+};
+
+/* tp_adjust: adds to what a pod, and what all, are counted to hold. Both signed. */
+struct tp_adjust {
+	__u32 pod;
+	__u32 change;
+	__u32 all;
 };
 
 /* ---- what is counted ------------------------------------------------------------------------------------------- */

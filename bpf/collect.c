@@ -165,3 +165,16 @@ int tp_release(struct tp_removed *removed)
 	*removed = sweep.removed;
 	return 0;
 }
+
+SEC("syscall")
+int tp_adjust(struct tp_adjust *adjust)
+{
+	struct tp_flows *flows = tp_flows_of(adjust->pod);
+	__u32 *all = tp_held_by_all();
+
+	if (flows)
+		__sync_fetch_and_add(&flows->held, adjust->change);
+	if (all)
+		__sync_fetch_and_add(all, adjust->all);
+	return 0;
+}

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
-/* tcx ingress of the uplink: what comes from outside, encapsulated packets and the node's own traffic among it. */
+/* tcx ingress of the uplink and of every other device that leads out: what comes from outside, encapsulated packets and the
+ * node's own traffic among it. */
 
 /* The UAPI headers of before 6.3 do not have it; where the kernel does not, packets of IPv6 pods come by the tunnel device. */
 #define ADJ_ROOM_DECAP_L3_IPV6 (1ULL << 8)
@@ -116,7 +117,7 @@ int tp_from_uplink(struct __sk_buff *skb)
 		return TC_ACT_OK;
 	}
 	w->sent = w->p.t;
-	choice = tp_translate(w, cfg, own ? TP_NODEPORT_OUTSIDE : TP_NODEPORT_NO);
+	choice = tp_translate(w, cfg, TP_NODEPORT_OUTSIDE);
 	if (w->reason)
 		return tp_drop(skb, w->reason);
 	if (choice == TP_CHOICE_NONE)

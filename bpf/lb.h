@@ -3,9 +3,8 @@
 #ifndef TOWPATH_LB_H
 #define TOWPATH_LB_H
 
-/* Whether an address may be a node's, and whose client asks. */
+/* Whose client asks at what may be a node's address. */
 enum tp_nodeport {
-	TP_NODEPORT_NO = 0,
 	TP_NODEPORT_OUTSIDE = 1,
 	TP_NODEPORT_INSIDE = 2,
 };
@@ -118,10 +117,8 @@ static __always_inline int tp_choose(struct tp_lb *lb, const struct tp_addr *cli
  * of them at its address, and what they send to another node's is that node's to serve.
  */
 static __always_inline int tp_choose_nodeport(struct tp_lb *lb, const struct tp_node_config *cfg,
-					      const struct tp_addr *client, int from_inside)
+					      const struct tp_addr *client, int from_inside, int own)
 {
-	int own = tp_is_own_node(cfg, &lb->key.addr);
-
 	tp_nodeport_key(&lb->key);
 	if (from_inside) {
 		lb->key.inside = 1;
@@ -195,14 +192,18 @@ static __noinline int tp_translate(struct tp_work *w, const struct tp_node_confi
 		return TP_CHOICE_NONE;
 	tp_service_key_of(&w->lb.key, &w->sent.daddr, w->sent.dport, w->sent.proto);
 	choice = tp_choose(&w->lb, &w->sent.saddr);
-	if (choice == TP_CHOICE_NONE && nodeport && tp_is_nodeport(cfg, w->sent.dport)) {
+	if (choice == TP_CHOICE_NONE && tp_is_nodeport(cfg, w->sent.dport)) {
 		struct tp_peer *peer;
 
 		tp_full_prefix(&w->cidr, &w->sent.daddr);
 		peer = bpf_map_lookup_elem(&tp_peers, &w->cidr);
 		if (!peer || !(peer->flags & TP_PEER_NODE))
 			return TP_CHOICE_NONE;
-		choice = tp_choose_nodeport(&w->lb, cfg, &w->sent.saddr, nodeport == TP_NODEPORT_INSIDE);
+		/* What comes in from outside for another node's address is on its way there. */
+		if (nodeport == TP_NODEPORT_OUTSIDE && !(peer->flags & TP_PEER_LOCAL))
+			return TP_CHOICE_NONE;
+		choice = tp_choose_nodeport(&w->lb, cfg, &w->sent.saddr, nodeport == TP_NODEPORT_INSIDE,
+					    peer->flags & TP_PEER_LOCAL);
 	}
 	if (choice != TP_CHOICE_BACKEND)
 		return choice;

@@ -54,23 +54,25 @@ static __always_inline void tp_set_sock_addr(struct bpf_sock_addr *ctx, int v6, 
 	ctx->user_port = port;
 }
 
-static __always_inline int tp_sock_is_node(const struct tp_addr *addr)
+/* Whether it is a node's address, this node's if so; -1: no node's. */
+static __always_inline int tp_sock_node(const struct tp_addr *addr)
 {
 	struct tp_cidr_key key;
 	struct tp_peer *peer;
 
 	tp_full_prefix(&key, addr);
 	peer = bpf_map_lookup_elem(&tp_peers, &key);
-	return peer && (peer->flags & TP_PEER_NODE);
+	return peer && (peer->flags & TP_PEER_NODE) ? !!(peer->flags & TP_PEER_LOCAL) : -1;
 }
 
 static __always_inline int tp_sock_choose(struct tp_lb *lb, const struct tp_node_config *cfg, const struct tp_addr *client)
 {
-	int choice = tp_choose(lb, client);
+	int node, choice = tp_choose(lb, client);
 
-	if (choice != TP_CHOICE_NONE || !tp_is_nodeport(cfg, lb->key.port) || !tp_sock_is_node(&lb->key.addr))
+	if (choice != TP_CHOICE_NONE || !tp_is_nodeport(cfg, lb->key.port))
 		return choice;
-	return tp_choose_nodeport(lb, cfg, client, 1);
+	node = tp_sock_node(&lb->key.addr);
+	return node < 0 ? choice : tp_choose_nodeport(lb, cfg, client, 1, node);
 }
 
 static __always_inline int tp_is_backend(const struct tp_sock_peer *peer, const struct tp_addr *addr, __be16 port)

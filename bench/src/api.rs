@@ -26,6 +26,7 @@ pub(crate) enum Kind {
     Pod,
     Service,
     EndpointSlice,
+    NetworkPolicy,
 }
 
 impl Kind {
@@ -35,6 +36,7 @@ impl Kind {
             "Pod" => Kind::Pod,
             "Service" => Kind::Service,
             "EndpointSlice" => Kind::EndpointSlice,
+            "NetworkPolicy" => Kind::NetworkPolicy,
             other => bail!("the benchmark makes no {other}"),
         })
     }
@@ -46,6 +48,7 @@ impl Kind {
             Kind::Pod => "pods",
             Kind::Service => "services",
             Kind::EndpointSlice => "endpointslices",
+            Kind::NetworkPolicy => "networkpolicies",
         }
     }
 
@@ -54,6 +57,7 @@ impl Kind {
         match self {
             Kind::Namespace => format!("/api/v1/{plural}"),
             Kind::EndpointSlice => format!("/apis/discovery.k8s.io/v1/namespaces/{namespace}/{plural}"),
+            Kind::NetworkPolicy => format!("/apis/networking.k8s.io/v1/namespaces/{namespace}/{plural}"),
             _ => format!("/api/v1/namespaces/{namespace}/{plural}"),
         }
     }

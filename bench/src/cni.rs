@@ -12,15 +12,25 @@ use nix::sched::{CloneFlags, unshare};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+/// Where Debian puts the reference plugins.
+pub(crate) const REFERENCE: &str = "/usr/lib/cni";
+
+/// A plugin.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Plugin {
+    /// Its program.
+    program: PathBuf,
+    /// Directories of plugins (`CNI_PATH`).
+    path: String,
+}
+
 /// ADD and DEL again and again for a while, each time for a new container.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Request {
-    /// The plugin's program.
-    pub(crate) plugin: PathBuf,
+    /// The plugin.
+    pub(crate) plugin: Plugin,
     /// Its configuration, in the form that a runtime gives to one plugin of a list.
     pub(crate) config: Value,
-    /// Directories of plugins (`CNI_PATH`).
-    pub(crate) path: String,
     /// For how long, in milliseconds.
     pub(crate) length: u64,
     /// Pause between one container's end and the next one, in milliseconds: what is left to do behind the caller's back is done.
@@ -46,7 +56,7 @@ pub(crate) fn block(request: Request) -> Result<Done> {
     while done.adds.is_empty() || Instant::now() < end {
         let container = Container::new(done.adds.len())?;
         let started = Instant::now();
-        let result = call(&request, &container, "ADD", &request.config)?;
+        let result = request.plugin.call(&container, "ADD", &request.config, "")?;
         done.adds.push(milliseconds(started));
         let result: Value = serde_json::from_slice(&result).context("the result of ADD is no JSON")?;
         let mut config = request.config.clone();
@@ -54,7 +64,7 @@ pub(crate) fn block(request: Request) -> Result<Done> {
             config.insert("prevResult".to_owned(), result);
         }
         let started = Instant::now();
-        call(&request, &container, "DEL", &config)?;
+        request.plugin.call(&container, "DEL", &config, "")?;
         done.dels.push(milliseconds(started));
         // As a runtime does: the namespace goes right after DEL.
         drop(container);
@@ -68,13 +78,17 @@ fn milliseconds(since: Instant) -> f64 {
 }
 
 /// A container: a new network namespace and a new id.
-struct Container {
+pub(crate) struct Container {
     id: String,
     netns: File,
 }
 
 impl Container {
-    fn new(number: usize) -> Result<Self> {
+    /// Makes the `number`th one of this process.
+    ///
+    /// # Errors
+    /// There can be no namespace.
+    pub(crate) fn new(number: usize) -> Result<Self> {
         let made = std::thread::spawn(|| -> Result<File> {
             unshare(CloneFlags::CLONE_NEWNET).context("make a network namespace")?;
             File::open("/proc/thread-self/ns/net").context("open a network namespace")
@@ -84,32 +98,49 @@ impl Container {
         Ok(Self { id: format!("towpath-bench-{}-{}-{number}", std::process::id(), since.as_micros()), netns: netns? })
     }
 
+    /// Its network namespace.
+    pub(crate) fn netns(&self) -> &File {
+        &self.netns
+    }
+
     fn path(&self) -> String {
         format!("/proc/{}/fd/{}", std::process::id(), self.netns.as_raw_fd())
     }
 }
 
-fn call(request: &Request, container: &Container, verb: &str, config: &Value) -> Result<Vec<u8>> {
-    let plugin = &request.plugin;
-    let mut child = Command::new(plugin)
-        .env("CNI_COMMAND", verb)
-        .env("CNI_CONTAINERID", &container.id)
-        .env("CNI_NETNS", container.path())
-        .env("CNI_IFNAME", "eth0")
-        .env("CNI_PATH", &request.path)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .with_context(|| format!("start {}", plugin.display()))?;
-    if let Some(mut stdin) = child.stdin.take() {
-        // One that ends early says why itself.
-        let _ = stdin.write_all(config.to_string().as_bytes());
+impl Plugin {
+    /// A program that may call those beside it, and the reference plugins.
+    pub(crate) fn new(program: PathBuf) -> Self {
+        let directory = program.parent().unwrap_or(Path::new("/")).display().to_string();
+        Self { program, path: format!("{directory}:{REFERENCE}") }
     }
-    let output = child.wait_with_output().with_context(|| format!("wait for {}", plugin.display()))?;
-    if !output.status.success() {
-        bail!("{} {verb}: {}", plugin.display(), String::from_utf8_lossy(&output.stdout).trim());
+
+    /// Calls it for a container; what it said.
+    ///
+    /// # Errors
+    /// It failed; what it said is in the message.
+    pub(crate) fn call(&self, container: &Container, verb: &str, config: &Value, args: &str) -> Result<Vec<u8>> {
+        let mut child = Command::new(&self.program)
+            .env("CNI_COMMAND", verb)
+            .env("CNI_CONTAINERID", &container.id)
+            .env("CNI_NETNS", container.path())
+            .env("CNI_IFNAME", "eth0")
+            .env("CNI_ARGS", args)
+            .env("CNI_PATH", &self.path)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("start {}", self.program.display()))?;
+        if let Some(mut stdin) = child.stdin.take() {
+            // One that ends early says why itself.
+            let _ = stdin.write_all(config.to_string().as_bytes());
+        }
+        let output = child.wait_with_output().with_context(|| format!("wait for {}", self.program.display()))?;
+        if !output.status.success() {
+            bail!("{} {verb}: {}", self.program.display(), String::from_utf8_lossy(&output.stdout).trim());
+        }
+        Ok(output.stdout)
     }
-    Ok(output.stdout)
 }
 
 /// The first plugin of a configuration list, as a runtime gives it to the plugin in version 1.0.0 (the newest that Debian 12's

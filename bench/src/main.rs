@@ -7,6 +7,7 @@
 mod api;
 mod baseline;
 mod cni;
+mod fresh;
 mod groups;
 mod interrupt;
 mod lab;
@@ -61,6 +62,7 @@ fn inside(place: &Place, what: Inside) -> Result<()> {
         Inside::ServeUdp => load::server::udp(),
         Inside::Client => worker::answer_questions(load::client::block),
         Inside::Plugins => worker::answer_questions(cni::block),
+        Inside::FreshPods => worker::answer_questions(fresh::block),
         Inside::Run { argv } => {
             let (program, args) = argv.split_first().context("no command was given")?;
             Err(Command::new(program).args(args).exec()).with_context(|| format!("run {program}"))

@@ -51,6 +51,8 @@ pub(crate) enum Inside {
     Client,
     /// Runs CNI plugins.
     Plugins,
+    /// Adds pods and waits until other nodes let them in.
+    FreshPods,
     /// Becomes a command.
     Run {
         /// The command.
@@ -70,6 +72,8 @@ pub(crate) enum Group {
     CrossNode,
     /// CNI ADD and DEL.
     Cni,
+    /// How soon other nodes know a new pod.
+    Fresh,
     /// ClusterIP against pod address, with few and many Services.
     Services,
 }
@@ -125,6 +129,9 @@ pub(crate) struct Options {
     /// How many pods are started to time it.
     #[arg(long, default_value_t = 10)]
     pub(crate) pod_starts: usize,
+    /// How many pods are added to time how soon other nodes know them.
+    #[arg(long, default_value_t = 200)]
+    pub(crate) fresh_pods: usize,
     /// Write everything, with every round, as JSON.
     #[arg(long, value_name = "FILE")]
     pub(crate) json: Option<PathBuf>,

@@ -45,6 +45,8 @@ pub(crate) enum Unit {
     Ratio,
     /// Seconds.
     Seconds,
+    /// Milliseconds.
+    Milliseconds,
     /// MiB.
     Mebibytes,
 }
@@ -55,6 +57,7 @@ impl Unit {
         match self {
             Unit::Ratio => format!("{value:.3}"),
             Unit::Seconds => format!("{value:.2} s"),
+            Unit::Milliseconds => format!("{value:.1} ms"),
             Unit::Mebibytes => format!("{value:.1} MiB"),
         }
     }
@@ -307,6 +310,7 @@ fn plain(goal: f64, unit: Unit) -> String {
         Unit::Ratio => format!("{goal:.2}"),
         Unit::Seconds => format!("{goal} s"),
         Unit::Mebibytes => format!("{goal} MiB"),
+        Unit::Milliseconds => format!("{goal} ms"),
     }
 }
 

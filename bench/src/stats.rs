@@ -14,6 +14,14 @@ pub(crate) struct Interval {
     pub(crate) high: f64,
 }
 
+/// The value that this share of all (in percent) does not exceed; none of nothing.
+pub(crate) fn percentile(values: &[f64], percent: f64) -> Option<f64> {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let rank = (percent / 100.0 * sorted.len() as f64).ceil() as usize;
+    sorted.get(rank.max(1) - 1).copied()
+}
+
 /// The middle value; the mean of the two middle ones of an even number; none of none.
 pub(crate) fn median(values: &[f64]) -> Option<f64> {
     let mut sorted = values.to_vec();
@@ -85,6 +93,13 @@ impl Random {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_percentile_is_a_value_that_was_measured() {
+        let hundred: Vec<f64> = (1..=100).rev().map(f64::from).collect();
+        assert_eq!([percentile(&hundred, 99.0), percentile(&hundred, 50.0)], [Some(99.0), Some(50.0)]);
+        assert_eq!([percentile(&[7.0], 99.0), percentile(&[], 99.0)], [Some(7.0), None]);
+    }
 
     #[test]
     fn the_median_is_the_middle() {

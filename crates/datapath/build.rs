@@ -69,7 +69,27 @@ fn run() -> Result<(), String> {
     let bpf = Path::new(&manifest).join("../../bpf");
     println!("cargo::rerun-if-changed={}", bpf.display());
     println!("cargo::rerun-if-env-changed=CLANG");
-    compile(&bpf.join("towpath.c"), &Path::new(&out).join("towpath.o"))
+    compile(&bpf.join("towpath.c"), &Path::new(&out).join("towpath.o"))?;
+    let next = Path::new(&out).join("next");
+    other_layouts(&bpf, &next).map_err(|e| format!("cannot write {}: {e}", next.display()))?;
+    compile(&next.join("towpath.c"), &Path::new(&out).join("next.o"))
+}
+
+/// The same programs with other layouts, as a later version may have them: what tests take over from, and are taken over by.
+fn other_layouts(bpf: &Path, next: &Path) -> std::io::Result<()> {
+    std::fs::create_dir_all(next)?;
+    for entry in std::fs::read_dir(bpf)? {
+        let path = entry?.path();
+        let Some(name) = path.file_name() else { continue };
+        let mut text = std::fs::read_to_string(&path)?;
+        for (layout, field) in [("tp_ct", "__u64"), ("tp_nat", "__u32"), ("tp_flows", "__u64"), ("tp_backend", "__u32")]
+        {
+            let begin = format!("struct {layout} {{\n");
+            text = text.replace(&begin, &format!("{begin}\t{field} of_the_next_version;\n"));
+        }
+        std::fs::write(next.join(name), text)?;
+    }
+    Ok(())
 }
 
 fn main() -> ExitCode {

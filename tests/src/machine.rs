@@ -47,6 +47,18 @@ pub fn lab_cgroup(lab: &str) -> Result<PathBuf> {
     Ok(cgroup2()?.join(format!("towpath-lab-{lab}")))
 }
 
+/// The process of a node's agent.
+///
+/// # Errors
+/// There is none at the moment.
+pub fn lab_agent(lab: &str, node: &str) -> Result<i32> {
+    let system = lab_cgroup(lab)?.join("nodes").join(node).join("system");
+    let mut agents = processes_below(&system)
+        .into_iter()
+        .filter(|pid| command_line(*pid).get(1).is_some_and(|word| word == "agent"));
+    agents.next().with_context(|| format!("node {node} has no agent"))
+}
+
 /// Processes in a cgroup and below it.
 pub fn processes_below(cgroup: &Path) -> Vec<i32> {
     let mut found: Vec<i32> = std::fs::read_to_string(cgroup.join("cgroup.procs"))

@@ -42,6 +42,15 @@ impl Place {
         Ok(Self { name: node.to_owned(), netns })
     }
 
+    /// A network namespace by its path.
+    ///
+    /// # Errors
+    /// It cannot be opened.
+    pub fn of_netns(name: &str, path: &Path) -> Result<Self> {
+        let netns = File::open(path).with_context(|| path.display().to_string())?;
+        Ok(Self { name: name.to_owned(), netns })
+    }
+
     /// Whose place it is.
     pub fn name(&self) -> &str {
         &self.name

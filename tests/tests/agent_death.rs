@@ -51,26 +51,22 @@ spec:
   ingress: [{from: [{podSelector: {matchLabels: {app: friend}}}]}]
 "#;
 
-fn agent(cluster: &Cluster, node: &str) -> Result<i32> {
-    let system = machine::lab_cgroup(cluster.name())?.join("nodes").join(node).join("system");
-    let mut agents = machine::processes_below(&system)
-        .into_iter()
-        .filter(|pid| machine::command_line(*pid).get(1).is_some_and(|word| word == "agent"));
-    agents.next().with_context(|| format!("node {node} has no agent"))
-}
-
 /// Kills the node's agent whenever it is there, `KILLS` times, and waits until one has come to stay.
 fn kill_again_and_again(cluster: &Cluster, node: &str) -> Result<Duration> {
     let mut last = 0;
     let mut dead = Duration::ZERO;
     for _ in 0..KILLS {
-        let pid = wait("an agent", Duration::from_secs(20), || agent(cluster, node))?;
+        let pid = wait("an agent", Duration::from_secs(20), || machine::lab_agent(cluster.name(), node))?;
         ensure!(pid != last, "process {pid} survived SIGKILL");
         last = pid;
         machine::kill(pid)?;
         let died = Instant::now();
         wait("another agent", Duration::from_secs(20), || {
-            if agent(cluster, node)? == last { bail!("process {last} is still there") } else { Ok(()) }
+            if machine::lab_agent(cluster.name(), node)? == last {
+                bail!("process {last} is still there")
+            } else {
+                Ok(())
+            }
         })?;
         dead += died.elapsed();
     }

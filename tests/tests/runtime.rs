@@ -2,7 +2,6 @@
 //! as a runtime expects.
 
 use std::fs;
-use std::io::Write;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -10,23 +9,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
-use towpath_walkthrough::cluster::{Cluster, Families, towpath_binary, wait};
-use towpath_walkthrough::containerd::{Containerd, Owned, can_run};
+use towpath_walkthrough::cluster::{Cluster, Families, wait};
+use towpath_walkthrough::containerd::{Containerd, can_run};
+use towpath_walkthrough::libcni::{Libcni, Sandbox, address_of, conflist, plugin};
 use towpath_walkthrough::machine::can_run_labs;
-
-/// The plugin that the build put beside `towpath`.
-fn plugin() -> Result<PathBuf> {
-    let path = towpath_binary()?.with_file_name("towpath-cni");
-    ensure!(path.is_file(), "{} is not built", path.display());
-    Ok(path)
-}
-
-/// The configuration that the agent of a node wrote for the runtime.
-fn conflist(cluster: &Cluster, node: &str) -> Result<PathBuf> {
-    let dir = Path::new("/run/towpath/lab").join(cluster.name()).join("nodes").join(node).join("cni/net.d");
-    let mut entries = fs::read_dir(&dir).with_context(|| dir.display().to_string())?;
-    Ok(entries.next().with_context(|| format!("{} is empty", dir.display()))??.path())
-}
 
 /// A root of busybox alone.
 fn rootfs(dir: &Path) -> Result<PathBuf> {
@@ -106,92 +92,13 @@ fn containerd_runs_a_container_through_the_plugin() -> Result<()> {
     cluster.down()
 }
 
-/// A network namespace as a runtime makes one.
-struct Sandbox {
-    process: Owned,
-    id: &'static str,
-}
-
-impl Sandbox {
-    fn make(id: &'static str) -> Result<Self> {
-        let mut command = Command::new("unshare");
-        let process = command.args(["--net", "sleep", "300"]).stdin(Stdio::null()).spawn().context("unshare")?;
-        let own = Self { process: Owned(process), id };
-        let outside = fs::read_link("/proc/self/ns/net")?;
-        wait("a network namespace", Duration::from_secs(5), || {
-            if fs::read_link(own.netns())? == outside { bail!("still ours") } else { Ok(()) }
-        })?;
-        Ok(own)
-    }
-
-    fn netns(&self) -> PathBuf {
-        PathBuf::from(format!("/proc/{}/ns/net", self.process.0.id()))
-    }
-
-    fn inside(&self, args: &[&str]) -> Result<bool> {
-        let mut command = Command::new("nsenter");
-        command.arg(format!("--net={}", self.netns().display())).args(args);
-        Ok(command.stdin(Stdio::null()).output()?.status.success())
-    }
-}
-
-/// What libcni does with a configuration list, by hand.
-struct Libcni {
-    plugin: PathBuf,
-    list: Value,
-}
-
-impl Libcni {
-    /// One call: the answer, or the plugin's error object.
-    fn call(
-        &self,
-        verb: &str,
-        sandbox: Option<&Sandbox>,
-        version: &str,
-        extra: &Value,
-    ) -> Result<Result<Value, Value>> {
-        let mut config = self.list.pointer("/plugins/0").cloned().context("a list without a plugin")?;
-        let fields = config.as_object_mut().context("a plugin that is no object")?;
-        fields.insert("name".to_owned(), self.list.get("name").cloned().unwrap_or_default());
-        fields.insert("cniVersion".to_owned(), json!(version));
-        fields.extend(extra.as_object().cloned().unwrap_or_default());
-        let mut command = Command::new(&self.plugin);
-        let bin = self.plugin.parent().context("a plugin without a directory")?;
-        command.env_clear().env("CNI_COMMAND", verb).env("CNI_PATH", bin);
-        if let Some(sandbox) = sandbox {
-            command.env("CNI_CONTAINERID", sandbox.id).env("CNI_IFNAME", "eth0").env("CNI_NETNS", sandbox.netns());
-        }
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
-        child.stdin.take().context("no stdin")?.write_all(config.to_string().as_bytes())?;
-        let out = child.wait_with_output()?;
-        let text = String::from_utf8_lossy(&out.stdout).into_owned();
-        let answer = if text.trim().is_empty() {
-            Value::Null
-        } else {
-            serde_json::from_str(&text).with_context(|| text.clone())?
-        };
-        Ok(if out.status.success() { Ok(answer) } else { Err(answer) })
-    }
-
-    fn succeed(&self, verb: &str, sandbox: Option<&Sandbox>, version: &str, extra: &Value) -> Result<Value> {
-        self.call(verb, sandbox, version, extra)?.map_err(|error| anyhow::anyhow!("{verb} {version}: {error}"))
-    }
-}
-
-fn address_of(result: &Value) -> Result<String> {
-    let text =
-        result.pointer("/ips/0/address").and_then(Value::as_str).with_context(|| format!("no address: {result}"))?;
-    Ok(text.split('/').next().unwrap_or_default().to_owned())
-}
-
 #[test]
 fn every_verb_answers_as_a_runtime_expects() -> Result<()> {
     if !can_run_labs()? {
         return Ok(());
     }
     let cluster = Cluster::up("e2e-cni", 1, Families::Ipv4)?;
-    let list: Value = serde_json::from_slice(&fs::read(conflist(&cluster, "n1")?)?)?;
-    let cni = Libcni { plugin: plugin()?, list };
+    let cni = Libcni::of_node(&cluster, "n1")?;
     let none = json!({});
     let answers = |address: &str| -> Result<bool> { Ok(cluster.node("n1", &format!("ping -c 1 -W 1 {address}"))?.ok) };
 

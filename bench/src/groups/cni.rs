@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 use super::{Ratio, Run};
-use crate::cni::{Done, Request, Scratch, first_plugin, without_sleep};
+use crate::cni::{Done, Plugin, REFERENCE, Request, Scratch, first_plugin, without_sleep};
 use crate::lab::{Lab, beside};
 use crate::netns::Netns;
 use crate::place::Place;
@@ -17,8 +17,6 @@ use crate::row::{Goal, Null, Row};
 use crate::stats;
 use crate::worker::Worker;
 
-/// Where Debian puts the reference plugins.
-const REFERENCE: &str = "/usr/lib/cni";
 const NULL: Null = Null { one: "bridge + host-local", other: "bridge + host-local again" };
 /// How much longer than its length a block may take.
 const SLACK: Duration = Duration::from_secs(30);
@@ -38,8 +36,7 @@ struct Node {
 
 impl Node {
     fn new(name: &'static str, place: &Place, node: Option<Netns>, plugin: PathBuf, config: Value) -> Result<Self> {
-        let directory = plugin.parent().unwrap_or(Path::new("/")).display().to_string();
-        let request = Request { path: format!("{directory}:{REFERENCE}"), plugin, config, length: 0, rest: 0 };
+        let request = Request { plugin: Plugin::new(plugin), config, length: 0, rest: 0 };
         let worker = RefCell::new(Worker::start(&format!("the runtime of {name}"), place, &["plugins"])?);
         Ok(Self { name, worker, request, calls: RefCell::default(), _node: node })
     }

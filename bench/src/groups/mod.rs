@@ -3,6 +3,7 @@
 mod cluster;
 mod cni;
 mod cross_node;
+mod fresh;
 mod same_node;
 mod services;
 
@@ -72,6 +73,9 @@ impl Run {
         }
         if self.options.has(Group::Cni) {
             cni::measure(self, lab.as_ref())?;
+        }
+        if let Some(lab) = lab.as_mut().filter(|_| self.options.has(Group::Fresh)) {
+            fresh::measure(self, lab)?;
         }
         if let Some(lab) = lab.as_mut().filter(|_| self.options.has(Group::Services)) {
             services::measure(self, lab)?;

@@ -7,15 +7,28 @@ const FIRST: Duration = Duration::from_millis(100);
 const LONGEST: Duration = Duration::from_secs(5);
 
 /// Doubling delays, back to the first after a success.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Backoff {
+    first: Duration,
+    longest: Duration,
     failures: u32,
 }
 
+impl Default for Backoff {
+    fn default() -> Self {
+        Self::between(FIRST, LONGEST)
+    }
+}
+
 impl Backoff {
+    /// With a first and a longest delay.
+    pub(crate) fn between(first: Duration, longest: Duration) -> Self {
+        Self { first, longest, failures: 0 }
+    }
+
     /// It failed (again); how long to wait.
     pub(crate) fn failed(&mut self) -> Duration {
-        let delay = FIRST.saturating_mul(1u32.checked_shl(self.failures).unwrap_or(u32::MAX)).min(LONGEST);
+        let delay = self.first.saturating_mul(1u32.checked_shl(self.failures).unwrap_or(u32::MAX)).min(self.longest);
         self.failures = self.failures.saturating_add(1).min(16);
         delay
     }

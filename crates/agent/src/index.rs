@@ -2,7 +2,8 @@
 //!
 //! It says which parts changed, so that only their planners run; an object that says nothing new to the network (a
 //! heartbeat, a status nobody here reads) changes nothing. It knows which kinds have had their first full list: nothing is
-//! planned, and nothing in the kernel touched, before all have.
+//! planned, and nothing in the kernel touched, before all have (or, while the API server is away, before what an earlier run knew of
+//! them is [recalled](Index::recall)).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,6 +11,8 @@ use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
 use k8s_openapi::api::networking::v1 as networking;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use towpath_model::{
     EndpointSlice, Invalid, Namespace, NamespacedName, NetworkPolicy, Node, NodeName, Pod, Service, World,
 };
@@ -45,11 +48,11 @@ impl Kind {
 }
 
 /// A noun of the model as the index stores it.
-pub trait Noun: Sized + PartialEq + Send + 'static {
+pub trait Noun: Sized + PartialEq + Send + Serialize + DeserializeOwned + 'static {
     /// The Kubernetes object it is parsed from.
     type Object;
     /// What it is found by.
-    type Key: Ord + Clone + Send + std::fmt::Display + 'static;
+    type Key: Ord + Clone + Send + std::fmt::Display + Serialize + DeserializeOwned + 'static;
     /// Its kind.
     const KIND: Kind;
 
@@ -66,6 +69,8 @@ pub trait Noun: Sized + PartialEq + Send + 'static {
     }
     /// Where the world keeps it.
     fn table(world: &mut World) -> &mut BTreeMap<Self::Key, Self>;
+    /// The same, to read.
+    fn all(world: &World) -> &BTreeMap<Self::Key, Self>;
     /// The Service whose plan it is part of.
     fn service(&self) -> Option<&NamespacedName> {
         None
@@ -87,6 +92,9 @@ macro_rules! noun {
             }
             fn table(world: &mut World) -> &mut BTreeMap<$key, Self> {
                 &mut world.$table
+            }
+            fn all(world: &World) -> &BTreeMap<$key, Self> {
+                &world.$table
             }
             $(fn service(&self) -> Option<&NamespacedName> {
                 let part: fn(&$noun) -> &NamespacedName = $service;
@@ -130,6 +138,10 @@ impl Noun for NetworkPolicy {
 
     fn table(world: &mut World) -> &mut BTreeMap<NamespacedName, Self> {
         &mut world.policies
+    }
+
+    fn all(world: &World) -> &BTreeMap<NamespacedName, Self> {
+        &world.policies
     }
 }
 
@@ -184,6 +196,9 @@ pub struct Index {
     given: BTreeMap<NodeName, Vec<Given>>,
     changes: Changes,
     synced: BTreeSet<Kind>,
+    /// Kinds of which only an earlier run's knowledge is there.
+    recalled: BTreeSet<Kind>,
+    revisions: BTreeMap<Kind, u64>,
 }
 
 impl Index {
@@ -192,14 +207,43 @@ impl Index {
         &self.world
     }
 
-    /// Whether every kind has had its first full list.
+    /// Whether every kind is known: by its first full list, or from an earlier run.
     pub fn is_synced(&self) -> bool {
-        self.synced.len() == Kind::ALL.len()
+        self.missing().is_empty()
     }
 
-    /// Kinds whose first full list is still missing.
+    /// Kinds of which nothing is known yet.
     pub fn missing(&self) -> Vec<Kind> {
-        Kind::ALL.into_iter().filter(|k| !self.synced.contains(k)).collect()
+        Kind::ALL.into_iter().filter(|k| !self.synced.contains(k) && !self.recalled.contains(k)).collect()
+    }
+
+    /// Kinds that the API server has listed.
+    pub fn listed(&self) -> &BTreeSet<Kind> {
+        &self.synced
+    }
+
+    /// Kinds of which only what an earlier run knew is there.
+    pub fn recalled(&self) -> &BTreeSet<Kind> {
+        &self.recalled
+    }
+
+    /// Counts the changes of a kind.
+    pub fn revision(&self, kind: Kind) -> u64 {
+        self.revisions.get(&kind).copied().unwrap_or_default()
+    }
+
+    fn touch(&mut self, kind: Kind) {
+        self.changes.kinds.insert(kind);
+        *self.revisions.entry(kind).or_default() += 1;
+    }
+
+    /// What an earlier run knew of a kind, until the API server lists it; what it has listed already is not touched.
+    pub fn recall<N: Noun>(&mut self, all: BTreeMap<N::Key, N>) {
+        if self.synced.contains(&N::KIND) {
+            return;
+        }
+        self.replace(all);
+        self.recalled.insert(N::KIND);
     }
 
     /// Addresses that nodes say they gave to their pods, by node: of every node whose object is there.
@@ -235,13 +279,12 @@ impl Index {
     /// An object is now so. `None`: it says something impossible and counts as absent.
     pub fn apply<N: Noun>(&mut self, key: N::Key, noun: Option<N>) {
         let Some(noun) = noun else { return self.remove::<N>(&key) };
-        let table = N::table(&mut self.world);
-        if table.get(&key) == Some(&noun) {
+        if N::all(&self.world).get(&key) == Some(&noun) {
             return;
         }
-        self.changes.kinds.insert(N::KIND);
+        self.touch(N::KIND);
         self.changes.services.extend(noun.service().cloned());
-        if let Some(old) = table.insert(key, noun) {
+        if let Some(old) = N::table(&mut self.world).insert(key, noun) {
             self.changes.services.extend(old.service().cloned());
         }
     }
@@ -249,7 +292,7 @@ impl Index {
     /// An object is gone.
     pub fn remove<N: Noun>(&mut self, key: &N::Key) {
         if let Some(old) = N::table(&mut self.world).remove(key) {
-            self.changes.kinds.insert(N::KIND);
+            self.touch(N::KIND);
             self.changes.services.extend(old.service().cloned());
         }
     }
@@ -257,10 +300,15 @@ impl Index {
     /// The full list: what is not in it is gone.
     pub fn reset<N: Noun>(&mut self, all: BTreeMap<N::Key, N>) {
         self.synced.insert(N::KIND);
+        self.recalled.remove(&N::KIND);
+        self.replace(all);
+    }
+
+    fn replace<N: Noun>(&mut self, all: BTreeMap<N::Key, N>) {
         let table = N::table(&mut self.world);
         if *table != all {
             *table = all;
-            self.changes.kinds.insert(N::KIND);
+            self.touch(N::KIND);
             self.changes.all_services |= matches!(N::KIND, Kind::Service | Kind::EndpointSlice);
         }
     }
@@ -305,6 +353,20 @@ mod tests {
         assert_eq!(index.missing(), [Kind::NetworkPolicy]);
         index.reset::<NetworkPolicy>(BTreeMap::new());
         assert!(index.is_synced());
+    }
+
+    #[test]
+    fn what_is_recalled_holds_until_it_is_listed_and_never_against_a_list() {
+        let mut index = Index::default();
+        index.recall(BTreeMap::from([("old".to_owned(), namespace("old"))]));
+        assert!(!index.missing().contains(&Kind::Namespace) && index.recalled().contains(&Kind::Namespace));
+        assert!(index.take_changes().any(&[Kind::Namespace]));
+        index.reset(BTreeMap::from([("new".to_owned(), namespace("new"))]));
+        assert!(index.recalled().is_empty() && index.listed().contains(&Kind::Namespace));
+        let revision = index.revision(Kind::Namespace);
+        index.recall(BTreeMap::from([("old".to_owned(), namespace("old"))]));
+        assert_eq!(index.world().namespaces.keys().collect::<Vec<_>>(), ["new"]);
+        assert_eq!(index.revision(Kind::Namespace), revision);
     }
 
     #[test]

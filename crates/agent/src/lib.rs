@@ -6,7 +6,8 @@
 //!                        towpath-cni ─► CNI server ─┘
 //! ```
 //!
-//! Nothing in the kernel changes before every watch has had its first full list, but for this node's own base (devices,
+//! Nothing in the kernel changes before every watch has had its first full list (or, while the API server is away, before what an
+//! earlier run knew is recalled, [`last_known`]), but for this node's own base (devices,
 //! programs, gateway addresses), which a restart adopts. The CNI configuration is written last, when the node is ready.
 #![forbid(unsafe_code)]
 
@@ -16,6 +17,7 @@ pub mod conflist;
 pub mod disk;
 pub mod index;
 pub mod ipam;
+pub mod last_known;
 pub mod metrics;
 pub mod network_config;
 pub mod node_network;
@@ -25,6 +27,7 @@ pub mod pods;
 pub mod predecessor;
 pub mod proxy_health;
 pub mod reconcile;
+mod relist;
 pub mod settings;
 pub mod status;
 pub mod watch;
@@ -46,6 +49,7 @@ use tracing::{info, warn};
 use cni_server::{CniServer, CniServerConfig, Readiness};
 use index::Index;
 use ipam::{LeaseStore, RealDisk};
+use last_known::LastKnown;
 use node_network::publish::{self, Publisher};
 use predecessor::host_local::HostLocal;
 use reconcile::{Reconciler, Request};
@@ -78,6 +82,10 @@ pub async fn run(config: AgentConfig, shutdown: CancellationToken) -> Result<()>
     let index: SharedIndex = Arc::default();
     let (updates, mut inbox) = mpsc::channel(4096);
     let mut watches = watch::watch_all(&client, &updates);
+    let last_known = LastKnown::new(&config.state_dir);
+    let recalling = tokio::spawn(last_known.clone().recall_when_silent(index.clone(), updates.clone()));
+    let recalling = AbortOnDropHandle::new(recalling);
+    let keeping = AbortOnDropHandle::new(tokio::spawn(last_known.clone().keep(index.clone())));
     let own = tokio::select! {
         () = shutdown.cancelled() => return Ok(()),
         own = own_node(&config, &parsed, &index, &mut inbox) => own?,
@@ -90,6 +98,7 @@ pub async fn run(config: AgentConfig, shutdown: CancellationToken) -> Result<()>
         cgroup: config.cgroup.as_deref().map(settings::cgroup2).transpose()?,
         state_dir: config.run_dir.join("pods"),
         uplink: config.uplink.clone(),
+        devices: config.devices.clone(),
         limits: Default::default(),
     })
     .await
@@ -125,7 +134,7 @@ pub async fn run(config: AgentConfig, shutdown: CancellationToken) -> Result<()>
         index.clone(),
     )));
     let publishing = AbortOnDropHandle::new(tokio::spawn(publisher.run()));
-    let pods = Arc::new(pods::Pods::new(client, index, datapath.clone(), requests));
+    let pods = Arc::new(pods::Pods::new(client, index.clone(), datapath.clone(), requests));
     let mut cni =
         CniServer::start(CniServerConfig::new(&config), pods.clone(), pods, leases.clone(), readiness.clone()).await?;
     let status = status::serve(&config, &parsed, datapath.clone(), report.clone(), readiness.clone())?;
@@ -144,7 +153,9 @@ pub async fn run(config: AgentConfig, shutdown: CancellationToken) -> Result<()>
     // Requests in work end first; nothing that they made is lost if they do not.
     cni.drain(Duration::from_secs(5)).await;
     loop_task.abort();
-    drop((status, health, in_kube_proxys_place, announcing, announcing_to_flannel, publishing));
+    drop((status, health, in_kube_proxys_place, announcing, announcing_to_flannel));
+    drop((publishing, recalling, keeping));
+    last_known.keep_now(index).await;
     outcome
 }
 

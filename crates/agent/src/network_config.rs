@@ -8,15 +8,15 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use futures::StreamExt;
 use kube::api::Api;
 use kube::runtime::watcher::{self, Event};
-use kube::runtime::{WatchStreamExt, watcher as watch};
 use serde::{Deserialize, Serialize};
 use towpath_model::custom::{BackendName, Duty, NETWORK_CONFIG_NAME, NetworkConfig, NetworkConfigSpec};
 use towpath_wire::config::AgentConfig;
 use towpath_wire::config::ipnet_text::Cidr;
 use tracing::{debug, error, info};
+
+use crate::relist::Watch;
 
 /// How long the start waits for the API server before it goes on with what is kept.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -135,10 +135,10 @@ pub async fn changed(
 ) {
     let api: Api<NetworkConfig> = Api::all(client);
     let only = watcher::Config::default().fields(&format!("metadata.name={NETWORK_CONFIG_NAME}"));
-    let mut events = watch(api, only).default_backoff().boxed();
+    let mut events = Watch::new(api, only);
     let mut listed = None;
-    while let Some(event) = events.next().await {
-        let now = match event {
+    loop {
+        let now = match events.next().await {
             Ok(Event::Init) => {
                 listed = None;
                 continue;

@@ -72,6 +72,8 @@ pub struct Report {
     pub peers: Vec<NodePeer>,
     /// Why a node or one of its ranges is left out.
     pub refused: BTreeMap<String, Vec<String>>,
+    /// The API server has not listed everything since the start: what an earlier run knew stands in.
+    pub recalled: bool,
     /// CNI configurations of others that the container runtime takes before ours.
     pub preferred: Vec<String>,
     /// What the network before still has on this node.
@@ -239,12 +241,13 @@ impl Reconciler {
             while let Ok(Request::Attach { request, reply }) = requests.try_recv() {
                 attaches.push((request, reply));
             }
-            let synced = {
+            let (synced, recalled) = {
                 let mut index = write(&self.index);
                 let changes = index.take_changes();
                 self.due.merge(changes);
-                index.is_synced()
+                (index.is_synced(), !index.recalled().is_empty())
             };
+            self.with_report(|report| report.recalled = recalled);
             if synced {
                 // Before the first peers are written: what a former agent wrote of its pods stays then.
                 if *ready.borrow() != Readiness::Ready {

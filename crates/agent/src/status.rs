@@ -76,6 +76,9 @@ pub async fn collect(
             false
         }
     };
+    if report.recalled {
+        problems.push("the API server has not answered since this agent started: it goes on with what an earlier run knew of the cluster".to_owned());
+    }
     problems.extend(report.failures.iter().map(|(what, why)| format!("{what}: {why}")));
     problems.extend(report.refused.iter().flat_map(|(n, why)| why.iter().map(move |w| format!("node {n}: {w}"))));
     problems.extend(report.refused_services);

@@ -1,16 +1,15 @@
 //! Watches: one task a kind turns the Kubernetes API's events into updates of the [`Index`].
 //!
-//! A watch never ends by itself: errors are logged with their kind, waited out with growing, jittered delays, and followed by a
+//! A watch never ends by itself: errors are logged with their kind, waited out with growing, jittered delays ([`crate::relist`]), and followed by a
 //! relist that the index takes as a reset. Objects are parsed here, once, each by itself: one that is impossible is logged with
 //! its reason and counts as absent (a policy: as one that admits nobody), and holds up no other.
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 
-use futures::{StreamExt, TryStreamExt};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::Api;
-use kube::runtime::{WatchStreamExt, watcher};
+use kube::runtime::watcher;
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -20,6 +19,7 @@ use tracing::{debug, warn};
 
 use crate::index::{Index, Noun};
 use crate::node_network::given::{self, Given};
+use crate::relist::Watch;
 
 /// A change to the index, made by the one who owns it.
 pub type Update = Box<dyn FnOnce(&mut Index) + Send>;
@@ -75,14 +75,13 @@ where
         + 'static,
     Readable<N::Object>: kube::Resource,
 {
-    let mut events = watcher(api, watcher::Config::default()).default_backoff().boxed();
+    let mut events = Watch::new(api, watcher::Config::default());
     let mut listed: BTreeMap<N::Key, N> = BTreeMap::new();
     loop {
-        let event = match events.try_next().await {
-            Ok(Some(event)) => event,
-            Ok(None) => return,
+        let event = match events.next().await {
+            Ok(event) => event,
             Err(error) => {
-                warn!(kind = ?N::KIND, %error, "watch interrupted; listing again");
+                warn!(kind = ?N::KIND, %error, "watch interrupted; going on where it was, or listing again");
                 continue;
             }
         };
@@ -118,15 +117,14 @@ where
 
 /// The same for what nodes say of their new pods. Where the kind is not installed it is asked for now and then.
 async fn watch_given(api: Api<Readable<NodeNetwork>>, updates: mpsc::Sender<Update>) {
-    let mut events = watcher(api, watcher::Config::default()).default_backoff().boxed();
+    let mut events = Watch::new(api, watcher::Config::default());
     let mut listed: BTreeMap<NodeName, Vec<Given>> = BTreeMap::new();
     let name = |object: &Readable<NodeNetwork>| k8s_openapi::Metadata::metadata(object).name.clone().map(NodeName::new);
     // A node of another version may say what this one does not know: then its new pods are known by their status.
     let said = |object: &Readable<NodeNetwork>| object.object().map(given::of).unwrap_or_default();
     loop {
-        let event = match events.try_next().await {
-            Ok(Some(event)) => event,
-            Ok(None) => return,
+        let event = match events.next().await {
+            Ok(event) => event,
             Err(error) => {
                 debug!(%error, "NodeNetworks cannot be watched");
                 continue;

@@ -10,10 +10,10 @@
 
 mod cluster;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::Service;
-use kube::api::{Api, PostParams};
+use kube::api::{Api, DeleteParams, PostParams};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -22,6 +22,7 @@ use towpath_agent::watch::{Update, watch_all};
 use towpath_model::NamespacedName;
 
 use cluster::cluster;
+use cluster::faults::{Fault, Faults};
 
 async fn create(services: &Api<Service>, name: &str) {
     let object = json!({"metadata": {"name": name}, "spec": {"ports": [{"port": 80}]}});
@@ -70,4 +71,93 @@ async fn one_odd_object_ends_neither_a_list_nor_a_watch() {
     create(&services, "after").await;
     until(&mut index, &mut updates, "the watch after an odd object", |index| known(index, "after")).await;
     assert!(known(&index, "watched"));
+}
+
+/// Watches that meet these faults, from the start until everything is listed.
+async fn through(cluster: &cluster::Cluster, faults: &Faults) -> (Index, mpsc::Receiver<Update>, impl Sized) {
+    let (sender, mut updates) = mpsc::channel(64);
+    let watches = watch_all(&cluster.client_with(faults), &sender);
+    let mut index = Index::default();
+    until(&mut index, &mut updates, "the first lists", Index::is_synced).await;
+    (index, updates, watches)
+}
+
+fn names(index: &Index) -> Vec<&str> {
+    index.world().services.keys().map(|key| key.name.as_str()).filter(|name| *name != "kubernetes").collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_missed_before_a_410_is_listed_again_and_what_is_gone_goes() {
+    for (what, fault) in [
+        ("an event of the watch", Fault::Instead(
+            Duration::from_secs(1),
+            r#"{"type":"ERROR","object":{"kind":"Status","apiVersion":"v1","status":"Failure","message":"too old resource version","reason":"Expired","code":410}}"#.to_owned() + "\n",
+        )),
+        ("the answer to the watch", Fault::Status(410, None)),
+    ] {
+        let cluster = cluster().await;
+        let services: Api<Service> = Api::namespaced(cluster.client.clone(), "default");
+        create(&services, "kept").await;
+        create(&services, "gone").await;
+        let faults = Faults::default();
+        // The watch that would have brought these two changes sees neither.
+        faults.add("services", true, 1, fault);
+        let (mut index, mut updates, _watches) = through(&cluster, &faults).await;
+        services.delete("gone", &DeleteParams::default()).await.unwrap();
+        create(&services, "new").await;
+        until(&mut index, &mut updates, what, |index| names(index) == ["kept", "new"]).await;
+        assert!(faults.lists("services") >= 2, "{what}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_goes_on_throttling_is_asked_again_after_pauses() {
+    let cluster = cluster().await;
+    let services: Api<Service> = Api::namespaced(cluster.client.clone(), "default");
+    create(&services, "there").await;
+    let faults = Faults::default();
+    // What the client library's own patience, which heeds Retry-After, has already given up on.
+    faults.add("services", false, 2, Fault::Status(429, Some(1)));
+    let begun = Instant::now();
+    let (index, ..) = through(&cluster, &faults).await;
+    assert_eq!(names(&index), ["there"]);
+    assert!(begun.elapsed() >= Duration::from_millis(700), "asked again after {:?}", begun.elapsed());
+    assert_eq!(faults.lists("services"), 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_that_breaks_off_counts_as_none_and_a_slow_one_is_waited_for() {
+    let cluster = cluster().await;
+    let services: Api<Service> = Api::namespaced(cluster.client.clone(), "default");
+    for name in ["a", "b", "c"] {
+        create(&services, name).await;
+    }
+    let faults = Faults::default();
+    faults.add("services", false, 2, Fault::Cut(900));
+    faults.add("services", false, 1, Fault::Late(Duration::from_secs(2)));
+    let (sender, mut updates) = mpsc::channel(64);
+    let _watches = watch_all(&cluster.client_with(&faults), &sender);
+    let mut index = Index::default();
+    until(&mut index, &mut updates, "all other kinds", |index| index.missing().len() == 1).await;
+    assert_eq!(names(&index), Vec::<&str>::new(), "half a list");
+    until(&mut index, &mut updates, "the list in the end", Index::is_synced).await;
+    assert_eq!(names(&index), ["a", "b", "c"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_only_fails_is_not_asked_without_a_pause() {
+    let cluster = cluster().await;
+    let faults = Faults::default();
+    faults.add("services", false, usize::MAX, Fault::Status(500, None));
+    faults.add("pods", false, usize::MAX, Fault::Cut(10));
+    let (sender, mut updates) = mpsc::channel(64);
+    let _watches = watch_all(&cluster.client_with(&faults), &sender);
+    let mut index = Index::default();
+    let _ = timeout(Duration::from_secs(9), until(&mut index, &mut updates, "never", |_| false)).await;
+    for resource in ["services", "pods"] {
+        let asked = faults.lists(resource);
+        // Half a second, one, two, four, eight: less often each time.
+        assert!((3..=6).contains(&asked), "{resource} were listed {asked} times in 9 s");
+    }
+    assert_eq!(index.missing().len(), 2);
 }

@@ -59,7 +59,7 @@ fn send_length(stream: &UnixStream, length: u32, netns: Option<&File>) -> io::Re
 /// content is for people. No fsync: a machine that loses power loses its containers too.
 pub(crate) fn queue(dir: &Path, request: &DelRequest) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
-    let path = dir.join(format!("{}.del", request.attachment.file_stem()));
+    let path = dir.join(request.attachment.delete_file());
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
     // What is written here is not needed, so neither is it an error when the disk is full.
     let _ = file.write_all(&serde_json::to_vec(request)?);

@@ -588,6 +588,18 @@ unsafe impl Plain for Removed {}
 
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Adjust {
+    pub pod: u32,
+    pub change: u32,
+    pub all: u32,
+}
+
+const _: () = assert!(size_of::<Adjust>() == size_of::<u32>() + size_of::<u32>() + size_of::<u32>());
+// SAFETY: repr(C), the line above shows that there is no padding, all fields are plain.
+unsafe impl Plain for Adjust {}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Counter {
     pub packets: u64,
     pub bytes: u64,
@@ -898,6 +910,15 @@ pub const LAYOUTS: &[Layout] = &[
         &[
             ("connections", std::mem::offset_of!(Removed, connections)),
             ("translations", std::mem::offset_of!(Removed, translations)),
+        ],
+    ),
+    (
+        "tp_adjust",
+        size_of::<Adjust>(),
+        &[
+            ("pod", std::mem::offset_of!(Adjust, pod)),
+            ("change", std::mem::offset_of!(Adjust, change)),
+            ("all", std::mem::offset_of!(Adjust, all)),
         ],
     ),
     (

@@ -22,6 +22,9 @@ pub struct DatapathConfig {
     pub state_dir: PathBuf,
     /// Uplink device; none: the one that holds the node's address.
     pub uplink: Option<String>,
+    /// Further devices that lead out of the node, by name or by the beginning of names (`eth*`); none: those of default routes, and network
+    /// cards, bonds and VLANs with an address.
+    pub devices: Vec<String>,
     /// Limits of the maps.
     pub limits: bpf::Limits,
 }
@@ -66,6 +69,10 @@ pub struct NodeFacts {
     pub uplink_ifindex: u32,
     /// Its MTU in bytes.
     pub uplink_mtu: u32,
+    /// All devices that lead out of the node, the uplink among them, by index.
+    pub outside: Vec<(u32, String)>,
+    /// Addresses of this node on them that the API does not name: NodePorts answer there, too.
+    pub more_addresses: Vec<IpAddr>,
     /// Index of the tunnel device.
     pub tunnel_ifindex: u32,
     /// This node's tunnel address.

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use k8s_openapi::api::discovery::v1 as discovery;
+use serde::{Deserialize, Serialize};
 
 use crate::{Invalid, NamespacedName, NodeName, Protocol, canonical};
 
@@ -13,7 +14,7 @@ pub const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
 
 /// `endpoints[].conditions`, with the API's defaults applied.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Conditions {
     /// May take new connections. Absent means yes.
     pub ready: bool,
@@ -24,7 +25,7 @@ pub struct Conditions {
 }
 
 /// `endpoints[].hints`: whose clients an endpoint is meant for; empty lists say nothing.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hints {
     /// `forZones`.
     pub zones: Vec<String>,
@@ -33,7 +34,7 @@ pub struct Hints {
 }
 
 /// One endpoint.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Endpoint {
     /// Its address; the API treats several as fungible and consumers use the first.
     pub address: IpAddr,
@@ -50,7 +51,7 @@ pub struct Endpoint {
 }
 
 /// One port that all endpoints of a slice have.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct EndpointPort {
     /// Matches the Service port's name.
     pub name: String,
@@ -61,7 +62,7 @@ pub struct EndpointPort {
 }
 
 /// A slice of a Service's endpoints.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EndpointSlice {
     /// Namespace and name of the slice.
     pub name: NamespacedName,

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{Family, canonical, family_of};
 
@@ -12,7 +12,7 @@ use crate::{Family, canonical, family_of};
 pub const PREFIX: &str = "flannel.alpha.coreos.com/";
 
 /// A node that Flannel knows.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Flannel {
     /// How its packets go.
     pub backend: FlannelBackend,
@@ -23,7 +23,7 @@ pub struct Flannel {
 }
 
 /// Flannel's backend on a node.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FlannelBackend {
     /// `vxlan`.
     Vxlan,
@@ -34,7 +34,7 @@ pub enum FlannelBackend {
 }
 
 /// Where packets for a node's pods of one family go.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FlannelEnd {
     /// `public-ip` or `public-ipv6`: the outer address, or the next hop.
     pub address: IpAddr,
@@ -43,7 +43,7 @@ pub struct FlannelEnd {
 }
 
 /// Flannel's VXLAN device on a node (`backend-data`, `backend-v6-data`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Vtep {
     /// Network identifier; versions before 0.13 do not write it, and 1 is the default.
     pub vni: u32,

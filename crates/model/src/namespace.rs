@@ -1,11 +1,12 @@
 //! Namespaces, as far as selectors need them.
 
 use k8s_openapi::api::core::v1 as core;
+use serde::{Deserialize, Serialize};
 
 use crate::{Invalid, Labels};
 
 /// A namespace and its labels.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Namespace {
     /// Its name.
     pub name: String,

@@ -18,7 +18,7 @@ pub enum Direction {
 }
 
 /// A NetworkPolicy.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetworkPolicy {
     /// Namespace and name.
     pub name: NamespacedName,
@@ -46,7 +46,7 @@ impl NetworkPolicy {
 }
 
 /// One rule: any of the peers on any of the ports.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PolicyRule {
     /// `from` or `to`; empty: everyone.
     pub peers: Vec<Peer>,
@@ -55,7 +55,7 @@ pub struct PolicyRule {
 }
 
 /// One peer of a rule.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Peer {
     /// Pods by labels.
     Pods {
@@ -74,7 +74,7 @@ pub enum Peer {
 }
 
 /// One entry of `ports`.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct PolicyPort {
     /// Its protocol.
     pub protocol: Protocol,
@@ -83,7 +83,7 @@ pub struct PolicyPort {
 }
 
 /// Which ports of a protocol.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum PortMatch {
     /// All.
     Any,

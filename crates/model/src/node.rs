@@ -4,12 +4,13 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1 as core;
+use serde::{Deserialize, Serialize};
 
 use crate::flannel::Flannel;
 use crate::{Family, Invalid, Labels, NodeName, canonical, family_of};
 
 /// A node of the cluster.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Node {
     /// Its name.
     pub name: NodeName,
@@ -22,6 +23,7 @@ pub struct Node {
     /// The `Ready` condition.
     pub ready: bool,
     /// What Flannel wrote on it.
+    #[serde(default)]
     pub flannel: Option<Flannel>,
 }
 

@@ -3,11 +3,12 @@
 use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1 as core;
+use serde::{Deserialize, Serialize};
 
 use crate::{Invalid, Labels, NamespacedName, NodeName, Protocol, canonical};
 
 /// A named container port: what a named port of a policy or a Service resolves to in this pod.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct NamedPort {
     /// The name (IANA_SVC_NAME).
     pub name: String,
@@ -18,7 +19,7 @@ pub struct NamedPort {
 }
 
 /// A container port that its node answers on too (`containers[].ports[].hostPort`).
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct HostPort {
     /// `hostIP`, canonical: an address of the node. None: all of them, loopback too.
     pub address: Option<IpAddr>,
@@ -31,7 +32,7 @@ pub struct HostPort {
 }
 
 /// Where a pod is in its life (`status.phase`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Phase {
     /// Accepted, not all containers started.
     Pending,
@@ -42,7 +43,7 @@ pub enum Phase {
 }
 
 /// A pod.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pod {
     /// Namespace and name.
     pub name: NamespacedName,

@@ -4,11 +4,12 @@ use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use serde::{Deserialize, Serialize};
 
 use crate::{Invalid, Labels, NamespacedName, Protocol, canonical};
 
 /// `spec.type`, with what only that type has.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ServiceKind {
     /// `ClusterIP`, addresses in [`Service::cluster_ips`].
     ClusterIp,
@@ -23,7 +24,7 @@ pub enum ServiceKind {
 }
 
 /// `internalTrafficPolicy` and `externalTrafficPolicy`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum TrafficPolicy {
     /// Any endpoint.
     #[default]
@@ -33,7 +34,7 @@ pub enum TrafficPolicy {
 }
 
 /// What a Service port leads to.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum TargetPort {
     /// This number.
     Number(u16),
@@ -42,7 +43,7 @@ pub enum TargetPort {
 }
 
 /// One port of a Service.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServicePort {
     /// `name`; empty when there is only one.
     pub name: String,
@@ -70,7 +71,7 @@ impl ServicePort {
 }
 
 /// A Service.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Service {
     /// Namespace and name.
     pub name: NamespacedName,

@@ -11,6 +11,9 @@ use towpath_wire::config::{AgentConfig, CarryConfig, ControllerConfig};
 use tracing::info;
 use tracing_subscriber::EnvFilter;
 
+/// What the library says of a watch that was refused, the watch's owner says with its kind.
+const DEFAULT_LOG: &str = "info,kube_runtime=error";
+
 /// Options of a daemon.
 #[derive(clap::Args, Debug)]
 pub(crate) struct Options {
@@ -33,7 +36,7 @@ impl Options {
     fn start_log(&self) -> Result<()> {
         let filter = match &self.log {
             Some(text) => EnvFilter::try_new(text).with_context(|| format!("--log {text:?}"))?,
-            None => EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info")),
+            None => EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(DEFAULT_LOG)),
         };
         let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
         if self.log_json {

@@ -48,6 +48,9 @@ pub struct AgentConfig {
     pub vxlan_port: u16,
     /// Uplink device; none: the one that holds the node's address.
     pub uplink: Option<String>,
+    /// Devices that lead out of the node besides the uplink, by name or by the beginning of names (`eth*`); none: those with a default route,
+    /// and network cards, bonds and VLANs with an address.
+    pub devices: Vec<String>,
     /// MTU of pod devices in bytes; none: derived from the uplink.
     pub pod_mtu: Option<u32>,
     /// Destinations outside the cluster that see pod addresses untranslated.
@@ -79,6 +82,7 @@ impl Default for AgentConfig {
             vxlan_vni: 116,
             vxlan_port: 8472,
             uplink: None,
+            devices: Vec::new(),
             pod_mtu: None,
             non_masquerade_cidrs: Vec::new(),
             metrics_listen: None,

@@ -10,8 +10,6 @@ use std::path::PathBuf;
 
 use towpath_wire::cni::{Attachment, DelRequest};
 
-const SUFFIX: &str = ".del";
-
 /// The queue.
 #[derive(Clone, Debug)]
 pub(super) struct DeleteQueue {
@@ -25,7 +23,7 @@ impl DeleteQueue {
     }
 
     fn path_of(&self, owner: &Attachment) -> PathBuf {
-        self.dir.join(format!("{}{SUFFIX}", owner.file_stem()))
+        self.dir.join(owner.delete_file())
     }
 
     /// What is queued. Files that no DEL can have made are removed with a warning.
@@ -39,7 +37,7 @@ impl DeleteQueue {
         for entry in entries {
             let entry = entry?;
             let name = entry.file_name();
-            match name.to_str().and_then(|n| n.strip_suffix(SUFFIX)).and_then(Attachment::from_file_stem) {
+            match name.to_str().and_then(Attachment::from_delete_file) {
                 Some(owner) => queued.push(owner),
                 None => {
                     tracing::warn!(file = %entry.path().display(), "not a queued DEL; removed");

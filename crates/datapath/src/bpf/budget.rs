@@ -12,7 +12,8 @@ use libbpf_rs::Object;
 
 use super::error::Result;
 use super::map::Map;
-use crate::abi::{self, Addr, Flows, TP_HOLDER_NODE, TP_HOLDER_OTHERS};
+use super::object;
+use crate::abi::{self, Addr, Adjust, Ct, CtKey, Flows, TP_HOLDER_NODE, TP_HOLDER_OTHERS};
 
 /// How long an account stays empty before it goes: a program that looked it up has ended long before.
 const GRACE: Duration = Duration::from_secs(2);
@@ -124,6 +125,29 @@ impl Accounts {
         let holders = u32::try_from(self.accounts.len()).unwrap_or(u32::MAX);
         let wanted = divide(self.limit, holders);
         if self.budget.get(&0)? == Some(wanted) { Ok(()) } else { self.budget.put(&0, &wanted) }
+    }
+
+    /// Counts what is in the table, and sets each account right by the difference: what programs count meanwhile is kept.
+    pub(crate) fn recount(&self, object: &Object, connections: &Map<CtKey, Ct>) -> Result<()> {
+        let mut entered: HashMap<u32, i32> = HashMap::new();
+        for (_, connection) in connections.entries()? {
+            *entered.entry(connection.pod_id).or_default() += 1;
+        }
+        for pod in self.accounts.keys() {
+            let counted = self.flows.get(pod)?.map_or(0, |flows| flows.held.cast_signed());
+            let change = entered.get(pod).copied().unwrap_or_default().wrapping_sub(counted);
+            self.adjust(object, Adjust { pod: *pod, change: change.cast_unsigned(), all: 0 })?;
+        }
+        let all = entered.values().fold(0i32, |sum, count| sum.saturating_add(*count));
+        let counted = self.held.get(&0)?.unwrap_or_default().cast_signed();
+        self.adjust(object, Adjust { pod: TP_HOLDER_OTHERS, change: 0, all: all.wrapping_sub(counted).cast_unsigned() })
+    }
+
+    fn adjust(&self, object: &Object, mut adjust: Adjust) -> Result<()> {
+        if adjust.change == 0 && adjust.all == 0 {
+            return Ok(());
+        }
+        object::call(object, "tp_adjust", &mut adjust).map(drop)
     }
 
     /// Deletes the accounts of pods that are not among these and have held nothing for a while; how many.

@@ -11,6 +11,8 @@ mod budget;
 mod config;
 mod error;
 mod features;
+mod inherit;
+mod layout;
 mod links;
 mod map;
 mod mirror;
@@ -34,6 +36,7 @@ use towpath_model::desired::{LocalPod, NodePeer, PolicyImage, ServiceTable};
 
 use crate::abi::{self, Addr, Ct, CtKey, Removed, Tuple};
 use budget::Accounts;
+use inherit::Inheritance;
 use links::Links;
 use map::Map;
 use node::NodeMaps;
@@ -46,6 +49,8 @@ pub use budget::{Held, Holder};
 pub use config::{BpfConfig, Changes, Hook, Isolation, Limits, NodeConfig, Surroundings};
 pub use error::{Error, Result};
 pub use features::Feature;
+#[cfg(test)]
+pub(crate) use inherit::lay_out_as_the_next_version;
 pub use observe::{Connection, Count, End, Judged, MapUsage, Reason};
 pub use purge::Purger;
 
@@ -56,6 +61,8 @@ pub struct Programs {
     object: Object,
     pins: PinDir,
     links: Links,
+    /// What another version left, until nothing of it is at work any more.
+    inheritance: Option<Inheritance>,
     node: NodeMaps,
     policy: PolicyMaps,
     services: ServiceMaps,
@@ -86,7 +93,7 @@ pub struct Snapshot {
 }
 
 impl Programs {
-    /// Loads the programs, adopting pinned maps of the same layout. Also reads what the maps hold (the mirror that the
+    /// Loads the programs, adopting the maps that an earlier run pinned, or another version ([`inherit`]). Also reads what the maps hold (the mirror that the
     /// `apply_*` compare with) and arms the collector. Attaches nothing; existing links go on running the old program until
     /// [`Programs::attach_device`] or [`Programs::attach_cgroup`] replaces it in place.
     pub fn open(config: BpfConfig) -> Result<Self> {
@@ -101,7 +108,8 @@ impl Programs {
 
     fn load(config: BpfConfig, testing: bool) -> Result<Self> {
         let pins = PinDir::create(&config.pin_dir)?;
-        let object = object::load(&config, &pins, testing)?;
+        let (object, inheritance) = object::load(&config, &pins, testing)?;
+        let inheritance = Some(inheritance).filter(|_| pins.has_former());
         let policy = PolicyMaps::open(&object)?;
         let connections: Map<CtKey, Ct> = Map::open(&object, "tp_ct")?;
         let accounts = Accounts::open(&object, connections.limit(), policy.pods().values().map(|pod| pod.pod_id))?;
@@ -112,6 +120,7 @@ impl Programs {
             services: ServiceMaps::open(&object, Instant::now())?,
             connections,
             accounts,
+            inheritance,
             translations: Map::open(&object, "tp_nat")?,
             unraised: false,
             collected: None,
@@ -131,24 +140,31 @@ impl Programs {
         }
     }
 
-    /// Whether links of another version of the programs, with maps of its own, are still at work. They stay until
+    /// Whether another version was at work when these programs were loaded, and has not gone since. Its links stay until
     /// [`Programs::take_over`]; where they are, attaching does nothing.
     pub fn has_former(&self) -> bool {
-        self.links.has_former()
+        self.inheritance.is_some() || self.links.has_former()
     }
 
     /// Puts our programs in the place of another version's, older or newer: link by link, each between two packets. To be called
-    /// when the maps hold what they should, because what the other version's maps hold goes: the connections too. Whatever
-    /// fails stays at work, and the next call tries again. How many links there were.
+    /// when the maps hold what they should. Whatever fails stays at work, and the next call tries again. How many links there
+    /// were.
     pub fn take_over(&mut self) -> Result<usize> {
-        if !self.links.has_former() {
-            return Ok(0);
-        }
         let object = &self.object;
         let find = |name: &str| object::program(object, name).ok()?.as_fd().try_clone_to_owned().ok();
-        let taken = self.links.take_over(find)?;
+        self.links.take_over(find)
+    }
+
+    /// Ends what [`Programs::take_over`] began, when no program of the other version is at work any more: what those entered at
+    /// last is carried over, and their maps go.
+    pub fn end_take_over(&mut self) -> Result<()> {
+        let Some(inheritance) = &self.inheritance else { return Ok(()) };
+        if inheritance.copy_late(&self.object)? {
+            self.accounts.recount(&self.object, &self.connections)?;
+        }
         self.pins.remove_former()?;
-        Ok(taken)
+        self.inheritance = None;
+        Ok(())
     }
 
     /// Whether the kernel attaches programs to devices by links (tcx, Linux 6.6). Where not, a device's hooks are for the caller to

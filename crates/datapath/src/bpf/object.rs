@@ -12,6 +12,8 @@ use libbpf_rs::{MapHandle, Object, ObjectBuilder, OpenMapMut, OpenObject, PrintL
 use super::config::{BpfConfig, Limits};
 use super::error::{Error, Result};
 use super::features;
+use super::inherit::{self, Inheritance};
+use super::layout::Types;
 use super::map::as_bytes_mut;
 use crate::abi::{Plain, TP_ABI_VERSION};
 
@@ -108,6 +110,17 @@ impl PinDir {
         Ok(roots.filter(|links| links.is_dir()).collect())
     }
 
+    /// Whether another version pinned anything.
+    pub(crate) fn has_former(&self) -> bool {
+        self.former().is_ok_and(|former| !former.is_empty())
+    }
+
+    /// Directories of maps that other versions pinned, the newest version's first.
+    fn former_maps(&self) -> Result<Vec<PathBuf>> {
+        Ok(self.former()?.into_iter().map(|root| root.join("maps")).filter(|maps| maps.is_dir()).collect())
+    }
+
+    /// Other versions' directories, the newest version's first.
     fn former(&self) -> Result<Vec<PathBuf>> {
         let Some(beside) = self.root.parent() else { return Ok(Vec::new()) };
         let failed = |e| Error::kernel("list", beside.display().to_string(), e);
@@ -116,11 +129,12 @@ impl PinDir {
             let entry = entry.map_err(failed)?;
             let name = entry.file_name();
             let version = name.to_str().and_then(|name| name.strip_prefix(VERSIONED)?.parse::<u32>().ok());
-            if version.is_some_and(|version| version != TP_ABI_VERSION) {
-                roots.push(entry.path());
+            if let Some(version) = version.filter(|version| *version != TP_ABI_VERSION) {
+                roots.push((version, entry.path()));
             }
         }
-        Ok(roots)
+        roots.sort_by(|one, other| other.cmp(one));
+        Ok(roots.into_iter().map(|(_, root)| root).collect())
     }
 
     pub(crate) fn maps(&self) -> PathBuf {
@@ -195,36 +209,55 @@ fn set_testing(map: &mut OpenMapMut<'_>) {
     }
 }
 
-fn prepare(open: &mut OpenObject, maps: &Path, limits: &Limits, testing: bool) -> Result<()> {
+fn prepare(open: &mut OpenObject, pins: &PinDir, limits: &Limits, testing: bool) -> Result<Inheritance> {
+    let (maps, others) = (pins.maps(), pins.former_maps()?);
+    let raw = inherit::raw_of_object(open);
+    let types = raw.as_deref().and_then(Types::parse);
+    let mut inheritance = Inheritance::default();
     for mut map in open.maps_mut() {
         let name = map.name().to_string_lossy().into_owned();
         if testing && name.ends_with(".rodata") {
             set_testing(&mut map);
         }
-        prepare_map(&mut map, &name, maps, limits)?;
+        if let Some(types) = types.as_ref().filter(|_| PINNED.contains(&name.as_str())) {
+            inheritance.consider(types, &map, &maps.join(&name), &others)?;
+        }
+        prepare_map(&mut map, &name, &maps, limits)?;
     }
-    Ok(())
+    Ok(inheritance)
 }
 
-/// Opens, sizes, pins and loads the object.
-pub(crate) fn load(config: &BpfConfig, pins: &PinDir, testing: bool) -> Result<Object> {
-    set_print(Some((PrintLevel::Info, keep_log)));
-    let mut open = ObjectBuilder::default()
+fn open() -> Result<OpenObject> {
+    ObjectBuilder::default()
         .name("towpath")
         .and_then(|builder| builder.open_memory(OBJECT))
-        .map_err(|e| Error::bpf("read", "the built-in BPF object", e))?;
-    prepare(&mut open, &pins.maps(), &config.limits, testing)?;
+        .map_err(|e| Error::bpf("read", "the built-in BPF object", e))
+}
+
+/// How the built-in object describes its types.
+#[cfg(test)]
+pub(super) fn raw_types() -> Option<Vec<u8>> {
+    inherit::raw_of_object(&open().ok()?)
+}
+
+/// Opens, sizes, pins and loads the object, and fills its maps with what another version's hold.
+pub(crate) fn load(config: &BpfConfig, pins: &PinDir, testing: bool) -> Result<(Object, Inheritance)> {
+    set_print(Some((PrintLevel::Info, keep_log)));
+    let mut open = open()?;
+    let inheritance = prepare(&mut open, pins, &config.limits, testing)?;
     if let Ok(mut log) = LOG.lock() {
         log.clear();
     }
-    open.load().map_err(|source| {
+    let object = open.load().map_err(|source| {
         let log = LOG.lock().map(|log| log.join("\n")).unwrap_or_default();
         // Which feature it is that a refusing kernel lacks is asked only now: it costs a program each.
         match features::missing() {
             missing if missing.is_empty() => Error::Verifier { log, source },
             missing => Error::Unsupported { release: features::release(), missing },
         }
-    })
+    })?;
+    inheritance.copy_all(&object)?;
+    Ok((object, inheritance))
 }
 
 /// The descriptor of a loaded program.

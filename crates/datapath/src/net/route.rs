@@ -185,6 +185,35 @@ pub fn device_towards(netlink: &mut Netlink, address: IpAddr) -> Result<Option<u
     }))
 }
 
+/// Indexes of the devices that default routes of the main table lead to, whosever the routes are.
+pub fn default_devices(netlink: &mut Netlink) -> Result<Vec<u32>, Error> {
+    let mut devices = Vec::new();
+    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+        let mut filter = RouteMessage::default();
+        filter.header.address_family = family;
+        let answers = match netlink.dump("list default routes", Message::GetRoute(filter)) {
+            Err(error) if error.is_absent() => continue,
+            answers => answers?,
+        };
+        for route in answers.into_iter().filter_map(|m| if let Message::NewRoute(r) = m { Some(r) } else { None }) {
+            let in_main = u32::from(route.header.table) == super::MAIN_TABLE;
+            if !in_main || route.header.destination_prefix_length != 0 || route.header.kind != RouteType::Unicast {
+                continue;
+            }
+            for attribute in &route.attributes {
+                match attribute {
+                    RouteAttribute::Oif(device) => devices.push(*device),
+                    RouteAttribute::MultiPath(hops) => devices.extend(hops.iter().map(|hop| hop.interface_index)),
+                    _ => {}
+                }
+            }
+        }
+    }
+    devices.sort_unstable();
+    devices.dedup();
+    Ok(devices)
+}
+
 /// Makes our routes of `table` that lie in `scope` exactly `wanted`. What was changed, in words, and what could not be.
 pub fn ensure(
     netlink: &mut Netlink,

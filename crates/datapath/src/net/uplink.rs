@@ -1,12 +1,16 @@
-//! The device that leads out of the node: the one that holds the node's address, or the one that was named.
+//! The devices that lead out of the node. The uplink, by which other nodes are reached, is the one that holds the node's address,
+//! or the one that was named; a node may have others.
 
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use super::address;
+use rtnetlink::packet_route::link::InfoKind;
+
 use super::error::Error;
 use super::link::{self, Link};
 use super::netlink::Netlink;
+use super::pod::is_host_device;
+use super::{address, route};
 
 /// Bytes that VXLAN adds on an IPv4 underlay: 20 IPv4, 8 UDP, 8 VXLAN, 14 inner Ethernet (RFC 7348 §5).
 pub const OVERHEAD_V4: u32 = 50;
@@ -33,6 +37,62 @@ pub fn find(netlink: &mut Netlink, addresses: &[IpAddr], named: Option<&str>) ->
         "no device of this node holds its address ({list}); check the Node's InternalIP against `ip addr`, or name the uplink in \
          the configuration"
     )))
+}
+
+/// What leads out of the node, the uplink included.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Outside {
+    /// Index and name of the devices.
+    pub devices: Vec<(u32, String)>,
+    /// The node's addresses on them, but for link-local ones.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// Whether a configured name (`eth1`), or the beginning of names (`eth*`), means a device.
+fn means(named: &str, device: &str) -> bool {
+    named.strip_suffix('*').map_or(named == device, |prefix| device.starts_with(prefix))
+}
+
+/// Whether a device of that kind is one that machines have for the world outside: a network card, or what is made of cards.
+fn is_of_the_machine(link: &Link) -> bool {
+    match &link.kind {
+        None => link.name != "lo",
+        Some(InfoKind::Bond | InfoKind::Vlan | InfoKind::MacVlan | InfoKind::IpVlan) => true,
+        Some(InfoKind::Other(kind)) => kind == "team",
+        Some(_) => false,
+    }
+}
+
+fn is_global(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => !v4.is_loopback() && !v4.is_link_local(),
+        IpAddr::V6(v6) => !v6.is_loopback() && !v6.is_unicast_link_local(),
+    }
+}
+
+/// Finds what leads out: the uplink, devices of default routes, and network cards (bonds, VLANs) that have an address; or, when
+/// they are `named`, the uplink and those.
+pub fn outside(netlink: &mut Netlink, uplink: &Link, named: &[String]) -> Result<Outside, Error> {
+    let links = link::list(netlink)?;
+    let present = address::list(netlink)?;
+    let of = |link: &Link| {
+        let of_link = present.iter().filter(|a| a.device == link.index && !a.ours && is_global(a.address));
+        of_link.map(|a| a.address).collect::<Vec<_>>()
+    };
+    let by_default = if named.is_empty() { route::default_devices(netlink)? } else { Vec::new() };
+    let mut outside = Outside::default();
+    for link in links.iter().filter(|l| !is_host_device(&l.name) && l.name != link::TUNNEL_DEVICE && l.name != "lo") {
+        let chosen = if named.is_empty() {
+            by_default.contains(&link.index) || (is_of_the_machine(link) && !of(link).is_empty())
+        } else {
+            named.iter().any(|name| means(name, &link.name))
+        };
+        if chosen || link.index == uplink.index {
+            outside.devices.push((link.index, link.name.clone()));
+            outside.addresses.extend(of(link));
+        }
+    }
+    Ok(outside)
 }
 
 /// MTU that fits through the tunnel between nodes whose tunnel addresses have the family of `tunnel`.

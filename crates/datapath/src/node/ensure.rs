@@ -56,9 +56,11 @@ impl Node {
         }
         if has_v6 {
             // A forwarding node ignores router advertisements unless told otherwise; its own default route may be from one.
-            let accept = format!("ipv6/conf/{}/accept_ra", self.facts.uplink);
-            if sysctl::get(&accept)? == "1" {
-                wanted.push((accept, "2"));
+            for (_, device) in &self.facts.outside {
+                let accept = format!("ipv6/conf/{device}/accept_ra");
+                if sysctl::get(&accept)? == "1" {
+                    wanted.push((accept, "2"));
+                }
             }
             wanted.push(("ipv6/conf/all/forwarding".to_owned(), "1"));
         }

@@ -135,13 +135,14 @@ impl Node {
         Ok(())
     }
 
-    /// Has the tunnel device and the uplink run our programs.
+    /// Has the tunnel device and what leads out run our programs, and what does not lead out any more not.
     pub(super) fn ensure_node_hooks(&mut self) -> Result<(), Error> {
         let facts = &self.facts;
-        let hooks = [
-            (facts.tunnel_ifindex, TUNNEL_DEVICE.to_owned(), Hook::FromTunnel),
-            (facts.uplink_ifindex, facts.uplink.clone(), Hook::FromUplink),
-        ];
+        let outside = facts.outside.clone();
+        let hooks = outside.iter().map(|(index, device)| (*index, device.clone(), Hook::FromUplink));
+        let hooks: Vec<_> =
+            [(facts.tunnel_ifindex, TUNNEL_DEVICE.to_owned(), Hook::FromTunnel)].into_iter().chain(hooks).collect();
+        self.leave_devices(&outside)?;
         for (index, device, hook) in hooks {
             if self.lent.is_some() && (hook == Hook::FromTunnel || self.is_too_early(index, hook)?) {
                 continue;
@@ -160,6 +161,20 @@ impl Node {
     fn is_too_early(&self, index: u32, hook: Hook) -> Result<bool, Error> {
         let Some(programs) = &self.programs else { return Ok(false) };
         Ok(!self.peers_known && !programs.is_linked(index, hook)?)
+    }
+
+    /// Takes the uplink's program off devices that are not among those that lead out.
+    fn leave_devices(&mut self, outside: &[(u32, String)]) -> Result<(), Error> {
+        let others: Vec<_> = self.hooked.iter().filter(|held| !outside.contains(held)).cloned().collect();
+        self.hooked = outside.to_vec();
+        let Some(programs) = &mut self.programs else { return Ok(()) };
+        if self.attachment == Attachment::Filters {
+            let detach = |(index, device): &(u32, String)| filter::detach(&mut self.netlink, *index, device);
+            return Ok(others.iter().try_for_each(detach)?);
+        }
+        let hooked = programs.attached()?.into_iter().filter(|(_, hook)| *hook == Hook::FromUplink);
+        let gone: Vec<u32> = hooked.map(|(index, _)| index).filter(|i| !outside.iter().any(|(o, _)| o == i)).collect();
+        Ok(gone.into_iter().try_for_each(|index| programs.detach_device(index))?)
     }
 
     /// Attaches the next link that a device lacks; whether there may be another. For times when nobody waits.
@@ -223,6 +238,9 @@ impl Node {
         }
         // What only this version attaches.
         problems.extend(self.ensure_programs().err().map(|e| e.to_string()));
+        if problems.is_empty() {
+            problems.extend(self.programs.as_mut().and_then(|p| p.end_take_over().err()).map(|e| e.to_string()));
+        }
         problems
     }
 }

@@ -177,8 +177,7 @@ impl Node {
         }
         if let Some(programs) = &mut self.programs {
             programs.surround(surroundings);
-            programs.apply_peers(&self.peers)?;
         }
-        Ok(())
+        self.apply_prefixes()
     }
 }

@@ -52,6 +52,8 @@ pub(crate) struct Node {
     buried: BTreeSet<u32>,
     /// Devices of pods whose programs are filters that links are to follow, by index with their names.
     unlinked: BTreeMap<u32, String>,
+    /// Devices that lead out and run the uplink's program.
+    hooked: Vec<(u32, String)>,
     /// What is to be applied before another version's programs go.
     awaited: BTreeSet<Part>,
     peers: Vec<NodePeer>,
@@ -113,6 +115,7 @@ impl Node {
             reaper,
             buried: BTreeSet::new(),
             unlinked: BTreeMap::new(),
+            hooked: Vec::new(),
             awaited,
             lent: None,
             bridges: BTreeMap::new(),
@@ -164,6 +167,18 @@ impl Node {
         self.problems = applied.problems.clone();
         self.applied_part(Part::Peers);
         Ok(applied)
+    }
+
+    /// Nodes' prefixes to the programs; this node's with the addresses that the API does not name.
+    fn apply_prefixes(&mut self) -> Result<(), Error> {
+        let mut peers = self.peers.clone();
+        for own in peers.iter_mut().filter(|peer| peer.local) {
+            own.addresses.extend(&self.facts.more_addresses);
+        }
+        if let Some(programs) = &mut self.programs {
+            programs.apply_peers(&peers)?;
+        }
+        Ok(())
     }
 
     /// See [`crate::Datapath::apply_services`].
@@ -254,7 +269,7 @@ impl Node {
     fn nft_facts(&self) -> nft::Facts {
         let settings = &self.config.settings;
         let Backend::Vxlan { port, .. } = settings.backend;
-        let mut nodes = settings.addresses.clone();
+        let mut nodes: Vec<IpAddr> = settings.addresses.iter().chain(&self.facts.more_addresses).copied().collect();
         nodes.extend(self.peers.iter().flat_map(|p| p.addresses.iter().copied().chain([p.tunnel])));
         nodes.sort_unstable();
         nodes.dedup();
@@ -306,10 +321,14 @@ fn gather_with(netlink: &mut Netlink, config: &DatapathConfig, tunnel: Option<Ip
     lent::find(netlink, &settings.backend)?;
     let tunnel_mtu = uplink::tunnel_mtu(uplink.mtu, tunnel_address);
     let present = link::by_name(netlink, TUNNEL_DEVICE)?;
+    let mut outside = uplink::outside(netlink, &uplink, &config.devices)?;
+    outside.addresses.retain(|address| !settings.addresses.contains(address));
     Ok(NodeFacts {
         uplink: uplink.name,
         uplink_ifindex: uplink.index,
         uplink_mtu: uplink.mtu,
+        outside: outside.devices,
+        more_addresses: outside.addresses,
         tunnel_ifindex: present.map_or(0, |l| l.index),
         tunnel_address,
         tunnel_mac: mac::of_tunnel(tunnel_address),

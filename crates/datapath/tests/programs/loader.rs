@@ -84,7 +84,9 @@ fn links_of_another_version_are_left_alone_and_then_taken_over() {
         assert_eq!(w.programs.take_over().unwrap(), 3);
         let taken = [(w.pod_a, Hook::FromPod), (w.pod_a, Hook::ToPod), (w.pod_b, Hook::FromPod)];
         assert_eq!(w.programs.attached().unwrap(), taken);
-        assert!(!w.programs.has_former() && !theirs.exists() && w.programs.take_over().unwrap() == 0);
+        assert!(w.programs.has_former() && theirs.exists() && w.programs.take_over().unwrap() == 0);
+        w.programs.end_take_over().unwrap();
+        assert!(!w.programs.has_former() && !theirs.exists());
         // What the pinned links run now is what this process loaded.
         for (pod, hook) in taken {
             let pin = ours.join(format!("links/dev-{pod}-{}", hook.program()));

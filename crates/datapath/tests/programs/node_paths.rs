@@ -215,7 +215,12 @@ fn an_ipv6_tunnel_endpoint_is_its_own_address_not_a_mapped_one() {
             w.from_pod(&sent_by(h.a, 4000, h.remote, 80, L4::syn())).into_tunnel(w, ip("fd50::2"));
             let back = arriving(MAC_TUNNEL, h.remote, 80, h.a, 4000, L4::tcp(SYN | ACK));
             w.from_tunnel(&back, "fd50::2").into_pod(w.pod_a);
-            w.from_tunnel(&back, "192.168.50.2").dropped("tunnel_source");
+            // The node's other address is the node's too; no other's is.
+            w.from_tunnel(&back, "192.168.50.2").into_pod(w.pod_a);
+            for outer in ["192.168.50.3", "fd50::3", "198.51.100.2"] {
+                w.from_tunnel(&back, outer).dropped("tunnel_source");
+            }
+            w.from_pod(&sent_by(h.a, 4000, h.remote, 80, L4::tcp(ACK))).into_tunnel(w, ip("fd50::2"));
         }
     });
 }

@@ -140,9 +140,7 @@ pub(super) fn put(path: &Path, content: &[u8], mode: u32) -> io::Result<bool> {
     }
     let directory = path.parent().unwrap_or(Path::new("."));
     fs::create_dir_all(directory)?;
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    // A dot, so that no runtime takes it for a plugin; one name, so that a cut attempt leaves one file at most.
-    let temporary = directory.join(format!(".{name}.new"));
+    let temporary = unfinished(path);
     let written = (|| {
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&temporary)?;
         file.write_all(content)?;
@@ -155,6 +153,13 @@ pub(super) fn put(path: &Path, content: &[u8], mode: u32) -> io::Result<bool> {
         let _ = fs::remove_file(&temporary);
     }
     written.map(|()| true)
+}
+
+/// What [`put`] writes before it is whole. A dot, so that no runtime takes it for a plugin; one name, so that a cut attempt leaves
+/// one file at most.
+pub(super) fn unfinished(path: &Path) -> PathBuf {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    path.with_file_name(format!(".{name}.new"))
 }
 
 #[cfg(test)]

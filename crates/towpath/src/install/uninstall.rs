@@ -14,6 +14,7 @@ use anyhow::{Result, bail};
 use towpath_agent::conflist;
 use towpath_agent::ipam::{LeaseStore, RealDisk};
 use towpath_agent::predecessor::conflists;
+use towpath_wire::cni::DELETES_NAME;
 use towpath_wire::config::AgentConfig;
 
 /// Options of `towpath node uninstall`.
@@ -51,7 +52,7 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
         cni_conf_dir: options.conf_dir.clone(),
         ..AgentConfig::default()
     };
-    refuse_while_in_use(&config, options.force)?;
+    let _no_agent_starts = refuse_while_in_use(&config, options.force)?;
     let mut problems: Vec<String> = Vec::new();
     let mut note = |what: &Path, result: io::Result<()>| match result {
         Err(error) if error.kind() != io::ErrorKind::NotFound => problems.push(format!("{}: {error}", what.display())),
@@ -67,9 +68,11 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
     note(&file, fs::remove_file(&file));
     let kernel = towpath_datapath::uninstall(&config.bpffs);
     let plugin = options.bin_dir.join(super::node::PLUGIN);
-    note(&plugin, fs::remove_file(&plugin));
+    for file in [super::node::unfinished(&plugin), plugin] {
+        note(&file, fs::remove_file(&file));
+    }
     for directory in [&config.run_dir, &config.state_dir] {
-        note(directory, empty(directory));
+        empty(directory, &mut note);
     }
     if let Err(error) = kernel {
         problems.push(error.to_string());
@@ -81,18 +84,21 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
     Ok(true)
 }
 
-fn refuse_while_in_use(config: &AgentConfig, force: bool) -> Result<()> {
+/// The leases, locked as a running agent locks them: as long as they are held, none can start.
+fn refuse_while_in_use(config: &AgentConfig, force: bool) -> Result<Option<LeaseStore>> {
     if UnixStream::connect(config.status_socket()).is_ok() {
         bail!("an agent runs on this node: delete the DaemonSet kube-system/towpath first");
     }
     if !config.state_dir.join("leases").is_dir() {
-        return Ok(());
+        return Ok(None);
     }
-    // Its lock is the agent's, too.
     let store = LeaseStore::open(&config.state_dir, &[], Arc::new(RealDisk))?;
+    // What was deleted while no agent ran is queued, and nobody is left to work the queue off.
+    let deletes = config.state_dir.join(DELETES_NAME);
     let holders: Vec<String> = store
         .leases()
         .into_iter()
+        .filter(|lease| !deletes.join(lease.owner.delete_file()).exists())
         .map(|lease| lease.pod.map_or_else(|| lease.owner.to_string(), |pod| pod.to_string()))
         .collect();
     if !holders.is_empty() && !force {
@@ -102,27 +108,50 @@ fn refuse_while_in_use(config: &AgentConfig, force: bool) -> Result<()> {
             holders.join(", ")
         );
     }
-    Ok(())
+    Ok(Some(store))
 }
 
-/// Removes a directory, or at least what is in it: it may be where something is mounted.
-fn empty(directory: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(directory)? {
-        let path = entry?.path();
-        if path.is_dir() && !path.is_symlink() { fs::remove_dir_all(&path)? } else { fs::remove_file(&path)? }
+/// Removes a directory, or at least what is in it: it may be where something is mounted. What stays is noted, and the rest goes.
+fn empty(directory: &Path, note: &mut impl FnMut(&Path, io::Result<()>)) {
+    let entries = match fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) => return note(directory, Err(error)),
+    };
+    for entry in entries {
+        match entry.map(|entry| entry.path()) {
+            Ok(path) if path.is_dir() && !path.is_symlink() => note(&path, fs::remove_dir_all(&path)),
+            Ok(path) => note(&path, fs::remove_file(&path)),
+            Err(error) => note(directory, Err(error)),
+        }
     }
     match fs::remove_dir(directory) {
-        Err(error) if error.kind() == io::ErrorKind::ResourceBusy => Ok(()),
-        removed => removed,
+        Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {}
+        removed => note(directory, removed),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use towpath_wire::cni::{AddRequest, Attachment, PodIdentity};
+
     use super::*;
 
     fn config(dir: &Path) -> AgentConfig {
         AgentConfig { run_dir: dir.join("run"), state_dir: dir.join("state"), ..AgentConfig::default() }
+    }
+
+    fn hold(config: &AgentConfig, container: &str, pod: &str) -> Attachment {
+        let store =
+            LeaseStore::open(&config.state_dir, &["10.244.0.0/24".parse().unwrap()], Arc::new(RealDisk)).unwrap();
+        let attachment = Attachment::new(container, "eth0").unwrap();
+        let request = AddRequest {
+            attachment: attachment.clone(),
+            network: "towpath".to_owned(),
+            netns: "/run/netns/x".to_owned(),
+            pod: Some(PodIdentity { namespace: "shop".to_owned(), name: pod.to_owned(), uid: String::new() }),
+        };
+        store.reserve(&request).unwrap();
+        attachment
     }
 
     #[test]
@@ -131,11 +160,11 @@ mod tests {
         let config = config(dir.path());
         fs::create_dir_all(&config.run_dir).unwrap();
         let listener = std::os::unix::net::UnixListener::bind(config.status_socket()).unwrap();
-        assert!(refuse_while_in_use(&config, true).unwrap_err().to_string().contains("DaemonSet"));
+        assert!(refuse_while_in_use(&config, true).map(drop).unwrap_err().to_string().contains("DaemonSet"));
         drop(listener);
         refuse_while_in_use(&config, false).unwrap();
         let held = LeaseStore::open(&config.state_dir, &[], Arc::new(RealDisk)).unwrap();
-        assert!(refuse_while_in_use(&config, false).unwrap_err().to_string().contains("another agent"));
+        assert!(refuse_while_in_use(&config, false).map(drop).unwrap_err().to_string().contains("another agent"));
         drop(held);
     }
 
@@ -143,23 +172,30 @@ mod tests {
     fn pods_that_hold_addresses_are_named() {
         let dir = tempfile::tempdir().unwrap();
         let config = config(dir.path());
-        let store =
-            LeaseStore::open(&config.state_dir, &["10.244.0.0/24".parse().unwrap()], Arc::new(RealDisk)).unwrap();
-        let request: towpath_wire::cni::AddRequest = towpath_wire::cni::AddRequest {
-            attachment: towpath_wire::cni::Attachment::new("c1", "eth0").unwrap(),
-            network: "towpath".to_owned(),
-            netns: "/run/netns/x".to_owned(),
-            pod: Some(towpath_wire::cni::PodIdentity {
-                namespace: "shop".to_owned(),
-                name: "web".to_owned(),
-                uid: String::new(),
-            }),
-        };
-        store.reserve(&request).unwrap();
-        drop(store);
-        let refused = refuse_while_in_use(&config, false).unwrap_err().to_string();
+        hold(&config, "c1", "web");
+        let refused = refuse_while_in_use(&config, false).map(drop).unwrap_err().to_string();
         assert!(refused.contains("shop/web") && refused.contains("drain"), "{refused}");
         refuse_while_in_use(&config, true).unwrap();
+    }
+
+    #[test]
+    fn what_was_deleted_after_the_agent_had_gone_holds_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = config(dir.path());
+        let gone = hold(&config, "c1", "web");
+        hold(&config, "c2", "db");
+        fs::create_dir(config.state_dir.join(DELETES_NAME)).unwrap();
+        fs::write(config.state_dir.join(DELETES_NAME).join(gone.delete_file()), "").unwrap();
+        let refused = refuse_while_in_use(&config, false).map(drop).unwrap_err().to_string();
+        assert!(refused.starts_with("1 pods") && refused.contains("shop/db"), "{refused}");
+    }
+
+    #[test]
+    fn what_cannot_be_removed_is_noted_and_keeps_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut noted = Vec::new();
+        empty(&dir.path().join("never"), &mut |path, result| noted.push((path.to_owned(), result.unwrap_err().kind())));
+        assert_eq!(noted, [(dir.path().join("never"), io::ErrorKind::NotFound)]);
     }
 
     #[test]
@@ -172,7 +208,7 @@ mod tests {
         fs::create_dir(dir.path().join("other")).unwrap();
         fs::write(dir.path().join("other/file"), "").unwrap();
         std::os::unix::fs::symlink(dir.path().join("other"), state.join("link")).unwrap();
-        empty(&state).unwrap();
+        empty(&state, &mut |path, result| result.unwrap_or_else(|error| panic!("{}: {error}", path.display())));
         assert!(!state.exists() && dir.path().join("other/file").exists());
     }
 }

@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+const DELETE_SUFFIX: &str = ".del";
+
 /// A container's attachment, by container id and interface name: the key of leases, devices and queued DELs.
 ///
 /// Both parts are checked, so either can be part of a file name.
@@ -80,6 +82,16 @@ impl Attachment {
     pub fn from_file_stem(stem: &str) -> Option<Self> {
         let (container_id, ifname) = stem.split_once('@')?;
         Self::new(container_id, ifname).ok()
+    }
+
+    /// The file that queues this attachment's DEL, in [`DELETES_NAME`](super::DELETES_NAME).
+    pub fn delete_file(&self) -> String {
+        format!("{}{DELETE_SUFFIX}", self.file_stem())
+    }
+
+    /// The reverse of [`Attachment::delete_file`].
+    pub fn from_delete_file(name: &str) -> Option<Self> {
+        name.strip_suffix(DELETE_SUFFIX).and_then(Self::from_file_stem)
     }
 }
 

@@ -1,13 +1,11 @@
 //! As on a kernel that has no links for devices: every hook is a filter, through restarts, other versions and repairs.
 
 use super::hooks::{Flood, as_if_of_version, filters, filters_of, links, loses_nothing};
-use super::lab::{Kind, Lab, OPEN, PROGRAMS, TestNode, TestPod, root};
+use super::lab::{CLSACT, Kind, Lab, OPEN, TestNode, TestPod, root};
 use super::scenarios;
 use super::shortcut::{Flow, image, pins};
 use crate::bpf::Programs;
 use crate::net::link::TUNNEL_DEVICE;
-
-const CLSACT: Kind = Kind { clsact: true, ..PROGRAMS };
 
 /// Ids of the programs that run on the tunnel device and the uplink.
 fn node_filters(node: &TestNode) -> Vec<String> {

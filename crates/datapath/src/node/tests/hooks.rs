@@ -7,14 +7,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use super::lab::{BENEATH, Kind, Lab, Ns, OPEN, PROGRAMS, TestNode, TestPod, root};
+use super::lab::{BENEATH, FILTERS, Lab, Ns, OPEN, PROGRAMS, TestNode, TestPod, root};
 use super::shortcut::{Flow, image, pins};
 use crate::abi::TP_ABI_VERSION;
 use crate::bpf::{Hook, Programs};
 use crate::net::link;
 use crate::net::netlink::Netlink;
-
-const FILTERS: Kind = Kind { keep_filters: true, ..PROGRAMS };
 
 /// The pod's hooks that have a link of ours.
 pub(super) fn links(node: &TestNode, pod: &TestPod) -> Vec<Hook> {

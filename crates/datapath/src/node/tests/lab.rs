@@ -57,6 +57,10 @@ pub(super) const BENEATH: Kind =
 
 /// With the programs.
 pub(super) const PROGRAMS: Kind = Kind { programs: true, ..BENEATH };
+/// As on a kernel without links for devices.
+pub(super) const CLSACT: Kind = Kind { clsact: true, ..PROGRAMS };
+/// Before links have taken the place of filters.
+pub(super) const FILTERS: Kind = Kind { keep_filters: true, ..PROGRAMS };
 
 /// A network and mount namespace.
 #[derive(Debug)]
@@ -197,6 +201,7 @@ impl TestNode {
             cgroup: Some(cgroup.clone()),
             state_dir: directory.path().join("state"),
             uplink: None,
+            devices: Vec::new(),
             limits: crate::bpf::Limits::default(),
         };
         Self { ns, config, worker: None, kind, directory, cgroup }

@@ -12,11 +12,8 @@ use towpath_model::desired::{
 };
 use towpath_model::{Family, NamespacedName, Protocol, family_of};
 
-use super::lab::{Kind, Lab, Ns, OPEN, PROGRAMS, TestNode, TestPod, root, tcp, tcp_to, udp};
+use super::lab::{FILTERS, Kind, Lab, Ns, OPEN, PROGRAMS, TestNode, TestPod, root, tcp, tcp_to, udp};
 use super::scenarios;
-
-/// Before links have taken the place of filters.
-const FILTERS: Kind = Kind { keep_filters: true, ..PROGRAMS };
 
 #[test]
 fn pods_reach_pods_and_nodes_by_their_own_addresses() {
@@ -188,7 +185,7 @@ impl Flow {
         Self::between(&from.ns, &to.ns, SocketAddr::new(to.v4(), port), port)
     }
 
-    fn between(from: &Ns, to: &Ns, target: SocketAddr, port: u16) -> Self {
+    pub(super) fn between(from: &Ns, to: &Ns, target: SocketAddr, port: u16) -> Self {
         let listener = to.run(|| TcpListener::bind(("0.0.0.0", port)).unwrap());
         let client = from.run(|| TcpStream::connect_timeout(&target, Duration::from_secs(3)).unwrap());
         let (server, _) = listener.accept().unwrap();
@@ -197,6 +194,11 @@ impl Flow {
             end.set_nodelay(true).unwrap();
         }
         Self { client, server }
+    }
+
+    /// The server speaks first, the client has said nothing for long.
+    pub(super) fn is_spoken_to(&mut self) -> bool {
+        self.server.write_all(b"z").is_ok() && self.client.read_exact(&mut [0]).is_ok()
     }
 
     pub(super) fn works(&mut self) -> bool {
@@ -209,7 +211,7 @@ impl Flow {
 }
 
 /// One TCP and one UDP Service on port 8080 of a cluster address, and a NodePort, in front of `backends` on port 80.
-fn services(backends: &[IpAddr]) -> ServiceTable {
+pub(super) fn services(backends: &[IpAddr]) -> ServiceTable {
     let mut table = ServiceTable::default();
     for (number, protocol) in [(1, Protocol::Tcp), (2, Protocol::Udp)] {
         for family in [Family::V4, Family::V6] {
@@ -236,7 +238,7 @@ fn services(backends: &[IpAddr]) -> ServiceTable {
     table
 }
 
-const CLUSTER: [&str; 2] = ["10.96.0.5:8080", "[fd00:96::5]:8080"];
+pub(super) const CLUSTER: [&str; 2] = ["10.96.0.5:8080", "[fd00:96::5]:8080"];
 
 #[test]
 fn a_cluster_address_leads_to_local_and_remote_backends_from_pods() {

@@ -1,0 +1,357 @@
+//! What the agent knows of the cluster, kept on disk for a start at which the API server is away.
+//!
+//! An agent that starts again while the API server is gone goes on with what the one before it knew: it gives pods that kubelet
+//! starts again their addresses, with their policies, and repairs what others break. The kernel's own state needs none of this:
+//! it is pinned, and stays as it is until something is known.
+//!
+//! A file a kind, `last-known/<kind>.jsonl` in the state directory: a header, a line an object, a line that counts them. It is
+//! written whole and renamed; one that is not whole, or of another format, counts as absent. It is written when the kind has
+//! changed, [`EVERY`] at most, and so that writing takes no more than a two-hundredth of the time. What is there is used only
+//! while the API server has listed *nothing* since the start: an API server that answers slowly is waited for, because what it
+//! says is newer, and until then the kernel goes on with what was newer, too.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader, BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
+use towpath_model::{EndpointSlice, Namespace, NetworkPolicy, Node, Pod, Service};
+use tracing::{debug, info, warn};
+
+use crate::index::{Index, Kind, Noun};
+use crate::watch::Update;
+use crate::{SharedIndex, read};
+
+/// So long nothing may be listed after the start before what is kept is used.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Nothing is written more often.
+const EVERY: Duration = Duration::from_secs(5);
+/// Writing rests for so many times as long as it took.
+const REST_FACTOR: u32 = 200;
+/// Objects that are written under one lock of the index.
+const CHUNK: usize = 500;
+/// What a file says first. Another number: another shape of the nouns, or of the file.
+const FORMAT: u32 = 1;
+
+#[derive(Serialize, Deserialize, PartialEq, Eq)]
+struct Header {
+    format: u32,
+    version: String,
+}
+
+impl Header {
+    /// Nouns have no promise of their shape from one version to the next.
+    fn ours() -> Self {
+        Self { format: FORMAT, version: env!("CARGO_PKG_VERSION").to_owned() }
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct Trailer {
+    objects: usize,
+}
+
+/// Where it is kept.
+#[derive(Clone, Debug)]
+pub struct LastKnown {
+    dir: PathBuf,
+    /// One at a time: a write that is cut off by the end goes on for a moment.
+    writing: Arc<Mutex<()>>,
+}
+
+type WriteKind = fn(&Path, &SharedIndex) -> Result<()>;
+type RecallKind = fn(&Path) -> Result<Update>;
+
+/// How each kind is written and read.
+const KINDS: [(Kind, &str, WriteKind, RecallKind); 6] = [
+    (Kind::Node, "nodes", write_kind::<Node>, recall_kind::<Node>),
+    (Kind::Namespace, "namespaces", write_kind::<Namespace>, recall_kind::<Namespace>),
+    (Kind::Pod, "pods", write_kind::<Pod>, recall_kind::<Pod>),
+    (Kind::Service, "services", write_kind::<Service>, recall_kind::<Service>),
+    (Kind::EndpointSlice, "endpointslices", write_kind::<EndpointSlice>, recall_kind::<EndpointSlice>),
+    (Kind::NetworkPolicy, "networkpolicies", write_kind::<NetworkPolicy>, recall_kind::<NetworkPolicy>),
+];
+
+impl LastKnown {
+    /// Below the state directory.
+    pub fn new(state_dir: &Path) -> Self {
+        Self { dir: state_dir.join("last-known"), writing: Arc::default() }
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.dir.join(format!("{name}.jsonl"))
+    }
+
+    /// Keeps what the index learns, until it is dropped.
+    pub async fn keep(self, index: SharedIndex) {
+        let mut kept: BTreeMap<Kind, u64> = BTreeMap::new();
+        let mut complained = false;
+        let mut rest = EVERY;
+        loop {
+            tokio::time::sleep(rest).await;
+            let (this, now, before) = (self.clone(), index.clone(), kept.clone());
+            let outcome = tokio::task::spawn_blocking(move || this.write(&now, before)).await;
+            rest = match outcome {
+                Ok(Ok((revisions, took))) => {
+                    (kept, complained) = (revisions, false);
+                    EVERY.max(took * REST_FACTOR)
+                }
+                Ok(Err(error)) => {
+                    if !complained {
+                        let consequence = "an agent that starts while the API server is away will know less";
+                        warn!("could not keep what is known of the cluster: {error:#}; {consequence}");
+                        complained = true;
+                    }
+                    EVERY * 12
+                }
+                Err(error) => {
+                    debug!(%error, "keeping what is known was cut");
+                    EVERY
+                }
+            };
+        }
+    }
+
+    /// Keeps it once more, before the agent ends.
+    pub async fn keep_now(self, index: SharedIndex) {
+        if let Ok(Err(error)) = tokio::task::spawn_blocking(move || self.write(&index, BTreeMap::new())).await {
+            warn!("could not keep what is known of the cluster: {error:#}");
+        }
+    }
+
+    /// Writes the kinds that have changed; the revisions that are on disk now, and how long it took.
+    fn write(&self, index: &SharedIndex, mut kept: BTreeMap<Kind, u64>) -> Result<(BTreeMap<Kind, u64>, Duration)> {
+        let _alone = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let begun = Instant::now();
+        fs::create_dir_all(&self.dir).with_context(|| format!("make {}", self.dir.display()))?;
+        for (kind, name, write, _) in KINDS {
+            let (listed, revision) = {
+                let index = read(index);
+                (index.listed().contains(&kind), index.revision(kind))
+            };
+            // What was only recalled is on disk already.
+            if listed && kept.get(&kind) != Some(&revision) {
+                write(&self.file(name), index)?;
+                kept.insert(kind, revision);
+            }
+        }
+        Ok((kept, begun.elapsed()))
+    }
+
+    /// Hands over what an earlier run knew if the API server lists nothing for some time.
+    pub async fn recall_when_silent(self, index: SharedIndex, updates: mpsc::Sender<Update>) {
+        tokio::time::sleep(PATIENCE).await;
+        self.recall_if_silent(index, updates).await;
+    }
+
+    async fn recall_if_silent(self, index: SharedIndex, updates: mpsc::Sender<Update>) {
+        if !read(&index).listed().is_empty() {
+            return;
+        }
+        let read_all = tokio::task::spawn_blocking(move || self.recall()).await;
+        match read_all {
+            Ok(Ok(recalled)) => {
+                warn!("the API server does not answer: going on with what an earlier run knew of the cluster");
+                // Judged again by each: what has been listed meanwhile is newer.
+                for update in recalled {
+                    if updates.send(update).await.is_err() {
+                        return;
+                    }
+                }
+            }
+            Ok(Err(error)) => info!("nothing is known of the cluster until the API server answers: {error:#}"),
+            Err(error) => debug!(%error, "recalling was cut"),
+        }
+    }
+
+    /// All kinds, or none: a world in which one kind is missing would be another cluster.
+    fn recall(&self) -> Result<Vec<Update>> {
+        KINDS.iter().map(|(_, name, _, recall)| recall(&self.file(name))).collect()
+    }
+}
+
+fn write_kind<N: Noun>(path: &Path, index: &SharedIndex) -> Result<()> {
+    let unfinished = path.with_extension("new");
+    write_objects::<N>(&unfinished, index)
+        .and_then(|()| fs::rename(&unfinished, path))
+        .with_context(|| format!("write {}", path.display()))
+}
+
+fn write_objects<N: Noun>(path: &Path, index: &SharedIndex) -> io::Result<()> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let file = File::options().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    let mut out = BufWriter::new(file);
+    line(&mut out, &Header::ours())?;
+    let mut objects = 0;
+    let mut last: Option<N::Key> = None;
+    loop {
+        // Serialised under the lock, written without it: a slow disk holds up nobody.
+        let (chunk, count, reached) = serialise::<N>(&read(index), last.as_ref())?;
+        out.write_all(&chunk)?;
+        objects += count;
+        match reached {
+            Some(key) => last = Some(key),
+            None => break,
+        }
+    }
+    line(&mut out, &Trailer { objects })?;
+    out.into_inner().map_err(io::IntoInnerError::into_error)?;
+    Ok(())
+}
+
+/// The next objects after a key; the last one's key if there may be more.
+fn serialise<N: Noun>(index: &Index, after: Option<&N::Key>) -> io::Result<(Vec<u8>, usize, Option<N::Key>)> {
+    use std::ops::Bound::{Excluded, Unbounded};
+    let mut text = Vec::new();
+    let mut count = 0;
+    for (key, noun) in N::all(index.world()).range((after.map_or(Unbounded, Excluded), Unbounded)).take(CHUNK) {
+        line(&mut text, &(key, noun))?;
+        count += 1;
+        if count == CHUNK {
+            return Ok((text, count, Some(key.clone())));
+        }
+    }
+    Ok((text, count, None))
+}
+
+fn line(out: &mut impl Write, value: &impl Serialize) -> io::Result<()> {
+    serde_json::to_writer(&mut *out, value)?;
+    out.write_all(b"\n")
+}
+
+fn recall_kind<N: Noun>(path: &Path) -> Result<Update> {
+    let all = read_objects::<N>(path).with_context(|| format!("read {}", path.display()))?;
+    Ok(Box::new(move |index| index.recall(all)))
+}
+
+fn read_objects<N: Noun>(path: &Path) -> Result<BTreeMap<N::Key, N>> {
+    let mut lines = BufReader::new(File::open(path)?).lines();
+    let header: Header = serde_json::from_str(&lines.next().context("it is empty")??).context("its first line")?;
+    ensure!(header == Header::ours(), "it is of another version ({})", header.version);
+    let mut all = BTreeMap::new();
+    let mut before: Option<String> = None;
+    for text in lines {
+        if let Some(object) = before.replace(text?) {
+            let (key, noun): (N::Key, N) =
+                serde_json::from_str(&object).with_context(|| format!("object {}", all.len() + 1))?;
+            all.insert(key, noun);
+        }
+    }
+    let trailer: Trailer = serde_json::from_str(&before.context("it is cut")?).context("its last line")?;
+    ensure!(trailer.objects == all.len(), "{} of {} objects are there", all.len(), trailer.objects);
+    Ok(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use towpath_model::NamespacedName;
+
+    use super::*;
+
+    fn namespace(name: &str) -> Namespace {
+        Namespace { name: name.to_owned(), labels: BTreeMap::from([("a/b".to_owned(), "c".to_owned())]) }
+    }
+
+    fn policy(text: &str) -> NetworkPolicy {
+        let object: k8s_openapi::api::networking::v1::NetworkPolicy = serde_json::from_str(text).unwrap();
+        NetworkPolicy::fail_closed(&object).unwrap().0
+    }
+
+    /// An index in which every kind is listed, with more namespaces than fit one chunk.
+    fn listed() -> SharedIndex {
+        let index: SharedIndex = Arc::default();
+        {
+            let mut index = crate::write(&index);
+            let many = (0..CHUNK * 2 + 3).map(|i| format!("n{i}"));
+            index.reset(many.map(|name| (name.clone(), namespace(&name))).collect());
+            index.reset::<Node>(BTreeMap::new());
+            index.reset::<Pod>(BTreeMap::new());
+            index.reset::<Service>(BTreeMap::new());
+            index.reset::<EndpointSlice>(BTreeMap::new());
+            let key = NamespacedName::new("a", "p");
+            let odd = policy(
+                r#"{"metadata":{"name":"p","namespace":"a"},"spec":{"podSelector":{"matchExpressions":[{"key":"k","operator":"NotIn","values":["x"]}]},
+                "ingress":[{"from":[{"ipBlock":{"cidr":"10.0.0.0/8","except":["10.1.0.0/16"]}},{"namespaceSelector":{}}],
+                "ports":[{"port":80,"endPort":90},{"port":"web","protocol":"UDP"}]}]}}"#,
+            );
+            index.reset(BTreeMap::from([(key, odd)]));
+        }
+        index
+    }
+
+    #[test]
+    fn what_is_kept_is_recalled_as_it_was() {
+        let dir = tempfile::tempdir().unwrap();
+        let last_known = LastKnown::new(dir.path());
+        let index = listed();
+        last_known.write(&index, BTreeMap::new()).unwrap();
+        let mut again = Index::default();
+        last_known.recall().unwrap().into_iter().for_each(|update| update(&mut again));
+        assert_eq!(again.world(), read(&index).world());
+        assert!(again.is_synced() && again.listed().is_empty());
+    }
+
+    #[test]
+    fn only_what_changed_is_written_and_nothing_that_was_only_recalled() {
+        let dir = tempfile::tempdir().unwrap();
+        let last_known = LastKnown::new(dir.path());
+        let index = listed();
+        let (kept, _) = last_known.write(&index, BTreeMap::new()).unwrap();
+        for (_, name, _, _) in KINDS {
+            fs::remove_file(last_known.file(name)).unwrap();
+        }
+        crate::write(&index).apply("new".to_owned(), Some(namespace("new")));
+        last_known.write(&index, kept).unwrap();
+        let there: Vec<&str> = KINDS.iter().map(|k| k.1).filter(|name| last_known.file(name).exists()).collect();
+        assert_eq!(there, ["namespaces"]);
+
+        let recalled: SharedIndex = Arc::default();
+        crate::write(&recalled).recall::<Namespace>(BTreeMap::new());
+        fs::remove_file(last_known.file("namespaces")).unwrap();
+        last_known.write(&recalled, BTreeMap::new()).unwrap();
+        assert!(!last_known.file("namespaces").exists());
+    }
+
+    #[test]
+    fn what_is_cut_damaged_or_of_another_version_counts_as_absent() {
+        let dir = tempfile::tempdir().unwrap();
+        let last_known = LastKnown::new(dir.path());
+        last_known.write(&listed(), BTreeMap::new()).unwrap();
+        let file = last_known.file("namespaces");
+        let whole = fs::read_to_string(&file).unwrap();
+        let lines: Vec<&str> = whole.lines().collect();
+        let without_one = [&lines[..3], &lines[4..]].concat().join("\n");
+        for (damage, text) in [
+            ("empty", String::new()),
+            ("no trailer", lines[..lines.len() - 1].join("\n")),
+            ("cut in an object", whole[..whole.len() / 2].to_owned()),
+            ("one is missing", without_one),
+            ("another version", whole.replacen(env!("CARGO_PKG_VERSION"), "99.0.0", 1)),
+            ("another format", whole.replacen("\"format\":1", "\"format\":2", 1)),
+        ] {
+            fs::write(&file, text).unwrap();
+            assert!(last_known.recall().is_err(), "{damage}");
+        }
+        fs::write(&file, &whole).unwrap();
+        assert_eq!(last_known.recall().unwrap().len(), 6);
+    }
+
+    #[tokio::test]
+    async fn an_api_server_that_has_listed_anything_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let last_known = LastKnown::new(dir.path());
+        last_known.write(&listed(), BTreeMap::new()).unwrap();
+        let (updates, mut inbox) = mpsc::channel(16);
+        let fresh: SharedIndex = Arc::default();
+        crate::write(&fresh).reset::<Node>(BTreeMap::new());
+        last_known.clone().recall_if_silent(fresh, updates.clone()).await;
+        assert!(inbox.try_recv().is_err());
+        last_known.recall_if_silent(Arc::default(), updates).await;
+        assert!(inbox.try_recv().is_ok());
+    }
+}

@@ -1,0 +1,128 @@
+//! From one version of the programs to another and back, with connections that only the table of connections lets through.
+
+use std::net::{SocketAddr, TcpStream};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use libbpf_rs::{MapCore, MapFlags, MapHandle};
+
+use super::hooks::as_if_of_version;
+use super::lab::{CLSACT, Kind, Lab, OPEN, PROGRAMS, TestNode, TestPod, root};
+use super::shortcut::{CLUSTER, Flow, image, pins, services};
+use crate::abi::TP_ABI_VERSION;
+use crate::bpf::lay_out_as_the_next_version;
+use crate::bpf::{Held, Programs};
+
+fn maps(node: &TestNode, version: u32) -> PathBuf {
+    node.config.bpffs.join(format!("towpath-v{version}/maps"))
+}
+
+fn apply(node: &TestNode, backend: &TestPod) {
+    node.apply_peers();
+    // Nobody may open a connection to pod 10 but on port 80; it may open any.
+    node.call(|node| node.apply_policy(&image(&[10], &[11]))).unwrap();
+    let table = services(&[backend.v4()]);
+    node.call(move |node| node.apply_services(&table)).unwrap();
+}
+
+fn held(node: &TestNode) -> Held {
+    node.call(|node| node.observe(Programs::held)).unwrap()
+}
+
+struct Flows {
+    forbidden_anew: Flow,
+    translated: Flow,
+}
+
+impl Flows {
+    /// Both are opened by the isolated pod.
+    fn open(lab: &Lab, isolated: &TestPod, open: &TestPod) -> Self {
+        apply(&lab.n1, open);
+        let mut flows = Self {
+            forbidden_anew: Flow::open(isolated, open, 81),
+            translated: Flow::between(&isolated.ns, &open.ns, CLUSTER[0].parse().unwrap(), 80),
+        };
+        assert!(flows.forbidden_anew.works() && flows.translated.works());
+        flows
+    }
+
+    /// What the other end says now would be a new connection, which the policy forbids, to whoever does not know this one; and would
+    /// come from another address than the Service's.
+    fn go_on(&mut self) -> bool {
+        self.forbidden_anew.is_spoken_to()
+            && self.translated.is_spoken_to()
+            && self.forbidden_anew.works()
+            && self.translated.works()
+    }
+}
+
+/// A connection that the other version's programs let in after ours were loaded.
+fn enter_another(node: &TestNode, version: u32) {
+    let pin = maps(node, version).join("tp_ct");
+    node.ns.run(|| {
+        let connections = MapHandle::from_pinned_path(pin).unwrap();
+        let mut key = connections.keys().next().unwrap();
+        let value = connections.lookup(&key, MapFlags::ANY).unwrap().unwrap();
+        let port = key.len() - 8;
+        key[port] ^= 0x55;
+        connections.update(&key, &value, MapFlags::NO_EXIST).unwrap();
+    });
+}
+
+fn over_to_ours(kind: Kind, version: u32, other_layouts: bool) {
+    let mut lab = Lab::new(kind);
+    let (isolated, open) = (lab.n1.pod(10, OPEN), lab.n1.pod(11, OPEN));
+    let mut flows = Flows::open(&lab, &isolated, &open);
+    lab.n1.link();
+    as_if_of_version(&mut lab.n1, version);
+    if other_layouts {
+        let theirs = maps(&lab.n1, version);
+        let changed = lab.n1.ns.run(|| lay_out_as_the_next_version(&theirs));
+        for map in ["tp_ct", "tp_nat", "tp_flows", "tp_backends"] {
+            assert!(changed.iter().any(|name| name == map), "{map} is not among {changed:?}");
+        }
+    }
+    lab.n1.open();
+    assert!(flows.go_on(), "while the other version's programs are at work");
+    if other_layouts {
+        enter_another(&lab.n1, version);
+    }
+    // No delayed acknowledgement makes the isolated pod the first to say something.
+    std::thread::sleep(Duration::from_millis(300));
+    apply(&lab.n1, &open);
+    assert!(!pins(&lab.n1).contains(&format!("towpath-v{version}/")), "{}", pins(&lab.n1));
+    assert!(flows.go_on(), "with ours");
+    let accounts = held(&lab.n1);
+    let by_all: u32 = accounts.holders.iter().map(|holder| holder.held).sum();
+    let entries = lab.n1.call(|node| node.observe(Programs::connections)).unwrap().len();
+    assert_eq!((accounts.all, by_all), (entries as u32, entries as u32), "{accounts:?}");
+    assert!(entries >= if other_layouts { 3 } else { 2 }, "{entries}");
+    let port = SocketAddr::new(isolated.v4(), 81);
+    let anew = open.ns.run(|| TcpStream::connect_timeout(&port, Duration::from_millis(500)));
+    assert!(anew.is_err(), "the policy holds");
+    let clean = lab.n1.call(|node| Ok(node.audit())).unwrap();
+    assert_eq!((clean.changes, clean.problems), (vec![], vec![]));
+}
+
+#[test]
+fn connections_outlive_an_upgrade_and_a_rollback_where_layouts_are_the_same() {
+    if root() {
+        over_to_ours(PROGRAMS, 0, false);
+        over_to_ours(PROGRAMS, TP_ABI_VERSION + 1, false);
+    }
+}
+
+#[test]
+fn connections_outlive_them_where_layouts_changed() {
+    if root() {
+        over_to_ours(PROGRAMS, TP_ABI_VERSION + 1, true);
+        over_to_ours(PROGRAMS, 0, true);
+    }
+}
+
+#[test]
+fn connections_outlive_them_on_kernels_without_links() {
+    if root() {
+        over_to_ours(CLSACT, TP_ABI_VERSION + 1, true);
+    }
+}
