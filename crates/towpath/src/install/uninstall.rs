@@ -1,5 +1,6 @@
 //! `towpath node uninstall`: takes everything of ours off a node, in the order in which nothing is left half-working: the
-//! configuration that calls the plugin, what is in the kernel, the plugin, the state.
+//! configuration that calls the plugin, what is in the kernel, the plugin, the state. Before all of it the configuration of a network
+//! that was here before comes back, if it was set aside.
 //!
 //! It refuses while an agent runs (which would make everything again) and while pods hold addresses (their network would be gone,
 //! and without the plugin the runtime could not remove them). Sysctls stay: others may rely on them by now.
