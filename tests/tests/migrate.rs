@@ -2,129 +2,29 @@
 //! and between pods that nobody recreates not a packet is lost. Pods are made by the lab's kubelets through whatever CNI
 //! configuration a node has at that moment.
 
+#[path = "migrate/agent.rs"]
+mod agent;
 #[path = "migrate/flannel.rs"]
 mod flannel;
 #[path = "migrate/traffic.rs"]
 mod traffic;
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 use towpath_walkthrough::cluster::{Cluster, Families, Pod, wait};
-use towpath_walkthrough::machine::{self, can_run_labs};
+use towpath_walkthrough::machine::can_run_labs;
 use towpath_walkthrough::place::{Place, Session, address};
 
+use agent::{Agent, PATIENCE, log_of, node_command, ready, status};
 use flannel::{Backend, Files, FlannelNode, conf_dir, on_node, run_dir, state_dir};
 use traffic::Traffic;
 
-const PATIENCE: Duration = Duration::from_secs(20);
 const ANSWER: Duration = Duration::from_secs(3);
-
-/// Our agent on a node that the lab gave to another network; ended when dropped.
-struct Agent {
-    child: Child,
-}
-
-impl Agent {
-    fn config(cluster: &Cluster, node: &str, vni: u32) -> Result<PathBuf> {
-        let lab = cluster.name();
-        let state = state_dir(lab, node);
-        let tokens: Value =
-            serde_json::from_slice(&std::fs::read(format!("/var/lib/towpath/lab/{lab}/credentials/tokens.json"))?)?;
-        let token = tokens.pointer(&format!("/agents/{node}")).and_then(Value::as_str).context("no token")?;
-        let admin = std::fs::read_to_string(cluster.kubeconfig())?;
-        let authority = admin.lines().find_map(|line| line.trim().strip_prefix("certificate-authority-data: "));
-        let kubeconfig = json!({
-            "apiVersion": "v1", "kind": "Config", "current-context": "c",
-            "clusters": [{"name": "c", "cluster": {
-                "server": "https://192.168.255.1:6443",
-                "certificate-authority-data": authority.context("no certificate authority")?.trim_matches('"'),
-            }}],
-            "users": [{"name": "c", "user": {"token": token}}],
-            "contexts": [{"name": "c", "context": {"cluster": "c", "user": "c"}}],
-        });
-        let file = state.join("agent.kubeconfig");
-        std::fs::write(&file, kubeconfig.to_string())?;
-        let dual = cluster.families() == Families::Dual;
-        let ranges = |v4: &'static str, v6| if dual { vec![v4, v6] } else { vec![v4] };
-        let config = json!({
-            "clusterCidrs": ranges("10.244.0.0/16", "fd00:10:244::/56"),
-            "serviceCidrs": ranges("10.96.0.0/12", "fd00:10:96::/112"),
-            "nodeName": node, "kubeconfig": file,
-            "bpffs": run_dir(lab, node).join("bpf"),
-            "cgroup": machine::lab_cgroup(lab)?.join("nodes").join(node),
-            "stateDir": state.join("towpath"), "runDir": run_dir(lab, node).join("towpath"),
-            "cniConfDir": conf_dir(lab, node), "cniStateDir": state.join("cni"),
-            "vxlanVni": vni,
-        });
-        for dir in [state.join("towpath"), run_dir(lab, node).join("towpath")] {
-            std::fs::create_dir_all(dir)?;
-        }
-        let path = state.join("agent.json");
-        std::fs::write(&path, config.to_string())?;
-        Ok(path)
-    }
-
-    fn start(cluster: &Cluster, node: &str, vni: u32) -> Result<Self> {
-        let config = Self::config(cluster, node, vni)?;
-        let log = File::create(state_dir(cluster.name(), node).join("agent.log"))?;
-        let child = Command::new(cluster.towpath())
-            .args(["lab", "exec", "--name", cluster.name(), node, "--"])
-            .arg(cluster.towpath())
-            .args(["agent", "--config"])
-            .arg(config)
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .spawn()
-            .context("start an agent")?;
-        Ok(Self { child })
-    }
-
-    fn stop(&mut self) -> Result<()> {
-        let pid = i32::try_from(self.child.id())?;
-        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGTERM)?;
-        self.child.wait().map(drop).context("wait for the agent")
-    }
-}
-
-impl Drop for Agent {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn status(cluster: &Cluster, node: &str) -> Result<Value> {
-    let socket = run_dir(cluster.name(), node).join("towpath/agent.sock");
-    let out = Command::new(cluster.towpath())
-        .args(["status", "-o", "json", "--socket"])
-        .arg(socket)
-        .output()
-        .context("towpath status")?;
-    let answers: Value = serde_json::from_slice(&out.stdout).context("towpath status gave no JSON")?;
-    answers.pointer("/0/status").cloned().with_context(|| format!("no status: {answers}"))
-}
-
-fn log_of(cluster: &Cluster, node: &str) -> String {
-    let text = std::fs::read_to_string(state_dir(cluster.name(), node).join("agent.log")).unwrap_or_default();
-    let lines: Vec<&str> = text.lines().collect();
-    lines.iter().skip(lines.len().saturating_sub(40)).map(|line| format!("{line}\n")).collect()
-}
-
-fn ready(cluster: &Cluster, node: &str) -> Result<Value> {
-    wait(&format!("the agent of {node} to be ready"), PATIENCE, || {
-        let status = status(cluster, node)?;
-        if status.pointer("/ready") == Some(&json!(true)) { Ok(status) } else { bail!("{status}") }
-    })
-    .with_context(|| log_of(cluster, node))
-}
 
 /// A cluster of Flannel's with a pod on every node.
 struct Walk {
@@ -269,20 +169,6 @@ fn conf_files(lab: &str, node: &str) -> Vec<String> {
     let mut names: Vec<String> = entries.map(|e| e.file_name().to_string_lossy().into_owned()).collect();
     names.sort();
     names
-}
-
-/// `towpath node …` on a node; whether it worked, and what it said.
-fn node_command(cluster: &Cluster, node: &str, arguments: &[&str]) -> Result<(bool, String)> {
-    let out = Command::new(cluster.towpath())
-        .args(["lab", "exec", "--name", cluster.name(), node, "--"])
-        .arg(cluster.towpath())
-        .arg("node")
-        .args(arguments)
-        .stdin(Stdio::null())
-        .output()
-        .context("towpath node")?;
-    let text = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
-    Ok((out.status.success(), text))
 }
 
 impl Walk {
