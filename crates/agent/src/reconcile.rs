@@ -115,6 +115,7 @@ pub struct Reconciler {
     compiler: Compiler,
     names: FeedPlanner,
     health_ports: HealthPorts,
+    health_checked: BTreeSet<u16>,
     peers: Vec<NodePeer>,
     /// Sets of this node's pods in the image that was applied last.
     pod_sets: BTreeMap<IpAddr, PodSets>,
@@ -173,6 +174,7 @@ impl Reconciler {
             compiler: Compiler::resume(GRACE, &used, Duration::ZERO),
             names: FeedPlanner::new(config.cluster_domain.clone()),
             health_ports: HealthPorts::default(),
+            health_checked: BTreeSet::new(),
             peers: Vec::new(),
             pod_sets: BTreeMap::new(),
             started,
@@ -458,6 +460,10 @@ impl Reconciler {
         });
         self.datapath.apply_services(table).await.map_err(|e| e.to_string())?;
         let checks = tokio::task::block_in_place(|| health::plan(read(&index).world(), &self.node));
+        let ports: BTreeSet<u16> = checks.keys().copied().collect();
+        // No pod keeps a port on which a Service's health is asked for.
+        self.host_ports_due |= ports != self.health_checked;
+        self.health_checked = ports;
         self.health_ports.apply(&checks);
         Ok(())
     }
