@@ -171,6 +171,11 @@ impl Changes {
         Self { kinds: Kind::ALL.into_iter().collect(), services: BTreeSet::new(), all_services: true }
     }
 
+    /// All Services, though none of them changed.
+    pub fn all_services() -> Self {
+        Self { kinds: [Kind::Service].into(), services: BTreeSet::new(), all_services: true }
+    }
+
     /// Which Services to plan again.
     pub fn services(&self) -> Changed<'_> {
         // A node's addresses decide which endpoints are the node's own.

@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{sleep_until, timeout};
 use towpath_carry::feed;
 use towpath_datapath::Datapath;
-use towpath_model::desired::{NodePeer, PodSets, PolicyImage};
+use towpath_model::desired::{Clients, NodePeer, PodSets, PolicyImage};
 use towpath_model::{NamespacedName, NodeName};
 use towpath_plan::Changed;
 use towpath_plan::dns::FeedPlanner;
@@ -29,6 +29,7 @@ use crate::backoff::Backoff;
 use crate::cni_server::{AttachRequest, Attached, Isolation, PlumbError, Readiness};
 use crate::index::{Changes, Kind};
 use crate::ipam::LeaseStore;
+use crate::modes::{self, Follower};
 use crate::node_network::given;
 use crate::proxy_health::HealthPorts;
 use crate::settings::{OwnNode, Parsed};
@@ -75,6 +76,8 @@ pub struct Report {
     pub preferred: Vec<String>,
     /// Why a Service, or a pod with host ports, does not get what it asks for.
     pub refused_services: Vec<String>,
+    /// Who is in charge of Services and DNS.
+    pub in_charge: modes::State,
     /// Frontends in the kernel.
     pub frontends: usize,
     /// Backends in the kernel.
@@ -115,6 +118,7 @@ pub struct Reconciler {
     compiler: Compiler,
     names: FeedPlanner,
     health_ports: HealthPorts,
+    modes: Follower,
     peers: Vec<NodePeer>,
     /// Sets of this node's pods in the image that was applied last.
     pod_sets: BTreeMap<IpAddr, PodSets>,
@@ -151,7 +155,9 @@ impl Reconciler {
         let adopted = datapath.adopted().await?;
         let mut services = Planner::new(ServiceConfig {
             node_ports: config.node_ports,
-            cluster_dns: config.cluster_dns.clone(),
+            // Both follow from who is in charge, which is decided before the first plan.
+            cluster_dns: Vec::new(),
+            clients: Clients::All,
             dns_addresses: settings.dns_addresses.clone(),
             service_cidrs: parsed.service_cidrs.clone(),
             grace: Duration::from_secs(60),
@@ -173,6 +179,7 @@ impl Reconciler {
             compiler: Compiler::resume(GRACE, &used, Duration::ZERO),
             names: FeedPlanner::new(config.cluster_domain.clone()),
             health_ports: HealthPorts::default(),
+            modes: Follower::new(config, &parsed.node, &config.dns_addresses),
             peers: Vec::new(),
             pod_sets: BTreeMap::new(),
             started,
@@ -189,6 +196,11 @@ impl Reconciler {
     /// What the loop reports.
     pub fn report(&self) -> SharedReport {
         self.report.clone()
+    }
+
+    /// Who is in charge of Services and DNS, as the loop decides.
+    pub fn in_charge(&self) -> watch::Receiver<modes::State> {
+        self.modes.state()
     }
 
     /// Runs until the watches end, or until this node's own addresses or ranges change.
@@ -321,6 +333,7 @@ impl Reconciler {
 
     /// Plans what is due and applies it, in the order peers, policy, Services, names; whether everything worked.
     async fn plan_and_apply(&mut self) -> bool {
+        self.follow_modes().await;
         let due = std::mem::take(&mut self.due);
         let expired = self.compiler.next_expiry().is_some_and(|at| at <= self.now());
         let drained = self.services.next_deadline().is_some_and(|at| at <= self.now());
@@ -372,6 +385,22 @@ impl Reconciler {
             report.last_seconds = begun.elapsed().as_secs_f64();
         });
         !failed
+    }
+
+    /// Decides who is in charge, if there is a reason to, and has what follows from it planned.
+    async fn follow_modes(&mut self) {
+        let now = self.now();
+        if !self.due.any(&[Kind::Pod, Kind::Service, Kind::EndpointSlice]) && !self.modes.is_due(now) {
+            return;
+        }
+        let sight = self.modes.look(read(&self.index).world());
+        let (state, changed) = self.modes.decide(sight, now).await;
+        if changed && let Some(in_charge) = state.in_charge {
+            self.services.serve(in_charge.proxy.clients());
+            self.services.answer_dns_at(&state.dns_addresses, now);
+            self.due.merge(Changes::all_services());
+        }
+        self.with_report(|report| report.in_charge = state);
     }
 
     /// Whether this node's own addresses or ranges are no longer those that the data path was opened with.
@@ -457,7 +486,11 @@ impl Reconciler {
             report.refused_services = refused;
         });
         self.datapath.apply_services(table).await.map_err(|e| e.to_string())?;
-        let checks = tokio::task::block_in_place(|| health::plan(read(&index).world(), &self.node));
+        // Whoever else serves the outside answers its load balancers, too.
+        let checks = match self.services.clients() {
+            Clients::All => tokio::task::block_in_place(|| health::plan(read(&index).world(), &self.node)),
+            Clients::Pods => BTreeMap::new(),
+        };
         self.health_ports.apply(&checks);
         Ok(())
     }

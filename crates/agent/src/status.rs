@@ -82,6 +82,7 @@ pub async fn collect(
     problems.extend(report.failures.iter().map(|(what, why)| format!("{what}: {why}")));
     problems.extend(report.refused.iter().flat_map(|(n, why)| why.iter().map(move |w| format!("node {n}: {w}"))));
     problems.extend(report.refused_services);
+    problems.extend(report.in_charge.problems());
     problems.extend(report.preferred.iter().map(|name| {
         format!("the container runtime took CNI configuration {name} before ours when this agent became ready: remove it, restart the agent")
     }));
@@ -91,6 +92,9 @@ pub async fn collect(
         version: env!("CARGO_PKG_VERSION").to_owned(),
         ready,
         backend: "vxlan".to_owned(),
+        service_proxy: report.in_charge.in_charge.map_or_else(String::new, |who| who.proxy.name().to_owned()),
+        dns: report.in_charge.in_charge.map_or_else(String::new, |who| who.dns.name().to_owned()),
+        hints: report.in_charge.hints(),
         peers: report
             .peers
             .iter()
