@@ -70,7 +70,7 @@ impl Zone {
                     }
                 }
             }
-            FeedMessage::Namespaces { .. } | FeedMessage::Pods { .. } => {}
+            FeedMessage::Namespaces { .. } | FeedMessage::Pods { .. } | FeedMessage::Rules { .. } => {}
         }
         self.records.apply(message);
     }
@@ -88,9 +88,13 @@ impl Zone {
         }
     }
 
-    /// An empty zone to build this one's successor in: same servers, later serial.
+    /// A zone without names to build this one's successor in: same servers and rules, later serial.
     pub fn successor(&self) -> Self {
-        Self { servers: self.servers.clone(), serial: self.serial, ..Self::default() }
+        let mut records = Records::default();
+        if let Some(rules) = self.records.rules() {
+            records.apply(FeedMessage::Rules { rules: rules.clone() });
+        }
+        Self { servers: self.servers.clone(), serial: self.serial, records, ..Self::default() }
     }
 
     /// What the feed said so far.
