@@ -18,7 +18,7 @@ use towpath_datapath::Datapath;
 use towpath_model::desired::{Clients, NodePeer, PodSets, PolicyImage};
 use towpath_model::{NamespacedName, NodeName};
 use towpath_plan::Changed;
-use towpath_plan::dns::FeedPlanner;
+use towpath_plan::dns::{FeedPlanner, rules};
 use towpath_plan::peers;
 use towpath_plan::services::{Planner, ServiceConfig, api_server, health};
 use towpath_policy::{Compiler, View};
@@ -78,6 +78,8 @@ pub struct Report {
     pub refused_services: Vec<String>,
     /// Who is in charge of Services and DNS.
     pub in_charge: modes::State,
+    /// What is not done of CoreDNS's and kube-dns's configuration.
+    pub dns_left_out: Vec<String>,
     /// Frontends in the kernel.
     pub frontends: usize,
     /// Backends in the kernel.
@@ -368,6 +370,9 @@ impl Reconciler {
         {
             failures.insert("services", error);
         }
+        if due.any(&[Kind::DnsConfig, Kind::Service]) {
+            self.feed_dns_config();
+        }
         if due.any(&[Kind::Service, Kind::EndpointSlice, Kind::Namespace, Kind::Pod]) {
             self.feed_names(&due);
         }
@@ -499,6 +504,25 @@ impl Reconciler {
         let index = self.index.clone();
         let places = due.any(&[Kind::Namespace, Kind::Pod]);
         let messages = tokio::task::block_in_place(|| self.names.plan(read(&index).world(), due.services(), places));
+        self.feed.send(messages);
+    }
+
+    /// What is configured of other DNS servers, as far as it can be done here.
+    fn feed_dns_config(&mut self) {
+        let (sources, own) = {
+            let index = read(&self.index);
+            let Some(sources) = index.dns_config() else { return };
+            let service = index.world().services.get(&towpath_plan::modes::dns_service());
+            let mut own: Vec<IpAddr> = service.map(|service| service.cluster_ips.clone()).unwrap_or_default();
+            own.extend(&self.dns);
+            (sources, own)
+        };
+        let compiled = rules::compile(&sources, &rules::Cluster { domain: self.names.domain(), own: &own });
+        let told = self.with_report(|report| std::mem::replace(&mut report.dns_left_out, compiled.left_out.clone()));
+        for left_out in compiled.left_out.iter().filter(|line| !told.contains(line)) {
+            warn!(left_out, "of CoreDNS's or kube-dns's configuration; Towpath answers without it");
+        }
+        let messages = self.names.configure(compiled.rules);
         self.feed.send(messages);
     }
 

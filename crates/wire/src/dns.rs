@@ -141,10 +141,15 @@ pub struct DnsRules {
 pub struct DnsZone {
     /// Lower case, without a trailing dot; empty: the root.
     pub name: String,
+    /// Its names are asked for even where the cluster would have an answer: it is within the cluster's domain or the reverse zones,
+    /// and has no part of the cluster's own.
+    pub over_cluster: bool,
     /// Who is asked.
     pub upstream: DnsUpstream,
     /// Names with addresses of their own. They come before everything else, the cluster's names too.
     pub hosts: Vec<DnsHost>,
+    /// The addresses of `hosts` have names, too.
+    pub hosts_reverse: bool,
     /// Names of the zone that `hosts` does not have are looked up further; else they do not exist.
     pub hosts_fall_through: bool,
     /// Names that stand for others.

@@ -5,7 +5,7 @@
 //! | --- | --- |
 //! | server blocks | names of zones, port 53 |
 //! | `forward`, `proxy` | `FROM` and addresses with ports, or a resolv.conf, which is the node's; options that only tune it are of no effect |
-//! | `hosts` | inline entries, `ttl`, `no_reverse`, `fallthrough` |
+//! | `hosts` | inline entries, `no_reverse`, `fallthrough`; `ttl` is of no effect |
 //! | `cache` | longest times; nothing of the cluster's own names is cached anyway |
 //! | `rewrite name [exact]` | the answer is an alias to the other name |
 //! | `kubernetes` | its zones must be the cluster's domain and reverse zones; pods' names are always verified |
@@ -131,12 +131,25 @@ impl Compiler<'_> {
                 self.leave_out(server, "a server block of this zone came before");
                 continue;
             }
-            let mut built = DnsZone { upstream: DnsUpstream::Nobody, hosts_fall_through: true, name: zone, ..DnsZone::default() };
+            let has_cluster = block.iter().any(|directive| directive.words.first().is_some_and(|word| word == "kubernetes"));
+            let mut built = DnsZone {
+                over_cluster: !has_cluster && self.is_within_the_clusters(&zone),
+                upstream: DnsUpstream::Nobody,
+                hosts_fall_through: true,
+                name: zone,
+                ..DnsZone::default()
+            };
             for directive in block {
                 self.directive(&mut built, directive);
             }
             self.zones.insert(built.name.clone(), built);
         }
+    }
+
+    /// Whether the cluster has answers for names of a zone, and for others beside.
+    fn is_within_the_clusters(&self, zone: &str) -> bool {
+        let parts = [self.cluster.domain, "in-addr.arpa", "ip6.arpa"];
+        parts.iter().any(|whole| is_in(zone, whole) && zone != *whole)
     }
 
     fn directive(&mut self, zone: &mut DnsZone, directive: &Directive) {
@@ -226,9 +239,7 @@ impl Compiler<'_> {
                 _ => self.leave_out(line, "not understood"),
             }
         }
-        if !reverse {
-            self.leave_out(directive, "no_reverse has no effect: only names of the server block's zone are answered");
-        }
+        zone.hosts_reverse = reverse;
         zone.hosts_fall_through = falls_through;
         zone.hosts = entries.into_iter().map(|(name, addresses)| DnsHost { name, addresses }).collect();
     }
@@ -315,7 +326,8 @@ impl Compiler<'_> {
             return;
         }
         let upstream = self.upstream(&directive, servers);
-        let built = DnsZone { name: zone.clone(), upstream, hosts_fall_through: true, ..DnsZone::default() };
+        let over_cluster = self.is_within_the_clusters(&zone);
+        let built = DnsZone { name: zone.clone(), over_cluster, upstream, hosts_fall_through: true, ..DnsZone::default() };
         self.zones.insert(zone, built);
     }
 }

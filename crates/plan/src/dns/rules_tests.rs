@@ -127,6 +127,17 @@ fn a_zone_without_a_server_that_can_be_asked_fails_and_is_not_forwarded_elsewher
 }
 
 #[test]
+fn a_zone_within_the_clusters_comes_before_its_names_unless_it_has_the_cluster_in_it() {
+    let stub = "forward . 10.0.0.1";
+    let compiled = compiled(&format!(
+        "consul.cluster.local {{\n {stub}\n}}\n10.in-addr.arpa {{\n {stub}\n}}\n96.10.in-addr.arpa {{\n kubernetes\n {stub}\n}}\n\
+         cluster.local {{\n {stub}\n}}\nlocal {{\n {stub}\n}}\n. {{\n {stub}\n}}\n"
+    ));
+    let over: Vec<&str> = compiled.rules.zones.iter().filter(|z| z.over_cluster).map(|z| z.name.as_str()).collect();
+    assert_eq!(over, ["10.in-addr.arpa", "consul.cluster.local"]);
+}
+
+#[test]
 fn kube_dns_stub_domains_are_taken_where_the_corefile_says_nothing() {
     let kube_dns = [
         ("stubDomains", r#"{"acme.local": ["1.2.3.4"], "example.com": ["5.6.7.8:5353"]}"#),

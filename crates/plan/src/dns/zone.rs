@@ -112,7 +112,7 @@ impl Zone {
         if self.records.domain().is_empty() {
             return Outcome::NotReady;
         }
-        if let Some(address) = parse_reverse(name) {
+        if let Some(address) = reverse_address(name) {
             return match self.pointers(address) {
                 None => Outcome::Forward,
                 Some(names) if matches!(query, QueryType::Ptr | QueryType::Any) => {
@@ -360,7 +360,7 @@ fn parse_dashed(label: &str) -> Option<IpAddr> {
 }
 
 /// The address of a name below `in-addr.arpa` or `ip6.arpa` (RFC 1035 §3.5, RFC 3596 §2.5), if it names a whole one.
-fn parse_reverse(name: &str) -> Option<IpAddr> {
+pub fn reverse_address(name: &str) -> Option<IpAddr> {
     if let Some(rest) = name.strip_suffix(".in-addr.arpa") {
         let mut octets: Vec<&str> = rest.split('.').collect();
         octets.reverse();
