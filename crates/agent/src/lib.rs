@@ -132,7 +132,8 @@ pub async fn run(config: AgentConfig, shutdown: CancellationToken) -> Result<()>
     if let Some(health) = &health {
         health.count(datapath, report);
     }
-    let in_kube_proxys_place = config.kube_proxy_health.then(|| proxy_health::serve_when_in_charge(in_charge, readiness));
+    let in_kube_proxys_place =
+        config.kube_proxy_health.then(|| proxy_health::serve_when_in_charge(in_charge, readiness));
 
     let outcome = tokio::select! {
         () = shutdown.cancelled() => Ok(()),

@@ -253,7 +253,8 @@ mod tests {
         let hints = state.hints().join("\n");
         assert!(hints.contains("delete daemonset kube-proxy") && hints.contains("scale deployment coredns"), "{hints}");
         assert!(!state.stands_in_for_kube_proxy() && state.problems().is_empty());
-        let (state, changed) = follower.decide(sight(PRESENT, CoreDns { endpoints: 2, ready: 0 }), Duration::ZERO).await;
+        let (state, changed) =
+            follower.decide(sight(PRESENT, CoreDns { endpoints: 2, ready: 0 }), Duration::ZERO).await;
         assert!(changed && state.hints().join("\n").contains("0 of its 2"));
     }
 

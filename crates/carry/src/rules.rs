@@ -145,7 +145,8 @@ mod tests {
     use towpath_wire::dns::DnsHost;
 
     fn zone(name: &str, hosts: &[(&str, &str)]) -> DnsZone {
-        let hosts = hosts.iter().map(|(name, ip)| DnsHost { name: (*name).to_owned(), addresses: vec![ip.parse().unwrap()] });
+        let hosts =
+            hosts.iter().map(|(name, ip)| DnsHost { name: (*name).to_owned(), addresses: vec![ip.parse().unwrap()] });
         DnsZone { name: name.to_owned(), hosts: hosts.collect(), hosts_reverse: true, ..DnsZone::default() }
     }
 
@@ -154,7 +155,10 @@ mod tests {
         let zones = vec![zone("", &[]), zone("test", &[]), zone("a.test", &[("x.a.test", "192.0.2.1")])];
         let rules = Rules::new(&DnsRules { zones }, &[], 1);
         let hosts = |name: &str| rules.zone_of(name).map(|zone| zone.hosts.len());
-        assert_eq!((hosts("b.a.test"), hosts("a.test"), hosts("ba.test"), hosts("else")), (Some(1), Some(1), Some(0), Some(0)));
+        assert_eq!(
+            (hosts("b.a.test"), hosts("a.test"), hosts("ba.test"), hosts("else")),
+            (Some(1), Some(1), Some(0), Some(0))
+        );
         assert!(Rules::default().zone_of("any").is_none());
     }
 

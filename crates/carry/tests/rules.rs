@@ -68,12 +68,20 @@ async fn hosts_come_first_aliases_lead_on_and_times_are_capped() {
     let root = DnsZone {
         hosts: vec![host("pinned.test", "198.51.100.7")],
         hosts_reverse: true,
-        aliases: vec![alias("old.test", "web.default.svc.cluster.local"), alias("far.test", "some.example"), alias("host.test", "pinned.test")],
+        aliases: vec![
+            alias("old.test", "web.default.svc.cluster.local"),
+            alias("far.test", "some.example"),
+            alias("host.test", "pinned.test"),
+        ],
         success_ttl: Some(7),
         denial_ttl: Some(3),
         ..zone("", DnsUpstream::Node)
     };
-    let closed = DnsZone { hosts: vec![host("a.closed.test", "198.51.100.8")], hosts_fall_through: false, ..zone("closed.test", DnsUpstream::Node) };
+    let closed = DnsZone {
+        hosts: vec![host("a.closed.test", "198.51.100.8")],
+        hosts_fall_through: false,
+        ..zone("closed.test", DnsUpstream::Node)
+    };
     let _client = feed(dir.path(), vec![cluster(vec![web([10, 96, 0, 1])]), rules(vec![root, closed])]).await;
 
     let said = udp(carry.dns, "Pinned.test", Rtype::A).await;
@@ -81,10 +89,16 @@ async fn hosts_come_first_aliases_lead_on_and_times_are_capped() {
     assert_eq!(udp(carry.dns, "pinned.test", Rtype::AAAA).await.answers, Vec::<String>::new());
     let pointer = udp(carry.dns, "7.100.51.198.in-addr.arpa", Rtype::PTR).await;
     assert_eq!(pointer.answers, ["7.100.51.198.in-addr.arpa PTR pinned.test."]);
-    assert_eq!((udp(carry.dns, "b.closed.test", Rtype::A).await.rcode, node.asked("udp", "b.closed.test")), (Rcode::NXDOMAIN, 0));
+    assert_eq!(
+        (udp(carry.dns, "b.closed.test", Rtype::A).await.rcode, node.asked("udp", "b.closed.test")),
+        (Rcode::NXDOMAIN, 0)
+    );
 
     let said = udp(carry.dns, "old.test", Rtype::A).await;
-    assert_eq!(said.answers, ["old.test CNAME web.default.svc.cluster.local.", "web.default.svc.cluster.local A 10.96.0.1"]);
+    assert_eq!(
+        said.answers,
+        ["old.test CNAME web.default.svc.cluster.local.", "web.default.svc.cluster.local A 10.96.0.1"]
+    );
     let said = udp(carry.dns, "far.test", Rtype::A).await;
     assert_eq!(said.answers, ["far.test CNAME some.example.", "some.example A 192.0.2.1"]);
     let said = udp(carry.dns, "host.test", Rtype::A).await;
@@ -102,7 +116,10 @@ async fn a_zone_within_the_clusters_domain_is_asked_elsewhere_and_the_rest_stays
     let carry = Carry::start(config(dir.path(), vec![node.address])).await;
     let consul = DnsZone { over_cluster: true, ..zone("consul.cluster.local", to(&stub)) };
     let _client = feed(dir.path(), vec![cluster(vec![web([10, 96, 0, 1])]), rules(vec![consul])]).await;
-    assert_eq!(udp(carry.dns, "db.consul.cluster.local", Rtype::A).await.answers, ["db.consul.cluster.local A 192.0.2.1"]);
+    assert_eq!(
+        udp(carry.dns, "db.consul.cluster.local", Rtype::A).await.answers,
+        ["db.consul.cluster.local A 192.0.2.1"]
+    );
     assert_eq!(stub.asked("udp", "db.consul.cluster.local"), 1);
     assert_eq!(udp(carry.dns, "other.cluster.local", Rtype::A).await.rcode, Rcode::NXDOMAIN);
 }

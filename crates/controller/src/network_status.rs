@@ -196,7 +196,10 @@ fn applied(generation: Option<i64>, nodes: &BTreeMap<String, Said>) -> Finding {
 }
 
 /// Nodes by what they say, in words that go before their names.
-fn by<'n>(nodes: &'n BTreeMap<String, Said>, of: impl Fn(&'n Said) -> Option<&'n str>) -> BTreeMap<&'n str, Vec<&'n str>> {
+fn by<'n>(
+    nodes: &'n BTreeMap<String, Said>,
+    of: impl Fn(&'n Said) -> Option<&'n str>,
+) -> BTreeMap<&'n str, Vec<&'n str>> {
     let mut groups: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for (name, said) in nodes {
         groups.entry(of(said).unwrap_or("undecided")).or_default().push(name);
@@ -260,11 +263,8 @@ mod tests {
 
     fn nodes(said: &[(&str, i64, &str, &str)]) -> BTreeMap<String, Said> {
         let said = said.iter().map(|(name, generation, proxy, dns)| {
-            let said = Said {
-                generation: Some(*generation),
-                proxy: Some((*proxy).to_owned()),
-                dns: Some((*dns).to_owned()),
-            };
+            let said =
+                Said { generation: Some(*generation), proxy: Some((*proxy).to_owned()), dns: Some((*dns).to_owned()) };
             ((*name).to_owned(), said)
         });
         said.collect()
@@ -284,7 +284,11 @@ mod tests {
         assert!(applied.message.contains("1 of 2") && applied.message.contains("n2"), "{}", applied.message);
         let services = condition(&status, "ServicesByTowpath");
         assert_eq!((services.status.as_str(), services.reason.as_str()), ("False", "Mixed"));
-        assert!(services.message.starts_with("kube-proxy on 1 nodes (n1); towpath on 1 nodes (n2)"), "{}", services.message);
+        assert!(
+            services.message.starts_with("kube-proxy on 1 nodes (n1); towpath on 1 nodes (n2)"),
+            "{}",
+            services.message
+        );
         assert!(services.message.contains("delete daemonset kube-proxy"), "{}", services.message);
         let dns = condition(&status, "DNSByTowpath");
         assert_eq!((dns.status.as_str(), dns.reason.as_str()), ("False", "CoreDNS"));
@@ -317,7 +321,8 @@ mod tests {
     #[test]
     fn a_watch_that_brings_nothing_new_changes_nothing() {
         let mut watched = Watched::<u8>::default();
-        let mut take = |event| watched.take(event, |(name, _): &(&str, u8)| Some((*name).to_owned()), |(_, value)| *value);
+        let mut take =
+            |event| watched.take(event, |(name, _): &(&str, u8)| Some((*name).to_owned()), |(_, value)| *value);
         assert!(!take(Event::Init));
         assert!(!take(Event::InitApply(("a", 1))));
         assert!(take(Event::InitDone), "the first list is news, also an empty one");

@@ -12,7 +12,8 @@ use super::error::{Error, Result};
 use super::map::Map;
 use super::mirror::Mirror;
 use crate::abi::{
-    self, Addr, Affinity, AffinityKey, Be16, ServiceKey, SlotKey, TP_SERVICE_AFFINITY, TP_SERVICE_NODEPORT, TP_SERVICE_PODS,
+    self, Addr, Affinity, AffinityKey, Be16, ServiceKey, SlotKey, TP_SERVICE_AFFINITY, TP_SERVICE_NODEPORT,
+    TP_SERVICE_PODS,
 };
 
 /// How long what is no longer referred to stays: a program that read the reference has ended long before.

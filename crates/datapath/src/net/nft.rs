@@ -221,7 +221,8 @@ fn refusal(chain: &str, service: &Value) -> [Value; 3] {
 /// here, just before, and the mark taken off, as kube-proxy does: the envelope must not be translated too.
 fn source_for_kube_proxy(ip: &str, own: IpAddr) -> Value {
     let mark = || json!({"meta": {"key": "mark"}});
-    let marked = json!({"match": {"op": "==", "left": {"&": [mark(), KUBE_PROXY_MASQUERADE]}, "right": KUBE_PROXY_MASQUERADE}});
+    let marked =
+        json!({"match": {"op": "==", "left": {"&": [mark(), KUBE_PROXY_MASQUERADE]}, "right": KUBE_PROXY_MASQUERADE}});
     let devices = json!({"set": ["tp*", TUNNEL_DEVICE]});
     let family = if ip == "ip" { "ipv4" } else { "ipv6" };
     let expressions = vec![

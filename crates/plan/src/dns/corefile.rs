@@ -178,7 +178,11 @@ mod tests {
         let file = parse("}\na {\n b {\n c\n");
         assert_eq!(
             file.problems,
-            ["line 1: a closing brace too many", "line 3: its brace is never closed", "line 2: its brace is never closed"]
+            [
+                "line 1: a closing brace too many",
+                "line 3: its brace is never closed",
+                "line 2: its brace is never closed"
+            ]
         );
         assert_eq!(words(&file.top[0].block.as_ref().unwrap()[0]), "b");
         assert!(!parse(&"a {\n".repeat(100)).problems.is_empty());
@@ -198,8 +202,8 @@ mod tests {
     }
 
     fn directives() -> impl Strategy<Value = Vec<Directive>> {
-        let leaf = prop::collection::vec("[a-z0-9.:/]{1,8}", 1..4)
-            .prop_map(|words| Directive { line: 0, words, block: None });
+        let leaf =
+            prop::collection::vec("[a-z0-9.:/]{1,8}", 1..4).prop_map(|words| Directive { line: 0, words, block: None });
         let tree = leaf.prop_recursive(3, 20, 4, |inner| {
             (prop::collection::vec("[a-z0-9.:/]{1,8}", 1..3), prop::collection::vec(inner, 0..4))
                 .prop_map(|(words, block)| Directive { line: 0, words, block: Some(block) })

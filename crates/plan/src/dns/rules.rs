@@ -22,12 +22,32 @@ use super::corefile::{Corefile, Directive, parse};
 
 /// Directives without an effect on what is answered.
 const OF_NO_EFFECT: [&str; 15] = [
-    "errors", "log", "health", "ready", "prometheus", "loop", "reload", "loadbalance", "bufsize", "minimal", "debug", "trace",
-    "pprof", "dnstap", "local",
+    "errors",
+    "log",
+    "health",
+    "ready",
+    "prometheus",
+    "loop",
+    "reload",
+    "loadbalance",
+    "bufsize",
+    "minimal",
+    "debug",
+    "trace",
+    "pprof",
+    "dnstap",
+    "local",
 ];
 /// Options of `forward` that change how servers are asked, not which.
 const TUNING: [&str; 9] = [
-    "expire", "max_fails", "health_check", "policy", "prefer_udp", "max_concurrent", "next", "failfast_all_unhealthy_upstreams",
+    "expire",
+    "max_fails",
+    "health_check",
+    "policy",
+    "prefer_udp",
+    "max_concurrent",
+    "next",
+    "failfast_all_unhealthy_upstreams",
     "max_idle_conns",
 ];
 /// Options of `cache` of which only freshness depends.
@@ -131,7 +151,8 @@ impl Compiler<'_> {
                 self.leave_out(server, "a server block of this zone came before");
                 continue;
             }
-            let has_cluster = block.iter().any(|directive| directive.words.first().is_some_and(|word| word == "kubernetes"));
+            let has_cluster =
+                block.iter().any(|directive| directive.words.first().is_some_and(|word| word == "kubernetes"));
             let mut built = DnsZone {
                 over_cluster: !has_cluster && self.is_within_the_clusters(&zone),
                 upstream: DnsUpstream::Nobody,
@@ -209,8 +230,13 @@ impl Compiler<'_> {
     }
 
     fn hosts(&mut self, zone: &mut DnsZone, directive: &Directive, arguments: &[String]) {
-        if arguments.first().is_some_and(|word| word.contains('/')) || (directive.block.is_none() && arguments.is_empty()) {
-            self.leave_out(directive, "a file in CoreDNS's container cannot be read; write its entries in the Corefile");
+        if arguments.first().is_some_and(|word| word.contains('/'))
+            || (directive.block.is_none() && arguments.is_empty())
+        {
+            self.leave_out(
+                directive,
+                "a file in CoreDNS's container cannot be read; write its entries in the Corefile",
+            );
         } else if !arguments.is_empty() {
             self.leave_out(directive, "zones of hosts are not done: its entries count for the whole server block");
         }
@@ -254,7 +280,9 @@ impl Compiler<'_> {
         for option in directive.block.iter().flatten() {
             let words: Vec<&str> = option.words.iter().map(String::as_str).collect();
             match words.as_slice() {
-                ["success", rest @ ..] => zone.success_ttl = rest.get(1).and_then(|w| w.parse().ok()).or(zone.success_ttl),
+                ["success", rest @ ..] => {
+                    zone.success_ttl = rest.get(1).and_then(|w| w.parse().ok()).or(zone.success_ttl)
+                }
                 ["denial", rest @ ..] => zone.denial_ttl = rest.get(1).and_then(|w| w.parse().ok()).or(zone.denial_ttl),
                 ["disable", "success" | "denial", zones @ ..] => {
                     // The cluster's own names are answered from memory; what is cached is what others said.
@@ -270,7 +298,8 @@ impl Compiler<'_> {
     }
 
     fn rewrite(&mut self, zone: &mut DnsZone, directive: &Directive, arguments: &[String]) {
-        let words: Vec<&str> = arguments.iter().map(String::as_str).filter(|w| !matches!(*w, "stop" | "continue")).collect();
+        let words: Vec<&str> =
+            arguments.iter().map(String::as_str).filter(|w| !matches!(*w, "stop" | "continue")).collect();
         let pair = match words.as_slice() {
             ["name", "exact", from, to] | ["name", from, to] => Some((name(from), name(to))),
             _ => None,
@@ -327,7 +356,8 @@ impl Compiler<'_> {
         }
         let upstream = self.upstream(&directive, servers);
         let over_cluster = self.is_within_the_clusters(&zone);
-        let built = DnsZone { name: zone.clone(), over_cluster, upstream, hosts_fall_through: true, ..DnsZone::default() };
+        let built =
+            DnsZone { name: zone.clone(), over_cluster, upstream, hosts_fall_through: true, ..DnsZone::default() };
         self.zones.insert(zone, built);
     }
 }

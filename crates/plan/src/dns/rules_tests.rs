@@ -84,10 +84,14 @@ fn hosts_and_exact_rewrites_are_taken() {
     let hosts: Vec<String> = root.hosts.iter().map(|host| format!("{} {:?}", host.name, host.addresses)).collect();
     assert_eq!(hosts, ["one.test [192.0.2.1, fd00::1]", "two.test [192.0.2.1]"]);
     assert!(root.hosts_fall_through);
-    let aliases: Vec<(&str, &str)> = root.aliases.iter().map(|alias| (alias.from.as_str(), alias.to.as_str())).collect();
+    let aliases: Vec<(&str, &str)> =
+        root.aliases.iter().map(|alias| (alias.from.as_str(), alias.to.as_str())).collect();
     assert_eq!(aliases, [("old.test", "web.default.svc.cluster.local"), ("other.test", "web2.test")]);
     let closed = super::rules::compile(
-        &Sources { coredns: [("Corefile".to_owned(), "x.test {\n hosts {\n 1.2.3.4 a.x.test\n }\n}".to_owned())].into(), ..Sources::default() },
+        &Sources {
+            coredns: [("Corefile".to_owned(), "x.test {\n hosts {\n 1.2.3.4 a.x.test\n }\n}".to_owned())].into(),
+            ..Sources::default()
+        },
         &Cluster::default(),
     );
     assert!(!zone(&closed, "x.test").hosts_fall_through);

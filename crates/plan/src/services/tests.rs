@@ -308,8 +308,7 @@ fn cluster_dns_changes_hands_and_is_never_without_an_answer() {
     behind.service = dns.name.clone();
     behind.ports = vec![EndpointPort { name: "dns".to_owned(), protocol: Protocol::Udp, port: 53 }];
     let (world, address) = (world(vec![dns], vec![behind]), [ip("10.96.0.10")]);
-    let front =
-        Frontend { address: Some(ip("10.96.0.10")), family: Family::V4, port: 53, protocol: Protocol::Udp };
+    let front = Frontend { address: Some(ip("10.96.0.10")), family: Family::V4, port: 53, protocol: Protocol::Udp };
     let mut planner = Planner::new(config);
     planner.plan(&world, &node(), Changed::All, at(0));
     let theirs = planner.table().clone();

@@ -17,8 +17,8 @@ use anyhow::{Result, bail};
 use serde::Serialize;
 use towpath_model::desired::{BackendAddress, Frontend, RowProtocol, Verdict};
 use towpath_model::{NamespacedName, NodeName, Protocol, World, family_of};
-use towpath_plan::{Changed, modes};
 use towpath_plan::services::{Planner, ServiceConfig};
+use towpath_plan::{Changed, modes};
 use towpath_policy::{Decision, Evaluator, Flow, Holder, View};
 use towpath_wire::config::AgentConfig;
 
