@@ -287,7 +287,7 @@ impl Compiler<'_> {
                 ["disable", "success" | "denial", zones @ ..] => {
                     // The cluster's own names are answered from memory; what is cached is what others said.
                     let of_the_cluster = |zone: &&str| name(zone).is_some_and(|zone| is_in(&zone, self.cluster.domain));
-                    if zones.is_empty() || !zones.iter().all(|zone| of_the_cluster(&zone)) {
+                    if zones.is_empty() || !zones.iter().all(of_the_cluster) {
                         self.leave_out(option, "answers of others are cached, for a second at least");
                     }
                 }

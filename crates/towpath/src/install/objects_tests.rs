@@ -76,7 +76,7 @@ fn every_object_is_of_its_type_and_says_nothing_that_the_type_does_not_know() {
             other => panic!("{name}: no test knows {other}"),
         }
     }
-    assert_eq!(seen.len(), 17, "{seen:#?}");
+    assert_eq!(seen.len(), 19, "{seen:#?}");
 }
 
 fn lines(rules: &[PolicyRule]) -> Vec<String> {
@@ -127,7 +127,7 @@ fn rights_are_these_and_no_others() {
             "towpath.dev/nodenetworks: list watch",
         ]
     );
-    assert_eq!(role("Role kube-system/towpath-agent"), ["/configmaps [coredns kube-dns]: get list watch"]);
+    assert_eq!(role("Role kube-system/towpath-agent"), ["/configmaps [coredns] [kube-dns]: get list watch"]);
     assert_eq!(
         role("Role kube-system/towpath-controller"),
         ["coordination.k8s.io/leases [towpath-controller]: get update", "coordination.k8s.io/leases: create"]
