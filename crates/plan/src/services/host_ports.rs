@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
-use towpath_model::desired::{BackendAddress, BackendId, Frontend, FrontendTarget};
+use towpath_model::desired::{BackendAddress, BackendId, Clients, Frontend, FrontendTarget};
 use towpath_model::{Endpoint, Family, HostPort, NamespacedName, Node, NodeName, Pod, Protocol, World, family_of};
 
 use super::{Planned, Planner, PortKey, Rank, Scope};
@@ -161,6 +161,7 @@ impl Planner {
             id: self.port_id(&key, &[frontend]),
             backends: vec![BackendId(self.backends.take(&backend))],
             affinity_seconds: None,
+            clients: Clients::All,
             service: key.service.clone(),
             port_name: key.port.clone(),
         };

@@ -30,6 +30,7 @@ fn pod(name: &str, on: &str, ips: &[&str], host_ports: Vec<HostPort>) -> Pod {
         name: named(name),
         uid: format!("uid-{name}"),
         labels: Default::default(),
+        daemon_set: None,
         node: Some(NodeName::new(on)),
         ips: ips.iter().map(|t| ip(t)).collect(),
         named_ports: Vec::new(),
