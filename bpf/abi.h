@@ -297,6 +297,7 @@ struct tp_service_key {
 enum tp_service_flag {
 	TP_SERVICE_AFFINITY = 1 << 0,	/* ClientIP */
 	TP_SERVICE_NODEPORT = 1 << 1,
+	TP_SERVICE_PODS = 1 << 2,	/* for pods of this node only: another proxy serves the node and the outside */
 };
 
 struct tp_service {

@@ -188,7 +188,7 @@ int tp_from_pod(struct __sk_buff *skb)
 				return tp_refuse(skb, w, 1);
 			if (choice == TP_CHOICE_BACKEND || (w->p.flags & TP_PKT_OPENS))
 				ct = tp_ct_find(w, &w->p.t);
-		} else if (!ct && tp_is_service_address(w)) {
+		} else if (!ct && tp_is_service_address(w, 1)) {
 			return tp_drop(skb, TP_DROP_SERVICE_ICMP);
 		}
 	}

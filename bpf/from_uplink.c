@@ -112,7 +112,7 @@ int tp_from_uplink(struct __sk_buff *skb)
 	if (w->p.t.proto == IPPROTO_UDP && w->p.t.dport == cfg->tunnel_port && own)
 		return peer ? TC_ACT_OK : tp_drop(skb, TP_DROP_TUNNEL_OUTSIDER);
 	if (!tp_has_ports(w->p.t.proto)) {
-		if ((w->p.flags & TP_PKT_OPENS) && !own && tp_is_service_address(w))
+		if ((w->p.flags & TP_PKT_OPENS) && !own && tp_is_service_address(w, 0))
 			return tp_drop(skb, TP_DROP_SERVICE_ICMP);
 		return TC_ACT_OK;
 	}

@@ -54,8 +54,9 @@ static __always_inline int tp_affine(struct tp_lb *lb, __u64 now)
 	return 1;
 }
 
-/* One try: the entry, a slot of its list, the backend. An entry, list or backend that went away meanwhile is a miss (-1). */
-static __always_inline int tp_choose_once(struct tp_lb *lb, const struct tp_addr *client)
+/* One try: the entry, a slot of its list, the backend. An entry, list or backend that went away meanwhile is a miss (-1).
+ * `for_pod`: a pod of this node asks; where another proxy serves everybody else, these entries are nobody's for them. */
+static __always_inline int tp_choose_once(struct tp_lb *lb, const struct tp_addr *client, int for_pod)
 {
 	struct tp_service *service = bpf_map_lookup_elem(&tp_services, &lb->key);
 	struct tp_service *again;
@@ -72,6 +73,8 @@ static __always_inline int tp_choose_once(struct tp_lb *lb, const struct tp_addr
 	if (!again || again->id != lb->service.id || again->list != lb->service.list || again->count != lb->service.count ||
 	    again->flags != lb->service.flags)
 		return -1;
+	if ((lb->service.flags & TP_SERVICE_PODS) && !for_pod)
+		return TP_CHOICE_NONE;
 	if (!lb->service.count)
 		return TP_CHOICE_REFUSE;
 	if (lb->service.flags & TP_SERVICE_AFFINITY) {
@@ -103,12 +106,12 @@ static __always_inline int tp_choose_once(struct tp_lb *lb, const struct tp_addr
 	return TP_CHOICE_BACKEND;
 }
 
-static __always_inline int tp_choose(struct tp_lb *lb, const struct tp_addr *client)
+static __always_inline int tp_choose(struct tp_lb *lb, const struct tp_addr *client, int for_pod)
 {
-	int choice = tp_choose_once(lb, client);
+	int choice = tp_choose_once(lb, client, for_pod);
 
 	if (choice < 0)
-		choice = tp_choose_once(lb, client);
+		choice = tp_choose_once(lb, client, for_pod);
 	return choice < 0 ? TP_CHOICE_REFUSE : choice;
 }
 
@@ -117,7 +120,7 @@ static __always_inline int tp_choose(struct tp_lb *lb, const struct tp_addr *cli
  * of them at its address, and what they send to another node's is that node's to serve.
  */
 static __always_inline int tp_choose_nodeport(struct tp_lb *lb, const struct tp_node_config *cfg,
-					      const struct tp_addr *client, int from_inside, int own)
+					      const struct tp_addr *client, int from_inside, int own, int for_pod)
 {
 	tp_nodeport_key(&lb->key);
 	if (from_inside) {
@@ -127,7 +130,7 @@ static __always_inline int tp_choose_nodeport(struct tp_lb *lb, const struct tp_
 		else if (!own)
 			return TP_CHOICE_NONE;
 	}
-	return tp_choose(lb, client);
+	return tp_choose(lb, client, for_pod);
 }
 
 static __always_inline void tp_service_key_of(struct tp_service_key *key, const struct tp_addr *addr, __be16 port,
@@ -181,6 +184,7 @@ static __always_inline int tp_is_new_connection(struct tp_work *w)
  */
 static __noinline int tp_translate(struct tp_work *w, const struct tp_node_config *cfg, __u32 nodeport)
 {
+	int for_pod = nodeport == TP_NODEPORT_INSIDE;
 	int choice;
 
 	if (tp_nat_known(w) && !tp_is_new_connection(w)) {
@@ -191,7 +195,7 @@ static __noinline int tp_translate(struct tp_work *w, const struct tp_node_confi
 	if (tp_is_loopback(&w->sent.daddr))
 		return TP_CHOICE_NONE;
 	tp_service_key_of(&w->lb.key, &w->sent.daddr, w->sent.dport, w->sent.proto);
-	choice = tp_choose(&w->lb, &w->sent.saddr);
+	choice = tp_choose(&w->lb, &w->sent.saddr, for_pod);
 	if (choice == TP_CHOICE_NONE && tp_is_nodeport(cfg, w->sent.dport)) {
 		struct tp_peer *peer;
 
@@ -202,8 +206,11 @@ static __noinline int tp_translate(struct tp_work *w, const struct tp_node_confi
 		/* What comes in from outside for another node's address is on its way there. */
 		if (nodeport == TP_NODEPORT_OUTSIDE && !(peer->flags & TP_PEER_LOCAL))
 			return TP_CHOICE_NONE;
-		choice = tp_choose_nodeport(&w->lb, cfg, &w->sent.saddr, nodeport == TP_NODEPORT_INSIDE,
-					    peer->flags & TP_PEER_LOCAL);
+		/* A connection that was opened while another proxy served the node's ports goes on where it was translated: in the
+		 * kernel's own tracking. Without it the node's stack answers with a reset, as it should. */
+		if (nodeport == TP_NODEPORT_OUTSIDE && w->sent.proto == IPPROTO_TCP && !(w->p.flags & TP_PKT_OPENS))
+			return TP_CHOICE_NONE;
+		choice = tp_choose_nodeport(&w->lb, cfg, &w->sent.saddr, for_pod, peer->flags & TP_PEER_LOCAL, for_pod);
 	}
 	if (choice != TP_CHOICE_BACKEND)
 		return choice;
@@ -214,13 +221,15 @@ static __noinline int tp_translate(struct tp_work *w, const struct tp_node_confi
 	return TP_CHOICE_BACKEND;
 }
 
-/* Whether an address is a Service's, so that nothing but its ports answers there. */
-static __always_inline int tp_is_service_address(struct tp_work *w)
+/* Whether an address is a Service's that is ours to serve, so that nothing but its ports answers there. */
+static __always_inline int tp_is_service_address(struct tp_work *w, int for_pod)
 {
+	struct tp_service *mark;
 	struct tp_peer *peer;
 
 	tp_service_key_of(&w->lb.key, &w->p.t.daddr, 0, 0);
-	if (!bpf_map_lookup_elem(&tp_services, &w->lb.key))
+	mark = bpf_map_lookup_elem(&tp_services, &w->lb.key);
+	if (!mark || ((mark->flags & TP_SERVICE_PODS) && !for_pod))
 		return 0;
 	tp_full_prefix(&w->cidr, &w->p.t.daddr);
 	peer = bpf_map_lookup_elem(&tp_peers, &w->cidr);

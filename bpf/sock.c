@@ -6,11 +6,17 @@
 
 #define ECONNREFUSED 111
 
+enum tp_asker {
+	TP_ASKER_NOBODY = 0,		/* neither a pod of this node nor the node: not ours to translate */
+	TP_ASKER_NODE = 1,
+	TP_ASKER_POD = 2,
+};
+
 /*
- * Who asks for `addr`, as the veth path would name it. 0: neither a pod of this node nor the node, so not ours to translate;
- * nor is what a pod says to its own loopback, where the node's host ports are not.
+ * Who asks for `addr`, as the veth path would name it. What a pod says to its own loopback is not ours to translate either:
+ * the node's host ports are not there.
  */
-static __always_inline int tp_asker(struct bpf_sock_addr *ctx, const struct tp_node_config *cfg,
+static __always_inline enum tp_asker tp_asker(struct bpf_sock_addr *ctx, const struct tp_node_config *cfg,
 				    const struct tp_addr *addr, struct tp_addr *client)
 {
 	int v4 = tp_is_v4(addr);
@@ -19,14 +25,14 @@ static __always_inline int tp_asker(struct bpf_sock_addr *ctx, const struct tp_n
 
 	if (pod) {
 		if (tp_is_loopback(addr))
-			return 0;
+			return TP_ASKER_NOBODY;
 		*client = v4 ? pod->addr4 : pod->addr6;
-		return 1;
+		return TP_ASKER_POD;
 	}
 	if (cookie != cfg->netns_cookie)
-		return 0;
+		return TP_ASKER_NOBODY;
 	*client = v4 ? cfg->node4 : cfg->node6;
-	return 1;
+	return TP_ASKER_NODE;
 }
 
 static __always_inline void tp_sock_addr(struct bpf_sock_addr *ctx, int v6, struct tp_addr *addr)
@@ -65,14 +71,15 @@ static __always_inline int tp_sock_node(const struct tp_addr *addr)
 	return peer && (peer->flags & TP_PEER_NODE) ? !!(peer->flags & TP_PEER_LOCAL) : -1;
 }
 
-static __always_inline int tp_sock_choose(struct tp_lb *lb, const struct tp_node_config *cfg, const struct tp_addr *client)
+static __always_inline int tp_sock_choose(struct tp_lb *lb, const struct tp_node_config *cfg, const struct tp_addr *client,
+					  int for_pod)
 {
-	int node, choice = tp_choose(lb, client);
+	int node, choice = tp_choose(lb, client, for_pod);
 
 	if (choice != TP_CHOICE_NONE || !tp_is_nodeport(cfg, lb->key.port))
 		return choice;
 	node = tp_sock_node(&lb->key.addr);
-	return node < 0 ? choice : tp_choose_nodeport(lb, cfg, client, 1, node);
+	return node < 0 ? choice : tp_choose_nodeport(lb, cfg, client, 1, node, for_pod);
 }
 
 static __always_inline int tp_is_backend(const struct tp_sock_peer *peer, const struct tp_addr *addr, __be16 port)
@@ -120,15 +127,17 @@ static __always_inline int tp_sock_forward(struct bpf_sock_addr *ctx, int v6, in
 	__be16 port = ctx->user_port;
 	struct tp_addr addr, client;
 	struct tp_lb lb = {};
+	enum tp_asker asker;
 	int choice;
 
 	if (!cfg || (proto != IPPROTO_TCP && proto != IPPROTO_UDP) || !port)
 		return 1;
 	tp_sock_addr(ctx, v6, &addr);
-	if (!tp_asker(ctx, cfg, &addr, &client))
+	asker = tp_asker(ctx, cfg, &addr, &client);
+	if (asker == TP_ASKER_NOBODY)
 		return 1;
 	tp_service_key_of(&lb.key, &addr, port, proto);
-	choice = tp_sock_choose(&lb, cfg, &client);
+	choice = tp_sock_choose(&lb, cfg, &client, asker == TP_ASKER_POD);
 	if (choice == TP_CHOICE_NONE)
 		return 1;
 	if (choice == TP_CHOICE_REFUSE) {

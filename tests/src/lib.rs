@@ -1,11 +1,14 @@
 //! The walkthrough: what a user does by hand, typed into the real `kubectl`, as a demo and as end-to-end tests.
 //!
 //! [`cluster`] brings up a lab and drives it, [`rows`] are the rows of the walkthrough, [`log`] keeps what each showed. The rows
-//! know nothing of Towpath's inside: they see what a user sees. [`machine`], [`place`], [`libcni`] and [`containerd`] serve the tests in `tests/`.
+//! know nothing of Towpath's inside: they see what a user sees. [`machine`], [`place`], [`in_charge`], [`kube_proxy`], [`libcni`] and
+//! [`containerd`] serve the tests in `tests/`.
 #![forbid(unsafe_code)]
 
 pub mod cluster;
 pub mod containerd;
+pub mod in_charge;
+pub mod kube_proxy;
 mod lab_driver;
 pub mod libcni;
 pub mod log;

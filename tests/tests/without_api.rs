@@ -159,7 +159,10 @@ fn what_runs_goes_on_and_what_is_started_again_too_while_the_api_server_is_gone(
         from_stranger.enter(|| Session::open(pod, ANSWER)?.ask(ANSWER))?;
         if refused(&from_friend, pod)? { Ok(()) } else { bail!("who is no friend any more still reaches the server") }
     })?;
-    let status = self::status(&cluster)?;
-    ensure!(!status.contains("earlier run"), "status still speaks of it: {status}");
+    // Each kind comes back by itself, half a minute later at most.
+    wait("everything to be listed again", Duration::from_secs(60), || {
+        let status = self::status(&cluster)?;
+        if status.contains("earlier run") { bail!("{status}") } else { Ok(()) }
+    })?;
     cluster.down()
 }

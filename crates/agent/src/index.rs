@@ -17,6 +17,7 @@ use towpath_model::{
     EndpointSlice, Invalid, Namespace, NamespacedName, NetworkPolicy, Node, NodeName, Pod, Service, World,
 };
 use towpath_plan::Changed;
+use towpath_plan::dns::rules::Sources;
 use tracing::warn;
 
 use crate::node_network::given::Given;
@@ -39,6 +40,8 @@ pub enum Kind {
     /// What other nodes say of their new pods. Nothing waits for it: where it is not known, or not installed, pods are known by
     /// their status.
     NodeNetwork,
+    /// CoreDNS's and kube-dns's configuration. Nothing waits for it: until it is known, DNS is answered as before.
+    DnsConfig,
 }
 
 impl Kind {
@@ -171,6 +174,11 @@ impl Changes {
         Self { kinds: Kind::ALL.into_iter().collect(), services: BTreeSet::new(), all_services: true }
     }
 
+    /// All Services, though none of them changed.
+    pub fn all_services() -> Self {
+        Self { kinds: [Kind::Service].into(), services: BTreeSet::new(), all_services: true }
+    }
+
     /// Which Services to plan again.
     pub fn services(&self) -> Changed<'_> {
         // A node's addresses decide which endpoints are the node's own.
@@ -189,11 +197,38 @@ impl Changes {
     }
 }
 
+/// A DNS server whose configuration is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DnsServer {
+    /// ConfigMap `kube-system/coredns`.
+    CoreDns,
+    /// ConfigMap `kube-system/kube-dns`.
+    KubeDns,
+}
+
+impl DnsServer {
+    /// Name of its ConfigMap.
+    pub fn config_map(self) -> &'static str {
+        match self {
+            Self::CoreDns => "coredns",
+            Self::KubeDns => "kube-dns",
+        }
+    }
+}
+
+/// What ConfigMaps hold; none: not known yet.
+#[derive(Debug, Default)]
+struct DnsConfig {
+    coredns: Option<BTreeMap<String, String>>,
+    kube_dns: Option<BTreeMap<String, String>>,
+}
+
 /// The world, what changed in it, and which kinds are known in full.
 #[derive(Debug, Default)]
 pub struct Index {
     world: World,
     given: BTreeMap<NodeName, Vec<Given>>,
+    dns_config: DnsConfig,
     changes: Changes,
     synced: BTreeSet<Kind>,
     /// Kinds of which only an earlier run's knowledge is there.
@@ -268,6 +303,24 @@ impl Index {
         if self.given != all {
             self.given = all;
             self.changes.kinds.insert(Kind::NodeNetwork);
+        }
+    }
+
+    /// The configuration of other DNS servers; none before all of it is known.
+    pub fn dns_config(&self) -> Option<Sources> {
+        let both = (self.dns_config.coredns.clone()?, self.dns_config.kube_dns.clone()?);
+        Some(Sources { coredns: both.0, kube_dns: both.1 })
+    }
+
+    /// What a ConfigMap of other DNS servers holds now; empty: there is none.
+    pub fn configure_dns(&mut self, of: DnsServer, data: BTreeMap<String, String>) {
+        let place = match of {
+            DnsServer::CoreDns => &mut self.dns_config.coredns,
+            DnsServer::KubeDns => &mut self.dns_config.kube_dns,
+        };
+        if place.as_ref() != Some(&data) {
+            *place = Some(data);
+            self.changes.kinds.insert(Kind::DnsConfig);
         }
     }
 

@@ -19,6 +19,7 @@ pub mod index;
 pub mod ipam;
 pub mod last_known;
 pub mod metrics;
+pub mod modes;
 pub mod network_config;
 pub mod node_network;
 pub mod node_ready;
@@ -109,7 +110,7 @@ pub async fn run(config: AgentConfig, shutdown: CancellationToken) -> Result<()>
     let feed = feed::Client::start(config.carry_socket());
     let reconciler =
         Reconciler::new(&config, &parsed, &own, index.clone(), datapath.clone(), leases.clone(), feed).await?;
-    let report = reconciler.report();
+    let (report, in_charge) = (reconciler.report(), reconciler.in_charge());
     let mut loop_task = tokio::spawn(reconciler.run(inbox, request_inbox, ready, config.clone()));
 
     let announcing = AbortOnDropHandle::new(tokio::spawn(node_ready::announce_when_ready(
@@ -124,6 +125,7 @@ pub async fn run(config: AgentConfig, shutdown: CancellationToken) -> Result<()>
         leases.clone(),
         index.clone(),
         readiness.clone(),
+        in_charge.clone(),
     );
     let announcing_to_flannel = AbortOnDropHandle::new(tokio::spawn(predecessor::announce::keep(
         client.clone(),
@@ -141,7 +143,8 @@ pub async fn run(config: AgentConfig, shutdown: CancellationToken) -> Result<()>
     if let Some(health) = &health {
         health.count(datapath, report);
     }
-    let in_kube_proxys_place = config.kube_proxy_health.then(|| proxy_health::stand_in(&readiness));
+    let in_kube_proxys_place =
+        config.kube_proxy_health.then(|| proxy_health::serve_when_in_charge(in_charge, readiness));
 
     let outcome = tokio::select! {
         () = shutdown.cancelled() => Ok(()),

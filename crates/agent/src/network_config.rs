@@ -7,11 +7,11 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use kube::api::Api;
 use kube::runtime::watcher::{self, Event};
 use serde::{Deserialize, Serialize};
-use towpath_model::custom::{BackendName, Duty, NETWORK_CONFIG_NAME, NetworkConfig, NetworkConfigSpec};
+use towpath_model::custom::{BackendName, NETWORK_CONFIG_NAME, NetworkConfig, NetworkConfigSpec};
 use towpath_wire::config::AgentConfig;
 use towpath_wire::config::ipnet_text::Cidr;
 use tracing::{debug, error, info};
@@ -110,15 +110,11 @@ pub fn overlay(mut config: AgentConfig, spec: &NetworkConfigSpec) -> Result<Agen
         }
     }
     config.pod_mtu = spec.mtu.or(config.pod_mtu);
-    if spec.service_proxy == Some(Duty::Off) {
-        bail!("{}: off is not possible with this version; leave it out", said("serviceProxy"));
-    }
+    config.service_proxy = spec.service_proxy.unwrap_or(config.service_proxy);
+    config.dns = spec.dns.unwrap_or(config.dns);
     if let Some(list) = &spec.cluster_dns {
         let parse = |text: &String| text.parse::<IpAddr>().with_context(|| format!("{}: {text:?}", said("clusterDNS")));
         config.cluster_dns = list.iter().map(parse).collect::<Result<_>>()?;
-    }
-    if spec.dns == Some(Duty::Off) {
-        config.cluster_dns = Vec::new();
     }
     if let Some(domain) = &spec.cluster_domain {
         config.cluster_domain.clone_from(domain);
@@ -172,7 +168,7 @@ pub async fn changed(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use towpath_model::custom::VxlanConfig;
+    use towpath_model::custom::{Duty, VxlanConfig};
 
     #[test]
     fn what_is_named_wins_and_the_rest_stays() {
@@ -196,12 +192,15 @@ mod tests {
     #[test]
     fn what_cannot_be_done_is_said_by_field() {
         let refused = |spec: NetworkConfigSpec| format!("{:#}", overlay(AgentConfig::default(), &spec).unwrap_err());
-        let proxy = NetworkConfigSpec { service_proxy: Some(Duty::Off), ..NetworkConfigSpec::default() };
-        assert!(refused(proxy).contains("spec.serviceProxy"));
         let dns = NetworkConfigSpec { cluster_dns: Some(vec!["x".to_owned()]), ..NetworkConfigSpec::default() };
         assert!(refused(dns).contains("spec.clusterDNS"));
-        let off = NetworkConfigSpec { dns: Some(Duty::Off), ..NetworkConfigSpec::default() };
-        assert!(overlay(AgentConfig::default(), &off).unwrap().cluster_dns.is_empty());
+        let duties = NetworkConfigSpec {
+            dns: Some(Duty::Off),
+            service_proxy: Some(Duty::Towpath),
+            ..NetworkConfigSpec::default()
+        };
+        let now = overlay(AgentConfig::default(), &duties).unwrap();
+        assert_eq!((now.service_proxy, now.dns), (Duty::Towpath, Duty::Off));
     }
 
     #[test]

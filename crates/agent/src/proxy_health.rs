@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use k8s_openapi::jiff::Timestamp;
 use serde_json::json;
@@ -15,50 +15,99 @@ use towpath_plan::services::health::HealthCheck;
 use tracing::{info, warn};
 
 use crate::cni_server::Readiness;
+use crate::modes::State;
 use crate::plain_http::{Answer, listen_everywhere, serve};
 
 /// kube-proxy's health, on every address: cloud load balancers ask it.
-const HEALTHZ_PORT: u16 = 10256;
+pub(crate) const HEALTHZ_PORT: u16 = 10256;
 /// kube-proxy's own business, on loopback only.
 const STATUS_PORT: u16 = 10249;
 /// What `proxyMode` says.
 const MODE: &str = "towpath";
 
-/// Answers in kube-proxy's place until dropped. A port that somebody else has is said and left to him: a kube-proxy that
-/// still runs, most likely.
-pub fn stand_in(readiness: &watch::Receiver<Readiness>) -> Vec<AbortOnDropHandle<()>> {
-    let mut tasks = Vec::new();
-    match listen_everywhere(HEALTHZ_PORT) {
-        Ok(listener) => {
-            let readiness = readiness.clone();
-            let healthz = move |path: String| std::future::ready(healthz(&path, &readiness));
-            tasks.push(AbortOnDropHandle::new(tokio::spawn(serve(listener, healthz))));
-        }
-        Err(error) => {
-            warn!(port = HEALTHZ_PORT, %error, "cannot answer kube-proxy's /healthz; does a kube-proxy run here?")
-        }
-    }
-    let status = std::net::TcpListener::bind(("127.0.0.1", STATUS_PORT))
-        .and_then(|socket| socket.set_nonblocking(true).map(|()| socket))
-        .and_then(tokio::net::TcpListener::from_std);
-    match status {
-        Ok(listener) => {
-            let mode = |path: String| {
-                std::future::ready(match path.as_str() {
-                    "/proxyMode" => Answer::text(Answer::OK, MODE),
-                    "/healthz" => Answer::text(Answer::OK, "ok"),
-                    _ => Answer::not_found(),
-                })
+/// Whoever has a port of ours may let go of it: it is tried again after this time.
+const TRY_AGAIN: Duration = Duration::from_secs(5);
+
+/// Answers in kube-proxy's place, while Services are ours and no kube-proxy wants its ports, until dropped.
+pub fn serve_when_in_charge(
+    mut in_charge: watch::Receiver<State>,
+    readiness: watch::Receiver<Readiness>,
+) -> AbortOnDropHandle<()> {
+    AbortOnDropHandle::new(tokio::spawn(async move {
+        let mut ports = Ports::default();
+        loop {
+            if in_charge.borrow_and_update().stands_in_for_kube_proxy() {
+                ports.open(&readiness);
+            } else {
+                ports = Ports::default();
+            }
+            let again = async {
+                match ports.are_open() {
+                    true => std::future::pending().await,
+                    false => tokio::time::sleep(TRY_AGAIN).await,
+                }
             };
-            tasks.push(AbortOnDropHandle::new(tokio::spawn(serve(listener, mode))));
+            tokio::select! {
+                changed = in_charge.changed() => if changed.is_err() { return },
+                () = again => {}
+            }
         }
-        Err(error) => {
-            warn!(port = STATUS_PORT, %error, "cannot answer kube-proxy's /proxyMode; does a kube-proxy run here?")
-        }
-    }
-    tasks
+    }))
 }
 
+/// The two ports of kube-proxy. A port that somebody else has is said once, left to him, and tried again.
+#[derive(Default)]
+struct Ports {
+    healthz: Option<AbortOnDropHandle<()>>,
+    status: Option<AbortOnDropHandle<()>>,
+    complained: bool,
+}
+
+impl Ports {
+    fn are_open(&self) -> bool {
+        self.healthz.is_some() && self.status.is_some()
+    }
+
+    fn open(&mut self, readiness: &watch::Receiver<Readiness>) {
+        let mut refused = Vec::new();
+        if self.healthz.is_none() {
+            match serve_healthz(readiness) {
+                Ok(task) => self.healthz = Some(task),
+                Err(error) => refused.push((HEALTHZ_PORT, error)),
+            }
+        }
+        if self.status.is_none() {
+            match serve_status() {
+                Ok(task) => self.status = Some(task),
+                Err(error) => refused.push((STATUS_PORT, error)),
+            }
+        }
+        for (port, error) in refused.iter().filter(|_| !self.complained) {
+            warn!(port, %error, "cannot answer in kube-proxy's place; does one run here that is no pod? Trying again");
+        }
+        self.complained = !refused.is_empty();
+    }
+}
+
+fn serve_healthz(readiness: &watch::Receiver<Readiness>) -> std::io::Result<AbortOnDropHandle<()>> {
+    let (listener, readiness) = (listen_everywhere(HEALTHZ_PORT)?, readiness.clone());
+    let healthz = move |path: String| std::future::ready(healthz(&path, &readiness));
+    Ok(AbortOnDropHandle::new(tokio::spawn(serve(listener, healthz))))
+}
+
+fn serve_status() -> std::io::Result<AbortOnDropHandle<()>> {
+    let socket = std::net::TcpListener::bind(("127.0.0.1", STATUS_PORT))?;
+    socket.set_nonblocking(true)?;
+    let listener = tokio::net::TcpListener::from_std(socket)?;
+    let mode = |path: String| {
+        std::future::ready(match path.as_str() {
+            "/proxyMode" => Answer::text(Answer::OK, MODE),
+            "/healthz" => Answer::text(Answer::OK, "ok"),
+            _ => Answer::not_found(),
+        })
+    };
+    Ok(AbortOnDropHandle::new(tokio::spawn(serve(listener, mode))))
+}
 /// As kube-proxy: healthy once Services are in the kernel.
 fn healthz(path: &str, readiness: &watch::Receiver<Readiness>) -> Answer {
     if !matches!(path, "/healthz" | "/livez") {

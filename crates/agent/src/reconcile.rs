@@ -15,10 +15,10 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{sleep_until, timeout};
 use towpath_carry::feed;
 use towpath_datapath::Datapath;
-use towpath_model::desired::{NodePeer, PodSets, PolicyImage};
+use towpath_model::desired::{Clients, NodePeer, PodSets, PolicyImage};
 use towpath_model::{NamespacedName, NodeName};
 use towpath_plan::Changed;
-use towpath_plan::dns::FeedPlanner;
+use towpath_plan::dns::{FeedPlanner, rules};
 use towpath_plan::peers::{self, Tunnels};
 use towpath_plan::services::{Planner, ServiceConfig, api_server, health};
 use towpath_policy::{Compiler, View};
@@ -29,6 +29,7 @@ use crate::backoff::Backoff;
 use crate::cni_server::{AttachRequest, Attached, Isolation, PlumbError, Readiness};
 use crate::index::{Changes, Kind};
 use crate::ipam::LeaseStore;
+use crate::modes::{self, Follower};
 use crate::node_network::given;
 use crate::predecessor::Remains;
 use crate::proxy_health::HealthPorts;
@@ -80,6 +81,10 @@ pub struct Report {
     pub remains: Remains,
     /// Why a Service, or a pod with host ports, does not get what it asks for.
     pub refused_services: Vec<String>,
+    /// Who is in charge of Services and DNS.
+    pub in_charge: modes::State,
+    /// What is not done of CoreDNS's and kube-dns's configuration.
+    pub dns_left_out: Vec<String>,
     /// Frontends in the kernel.
     pub frontends: usize,
     /// Backends in the kernel.
@@ -120,6 +125,8 @@ pub struct Reconciler {
     compiler: Compiler,
     names: FeedPlanner,
     health_ports: HealthPorts,
+    health_checked: BTreeSet<u16>,
+    modes: Follower,
     peers: Vec<NodePeer>,
     /// Nodes whose agents were heard of, and our VXLAN.
     tunnels: Tunnels,
@@ -160,7 +167,9 @@ impl Reconciler {
         let adopted = datapath.adopted().await?;
         let mut services = Planner::new(ServiceConfig {
             node_ports: config.node_ports,
-            cluster_dns: config.cluster_dns.clone(),
+            // Both follow from who is in charge, which is decided before the first plan.
+            cluster_dns: Vec::new(),
+            clients: Clients::All,
             dns_addresses: settings.dns_addresses.clone(),
             service_cidrs: parsed.service_cidrs.clone(),
             grace: Duration::from_secs(60),
@@ -182,6 +191,8 @@ impl Reconciler {
             compiler: Compiler::resume(GRACE, &used, Duration::ZERO),
             names: FeedPlanner::new(config.cluster_domain.clone()),
             health_ports: HealthPorts::default(),
+            health_checked: BTreeSet::new(),
+            modes: Follower::new(config, &parsed.node, &config.dns_addresses),
             peers: Vec::new(),
             tunnels: Tunnels { vni: config.vxlan_vni, ..Tunnels::default() },
             remains: Remains::default(),
@@ -200,6 +211,11 @@ impl Reconciler {
     /// What the loop reports.
     pub fn report(&self) -> SharedReport {
         self.report.clone()
+    }
+
+    /// Who is in charge of Services and DNS, as the loop decides.
+    pub fn in_charge(&self) -> watch::Receiver<modes::State> {
+        self.modes.state()
     }
 
     /// Runs until the watches end, or until this node's own addresses or ranges change.
@@ -342,6 +358,7 @@ impl Reconciler {
 
     /// Plans what is due and applies it, in the order peers, policy, Services, names; whether everything worked.
     async fn plan_and_apply(&mut self) -> bool {
+        self.follow_modes().await;
         let due = std::mem::take(&mut self.due);
         let expired = self.compiler.next_expiry().is_some_and(|at| at <= self.now());
         let drained = self.services.next_deadline().is_some_and(|at| at <= self.now());
@@ -377,6 +394,9 @@ impl Reconciler {
         {
             failures.insert("services", error);
         }
+        if due.any(&[Kind::DnsConfig, Kind::Service]) {
+            self.feed_dns_config();
+        }
         if due.any(&[Kind::Service, Kind::EndpointSlice, Kind::Namespace, Kind::Pod]) {
             self.feed_names(&due);
         }
@@ -394,6 +414,22 @@ impl Reconciler {
             report.last_seconds = begun.elapsed().as_secs_f64();
         });
         !failed
+    }
+
+    /// Decides who is in charge, if there is a reason to, and has what follows from it planned.
+    async fn follow_modes(&mut self) {
+        let now = self.now();
+        if !self.due.any(&[Kind::Pod, Kind::Service, Kind::EndpointSlice]) && !self.modes.is_due(now) {
+            return;
+        }
+        let sight = self.modes.look(read(&self.index).world());
+        let (state, changed) = self.modes.decide(sight, now).await;
+        if changed && let Some(in_charge) = state.in_charge {
+            self.services.serve(in_charge.proxy.clients());
+            self.services.answer_dns_at(&state.dns_addresses, now);
+            self.due.merge(Changes::all_services());
+        }
+        self.with_report(|report| report.in_charge = state);
     }
 
     /// Whether this node's own addresses or ranges are no longer those that the data path was opened with.
@@ -489,7 +525,15 @@ impl Reconciler {
             report.refused_services = refused;
         });
         self.datapath.apply_services(table).await.map_err(|e| e.to_string())?;
-        let checks = tokio::task::block_in_place(|| health::plan(read(&index).world(), &self.node));
+        // Whoever else serves the outside answers its load balancers, too.
+        let checks = match self.services.clients() {
+            Clients::All => tokio::task::block_in_place(|| health::plan(read(&index).world(), &self.node)),
+            Clients::Pods => BTreeMap::new(),
+        };
+        let ports: BTreeSet<u16> = checks.keys().copied().collect();
+        // No pod keeps a port on which a Service's health is asked for.
+        self.host_ports_due |= ports != self.health_checked;
+        self.health_checked = ports;
         self.health_ports.apply(&checks);
         Ok(())
     }
@@ -498,6 +542,25 @@ impl Reconciler {
         let index = self.index.clone();
         let places = due.any(&[Kind::Namespace, Kind::Pod]);
         let messages = tokio::task::block_in_place(|| self.names.plan(read(&index).world(), due.services(), places));
+        self.feed.send(messages);
+    }
+
+    /// What is configured of other DNS servers, as far as it can be done here.
+    fn feed_dns_config(&mut self) {
+        let (sources, own) = {
+            let index = read(&self.index);
+            let Some(sources) = index.dns_config() else { return };
+            let service = index.world().services.get(&towpath_plan::modes::dns_service());
+            let mut own: Vec<IpAddr> = service.map(|service| service.cluster_ips.clone()).unwrap_or_default();
+            own.extend(&self.dns);
+            (sources, own)
+        };
+        let compiled = rules::compile(&sources, &rules::Cluster { domain: self.names.domain(), own: &own });
+        let told = self.with_report(|report| std::mem::replace(&mut report.dns_left_out, compiled.left_out.clone()));
+        for left_out in compiled.left_out.iter().filter(|line| !told.contains(line)) {
+            warn!(left_out, "of CoreDNS's or kube-dns's configuration; Towpath answers without it");
+        }
+        let messages = self.names.configure(compiled.rules);
         self.feed.send(messages);
     }
 

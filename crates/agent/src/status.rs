@@ -54,6 +54,11 @@ pub fn serve(
     })))
 }
 
+/// What is not done of other DNS servers' configuration: of interest before a hand-over, too.
+fn dns_hints(left_out: &[String]) -> impl Iterator<Item = String> {
+    left_out.iter().map(|line| format!("DNS: not done when Towpath answers: {line}"))
+}
+
 async fn answer(mut stream: UnixStream, status: &AgentStatus) -> Result<()> {
     let text = serde_json::to_vec(status)?;
     tokio::time::timeout(Duration::from_secs(2), stream.write_all(&text)).await??;
@@ -83,6 +88,7 @@ pub async fn collect(
     problems.extend(report.refused.iter().flat_map(|(n, why)| why.iter().map(move |w| format!("node {n}: {w}"))));
     problems.extend(report.refused_services);
     problems.extend(report.remains.in_words());
+    problems.extend(report.in_charge.problems());
     problems.extend(report.preferred.iter().map(|name| {
         format!("the container runtime took CNI configuration {name} before ours when this agent became ready: remove it, restart the agent")
     }));
@@ -92,6 +98,9 @@ pub async fn collect(
         version: env!("CARGO_PKG_VERSION").to_owned(),
         ready,
         backend: "vxlan".to_owned(),
+        service_proxy: report.in_charge.in_charge.map_or_else(String::new, |who| who.proxy.name().to_owned()),
+        dns: report.in_charge.in_charge.map_or_else(String::new, |who| who.dns.name().to_owned()),
+        hints: report.in_charge.hints().into_iter().chain(dns_hints(&report.dns_left_out)).collect(),
         peers: report
             .peers
             .iter()

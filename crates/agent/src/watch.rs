@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 
+use k8s_openapi::api::core::v1::ConfigMap;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::Api;
 use kube::runtime::watcher;
@@ -17,7 +18,7 @@ use towpath_model::custom::NodeNetwork;
 use towpath_model::{EndpointSlice, Namespace, NetworkPolicy, Node, NodeName, Pod, Readable, Service};
 use tracing::{debug, warn};
 
-use crate::index::{Index, Noun};
+use crate::index::{DnsServer, Index, Noun};
 use crate::node_network::given::{self, Given};
 use crate::relist::Watch;
 
@@ -34,6 +35,9 @@ pub fn watch_all(client: &kube::Client, updates: &mpsc::Sender<Update>) -> JoinS
     tasks.spawn(watch::<EndpointSlice>(Api::all(client.clone()), updates.clone()));
     tasks.spawn(watch::<NetworkPolicy>(Api::all(client.clone()), updates.clone()));
     tasks.spawn(watch_given(Api::all(client.clone()), updates.clone()));
+    for of in [DnsServer::CoreDns, DnsServer::KubeDns] {
+        tasks.spawn(watch_dns_config(Api::namespaced(client.clone(), "kube-system"), of, updates.clone()));
+    }
     tasks
 }
 
@@ -153,6 +157,40 @@ async fn watch_given(api: Api<Readable<NodeNetwork>>, updates: mpsc::Sender<Upda
                 Box::new(move |index| index.give(name, None))
             }
         };
+        if updates.send(update).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// The same for the ConfigMap of another DNS server, and for no other ConfigMap.
+async fn watch_dns_config(api: Api<ConfigMap>, of: DnsServer, updates: mpsc::Sender<Update>) {
+    let only = watcher::Config::default().fields(&format!("metadata.name={}", of.config_map()));
+    let mut events = Watch::new(api, only);
+    let (mut listed, mut complained) = (BTreeMap::new(), false);
+    loop {
+        let data = match events.next().await {
+            Ok(watcher::Event::Init) => {
+                listed.clear();
+                continue;
+            }
+            Ok(watcher::Event::InitApply(object)) => {
+                listed = object.data.unwrap_or_default();
+                continue;
+            }
+            Ok(watcher::Event::InitDone) => std::mem::take(&mut listed),
+            Ok(watcher::Event::Apply(object)) => object.data.unwrap_or_default(),
+            Ok(watcher::Event::Delete(_)) => BTreeMap::new(),
+            Err(error) => {
+                // Said once: without the right to it (an older installation) it would be said for ever.
+                if !std::mem::replace(&mut complained, true) {
+                    warn!(config_map = of.config_map(), %error, "cannot be watched: what it says of DNS is not followed");
+                }
+                continue;
+            }
+        };
+        complained = false;
+        let update: Update = Box::new(move |index| index.configure_dns(of, data));
         if updates.send(update).await.is_err() {
             return;
         }

@@ -67,9 +67,9 @@ impl Cache {
         })
     }
 
-    /// Keeps an answer if it says for how long.
-    pub(crate) fn insert(&mut self, key: Key, response: Arc<Response>, now: Instant) {
-        let Some(ttl) = response.ttl else { return };
+    /// Keeps an answer if it says for how long, and no longer than `longest` seconds.
+    pub(crate) fn insert(&mut self, key: Key, response: Arc<Response>, longest: u32, now: Instant) {
+        let Some(ttl) = response.ttl.map(|ttl| ttl.min(longest)) else { return };
         let size = OVERHEAD + 2 * key.name.len() + response.size();
         if size > MAX_BYTES / 8 {
             return;

@@ -2,18 +2,21 @@
 
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use tokio::sync::Notify;
 use towpath_plan::dns::{Outcome, QueryType, Zone};
 use towpath_wire::dns::{DnsCounters, FeedMessage};
 
 use crate::counters::Counters;
+use crate::rules::Rules;
 
 /// What the agent fed, and the counters.
 #[derive(Debug)]
 pub(crate) struct Cluster {
     zone: RwLock<Zone>,
+    own: Vec<IpAddr>,
+    rules: RwLock<Arc<Rules>>,
     pub(crate) counters: Counters,
     cached: AtomicU64,
     cached_bytes: AtomicU64,
@@ -23,6 +26,8 @@ pub(crate) struct Cluster {
 impl Cluster {
     pub(crate) fn new(servers: Vec<IpAddr>) -> Self {
         Self {
+            own: servers.clone(),
+            rules: RwLock::default(),
             zone: RwLock::new(Zone::new(servers)),
             counters: Counters::default(),
             cached: AtomicU64::new(0),
@@ -40,6 +45,7 @@ impl Cluster {
 
     /// As [`Cluster::apply`], for what came from disk.
     pub(crate) fn restore(&self, message: FeedMessage) {
+        self.note_rules(&message);
         // A writer that panicked left a zone that is whole: `apply` replaces entries one at a time.
         if matches!(message, FeedMessage::Snapshot { .. }) {
             // A large snapshot is indexed aside, so that answers go on meanwhile.
@@ -49,6 +55,22 @@ impl Cluster {
         } else {
             self.zone.write().unwrap_or_else(PoisonError::into_inner).apply(message);
         }
+    }
+
+    /// What is configured beside the cluster's names.
+    pub(crate) fn rules(&self) -> Arc<Rules> {
+        Arc::clone(&self.rules.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn note_rules(&self, message: &FeedMessage) {
+        let (FeedMessage::Snapshot { rules: Some(rules), .. } | FeedMessage::Rules { rules }) = message else { return };
+        // A new connection of the feed says what is known already: then caches and preferred servers stay.
+        if self.zone.read().unwrap_or_else(PoisonError::into_inner).records().rules() == Some(rules) {
+            return;
+        }
+        let mut now = self.rules.write().unwrap_or_else(PoisonError::into_inner);
+        *now = Arc::new(Rules::new(rules, &self.own, now.version + 1));
+        tracing::info!(zones = rules.zones.len(), "zones, hosts and aliases beside the cluster's names changed");
     }
 
     pub(crate) fn answer(&self, name: &str, query: QueryType) -> Outcome {

@@ -1,6 +1,7 @@
 //! Names outside the cluster: from the cache, by joining a question that is already on its way, or from upstream.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use crate::cache::{Cache, Hit, Key};
 use crate::cluster::Cluster;
 use crate::message::Response;
 use crate::message::response::{MAX_TTL, wire_name};
+use crate::rules::Route;
 use crate::upstream::{Ask, Upstreams};
 
 /// Questions on their way upstream at a time; each has a socket.
@@ -49,6 +51,8 @@ struct State {
     upstreams: Arc<Upstreams>,
     cache: Mutex<Cache>,
     failures: Mutex<HashMap<Key, Instant>>,
+    /// Version of the rules that cache and failures are from.
+    version: AtomicU64,
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -59,7 +63,7 @@ impl Forwarder {
     pub(crate) fn new(cluster: Arc<Cluster>, upstreams: Arc<Upstreams>) -> Self {
         let (cache, failures) = (Mutex::new(Cache::default()), Mutex::new(HashMap::new()));
         Self {
-            shared: Arc::new(State { cluster, upstreams, cache, failures }),
+            shared: Arc::new(State { cluster, upstreams, cache, failures, version: AtomicU64::new(0) }),
             in_flight: Mutex::new(HashMap::new()),
             slots: Arc::new(Semaphore::new(MAX_IN_FLIGHT)),
         }
@@ -67,9 +71,10 @@ impl Forwarder {
 
     /// The answer, if it is in the cache and its time is not over.
     pub(crate) fn cached(&self, key: &Key) -> Option<Forwarded> {
+        self.shared.follow_rules();
         let hit = locked(&self.shared.cache).get(key, Instant::now()).filter(|hit| !hit.stale)?;
         self.shared.cluster.counters.cache_hits.add();
-        Some(fresh(hit))
+        Some(self.fresh(key, hit))
     }
 
     /// The answer; none when nobody has one.
@@ -79,14 +84,20 @@ impl Forwarder {
             && let Some(flight) = self.flight(&key)
             && let Some(response) = flight.await
         {
-            return Some(Forwarded { response, age: 0, cap: MAX_TTL });
+            let cap = self.shared.longest(&key.name, &response);
+            return Some(Forwarded { response, age: 0, cap });
         }
         let hit = locked(&self.shared.cache).get(&key, Instant::now())?;
         if !hit.stale {
-            return Some(fresh(hit));
+            return Some(self.fresh(&key, hit));
         }
         self.shared.cluster.counters.stale_answers.add();
         Some(Forwarded { response: hit.response, age: 0, cap: STALE_TTL })
+    }
+
+    fn fresh(&self, key: &Key, hit: Hit) -> Forwarded {
+        let cap = self.shared.longest(&key.name, &hit.response).saturating_sub(hit.age);
+        Forwarded { response: hit.response, age: hit.age, cap }
     }
 
     /// Joins the question if it is on its way, else sends it; none when too many are.
@@ -120,11 +131,35 @@ impl Forwarder {
     }
 }
 
-fn fresh(hit: Hit) -> Forwarded {
-    Forwarded { response: hit.response, age: hit.age, cap: MAX_TTL }
-}
-
 impl State {
+    /// Forgets what was answered under other rules.
+    fn follow_rules(&self) {
+        let now = self.cluster.rules().version;
+        if self.version.swap(now, Ordering::Relaxed) != now {
+            *locked(&self.cache) = Cache::default();
+            locked(&self.failures).clear();
+        }
+    }
+
+    /// Longest that an answer may be kept by its zone's rules, in seconds.
+    fn longest(&self, name: &str, response: &Response) -> u32 {
+        self.cluster.rules().zone_of(name).map_or(MAX_TTL, |zone| match response.is_denial() {
+            true => zone.denial_ttl,
+            false => zone.success_ttl,
+        })
+    }
+
+    /// Asks whom the rules name for the name's zone.
+    async fn ask_upstream(&self, name: &str, ask: &Ask) -> Option<Response> {
+        let rules = self.cluster.rules();
+        let upstreams = match rules.zone_of(name).map(|zone| &zone.route) {
+            None | Some(Route::Node) => &self.upstreams,
+            Some(Route::Servers(servers)) => servers,
+            Some(Route::Nobody) => return None,
+        };
+        upstreams.resolve(ask).await
+    }
+
     async fn ask(&self, key: Key) -> Option<Arc<Response>> {
         self.cluster.counters.forwarded.add();
         let ask = Ask {
@@ -133,11 +168,17 @@ impl State {
             dnssec_ok: key.dnssec_ok,
             checking_disabled: key.checking_disabled,
         };
-        match self.upstreams.resolve(&ask).await {
+        let version = self.cluster.rules().version;
+        match self.ask_upstream(&key.name, &ask).await {
             Some(response) => {
                 let response = Arc::new(response);
+                if self.cluster.rules().version != version {
+                    // Whom it was asked is not whom it would be asked now.
+                    return Some(response);
+                }
+                let longest = self.longest(&key.name, &response);
                 let mut cache = locked(&self.cache);
-                cache.insert(key, Arc::clone(&response), Instant::now());
+                cache.insert(key, Arc::clone(&response), longest, Instant::now());
                 let (entries, bytes) = cache.size();
                 self.cluster.report_cache(entries, bytes);
                 Some(response)

@@ -6,7 +6,7 @@
 //! ```text
 //! agent ─► feed socket ─► cluster (zone) ◄─ server (UDP, TCP) ◄─ pods
 //!                             │                    │
-//!                           store (disk)        forward (cache, upstreams) ─► the node's resolvers
+//!                     store (disk), rules          forward (cache, upstreams) ─► the node's resolvers, stub zones' servers
 //! ```
 #![forbid(unsafe_code)]
 
@@ -18,6 +18,7 @@ mod forward;
 mod message;
 mod resolv;
 mod responder;
+mod rules;
 mod server;
 mod store;
 mod upstream;

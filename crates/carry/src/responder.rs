@@ -2,13 +2,15 @@
 
 use std::sync::Arc;
 
-use towpath_plan::dns::{Answer, Outcome, QueryType};
+use towpath_plan::dns::zone::TTL;
+use towpath_plan::dns::{Answer, Data, Outcome, QueryType, Rcode, Record};
 
 use crate::cache::Key;
 use crate::cluster::Cluster;
 use crate::forward::{Forwarded, Forwarder};
 use crate::message::compose::{self, Composed};
 use crate::message::{Incoming, Query, Transport, query, rcode};
+use crate::rules::{Rules, nothing};
 
 /// Answers messages.
 pub(crate) struct Responder {
@@ -57,7 +59,7 @@ impl Responder {
             }
             Incoming::Query(query) => query,
         };
-        match self.cluster.answer(&query.name, QueryType::from(query.qtype)) {
+        match self.outcome(&query) {
             Outcome::NotReady => Now::Reply(compose::error(&query, rcode::SERVFAIL)),
             Outcome::Answer(answer) => {
                 counters.cluster_answers.add();
@@ -72,6 +74,34 @@ impl Responder {
                 let name = query.name.clone();
                 self.look_up(query, name, None)
             }
+        }
+    }
+
+    /// What is known of a question's name: by the rules, by the cluster, or that others must be asked.
+    fn outcome(&self, query: &Query) -> Outcome {
+        let (rules, qtype) = (self.cluster.rules(), QueryType::from(query.qtype));
+        let alias = rules.zone_of(&query.name).and_then(|zone| zone.alias(&query.name)).map(str::to_owned);
+        let Some(to) = alias else { return self.outcome_of(&rules, &query.name, qtype) };
+        let record = Record { owner: query.name.clone(), ttl: TTL, data: Data::Cname(to.clone()) };
+        let mut answer = match self.outcome_of(&rules, &to, qtype) {
+            _ if qtype == QueryType::Cname => nothing(Rcode::NoError),
+            Outcome::Answer(answer) => answer,
+            Outcome::Forward => Answer { chase: Some(to), ..nothing(Rcode::NoError) },
+            Outcome::NotReady => return Outcome::NotReady,
+        };
+        answer.answers.insert(0, record);
+        Outcome::Answer(answer)
+    }
+
+    fn outcome_of(&self, rules: &Rules, name: &str, qtype: QueryType) -> Outcome {
+        let Some(zone) = rules.zone_of(name) else { return self.cluster.answer(name, qtype) };
+        if let Some(answer) = zone.host(name, qtype) {
+            return Outcome::Answer(answer);
+        }
+        let outcome = if zone.over_cluster { Outcome::Forward } else { self.cluster.answer(name, qtype) };
+        match outcome {
+            Outcome::Forward if zone.ends_here() => Outcome::Answer(nothing(Rcode::NxDomain)),
+            outcome => outcome,
         }
     }
 

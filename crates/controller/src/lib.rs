@@ -1,11 +1,12 @@
-//! Cluster-wide duties under a Lease: pod ranges of nodes.
+//! Cluster-wide duties under a Lease: pod ranges of nodes, and the status of the `NetworkConfig`.
 //!
-//! Any number of replicas run; one leads at a time ([`election`]) and does the work ([`node_ranges`]). What is decided is
+//! Any number of replicas run; one leads at a time ([`election`]) and does the work ([`node_ranges`], [`network_status`]). What is decided is
 //! decided by pure functions; this crate only watches and writes.
 #![forbid(unsafe_code)]
 
 pub mod election;
 mod lease;
+mod network_status;
 mod node_ranges;
 
 use std::path::PathBuf;
@@ -72,12 +73,23 @@ pub async fn run(config: ControllerConfig, shutdown: CancellationToken) -> Resul
     let identity = identity(&config)?;
     if cidrs.is_empty() {
         tracing::info!("clusterCidrs is empty: nodes get their pod ranges from somebody else");
-        shutdown.cancelled().await;
-        return Ok(());
     }
     tracing::info!(%identity, ?cidrs, "controller started");
     lease::lead(&client, &config.namespace, &identity, &shutdown, |leading| {
-        node_ranges::work(client.clone(), ranges.clone(), identity.clone(), leading)
+        let (client, identity) = (client.clone(), identity.clone());
+        let ranges = (!cidrs.is_empty()).then(|| ranges.clone());
+        async move {
+            let status = network_status::work(client.clone(), leading.clone());
+            match ranges {
+                Some(ranges) => {
+                    tokio::select! {
+                        () = status => {}
+                        () = node_ranges::work(client, ranges, identity, leading) => {}
+                    }
+                }
+                None => status.await,
+            }
+        }
     })
     .await;
     Ok(())

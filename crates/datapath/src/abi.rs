@@ -77,6 +77,7 @@ pub const TP_HOLDER_NODE: u32 = 0xffffffff;
 // enum tp_service_flag
 pub const TP_SERVICE_AFFINITY: u32 = 1;
 pub const TP_SERVICE_NODEPORT: u32 = 2;
+pub const TP_SERVICE_PODS: u32 = 4;
 
 // enum tp_reason
 pub const TP_LOCAL_DELIVERY: u32 = 0;

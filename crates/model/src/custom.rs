@@ -7,6 +7,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta};
 use k8s_openapi::{ClusterResourceScope, Metadata, Resource};
 use serde::{Deserialize, Serialize};
 
+pub use towpath_wire::config::Duty;
+
 /// The API group of all kinds here.
 pub const GROUP: &str = "towpath.dev";
 /// The version of all kinds here.
@@ -132,19 +134,6 @@ pub struct VxlanConfig {
     pub port: Option<u16>,
 }
 
-/// Who does something that another program of the cluster may do too.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Duty {
-    /// The other program where it runs, else Towpath.
-    #[default]
-    Auto,
-    /// Towpath.
-    Towpath,
-    /// Not Towpath.
-    Off,
-}
-
 /// What has become of a [`NetworkConfig`].
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -213,6 +202,12 @@ pub struct NodeNetworkStatus {
     /// Generation of the [`NetworkConfig`] that is in force on it; none: there is no such object.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub network_config_generation: Option<i64>,
+    /// Who serves Services to the node's own processes and the outside: `towpath`, `kube-proxy` or `others`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub service_proxy: Option<String>,
+    /// Who answers cluster DNS on it: `towpath`, `coredns`, `stand-in` or `others`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dns: Option<String>,
     /// Version of its agent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub agent_version: Option<String>,

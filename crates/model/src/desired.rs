@@ -132,6 +132,17 @@ pub struct Frontend {
     pub protocol: Protocol,
 }
 
+/// Whose connections a frontend is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum Clients {
+    /// Everybody who reaches this node: its pods, its own processes, the outside.
+    #[default]
+    All,
+    /// Pods of this node. Another proxy serves the node's own processes and the outside; it cannot serve pods, whose answers do
+    /// not pass the kernel's stack.
+    Pods,
+}
+
 /// Where a frontend leads.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FrontendTarget {
@@ -141,6 +152,8 @@ pub struct FrontendTarget {
     pub backends: Vec<BackendId>,
     /// ClientIP affinity in seconds.
     pub affinity_seconds: Option<u32>,
+    /// Who may use it.
+    pub clients: Clients,
     /// Who it is, for people.
     pub service: NamespacedName,
     /// Name of the Service port, for people.

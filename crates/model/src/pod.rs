@@ -51,6 +51,8 @@ pub struct Pod {
     pub uid: String,
     /// Its labels.
     pub labels: Labels,
+    /// The DaemonSet that controls it (`metadata.ownerReferences`).
+    pub daemon_set: Option<String>,
     /// `spec.nodeName`, once it is bound.
     pub node: Option<NodeName>,
     /// `status.podIPs`, canonical, at most one a family. Of a hostNetwork pod: its node's.
@@ -146,7 +148,9 @@ impl TryFrom<&core::Pod> for Pod {
             Some("Succeeded" | "Failed") => Phase::Terminated,
             _ => Phase::Pending,
         };
+        let controller = meta.owner_references.iter().flatten().find(|owner| owner.controller == Some(true));
         Ok(Self {
+            daemon_set: controller.filter(|owner| owner.kind == "DaemonSet").map(|owner| owner.name.clone()),
             uid: if mirror { String::new() } else { meta.uid.clone().unwrap_or_default() },
             labels: meta.labels.clone().unwrap_or_default(),
             node: spec.node_name.clone().filter(|n| !n.is_empty()).map(NodeName::new),

@@ -5,6 +5,7 @@ pub mod changed;
 pub mod cluster_cidrs;
 pub mod dns;
 pub mod ipam;
+pub mod modes;
 pub mod peers;
 pub mod services;
 

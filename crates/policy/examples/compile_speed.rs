@@ -42,6 +42,7 @@ fn pod(index: usize, nodes: usize) -> Pod {
             ("tier", format!("t{}", app % 4)),
             ("apps.kubernetes.io/pod-index", format!("{}", index % REPLICAS)),
         ]),
+        daemon_set: None,
         node: Some(NodeName::new(format!("node{}", index % nodes))),
         ips: vec![octets.into()],
         named_ports: vec![NamedPort { name: "http".to_owned(), protocol: Protocol::Tcp, number: 8080 }],

@@ -11,8 +11,8 @@ use towpath_wire::config::{AgentConfig, CarryConfig, ControllerConfig};
 use tracing::info;
 use tracing_subscriber::EnvFilter;
 
-/// What the library says of a watch that was refused, the watch's owner says with its kind.
-const DEFAULT_LOG: &str = "info,kube_runtime=error";
+/// What the library says of requests and watches that were refused, their owners say with the object and what comes of it.
+const DEFAULT_LOG: &str = "info,kube_runtime=error,kube_client=off";
 
 /// Options of a daemon.
 #[derive(clap::Args, Debug)]

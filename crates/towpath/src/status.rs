@@ -94,6 +94,8 @@ fn show(answers: &[NodeAnswer]) -> String {
         "NODE",
         "READY",
         "BACKEND",
+        "SERVICES",
+        "DNS",
         "MTU",
         "PEERS",
         "PODS",
@@ -116,6 +118,8 @@ fn show(answers: &[NodeAnswer]) -> String {
             status.node.clone(),
             if status.ready { "yes" } else { "no" }.to_owned(),
             status.backend.clone(),
+            status.service_proxy.clone(),
+            status.dns.clone(),
             status.pod_mtu.to_string(),
             status.peers.len().to_string(),
             status.pods.to_string(),
@@ -126,7 +130,7 @@ fn show(answers: &[NodeAnswer]) -> String {
             status.connections.to_string(),
             drops.to_string(),
         ]);
-        notes.extend(status.problems.iter().map(|p| format!("{}: {p}", status.node)));
+        notes.extend(status.problems.iter().chain(&status.hints).map(|p| format!("{}: {p}", status.node)));
         for peer in &status.peers {
             let tunnel = peer.tunnel.map(|t| t.to_string()).unwrap_or_default();
             let network = peer.network.as_ref().map(|network| format!(" (still {network})")).unwrap_or_default();

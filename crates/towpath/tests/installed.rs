@@ -167,6 +167,8 @@ async fn our_types_are_what_the_definitions_say() {
         "type": "Ready", "status": "True", "reason": "Synced", "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z",
     }));
     let status = NodeNetworkStatus {
+        service_proxy: Some("kube-proxy".to_owned()),
+        dns: Some("stand-in".to_owned()),
         receive_ready: vec![BackendName::Vxlan],
         network_config_generation: Some(1),
         agent_version: Some("0.1.0".to_owned()),

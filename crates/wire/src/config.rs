@@ -6,6 +6,19 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+/// Who does something that another program of the cluster may do too.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Duty {
+    /// The other program where it runs, else Towpath.
+    #[default]
+    Auto,
+    /// Towpath.
+    Towpath,
+    /// Not Towpath.
+    Off,
+}
+
 /// `towpath agent --config FILE`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default, rename_all = "camelCase")]
@@ -34,7 +47,11 @@ pub struct AgentConfig {
     pub cluster_cidrs: Vec<ipnet_text::Cidr>,
     /// Service ranges, at most one a family.
     pub service_cidrs: Vec<ipnet_text::Cidr>,
-    /// Cluster DNS Service addresses, at most one a family.
+    /// Who serves Services to the node's own processes and to the outside. A node's pods are always served by Towpath.
+    pub service_proxy: Duty,
+    /// Who answers cluster DNS.
+    pub dns: Duty,
+    /// Cluster DNS Service addresses, at most one a family; empty: those of the Service `kube-system/kube-dns`.
     pub cluster_dns: Vec<IpAddr>,
     /// Node-local addresses that `towpath carry` answers DNS on, at most one a family.
     pub dns_addresses: Vec<IpAddr>,
@@ -57,7 +74,7 @@ pub struct AgentConfig {
     pub non_masquerade_cidrs: Vec<ipnet_text::Cidr>,
     /// Prometheus metrics and health; none: not served.
     pub metrics_listen: Option<SocketAddr>,
-    /// Answer `:10256/healthz` and `:10249/proxyMode` as callers of kube-proxy expect.
+    /// Answer `:10256/healthz` and `:10249/proxyMode` as callers of kube-proxy expect, while this node's Services are served by us.
     pub kube_proxy_health: bool,
 }
 
@@ -75,7 +92,9 @@ impl Default for AgentConfig {
             cni_state_dir: "/var/lib/cni".into(),
             cluster_cidrs: vec![ipnet_text::Cidr("10.244.0.0/16".to_owned())],
             service_cidrs: vec![ipnet_text::Cidr("10.96.0.0/12".to_owned())],
-            cluster_dns: vec![IpAddr::from([10, 96, 0, 10])],
+            service_proxy: Duty::Auto,
+            dns: Duty::Auto,
+            cluster_dns: Vec::new(),
             dns_addresses: vec![IpAddr::from([169, 254, 116, 10]), IpAddr::from([0xfd00, 0x7470, 0, 0, 0, 0, 0, 0x0a])],
             cluster_domain: "cluster.local".to_owned(),
             node_ports: (30000, 32767),

@@ -5,7 +5,7 @@
 //! root-only unix socket. The first message after connecting is a [`FeedMessage::Snapshot`]; changes follow a Service at a time.
 //! Each message is answered, in order, with a [`FeedReply`] in the same form.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
@@ -24,6 +24,14 @@ pub enum FeedMessage {
         /// Pods by address, for `a-b-c-d.ns.pod` names that must exist ("pods verified").
         #[serde(default)]
         pods: Vec<DnsPod>,
+        /// What is configured beside the cluster's own names; none: not known yet, so as before.
+        #[serde(default)]
+        rules: Option<DnsRules>,
+    },
+    /// What is configured beside the cluster's own names is now so.
+    Rules {
+        /// All of it.
+        rules: DnsRules,
     },
     /// This Service is now so.
     Set {
@@ -117,6 +125,73 @@ pub struct DnsCounters {
     pub cached: u64,
     /// Their size in bytes.
     pub cached_bytes: u64,
+}
+
+/// What is answered, and asked where, beside the cluster's own names: what can be done of CoreDNS's configuration.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct DnsRules {
+    /// Zones, each at most once. Of those that a name is in, the longest counts.
+    pub zones: Vec<DnsZone>,
+}
+
+/// A zone: a name and everything below it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct DnsZone {
+    /// Lower case, without a trailing dot; empty: the root.
+    pub name: String,
+    /// Its names are asked for even where the cluster would have an answer: it is within the cluster's domain or the reverse zones,
+    /// and has no part of the cluster's own.
+    pub over_cluster: bool,
+    /// Who is asked.
+    pub upstream: DnsUpstream,
+    /// Names with addresses of their own. They come before everything else, the cluster's names too.
+    pub hosts: Vec<DnsHost>,
+    /// The addresses of `hosts` have names, too.
+    pub hosts_reverse: bool,
+    /// Names of the zone that `hosts` does not have are looked up further; else they do not exist.
+    pub hosts_fall_through: bool,
+    /// Names that stand for others.
+    pub aliases: Vec<DnsAlias>,
+    /// Longest that answers may be kept, in seconds; none: an hour.
+    pub success_ttl: Option<u32>,
+    /// The same of answers that there is nothing.
+    pub denial_ttl: Option<u32>,
+}
+
+/// Who is asked about names that are not answered here.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "camelCase")]
+pub enum DnsUpstream {
+    /// The node's own resolvers.
+    #[default]
+    Node,
+    /// These servers.
+    Servers {
+        /// With their ports.
+        servers: Vec<SocketAddr>,
+    },
+    /// Nobody: such a question fails.
+    Nobody,
+}
+
+/// A name and its addresses.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DnsHost {
+    /// Lower case, without a trailing dot.
+    pub name: String,
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// A name that stands for another; both lower case, without a trailing dot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DnsAlias {
+    /// What is asked for.
+    pub from: String,
+    /// What is answered.
+    pub to: String,
 }
 
 /// A pod's address and namespace.

@@ -18,6 +18,15 @@ pub struct AgentStatus {
     pub problems: Vec<String>,
     /// The backend between nodes, for example `vxlan`.
     pub backend: String,
+    /// Who serves Services to the node's own processes and the outside: `towpath`, `kube-proxy` or `others`; empty: not decided.
+    #[serde(default)]
+    pub service_proxy: String,
+    /// Who answers cluster DNS: `towpath`, `coredns`, `stand-in` (towpath while no CoreDNS is ready) or `others`; empty: not decided.
+    #[serde(default)]
+    pub dns: String,
+    /// Who is in charge of what, and how to hand over, for people.
+    #[serde(default)]
+    pub hints: Vec<String>,
     /// MTU of pod devices in bytes.
     pub pod_mtu: u32,
     /// Nodes this one can reach, with their tunnel addresses.

@@ -19,6 +19,7 @@ use tracing::{debug, info, warn};
 use crate::backoff::Backoff;
 use crate::cni_server::Readiness;
 use crate::ipam::{Lease, LeaseStore};
+use crate::modes::State;
 use crate::{SharedIndex, read};
 
 /// Field manager of what is written (server-side apply).
@@ -61,6 +62,7 @@ pub struct Publisher {
     leases: Arc<LeaseStore>,
     index: SharedIndex,
     readiness: watch::Receiver<Readiness>,
+    in_charge: watch::Receiver<State>,
     written: Option<NodeNetworkStatus>,
     condition: Option<Condition>,
     backoff: Backoff,
@@ -75,6 +77,7 @@ impl Publisher {
         leases: Arc<LeaseStore>,
         index: SharedIndex,
         readiness: watch::Receiver<Readiness>,
+        in_charge: watch::Receiver<State>,
     ) -> Self {
         Self {
             client,
@@ -82,6 +85,7 @@ impl Publisher {
             leases,
             index,
             readiness,
+            in_charge,
             written: None,
             condition: None,
             backoff: Backoff::default(),
@@ -99,6 +103,7 @@ impl Publisher {
                     tokio::select! {
                         changed = leases.changed() => if changed.is_err() { return },
                         changed = self.readiness.changed() => if changed.is_err() { return },
+                        changed = self.in_charge.changed() => if changed.is_err() { return },
                         () = sleep(RECHECK) => continue,
                     }
                     sleep(WINDOW).await;
@@ -152,7 +157,10 @@ impl Publisher {
         let leases = self.leases.leases();
         let pods = unreported(&leases, read(&self.index).world());
         let condition = self.ready_condition();
+        let in_charge = self.in_charge.borrow_and_update().in_charge;
         NodeNetworkStatus {
+            service_proxy: in_charge.map(|who| who.proxy.name().to_owned()),
+            dns: in_charge.map(|who| who.dns.name().to_owned()),
             receive_ready: vec![BackendName::Vxlan],
             network_config_generation: self.facts.generation,
             agent_version: Some(env!("CARGO_PKG_VERSION").to_owned()),

@@ -23,7 +23,7 @@ fn answer(ttl: u32, size: usize) -> Arc<Response> {
 #[test]
 fn an_answer_is_fresh_for_its_time_stale_for_a_while_and_then_gone() {
     let (mut cache, start) = (Cache::default(), Instant::now());
-    cache.insert(key("a"), answer(60, 4), start);
+    cache.insert(key("a"), answer(60, 4), 3600, start);
     let at = |seconds| start + Duration::from_secs(seconds);
     let hit = cache.get(&key("a"), at(59)).unwrap();
     assert_eq!((hit.age, hit.stale), (59, false));
@@ -35,7 +35,7 @@ fn an_answer_is_fresh_for_its_time_stale_for_a_while_and_then_gone() {
 #[test]
 fn an_answer_that_may_not_be_kept_is_not() {
     let mut cache = Cache::default();
-    cache.insert(key("a"), answer(0, 4), Instant::now());
+    cache.insert(key("a"), answer(0, 4), 3600, Instant::now());
     assert_eq!(cache.size(), (0, 0));
 }
 
@@ -43,7 +43,7 @@ fn an_answer_that_may_not_be_kept_is_not() {
 fn memory_is_bounded_and_the_oldest_make_room() {
     let (mut cache, now) = (Cache::default(), Instant::now());
     for round in 0..20_000 {
-        cache.insert(key(&format!("name-{round}")), answer(60, 1000), now);
+        cache.insert(key(&format!("name-{round}")), answer(60, 1000), 3600, now);
         assert!(cache.size().1 <= MAX_BYTES);
     }
     assert!(cache.get(&key("name-0"), now).is_none());
@@ -55,7 +55,7 @@ fn memory_is_bounded_and_the_oldest_make_room() {
 fn replacing_an_answer_again_and_again_does_not_grow_anything() {
     let (mut cache, now) = (Cache::default(), Instant::now());
     for _ in 0..10_000 {
-        cache.insert(key("a"), answer(60, 1000), now);
+        cache.insert(key("a"), answer(60, 1000), 3600, now);
     }
     assert_eq!(cache.size().0, 1);
     assert!(cache.size().1 < 2000 && cache.order.len() < 100);

@@ -259,6 +259,11 @@ impl Response {
         }
     }
 
+    /// Whether it says that there is nothing: no such name, or no record of the type.
+    pub(crate) fn is_denial(&self) -> bool {
+        self.answer_ends.is_empty()
+    }
+
     pub(crate) fn rcode(&self) -> u8 {
         self.rcode
     }

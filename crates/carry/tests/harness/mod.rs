@@ -88,6 +88,7 @@ pub(crate) fn cluster(services: Vec<DnsService>) -> FeedMessage {
         services,
         namespaces: vec!["default".to_owned()],
         pods: vec![],
+        rules: None,
     }
 }
 

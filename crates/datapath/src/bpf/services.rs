@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use libbpf_rs::Object;
-use towpath_model::desired::{BackendId, Frontend, FrontendTarget, ServiceTable};
+use towpath_model::desired::{BackendId, Clients, Frontend, FrontendTarget, ServiceTable};
 
 use super::config::Changes;
 use super::error::{Error, Result};
@@ -13,6 +13,7 @@ use super::map::Map;
 use super::mirror::Mirror;
 use crate::abi::{
     self, Addr, Affinity, AffinityKey, Be16, ServiceKey, SlotKey, TP_SERVICE_AFFINITY, TP_SERVICE_NODEPORT,
+    TP_SERVICE_PODS,
 };
 
 /// How long what is no longer referred to stays: a program that read the reference has ended long before.
@@ -53,10 +54,23 @@ fn entries(table: &ServiceTable) -> impl Iterator<Item = (ServiceKey, &Frontend,
     outside.chain(table.inside.iter().map(|(frontend, target)| (inside_key_of(frontend), frontend, target)))
 }
 
-/// The mark that an address is a Service's.
-fn address_mark(frontend: &Frontend) -> Option<(ServiceKey, abi::Service)> {
-    let addr = Addr::new(frontend.address?);
-    Some((ServiceKey { addr, ..ServiceKey::default() }, abi::Service::default()))
+/// The marks of addresses that are Services'. One is for pods only if all frontends at that address are.
+fn address_marks(table: &ServiceTable) -> HashMap<ServiceKey, abi::Service> {
+    let mut marks: HashMap<ServiceKey, abi::Service> = HashMap::new();
+    for (frontend, target) in &table.frontends {
+        let Some(address) = frontend.address else { continue };
+        let key = ServiceKey { addr: Addr::new(address), ..ServiceKey::default() };
+        let mark = marks.entry(key).or_insert(abi::Service { flags: TP_SERVICE_PODS, ..abi::Service::default() });
+        mark.flags &= clients_flag(target.clients);
+    }
+    marks
+}
+
+fn clients_flag(clients: Clients) -> u32 {
+    match clients {
+        Clients::All => 0,
+        Clients::Pods => TP_SERVICE_PODS,
+    }
 }
 
 fn lists_in_use(services: &Mirror<ServiceKey, abi::Service>) -> HashMap<u32, u32> {
@@ -145,7 +159,7 @@ impl ServiceMaps {
             id: target.id.0,
             list,
             count: wanted.len() as u32,
-            flags: affinity | nodeport,
+            flags: affinity | nodeport | clients_flag(target.clients),
             affinity_seconds: target.affinity_seconds.unwrap_or(0),
             pad: 0,
         };
@@ -192,7 +206,7 @@ impl ServiceMaps {
         for (key, frontend, target) in entries(table) {
             changes += self.apply_frontend(key, frontend, target, now)?;
         }
-        let marks: HashMap<ServiceKey, abi::Service> = table.frontends.keys().filter_map(address_mark).collect();
+        let marks = address_marks(table);
         changes += self.services.put_all(marks.iter().map(|(key, mark)| (*key, *mark)))?;
         let keys: HashSet<ServiceKey> = entries(table).map(|(key, ..)| key).chain(marks.into_keys()).collect();
         let gone: Vec<(ServiceKey, abi::Service)> =

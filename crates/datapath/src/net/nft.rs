@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use super::error::Error;
 use super::host_range;
+use super::link::TUNNEL_DEVICE;
 
 /// The table's name, in family `inet`.
 pub const TABLE: &str = "towpath";
@@ -20,6 +21,9 @@ pub const TABLE: &str = "towpath";
 /// Source ports that masquerading picks from: the range of ordinary clients. Those above are left for translation in
 /// kernel programs, those below hold listeners and NodePorts.
 pub const MASQUERADE_PORTS: (u16, u16) = (32768, 60999);
+
+/// The mark that kube-proxy puts on connections which must have a source of the node (`--iptables-masquerade-bit`, 14 by default).
+const KUBE_PROXY_MASQUERADE: u32 = 1 << 14;
 
 /// What the table depends on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -30,6 +34,8 @@ pub struct Facts {
     pub cluster: Vec<IpNet>,
     /// Service ranges.
     pub services: Vec<IpNet>,
+    /// This node's addresses, at most one a family.
+    pub own: Vec<IpAddr>,
     /// Addresses of all nodes, this one included.
     pub nodes: Vec<IpAddr>,
     /// Destinations that see pod addresses untranslated.
@@ -173,6 +179,7 @@ fn chains() -> BTreeMap<&'static str, (&'static str, &'static str, i32)> {
         ("input", ("filter", "input", 0)),
         ("forward", ("filter", "forward", 0)),
         ("output", ("filter", "output", 0)),
+        ("before-masquerading", ("nat", "postrouting", 99)),
         ("postrouting", ("nat", "postrouting", 100)),
     ])
 }
@@ -183,6 +190,9 @@ fn family_rules(family: u8, facts: &Facts) -> Vec<Value> {
     let (source, destination) = (|| payload(ip, "saddr"), || payload(ip, "daddr"));
     let hosts = |addresses: &[IpAddr]| addresses.iter().copied().map(host_range).collect::<Vec<_>>();
     let mut rules = Vec::new();
+    if let Some(own) = facts.own.iter().find(|own| own.is_ipv4() == (family == 4)) {
+        rules.push(source_for_kube_proxy(ip, *own));
+    }
     if let Some(cluster) = of(&facts.cluster).filter(|_| !facts.track_pods) {
         let both = vec![equal(source(), cluster.clone()), equal(destination(), cluster), json!({"notrack": null})];
         rules.push(rule("raw-prerouting", "pod to pod needs no tracking", both));
@@ -218,6 +228,25 @@ fn refusal(chain: &str, service: &Value) -> [Value; 3] {
         rule(chain, why, vec![service.clone(), protocol("udp"), unreachable]),
         rule(chain, why, vec![service.clone(), json!({"drop": null})]),
     ]
+}
+
+/// kube-proxy gives what it translates for others than pods a source of the node, and the kernel takes it from the device that the
+/// packet leaves by. Pods' devices and the tunnel have none: it would be the gateway's, which no peer believes. So it is given
+/// here, just before, and the mark taken off, as kube-proxy does: the envelope must not be translated too.
+fn source_for_kube_proxy(ip: &str, own: IpAddr) -> Value {
+    let mark = || json!({"meta": {"key": "mark"}});
+    let marked =
+        json!({"match": {"op": "==", "left": {"&": [mark(), KUBE_PROXY_MASQUERADE]}, "right": KUBE_PROXY_MASQUERADE}});
+    let devices = json!({"set": ["tp*", TUNNEL_DEVICE]});
+    let family = if ip == "ip" { "ipv4" } else { "ipv6" };
+    let expressions = vec![
+        equal(json!({"meta": {"key": "nfproto"}}), json!(family)),
+        equal(json!({"meta": {"key": "oifname"}}), devices),
+        marked,
+        json!({"mangle": {"key": mark(), "value": {"&": [mark(), !KUBE_PROXY_MASQUERADE]}}}),
+        json!({"snat": {"family": ip, "addr": own.to_string(), "flags": "fully-random"}}),
+    ];
+    rule("before-masquerading", "what kube-proxy masquerades on its way to a pod", expressions)
 }
 
 fn masquerade(leaving: &[Value]) -> [Value; 2] {
@@ -270,6 +299,7 @@ mod tests {
             pods: vec!["10.244.1.0/24".parse().unwrap()],
             cluster: vec!["10.244.0.0/16".parse().unwrap()],
             services: vec!["10.96.0.0/12".parse().unwrap()],
+            own: vec!["192.0.2.1".parse().unwrap()],
             nodes: vec!["192.0.2.1".parse().unwrap(), "192.0.2.2".parse().unwrap()],
             untranslated: Vec::new(),
             dns: vec!["169.254.116.10".parse().unwrap()],

@@ -277,6 +277,7 @@ impl Node {
             pods: settings.pod_cidrs.clone(),
             cluster: settings.cluster_cidrs.clone(),
             services: settings.service_cidrs.clone(),
+            own: settings.addresses.clone(),
             nodes,
             untranslated: settings.non_masquerade_cidrs.clone(),
             dns: settings.dns_addresses.clone(),

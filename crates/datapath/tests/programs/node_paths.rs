@@ -224,3 +224,51 @@ fn an_ipv6_tunnel_endpoint_is_its_own_address_not_a_mapped_one() {
         }
     });
 }
+
+#[test]
+fn where_another_proxy_serves_the_outside_only_pods_are_translated() {
+    in_world(|w| {
+        for family in BOTH {
+            let h = hosts(family);
+            let backend = SocketAddr::new(h.b, 8080);
+            w.clients = Clients::Pods;
+            w.serve(1 + family as u32, family, Some(h.service), 80, Protocol::Tcp, &[backend]);
+            w.serve(11 + family as u32, family, None, 30080, Protocol::Tcp, &[backend]);
+            w.clients = Clients::All;
+            w.serve(21 + family as u32, family, Some(h.node), 8088, Protocol::Tcp, &[backend]);
+            for (at, port) in [(h.service, 80), (h.node, 30080)] {
+                let asked = w.from_pod(&sent_by(h.a, 4000 + port, at, port, L4::syn()));
+                assert_eq!(asked.into_pod(w.pod_b).dst, backend, "a pod asks {at} port {port}");
+                w.from_uplink(&arriving(MAC_UPLINK, h.outside, 4000, at, port, L4::syn())).passed();
+            }
+            // A host port is nobody else's.
+            let asked = w.from_uplink(&arriving(MAC_UPLINK, h.outside, 4000, h.node, 8088, L4::syn()));
+            assert_eq!(asked.into_pod(w.pod_b).dst, backend);
+        }
+    });
+}
+
+#[test]
+fn a_node_port_changes_hands_without_a_connection_noticing() {
+    in_world(|w| {
+        let h = hosts(Family::V4);
+        let backend = SocketAddr::new(h.a, 8080);
+        let serve = |w: &mut World, clients| {
+            w.clients = clients;
+            w.serve(1, Family::V4, None, 30080, Protocol::Tcp, &[backend]);
+        };
+        let from = |w: &World, sport, l4| w.from_uplink(&arriving(MAC_UPLINK, h.outside, sport, h.node, 30080, l4));
+        serve(w, Clients::Pods);
+        from(w, 4000, L4::syn()).passed();
+        // What another proxy translated goes on by the kernel's stack; what is new is ours.
+        serve(w, Clients::All);
+        from(w, 4000, L4::data(b"more")).passed();
+        assert_eq!(from(w, 4001, L4::syn()).into_pod(w.pod_a).dst, backend);
+        let back = w.from_pod(&sent_by(h.a, 8080, h.outside, 4001, L4::tcp(SYN | ACK)));
+        assert_eq!(back.frame().src, SocketAddr::new(h.node, 30080));
+        // And back: ours go on as they were, what is new is the other's.
+        serve(w, Clients::Pods);
+        assert_eq!(from(w, 4001, L4::data(b"more")).into_pod(w.pod_a).dst, backend);
+        from(w, 4002, L4::syn()).passed();
+    });
+}

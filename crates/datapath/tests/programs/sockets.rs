@@ -322,3 +322,21 @@ fn one_socket_hears_the_services_answer_from_each_of_many_backends() {
         }
     });
 }
+
+#[test]
+fn where_another_proxy_serves_the_node_its_sockets_are_left_alone_and_its_pods_are_not() {
+    in_sockets_world(|w, _| {
+        let service = SocketAddr::new(hosts(Family::V4).service, 80);
+        let at = backend(Family::V4, 8080);
+        w.clients = Clients::Pods;
+        w.serve(1, Family::V4, Some(service.ip()), 80, Protocol::Tcp, &[at]);
+        // Nothing listens there, and the address is nobody's: without translation there is no connection.
+        assert!(TcpStream::connect_timeout(&service, Duration::from_millis(200)).is_err());
+        let cookie = netns_cookie();
+        let pod = LocalPod { netns_cookie: cookie, ..w.local_a() };
+        w.programs.set_pod(&pod, towpath_datapath::bpf::Isolation::Sets(PodSets::default())).unwrap();
+        let server = tcp_server(at, b"hello");
+        assert_eq!(hear(service), (b"hello".to_vec(), service));
+        server.join().unwrap();
+    });
+}

@@ -124,6 +124,8 @@ pub struct World {
     pub tunnel: u32,
     pub uplink: u32,
     pub table: ServiceTable,
+    /// Whom the frontends are for that [`World::serve`] adds.
+    pub clients: Clients,
     pub image: PolicyImage,
 }
 
@@ -297,6 +299,7 @@ impl World {
             tunnel,
             uplink,
             table: ServiceTable::default(),
+            clients: Clients::All,
             image: PolicyImage::default(),
         };
         for pod in [world.local_a(), world.local_b()] {
@@ -475,6 +478,7 @@ impl World {
             id: ServiceId(id),
             backends,
             affinity_seconds: None,
+            clients: self.clients,
             service: NamespacedName::new("default", "svc"),
             port_name: String::new(),
         };

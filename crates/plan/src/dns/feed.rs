@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use towpath_model::{EndpointSlice, Phase, Protocol, Service, ServiceKind, World};
-use towpath_wire::dns::{DnsAnswer, DnsEndpoint, DnsPod, DnsPort, DnsService, FeedMessage};
+use towpath_wire::dns::{DnsAnswer, DnsEndpoint, DnsPod, DnsPort, DnsRules, DnsService, FeedMessage};
 
 use super::records::Records;
 use crate::Changed;
@@ -12,13 +12,31 @@ use crate::Changed;
 #[derive(Debug)]
 pub struct FeedPlanner {
     domain: String,
+    rules: Option<DnsRules>,
     fed: Option<Records>,
 }
 
 impl FeedPlanner {
     /// A planner for a cluster domain such as `cluster.local`.
     pub fn new(domain: impl Into<String>) -> Self {
-        Self { domain: domain.into(), fed: None }
+        Self { domain: domain.into(), rules: None, fed: None }
+    }
+
+    /// The cluster's domain.
+    pub fn domain(&self) -> &str {
+        &self.domain
+    }
+
+    /// What to send so that the other side knows these rules; empty when it does, or before the first snapshot, which then has them.
+    pub fn configure(&mut self, rules: DnsRules) -> Vec<FeedMessage> {
+        let message = FeedMessage::Rules { rules: rules.clone() };
+        let news = self.fed.as_mut().is_some_and(|fed| {
+            let news = fed.rules() != Some(&rules);
+            fed.apply(message.clone());
+            news
+        });
+        self.rules = Some(rules);
+        if news { vec![message] } else { Vec::new() }
     }
 
     /// What to send so that the other side knows this world: first a snapshot (whatever else is said), then the
@@ -26,7 +44,7 @@ impl FeedPlanner {
     /// Empty when nothing differs.
     pub fn plan(&mut self, world: &World, changed: Changed<'_>, places: bool) -> Vec<FeedMessage> {
         let Some(fed) = &mut self.fed else {
-            let snapshot = snapshot(world, &self.domain);
+            let snapshot = snapshot(world, &self.domain, self.rules.clone());
             let mut records = Records::default();
             records.apply(snapshot.clone());
             self.fed = Some(records);
@@ -44,7 +62,7 @@ impl FeedPlanner {
     }
 }
 
-fn snapshot(world: &World, domain: &str) -> FeedMessage {
+fn snapshot(world: &World, domain: &str, rules: Option<DnsRules>) -> FeedMessage {
     let slices = Changed::All.slices(world);
     let services = world
         .services
@@ -55,6 +73,7 @@ fn snapshot(world: &World, domain: &str) -> FeedMessage {
         services: services.collect(),
         namespaces: world.namespaces.keys().cloned().collect(),
         pods: pods(world).into_iter().collect(),
+        rules,
     }
 }
 

@@ -61,7 +61,7 @@ fn named(name: &str) -> NamespacedName {
 fn the_first_message_is_a_snapshot_of_everything() {
     let mut planner = FeedPlanner::new("cluster.local");
     let messages = planner.plan(&world(), Changed::Services(&BTreeSet::new()), false);
-    let [FeedMessage::Snapshot { domain, services, namespaces, pods }] = messages.as_slice() else {
+    let [FeedMessage::Snapshot { domain, services, namespaces, pods, .. }] = messages.as_slice() else {
         panic!("{messages:?}")
     };
     assert_eq!((domain.as_str(), namespaces.len()), ("cluster.local", 1));

@@ -3,12 +3,16 @@
 //! The agent runs [`feed`], `towpath carry` runs [`zone`]; between them are the messages of `towpath_wire::dns`.
 
 pub mod answer;
+pub mod corefile;
 pub mod feed;
 pub mod records;
+pub mod rules;
 pub mod zone;
 
 #[cfg(test)]
 mod feed_tests;
+#[cfg(test)]
+mod rules_tests;
 #[cfg(test)]
 mod zone_tests;
 

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use towpath_wire::dns::{DnsPod, DnsService, FeedMessage};
+use towpath_wire::dns::{DnsPod, DnsRules, DnsService, FeedMessage};
 
 /// The state that a feed builds up.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -11,14 +11,16 @@ pub struct Records {
     services: BTreeMap<String, BTreeMap<String, DnsService>>,
     namespaces: BTreeSet<String>,
     pods: BTreeSet<DnsPod>,
+    rules: Option<DnsRules>,
 }
 
 impl Records {
-    /// Applies one message. A snapshot replaces everything.
+    /// Applies one message. A snapshot replaces everything; rules that it does not know stay.
     pub fn apply(&mut self, message: FeedMessage) {
         match message {
-            FeedMessage::Snapshot { domain, services, namespaces, pods } => {
+            FeedMessage::Snapshot { domain, services, namespaces, pods, rules } => {
                 *self = Self {
+                    rules: rules.or_else(|| self.rules.take()),
                     domain: domain.trim_end_matches('.').to_ascii_lowercase(),
                     namespaces: namespaces.into_iter().collect(),
                     pods: pods.into_iter().collect(),
@@ -28,6 +30,7 @@ impl Records {
                     self.set(service);
                 }
             }
+            FeedMessage::Rules { rules } => self.rules = Some(rules),
             FeedMessage::Set { service } => self.set(service),
             FeedMessage::Remove { namespace, name } => {
                 if let Some(services) = self.services.get_mut(&namespace) {
@@ -58,12 +61,18 @@ impl Records {
             services: self.services().cloned().collect(),
             namespaces: self.namespaces.iter().cloned().collect(),
             pods: self.pods.iter().cloned().collect(),
+            rules: self.rules.clone(),
         }
     }
 
     /// The cluster domain, lower case, without a trailing dot; empty before the first snapshot.
     pub fn domain(&self) -> &str {
         &self.domain
+    }
+
+    /// What is configured beside the cluster's names, if it was said.
+    pub fn rules(&self) -> Option<&DnsRules> {
+        self.rules.as_ref()
     }
 
     /// A Service.

@@ -70,7 +70,7 @@ impl Zone {
                     }
                 }
             }
-            FeedMessage::Namespaces { .. } | FeedMessage::Pods { .. } => {}
+            FeedMessage::Namespaces { .. } | FeedMessage::Pods { .. } | FeedMessage::Rules { .. } => {}
         }
         self.records.apply(message);
     }
@@ -88,9 +88,13 @@ impl Zone {
         }
     }
 
-    /// An empty zone to build this one's successor in: same servers, later serial.
+    /// A zone without names to build this one's successor in: same servers and rules, later serial.
     pub fn successor(&self) -> Self {
-        Self { servers: self.servers.clone(), serial: self.serial, ..Self::default() }
+        let mut records = Records::default();
+        if let Some(rules) = self.records.rules() {
+            records.apply(FeedMessage::Rules { rules: rules.clone() });
+        }
+        Self { servers: self.servers.clone(), serial: self.serial, records, ..Self::default() }
     }
 
     /// What the feed said so far.
@@ -108,7 +112,7 @@ impl Zone {
         if self.records.domain().is_empty() {
             return Outcome::NotReady;
         }
-        if let Some(address) = parse_reverse(name) {
+        if let Some(address) = reverse_address(name) {
             return match self.pointers(address) {
                 None => Outcome::Forward,
                 Some(names) if matches!(query, QueryType::Ptr | QueryType::Any) => {
@@ -356,7 +360,7 @@ fn parse_dashed(label: &str) -> Option<IpAddr> {
 }
 
 /// The address of a name below `in-addr.arpa` or `ip6.arpa` (RFC 1035 §3.5, RFC 3596 §2.5), if it names a whole one.
-fn parse_reverse(name: &str) -> Option<IpAddr> {
+pub fn reverse_address(name: &str) -> Option<IpAddr> {
     if let Some(rest) = name.strip_suffix(".in-addr.arpa") {
         let mut octets: Vec<&str> = rest.split('.').collect();
         octets.reverse();

@@ -72,6 +72,7 @@ fn zone() -> Zone {
             DnsPod { namespace: "default".to_owned(), address: ip("10.244.1.2") },
             DnsPod { namespace: "default".to_owned(), address: ip("fd00:244::2") },
         ],
+        rules: None,
     });
     zone
 }
@@ -311,6 +312,7 @@ fn other_cluster_domains_work() {
         )],
         namespaces: vec![],
         pods: vec![],
+        rules: None,
     });
     assert!(
         matches!(zone.answer("web.default.svc.k8s.example", QueryType::A), Outcome::Answer(a) if a.answers.len() == 1)
@@ -334,7 +336,7 @@ proptest! {
         changes in prop::collection::vec((0u8..3, prop::collection::vec(0u8..4, 0..3), any::<bool>()), 0..12)
     ) {
         let mut zone = Zone::new(vec![]);
-        zone.apply(FeedMessage::Snapshot { domain: "c".to_owned(), services: vec![], namespaces: vec![], pods: vec![] });
+        zone.apply(FeedMessage::Snapshot { domain: "c".to_owned(), services: vec![], namespaces: vec![], pods: vec![], rules: None });
         for (name, hosts, gone) in changes {
             let name = format!("s{name}");
             zone.apply(if gone {

@@ -70,6 +70,7 @@ impl Planner {
                 id: self.port_id(&key, &frontends),
                 backends,
                 affinity_seconds: service.affinity_seconds,
+                clients: self.config.clients,
                 service: service.name.clone(),
                 port_name: port.name.clone(),
             };
@@ -111,6 +112,7 @@ impl Planner {
                 id: self.port_id(&key, &[]),
                 backends,
                 affinity_seconds: service.affinity_seconds,
+                clients: self.config.clients,
                 service: service.name.clone(),
                 port_name: port.name.clone(),
             };
@@ -154,6 +156,7 @@ impl Planner {
                     id: self.port_id(&key, &[frontend]),
                     backends,
                     affinity_seconds: service.affinity_seconds,
+                    clients: self.config.clients,
                     service: service.name.clone(),
                     port_name: port.name.clone(),
                 };

@@ -6,30 +6,55 @@
 //! same do not get both; a NodePort of that number comes first, because the API server gave it to a Service for good.
 //!
 //! Who may make a pod may write any number. What the node and the cluster live by is refused: the addresses at which the API
-//! server is reached (or every agent's connection to it would go to that pod), kubelet's ports, and ours.
+//! server is reached (or every agent's connection to it would go to that pod), kubelet's ports, ours, health checks of Services, and
+//! addresses that another node has, too. And a pod is only where its node's ranges are.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
-use towpath_model::desired::{BackendAddress, BackendId, Frontend, FrontendTarget};
-use towpath_model::{EndpointSlice, Family, HostPort, NamespacedName, NodeName, Pod, Protocol, World, family_of};
+use towpath_model::desired::{BackendAddress, BackendId, Clients, Frontend, FrontendTarget};
+use towpath_model::{Endpoint, Family, HostPort, NamespacedName, Node, NodeName, Pod, Protocol, World, family_of};
 
 use super::{Planned, Planner, PortKey, Rank, Scope};
 
 /// TCP ports of kubelet (API, health) and of the agent (kube-proxy's status and health, metrics).
 const OF_THE_NODE: [u16; 5] = [10250, 10248, 10249, 10256, 9116];
 
-/// Whether a host port there would take what the node or the cluster lives by.
-fn is_reserved(world: &World, front: IpAddr, port: &HostPort) -> bool {
-    if port.protocol != Protocol::Tcp {
-        return false;
+/// What host ports may not take.
+struct Reserved {
+    /// Where the API servers are.
+    api: BTreeSet<(IpAddr, u16)>,
+    /// Health check ports of Services.
+    health: BTreeSet<u16>,
+}
+
+impl Reserved {
+    fn of(world: &World) -> Self {
+        let api = api_server();
+        let reached = world.slices_of(&api).flat_map(|slice| {
+            let at = |e: &Endpoint| slice.ports.iter().map(|p| (e.address, p.port)).collect::<Vec<_>>();
+            slice.endpoints.iter().flat_map(at)
+        });
+        let health = world.services.values().filter_map(|service| service.health_check_port);
+        Self { api: reached.collect(), health: health.collect() }
     }
-    let api = api_server();
-    let of_the_api = |slice: &EndpointSlice| {
-        slice.ports.iter().any(|p| p.port == port.port) && slice.endpoints.iter().any(|e| e.address == front)
-    };
-    OF_THE_NODE.contains(&port.port) || world.slices_of(&api).any(of_the_api)
+
+    /// Why a host port there may not be had.
+    fn why(&self, world: &World, on: &NodeName, local: bool, front: IpAddr, port: &HostPort) -> Option<&'static str> {
+        // A kubelet writes its node's addresses: with another node's among them it would have that node's connections.
+        let others = |node: &Node| node.name != *on && node.internal_ips.contains(&front);
+        if !local && world.nodes.values().any(others) {
+            return Some("is an address of another node, too");
+        }
+        if port.protocol != Protocol::Tcp {
+            return None;
+        }
+        if OF_THE_NODE.contains(&port.port) || self.api.contains(&(front, port.port)) {
+            return Some("answers for the node or the API server there");
+        }
+        self.health.contains(&port.port).then_some("answers health checks of a Service there")
+    }
 }
 
 /// The Service whose endpoints are the API servers.
@@ -51,10 +76,14 @@ impl Planner {
             .collect();
         let gone: Vec<NamespacedName> =
             self.planned_pods.keys().filter(|name| !with_ports.contains(*name)).cloned().collect();
+        if gone.is_empty() && with_ports.is_empty() {
+            return false;
+        }
+        let reserved = Reserved::of(world);
         let mut changed = false;
         for name in gone.into_iter().chain(with_ports) {
             let pod = world.pods.get(&name).filter(|pod| !pod.host_ports.is_empty() && pod.on_pod_network());
-            let new = pod.map(|pod| self.compute_host_ports(pod, world, node, own)).unwrap_or_default();
+            let new = pod.map(|pod| self.compute_host_ports(pod, world, &reserved, node, own)).unwrap_or_default();
             let empty = Planned::default();
             let old = self.planned_pods.get(&name).unwrap_or(&empty);
             if *old == new {
@@ -70,11 +99,19 @@ impl Planner {
         changed
     }
 
-    fn compute_host_ports(&mut self, pod: &Pod, world: &World, node: &NodeName, own: &OwnPods) -> Planned {
+    fn compute_host_ports(
+        &mut self,
+        pod: &Pod,
+        world: &World,
+        reserved: &Reserved,
+        node: &NodeName,
+        own: &OwnPods,
+    ) -> Planned {
         let mut planned = Planned::default();
         let Some(on) = &pod.node else { return planned };
         let local = on == node;
-        let node_addresses = world.nodes.get(on).map(|n| n.internal_ips.as_slice()).unwrap_or_default();
+        let Some(host) = world.nodes.get(on) else { return planned };
+        let (node_addresses, ranges) = (host.internal_ips.as_slice(), host.pod_cidrs.as_slice());
         let addresses = if local { own_addresses(pod, own) } else { pod.ips.as_slice() };
         for port in &pod.host_ports {
             let fronts = match front_addresses(port, node_addresses, local) {
@@ -86,14 +123,17 @@ impl Planner {
                 }
             };
             for front in fronts {
-                if is_reserved(world, front, port) {
-                    let number = port.port;
-                    planned
-                        .refused
-                        .push(format!("hostPort {number}: {front} answers for the node or the API server there"));
+                if let Some(why) = reserved.why(world, on, local, front, port) {
+                    planned.refused.push(format!("hostPort {}: {front} {why}", port.port));
                     continue;
                 }
-                let Some(back) = addresses.iter().find(|a| family_of(**a) == family_of(front)) else { continue };
+                let of_family = |a: &&IpAddr| family_of(**a) == family_of(front);
+                let Some(back) = addresses.iter().find(of_family) else { continue };
+                if !ranges.iter().any(|range| range.contains(back)) {
+                    let number = port.port;
+                    planned.refused.push(format!("hostPort {number}: {back} is not in the pod ranges of node {on}"));
+                    continue;
+                }
                 let backend = BackendAddress { address: *back, port: port.container_port, protocol: port.protocol };
                 self.claim_host_port(pod, port, front, backend, &mut planned);
             }
@@ -121,6 +161,7 @@ impl Planner {
             id: self.port_id(&key, &[frontend]),
             backends: vec![BackendId(self.backends.take(&backend))],
             affinity_seconds: None,
+            clients: Clients::All,
             service: key.service.clone(),
             port_name: key.port.clone(),
         };

@@ -30,6 +30,7 @@ fn pod(name: &str, on: &str, ips: &[&str], host_ports: Vec<HostPort>) -> Pod {
         name: named(name),
         uid: format!("uid-{name}"),
         labels: Default::default(),
+        daemon_set: None,
         node: Some(NodeName::new(on)),
         ips: ips.iter().map(|t| ip(t)).collect(),
         named_ports: Vec::new(),
@@ -49,7 +50,7 @@ fn node(name: &str, ips: &[&str]) -> Node {
         labels: Default::default(),
         internal_ips: ips.iter().map(|t| ip(t)).collect(),
         flannel: None,
-        pod_cidrs: Vec::new(),
+        pod_cidrs: ["10.244.0.0/16", "fd00:1::/64"].map(|range| range.parse().unwrap()).to_vec(),
         ready: true,
     }
 }
@@ -153,6 +154,24 @@ fn no_pod_takes_what_the_node_and_the_cluster_live_by() {
     world.pods.extend([pod("modest", "n2", &["10.244.1.5"], free)].map(|p| (p.name.clone(), p)));
     let expected = ["192.168.0.2 6443/TCP -> 10.244.1.5 8080", "192.168.0.2 10250/UDP -> 10.244.1.5 8080"];
     assert_eq!(table(&planned(&world, "n2")), expected);
+}
+
+#[test]
+fn no_pod_takes_what_another_node_has_or_leads_out_of_its_own_ranges() {
+    let mut world = world(vec![
+        pod("liar", "n2", &["10.244.1.5"], vec![port(Some("192.168.0.1"), 8088, Protocol::Tcp)]),
+        pod("elsewhere", "n2", &["203.0.113.7"], vec![port(None, 8089, Protocol::Tcp)]),
+        pod("checked", "n2", &["10.244.1.6"], vec![port(None, 32100, Protocol::Tcp)]),
+    ]);
+    world.nodes.get_mut(&NodeName::new("n2")).unwrap().internal_ips.push(ip("192.168.0.1"));
+    let mut service = node_port_service(30080);
+    service.health_check_port = Some(32100);
+    world.services.insert(service.name.clone(), service);
+    let planner = planned(&world, "n1");
+    assert_eq!(table(&planner), Vec::<String>::new());
+    for why in ["192.168.0.1 is an address of another node", "203.0.113.7 is not in the pod ranges", "health checks"] {
+        assert!(planner.refusals().iter().any(|r| r.reason.contains(why)), "{why}: {:?}", planner.refusals());
+    }
 }
 
 #[test]

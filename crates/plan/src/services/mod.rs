@@ -23,7 +23,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use towpath_model::desired::{BackendAddress, BackendId, Frontend, FrontendTarget, ServiceId, ServiceTable};
+use towpath_model::desired::{BackendAddress, BackendId, Clients, Frontend, FrontendTarget, ServiceId, ServiceTable};
 use towpath_model::{EndpointSlice, NamespacedName, NodeName, Protocol, Service, World, family_of};
 
 use crate::Changed;
@@ -42,6 +42,8 @@ pub struct ServiceConfig {
     pub dns_addresses: Vec<IpAddr>,
     /// Ranges of Service addresses: no endpoint may be in them.
     pub service_cidrs: Vec<IpNet>,
+    /// Whose connections Services' frontends are for; those of host ports and cluster DNS are for all.
+    pub clients: Clients,
     /// How long an unused id is kept from others, and how long TCP and SCTP backends that vanished stay listed.
     pub grace: Duration,
 }
@@ -54,6 +56,7 @@ impl Default for ServiceConfig {
             cluster_dns: Vec::new(),
             dns_addresses: Vec::new(),
             service_cidrs: Vec::new(),
+            clients: Clients::All,
             grace: Duration::from_secs(60),
         }
     }
@@ -192,6 +195,47 @@ impl Planner {
             self.adopted_frontends.clear();
         }
         &self.table
+    }
+
+    /// From now on Services are for these clients, whether this is another than before. What is planned is as before until
+    /// [`Planner::plan`] is told [`Changed::All`].
+    pub fn serve(&mut self, clients: Clients) -> bool {
+        std::mem::replace(&mut self.config.clients, clients) != clients
+    }
+
+    /// Whose connections Services' frontends are for.
+    pub fn clients(&self) -> Clients {
+        self.config.clients
+    }
+
+    /// From now on this node's own server answers cluster DNS at these addresses and no others; whether the table is another.
+    /// At addresses that are given up, port 53 leads where the Service that has them says, from the same moment on.
+    pub fn answer_dns_at(&mut self, addresses: &[IpAddr], now: Duration) -> bool {
+        if self.config.cluster_dns == addresses {
+            return false;
+        }
+        self.config.cluster_dns = addresses.to_vec();
+        let ours = |(rank, _): &Claim| *rank == Rank::ClusterDns;
+        let given_up: Vec<(Frontend, Claim, FrontendTarget)> = self
+            .claims
+            .iter()
+            .filter(|(frontend, _)| frontend.address.is_none_or(|address| !addresses.contains(&address)))
+            .flat_map(|(frontend, claims)| claims.iter().map(move |(claim, target)| (*frontend, claim, target)))
+            .filter(|(_, claim, _)| ours(claim))
+            .map(|(frontend, claim, target)| (frontend, claim.clone(), target.clone()))
+            .collect();
+        for (frontend, claim, target) in given_up {
+            if let Some(claims) = self.claims.get_mut(&frontend) {
+                claims.remove(&claim);
+            }
+            self.settle(frontend);
+            let backends = target.backends.iter().filter_map(|id| self.table.backends.get(id).copied());
+            for backend in backends.collect::<Vec<_>>() {
+                self.release(backend, now);
+            }
+        }
+        self.claim_cluster_dns();
+        true
     }
 
     /// The table as last planned.
@@ -393,6 +437,7 @@ impl Planner {
                     id: self.port_id(&key, &[frontend]),
                     backends: vec![backend],
                     affinity_seconds: None,
+                    clients: Clients::All,
                     service: key.service.clone(),
                     port_name: key.port.clone(),
                 };

@@ -3,7 +3,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use proptest::prelude::*;
-use towpath_model::desired::{BackendAddress, BackendId, Frontend, FrontendTarget, ServiceId};
+use towpath_model::desired::{BackendAddress, BackendId, Clients, Frontend, FrontendTarget, ServiceId};
 use towpath_model::{
     Conditions, Endpoint, EndpointPort, EndpointSlice, Family, NamespacedName, NodeName, Protocol, Service,
     ServiceKind, ServicePort, TargetPort, TrafficPolicy, World, family_of,
@@ -296,6 +296,55 @@ fn cluster_dns_leads_to_this_nodes_server_with_and_without_the_service() {
             assert_eq!(all, [BackendAddress { address: ip("169.254.116.10"), port: 53, protocol }]);
         }
     }
+}
+
+#[test]
+fn cluster_dns_changes_hands_and_is_never_without_an_answer() {
+    let config = ServiceConfig { dns_addresses: vec![ip("169.254.116.10")], ..ServiceConfig::default() };
+    let mut dns = service("kube-dns", &["10.96.0.10"]);
+    dns.name = NamespacedName::new("kube-system", "kube-dns");
+    dns.ports = vec![ServicePort::new("dns", Protocol::Udp, 53, TargetPort::Number(53), None)];
+    let mut behind = slice("kube-dns-x", "kube-dns", vec![endpoint("10.0.0.5", "n1", READY)]);
+    behind.name = NamespacedName::new("kube-system", "kube-dns-x");
+    behind.service = dns.name.clone();
+    behind.ports = vec![EndpointPort { name: "dns".to_owned(), protocol: Protocol::Udp, port: 53 }];
+    let (world, address) = (world(vec![dns], vec![behind]), [ip("10.96.0.10")]);
+    let front = Frontend { address: Some(ip("10.96.0.10")), family: Family::V4, port: 53, protocol: Protocol::Udp };
+    let mut planner = Planner::new(config);
+    planner.plan(&world, &node(), Changed::All, at(0));
+    let theirs = planner.table().clone();
+    assert_eq!(backends(&planner, front).unwrap(), ["10.0.0.5"]);
+    assert!(planner.answer_dns_at(&address, at(1)) && !planner.answer_dns_at(&address, at(1)));
+    planner.plan(&world, &node(), Changed::All, at(1));
+    assert_eq!(backends(&planner, front).unwrap(), ["169.254.116.10"]);
+    let still = planner.table().backends.values().any(|backend| backend.address == ip("10.0.0.5"));
+    assert!(still, "sockets that were led to CoreDNS go on talking to it");
+    assert!(planner.answer_dns_at(&[], at(2)));
+    assert_eq!(backends(&planner, front).unwrap(), ["10.0.0.5"], "at once, before anything is planned again");
+    planner.plan(&world, &node(), Changed::All, at(200));
+    assert_eq!(*planner.table(), theirs, "nothing of ours is left");
+}
+
+#[test]
+fn another_proxy_takes_all_clients_but_pods_of_services_and_none_of_cluster_dns() {
+    let config = ServiceConfig { dns_addresses: vec![ip("169.254.116.10")], ..ServiceConfig::default() };
+    let mut web = service("web", &["10.96.0.1"]);
+    web.kind = ServiceKind::NodePort;
+    web.ports[0].node_port = Some(30080);
+    let world = world(vec![web], vec![slice("a", "web", vec![endpoint("10.0.0.1", "n1", READY)])]);
+    let mut planner = Planner::new(config);
+    planner.answer_dns_at(&[ip("10.96.0.10")], at(0));
+    planner.plan(&world, &node(), Changed::All, at(0));
+    let ids = |planner: &Planner| -> Vec<_> { planner.table().frontends.values().map(|t| t.id).collect() };
+    let before = ids(&planner);
+    assert!(planner.table().frontends.values().all(|target| target.clients == Clients::All));
+    assert!(planner.serve(Clients::Pods) && !planner.serve(Clients::Pods));
+    planner.plan(&world, &node(), Changed::All, at(1));
+    for (frontend, target) in &planner.table().frontends {
+        let expected = if frontend.port == 53 { Clients::All } else { Clients::Pods };
+        assert_eq!(target.clients, expected, "{frontend:?}");
+    }
+    assert_eq!(ids(&planner), before, "affinity and open connections refer to them");
 }
 
 #[test]

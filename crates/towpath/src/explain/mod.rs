@@ -17,8 +17,8 @@ use anyhow::{Result, bail};
 use serde::Serialize;
 use towpath_model::desired::{BackendAddress, Frontend, RowProtocol, Verdict};
 use towpath_model::{NamespacedName, NodeName, Protocol, World, family_of};
-use towpath_plan::Changed;
 use towpath_plan::services::{Planner, ServiceConfig};
+use towpath_plan::{Changed, modes};
 use towpath_policy::{Decision, Evaluator, Flow, Holder, View};
 use towpath_wire::config::AgentConfig;
 
@@ -146,8 +146,9 @@ impl Facts {
     /// What the cluster's own objects say of its DNS address.
     fn of(world: &World) -> Self {
         let mut facts = Self::default();
-        if let Some(dns) = world.services.get(&NamespacedName::new("kube-system", "kube-dns")) {
-            facts.services.cluster_dns.clone_from(&dns.cluster_ips);
+        // With servers behind it, it is a Service like any other.
+        if modes::core_dns(world, &facts.dns).endpoints == 0 {
+            facts.services.cluster_dns = modes::dns_addresses(world, &facts.services.cluster_dns).0;
         }
         facts
     }

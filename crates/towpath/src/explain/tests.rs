@@ -10,6 +10,7 @@ use super::*;
 fn pod(name: &str, node: &str, ip: &str, label: &str) -> (NamespacedName, Pod) {
     let name = NamespacedName::new("default", name);
     let pod = Pod {
+        daemon_set: None,
         name: name.clone(),
         uid: name.name.clone(),
         labels: Labels::from([("app".to_owned(), label.to_owned())]),

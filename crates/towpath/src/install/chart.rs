@@ -16,6 +16,8 @@ fn key(value: Value) -> &'static str {
         Value::Image => "image",
         Value::ClusterCidrs => "clusterCIDRs",
         Value::ServiceCidrs => "serviceCIDRs",
+        Value::ServiceProxy => "serviceProxy",
+        Value::Dns => "dns",
         Value::ClusterDns | Value::FirstClusterDns | Value::DnsFamilies => "clusterDNS",
         Value::ClusterDomain => "clusterDomain",
         Value::ApiServer => "apiServer",
@@ -68,7 +70,10 @@ fn values_file() -> String {
          # The image of all containers.\nimage: {IMAGE}\n\
          # Pod ranges of the cluster (kubeadm's --pod-network-cidr), at most one a family.\nclusterCIDRs: [10.244.0.0/16]\n\
          # Service ranges of the cluster (kubeadm's --service-cidr), at most one a family.\nserviceCIDRs: [10.96.0.0/12]\n\
-         # Addresses of the Service kube-dns that Towpath answers on, for example [10.96.0.10]; none: DNS is CoreDNS's.\nclusterDNS: []\n\
+         # Who serves Services to nodes and to the outside: auto (kube-proxy where it runs), towpath, off.\nserviceProxy: auto\n\
+         # Who answers cluster DNS: auto (CoreDNS where it runs), towpath, off.\ndns: auto\n\
+         # With dns: towpath in a cluster without the Service kube-dns: its addresses, for example [10.96.0.10]; the Service is made.\n\
+         clusterDNS: []\n\
          # Domain of the cluster.\nclusterDomain: cluster.local\n\
          # https://HOST:PORT of the API server; null: the one that each node's kubelet talks to, by /etc/kubernetes/kubelet.conf.\n\
          apiServer: null\n\
@@ -86,6 +91,8 @@ pub(super) fn values_of(values: &Values) -> Json {
         "image": values.image,
         "clusterCIDRs": values.cluster_cidrs,
         "serviceCIDRs": values.service_cidrs,
+        "serviceProxy": values.service_proxy,
+        "dns": values.dns,
         "clusterDNS": values.cluster_dns,
         "clusterDomain": values.cluster_domain,
         "apiServer": values.api_server,

@@ -52,7 +52,8 @@ fn refused(arguments: &[&str]) -> String {
     format!("{:#}", values(arguments).unwrap_err())
 }
 
-const EVERYTHING: [&str; 14] = [
+const EVERYTHING: [&str; 15] = [
+    "--service-proxy=towpath",
     "--image=registry.example/net/towpath@sha256:00",
     "--cluster-cidr=10.8.0.0/14,fd00:8::/48",
     "--service-cidr=10.100.0.0/16",

@@ -8,6 +8,7 @@ use std::net::IpAddr;
 
 use anyhow::{Result, ensure};
 use serde_json::json;
+use towpath_wire::config::Duty;
 
 /// The image when none is named; what the files have.
 pub(super) const IMAGE: &str = concat!("ghcr.io/towpath/towpath:", env!("CARGO_PKG_VERSION"));
@@ -51,6 +52,10 @@ pub(super) enum Value {
     ClusterCidrs,
     /// Service ranges.
     ServiceCidrs,
+    /// Who serves Services.
+    ServiceProxy,
+    /// Who answers cluster DNS.
+    Dns,
     /// Addresses that Towpath answers cluster DNS on.
     ClusterDns,
     /// The first of them.
@@ -90,7 +95,7 @@ const fn place(file: &'static str, key: &'static str, now: &'static str, times: 
 const QUOTED_IMAGE: &str = concat!("\"ghcr.io/towpath/towpath:", env!("CARGO_PKG_VERSION"), "\"");
 
 /// Every place of every file.
-pub(super) const PLACES: [Place; 16] = [
+pub(super) const PLACES: [Place; 18] = [
     place("base/daemonset.yaml", "image: ", QUOTED_IMAGE, 3, Value::Image),
     place("base/daemonset.yaml", "tcpSocket: {host: ", "\"169.254.116.10\"", 1, Value::CarryProbe),
     place("base/controller.yaml", "image: ", QUOTED_IMAGE, 1, Value::Image),
@@ -98,6 +103,8 @@ pub(super) const PLACES: [Place; 16] = [
     place("uninstall/daemonset.yaml", "image: ", QUOTED_IMAGE, 2, Value::Image),
     place("base/config.yaml", "clusterCidrs: ", "[\"10.244.0.0/16\"]", 2, Value::ClusterCidrs),
     place("base/config.yaml", "serviceCidrs: ", "[\"10.96.0.0/12\"]", 1, Value::ServiceCidrs),
+    place("base/config.yaml", "serviceProxy: ", "\"auto\"", 1, Value::ServiceProxy),
+    place("base/config.yaml", "dns: ", "\"auto\"", 1, Value::Dns),
     place("base/config.yaml", "clusterDns: ", "[]", 1, Value::ClusterDns),
     place("base/config.yaml", "clusterDomain: ", "\"cluster.local\"", 1, Value::ClusterDomain),
     place("base/config.yaml", "apiServer: ", "null", 2, Value::ApiServer),
@@ -115,6 +122,8 @@ pub(super) struct Values {
     pub(super) image: String,
     pub(super) cluster_cidrs: Vec<String>,
     pub(super) service_cidrs: Vec<String>,
+    pub(super) service_proxy: Duty,
+    pub(super) dns: Duty,
     pub(super) cluster_dns: Vec<IpAddr>,
     pub(super) cluster_domain: String,
     pub(super) api_server: Option<String>,
@@ -131,6 +140,8 @@ impl Default for Values {
             image: IMAGE.to_owned(),
             cluster_cidrs: vec!["10.244.0.0/16".to_owned()],
             service_cidrs: vec!["10.96.0.0/12".to_owned()],
+            service_proxy: Duty::Auto,
+            dns: Duty::Auto,
             cluster_dns: Vec::new(),
             cluster_domain: "cluster.local".to_owned(),
             api_server: None,
@@ -150,6 +161,8 @@ impl Values {
             Value::Image => json!(self.image),
             Value::ClusterCidrs => json!(self.cluster_cidrs),
             Value::ServiceCidrs => json!(self.service_cidrs),
+            Value::ServiceProxy => json!(self.service_proxy),
+            Value::Dns => json!(self.dns),
             Value::ClusterDns => json!(self.cluster_dns),
             Value::FirstClusterDns => json!(self.cluster_dns.first()),
             // No JSON, so that it reads as it is written in the file.

@@ -20,7 +20,7 @@ use std::net::IpAddr;
 
 use anyhow::{Context, Result, bail, ensure};
 use ipnet::IpNet;
-use towpath_wire::config::{AgentConfig, ControllerConfig};
+use towpath_wire::config::{self, AgentConfig, ControllerConfig};
 
 use manifests::Values;
 pub(crate) use node::{Command as NodeCommand, run as run_node};
@@ -37,9 +37,12 @@ pub(crate) struct Options {
     /// Service range of the cluster (kubeadm's --service-cidr); once a family.
     #[arg(long = "service-cidr", value_name = "CIDR", value_delimiter = ',', default_value = "10.96.0.0/12")]
     service_cidrs: Vec<IpNet>,
-    /// Who answers cluster DNS.
-    #[arg(long, value_enum, default_value = "off")]
-    dns: Dns,
+    /// Who serves Services to nodes and to the outside; pods are served by Towpath in any case.
+    #[arg(long, value_enum, default_value = "auto")]
+    service_proxy: Duty,
+    /// Who answers cluster DNS. With towpath the Service kube-dns is part of what is printed.
+    #[arg(long, value_enum, default_value = "auto")]
+    dns: Duty,
     /// With --dns towpath: address of the Service kube-dns, as kubelets have it in clusterDNS; once a family [default: the
     /// tenth of each Service range].
     #[arg(long = "cluster-dns", value_name = "IP", value_delimiter = ',')]
@@ -72,13 +75,25 @@ pub(crate) struct UninstallOptions {
     image: String,
 }
 
-/// Who answers cluster DNS.
+/// Who does something that another program of the cluster may do too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-enum Dns {
-    /// Towpath, on every node; the Service kube-dns is part of what is printed.
+enum Duty {
+    /// The other program (kube-proxy, CoreDNS) where it runs, else Towpath.
+    Auto,
+    /// Towpath, on every node.
     Towpath,
-    /// Others (CoreDNS); the Service kube-dns is theirs.
+    /// Not Towpath.
     Off,
+}
+
+impl From<Duty> for config::Duty {
+    fn from(duty: Duty) -> Self {
+        match duty {
+            Duty::Auto => Self::Auto,
+            Duty::Towpath => Self::Towpath,
+            Duty::Off => Self::Off,
+        }
+    }
 }
 
 /// The tenth address of a range, where kubeadm puts `kube-dns`.
@@ -117,10 +132,10 @@ impl Options {
             check_url(url)?;
         }
         let cluster_dns = match (self.dns, self.cluster_dns.as_slice()) {
-            (Dns::Off, []) => Vec::new(),
-            (Dns::Off, _) => bail!("--cluster-dns goes with --dns towpath"),
-            (Dns::Towpath, []) => self.service_cidrs.iter().map(tenth).collect::<Result<_>>()?,
-            (Dns::Towpath, given) => {
+            (Duty::Auto | Duty::Off, []) => Vec::new(),
+            (Duty::Auto | Duty::Off, _) => bail!("--cluster-dns goes with --dns towpath"),
+            (Duty::Towpath, []) => self.service_cidrs.iter().map(tenth).collect::<Result<_>>()?,
+            (Duty::Towpath, given) => {
                 for address in given {
                     let inside = self.service_cidrs.iter().any(|range| range.contains(address));
                     ensure!(
@@ -136,6 +151,8 @@ impl Options {
             image: self.image.clone(),
             cluster_cidrs: self.cluster_cidrs.iter().map(|net| net.trunc().to_string()).collect(),
             service_cidrs: self.service_cidrs.iter().map(|net| net.trunc().to_string()).collect(),
+            service_proxy: self.service_proxy.into(),
+            dns: self.dns.into(),
             cluster_dns,
             cluster_domain: self.cluster_domain.clone(),
             api_server: self.api_server.clone(),

@@ -76,7 +76,7 @@ fn every_object_is_of_its_type_and_says_nothing_that_the_type_does_not_know() {
             other => panic!("{name}: no test knows {other}"),
         }
     }
-    assert_eq!(seen.len(), 17, "{seen:#?}");
+    assert_eq!(seen.len(), 19, "{seen:#?}");
 }
 
 fn lines(rules: &[PolicyRule]) -> Vec<String> {
@@ -119,8 +119,15 @@ fn rights_are_these_and_no_others() {
     );
     assert_eq!(
         role("ClusterRole /towpath-controller"),
-        ["/nodes: list watch patch", "events.k8s.io/events: create patch"]
+        [
+            "/nodes: list watch patch",
+            "events.k8s.io/events: create patch",
+            "towpath.dev/networkconfigs/status: patch",
+            "towpath.dev/networkconfigs: list watch",
+            "towpath.dev/nodenetworks: list watch",
+        ]
     );
+    assert_eq!(role("Role kube-system/towpath-agent"), ["/configmaps [coredns] [kube-dns]: get list watch"]);
     assert_eq!(
         role("Role kube-system/towpath-controller"),
         ["coordination.k8s.io/leases [towpath-controller]: get update", "coordination.k8s.io/leases: create"]
@@ -137,7 +144,7 @@ fn rights_are_these_and_no_others() {
             bindings.insert(name);
         }
     }
-    assert_eq!(bindings.len(), 3, "{bindings:?}");
+    assert_eq!(bindings.len(), 4, "{bindings:?}");
 }
 
 fn containers(spec: &PodSpec) -> Vec<&Container> {

@@ -225,6 +225,7 @@ pub(super) fn services(backends: &[IpAddr]) -> ServiceTable {
                 id: ServiceId(number + if family == Family::V6 { 10 } else { 0 }),
                 backends: ids.keys().copied().collect(),
                 affinity_seconds: None,
+                clients: Default::default(),
                 service: NamespacedName::new("default", "web"),
                 port_name: protocol.to_string(),
             };
