@@ -16,7 +16,7 @@
  * - a new field of a value means, as zero, what held before there was one;
  * - fields of a key only come and go with the map's name.
  */
-#define TP_ABI_VERSION 2
+#define TP_ABI_VERSION 3
 
 /* ---- addresses and tuples ------------------------------------------------------------------------------------ */
 
@@ -50,6 +50,8 @@ enum tp_backend_mode {
 
 enum tp_node_flag {
 	TP_NODE_PLAIN_ROUTING = 1 << 0,	/* no routing rules but the kernel's and ours: the main table decides */
+	TP_NODE_BORROWED_TUNNEL = 1 << 1,	/* the tunnel device is another network's, which knows peers by its own tables: what
+						 * cannot be put into an envelope here goes to the kernel's routes */
 };
 
 /* tp_node_config: array of one. */
@@ -74,8 +76,8 @@ struct tp_node_config {
 
 /* MAC of the tunnel device of the node whose tunnel address is T: 02:74 and the four bytes of the XOR of T's four 32-bit
  * words. Inner Ethernet source is the sender's (tunnel_mac), inner destination the receiver's, computed from
- * tp_peer.tunnel (or tp_ct.via). It must differ between nodes: the VXLAN driver drops a frame whose inner source is its own
- * address as a loop. */
+ * tp_peer.tunnel (or tp_ct.via), unless the entry of that address in tp_peers names another. It must differ between nodes: the
+ * VXLAN driver drops a frame whose inner source is its own address as a loop. The programs here take a frame for any MAC. */
 
 /* tp_revision: array of one __u32, raised after every change of policy sets, classes, rules or peers is complete. A verdict
  * older than it is judged again at the flow's next packet, and where the flow goes is looked up again. Never 0. */
@@ -109,6 +111,7 @@ struct tp_netns_pod {
 enum tp_peer_flag {
 	TP_PEER_NODE = 1 << 0,		/* the prefix is a node's own address (NodePort answers there) */
 	TP_PEER_LOCAL = 1 << 1,		/* it is this node's */
+	TP_PEER_PLAIN = 1 << 2,		/* reached by the kernel's routes, without an envelope */
 };
 
 /* tp_peers: prefix tree, tp_cidr_key -> this. podCIDRs and node addresses of all nodes, this one included. Who is not
@@ -116,7 +119,11 @@ enum tp_peer_flag {
 struct tp_peer {
 	struct tp_addr tunnel;		/* the node's tunnel address */
 	__u32 flags;			/* enum tp_peer_flag */
-	__u32 pad;
+	/* A device besides the tunnel that its packets come by; 0: none. With LOCAL: what is there is no pod of ours, and is reached
+	 * through the kernel's stack. */
+	__u32 ifindex;
+	__u8 mac[6];			/* of its tunnel device; zero: as computed */
+	__u8 pad[2];
 };
 
 /* ---- policy ---------------------------------------------------------------------------------------------------- */

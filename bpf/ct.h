@@ -148,7 +148,7 @@ static __always_inline void tp_resolve_via(struct tp_work *w)
 		return;
 	tp_full_prefix(&w->cidr, &w->p.t.daddr);
 	peer = bpf_map_lookup_elem(&tp_peers, &w->cidr);
-	if (!peer || (peer->flags & TP_PEER_LOCAL))
+	if (!peer || (peer->flags & (TP_PEER_LOCAL | TP_PEER_PLAIN)))
 		return;
 	w->via = peer->tunnel;
 	w->has_via = 1;

@@ -59,6 +59,19 @@ static __always_inline void tp_tunnel_mac(__u8 *mac, const struct tp_addr *tunne
 	__builtin_memcpy(mac + 2, &folded, 4);
 }
 
+/* Where a frame for the node with this tunnel address is sent to inside the envelope: another network's device takes none but its own. */
+static __always_inline void tp_inner_mac(struct tp_work *w, const struct tp_addr *tunnel, __u8 *mac)
+{
+	struct tp_peer *peer;
+
+	tp_full_prefix(&w->cidr, tunnel);
+	peer = bpf_map_lookup_elem(&tp_peers, &w->cidr);
+	if (peer && (peer->mac[0] | peer->mac[1] | peer->mac[2] | peer->mac[3] | peer->mac[4] | peer->mac[5]))
+		tp_copy_mac(mac, peer->mac);
+	else
+		tp_tunnel_mac(mac, tunnel);
+}
+
 static __always_inline int tp_set_tunnel(struct __sk_buff *skb, struct tp_work *w, const struct tp_node_config *cfg,
 					 const struct tp_addr *to)
 {
@@ -151,8 +164,9 @@ static __always_inline void tp_write_envelope(struct __sk_buff *skb, struct tp_w
 
 /* The next hop towards another node's tunnel address; NULL: the kernel knows none. */
 static __always_inline struct tp_hop *tp_hop_to(struct __sk_buff *skb, struct tp_work *w, const struct tp_node_config *cfg,
-						__be32 to, __u32 len)
+						const struct tp_addr *tunnel, __u32 len)
 {
+	__be32 to = tp_word(tunnel, 3);
 	__u32 slot = (bpf_ntohl(to) ^ bpf_ntohl(to) >> 8) % HOPS;
 	struct tp_hop *hop = bpf_map_lookup_elem(&tp_hops, &slot);
 	__u64 now = bpf_ktime_get_coarse_ns();
@@ -173,6 +187,7 @@ static __always_inline struct tp_hop *tp_hop_to(struct __sk_buff *skb, struct tp
 	hop->ifindex = fib->ifindex;
 	hop->mtu = fib->mtu_result;
 	hop->next = w->hop;
+	tp_inner_mac(w, tunnel, hop->mac);
 	return hop;
 }
 
@@ -188,9 +203,10 @@ static __always_inline int tp_envelop(struct __sk_buff *skb, struct tp_work *w, 
 
 	if (!tp_is_v4(to) || skb->len > 0xffff - TP_ENVELOPE_LEN)
 		return -1;
-	hop = tp_hop_to(skb, w, cfg, tp_word(to, 3), len + TP_ENVELOPE_LEN);
+	hop = tp_hop_to(skb, w, cfg, to, len + TP_ENVELOPE_LEN);
 	if (!hop || len + TP_ENVELOPE_LEN > hop->mtu)
 		return -1;
+	tp_copy_mac(w->h.eth_dst, hop->mac);
 	tp_write_envelope(skb, w, cfg, tp_word(to, 3));
 	if (bpf_skb_adjust_room(skb, TP_ENVELOPE_LEN, BPF_ADJ_ROOM_MAC,
 				BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 | BPF_F_ADJ_ROOM_ENCAP_L4_UDP |
@@ -212,7 +228,6 @@ static __noinline int tp_encapsulate(struct __sk_buff *skb, struct tp_work *w, c
 
 	if (cfg->tunnel_mtu && len > cfg->tunnel_mtu)
 		return tp_to_stack(skb);
-	tp_tunnel_mac(w->h.eth_dst, to);
 	tp_copy_mac(w->h.eth_src, cfg->tunnel_mac);
 	tp_take_one_hop(w);
 	if (tp_testing) {
@@ -227,6 +242,9 @@ static __noinline int tp_encapsulate(struct __sk_buff *skb, struct tp_work *w, c
 	sent = tp_envelop(skb, w, cfg, to, len);
 	if (sent >= 0)
 		return sent;
+	if (cfg->flags & TP_NODE_BORROWED_TUNNEL)
+		return tp_to_stack(skb);
+	tp_inner_mac(w, to, w->h.eth_dst);
 	if (tp_write_headers(skb, w) || tp_set_tunnel(skb, w, cfg, to))
 		return tp_drop(skb, TP_DROP_INTERNAL);
 	tp_count(TP_TUNNEL_OUT, skb->len);

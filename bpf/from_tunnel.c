@@ -1,6 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
 /* tcx ingress of the collect-metadata VXLAN device: what other nodes send here. */
 
+/* linux/if_packet.h */
+#define PACKET_HOST 0
+#define PACKET_OTHERHOST 3
+
 /* The node that sent the encapsulated packet; zero with another network's identifier or without tunnel metadata. */
 static __always_inline void tp_outer_source(struct __sk_buff *skb, struct tp_work *w, const struct tp_node_config *cfg,
 					    struct tp_addr *outer)
@@ -26,19 +30,31 @@ static __always_inline void tp_outer_source(struct __sk_buff *skb, struct tp_wor
 	}
 }
 
-/* Whether `outer` may send this inner source here: it is the node that owns it, or, with `forwards`, a node at all that
- * brings an outside client. */
-static __noinline int tp_may_send(struct tp_work *w, const struct tp_addr *outer, __u32 forwards)
+/*
+ * Whether `outer` may send this inner source here: it is the node that owns it, or, with `forwards`, a node at all that
+ * brings an outside client. The node may send from another of its addresses than that of its tunnel (a network with a tunnel a
+ * family does); then `outer` becomes the latter, by which it is answered.
+ */
+static __noinline int tp_may_send(struct tp_work *w, struct tp_addr *outer, __u32 forwards)
 {
-	struct tp_peer *peer;
+	struct tp_peer *peer, *sender;
 
 	tp_full_prefix(&w->cidr, &w->p.t.saddr);
 	peer = bpf_map_lookup_elem(&tp_peers, &w->cidr);
-	if (peer)
-		return !(peer->flags & TP_PEER_LOCAL) && tp_same(&peer->tunnel, outer);
+	if (peer && (peer->flags & TP_PEER_LOCAL))
+		return 0;
+	if (peer && tp_same(&peer->tunnel, outer))
+		return 1;
 	tp_full_prefix(&w->cidr, outer);
-	peer = bpf_map_lookup_elem(&tp_peers, &w->cidr);
-	return forwards && peer && (peer->flags & (TP_PEER_NODE | TP_PEER_LOCAL)) == TP_PEER_NODE;
+	sender = bpf_map_lookup_elem(&tp_peers, &w->cidr);
+	if (!sender || (sender->flags & (TP_PEER_NODE | TP_PEER_LOCAL)) != TP_PEER_NODE)
+		return 0;
+	if (!peer)
+		return forwards;
+	if (!tp_same(&peer->tunnel, &sender->tunnel))
+		return 0;
+	*outer = peer->tunnel;
+	return 1;
 }
 
 /* A backend complains to the client that came in here. */
@@ -55,10 +71,22 @@ static __always_inline int tp_tunnel_error_to_other(struct __sk_buff *skb, struc
 }
 
 /* For none of our pods: our own address, or the answer to a client that came in here. */
+/* The node's own address, or one in its range that is no pod of ours: another network's pod, or this node towards such a network. */
+static __always_inline int tp_is_for_stack(struct tp_work *w, const struct tp_node_config *cfg)
+{
+	struct tp_peer *peer;
+
+	if (tp_is_own_node(cfg, &w->p.t.daddr))
+		return 1;
+	tp_full_prefix(&w->cidr, &w->p.t.daddr);
+	peer = bpf_map_lookup_elem(&tp_peers, &w->cidr);
+	return peer && (peer->flags & TP_PEER_LOCAL) && peer->ifindex;
+}
+
 static __always_inline int tp_tunnel_to_other(struct __sk_buff *skb, struct tp_work *w, const struct tp_node_config *cfg,
 					      struct tp_ct *ct)
 {
-	if (tp_is_own_node(cfg, &w->p.t.daddr)) {
+	if (tp_is_for_stack(w, cfg)) {
 		if (w->p.flags & TP_PKT_FIRST_FRAG)
 			tp_frag_record(w, &w->p.t);
 		return tp_to_stack(skb);
@@ -133,6 +161,9 @@ int tp_from_tunnel(struct __sk_buff *skb)
 	if (reason)
 		return tp_drop(skb, reason);
 	tp_outer_source(skb, w, cfg, &outer);
+	/* A sender may know this node by the MAC of a device that was here before. */
+	if (skb->pkt_type == PACKET_OTHERHOST)
+		bpf_skb_change_type(skb, PACKET_HOST);
 	ct = tp_ct_find(w, &w->p.t);
 	if (!tp_known_in_tunnel(w, ct, &outer)) {
 		to = bpf_map_lookup_elem(&tp_pods, &w->p.t.daddr);

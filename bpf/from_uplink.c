@@ -101,8 +101,10 @@ int tp_from_uplink(struct __sk_buff *skb)
 		return TC_ACT_OK;
 	tp_full_prefix(&w->cidr, &w->p.t.saddr);
 	peer = bpf_map_lookup_elem(&tp_peers, &w->cidr);
-	/* Pods come in the tunnel only, and this node does not come from outside at all. */
-	if (tp_is_own_node(cfg, &w->p.t.saddr) || (peer && (peer->flags & (TP_PEER_NODE | TP_PEER_LOCAL)) != TP_PEER_NODE))
+	/* Pods come in the tunnel only, but for those of a network that routes; this node does not come from outside at all. */
+	if (tp_is_own_node(cfg, &w->p.t.saddr) ||
+	    (peer && (peer->flags & (TP_PEER_NODE | TP_PEER_LOCAL)) != TP_PEER_NODE &&
+	     ((peer->flags & TP_PEER_LOCAL) || peer->ifindex != skb->ifindex)))
 		return tp_drop(skb, TP_DROP_SPOOFED_NODE);
 	if (reason)
 		return TC_ACT_OK;

@@ -57,6 +57,8 @@ struct tp_hop {
 	__u32 ifindex;
 	__u32 mtu;			/* bytes, of the path */
 	struct bpf_redir_neigh next;
+	__u8 mac[6];			/* inner destination */
+	__u8 pad[2];
 };
 TP_MAP(tp_hops, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct tp_hop, HOPS, 0);
 

@@ -21,7 +21,7 @@ static __always_inline int tp_is_forged(struct __sk_buff *skb, struct tp_work *w
 		return from->ifindex != skb->ingress_ifindex;
 	tp_full_prefix(&w->cidr, &w->p.t.saddr);
 	peer = bpf_map_lookup_elem(&tp_peers, &w->cidr);
-	if (!peer || (peer->flags & TP_PEER_NODE))
+	if (!peer || (peer->flags & TP_PEER_NODE) || (peer->ifindex && skb->ingress_ifindex == peer->ifindex))
 		return 0;
 	return (peer->flags & TP_PEER_LOCAL) || skb->ingress_ifindex != cfg->tunnel_ifindex;
 }

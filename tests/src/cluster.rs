@@ -78,6 +78,14 @@ impl Cluster {
     /// # Errors
     /// `towpath lab up` failed; its output is in the message.
     pub fn up(name: &str, nodes: u32, families: Families) -> Result<Self> {
+        Self::up_with(name, nodes, families, &[])
+    }
+
+    /// As [`Cluster::up`], with more options of `towpath lab up`.
+    ///
+    /// # Errors
+    /// As [`Cluster::up`].
+    pub fn up_with(name: &str, nodes: u32, families: Families, options: &[&str]) -> Result<Self> {
         let towpath = towpath_binary()?;
         let driver = if usable_kubectl() && !lab_driver_is_forced() { Driver::Kubectl } else { Driver::Lab };
         let mut cluster =
@@ -85,7 +93,9 @@ impl Cluster {
         // What an earlier run that was killed may have left.
         let _ = cluster.lab(&["down"]);
         let nodes = nodes.to_string();
-        checked(cluster.lab_command(&["up", "--nodes", &nodes, "--ip-family", families.flag()]), "towpath lab up")?;
+        let mut up = vec!["up", "--nodes", &nodes, "--ip-family", families.flag()];
+        up.extend(options);
+        checked(cluster.lab_command(&up), "towpath lab up")?;
         let path = checked(cluster.lab_command(&["kubeconfig", "--path"]), "towpath lab kubeconfig")?;
         cluster.kubeconfig = PathBuf::from(path.trim());
         Ok(cluster)

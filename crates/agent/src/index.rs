@@ -288,12 +288,12 @@ impl Index {
 
     /// What a node says now; `None`: its object is gone.
     pub fn give(&mut self, node: NodeName, pods: Option<Vec<Given>>) {
-        let now = pods.clone().unwrap_or_default();
+        let now = pods.clone();
         let before = match pods {
             Some(pods) => self.given.insert(node, pods),
             None => self.given.remove(&node),
         };
-        if before.unwrap_or_default() != now {
+        if before != now {
             self.changes.kinds.insert(Kind::NodeNetwork);
         }
     }

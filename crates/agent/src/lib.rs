@@ -25,6 +25,7 @@ pub mod node_network;
 pub mod node_ready;
 mod plain_http;
 pub mod pods;
+pub mod predecessor;
 pub mod proxy_health;
 pub mod reconcile;
 mod relist;
@@ -51,6 +52,7 @@ use index::Index;
 use ipam::{LeaseStore, RealDisk};
 use last_known::LastKnown;
 use node_network::publish::{self, Publisher};
+use predecessor::host_local::HostLocal;
 use reconcile::{Reconciler, Request};
 use settings::{OwnNode, Parsed};
 
@@ -102,7 +104,8 @@ pub async fn run(config: AgentConfig, shutdown: CancellationToken) -> Result<()>
     })
     .await
     .context("could not open the data path")?;
-    let leases = Arc::new(LeaseStore::open(&config.state_dir, &own.pod_cidrs, Arc::new(RealDisk))?);
+    let before = HostLocal::new(&config.cni_state_dir);
+    let leases = Arc::new(LeaseStore::open(&config.state_dir, &own.pod_cidrs, Arc::new(RealDisk))?.after(before));
     let (requests, request_inbox) = mpsc::channel::<Request>(1024);
     let feed = feed::Client::start(config.carry_socket());
     let reconciler =
@@ -124,6 +127,14 @@ pub async fn run(config: AgentConfig, shutdown: CancellationToken) -> Result<()>
         readiness.clone(),
         in_charge.clone(),
     );
+    let announcing_to_flannel = AbortOnDropHandle::new(tokio::spawn(predecessor::announce::keep(
+        client.clone(),
+        parsed.node.clone(),
+        own.clone(),
+        datapath.clone(),
+        config.vxlan_vni,
+        index.clone(),
+    )));
     let publishing = AbortOnDropHandle::new(tokio::spawn(publisher.run()));
     let pods = Arc::new(pods::Pods::new(client, index.clone(), datapath.clone(), requests));
     let mut cni =
@@ -145,7 +156,8 @@ pub async fn run(config: AgentConfig, shutdown: CancellationToken) -> Result<()>
     // Requests in work end first; nothing that they made is lost if they do not.
     cni.drain(Duration::from_secs(5)).await;
     loop_task.abort();
-    drop((status, health, in_kube_proxys_place, announcing, publishing, recalling, keeping));
+    drop((status, health, in_kube_proxys_place, announcing, announcing_to_flannel));
+    drop((publishing, recalling, keeping));
     last_known.keep_now(index).await;
     outcome
 }

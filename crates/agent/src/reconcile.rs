@@ -19,7 +19,7 @@ use towpath_model::desired::{Clients, NodePeer, PodSets, PolicyImage};
 use towpath_model::{NamespacedName, NodeName};
 use towpath_plan::Changed;
 use towpath_plan::dns::{FeedPlanner, rules};
-use towpath_plan::peers;
+use towpath_plan::peers::{self, Tunnels};
 use towpath_plan::services::{Planner, ServiceConfig, api_server, health};
 use towpath_policy::{Compiler, View};
 use towpath_wire::config::AgentConfig;
@@ -31,10 +31,13 @@ use crate::index::{Changes, Kind};
 use crate::ipam::LeaseStore;
 use crate::modes::{self, Follower};
 use crate::node_network::given;
+use crate::predecessor::Remains;
 use crate::proxy_health::HealthPorts;
 use crate::settings::{OwnNode, Parsed};
 use crate::watch::Update;
 use crate::{SharedIndex, read, write};
+
+mod before;
 
 /// Changes that come within it are planned together.
 const WINDOW: Duration = Duration::from_millis(1);
@@ -74,6 +77,8 @@ pub struct Report {
     pub recalled: bool,
     /// CNI configurations of others that the container runtime takes before ours.
     pub preferred: Vec<String>,
+    /// What the network before still has on this node.
+    pub remains: Remains,
     /// Why a Service, or a pod with host ports, does not get what it asks for.
     pub refused_services: Vec<String>,
     /// Who is in charge of Services and DNS.
@@ -123,6 +128,10 @@ pub struct Reconciler {
     health_checked: BTreeSet<u16>,
     modes: Follower,
     peers: Vec<NodePeer>,
+    /// Nodes whose agents were heard of, and our VXLAN.
+    tunnels: Tunnels,
+    /// What the network before had on this node when it was last looked at.
+    remains: Remains,
     /// Sets of this node's pods in the image that was applied last.
     pod_sets: BTreeMap<IpAddr, PodSets>,
     started: Instant,
@@ -185,6 +194,8 @@ impl Reconciler {
             health_checked: BTreeSet::new(),
             modes: Follower::new(config, &parsed.node, &config.dns_addresses),
             peers: Vec::new(),
+            tunnels: Tunnels { vni: config.vxlan_vni, ..Tunnels::default() },
+            remains: Remains::default(),
             pod_sets: BTreeMap::new(),
             started,
             due: Changes::everything(),
@@ -232,6 +243,11 @@ impl Reconciler {
                 () = sleep_until(retry.into()) => self.retry_at = None,
                 _ = sweep.tick() => {
                     self.sweep().await;
+                    if *ready.borrow() == Readiness::Ready {
+                        self.follow_predecessor(&config.cni_conf_dir).await;
+                        self.set_predecessor_aside(&config.cni_conf_dir);
+                        self.take_tunnel_if_told(&config.take_tunnel_note()).await;
+                    }
                     if Instant::now() >= self.audit_at {
                         self.audit().await;
                         self.audit_at = Instant::now() + AUDIT;
@@ -249,6 +265,10 @@ impl Reconciler {
             };
             self.with_report(|report| report.recalled = recalled);
             if synced {
+                // Before the first peers are written: what a former agent wrote of its pods stays then.
+                if *ready.borrow() != Readiness::Ready {
+                    self.follow_predecessor(&config.cni_conf_dir).await;
+                }
                 if !attaches.is_empty() || self.retry_at.is_none() {
                     self.policy_due |= !attaches.is_empty();
                     self.host_ports_due |= !attaches.is_empty();
@@ -313,6 +333,7 @@ impl Reconciler {
             error!(%error, directory = %config.cni_conf_dir.display(), "could not write the CNI configuration; trying again");
             return;
         }
+        self.set_predecessor_aside(&config.cni_conf_dir);
         self.look_for_preferred(&config.cni_conf_dir);
         ready.send_replace(Readiness::Ready);
         info!(seconds = self.now().as_secs_f64(), "ready: the first full sync is in the kernel");
@@ -355,7 +376,8 @@ impl Reconciler {
         self.moved |= due.any(&[Kind::Node]) && self.own_node_moved();
         let begun = Instant::now();
         let mut failures: BTreeMap<&'static str, String> = BTreeMap::new();
-        if due.any(&[Kind::Node])
+        let joined = due.any(&[Kind::NodeNetwork]) && self.nodes_taken_over();
+        if (due.any(&[Kind::Node]) || joined)
             && let Err(error) = self.apply_peers().await
         {
             failures.insert("peers", error);
@@ -417,8 +439,18 @@ impl Reconciler {
         now.is_some_and(|now| now != self.own)
     }
 
+    /// Notes which nodes this network has taken over; whether they are others than before.
+    fn nodes_taken_over(&mut self) -> bool {
+        let mut now: BTreeSet<NodeName> = read(&self.index).given().keys().cloned().collect();
+        now.insert(self.node.clone());
+        let changed = now != self.tunnels.taken_over;
+        self.tunnels.taken_over = now;
+        changed
+    }
+
     async fn apply_peers(&mut self) -> Result<(), String> {
-        let planned = peers::plan(read(&self.index).world(), &self.node, &self.peers);
+        self.nodes_taken_over();
+        let planned = peers::plan(read(&self.index).world(), &self.node, &self.peers, &self.tunnels);
         self.peers.clone_from(&planned.peers);
         self.with_report(|report| {
             report.refused = planned.refused.into_iter().map(|(node, why)| (node.to_string(), why)).collect();

@@ -88,6 +88,7 @@ pub async fn collect(
     problems.extend(report.refused.iter().flat_map(|(n, why)| why.iter().map(move |w| format!("node {n}: {w}"))));
     problems.extend(report.refused_services);
     problems.extend(report.in_charge.problems());
+    problems.extend(report.remains.in_words());
     problems.extend(report.preferred.iter().map(|name| {
         format!("the container runtime took CNI configuration {name} before ours when this agent became ready: remove it, restart the agent")
     }));
@@ -108,6 +109,7 @@ pub async fn collect(
                 node: p.name.to_string(),
                 tunnel: Some(p.tunnel),
                 pod_cidrs: p.pod_cidrs.iter().map(ToString::to_string).collect(),
+                network: p.flannel.filter(|flannel| !flannel.taken_over).map(|_| "flannel".to_owned()),
             })
             .collect(),
         frontends: count(report.frontends),
@@ -115,6 +117,7 @@ pub async fn collect(
         policies: count(report.policies),
         classes: count(report.classes),
         rules: count(report.rules),
+        pods_of_predecessor: report.remains.pods.iter().map(ToString::to_string).collect(),
         ..AgentStatus::default()
     };
     match datapath.status().await {

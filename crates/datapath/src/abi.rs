@@ -31,13 +31,14 @@ unsafe impl Plain for u32 {}
 // SAFETY: an integer.
 unsafe impl Plain for u64 {}
 
-pub const TP_ABI_VERSION: u32 = 2;
+pub const TP_ABI_VERSION: u32 = 3;
 
 // enum tp_backend_mode
 pub const TP_MODE_VXLAN: u32 = 1;
 
 // enum tp_node_flag
 pub const TP_NODE_PLAIN_ROUTING: u32 = 1;
+pub const TP_NODE_BORROWED_TUNNEL: u32 = 2;
 
 // enum tp_pod_flag
 pub const TP_POD_HOST_ONLY: u32 = 1;
@@ -45,6 +46,7 @@ pub const TP_POD_HOST_ONLY: u32 = 1;
 // enum tp_peer_flag
 pub const TP_PEER_NODE: u32 = 1;
 pub const TP_PEER_LOCAL: u32 = 2;
+pub const TP_PEER_PLAIN: u32 = 4;
 
 // enum tp_verdict
 pub const TP_VERDICT_NONE: u32 = 0;
@@ -239,10 +241,15 @@ unsafe impl Plain for NetnsPod {}
 pub struct Peer {
     pub tunnel: Addr,
     pub flags: u32,
-    pub pad: u32,
+    pub ifindex: u32,
+    pub mac: [u8; 6],
+    pub pad: [u8; 2],
 }
 
-const _: () = assert!(size_of::<Peer>() == size_of::<Addr>() + size_of::<u32>() + size_of::<u32>());
+const _: () = assert!(
+    size_of::<Peer>()
+        == size_of::<Addr>() + size_of::<u32>() + size_of::<u32>() + size_of::<[u8; 6]>() + size_of::<[u8; 2]>()
+);
 // SAFETY: repr(C), the line above shows that there is no padding, all fields are plain.
 unsafe impl Plain for Peer {}
 
@@ -704,6 +711,8 @@ pub const LAYOUTS: &[Layout] = &[
         &[
             ("tunnel", std::mem::offset_of!(Peer, tunnel)),
             ("flags", std::mem::offset_of!(Peer, flags)),
+            ("ifindex", std::mem::offset_of!(Peer, ifindex)),
+            ("mac", std::mem::offset_of!(Peer, mac)),
             ("pad", std::mem::offset_of!(Peer, pad)),
         ],
     ),

@@ -1,5 +1,6 @@
 //! The door to the kernel: an async, cloneable handle on the node's data path thread.
 
+use std::net::IpAddr;
 use std::time::Instant;
 
 use towpath_model::desired::{LocalPod, NodePeer, PolicyImage, ServiceTable};
@@ -68,6 +69,17 @@ impl Datapath {
     /// All nodes, this one included: the tunnel's peers, routes, rules, masquerade exceptions.
     pub async fn apply_peers(&self, peers: Vec<NodePeer>) -> Result<Applied, Error> {
         self.worker.call(move |node| node.apply_peers(peers)).await
+    }
+
+    /// Addresses in this node's ranges that pods of another network hold, which was here before: they are reached through the
+    /// kernel's stack, and may speak to pods here by the device that the kernel's routes lead to.
+    pub async fn apply_elsewhere(&self, addresses: Vec<IpAddr>) -> Result<Applied, Error> {
+        self.worker.call(move |node| node.apply_elsewhere(addresses)).await
+    }
+
+    /// Removes the tunnel devices that Flannel lent, and puts our own in their place; nothing where there are none.
+    pub async fn take_tunnel(&self) -> Result<Applied, Error> {
+        self.worker.call(|node| node.take_tunnel()).await
     }
 
     /// All Services. New backend lists are written whole before a Service points to them.

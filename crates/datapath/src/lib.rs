@@ -10,6 +10,7 @@ mod error;
 mod facade;
 pub mod net;
 mod node;
+pub mod predecessor;
 mod records;
 mod requests;
 mod uninstall;

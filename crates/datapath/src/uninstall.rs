@@ -52,6 +52,7 @@ pub(crate) fn network(netlink: &mut Netlink, note: &mut impl FnMut(Result<(), Er
             Err(error) => note(Err(error.into())),
         }
     }
+    note(crate::node::lent::no_longer_answer());
     note(rule::ensure(netlink, &[]).map(drop).map_err(Error::from));
     let lo = link::existing(netlink, "lo");
     let addresses = lo.and_then(|lo| net::address::ensure(netlink, lo.index, "lo", &Default::default()));

@@ -61,6 +61,29 @@ pub struct NodePeer {
     pub tunnel: IpAddr,
     /// Whether it is this node.
     pub local: bool,
+    /// What Flannel has to do with it; none: nothing.
+    pub flannel: Option<FlannelPeer>,
+}
+
+/// A node that Flannel connects, or connected before this network did: others that still run Flannel count on what it left.
+/// Its pods' packets may also come as they are, without an envelope (Flannel's `host-gw`, or `vxlan` with DirectRouting).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FlannelPeer {
+    /// How its pods are reached.
+    pub reach: Reach,
+    /// Whether this network has taken the node over.
+    pub taken_over: bool,
+}
+
+/// How a node's pods are reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// In an envelope, as any node of this network.
+    Tunnel,
+    /// In an envelope whose inner destination is this MAC address: Flannel's device there takes no other.
+    TunnelTo([u8; 6]),
+    /// By a route over the node's own address.
+    Route,
 }
 
 /// A pod of this node that has a device.

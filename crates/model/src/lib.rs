@@ -9,6 +9,7 @@ pub mod custom;
 pub mod desired;
 pub mod endpoints;
 pub mod error;
+pub mod flannel;
 pub mod labels;
 pub mod name;
 pub mod namespace;

@@ -6,6 +6,7 @@ use ipnet::IpNet;
 use k8s_openapi::api::core::v1 as core;
 use serde::{Deserialize, Serialize};
 
+use crate::flannel::Flannel;
 use crate::{Family, Invalid, Labels, NodeName, canonical, family_of};
 
 /// A node of the cluster.
@@ -21,6 +22,9 @@ pub struct Node {
     pub pod_cidrs: Vec<IpNet>,
     /// The `Ready` condition.
     pub ready: bool,
+    /// What Flannel wrote on it.
+    #[serde(default)]
+    pub flannel: Option<Flannel>,
 }
 
 impl Node {
@@ -71,6 +75,7 @@ impl TryFrom<&core::Node> for Node {
             internal_ips,
             pod_cidrs,
             ready,
+            flannel: object.metadata.annotations.as_ref().and_then(Flannel::of),
         })
     }
 }

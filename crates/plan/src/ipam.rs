@@ -65,6 +65,8 @@ pub enum Holder {
     Attachment(Attachment),
     /// A device of that name which is there without a lease.
     Device(String),
+    /// A container of the network that was here before, known by its address.
+    Predecessor(IpAddr),
 }
 
 impl std::fmt::Display for Holder {
@@ -72,6 +74,7 @@ impl std::fmt::Display for Holder {
         match self {
             Holder::Attachment(attachment) => attachment.fmt(f),
             Holder::Device(name) => write!(f, "device {name}"),
+            Holder::Predecessor(address) => write!(f, "a container of the network before, {address}"),
         }
     }
 }
@@ -303,6 +306,11 @@ impl Pool {
             self.resting.pop_front();
             self.rested.remove(&oldest);
         }
+    }
+
+    /// Whether an address was given and taken back, and is free.
+    pub fn is_resting(&self, address: IpAddr) -> bool {
+        self.rested.contains_key(&address)
     }
 
     /// Who holds an address.

@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use towpath_model::desired::NodePeer;
+use towpath_model::desired::{FlannelPeer, NodePeer, Reach};
+use towpath_model::flannel::{Flannel, FlannelBackend};
 use towpath_model::{Family, Node, NodeName, World, family_of};
 
 /// The peers, and what was left out.
@@ -17,9 +18,22 @@ pub struct Peers {
     pub refused: BTreeMap<NodeName, Vec<String>>,
 }
 
+/// What else decides how a node is reached.
+#[derive(Clone, Debug, Default)]
+pub struct Tunnels {
+    /// Identifier of our VXLAN.
+    pub vni: u32,
+    /// Nodes that this network has taken over: their agents have said something.
+    pub taken_over: BTreeSet<NodeName>,
+}
+
 /// Plans the peers of `local`. `previous` is the last result: who had a range or an address keeps it; else the first by
 /// name does, so that all nodes decide alike. The tunnel runs over IPv4 if this node has an IPv4 address, else over IPv6.
-pub fn plan(world: &World, local: &NodeName, previous: &[NodePeer]) -> Peers {
+///
+/// A node that bears Flannel's annotations is reached as those say, also after it was taken over: its device for old pods may still
+/// be Flannel's, and packets of its pods may come without an envelope as long as somebody counts on the annotations. Flannel has a
+/// tunnel a family, so such a node of both families, before it is taken over, is two peers.
+pub fn plan(world: &World, local: &NodeName, previous: &[NodePeer], tunnels: &Tunnels) -> Peers {
     let mut out = Peers::default();
     let Some(own) = world.nodes.get(local) else {
         refuse(&mut out, local, "this node is not in the cluster yet: its kubelet has not registered it".to_owned());
@@ -69,11 +83,85 @@ pub fn plan(world: &World, local: &NodeName, previous: &[NodePeer]) -> Peers {
         if pod_cidrs.is_empty() {
             continue;
         }
-        let local = node.name == *local;
-        out.peers.push(NodePeer { name: node.name.clone(), addresses, pod_cidrs, tunnel, local });
+        let plain = NodePeer {
+            name: node.name.clone(),
+            addresses,
+            pod_cidrs,
+            tunnel,
+            local: node.name == *local,
+            flannel: None,
+        };
+        let had = previous.iter().any(|p| p.name == node.name && p.flannel.is_some());
+        let (found, problems) = as_flannel_has_it(node, plain, tunnels, had);
+        out.peers.extend(found);
+        problems.into_iter().for_each(|reason| refuse(&mut out, &node.name, reason));
     }
     out.peers.sort_by(|a, b| a.name.cmp(&b.name));
     out
+}
+
+/// The peers that a node is by Flannel's annotations, and what is wrong with those. `had`: it bore some before.
+fn as_flannel_has_it(node: &Node, peer: NodePeer, tunnels: &Tunnels, had: bool) -> (Vec<NodePeer>, Vec<String>) {
+    let taken_over = tunnels.taken_over.contains(&node.name);
+    if peer.local {
+        return (vec![peer], Vec::new());
+    }
+    let Some(flannel) = &node.flannel else {
+        // Whoever has not heard yet that they are gone goes on as before.
+        let flannel = had.then_some(FlannelPeer { reach: Reach::Tunnel, taken_over });
+        return (vec![NodePeer { flannel, ..peer }], Vec::new());
+    };
+    let mut problems: Vec<String> = Vec::new();
+    if !taken_over {
+        problems.extend(flannel.problems.iter().cloned());
+        problems.extend(cannot_be_reached(flannel, tunnels));
+    }
+    if taken_over {
+        let end = flannel.end_of(family_of(peer.tunnel));
+        let flannel =
+            Some(FlannelPeer { reach: reach(flannel, end.and_then(|end| end.vtep).map(|vtep| vtep.mac)), taken_over });
+        return (vec![NodePeer { flannel, ..peer }], problems);
+    }
+    let mut peers = Vec::new();
+    for end in &flannel.ends {
+        let family = family_of(end.address);
+        let of_family = |net: &&IpNet| family_of(net.addr()) == family;
+        let pod_cidrs: Vec<IpNet> = peer.pod_cidrs.iter().filter(of_family).copied().collect();
+        if pod_cidrs.is_empty() {
+            continue;
+        }
+        let addresses = peer.addresses.iter().copied().filter(|address| family_of(*address) == family).collect();
+        let reach = reach(flannel, end.vtep.map(|vtep| vtep.mac));
+        let flannel = Some(FlannelPeer { reach, taken_over });
+        peers.push(NodePeer { addresses, pod_cidrs, tunnel: end.address, flannel, ..peer.clone() });
+    }
+    if peers.is_empty() {
+        peers.push(NodePeer { flannel: Some(FlannelPeer { reach: Reach::Tunnel, taken_over }), ..peer });
+    }
+    (peers, problems)
+}
+
+fn reach(flannel: &Flannel, mac: Option<[u8; 6]>) -> Reach {
+    match (&flannel.backend, mac) {
+        (FlannelBackend::HostGw, _) => Reach::Route,
+        (FlannelBackend::Vxlan, Some(mac)) => Reach::TunnelTo(mac),
+        (FlannelBackend::Vxlan | FlannelBackend::Other(_), _) => Reach::Tunnel,
+    }
+}
+
+/// Why packets between here and a node of Flannel's will not arrive.
+fn cannot_be_reached(flannel: &Flannel, tunnels: &Tunnels) -> Option<String> {
+    if let FlannelBackend::Other(name) = &flannel.backend {
+        return Some(format!(
+            "runs Flannel with the backend {name:?}, which is not understood (vxlan and host-gw are): its pods are not reached"
+        ));
+    }
+    let other = flannel.ends.iter().filter_map(|end| end.vtep).find(|vtep| vtep.vni != tunnels.vni)?;
+    Some(format!(
+        "runs Flannel with VXLAN identifier {}, and ours is {}: set spec.vxlan.vni of the NetworkConfig to {} until all nodes are \
+         taken over (and the port to Flannel's, 8472 if it does not say)",
+        other.vni, tunnels.vni, other.vni
+    ))
 }
 
 const NO_ADDRESS: &str = "has no InternalIP in status.addresses: check its kubelet (--node-ip)";

@@ -111,6 +111,9 @@ pub(crate) struct Up {
     /// A CNI configuration list to use instead of Towpath, for comparisons.
     #[arg(long)]
     cni_conf: Option<PathBuf>,
+    /// A directory of CNI plugins that is searched first [default: the one of this program].
+    #[arg(long)]
+    cni_bin_dir: Option<PathBuf>,
     /// Field of the agents' configuration, as KEY=JSON; may be given several times.
     #[arg(long, value_name = "KEY=JSON")]
     agent_config: Vec<String>,
@@ -126,6 +129,7 @@ impl Up {
         options.underlay = self.underlay;
         options.outside = self.outside;
         options.cni_conf = self.cni_conf;
+        options.cni_bin_dir = self.cni_bin_dir;
         for field in self.agent_config {
             let (key, value) =
                 field.split_once('=').with_context(|| format!("--agent-config {field:?}: write KEY=JSON"))?;

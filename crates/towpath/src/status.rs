@@ -39,7 +39,8 @@ struct NodeAnswer {
     error: Option<String>,
 }
 
-fn ask(socket: &Path) -> Result<AgentStatus> {
+/// What the agent behind a socket says.
+pub(crate) fn ask(socket: &Path) -> Result<AgentStatus> {
     let mut stream = UnixStream::connect(socket)
         .with_context(|| format!("no agent answers on {}: is it running?", socket.display()))?;
     stream.set_read_timeout(Some(Duration::from_secs(5)))?;
@@ -132,7 +133,8 @@ fn show(answers: &[NodeAnswer]) -> String {
         notes.extend(status.problems.iter().chain(&status.hints).map(|p| format!("{}: {p}", status.node)));
         for peer in &status.peers {
             let tunnel = peer.tunnel.map(|t| t.to_string()).unwrap_or_default();
-            notes.push(format!("{} → {} by {tunnel}: {}", status.node, peer.node, peer.pod_cidrs.join(", ")));
+            let network = peer.network.as_ref().map(|network| format!(" (still {network})")).unwrap_or_default();
+            notes.push(format!("{} → {} by {tunnel}: {}{network}", status.node, peer.node, peer.pod_cidrs.join(", ")));
         }
         for (reason, count) in status.counters.iter().filter(|(name, n)| name.starts_with("drop.") && **n > 0) {
             notes.push(format!("{}: {reason} {count}", status.node));

@@ -41,6 +41,8 @@ pub struct AgentConfig {
     pub run_dir: PathBuf,
     /// Where the container runtime looks for CNI configuration; the agent writes its own there, last.
     pub cni_conf_dir: PathBuf,
+    /// Where CNI plugins keep their state: leases of a network that was here before.
+    pub cni_state_dir: PathBuf,
     /// Pod ranges of the whole cluster, at most one a family.
     pub cluster_cidrs: Vec<ipnet_text::Cidr>,
     /// Service ranges, at most one a family.
@@ -87,6 +89,7 @@ impl Default for AgentConfig {
             state_dir: "/var/lib/towpath".into(),
             run_dir: "/run/towpath".into(),
             cni_conf_dir: "/etc/cni/net.d".into(),
+            cni_state_dir: "/var/lib/cni".into(),
             cluster_cidrs: vec![ipnet_text::Cidr("10.244.0.0/16".to_owned())],
             service_cidrs: vec![ipnet_text::Cidr("10.96.0.0/12".to_owned())],
             service_proxy: Duty::Auto,
@@ -121,6 +124,12 @@ impl AgentConfig {
     /// Where `towpath node install` notes the URL of the API server that the node's kubelet talks to.
     pub fn api_server_note(&self) -> PathBuf {
         self.run_dir.join("api-server")
+    }
+
+    /// What `towpath node migrate --clean` writes to have the agent put its own tunnel device in the place of Flannel's; the agent
+    /// removes it when that is done.
+    pub fn take_tunnel_note(&self) -> PathBuf {
+        self.run_dir.join("take-tunnel")
     }
 
     /// Socket on which `towpath carry` takes its feed (root only).

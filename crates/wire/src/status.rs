@@ -47,6 +47,9 @@ pub struct AgentStatus {
     pub connections: u32,
     /// Packets by reason, `drop.*` for drops.
     pub counters: std::collections::BTreeMap<String, u64>,
+    /// Pods of this node that the network before still connects, as `namespace/name`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pods_of_predecessor: Vec<String>,
 }
 
 /// One peer.
@@ -59,4 +62,7 @@ pub struct PeerStatus {
     pub tunnel: Option<IpAddr>,
     /// Its pod ranges.
     pub pod_cidrs: Vec<String>,
+    /// The network that connects its pods, if it is not this one (`flannel`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<String>,
 }

@@ -331,6 +331,11 @@ impl<I: PodIndex, P: PodPlumber> Operations<I, P> {
         }
         self.leases.device_gone(&self.plumber.device_name(owner));
         self.on_disk(|leases, owner| leases.release(&owner), owner.clone()).await?;
+        // A container that the network before made: its own plugin is not asked any more.
+        let before = |leases: &LeaseStore, owner: Attachment| {
+            leases.release_before(owner.container_id()).map_err(|source| LeaseError::Before { source })
+        };
+        self.on_disk(before, owner.clone()).await?;
         self.queue.take_out(owner).map_err(|error| {
             CniError::new(ErrorCode::Io, format!("cannot take the DEL of {owner} out of the queue: {error}"))
         })

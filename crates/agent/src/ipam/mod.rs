@@ -38,6 +38,7 @@ use towpath_plan::ipam::{Holder, IpamError, Pool, REST, Usage, gateway_of};
 use towpath_wire::cni::{AddRequest, Attachment};
 
 use crate::cni_server::{Attached, Device};
+use crate::predecessor::host_local::{HostLocal, HostLocalLease};
 
 #[cfg(test)]
 pub(crate) mod tests;
@@ -54,6 +55,14 @@ pub enum LeaseError {
         operation: &'static str,
         /// On which file or directory.
         path: PathBuf,
+        /// What came of it.
+        source: io::Error,
+    },
+    /// The leases of another network.
+    #[error(
+        "cannot read the leases of the network that was here before: {source}; an address that is in use could be given again"
+    )]
+    Before {
         /// What came of it.
         source: io::Error,
     },
@@ -82,6 +91,8 @@ pub struct LeaseStore {
     inner: Mutex<Inner>,
     /// Counts changes of leases, for who follows them.
     changes: watch::Sender<u64>,
+    /// Leases of the network that was here before.
+    before: Option<HostLocal>,
     _lock: File,
 }
 
@@ -128,11 +139,69 @@ impl LeaseStore {
         // Released times count from an epoch in the past, so that ages from before this start can be told apart.
         let epoch = Instant::now().checked_sub(REST).unwrap_or_else(Instant::now);
         let inner = Mutex::new(Inner { pool: Pool::new(ranges)?, ..Inner::default() });
-        let store =
-            Self { live, released, damaged, disk, epoch, inner, changes: watch::Sender::default(), _lock: lock };
+        let changes = watch::Sender::default();
+        let store = Self { live, released, damaged, disk, epoch, inner, changes, before: None, _lock: lock };
         store.load()?;
         store.load_released()?;
         Ok(store)
+    }
+
+    /// Heeds the leases of a network that was here before: they are looked at before each allocation, since its plugin may still be
+    /// at work.
+    pub fn after(self, before: HostLocal) -> Self {
+        Self { before: Some(before), ..self }
+    }
+
+    /// Leases of the network that was here before.
+    ///
+    /// # Errors
+    /// They cannot be read.
+    pub fn leases_before(&self) -> io::Result<Vec<HostLocalLease>> {
+        self.before.as_ref().map_or_else(|| Ok(Vec::new()), HostLocal::leases)
+    }
+
+    /// Whether an address was given here, now or before.
+    pub fn knows(&self, address: IpAddr) -> bool {
+        let inner = self.lock();
+        matches!(inner.pool.holder(address), Some(Holder::Attachment(_) | Holder::Device(_)))
+            || inner.pool.is_resting(address)
+    }
+
+    /// Holds exactly these addresses for the network that was here before; lets go of others held for it.
+    pub fn hold_for_predecessor(&self, addresses: &BTreeSet<IpAddr>) {
+        let now = self.now();
+        let mut inner = self.lock();
+        let gone: Vec<Holder> = inner
+            .pool
+            .holders()
+            .map(|(holder, _)| holder)
+            .filter(|holder| matches!(holder, Holder::Predecessor(address) if !addresses.contains(address)))
+            .cloned()
+            .collect();
+        for holder in gone {
+            inner.pool.release(&holder, now);
+        }
+        for address in addresses {
+            keep_off(&mut inner.pool, *address);
+        }
+    }
+
+    /// Gives back what the network before gave to a container that is gone.
+    ///
+    /// # Errors
+    /// Its lease cannot be read or removed.
+    pub fn release_before(&self, container: &str) -> io::Result<()> {
+        let Some(before) = &self.before else { return Ok(()) };
+        let released = before.release(container)?;
+        if !released.is_empty() {
+            tracing::info!(container, addresses = ?released, "released what the network before gave to it");
+        }
+        let now = self.now();
+        let mut inner = self.lock();
+        for address in released {
+            inner.pool.release(&Holder::Predecessor(address), now);
+        }
+        Ok(())
     }
 
     /// Reads `leases/`; sets aside what cannot be believed.
@@ -276,12 +345,16 @@ impl LeaseStore {
     /// Blocks on the disk.
     pub fn reserve(&self, request: &AddRequest) -> Result<Lease, LeaseError> {
         let owner = &request.attachment;
+        let theirs = self.leases_before().map_err(|source| LeaseError::Before { source })?;
         let lease = {
             let mut inner = self.lock();
             if let Some(lease) = inner.leases.get(owner) {
                 return Ok(lease.clone());
             }
             let now = self.now();
+            for lease in theirs.iter().filter(|lease| !lease.outlived) {
+                keep_off(&mut inner.pool, lease.address);
+            }
             let allocation = inner.pool.allocate(owner, now)?;
             if let Some(rested) = allocation.hurried {
                 tracing::warn!(%owner, addresses = ?allocation.addresses, seconds = rested.as_secs(),
@@ -424,7 +497,7 @@ impl LeaseStore {
             .map(|(holder, _)| holder)
             .filter(|holder| match holder {
                 Holder::Device(name) => !strangers.iter().any(|d| d.name == *name),
-                Holder::Attachment(_) => false,
+                Holder::Attachment(_) | Holder::Predecessor(_) => false,
             })
             .cloned()
             .collect();
@@ -452,6 +525,17 @@ impl LeaseStore {
     pub fn device_gone(&self, name: &str) {
         let now = self.now();
         self.lock().pool.release(&Holder::Device(name.to_owned()), now);
+    }
+}
+
+/// Holds an address for the network that was here before, unless somebody has it.
+fn keep_off(pool: &mut Pool, address: IpAddr) {
+    match pool.holder(address) {
+        Some(Holder::Predecessor(_)) => {}
+        None => drop(pool.adopt(Holder::Predecessor(address), &[address])),
+        Some(holder) => {
+            tracing::error!(%address, %holder, "two claim one address: a container of the network before holds it too; recreate its pod");
+        }
     }
 }
 

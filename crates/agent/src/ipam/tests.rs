@@ -279,3 +279,55 @@ fn opening_can_be_cut_anywhere_and_is_whole_the_next_time() {
         }
     }
 }
+
+/// A state directory of CNI plugins in which `host-local` gave addresses to these containers.
+fn before(dir: &Path, leases: &[(&str, &str)]) -> HostLocal {
+    let network = dir.join("cni/networks/cbr0");
+    std::fs::create_dir_all(&network).unwrap();
+    for (address, container) in leases {
+        std::fs::write(network.join(address), format!("{container}\r\neth0")).unwrap();
+    }
+    HostLocal::new(&dir.join("cni"))
+}
+
+#[test]
+fn what_the_network_before_gave_is_given_to_nobody_until_its_container_is_gone() {
+    let dir = tempfile::tempdir().unwrap();
+    let range = ["10.244.1.0/29".parse().unwrap()];
+    let store = LeaseStore::open(&dir.path().join("state"), &range, Arc::new(RealDisk)).unwrap();
+    let store = store.after(before(dir.path(), &[("10.244.1.2", "old-1"), ("10.244.1.3", "old-2")]));
+    let address = |id: &str| store.reserve(&request(id)).unwrap().addresses[0].to_string();
+    assert_eq!(address("a"), "10.244.1.4");
+    // Its plugin was at work a moment ago.
+    before(dir.path(), &[("10.244.1.5", "late")]);
+    assert_eq!(address("b"), "10.244.1.6");
+    let error = store.reserve(&request("c")).unwrap_err().to_string();
+    assert!(error.contains("5 of 5 are taken"), "{error}");
+
+    store.release_before("old-2").unwrap();
+    assert!(!dir.path().join("cni/networks/cbr0/10.244.1.3").exists());
+    assert_eq!(address("c"), "10.244.1.3");
+    store.release_before("never-heard-of").unwrap();
+    assert!(store.reserve(&request("d")).is_err());
+}
+
+#[test]
+fn addresses_of_pods_before_are_held_as_long_as_they_are_said_and_ours_are_told_apart() {
+    let dir = tempfile::tempdir().unwrap();
+    let range = ["10.244.1.0/29".parse().unwrap()];
+    let store = LeaseStore::open(dir.path(), &range, Arc::new(RealDisk)).unwrap();
+    let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+    store.hold_for_predecessor(&BTreeSet::from([ip("10.244.1.2"), ip("10.244.1.3")]));
+    let ours = store.reserve(&request("a")).unwrap().addresses[0];
+    assert_eq!(ours, ip("10.244.1.4"));
+    assert!(store.knows(ours) && !store.knows(ip("10.244.1.2")));
+    // An address that is ours is not taken away, whoever claims it.
+    store.hold_for_predecessor(&BTreeSet::from([ip("10.244.1.3"), ours]));
+    assert_eq!(store.lease(&owner("a")).unwrap().addresses, [ours]);
+    store.release(&owner("a")).unwrap();
+    assert!(store.knows(ours), "what was ours a moment ago is no pod of the network before");
+    // The fresh ones first, then the longest released: the pod's before.
+    let rest: Vec<String> =
+        ["b", "c", "d"].iter().map(|id| store.reserve(&request(id)).unwrap().addresses[0].to_string()).collect();
+    assert_eq!(rest, ["10.244.1.5", "10.244.1.6", "10.244.1.2"]);
+}

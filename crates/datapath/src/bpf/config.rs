@@ -112,6 +112,17 @@ pub struct NodeConfig {
     pub node_ports: (u16, u16),
     /// The node has no routing rules but the kernel's and ours, so its main table alone says where packets go.
     pub plain_routing: bool,
+    /// The tunnel device is another network's, without metadata: what it is given finds its node by that device's own tables.
+    pub borrowed_tunnel: bool,
+}
+
+/// What packets of pods come by besides our own devices, where another network was here before or still is on other nodes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Surroundings {
+    /// Devices by which packets of other nodes' pods come without an envelope of ours, IPv4 and IPv6; 0: none.
+    pub plain: [u32; 2],
+    /// Addresses in this node's ranges that are no pods of ours, with the device that each is reached by.
+    pub elsewhere: Vec<(IpAddr, u32)>,
 }
 
 /// What is known about the policies of a pod.

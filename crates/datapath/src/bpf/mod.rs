@@ -46,7 +46,7 @@ use services::ServiceMaps;
 
 pub use adopt::Adopted;
 pub use budget::{Held, Holder};
-pub use config::{BpfConfig, Changes, Hook, Isolation, Limits, NodeConfig};
+pub use config::{BpfConfig, Changes, Hook, Isolation, Limits, NodeConfig, Surroundings};
 pub use error::{Error, Result};
 pub use features::Feature;
 #[cfg(test)]
@@ -233,6 +233,11 @@ impl Programs {
     /// The node's own facts.
     pub fn apply_node(&mut self, node: &NodeConfig) -> Result<Changes> {
         self.node.apply_node(node)
+    }
+
+    /// What besides the tunnel packets come by; the next [`Programs::apply_peers`] writes it.
+    pub fn surround(&mut self, surroundings: Surroundings) {
+        self.node.surround(surroundings);
     }
 
     /// Ranges and addresses of all nodes, this one included.

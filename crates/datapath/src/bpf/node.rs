@@ -4,13 +4,16 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 
 use libbpf_rs::Object;
-use towpath_model::desired::NodePeer;
+use towpath_model::desired::{NodePeer, Reach};
 
-use super::config::{Changes, NodeConfig};
+use super::config::{Changes, NodeConfig, Surroundings};
 use super::error::Result;
 use super::map::Map;
 use super::mirror::Mirror;
-use crate::abi::{self, Addr, Be16, CidrKey, TP_MODE_VXLAN, TP_NODE_PLAIN_ROUTING, TP_PEER_LOCAL, TP_PEER_NODE};
+use crate::abi::{
+    self, Addr, Be16, CidrKey, TP_MODE_VXLAN, TP_NODE_BORROWED_TUNNEL, TP_NODE_PLAIN_ROUTING, TP_PEER_LOCAL,
+    TP_PEER_NODE, TP_PEER_PLAIN,
+};
 
 /// `tp_node_config`, `tp_peers` and `tp_revision`.
 #[derive(Debug)]
@@ -18,6 +21,7 @@ pub(crate) struct NodeMaps {
     config: Mirror<u32, abi::NodeConfig>,
     peers: Mirror<CidrKey, abi::Peer>,
     revision: Map<u32, u32>,
+    surroundings: Surroundings,
 }
 
 /// The first address of a family, or the zero address.
@@ -41,23 +45,35 @@ fn encode(node: &NodeConfig) -> abi::NodeConfig {
         nodeport_min: Be16::new(node.node_ports.0),
         nodeport_max: Be16::new(node.node_ports.1),
         tunnel_mac: node.tunnel_mac,
-        flags: if node.plain_routing { TP_NODE_PLAIN_ROUTING } else { 0 },
+        flags: if node.plain_routing { TP_NODE_PLAIN_ROUTING } else { 0 }
+            | if node.borrowed_tunnel { TP_NODE_BORROWED_TUNNEL } else { 0 },
         pad: 0,
     }
 }
 
 /// Prefixes of all nodes. A node's own address wins over a range that is written the same.
-fn prefixes(peers: &[NodePeer]) -> HashMap<CidrKey, abi::Peer> {
+fn prefixes(peers: &[NodePeer], surroundings: &Surroundings) -> HashMap<CidrKey, abi::Peer> {
     let mut wanted = HashMap::new();
+    let [plain_v4, plain_v6] = surroundings.plain;
     for peer in peers {
-        let tunnel = Addr::new(peer.tunnel);
+        let reach = peer.flannel.map(|flannel| flannel.reach);
+        let plain = if reach == Some(Reach::Route) { TP_PEER_PLAIN } else { 0 };
+        let mac = if let Some(Reach::TunnelTo(mac)) = reach { mac } else { [0; 6] };
         let local = if peer.local { TP_PEER_LOCAL } else { 0 };
+        let entry = abi::Peer { tunnel: Addr::new(peer.tunnel), flags: local | plain, ifindex: 0, mac, pad: [0; 2] };
         for net in &peer.pod_cidrs {
-            wanted.entry(CidrKey::new(*net)).or_insert(abi::Peer { tunnel, flags: local, pad: 0 });
+            let device = if net.addr().is_ipv4() { plain_v4 } else { plain_v6 };
+            let ifindex = if reach.is_some() { device } else { 0 };
+            wanted.entry(CidrKey::new(*net)).or_insert(abi::Peer { ifindex, ..entry });
         }
-        for address in &peer.addresses {
-            wanted.insert(CidrKey::host(*address), abi::Peer { tunnel, flags: local | TP_PEER_NODE, pad: 0 });
+        // The tunnel address may be one that the node's object does not list: Flannel's public-ip.
+        for address in peer.addresses.iter().chain([&peer.tunnel]) {
+            wanted.insert(CidrKey::host(*address), abi::Peer { flags: entry.flags | TP_PEER_NODE, ..entry });
         }
+    }
+    for (address, ifindex) in &surroundings.elsewhere {
+        let entry = abi::Peer { flags: TP_PEER_LOCAL, ifindex: *ifindex, ..abi::Peer::default() };
+        wanted.entry(CidrKey::host(*address)).or_insert(entry);
     }
     wanted
 }
@@ -68,6 +84,7 @@ impl NodeMaps {
             config: Mirror::open(object, "tp_node_config")?,
             peers: Mirror::open(object, "tp_peers")?,
             revision: Map::open(object, "tp_revision")?,
+            surroundings: Surroundings::default(),
         })
     }
 
@@ -76,8 +93,12 @@ impl NodeMaps {
         Ok(Changes { written, removed: 0 })
     }
 
+    pub(crate) fn surround(&mut self, surroundings: Surroundings) {
+        self.surroundings = surroundings;
+    }
+
     pub(crate) fn apply_peers(&mut self, peers: &[NodePeer]) -> Result<Changes> {
-        let wanted = prefixes(peers);
+        let wanted = prefixes(peers, &self.surroundings);
         let mut changes = self.peers.put_all(wanted.iter().map(|(key, peer)| (*key, *peer)))?;
         changes += self.peers.retain(|key| wanted.contains_key(key))?;
         Ok(changes)

@@ -38,6 +38,8 @@ pub struct Link {
     pub kind: Option<InfoKind>,
     /// Of a VXLAN device: collects metadata, and its UDP port.
     pub vxlan: Option<(bool, u16)>,
+    /// Of a VXLAN device that does not collect metadata: its network identifier.
+    pub vni: Option<u32>,
 }
 
 /// All devices of the namespace.
@@ -238,6 +240,7 @@ fn read(message: LinkMessage) -> Link {
         mac: None,
         kind: None,
         vxlan: None,
+        vni: None,
     };
     for attribute in message.attributes {
         match attribute {
@@ -259,7 +262,9 @@ fn read_info(link: &mut Link, infos: Vec<LinkInfo>) {
             LinkInfo::Data(InfoData::Vxlan(facts)) => {
                 let collect = facts.iter().any(|f| matches!(f, InfoVxlan::CollectMetadata(true)));
                 let port = facts.iter().find_map(|f| if let InfoVxlan::Port(port) = f { Some(*port) } else { None });
+                let vni = facts.iter().find_map(|f| if let InfoVxlan::Id(id) = f { Some(*id) } else { None });
                 link.vxlan = Some((collect, port.unwrap_or(0)));
+                link.vni = vni.filter(|_| !collect);
             }
             _ => {}
         }

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
-use rtnetlink::packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState};
+use rtnetlink::packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
+};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage as Message};
 
 use super::error::Error;
@@ -60,6 +62,95 @@ pub fn ensure(
             other => other?,
         }
     }
+    Ok(done)
+}
+
+/// Makes permanent entries on a device that is not ours: what is there besides stays. What was changed, in words.
+pub fn ensure_among(
+    netlink: &mut Netlink,
+    device: u32,
+    name: &str,
+    wanted: &BTreeMap<IpAddr, [u8; 6]>,
+) -> Result<Vec<String>, Error> {
+    let present = list(netlink, device)?;
+    let missing = wanted.iter().filter(|(address, mac)| present.get(address) != Some(mac));
+    let requests: Vec<Request> = missing.map(|(address, mac)| set(device, name, *address, *mac)).collect();
+    let done = requests.iter().map(|r| r.operation.clone()).collect();
+    netlink.batch(requests).into_iter().collect::<Result<(), Error>>()?;
+    Ok(done)
+}
+
+/// Request: answer on the device for an address that is elsewhere (a proxy entry; IPv6 answers for nothing else, RFC 4861 §7.2.8).
+pub fn answer_for(device: u32, name: &str, address: IpAddr) -> Request {
+    let mut message = message(device, address);
+    message.header.flags = NeighbourFlags::Proxy;
+    Request::new(format!("answer for {address} on device {name}"), Message::NewNeighbour(message), NLM_F_CREATE)
+}
+
+/// Request: answer for it no longer.
+pub fn no_longer_answer_for(device: u32, name: &str, address: IpAddr) -> Request {
+    let mut message = message(device, address);
+    message.header.flags = NeighbourFlags::Proxy;
+    Request::new(format!("no longer answer for {address} on device {name}"), Message::DelNeighbour(message), 0)
+}
+
+/// The forwarding table of a VXLAN device: the outer destination of each MAC address.
+pub fn forwarding(netlink: &mut Netlink, device: u32) -> Result<BTreeMap<[u8; 6], IpAddr>, Error> {
+    let mut filter = NeighbourMessage::default();
+    filter.header.family = AddressFamily::Bridge;
+    filter.header.ifindex = device;
+    let mut entries = BTreeMap::new();
+    for answer in netlink.dump("list a VXLAN device's forwarding table", Message::GetNeighbour(filter))? {
+        let Message::NewNeighbour(entry) = answer else { continue };
+        if entry.header.ifindex != device {
+            continue;
+        }
+        let (mut address, mut mac) = (None, None);
+        for attribute in &entry.attributes {
+            match attribute {
+                NeighbourAttribute::Destination(NeighbourAddress::Other(bytes)) => address = from_bytes(bytes),
+                NeighbourAttribute::LinkLayerAddress(bytes) => mac = bytes.clone().try_into().ok(),
+                _ => {}
+            }
+        }
+        entries.extend(mac.zip(address));
+    }
+    Ok(entries)
+}
+
+fn from_bytes(bytes: &[u8]) -> Option<IpAddr> {
+    let v4 = <[u8; 4]>::try_from(bytes).map(IpAddr::from);
+    v4.or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from)).ok()
+}
+
+/// Has a VXLAN device that is not ours send frames for each MAC address to an outer destination; what is there besides stays. What
+/// was changed, in words.
+pub fn ensure_forwarding(
+    netlink: &mut Netlink,
+    device: u32,
+    name: &str,
+    wanted: &BTreeMap<[u8; 6], IpAddr>,
+) -> Result<Vec<String>, Error> {
+    let present = forwarding(netlink, device)?;
+    let missing = wanted.iter().filter(|(mac, address)| present.get(*mac) != Some(address));
+    let request = |(mac, address): (&[u8; 6], &IpAddr)| {
+        let bytes = match address {
+            IpAddr::V4(v4) => v4.octets().to_vec(),
+            IpAddr::V6(v6) => v6.octets().to_vec(),
+        };
+        let mut message = NeighbourMessage::default();
+        message.header.family = AddressFamily::Bridge;
+        message.header.ifindex = device;
+        message.header.state = NeighbourState::Permanent;
+        message.header.flags = NeighbourFlags::Own;
+        message.attributes.push(NeighbourAttribute::Destination(NeighbourAddress::Other(bytes)));
+        message.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.to_vec()));
+        let operation = format!("send frames for {} on device {name} to {address}", mac::text(*mac));
+        Request::new(operation, Message::NewNeighbour(message), NLM_F_CREATE | NLM_F_REPLACE)
+    };
+    let requests: Vec<Request> = missing.map(request).collect();
+    let done = requests.iter().map(|r| r.operation.clone()).collect();
+    netlink.batch(requests).into_iter().collect::<Result<(), Error>>()?;
     Ok(done)
 }
 

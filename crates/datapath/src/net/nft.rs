@@ -44,6 +44,8 @@ pub struct Facts {
     pub dns: Vec<IpAddr>,
     /// UDP port of the tunnel.
     pub tunnel_port: u16,
+    /// Packets between pods are tracked: another network's pods are here, whose rules and translations go by what is tracked.
+    pub track_pods: bool,
 }
 
 /// The table in the kernel, as far as this process knows.
@@ -84,6 +86,18 @@ pub fn is_present() -> Result<bool, Error> {
 pub fn delete() -> Result<(), Error> {
     let table = json!({"table": {"family": "inet", "name": TABLE}});
     nft(&["-j", "-f", "-"], Some(&json!({"nftables": [{"add": table}, {"delete": table}]}))).map(drop)
+}
+
+/// Everything that the kernel lists, of all tables.
+pub(crate) fn list_all() -> Result<Value, Error> {
+    let output = nft(&["-j", "list", "ruleset"], None)?;
+    serde_json::from_slice(&output)
+        .map_err(|e| Error::Nft { reason: format!("`nft -j list ruleset` printed no JSON: {e}") })
+}
+
+/// Carries a transaction out.
+pub(crate) fn run(transaction: &Value) -> Result<(), Error> {
+    nft(&["-j", "-f", "-"], Some(transaction)).map(drop)
 }
 
 /// The table as the kernel lists it, without handles; none when it is not there.
@@ -179,7 +193,7 @@ fn family_rules(family: u8, facts: &Facts) -> Vec<Value> {
     if let Some(own) = facts.own.iter().find(|own| own.is_ipv4() == (family == 4)) {
         rules.push(source_for_kube_proxy(ip, *own));
     }
-    if let Some(cluster) = of(&facts.cluster) {
+    if let Some(cluster) = of(&facts.cluster).filter(|_| !facts.track_pods) {
         let both = vec![equal(source(), cluster.clone()), equal(destination(), cluster), json!({"notrack": null})];
         rules.push(rule("raw-prerouting", "pod to pod needs no tracking", both));
     }
@@ -290,6 +304,7 @@ mod tests {
             untranslated: Vec::new(),
             dns: vec!["169.254.116.10".parse().unwrap()],
             tunnel_port: 8472,
+            track_pods: false,
         }
     }
 
@@ -300,5 +315,12 @@ mod tests {
         assert!(!text.contains("ip6"), "{text}");
         assert!(!text.contains("10.244.1.0\",\"len\":24}},{"), "own pods are part of the cluster: aggregated");
         assert!(text.contains("fully-random"));
+    }
+
+    #[test]
+    fn pods_of_another_network_are_tracked() {
+        let why = "pod to pod needs no tracking";
+        assert!(ruleset(&facts()).to_string().contains(why));
+        assert!(!ruleset(&Facts { track_pods: true, ..facts() }).to_string().contains(why));
     }
 }

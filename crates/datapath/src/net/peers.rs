@@ -4,11 +4,16 @@
 //! own gateway address; its permanent neighbour entry names the remote tunnel device's computed MAC, so nothing is ever
 //! asked on the overlay. Other nodes' own addresses have the same in a table that only packets from our pods look into,
 //! because an underlay may drop pod sources.
+//!
+//! Over a tunnel device that another network lent (Flannel's, while its pods are here) routes carry no tunnel key: the device finds the
+//! node by the MAC address in its forwarding table, which is written too. Next hops are then the ranges' network addresses, as
+//! Flannel's, so that its entries and ours are the same.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use towpath_model::desired::NodePeer;
+use ipnet::IpNet;
+use towpath_model::desired::{NodePeer, Reach};
 
 use super::route::{Encap, Route};
 use super::{MAIN_TABLE, NODE_TABLE, gateway_of, host_range, mac, of_family};
@@ -22,6 +27,13 @@ pub struct Tunnel {
     pub id: u32,
     /// The node's own addresses: outer sources, and sources of the node's own packets to pods.
     pub addresses: Vec<IpAddr>,
+    /// Gateways of the node's pod ranges: sources of its packets to pods of Flannel's nodes, which would answer a node's address
+    /// past the tunnel.
+    pub gateways: Vec<IpAddr>,
+    /// The device is another network's.
+    pub lent: bool,
+    /// Index of the uplink.
+    pub uplink: u32,
 }
 
 /// What should be there for the peers.
@@ -33,6 +45,10 @@ pub struct PeerTables {
     pub nodes: Vec<Route>,
     /// Next hops on the tunnel device.
     pub neighbours: BTreeMap<IpAddr, [u8; 6]>,
+    /// Of a lent tunnel device: where frames for a MAC address go.
+    pub forwarding: BTreeMap<[u8; 6], IpAddr>,
+    /// Ranges whose route another network may have made; it serves as well.
+    pub yielding: BTreeSet<IpNet>,
     /// Peers that cannot be reached as things are, in words.
     pub problems: Vec<String>,
 }
@@ -42,6 +58,10 @@ pub fn tables(tunnel: &Tunnel, peers: &[NodePeer]) -> PeerTables {
     let mut tables = PeerTables::default();
     let mut taken = BTreeSet::new();
     for peer in peers.iter().filter(|p| !p.local) {
+        // What Flannel's own device for IPv6 does beside the lent one is not repeated.
+        if tunnel.lent && peer.tunnel.is_ipv6() && tunnel.addresses.iter().any(IpAddr::is_ipv4) {
+            continue;
+        }
         let Some(source) = of_family(&tunnel.addresses, peer.tunnel) else {
             tables.problems.push(format!(
                 "node {}: its tunnel address {} has a family that this node has no address of",
@@ -49,37 +69,83 @@ pub fn tables(tunnel: &Tunnel, peers: &[NodePeer]) -> PeerTables {
             ));
             continue;
         };
-        let encap = Encap { id: tunnel.id, source, destination: peer.tunnel };
-        let route = |table, destination, gateway| Route {
-            table,
-            destination,
-            device: tunnel.device,
-            gateway: Some(gateway),
-            source: of_family(&tunnel.addresses, gateway),
-            encap: Some(encap.clone()),
-        };
+        let path = Path::to(tunnel, peer, source);
         let mut gateways = Vec::new();
         for range in &peer.pod_cidrs {
-            let Some(gateway) = gateway_of(*range).filter(|_| taken.insert((MAIN_TABLE, range.trunc()))) else {
+            let Some(gateway) = path.next_hop(*range).filter(|_| taken.insert((MAIN_TABLE, range.trunc()))) else {
                 tables
                     .problems
                     .push(format!("node {}: pod range {range} is another node's, or a single address", peer.name));
                 continue;
             };
-            gateways.push(gateway);
-            tables.neighbours.insert(gateway, mac::of_tunnel(peer.tunnel));
-            tables.ranges.push(route(MAIN_TABLE, range.trunc(), gateway));
+            if tunnel.lent || peer.flannel.is_some() {
+                tables.yielding.insert(range.trunc());
+            }
+            tables.ranges.push(path.route(MAIN_TABLE, range.trunc(), gateway));
+            if let Some(mac) = path.mac {
+                gateways.push(gateway);
+                tables.neighbours.insert(gateway, mac);
+                tables.forwarding.extend(tunnel.lent.then_some((mac, peer.tunnel)));
+            }
         }
         for address in &peer.addresses {
             let Some(gateway) = of_family(&gateways, *address) else { continue };
             if taken.insert((NODE_TABLE, host_range(*address))) {
-                tables.nodes.push(route(NODE_TABLE, host_range(*address), gateway));
+                tables.nodes.push(path.route(NODE_TABLE, host_range(*address), gateway));
             } else {
                 tables.problems.push(format!("node {}: address {address} is another node's too", peer.name));
             }
         }
     }
     tables
+}
+
+/// How the kernel's routes lead to a peer.
+struct Path<'a> {
+    tunnel: &'a Tunnel,
+    peer: &'a NodePeer,
+    /// Of the peer's tunnel device; none: packets go as they are.
+    mac: Option<[u8; 6]>,
+    encap: Option<Encap>,
+    /// What the node's own packets have as their source, at most one a family.
+    sources: &'a [IpAddr],
+}
+
+impl<'a> Path<'a> {
+    fn to(tunnel: &'a Tunnel, peer: &'a NodePeer, source: IpAddr) -> Self {
+        let mac = match peer.flannel.map(|flannel| flannel.reach) {
+            None | Some(Reach::Tunnel) => Some(mac::of_tunnel(peer.tunnel)),
+            Some(Reach::TunnelTo(mac)) => Some(mac),
+            Some(Reach::Route) => None,
+        };
+        let encap = Encap { id: tunnel.id, source, destination: peer.tunnel };
+        let sources = match (mac, peer.flannel) {
+            // The device's own address is the one that Flannel's nodes answer in the tunnel.
+            (Some(_), _) if tunnel.lent => &[],
+            (Some(_), Some(flannel)) if !flannel.taken_over => tunnel.gateways.as_slice(),
+            _ => tunnel.addresses.as_slice(),
+        };
+        Self { tunnel, peer, mac, encap: Some(encap).filter(|_| mac.is_some() && !tunnel.lent), sources }
+    }
+
+    fn next_hop(&self, range: IpNet) -> Option<IpAddr> {
+        match (self.mac, self.tunnel.lent) {
+            (None, _) => Some(self.peer.tunnel).filter(|next| next.is_ipv4() == range.addr().is_ipv4()),
+            (Some(_), true) => gateway_of(range).map(|_| range.network()),
+            (Some(_), false) => gateway_of(range),
+        }
+    }
+
+    fn route(&self, table: u32, destination: IpNet, gateway: IpAddr) -> Route {
+        Route {
+            table,
+            destination,
+            device: if self.mac.is_some() { self.tunnel.device } else { self.tunnel.uplink },
+            gateway: Some(gateway),
+            source: of_family(self.sources, gateway),
+            encap: self.encap.clone(),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -96,11 +162,19 @@ mod tests {
             pod_cidrs: ranges.iter().map(|r| r.parse().unwrap()).collect(),
             tunnel: address,
             local,
+            flannel: None,
         }
     }
 
     fn tunnel() -> Tunnel {
-        Tunnel { device: 7, id: 116, addresses: vec!["192.0.2.1".parse().unwrap()] }
+        Tunnel {
+            device: 7,
+            id: 116,
+            addresses: vec!["192.0.2.1".parse().unwrap()],
+            gateways: vec!["10.244.1.1".parse().unwrap()],
+            lent: false,
+            uplink: 2,
+        }
     }
 
     #[test]
@@ -136,5 +210,39 @@ mod tests {
         let tables = tables(&tunnel(), &[peer("b", "2001:db8::2", &["10.244.2.0/24"], false)]);
         assert!(tables.ranges.is_empty());
         assert_eq!(tables.problems.len(), 1);
+    }
+
+    const VTEP: [u8; 6] = [0xde, 0xad, 0, 0, 0, 2];
+
+    fn flannels(reach: Reach) -> NodePeer {
+        let flannel = Some(towpath_model::desired::FlannelPeer { reach, taken_over: false });
+        NodePeer { flannel, ..peer("b", "192.0.2.2", &["10.244.2.0/24"], false) }
+    }
+
+    #[test]
+    fn a_node_of_flannels_takes_frames_for_its_own_device_and_answers_a_pod_range_in_the_tunnel() {
+        let tables = tables(&tunnel(), &[flannels(Reach::TunnelTo(VTEP))]);
+        assert_eq!(tables.neighbours[&"10.244.2.1".parse().unwrap()], VTEP);
+        assert_eq!(tables.ranges[0].source, Some("10.244.1.1".parse().unwrap()));
+        assert!(tables.ranges[0].encap.is_some() && tables.forwarding.is_empty());
+    }
+
+    #[test]
+    fn over_a_lent_device_everything_is_as_flannel_makes_it() {
+        let tunnel = Tunnel { lent: true, ..tunnel() };
+        let tables = tables(&tunnel, &[flannels(Reach::TunnelTo(VTEP))]);
+        assert_eq!(tables.ranges[0].gateway, Some("10.244.2.0".parse().unwrap()));
+        assert_eq!((&tables.ranges[0].encap, tables.ranges[0].source), (&None, None));
+        assert_eq!(tables.neighbours[&"10.244.2.0".parse().unwrap()], VTEP);
+        assert_eq!(tables.forwarding[&VTEP], "192.0.2.2".parse::<IpAddr>().unwrap());
+        assert!(tables.yielding.contains(&"10.244.2.0/24".parse().unwrap()));
+    }
+
+    #[test]
+    fn host_gw_is_a_route_over_the_node_itself() {
+        let tables = tables(&tunnel(), &[flannels(Reach::Route)]);
+        let route = &tables.ranges[0];
+        assert_eq!((route.device, route.gateway), (2, Some("192.0.2.2".parse().unwrap())));
+        assert!(route.encap.is_none() && tables.neighbours.is_empty() && tables.nodes.is_empty());
     }
 }

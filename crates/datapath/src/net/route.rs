@@ -15,6 +15,9 @@ use super::error::Error;
 use super::netlink::{Netlink, Request};
 use super::{PROTOCOL, host_range};
 
+/// Metric of refusals: beside a route to the same range that another network's bridge brought, which they stay behind.
+const REFUSAL_METRIC: u32 = 7470;
+
 /// A route of ours.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Route {
@@ -66,7 +69,10 @@ impl Route {
 
     /// Request: delete it.
     pub fn delete(&self) -> Request {
-        self.request("delete", Message::DelRoute(self.message()), 0)
+        let mut message = self.message();
+        // One of an earlier version's may have another metric.
+        message.attributes.retain(|a| !matches!(a, RouteAttribute::Priority(_)));
+        self.request("delete", Message::DelRoute(message), 0)
     }
 
     fn request(&self, verb: &str, message: Message, flags: u16) -> Request {
@@ -97,6 +103,9 @@ impl Route {
         }
         attributes.extend(self.gateway.map(|g| RouteAttribute::Gateway(g.into())));
         attributes.extend(self.source.map(|s| RouteAttribute::PrefSource(s.into())));
+        if self.device == 0 {
+            attributes.push(RouteAttribute::Priority(REFUSAL_METRIC));
+        }
         if let Some(encap) = &self.encap {
             // The kernel reads the type first, but accepts either order.
             attributes.push(RouteAttribute::EncapType(encap.kind()));
@@ -154,6 +163,28 @@ pub fn list(netlink: &mut Netlink, table: u32) -> Result<Vec<Route>, Error> {
     Ok(routes)
 }
 
+/// The device that the kernel's routes lead to for an address; none: they lead nowhere.
+pub fn device_towards(netlink: &mut Netlink, address: IpAddr) -> Result<Option<u32>, Error> {
+    let mut message = RouteMessage::default();
+    let host = host_range(address);
+    message.header.address_family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    message.header.destination_prefix_length = host.prefix_len();
+    message.attributes.push(RouteAttribute::Destination(address.into()));
+    let answers =
+        match netlink.request(Request::new(format!("look up the route to {address}"), Message::GetRoute(message), 0)) {
+            Err(error) if matches!(error.errno(), Some(libc::ENETUNREACH | libc::EHOSTUNREACH | libc::EACCES)) => {
+                return Ok(None);
+            }
+            answers => answers?,
+        };
+    Ok(answers.into_iter().find_map(|answer| match answer {
+        Message::NewRoute(route) if route.header.kind == RouteType::Unicast => {
+            route.attributes.iter().find_map(|a| if let RouteAttribute::Oif(device) = a { Some(*device) } else { None })
+        }
+        _ => None,
+    }))
+}
+
 /// Indexes of the devices that default routes of the main table lead to, whosever the routes are.
 pub fn default_devices(netlink: &mut Netlink) -> Result<Vec<u32>, Error> {
     let mut devices = Vec::new();
@@ -190,21 +221,36 @@ pub fn ensure(
     scope: impl Fn(&Route) -> bool,
     wanted: &[Route],
 ) -> Result<(Vec<String>, Vec<Error>), Error> {
+    ensure_or_yield(netlink, table, scope, wanted, |_| false)
+}
+
+/// As [`ensure`]; where `yields` says so, a route to the same destination that is not ours serves as well.
+pub fn ensure_or_yield(
+    netlink: &mut Netlink,
+    table: u32,
+    scope: impl Fn(&Route) -> bool,
+    wanted: &[Route],
+    yields: impl Fn(IpNet) -> bool,
+) -> Result<(Vec<String>, Vec<Error>), Error> {
     let mut present: BTreeMap<(u32, IpNet), Route> =
         list(netlink, table)?.into_iter().filter(|route| scope(route)).map(|r| (r.key(), r)).collect();
     let mut requests = Vec::new();
+    let mut yielding = Vec::new();
     for route in wanted {
         match present.remove(&route.key()) {
-            Some(same) if same == *route => {}
+            Some(same) if same == *route => continue,
             Some(_) => requests.push(route.replace()),
             None => requests.push(route.add()),
         }
+        yielding.push(yields(route.destination));
     }
     requests.extend(present.values().map(Route::delete));
+    yielding.resize(requests.len(), false);
     let words: Vec<String> = requests.iter().map(|r| r.operation.clone()).collect();
     let (mut done, mut failed) = (Vec::new(), Vec::new());
-    for (operation, result) in words.into_iter().zip(netlink.batch(requests)) {
+    for ((operation, result), yields) in words.into_iter().zip(netlink.batch(requests)).zip(yielding) {
         match result {
+            Err(error) if yields && error.is_present() => {}
             Ok(()) => done.push(operation),
             Err(error) if operation.starts_with("delete") && error.is_absent() => {}
             Err(error) if error.is_present() => failed.push(Error::Refused(format!(
@@ -215,6 +261,18 @@ pub fn ensure(
         }
     }
     Ok((done, failed))
+}
+
+/// Where a route leads to; none: of a family that is not ours.
+pub(crate) fn destination_of(message: &RouteMessage) -> Option<IpNet> {
+    let given =
+        message.attributes.iter().find_map(|a| if let RouteAttribute::Destination(to) = a { ip(to) } else { None });
+    let any = match message.header.address_family {
+        AddressFamily::Inet => IpAddr::from([0_u8; 4]),
+        AddressFamily::Inet6 => IpAddr::from([0_u8; 16]),
+        _ => return None,
+    };
+    IpNet::new(given.unwrap_or(any), message.header.destination_prefix_length).ok()
 }
 
 fn read(message: &RouteMessage) -> Option<Route> {

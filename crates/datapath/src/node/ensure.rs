@@ -9,7 +9,7 @@ use crate::bpf::NodeConfig;
 use crate::error::Error;
 use crate::net::link::{self, Link, TUNNEL_DEVICE};
 use crate::net::route::Route;
-use crate::net::{MAIN_TABLE, NODE_TABLE, address, neighbour, nft, route, rule, sysctl};
+use crate::net::{MAIN_TABLE, NODE_TABLE, address, mac, neighbour, nft, route, rule, sysctl};
 use crate::requests::Applied;
 
 impl Node {
@@ -19,6 +19,9 @@ impl Node {
         let mut changes = self.ensure_forwarding()?;
         let tunnel = self.ensure_tunnel_device(&mut changes)?;
         self.facts.tunnel_ifindex = tunnel.index;
+        if let Some(mac) = tunnel.mac.filter(|_| self.lent.is_some()) {
+            self.facts.tunnel_mac = mac;
+        }
         self.ensure_programs()?;
         if !tunnel.up {
             changes.push(format!("bring device {TUNNEL_DEVICE} up"));
@@ -78,6 +81,11 @@ impl Node {
     /// another configuration: it is replaced.
     fn ensure_tunnel_device(&mut self, changes: &mut Vec<String>) -> Result<Link, Error> {
         let Backend::Vxlan { port, .. } = self.config.settings.backend;
+        if let Some(lent) = self.find_lent_tunnel()? {
+            return Ok(lent);
+        }
+        // It may have been a lent device's until now.
+        self.facts.tunnel_mac = mac::of_tunnel(self.facts.tunnel_address);
         let (mac, mtu) = (self.facts.tunnel_mac, self.facts.tunnel_mtu);
         let netlink = &mut self.netlink;
         let mut present = link::by_name(netlink, TUNNEL_DEVICE)?;
@@ -132,6 +140,7 @@ impl Node {
             tunnel_port: port,
             node_ports: settings.node_ports,
             plain_routing,
+            borrowed_tunnel: self.lent.is_some(),
         })?;
         self.ensure_node_hooks()?;
         let cgroup = match &self.config.cgroup {
@@ -157,11 +166,19 @@ impl Node {
         let tables = self.peer_tables();
         let device = self.facts.tunnel_ifindex;
         applied.problems.extend(tables.problems);
-        applied.note(neighbour::ensure(&mut self.netlink, device, TUNNEL_DEVICE, &tables.neighbours));
+        match &self.lent {
+            None => applied.note(neighbour::ensure(&mut self.netlink, device, TUNNEL_DEVICE, &tables.neighbours)),
+            Some(name) => {
+                applied.note(neighbour::ensure_forwarding(&mut self.netlink, device, name, &tables.forwarding));
+                applied.note(neighbour::ensure_among(&mut self.netlink, device, name, &tables.neighbours));
+            }
+        }
         for (table, wanted) in [(MAIN_TABLE, tables.ranges), (NODE_TABLE, tables.nodes)] {
             // In the main table the others of ours are the pods'. Ours through no device of ours are leftovers.
             let pods: BTreeSet<u32> = self.records.iter().map(|r| r.pod.ifindex).collect();
-            match route::ensure(&mut self.netlink, table, |r| r.device > 0 && !pods.contains(&r.device), &wanted) {
+            let scope = |r: &Route| r.device > 0 && !pods.contains(&r.device);
+            let yields = |range| tables.yielding.contains(&range);
+            match route::ensure_or_yield(&mut self.netlink, table, scope, &wanted, yields) {
                 Ok((changes, failed)) => {
                     applied.changes.extend(changes);
                     applied.problems.extend(failed.iter().map(ToString::to_string));

@@ -144,6 +144,9 @@ impl Node {
             [(facts.tunnel_ifindex, TUNNEL_DEVICE.to_owned(), Hook::FromTunnel)].into_iter().chain(hooks).collect();
         self.leave_devices(&outside)?;
         for (index, device, hook) in hooks {
+            if self.lent.is_some() && (hook == Hook::FromTunnel || self.is_too_early(index, hook)?) {
+                continue;
+            }
             match (self.attachment, &mut self.programs) {
                 (Attachment::Filters, _) => self.ensure_filters(index, &device, &[(hook, Direction::Ingress)])?,
                 (Attachment::Links, Some(programs)) => programs.attach_device(index, hook)?,
@@ -151,6 +154,13 @@ impl Node {
             }
         }
         Ok(())
+    }
+
+    /// Where another network's tunnel is at work (whose device says nothing of outer sources, and is not ours to judge), the uplink's
+    /// program would take its packets for a stranger's until the peers are known. One that a former agent left knows them.
+    fn is_too_early(&self, index: u32, hook: Hook) -> Result<bool, Error> {
+        let Some(programs) = &self.programs else { return Ok(false) };
+        Ok(!self.peers_known && !programs.is_linked(index, hook)?)
     }
 
     /// Takes the uplink's program off devices that are not among those that lead out.

@@ -5,6 +5,7 @@
 
 mod ensure;
 mod hooks;
+pub(crate) mod lent;
 mod pods;
 mod reaper;
 #[cfg(test)]
@@ -56,6 +57,12 @@ pub(crate) struct Node {
     /// What is to be applied before another version's programs go.
     awaited: BTreeSet<Part>,
     peers: Vec<NodePeer>,
+    /// Name of the tunnel device, where it is another network's.
+    lent: Option<String>,
+    /// Bridges of another network on which the node answers for pods here, by index with their names.
+    bridges: BTreeMap<u32, String>,
+    /// Addresses in this node's ranges that another network's pods hold.
+    elsewhere: BTreeSet<IpAddr>,
     /// Whether `apply_peers` was called: before it, what a former agent left stays.
     peers_known: bool,
     nft: nft::Table,
@@ -110,6 +117,9 @@ impl Node {
             unlinked: BTreeMap::new(),
             hooked: Vec::new(),
             awaited,
+            lent: None,
+            bridges: BTreeMap::new(),
+            elsewhere: BTreeSet::new(),
             peers: Vec::new(),
             peers_known: false,
             nft,
@@ -148,7 +158,10 @@ impl Node {
             self.facts = gather_with(&mut self.netlink, &self.config, own)?;
             applied.note(self.ensure_node());
         }
-        self.apply_prefixes()?;
+        self.ensure_surroundings()?;
+        if self.lent.is_some() {
+            self.ensure_node_hooks()?;
+        }
         applied.note(self.ensure_nftables(false));
         self.ensure_peers(&mut applied);
         self.problems = applied.problems.clone();
@@ -187,6 +200,7 @@ impl Node {
     /// See [`crate::Datapath::sweep`].
     pub(crate) fn sweep(&mut self, now: Instant) -> Result<usize, Error> {
         self.forget_buried()?;
+        self.replace_lent_tunnel()?;
         match &mut self.programs {
             Some(programs) => Ok(programs.sweep(now)?),
             None => Ok(0),
@@ -211,7 +225,7 @@ impl Node {
         self.ensure_pods(&mut applied);
         applied.problems.extend(self.take_over());
         if self.peers_known {
-            if let Err(error) = self.apply_prefixes() {
+            if let Err(error) = self.ensure_surroundings() {
                 applied.problems.push(error.to_string());
             }
             self.ensure_peers(&mut applied);
@@ -242,7 +256,14 @@ impl Node {
 
     fn tunnel(&self) -> Tunnel {
         let Backend::Vxlan { vni, .. } = self.config.settings.backend;
-        Tunnel { device: self.facts.tunnel_ifindex, id: vni, addresses: self.config.settings.addresses.clone() }
+        Tunnel {
+            device: self.facts.tunnel_ifindex,
+            id: vni,
+            addresses: self.config.settings.addresses.clone(),
+            gateways: self.facts.gateways.clone(),
+            lent: self.lent.is_some(),
+            uplink: self.facts.uplink_ifindex,
+        }
     }
 
     fn nft_facts(&self) -> nft::Facts {
@@ -261,6 +282,8 @@ impl Node {
             untranslated: settings.non_masquerade_cidrs.clone(),
             dns: settings.dns_addresses.clone(),
             tunnel_port: port,
+            // Before the first peers nothing is known of another network's pods either.
+            track_pods: !self.elsewhere.is_empty() || !self.peers_known,
         }
     }
 
@@ -296,6 +319,7 @@ fn gather_with(netlink: &mut Netlink, config: &DatapathConfig, tunnel: Option<Ip
     }
     uplink::settle(netlink, &settings.addresses, DAD_PATIENCE)?;
     let uplink = uplink::find(netlink, &settings.addresses, config.uplink.as_deref())?;
+    lent::find(netlink, &settings.backend)?;
     let tunnel_mtu = uplink::tunnel_mtu(uplink.mtu, tunnel_address);
     let present = link::by_name(netlink, TUNNEL_DEVICE)?;
     let mut outside = uplink::outside(netlink, &uplink, &config.devices)?;

@@ -159,6 +159,7 @@ impl Node {
         let requests = pod::host_side(link.index, &pod.host_device, pod.mac, &pod.addresses, nodes);
         self.netlink.batch(requests).into_iter().collect::<Result<(), _>>()?;
         pod::set_up_inside(request.netns.as_fd(), &request.ifname, pairs, pod.host_mac)?;
+        self.answer_for(&pod.addresses)?;
         if !link::operational(&mut self.netlink, &pod.host_device, CARRIER_PATIENCE)? {
             tracing::warn!(pod = %pod.name, device = pod.host_device, "the pod's device has no carrier yet");
         }
@@ -192,6 +193,9 @@ impl Node {
             let routes = pod.addresses.iter().map(|a| pod::host_route(link.index, *a, nodes).delete()).collect();
             let failed = self.netlink.batch(routes).into_iter().filter_map(Result::err).filter(|e| !e.is_absent());
             errors.extend(failed.map(Error::from));
+        }
+        if let Some(pod) = &known {
+            self.no_longer_answer_for(&pod.addresses);
         }
         match removal {
             Removal::Now => errors.extend(self.remove_now(device, link.as_ref(), known.as_ref())),

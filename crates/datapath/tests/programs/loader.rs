@@ -180,7 +180,8 @@ fn the_collector_runs_without_the_process_that_armed_it() {
         assert_eq!(usage(&w.programs), 100);
         // The agent dies.
         drop(w);
-        let map = libbpf_rs::MapHandle::from_pinned_path(dir.join("towpath-v2/maps/tp_ct")).unwrap();
+        let map =
+            libbpf_rs::MapHandle::from_pinned_path(dir.join(format!("towpath-v{TP_ABI_VERSION}/maps/tp_ct"))).unwrap();
         let deadline = Instant::now() + Duration::from_secs(30);
         while map.keys().next().is_some() {
             assert!(Instant::now() < deadline, "nothing was collected");

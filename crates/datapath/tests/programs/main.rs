@@ -20,6 +20,7 @@ mod loader;
 mod local_node_ports;
 mod node_paths;
 mod policy;
+mod predecessor;
 mod services;
 mod sockets;
 mod world;

@@ -12,13 +12,15 @@ use crate::world::*;
 fn the_tunnel_delivers_what_the_owning_node_sends() {
     in_world(|w| {
         for h in BOTH.map(hosts) {
-            for (src, outer) in [(h.remote, "192.168.50.2"), (h.node2, "192.168.50.2")] {
-                let frame = arriving(MAC_TUNNEL, src, 4000, h.a, 80, L4::syn());
+            for (src, port, outer) in
+                [(h.remote, 4000, "192.168.50.2"), (h.node2, 4000, "192.168.50.2"), (h.remote, 4001, "fd50::2")]
+            {
+                let frame = arriving(MAC_TUNNEL, src, port, h.a, 80, L4::syn());
                 let got = w.from_tunnel(&frame, outer).into_pod(w.pod_a);
                 assert_eq!((got.src.ip(), got.ttl, got.dst_mac, got.src_mac), (src, 63, MAC_A, MAC_HOST));
-                // The answer goes where the question came from.
-                w.from_pod(&sent_by(h.a, 80, src, 4000, L4::tcp(SYN | ACK))).into_tunnel(w, ip(outer));
-                w.from_tunnel(&arriving(MAC_TUNNEL, src, 4000, h.a, 80, L4::tcp(ACK)), outer).into_pod(w.pod_a);
+                // The answer goes to the node from which the question came, by its tunnel's address whichever that sent from.
+                w.from_pod(&sent_by(h.a, 80, src, port, L4::tcp(SYN | ACK))).into_tunnel(w, ip("192.168.50.2"));
+                w.from_tunnel(&arriving(MAC_TUNNEL, src, port, h.a, 80, L4::tcp(ACK)), outer).into_pod(w.pod_a);
             }
             let to_node = arriving(MAC_TUNNEL, h.remote, 4000, h.node, 22, L4::syn());
             w.from_tunnel(&to_node, "192.168.50.2").passed();
@@ -213,7 +215,12 @@ fn an_ipv6_tunnel_endpoint_is_its_own_address_not_a_mapped_one() {
             w.from_pod(&sent_by(h.a, 4000, h.remote, 80, L4::syn())).into_tunnel(w, ip("fd50::2"));
             let back = arriving(MAC_TUNNEL, h.remote, 80, h.a, 4000, L4::tcp(SYN | ACK));
             w.from_tunnel(&back, "fd50::2").into_pod(w.pod_a);
-            w.from_tunnel(&back, "192.168.50.2").dropped("tunnel_source");
+            // The node's other address is the node's too; no other's is.
+            w.from_tunnel(&back, "192.168.50.2").into_pod(w.pod_a);
+            for outer in ["192.168.50.3", "fd50::3", "198.51.100.2"] {
+                w.from_tunnel(&back, outer).dropped("tunnel_source");
+            }
+            w.from_pod(&sent_by(h.a, 4000, h.remote, 80, L4::tcp(ACK))).into_tunnel(w, ip("fd50::2"));
         }
     });
 }

@@ -222,6 +222,7 @@ pub fn peers() -> Vec<NodePeer> {
             pod_cidrs: vec![net("10.1.0.0/24"), net("fd01::/64")],
             tunnel: ip("192.168.50.1"),
             local: true,
+            flannel: None,
         },
         NodePeer {
             name: NodeName::new("node2"),
@@ -229,6 +230,7 @@ pub fn peers() -> Vec<NodePeer> {
             pod_cidrs: vec![net("10.2.0.0/24"), net("fd02::/64")],
             tunnel: ip("192.168.50.2"),
             local: false,
+            flannel: None,
         },
         NodePeer {
             name: NodeName::new("node3"),
@@ -236,6 +238,7 @@ pub fn peers() -> Vec<NodePeer> {
             pod_cidrs: vec![net("10.3.0.0/24"), net("fd03::/64")],
             tunnel: ip("192.168.50.3"),
             local: false,
+            flannel: None,
         },
     ]
 }
@@ -253,6 +256,7 @@ pub fn node_config(tunnel: u32, uplink: u32) -> NodeConfig {
         tunnel_port: 4789,
         node_ports: (30000, 32767),
         plain_routing: true,
+        borrowed_tunnel: false,
     }
 }
 

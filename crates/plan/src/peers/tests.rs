@@ -1,12 +1,18 @@
 use towpath_model::{Node, NodeName, World};
 
-use super::{Peers, plan};
+use std::collections::{BTreeMap, BTreeSet};
+
+use towpath_model::desired::{FlannelPeer, Reach};
+use towpath_model::flannel::{self, Flannel, Vtep};
+
+use super::{Peers, Tunnels, plan};
 
 fn node(name: &str, addresses: &[&str], cidrs: &[&str]) -> Node {
     Node {
         name: NodeName::new(name),
         labels: Default::default(),
         internal_ips: addresses.iter().map(|a| a.parse().unwrap()).collect(),
+        flannel: None,
         pod_cidrs: cidrs.iter().map(|c| c.parse().unwrap()).collect(),
         ready: true,
     }
@@ -17,7 +23,11 @@ fn world(nodes: Vec<Node>) -> World {
 }
 
 fn planned(nodes: Vec<Node>) -> Peers {
-    plan(&world(nodes), &NodeName::new("n1"), &[])
+    plan(&world(nodes), &NodeName::new("n1"), &[], &tunnels(&[]))
+}
+
+fn tunnels(taken_over: &[&str]) -> Tunnels {
+    Tunnels { vni: 1, taken_over: taken_over.iter().map(|n| NodeName::new(*n)).collect::<BTreeSet<_>>() }
 }
 
 fn names(peers: &Peers) -> Vec<&str> {
@@ -91,13 +101,14 @@ fn ranges_that_overlap_stay_with_their_first_owner() {
         &world(vec![node("n1", &["192.168.0.1"], &["10.244.9.0/24"]), nodes().remove(2)]),
         &NodeName::new("n1"),
         &[],
+        &tunnels(&[]),
     );
     let newcomer = vec![
         node("n1", &["192.168.0.1"], &["10.244.9.0/24"]),
         node("n2", &["192.168.0.2"], &["10.244.1.0/25"]),
         node("n3", &["192.168.0.3"], &["10.244.1.0/24"]),
     ];
-    let peers = plan(&world(newcomer), &NodeName::new("n1"), &before.peers);
+    let peers = plan(&world(newcomer), &NodeName::new("n1"), &before.peers, &tunnels(&[]));
     assert_eq!(names(&peers), ["n1", "n3"], "who was there keeps its range against who comes before it by name");
 }
 
@@ -113,4 +124,86 @@ fn an_address_belongs_to_one_node_and_no_range_covers_one() {
     assert!(refusal(&peers, "n2").contains("already belongs to node n1"));
     assert!(refusal(&peers, "n3").contains("covers 192.168.0.1"));
     assert!(refusal(&peers, "n4").contains("cannot be a node's"));
+}
+
+const MAC: [u8; 6] = [0xde, 0xad, 0, 0, 0, 2];
+
+fn flannels(mut node: Node, annotations: BTreeMap<String, String>) -> Node {
+    node.flannel = Flannel::of(&annotations);
+    node
+}
+
+fn vxlan(node: Node, address: &str, vni: u32) -> Node {
+    flannels(node, flannel::announcing_vxlan(&[(address.parse().unwrap(), Vtep { vni, mac: MAC })]))
+}
+
+#[test]
+fn a_node_of_flannels_is_reached_by_its_device_and_outer_address() {
+    let nodes = || {
+        vec![
+            vxlan(node("n1", &["192.168.0.1"], &["10.244.1.0/24"]), "192.168.0.1", 1),
+            vxlan(node("n2", &["192.168.0.2"], &["10.244.2.0/24"]), "203.0.113.2", 1),
+        ]
+    };
+    let before = plan(&world(nodes()), &NodeName::new("n1"), &[], &tunnels(&["n1"]));
+    assert!(before.refused.is_empty(), "{:?}", before.refused);
+    assert_eq!(before.peers[0].flannel, None, "this node knows itself");
+    let flannel = FlannelPeer { reach: Reach::TunnelTo(MAC), taken_over: false };
+    assert_eq!(before.peers[1].flannel, Some(flannel));
+    assert_eq!(before.peers[1].tunnel.to_string(), "203.0.113.2");
+
+    let after = plan(&world(nodes()), &NodeName::new("n1"), &before.peers, &tunnels(&["n1", "n2"]));
+    assert_eq!(after.peers[1].flannel, Some(FlannelPeer { reach: Reach::TunnelTo(MAC), taken_over: true }));
+    assert_eq!(after.peers[1].tunnel.to_string(), "192.168.0.2", "our agents send from the node's own address");
+
+    let mut bare = nodes();
+    bare[1].flannel = None;
+    let last = plan(&world(bare), &NodeName::new("n1"), &after.peers, &tunnels(&["n1", "n2"]));
+    assert_eq!(
+        last.peers[1].flannel,
+        Some(FlannelPeer { reach: Reach::Tunnel, taken_over: true }),
+        "what is under way as before is still taken"
+    );
+}
+
+#[test]
+fn flannel_has_a_tunnel_a_family() {
+    let ends = ["192.168.0.2", "fd00::2"].map(|address| (address.parse().unwrap(), Vtep { vni: 1, mac: MAC }));
+    let nodes = vec![
+        node("n1", &["192.168.0.1", "fd00::1"], &["10.244.1.0/24", "fd00:1::/64"]),
+        flannels(
+            node("n2", &["192.168.0.2", "fd00::2"], &["10.244.2.0/24", "fd00:2::/64"]),
+            flannel::announcing_vxlan(&ends),
+        ),
+    ];
+    let of = |taken_over: &[&str]| {
+        let peers = plan(&world(nodes.clone()), &NodeName::new("n1"), &[], &tunnels(taken_over)).peers;
+        let show = |p: &towpath_model::desired::NodePeer| format!("{} {} {:?}", p.name, p.tunnel, p.pod_cidrs);
+        peers.iter().filter(|p| !p.local).map(show).collect::<Vec<_>>()
+    };
+    assert_eq!(of(&[]), ["n2 192.168.0.2 [10.244.2.0/24]", "n2 fd00::2 [fd00:2::/64]"]);
+    assert_eq!(of(&["n2"]), ["n2 192.168.0.2 [10.244.2.0/24, fd00:2::/64]"]);
+}
+
+#[test]
+fn host_gw_is_reached_by_route() {
+    let annotations = flannel::announcing_host_gw(&["192.168.0.2".parse().unwrap()]);
+    let peers = planned(vec![
+        node("n1", &["192.168.0.1"], &["10.244.1.0/24"]),
+        flannels(node("n2", &["192.168.0.2"], &["10.244.2.0/24"]), annotations),
+    ]);
+    assert_eq!(peers.peers[1].flannel, Some(FlannelPeer { reach: Reach::Route, taken_over: false }));
+}
+
+#[test]
+fn what_cannot_work_with_flannel_is_named() {
+    let mut odd = flannel::announcing_host_gw(&["192.168.0.3".parse().unwrap()]);
+    odd.insert(format!("{}backend-type", flannel::PREFIX), "wireguard".to_owned());
+    let peers = planned(vec![
+        node("n1", &["192.168.0.1"], &["10.244.1.0/24"]),
+        vxlan(node("n2", &["192.168.0.2"], &["10.244.2.0/24"]), "192.168.0.2", 7),
+        flannels(node("n3", &["192.168.0.3"], &["10.244.3.0/24"]), odd),
+    ]);
+    assert!(refusal(&peers, "n2").contains("vxlan.vni") && refusal(&peers, "n2").contains('7'));
+    assert!(refusal(&peers, "n3").contains("wireguard"));
 }

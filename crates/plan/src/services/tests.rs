@@ -240,6 +240,7 @@ fn load_balancer_addresses_do_not_take_over_what_others_answer_on() {
             name: node(),
             labels: Default::default(),
             internal_ips: vec![ip("192.168.0.1")],
+            flannel: None,
             pod_cidrs: vec![],
             ready: true,
         },

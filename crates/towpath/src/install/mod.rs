@@ -10,6 +10,7 @@ mod chart;
 #[cfg(test)]
 mod check_tests;
 mod manifests;
+mod migrate;
 mod node;
 #[cfg(test)]
 mod objects_tests;

@@ -22,6 +22,8 @@ pub(crate) enum Command {
     Install(Install),
     /// Removes everything that Towpath left on the node.
     Uninstall(super::uninstall::Options),
+    /// What Flannel or Canal has left on this node, what comes next, and taking it away.
+    Migrate(super::migrate::Options),
     /// Does nothing until SIGTERM: a container that says by being there that those before it are done.
     #[command(hide = true)]
     Idle,
@@ -55,6 +57,7 @@ pub(crate) fn run(command: &Command) -> Result<bool> {
             install(options, &config).map(|()| true)
         }
         Command::Uninstall(options) => super::uninstall::run(options),
+        Command::Migrate(options) => super::migrate::run(options),
         Command::Idle => idle().map(|()| true),
     }
 }

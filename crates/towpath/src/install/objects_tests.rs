@@ -217,6 +217,7 @@ fn what_the_processes_write_is_on_the_node_at_its_own_path() {
     same("agent", &agent.cni_socket());
     same("agent", &agent.state_dir);
     same("agent", &agent.cni_conf_dir);
+    same("agent", &agent.cni_state_dir);
     same("carry", &agent.carry_socket());
     same("carry", &carry.state_dir);
     same("install", &agent.api_server_note());

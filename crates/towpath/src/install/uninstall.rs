@@ -1,5 +1,6 @@
 //! `towpath node uninstall`: takes everything of ours off a node, in the order in which nothing is left half-working: the
-//! configuration that calls the plugin, what is in the kernel, the plugin, the state.
+//! configuration that calls the plugin, what is in the kernel, the plugin, the state. Before all of it the configuration of a network
+//! that was here before comes back, if it was set aside.
 //!
 //! It refuses while an agent runs (which would make everything again) and while pods hold addresses (their network would be gone,
 //! and without the plugin the runtime could not remove them). Sysctls stay: others may rely on them by now.
@@ -13,6 +14,7 @@ use std::sync::Arc;
 use anyhow::{Result, bail};
 use towpath_agent::conflist;
 use towpath_agent::ipam::{LeaseStore, RealDisk};
+use towpath_agent::predecessor::conflists;
 use towpath_wire::cni::DELETES_NAME;
 use towpath_wire::config::AgentConfig;
 
@@ -57,6 +59,12 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => problems.push(format!("{}: {error}", what.display())),
         _ => {}
     };
+    // What this network set aside comes back first: it sorts before ours, so the container runtime is never without one.
+    match conflists::restore(&config.cni_conf_dir) {
+        Ok(names) if names.is_empty() => {}
+        Ok(names) => crate::print(&format!("put back {}", names.join(", ")))?,
+        Err(error) => note(&config.cni_conf_dir, Err(error)),
+    }
     let file = config.cni_conf_dir.join(conflist::FILE);
     note(&file, fs::remove_file(&file));
     let kernel = towpath_datapath::uninstall(&config.bpffs);

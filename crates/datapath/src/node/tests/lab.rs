@@ -438,6 +438,7 @@ fn peers(kind: Kind) -> Vec<NodePeer> {
                 addresses: settings.addresses,
                 pod_cidrs: settings.pod_cidrs,
                 local: false,
+                flannel: None,
             }
         })
         .to_vec()

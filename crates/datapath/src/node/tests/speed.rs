@@ -48,6 +48,7 @@ fn a_thousand_nodes_are_applied_in_a_moment_and_once() {
             ],
             tunnel: [172, 16, high, low].into(),
             local: false,
+            flannel: None,
         }
     };
     let peers: Vec<NodePeer> = (0..1000).map(peer).collect();
