@@ -87,8 +87,8 @@ pub async fn collect(
     problems.extend(report.failures.iter().map(|(what, why)| format!("{what}: {why}")));
     problems.extend(report.refused.iter().flat_map(|(n, why)| why.iter().map(move |w| format!("node {n}: {w}"))));
     problems.extend(report.refused_services);
-    problems.extend(report.remains.in_words());
     problems.extend(report.in_charge.problems());
+    problems.extend(report.remains.in_words());
     problems.extend(report.preferred.iter().map(|name| {
         format!("the container runtime took CNI configuration {name} before ours when this agent became ready: remove it, restart the agent")
     }));
