@@ -3,12 +3,14 @@
 //! Commands of the lab that change the calling process itself (`lab exec`, `lab stage` …) run before any thread exists.
 #![forbid(unsafe_code)]
 
+mod connectivity;
 mod daemon;
 mod explain;
 mod install;
 mod kubernetes;
 mod lab;
 mod lab_client;
+mod probe;
 mod status;
 
 use std::io::Write;
@@ -35,6 +37,9 @@ enum Command {
     Status(status::Options),
     /// The path of a packet, the Service translation, and the policy and rule that decide.
     Explain(explain::Options),
+    /// Tries the network of a live cluster, from pods of its own.
+    #[command(subcommand)]
+    Connectivity(connectivity::Command),
     /// The node agent (one a node).
     Agent(daemon::Options),
     /// What answers DNS (one a node, beside the agent).
@@ -48,6 +53,8 @@ enum Command {
     /// What is done on a node itself.
     #[command(subcommand)]
     Node(install::NodeCommand),
+    #[command(subcommand, hide = true)]
+    Probe(probe::Command),
     /// Shell completions on standard output.
     Completions {
         /// The shell.
@@ -99,6 +106,8 @@ fn run(command: Command) -> Result<bool> {
         Command::Lab(command) => lab::run(command),
         Command::Status(options) => client_runtime()?.block_on(status::run(&options)),
         Command::Explain(options) => client_runtime()?.block_on(explain::run(&options)),
+        Command::Connectivity(command) => client_runtime()?.block_on(connectivity::run(&command)),
+        Command::Probe(command) => probe::run(&command),
         Command::Agent(options) => daemon::agent(&options),
         Command::Carry(options) => daemon::carry(&options),
         Command::Controller(options) => daemon::controller(&options),
