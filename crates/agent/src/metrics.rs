@@ -95,10 +95,16 @@ async fn text(datapath: &Datapath, report: &SharedReport, readiness: &watch::Rec
     gauge("policy_rules", "Rule rows in the kernel", status.rules);
     gauge("connections", "Tracked connections", status.connections);
     let packets = Family::<Vec<(String, String)>, Counter>::default();
-    for (reason, count) in &status.counters {
-        packets.get_or_create(&vec![("reason".to_owned(), reason.clone())]).inc_by(*count);
+    let drops = Family::<Vec<(String, String)>, Counter>::default();
+    for (name, count) in &status.counters {
+        let (family, label, value) = match name.strip_prefix("drop.") {
+            Some(reason) => (&drops, "reason", reason),
+            None => (&packets, "path", name.as_str()),
+        };
+        family.get_or_create(&vec![(label.to_owned(), value.to_owned())]).inc_by(*count);
     }
-    registry.register("packets", "Packets by what became of them", packets);
+    registry.register("packets", "Packets that went on, by the way they took", packets);
+    registry.register("drop_packets", "Packets dropped, by reason", drops);
     let (plans, failed) = {
         let report = report.read().unwrap_or_else(PoisonError::into_inner);
         (report.plans, report.failed)

@@ -19,7 +19,7 @@ const PATIENCE: u64 = 15_000;
 /// Milliseconds of one attempt.
 const ATTEMPT: u64 = 3_000;
 /// Milliseconds of a large transfer.
-const LARGE_ATTEMPT: u64 = 30_000;
+const LARGE_ATTEMPT: u64 = 10_000;
 /// Milliseconds after which nothing is taken for silence: longer than a retransmitted SYN (RFC 6298).
 const SILENCE: u64 = 1_500;
 
@@ -260,21 +260,21 @@ impl Plan<'_> {
     }
 
     /// A check whose failure `towpath explain` has something to say about.
-    fn explained(&mut self, name: String, from: &Actor, to: (&str, &str), action: Action, want: Want) {
-        let port = match &action {
-            Action::Udp(end, _) => format!("{}/udp", end.port),
+    fn explained(&mut self, name: String, from: &Actor, shown: String, action: Action, want: Want) {
+        let target = match &action {
+            Action::Udp(end, _) => Some((end.host.clone(), format!("{}/udp", end.port))),
             Action::Http(end) | Action::Download(end, _) | Action::Upload(end, _) | Action::Connect(end) => {
-                end.port.to_string()
+                Some((end.host.clone(), end.port.to_string()))
             }
-            _ => String::new(),
+            Action::Resolve(_) | Action::Text(..) => None,
         };
         let who = match from.pod.starts_with(Role::Host.name()) && !from.pod.starts_with(Role::HostPort.name()) {
             true => format!("node/{}", from.node),
             false => format!("pod/{}", from.pod),
         };
-        let (shown, target) = to;
-        let check = self.add(name, from, shown.to_owned(), action, want);
-        check.explain = (!port.is_empty()).then(|| [who, target.to_owned(), port]);
+        let check = self.add(name, from, shown, action, want);
+        // By address: it says which family is meant.
+        check.explain = target.map(|(host, port)| [who, host, port]);
     }
 
     fn open(&mut self, family: Family) -> Result<()> {
@@ -302,7 +302,7 @@ impl Plan<'_> {
             ] {
                 let shown = format!("{} on {} at {end}", to.pod, to.node);
                 let name = place(&format!("pod-to-pod/{what}"), from, &to.node);
-                self.explained(name, from, (&shown, &format!("pod/{}", to.pod)), action, want);
+                self.explained(name, from, shown, action, want);
             }
         }
     }
@@ -321,13 +321,13 @@ impl Plan<'_> {
                 for (what, action) in
                     [("tcp", Action::Http(end.clone())), ("udp", Action::Udp(end.clone(), Size::WhoAmI))]
                 {
-                    self.explained(format!("pod-to-service/{what}"), from, (&shown, "svc/web"), action, want.clone());
+                    self.explained(format!("pod-to-service/{what}"), from, shown.clone(), action, want.clone());
                 }
             }
             for from in &cast.hosts {
                 let want = Want::Served { by: any.clone(), client: None };
                 let action = Action::Http(end.clone());
-                self.explained("node-to-service/tcp".to_owned(), from, (&shown, "svc/web"), action, want);
+                self.explained("node-to-service/tcp".to_owned(), from, shown.clone(), action, want);
             }
         }
         if let (Some(ip), Some(only)) = (of("self")?, cast.servers.first()) {
@@ -335,7 +335,7 @@ impl Plan<'_> {
             let shown = format!("itself by Service self at {end}");
             let want = Want::Served { by: vec![only.pod.clone()], client: None };
             for (what, action) in [("tcp", Action::Http(end.clone())), ("udp", Action::Udp(end.clone(), Size::WhoAmI))] {
-                self.explained(format!("hairpin/{what}"), only, (&shown, "svc/self"), action, want.clone());
+                self.explained(format!("hairpin/{what}"), only, shown.clone(), action, want.clone());
             }
         }
         Ok(())
@@ -357,7 +357,7 @@ impl Plan<'_> {
                     };
                     let shown = format!("node port of Service web at {end} ({node})");
                     let name = place(&format!("{who}-to-node-port/{what}"), from, node);
-                    self.explained(name, from, (&shown, &format!("node/{node}")), action, want.clone());
+                    self.explained(name, from, shown, action, want.clone());
                 }
             }
         }
@@ -373,7 +373,7 @@ impl Plan<'_> {
             let shown = format!("{} on {} at {end}", to.pod, to.node);
             let want = Want::Served { by: vec![to.pod.clone()], client: None };
             let name = place("node-to-pod/tcp", from, &to.node);
-            self.explained(name, from, (&shown, &format!("pod/{}", to.pod)), Action::Http(end), want);
+            self.explained(name, from, shown, Action::Http(end), want);
         }
         for (from, to) in pairs(&cast.clients, &cast.hosts) {
             let (Some(own), Some(ip)) = (from.ip(family), to.ip(family)) else { continue };
@@ -381,7 +381,7 @@ impl Plan<'_> {
             let shown = format!("{} on {}'s own network at {end}", to.pod, to.node);
             let want = Want::Served { by: vec![to.pod.clone()], client: Some(vec![own]) };
             let name = place("pod-to-node/tcp", from, &to.node);
-            self.explained(name, from, (&shown, &format!("node/{}", to.node)), Action::Http(end), want);
+            self.explained(name, from, shown, Action::Http(end), want);
         }
         Ok(())
     }
@@ -452,7 +452,7 @@ impl Plan<'_> {
         let Some(ip) = to.ip(family) else { return };
         let end = Endpoint::new(ip, PORT);
         let shown = format!("{} on {} at {end}", to.pod, to.node);
-        self.explained(place(name, from, &to.node), from, (&shown, &format!("pod/{}", to.pod)), Action::Http(end), want);
+        self.explained(place(name, from, &to.node), from, shown, Action::Http(end), want);
     }
 
     fn denied(&mut self, family: Family) {
@@ -489,7 +489,7 @@ impl Plan<'_> {
                 let shown = format!("{} on {} at {end} by UDP, which is not allowed", to.pod, to.node);
                 let name = place("policy/other-protocol", from, &to.node);
                 let action = Action::Udp(end, Size::WhoAmI);
-                self.explained(name, from, (&shown, &format!("pod/{}", to.pod)), action, Want::Silence);
+                self.explained(name, from, shown, action, Want::Silence);
             }
         }
     }

@@ -175,12 +175,32 @@ pub(super) fn policy_drops(text: &str) -> u64 {
     by_policy.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum()
 }
 
+/// Checks of packets as large as they may be.
+const LARGE: [&str; 4] = ["full-packet", "fragments", "download", "upload"];
+
+/// Where small packets pass and large ones do not, that is the answer.
+fn note_small_mtu(results: &mut [CheckResult]) {
+    let pair = |result: &CheckResult| (result.from.clone(), result.to.clone());
+    let small: Vec<(String, String)> =
+        results.iter().filter(|r| r.status == Status::Passed && r.name.contains("/udp/")).map(pair).collect();
+    for result in results.iter_mut().filter(|r| r.status == Status::Failed) {
+        if LARGE.iter().any(|large| result.name.contains(large)) && small.contains(&pair(result)) {
+            result.next.push(
+                "small packets pass and large ones do not: what is between the nodes carries less than pods' MTU; lower it \
+                 (spec.mtu of NetworkConfig default, or towpath install --mtu)"
+                    .to_owned(),
+            );
+        }
+    }
+}
+
 /// The results, with what to do about those that failed, as the cluster is now.
 pub(super) async fn explained(client: &Client, namespace: &str, mut results: Vec<CheckResult>) -> Vec<CheckResult> {
     if results.iter().all(|result| result.status != Status::Failed) {
         return results;
     }
     let world = crate::kubernetes::world(client).await;
+    note_small_mtu(&mut results);
     for result in results.iter_mut().filter(|result| result.status == Status::Failed) {
         result.next.push(format!("towpath status    # on node {}", result.from_node));
         let Some([from, to, port]) = &result.explain else { continue };

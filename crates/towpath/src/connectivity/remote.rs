@@ -9,7 +9,7 @@ use kube::api::{Api, AttachParams};
 use tokio::io::{AsyncBufReadExt, BufReader};
 
 use super::checks::Check;
-use super::judge::CheckResult;
+use super::judge::{CheckResult, Status};
 use super::manifests::PROGRAM;
 use super::report::Reporter;
 use crate::probe::{Answer, Ask, Outcome};
@@ -27,9 +27,10 @@ pub(super) async fn run(client: &Client, namespace: &str, checks: &[Check], repo
     let asking = by_pod.into_iter().map(|(pod, checks)| {
         let api = api.clone();
         async move {
-            let mut results = Vec::new();
+            let mut results: Vec<(usize, CheckResult)> = Vec::new();
             for portion in checks.chunks(PORTION) {
-                results.extend(ask_portion(&api, pod, portion, reporter).await);
+                let in_vain = results.iter().any(|(_, result)| result.status == Status::Failed);
+                results.extend(ask_portion(&api, pod, portion, in_vain, reporter).await);
             }
             results
         }
@@ -43,9 +44,11 @@ async fn ask_portion(
     api: &Api<Pod>,
     pod: &str,
     checks: &[(usize, &Check)],
+    in_vain: bool,
     reporter: &Reporter,
 ) -> Vec<(usize, CheckResult)> {
-    let asks: Vec<Ask> = checks.iter().map(|(id, check)| check.ask(*id)).collect();
+    let asks = checks.iter().map(|(id, check)| check.ask(*id));
+    let asks: Vec<Ask> = asks.map(|ask| if in_vain { ask.impatient() } else { ask }).collect();
     let mut results: BTreeMap<usize, CheckResult> = BTreeMap::new();
     let outcome = exec(api, pod, &asks, |answer| {
         if let Some((id, check)) = checks.iter().find(|(id, _)| *id == answer.id) {

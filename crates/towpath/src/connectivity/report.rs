@@ -100,10 +100,17 @@ impl Report {
     /// The last lines: what failed, with what to do, and the counts.
     pub(super) fn summary(&self) -> String {
         let mut text = String::new();
+        let mut shown: Vec<&str> = Vec::new();
         for result in self.results.iter().filter(|result| result.status == Status::Failed) {
             let _ = writeln!(text, "\n{}", line(result));
-            for line in result.explanation.iter().flat_map(|said| said.lines()) {
-                let _ = writeln!(text, "    {line}");
+            let said = result.explanation.as_deref().unwrap_or_default();
+            if shown.contains(&said) && !said.is_empty() {
+                let _ = writeln!(text, "    (towpath explain: as above)");
+            } else {
+                for line in said.lines() {
+                    let _ = writeln!(text, "    {line}");
+                }
+                shown.push(said);
             }
             for next in &result.next {
                 let _ = writeln!(text, "  next: {next}");

@@ -126,6 +126,16 @@ pub(crate) struct Ask {
     pub(crate) timeout: u64,
 }
 
+/// Patience when waiting has been in vain before, in milliseconds.
+const LITTLE: u64 = 1_000;
+
+impl Ask {
+    /// The same with little patience.
+    pub(crate) fn impatient(self) -> Self {
+        Self { patience: self.patience.min(LITTLE), ..self }
+    }
+}
+
 /// What a probe server says of itself and of its client.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Served {

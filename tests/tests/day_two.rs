@@ -1,0 +1,121 @@
+//! What an operator runs on the second day: `towpath connectivity test` passes on a network that works, finds one that does not
+//! carry large packets, and leaves nothing when it is interrupted.
+
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+use towpath_walkthrough::cluster::{Cluster, Families, wait};
+use towpath_walkthrough::machine::can_run_labs;
+
+const NAMESPACE: &str = "towpath-connectivity";
+
+fn connectivity(cluster: &Cluster, args: &[&str]) -> Command {
+    let mut command = Command::new(cluster.towpath());
+    command.args(["connectivity", "test", "--kubeconfig"]).arg(cluster.kubeconfig()).args(args).stdin(Stdio::null());
+    command
+}
+
+fn gone(cluster: &Cluster) -> Result<()> {
+    let found = cluster.get("namespace", NAMESPACE);
+    ensure!(found.is_err(), "namespace {NAMESPACE} is still there: {found:?}");
+    Ok(())
+}
+
+fn checks(output: &Output) -> Result<Vec<Value>> {
+    let said = String::from_utf8_lossy(&output.stderr);
+    let document: Value = serde_json::from_slice(&output.stdout).with_context(|| format!("no JSON; it said {said}"))?;
+    Ok(document["checks"].as_array().cloned().unwrap_or_default())
+}
+
+fn names(checks: &[Value], status: &str) -> Vec<String> {
+    let those = checks.iter().filter(|check| check["status"] == status);
+    those.filter_map(|check| check["name"].as_str().map(str::to_owned)).collect()
+}
+
+#[test]
+fn a_network_that_works_passes_every_check_in_both_families() -> Result<()> {
+    if !can_run_labs()? {
+        return Ok(());
+    }
+    let cluster = Cluster::up("e2e-day-two", 2, Families::Dual)?;
+    let junit = std::env::temp_dir().join(format!("towpath-e2e-day-two-{}.xml", std::process::id()));
+    let file = junit.to_string_lossy().into_owned();
+    let output = connectivity(&cluster, &["--json", "--junit", &file]).output()?;
+    let xml = std::fs::read_to_string(&junit).context("no JUnit file was written");
+    let _ = std::fs::remove_file(&junit);
+    let checks = checks(&output)?;
+    ensure!(output.status.success(), "failed: {:?}", names(&checks, "failed"));
+    // What would be skipped is the count of drops, and the lab's agents do serve metrics.
+    ensure!(names(&checks, "skipped").is_empty(), "skipped: {:?}", names(&checks, "skipped"));
+    for kind in ["pod-to-pod/full-packet/other-node", "hairpin/udp", "policy/default-deny/other-node", "policy/drop-is-counted"] {
+        ensure!(names(&checks, "passed").iter().any(|name| name == kind), "{kind} was not tried");
+    }
+    let six = checks.iter().filter(|check| check["to"].as_str().is_some_and(|to| to.contains("[fd"))).count();
+    ensure!(six > 20 && six < checks.len(), "{six} of {} checks are of IPv6", checks.len());
+    let xml = xml?;
+    ensure!(xml.matches("<testcase ").count() == checks.len() && !xml.contains("<failure"), "{xml}");
+    gone(&cluster)?;
+    cluster.down()
+}
+
+#[test]
+fn an_mtu_that_the_path_does_not_carry_is_found_and_named() -> Result<()> {
+    if !can_run_labs()? {
+        return Ok(());
+    }
+    let cluster = Cluster::up("e2e-day-two-mtu", 2, Families::Ipv4)?;
+    // What a virtual network between the nodes does that carries less than they think.
+    let said = cluster.node("n2", "ip link set eth0 mtu 1300")?;
+    ensure!(said.ok, "{}", said.all());
+    let output = connectivity(&cluster, &["--json", "--only", "pod-to-pod"]).output()?;
+    ensure!(output.status.code() == Some(1), "exit {:?}", output.status.code());
+    let checks = checks(&output)?;
+    let failed = names(&checks, "failed");
+    ensure!(failed.iter().any(|name| name == "pod-to-pod/full-packet/other-node"), "failed: {failed:?}");
+    ensure!(failed.iter().all(|name| name.ends_with("/other-node")), "one node is well by itself: {failed:?}");
+    ensure!(names(&checks, "passed").iter().any(|name| name == "pod-to-pod/tcp/other-node"), "small packets pass");
+    let found = checks.iter().find(|check| check["name"] == "pod-to-pod/full-packet/other-node");
+    let next = found.map(|check| check["next"].to_string()).unwrap_or_default();
+    ensure!(next.contains("less than pods' MTU") && next.contains("towpath explain"), "next: {next}");
+    gone(&cluster)?;
+    cluster.down()
+}
+
+/// Ends it when the test does.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn who_interrupts_it_finds_nothing_left_and_nothing_of_others_is_taken() -> Result<()> {
+    if !can_run_labs()? {
+        return Ok(());
+    }
+    let cluster = Cluster::up("e2e-day-two-int", 1, Families::Ipv4)?;
+    let child = connectivity(&cluster, &[]).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id())?);
+    let mut running = Running(child);
+    wait("its namespace", Duration::from_secs(20), || cluster.get("namespace", NAMESPACE).map(drop))?;
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT)?;
+    let status = wait("its end", Duration::from_secs(60), || running.0.try_wait()?.context("it still runs"))?;
+    ensure!(status.code() == Some(130), "exit {status:?}");
+    gone(&cluster)?;
+
+    // A namespace of that name that somebody else made is not taken, and not removed.
+    let theirs = format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: {NAMESPACE}}}\n");
+    cluster.apply_text(&theirs)?;
+    let output = connectivity(&cluster, &["--replace"]).output()?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    if output.status.success() || !said.contains("--namespace") {
+        bail!("it took what is not its own: {said}");
+    }
+    cluster.get("namespace", NAMESPACE).context("it removed what is not its own")?;
+    cluster.down()
+}
