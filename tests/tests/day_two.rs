@@ -1,5 +1,5 @@
 //! What an operator runs on the second day: `towpath connectivity test` passes on a network that works, finds one that does not
-//! carry large packets, and leaves nothing when it is interrupted.
+//! carry large packets, and leaves nothing when it is interrupted; `towpath sysdump` has what is needed, and no secret.
 
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
@@ -117,5 +117,94 @@ fn who_interrupts_it_finds_nothing_left_and_nothing_of_others_is_taken() -> Resu
         bail!("it took what is not its own: {said}");
     }
     cluster.get("namespace", NAMESPACE).context("it removed what is not its own")?;
+    cluster.down()
+}
+
+/// What must not be in a sysdump, wherever it was.
+const PLANTED: &str = "planted0secret";
+
+const OBJECTS_WITH_SECRETS: &str = r#"
+apiVersion: v1
+kind: Secret
+metadata: {name: mine, namespace: kube-system}
+stringData: {password: planted0secret}
+---
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: towpath, namespace: kube-system, annotations: {note: planted0secret}}
+data: {agent.yaml: "kubeconfig: /x\ntoken: planted0secret\n"}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web, annotations: {example.com/key: planted0secret}}
+spec: {ports: [{port: 80}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: towpath-x, namespace: kube-system, labels: {app.kubernetes.io/name: towpath}}
+spec:
+  nodeName: n1
+  containers:
+    - name: talks
+      image: busybox
+      env: [{name: DB_PASSWORD, value: planted0secret}]
+      command: [sh, -c, "echo got token=planted0secret from $DB_PASSWORD_FILE; echo Bearer planted0secret; echo all is well; sleep 86400"]
+"#;
+
+#[test]
+fn a_sysdump_has_what_is_needed_and_no_secret_that_was_planted() -> Result<()> {
+    if !can_run_labs()? {
+        return Ok(());
+    }
+    let cluster = Cluster::up("e2e-sysdump", 2, Families::Ipv4)?;
+    cluster.apply_text(OBJECTS_WITH_SECRETS)?;
+    let log = |wanted: &str| -> Result<()> {
+        let said = cluster.try_kubectl(&["-n", "kube-system", "logs", "towpath-x"])?;
+        ensure!(String::from_utf8_lossy(&said.stdout).contains(wanted), "{said:?}");
+        Ok(())
+    };
+    wait("the pod to talk", Duration::from_secs(20), || log("all is well"))?;
+    log(PLANTED)?;
+    let net_d = format!("/run/towpath/lab/{}/nodes/n1/cni/net.d", cluster.name());
+    let foreign = format!(r#"{{"name":"other","plugins":[{{"type":"x","kubernetes":{{"k8sAuthToken":"{PLANTED}"}}}}]}}"#);
+    std::fs::write(format!("{net_d}/90-other.conflist"), foreign)?;
+    std::fs::write(format!("{net_d}/other-kubeconfig"), format!("users: [{{user: {{token: {PLANTED}}}}}]"))?;
+
+    let place = std::env::temp_dir().join(format!("towpath-e2e-sysdump-{}", std::process::id()));
+    std::fs::create_dir_all(&place)?;
+    let file = place.join("dump.tar.gz");
+    let mut dump = Command::new(cluster.towpath());
+    let output = dump.args(["sysdump", "--lab", cluster.name(), "--output"]).arg(&file).output()?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let untar = Command::new("tar").arg("xzf").arg(&file).arg("-C").arg(&place).output()?;
+    ensure!(untar.status.success(), "{}", String::from_utf8_lossy(&untar.stderr));
+    std::fs::remove_file(&file)?;
+
+    let root = place.join("towpath-sysdump");
+    let grep = Command::new("grep").args(["-rl", PLANTED]).arg(&place).output()?;
+    ensure!(grep.stdout.is_empty(), "a secret is in {}", String::from_utf8_lossy(&grep.stdout));
+    let read = |path: &str| std::fs::read_to_string(root.join(path)).with_context(|| path.to_owned());
+    for (path, wanted) in [
+        ("MANIFEST.json", "nodes/n2/agent/status.json"),
+        ("cluster/nodes.json", "podCIDRs"),
+        ("cluster/services.json", "\"web\""),
+        ("towpath/nodenetworks.json", "tunnelAddress"),
+        ("logs/towpath-x/talks.log", "all is well"),
+        ("logs/n1/agent.log", "ready"),
+        ("nodes/n1/agent/status.json", "\"ready\": true"),
+        ("nodes/n1/agent/metrics.txt", "towpath_drop_packets_total"),
+        ("nodes/n1/carry/counters.json", "udpQueries"),
+        ("nodes/n1/bpf/pins.txt", "tp_"),
+        ("nodes/n1/bpf/features.txt", "yes BPF_PROG_TYPE_SCHED_CLS"),
+        ("nodes/n1/cni/10-towpath.conflist", "towpath-cni"),
+        ("nodes/n1/cni/90-other.conflist", "k8sAuthToken"),
+        ("nodes/n2/net/devices.txt", "192.168.255.12/24"),
+        ("nodes/n1/net/nftables.json", "towpath"),
+    ] {
+        ensure!(read(path)?.contains(wanted), "{path} lacks {wanted}: {}", read(path)?);
+    }
+    // What is missing is said: the lab runs no DaemonSet.
+    ensure!(read("MANIFEST.json")?.contains("towpath/daemonset.json"), "{}", read("MANIFEST.json")?);
+    std::fs::remove_dir_all(&place)?;
     cluster.down()
 }

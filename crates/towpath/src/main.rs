@@ -12,6 +12,7 @@ mod lab;
 mod lab_client;
 mod probe;
 mod status;
+mod sysdump;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -40,6 +41,8 @@ enum Command {
     /// Tries the network of a live cluster, from pods of its own.
     #[command(subcommand)]
     Connectivity(connectivity::Command),
+    /// Collects what somebody else needs to find out what is wrong, in one file without secrets.
+    Sysdump(sysdump::Options),
     /// The node agent (one a node).
     Agent(daemon::Options),
     /// What answers DNS (one a node, beside the agent).
@@ -108,6 +111,7 @@ fn run(command: Command) -> Result<bool> {
         Command::Explain(options) => client_runtime()?.block_on(explain::run(&options)),
         Command::Connectivity(command) => client_runtime()?.block_on(connectivity::run(&command)),
         Command::Probe(command) => probe::run(&command),
+        Command::Sysdump(options) => client_runtime()?.block_on(sysdump::run(&options)),
         Command::Agent(options) => daemon::agent(&options),
         Command::Carry(options) => daemon::carry(&options),
         Command::Controller(options) => daemon::controller(&options),

@@ -39,7 +39,10 @@ struct NodeAnswer {
     error: Option<String>,
 }
 
-/// What the agent behind a socket says.
+/// What the agent behind a status socket says.
+///
+/// # Errors
+/// Nobody answers, or something that is not understood.
 pub(crate) fn ask(socket: &Path) -> Result<AgentStatus> {
     let mut stream = UnixStream::connect(socket)
         .with_context(|| format!("no agent answers on {}: is it running?", socket.display()))?;
