@@ -77,7 +77,8 @@ impl<'a> Odd<'a> {
         wait(&format!("{wanted:?} in status, readiness and log"), Duration::from_secs(20), || {
             let status = self.status()?;
             ensure!(status.contains(wanted), "status: {status}");
-            let ready = self.cluster.node("n1", &format!("curl -sS -m 3 -w ' %{{http_code}}' http://{HEALTH}/readyz"))?;
+            let ready =
+                self.cluster.node("n1", &format!("curl -sS -m 3 -w ' %{{http_code}}' http://{HEALTH}/readyz"))?;
             ensure!(ready.out.contains(wanted) && ready.out.ends_with(" 503"), "readyz: {}", ready.all());
             let log = std::fs::read_to_string(self.place.join("log"))?;
             ensure!(log.contains(wanted), "log: {log}");
@@ -149,25 +150,27 @@ fn an_agent_that_cannot_run_says_why_and_leaves_nothing() -> Result<()> {
     let overlap = odd.fails(&json!({"clusterCidrs": ["10.244.0.0/16"], "serviceCidrs": ["10.244.128.0/20"]}))?;
     has(&overlap, &["10.244.0.0/16", "10.244.128.0/20", "disjoint"])?;
 
-    // A node whose pod range lies in the network between the nodes.
-    let n1 = cluster.nodes()?.first().map(|(_, ip)| ip.clone()).context("no node")?;
-    cluster.apply_text("apiVersion: v1\nkind: Node\nmetadata: {name: odd}\nspec: {podCIDR: 192.168.255.128/25, podCIDRs: [192.168.255.128/25]}\n")?;
-    let addresses = json!({"status": {"addresses": [{"type": "InternalIP", "address": n1}]}}).to_string();
-    let patched = cluster.try_kubectl(&["patch", "node", "odd", "--subresource=status", "--type=merge", "-p", &addresses]);
-    let patched = patched?;
-    ensure!(patched.status.success(), "{}", String::from_utf8_lossy(&patched.stderr));
-    let underlay = odd.fails(&json!({"nodeName": "odd"}))?;
-    has(&underlay, &["192.168.255.128/25", "192.168.255.0/24", "--cluster-cidr"])?;
-    event(&cluster, "odd", "overlaps the node's own network")?;
-
     // A second agent of a node: the first goes on.
-    let second = odd.command(&json!({"runDir": format!("/run/towpath/lab/{}/nodes/n1/towpath", cluster.name())}))?.output()?;
+    let second =
+        odd.command(&json!({"runDir": format!("/run/towpath/lab/{}/nodes/n1/towpath", cluster.name())}))?.output()?;
     ensure!(!second.status.success(), "a second agent ran");
     has(&String::from_utf8_lossy(&second.stderr), &["another agent runs on this node", "agent.lock"])?;
     let mut status = Command::new(cluster.towpath());
     let first = status.args(["status", "--lab", cluster.name()]).output()?;
     ensure!(first.status.success(), "{}", String::from_utf8_lossy(&first.stdout));
     event(&cluster, "n1", "another agent runs on this node")?;
+
+    // A node whose pod range lies in the network between the nodes.
+    let n1 = cluster.nodes()?.first().map(|(_, ip)| ip.clone()).context("no node")?;
+    cluster.apply_text("apiVersion: v1\nkind: Node\nmetadata: {name: odd}\nspec: {podCIDR: 192.168.255.128/25, podCIDRs: [192.168.255.128/25]}\n")?;
+    let addresses = json!({"status": {"addresses": [{"type": "InternalIP", "address": n1}]}}).to_string();
+    let patched =
+        cluster.try_kubectl(&["patch", "node", "odd", "--subresource=status", "--type=merge", "-p", &addresses]);
+    let patched = patched?;
+    ensure!(patched.status.success(), "{}", String::from_utf8_lossy(&patched.stderr));
+    let underlay = odd.fails(&json!({"nodeName": "odd"}))?;
+    has(&underlay, &["192.168.255.128/25", "192.168.255.0/24", "--cluster-cidr"])?;
+    event(&cluster, "odd", "overlaps the node's own network")?;
     drop(odd);
     cluster.down()
 }
@@ -235,7 +238,9 @@ fn leftovers_of_others_and_missing_definitions_are_named_while_the_network_goes_
         ensure!(ready.out.contains("05-foreign.conflist") && ready.out.ends_with(" 503"), "{}", ready.all());
         Ok(())
     })?;
-    wait("the missing kind to be named", Duration::from_secs(45), || has(&status()?, &["does not know the kind NodeNetwork"]))?;
+    wait("the missing kind to be named", Duration::from_secs(45), || {
+        has(&status()?, &["does not know the kind NodeNetwork"])
+    })?;
     event(&cluster, "n1", "05-foreign.conflist before ours")?;
     event(&cluster, "n1", "does not know the kind NodeNetwork")?;
     std::fs::remove_file(&leftover)?;

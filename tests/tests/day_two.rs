@@ -1,6 +1,7 @@
 //! What an operator runs on the second day: `towpath connectivity test` passes on a network that works, finds one that does not
 //! carry large packets, and leaves nothing when it is interrupted; `towpath sysdump` has what is needed, and no secret.
 
+use std::collections::BTreeSet;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
@@ -49,7 +50,9 @@ fn a_network_that_works_passes_every_check_in_both_families() -> Result<()> {
     ensure!(output.status.success(), "failed: {:?}", names(&checks, "failed"));
     // What would be skipped is the count of drops, and the lab's agents do serve metrics.
     ensure!(names(&checks, "skipped").is_empty(), "skipped: {:?}", names(&checks, "skipped"));
-    for kind in ["pod-to-pod/full-packet/other-node", "hairpin/udp", "policy/default-deny/other-node", "policy/drop-is-counted"] {
+    for kind in
+        ["pod-to-pod/full-packet/other-node", "hairpin/udp", "policy/default-deny/other-node", "policy/drop-is-counted"]
+    {
         ensure!(names(&checks, "passed").iter().any(|name| name == kind), "{kind} was not tried");
     }
     let six = checks.iter().filter(|check| check["to"].as_str().is_some_and(|to| to.contains("[fd"))).count();
@@ -166,7 +169,8 @@ fn a_sysdump_has_what_is_needed_and_no_secret_that_was_planted() -> Result<()> {
     wait("the pod to talk", Duration::from_secs(20), || log("all is well"))?;
     log(PLANTED)?;
     let net_d = format!("/run/towpath/lab/{}/nodes/n1/cni/net.d", cluster.name());
-    let foreign = format!(r#"{{"name":"other","plugins":[{{"type":"x","kubernetes":{{"k8sAuthToken":"{PLANTED}"}}}}]}}"#);
+    let foreign =
+        format!(r#"{{"name":"other","plugins":[{{"type":"x","kubernetes":{{"k8sAuthToken":"{PLANTED}"}}}}]}}"#);
     std::fs::write(format!("{net_d}/90-other.conflist"), foreign)?;
     std::fs::write(format!("{net_d}/other-kubeconfig"), format!("users: [{{user: {{token: {PLANTED}}}}}]"))?;
 
@@ -206,5 +210,74 @@ fn a_sysdump_has_what_is_needed_and_no_secret_that_was_planted() -> Result<()> {
     // What is missing is said: the lab runs no DaemonSet.
     ensure!(read("MANIFEST.json")?.contains("towpath/daemonset.json"), "{}", read("MANIFEST.json")?);
     std::fs::remove_dir_all(&place)?;
+    cluster.down()
+}
+
+/// Names of our metrics in a text of queries, and what `by (…)` and matchers expect of their labels is left to people.
+fn metric_names(text: &str) -> BTreeSet<String> {
+    let part = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let words = text.split(|c: char| !part(c));
+    words.filter(|word| word.starts_with("towpath_")).map(str::to_owned).collect()
+}
+
+/// Every expression of a document, wherever it is.
+fn expressions(value: &Value, found: &mut Vec<String>) {
+    match value {
+        Value::Object(fields) => {
+            found.extend(fields.get("expr").and_then(Value::as_str).map(str::to_owned));
+            fields.values().for_each(|value| expressions(value, found));
+        }
+        Value::Array(list) => list.iter().for_each(|value| expressions(value, found)),
+        _ => {}
+    }
+}
+
+#[test]
+fn what_dashboard_alerts_and_documents_ask_for_is_what_agents_serve() -> Result<()> {
+    if !can_run_labs()? {
+        return Ok(());
+    }
+    let cluster = Cluster::up("e2e-metrics", 1, Families::Ipv4)?;
+    cluster.apply_text("apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {containers: [{name: a, image: busybox, command: [sleep, \"86400\"]}]}\n")?;
+    cluster.wait_pod("a")?;
+    let said = cluster.node("n1", "curl -sS -i -m 3 http://127.0.0.1:9116/metrics")?;
+    ensure!(said.out.contains("application/openmetrics-text"), "{}", said.all());
+    ensure!(said.out.trim_end().ends_with("# EOF"), "the exposition has no end: {}", said.out);
+    let samples = said.out.lines().filter(|line| line.starts_with("towpath_"));
+    let mut served: BTreeSet<String> =
+        samples.filter_map(|line| line.split(['{', ' ']).next()).map(str::to_owned).collect();
+    // A family without samples yet (nothing has gone wrong) is declared.
+    for line in said.out.lines().filter_map(|line| line.strip_prefix("# TYPE ")) {
+        if let Some((name, "counter")) = line.split_once(' ') {
+            served.insert(format!("{name}_total"));
+        }
+    }
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let read = |path: &str| std::fs::read_to_string(root.join(path)).with_context(|| path.to_owned());
+    let dashboard: Value = serde_json::from_str(&read("deploy/monitoring/dashboard.json")?)?;
+    let mut asked = Vec::new();
+    expressions(&dashboard, &mut asked);
+    ensure!(asked.len() > 30, "{} expressions in the dashboard", asked.len());
+    let alerts = read("deploy/monitoring/alerts.yaml")?;
+    asked.extend(alerts.lines().filter_map(|line| line.trim().strip_prefix("expr: ")).map(str::to_owned));
+    for expression in &asked {
+        for name in metric_names(expression) {
+            ensure!(served.contains(&name), "{name} of {expression:?} is not served: {served:?}");
+        }
+    }
+    // Reasons that an alert names are reasons.
+    let reasons = alerts.split("reason=~\"").nth(1).and_then(|rest| rest.split('"').next()).context("no reasons")?;
+    for reason in reasons.split('|') {
+        ensure!(said.out.contains(&format!("reason=\"{reason}\"")), "no drop has the reason {reason}");
+    }
+    // And what is served is explained: by its whole name, or without the prefix in a row of its kind.
+    let operations = read("docs/operations.md")?;
+    for name in &served {
+        let name = ["_bucket", "_sum", "_count"]
+            .iter()
+            .fold(name.as_str(), |name, end| name.strip_suffix(end).unwrap_or(name));
+        let short = name.strip_prefix("towpath").unwrap_or(name);
+        ensure!(operations.contains(short), "docs/operations.md does not explain {name}");
+    }
     cluster.down()
 }

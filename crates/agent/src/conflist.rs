@@ -54,7 +54,8 @@ pub fn preferred_to_ours(directory: &Path) -> Vec<String> {
 }
 
 fn is_of_meta_plugin(path: &Path) -> bool {
-    let Some(config) = std::fs::read(path).ok().and_then(|text| serde_json::from_slice::<serde_json::Value>(&text).ok())
+    let Some(config) =
+        std::fs::read(path).ok().and_then(|text| serde_json::from_slice::<serde_json::Value>(&text).ok())
     else {
         return false;
     };

@@ -1,4 +1,4 @@
-//! `/metrics` in the Prometheus text format, `/healthz` and `/readyz`: the latter two from the first moment of the process on.
+//! `/metrics` in the text format of OpenMetrics, `/healthz` and `/readyz`: the latter two from the first moment of the process on.
 //!
 //! `/readyz` also fails while the container runtime takes another network's configuration before ours: pods would not get this
 //! network, however ready it is. What the metrics are is in [`exposition`].
@@ -16,6 +16,9 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::cni_server::Readiness;
 use crate::plain_http::{self, Answer};
 use crate::status::{SharedSources, Sources};
+
+/// Media type of the text format of OpenMetrics 1.0, which Prometheus understands since 2.5.
+const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// The server; dropping it ends it.
 #[derive(Debug)]
@@ -50,7 +53,7 @@ async fn answer(path: &str, sources: Option<&Sources>, readiness: &watch::Receiv
     };
     match (path, starting, sources) {
         ("/metrics", _, Some(sources)) => match exposition::text(sources, readiness).await {
-            Ok(text) => Answer::text(Answer::OK, text),
+            Ok(text) => Answer { content_type: OPENMETRICS, ..Answer::text(Answer::OK, text) },
             Err(error) => Answer::text("500 Internal Server Error", format!("{error:#}\n")),
         },
         ("/healthz", _, _) | ("/readyz", None, _) => Answer::text(Answer::OK, "ok\n"),
@@ -92,6 +95,8 @@ mod tests {
         assert!(ask(free, "/metrics").await.starts_with("HTTP/1.1 503"));
         ready.send_replace(Readiness::Ready);
         assert!(ask(free, "/readyz").await.starts_with("HTTP/1.1 200"));
-        assert!(serve(free, ready.subscribe(), SharedSources::default()).unwrap_err().to_string().contains("another agent"));
+        assert!(
+            serve(free, ready.subscribe(), SharedSources::default()).unwrap_err().to_string().contains("another agent")
+        );
     }
 }

@@ -26,8 +26,8 @@ use towpath_wire::config::AgentConfig;
 use tracing::{debug, error, info, warn};
 
 use crate::backoff::Backoff;
-use crate::counts;
 use crate::cni_server::{AttachRequest, Attached, Isolation, PlumbError, Readiness};
+use crate::counts;
 use crate::index::{Changes, Kind};
 use crate::ipam::LeaseStore;
 use crate::modes::{self, Follower};

@@ -10,6 +10,7 @@ mod install;
 mod kubernetes;
 mod lab;
 mod lab_client;
+mod man;
 mod probe;
 mod status;
 mod sysdump;
@@ -56,6 +57,13 @@ enum Command {
     /// What is done on a node itself.
     #[command(subcommand)]
     Node(install::NodeCommand),
+    /// Writes a man page for every command into a directory.
+    #[command(hide = true)]
+    Man {
+        /// The directory; made if it is not there.
+        directory: std::path::PathBuf,
+    },
+    /// Both ends of what `connectivity test` tries.
     #[command(subcommand, hide = true)]
     Probe(probe::Command),
     /// Shell completions on standard output.
@@ -110,6 +118,7 @@ fn run(command: Command) -> Result<bool> {
         Command::Status(options) => client_runtime()?.block_on(status::run(&options)),
         Command::Explain(options) => client_runtime()?.block_on(explain::run(&options)),
         Command::Connectivity(command) => client_runtime()?.block_on(connectivity::run(&command)),
+        Command::Man { directory } => man::write(Cli::command(), &directory).map(|()| true),
         Command::Probe(command) => probe::run(&command),
         Command::Sysdump(options) => client_runtime()?.block_on(sysdump::run(&options)),
         Command::Agent(options) => daemon::agent(&options),

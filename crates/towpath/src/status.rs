@@ -55,7 +55,8 @@ pub(crate) fn ask(socket: &Path) -> Result<AgentStatus> {
 /// Nobody answers: with what the last agent said at its end, if it failed.
 fn nobody(socket: &Path) -> String {
     let config = AgentConfig { run_dir: socket.with_file_name(""), ..AgentConfig::default() };
-    let said = last_words(&config.last_words()).map(|last| format!(" The last one ended at {}: {}", last.at, last.error));
+    let said =
+        last_words(&config.last_words()).map(|last| format!(" The last one ended at {}: {}", last.at, last.error));
     format!("no agent answers on {}: is it running?{}", socket.display(), said.unwrap_or_default())
 }
 

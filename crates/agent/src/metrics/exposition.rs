@@ -94,23 +94,39 @@ fn sync(page: &mut Page, sources: &Sources) {
     page.gauge("peers_refused", "Nodes or their ranges that are left out because they contradict others", refused);
     page.gauge("service_frontends", "Service addresses and ports in the kernel", report.frontends);
     page.gauge("service_backends", "Service backends in the kernel", report.backends);
-    page.gauge("services_refused", "Services and host ports that do not get what they ask for", report.refused_services.len());
+    page.gauge(
+        "services_refused",
+        "Services and host ports that do not get what they ask for",
+        report.refused_services.len(),
+    );
     page.gauge("policies", "NetworkPolicies that isolate a pod of this node", report.policies);
     page.gauge("policy_classes", "Address classes in the kernel", report.classes);
     page.gauge("policy_rules", "Rule rows in the kernel", report.rules);
     page.gauge("applies_failing", "Parts whose newest version could not be applied", report.failures.len());
     page.counter("plans", "How often something was planned", report.plans);
     page.counter("apply_failures", "How often something planned could not be applied", report.failed);
-    page.gauge("foreign_cni_configurations", "CNI configurations that the container runtime takes before ours", report.preferred.len());
+    page.gauge(
+        "foreign_cni_configurations",
+        "CNI configurations that the container runtime takes before ours",
+        report.preferred.len(),
+    );
     page.seconds("apply_duration", "Time to plan and apply what changed, by part", counts::APPLY_DURATION.clone());
-    page.0.register("watch_errors", "Watches of the API server that were interrupted, by kind", counts::WATCH_ERRORS.clone());
+    page.0.register(
+        "watch_errors",
+        "Watches of the API server that were interrupted, by kind",
+        counts::WATCH_ERRORS.clone(),
+    );
     let heard = Family::<Labels, Gauge<f64, std::sync::atomic::AtomicU64>>::default();
     for (kind, watch) in counts::watches() {
         if let Some(since) = watch.heard.and_then(|at| at.duration_since(UNIX_EPOCH).ok()) {
             heard.get_or_create(&label("kind", format!("{kind:?}"))).set(since.as_secs_f64());
         }
     }
-    page.seconds("watch_last_event_timestamp", "When the API server last said something of a kind, in Unix time", heard);
+    page.seconds(
+        "watch_last_event_timestamp",
+        "When the API server last said something of a kind, in Unix time",
+        heard,
+    );
 }
 
 /// CNI requests and the addresses they take.
@@ -134,13 +150,33 @@ async fn kernel(page: &mut Page, sources: &Sources) -> Result<()> {
     page.gauge("pod_mtu_bytes", "MTU of pods' devices", status.facts.pod_mtu);
     let counters = datapath.counters().await?;
     let (drops, rest): (Vec<_>, Vec<_>) = counters.into_iter().partition(|count| count.reason.is_drop());
-    page.counters("packets", "Packets that went on, by the way they took", rest.iter().map(|c| (label("path", c.reason.name()), c.packets)));
-    page.counters("bytes", "Bytes that went on, link header included", rest.iter().map(|c| (label("path", c.reason.name()), c.bytes)));
-    page.counters("drop_packets", "Packets dropped, by reason", drops.iter().map(|c| (label("reason", c.reason.name()), c.packets)));
-    page.counters("drop_bytes", "Bytes dropped, by reason", drops.iter().map(|c| (label("reason", c.reason.name()), c.bytes)));
+    page.counters(
+        "packets",
+        "Packets that went on, by the way they took",
+        rest.iter().map(|c| (label("path", c.reason.name()), c.packets)),
+    );
+    page.counters(
+        "bytes",
+        "Bytes that went on, link header included",
+        rest.iter().map(|c| (label("path", c.reason.name()), c.bytes)),
+    );
+    page.counters(
+        "drop_packets",
+        "Packets dropped, by reason",
+        drops.iter().map(|c| (label("reason", c.reason.name()), c.packets)),
+    );
+    page.counters(
+        "drop_bytes",
+        "Bytes dropped, by reason",
+        drops.iter().map(|c| (label("reason", c.reason.name()), c.bytes)),
+    );
     let maps = datapath.usage().await?;
     page.gauges("map_entries", "Entries of a kernel table", maps.iter().map(|m| (label("map", m.map), m.entries)));
-    page.gauges("map_limit", "Entries that a kernel table may hold", maps.iter().map(|m| (label("map", m.map), m.limit)));
+    page.gauges(
+        "map_limit",
+        "Entries that a kernel table may hold",
+        maps.iter().map(|m| (label("map", m.map), m.limit)),
+    );
     let held = datapath.held().await?;
     page.gauge("connections", "Tracked connections", held.all);
     page.gauge("connections_room", "While fewer are tracked, a pod may have more than its share", held.room);

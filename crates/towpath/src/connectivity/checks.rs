@@ -252,7 +252,16 @@ fn place(name: &str, from: &Actor, to_node: &str) -> String {
 impl Plan<'_> {
     fn add(&mut self, name: String, from: &Actor, to: String, action: Action, want: Want) -> &mut Check {
         let phase = self.phase;
-        self.checks.push(Check { name, phase, from: from.clone(), to, action, want, patience: PATIENCE, explain: None });
+        self.checks.push(Check {
+            name,
+            phase,
+            from: from.clone(),
+            to,
+            action,
+            want,
+            patience: PATIENCE,
+            explain: None,
+        });
         let last = self.checks.len() - 1;
         // It was pushed just now.
         #[allow(clippy::indexing_slicing, reason = "the list is not empty")]
@@ -334,7 +343,8 @@ impl Plan<'_> {
             let end = Endpoint::new(ip, SERVICE_PORT);
             let shown = format!("itself by Service self at {end}");
             let want = Want::Served { by: vec![only.pod.clone()], client: None };
-            for (what, action) in [("tcp", Action::Http(end.clone())), ("udp", Action::Udp(end.clone(), Size::WhoAmI))] {
+            for (what, action) in [("tcp", Action::Http(end.clone())), ("udp", Action::Udp(end.clone(), Size::WhoAmI))]
+            {
                 self.explained(format!("hairpin/{what}"), only, shown.clone(), action, want.clone());
             }
         }
@@ -426,7 +436,13 @@ impl Plan<'_> {
             }
             let by_name = Endpoint::new("web", SERVICE_PORT);
             let want = Want::Served { by: cast.server_names(), client: None };
-            self.add("pod-to-service/by-name".to_owned(), from, format!("http://{by_name}"), Action::Http(by_name), want);
+            self.add(
+                "pod-to-service/by-name".to_owned(),
+                from,
+                format!("http://{by_name}"),
+                Action::Http(by_name),
+                want,
+            );
         }
         Ok(())
     }

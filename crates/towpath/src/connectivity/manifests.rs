@@ -65,7 +65,13 @@ pub(super) fn namespace(name: &str) -> Result<Namespace, serde_json::Error> {
 }
 
 /// A pod on a node; `number` counts nodes from 1.
-pub(super) fn pod(role: Role, number: usize, node: &NodeFacts, image: &str, host_port: u16) -> Result<Pod, serde_json::Error> {
+pub(super) fn pod(
+    role: Role,
+    number: usize,
+    node: &NodeFacts,
+    image: &str,
+    host_port: u16,
+) -> Result<Pod, serde_json::Error> {
     let name = format!("{}-{number}", role.name());
     let port = match role {
         Role::Host => host_port.saturating_add(1),

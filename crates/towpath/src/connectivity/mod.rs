@@ -35,7 +35,9 @@ use crate::probe::Outcome;
 /// Commands of `towpath connectivity`.
 #[derive(clap::Subcommand, Debug)]
 pub(crate) enum Command {
-    /// Runs every check. The exit code is 0 when all passed, 1 when one failed, 130 when it was interrupted.
+    /// Runs every check.
+    ///
+    /// The exit code is 0 when all passed, 1 when one failed, 130 when it was interrupted.
     Test(Options),
 }
 

@@ -35,7 +35,8 @@ pub(super) async fn run(client: &Client, namespace: &str, checks: &[Check], repo
             results
         }
     });
-    let mut results: Vec<(usize, CheckResult)> = futures::future::join_all(asking).await.into_iter().flatten().collect();
+    let mut results: Vec<(usize, CheckResult)> =
+        futures::future::join_all(asking).await.into_iter().flatten().collect();
     results.sort_by_key(|(id, _)| *id);
     results.into_iter().map(|(_, result)| result).collect()
 }
@@ -86,10 +87,9 @@ async fn exec(api: &Api<Pod>, pod: &str, asks: &[Ask], mut answered: impl FnMut(
     let list = serde_json::to_string(asks)?;
     let command = [PROGRAM, "probe", "ask", &list];
     let params = AttachParams::default().stdin(false).stdout(true).stderr(true);
-    let mut session = api
-        .exec(pod, command, &params)
-        .await
-        .with_context(|| format!("could not run a command in pod {pod}: can the API server reach its node's kubelet?"))?;
+    let mut session = api.exec(pod, command, &params).await.with_context(|| {
+        format!("could not run a command in pod {pod}: can the API server reach its node's kubelet?")
+    })?;
     let status = session.take_status();
     let (out, err) = (session.stdout(), session.stderr());
     let answers = async {
@@ -98,7 +98,9 @@ async fn exec(api: &Api<Pod>, pod: &str, asks: &[Ask], mut answered: impl FnMut(
         while let Some(line) = lines.next_line().await? {
             match serde_json::from_str(&line) {
                 Ok(answer) => answered(answer),
-                Err(error) => anyhow::bail!("pod {pod} said {line:?}, which is no answer ({error}): is its image of another version?"),
+                Err(error) => anyhow::bail!(
+                    "pod {pod} said {line:?}, which is no answer ({error}): is its image of another version?"
+                ),
             }
         }
         Ok(())

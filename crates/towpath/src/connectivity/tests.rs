@@ -134,7 +134,10 @@ fn drops_are_seen_in_the_metrics_or_skipped_where_there_are_none() {
             "towpath_drop_packets_total{{reason=\"ingress_policy\"}} {n}\ntowpath_drop_packets_total{{reason=\"malformed\"}} 9\n"
         ))
     };
-    assert_eq!(judge::drops_seen(&metrics(1), &metrics(3), 9116), (Status::Passed, "2 packets counted as dropped by policy".to_owned()));
+    assert_eq!(
+        judge::drops_seen(&metrics(1), &metrics(3), 9116),
+        (Status::Passed, "2 packets counted as dropped by policy".to_owned())
+    );
     assert_eq!(judge::drops_seen(&metrics(3), &metrics(3), 9116).0, Status::Failed);
     assert_eq!(judge::drops_seen(&Outcome::Refused, &Outcome::Refused, 9116).0, Status::Skipped);
 }
@@ -148,7 +151,10 @@ fn a_report_counts_and_its_xml_is_escaped() {
     report.results.push(CheckResult::of(&check, Err("no pod".to_owned())));
     assert_eq!(report.failed(), 2);
     let xml = report.junit();
-    assert!(xml.contains("tests=\"2\" failures=\"2\"") && xml.contains("a &lt; &quot;b&quot; &amp; c\u{fffd}"), "{xml}");
+    assert!(
+        xml.contains("tests=\"2\" failures=\"2\"") && xml.contains("a &lt; &quot;b&quot; &amp; c\u{fffd}"),
+        "{xml}"
+    );
     assert!(report.summary().contains("0 passed, 2 failed") && report.summary().contains("could not be tried: no pod"));
     assert_eq!(report.json()["checks"].as_array().map(Vec::len), Some(2));
 }

@@ -108,7 +108,8 @@ async fn get(to: &Endpoint, path: &str) -> Result<http::Message> {
 
 async fn exchange(to: &Endpoint, request: &str, body: &[u8]) -> Result<http::Message> {
     let mut stream = connect(to).await?;
-    let head = format!("{request} HTTP/1.1\r\nHost: {to}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
+    let head =
+        format!("{request} HTTP/1.1\r\nHost: {to}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
     stream.write_all(head.as_bytes()).await?;
     stream.write_all(body).await.context("send the body")?;
     let answer = http::read(stream).await?;
@@ -181,10 +182,7 @@ mod tests {
             let Outcome::Served(served) = one(&ask(action, Expect::Answer)).await.outcome else { panic!("no answer") };
             assert_eq!(served.client, client);
         }
-        for action in [
-            Action::Download(to.clone(), 300_000),
-            Action::Upload(to.clone(), 300_000),
-        ] {
+        for action in [Action::Download(to.clone(), 300_000), Action::Upload(to.clone(), 300_000)] {
             assert_eq!(one(&ask(action, Expect::Answer)).await.outcome, Outcome::Bytes(300_000));
         }
         let echo = Action::Udp(to.clone(), Size::Bytes(8000));

@@ -63,7 +63,9 @@ pub(super) async fn run(options: &Options) -> Result<()> {
     let [both, v4] = ANY;
     let tcp = match TcpListener::bind((both, port)).await {
         Ok(listener) => listener,
-        Err(_) => TcpListener::bind((v4, port)).await.with_context(|| format!("could not listen on TCP port {port}"))?,
+        Err(_) => {
+            TcpListener::bind((v4, port)).await.with_context(|| format!("could not listen on TCP port {port}"))?
+        }
     };
     let udp = match UdpSocket::bind((both, port)).await {
         Ok(socket) => socket,

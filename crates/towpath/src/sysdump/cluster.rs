@@ -23,8 +23,14 @@ const OBJECTS: [(&str, &str); 18] = [
     ("cluster/events-nodes.json", "/api/v1/namespaces/default/events?fieldSelector=involvedObject.kind%3DNode"),
     ("towpath/networkconfigs.json", "/apis/towpath.dev/v1alpha1/networkconfigs"),
     ("towpath/nodenetworks.json", "/apis/towpath.dev/v1alpha1/nodenetworks"),
-    ("towpath/crd-networkconfigs.json", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/networkconfigs.towpath.dev"),
-    ("towpath/crd-nodenetworks.json", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/nodenetworks.towpath.dev"),
+    (
+        "towpath/crd-networkconfigs.json",
+        "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/networkconfigs.towpath.dev",
+    ),
+    (
+        "towpath/crd-nodenetworks.json",
+        "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/nodenetworks.towpath.dev",
+    ),
     ("towpath/daemonset.json", "/apis/apps/v1/namespaces/kube-system/daemonsets/towpath"),
     ("towpath/deployment.json", "/apis/apps/v1/namespaces/kube-system/deployments/towpath-controller"),
     ("towpath/configmap.json", "/api/v1/namespaces/kube-system/configmaps/towpath"),
@@ -140,7 +146,8 @@ async fn facts(api: &Api<Pod>, agent: &str) -> Result<Collection> {
     let params = AttachParams::default().container("agent").stdin(false).stdout(true).stderr(true);
     let command = ["/usr/bin/towpath", "sysdump", "--node-facts"];
     let session = api.exec(agent, command, &params).await;
-    let mut session = session.with_context(|| format!("could not run a command in the agent's container of {agent}"))?;
+    let mut session =
+        session.with_context(|| format!("could not run a command in the agent's container of {agent}"))?;
     let (mut out, mut err) = (Vec::new(), Vec::new());
     let (stdout, stderr) = (session.stdout(), session.stderr());
     let (said, complained) = futures::join!(

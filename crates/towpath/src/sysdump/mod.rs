@@ -124,9 +124,10 @@ pub(crate) async fn run(options: &Options) -> Result<bool> {
         }
     }
     let now = k8s_openapi::jiff::Timestamp::now();
-    let path = options.output.clone().unwrap_or_else(|| {
-        format!("towpath-sysdump-{}.tar.gz", now.strftime("%Y%m%d-%H%M%S")).into()
-    });
+    let path = options
+        .output
+        .clone()
+        .unwrap_or_else(|| format!("towpath-sysdump-{}.tar.gz", now.strftime("%Y%m%d-%H%M%S")).into());
     let manifest = Manifest {
         version: env!("CARGO_PKG_VERSION"),
         created: now.to_string(),

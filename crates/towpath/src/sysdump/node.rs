@@ -19,8 +19,19 @@ use super::Collection;
 const CONFIG: &str = "/etc/towpath/agent.yaml";
 /// Files of `/proc/net` that are of the network namespace.
 const PROC_NET: [&str; 13] = [
-    "dev", "route", "ipv6_route", "fib_trie", "arp", "if_inet6", "snmp", "snmp6", "netstat", "sockstat", "sockstat6",
-    "softnet_stat", "stat/nf_conntrack",
+    "dev",
+    "route",
+    "ipv6_route",
+    "fib_trie",
+    "arp",
+    "if_inet6",
+    "snmp",
+    "snmp6",
+    "netstat",
+    "sockstat",
+    "sockstat6",
+    "softnet_stat",
+    "stat/nf_conntrack",
 ];
 /// Settings of the kernel that have kept packets from going on before.
 const SYSCTLS: [&str; 12] = [
@@ -179,13 +190,18 @@ fn cni_configurations(config: &AgentConfig, all: &mut Collection) {
     let directory = &config.cni_conf_dir;
     let entries = match std::fs::read_dir(directory) {
         Ok(entries) => entries,
-        Err(error) => return all.text("cni", Err::<&str, _>(anyhow::Error::from(error).context(directory.display().to_string()))),
+        Err(error) => {
+            return all.text("cni", Err::<&str, _>(anyhow::Error::from(error).context(directory.display().to_string())));
+        }
     };
     for path in entries.flatten().map(|entry| entry.path()) {
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         // Networks keep their kubeconfigs beside; those are not taken.
         if ![".conf", ".conflist", ".json"].iter().any(|end| name.ends_with(end)) {
-            all.text(&format!("cni/{name}"), Err::<&str, _>(anyhow::anyhow!("there, and no CNI configuration by its name: not taken")));
+            all.text(
+                &format!("cni/{name}"),
+                Err::<&str, _>(anyhow::anyhow!("there, and no CNI configuration by its name: not taken")),
+            );
             continue;
         }
         let text = read(&path);
@@ -207,7 +223,8 @@ fn kernel(all: &mut Collection) {
         let _ = write!(text, "{name}: {}", of(&format!("/proc/sys/{name}")));
     }
     let mounts = of("/proc/self/mounts");
-    for line in mounts.lines().filter(|line| [" bpf ", " cgroup2 ", " cgroup "].iter().any(|kind| line.contains(kind))) {
+    for line in mounts.lines().filter(|line| [" bpf ", " cgroup2 ", " cgroup "].iter().any(|kind| line.contains(kind)))
+    {
         let _ = writeln!(text, "mount: {line}");
     }
     let _ = write!(text, "memory:\n{}load: {}", of("/proc/meminfo"), of("/proc/loadavg"));

@@ -93,7 +93,8 @@ fn tar_reads_the_archive_with_long_names_and_odd_sizes() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("x.tar.gz");
     let long = format!("nodes/{}/net/devices.txt", "n".repeat(200));
-    let texts = [("MANIFEST.json", "{}".to_owned()), ("empty", String::new()), (long.as_str(), "x".repeat(512 * 3 + 1))];
+    let texts =
+        [("MANIFEST.json", "{}".to_owned()), ("empty", String::new()), (long.as_str(), "x".repeat(512 * 3 + 1))];
     archive::write(&file, "dump", 1_700_000_000, texts.iter().map(|(name, text)| (*name, text.as_str()))).unwrap();
     let done = Command::new("tar").arg("xzf").arg(&file).arg("-C").arg(dir.path()).output().unwrap();
     assert!(done.status.success() && done.stderr.is_empty(), "{}", String::from_utf8_lossy(&done.stderr));
