@@ -19,6 +19,7 @@ use towpath_wire::dns::{DURATIONS, DnsCounters, RCODES};
 
 use crate::cni_server::Readiness;
 use crate::counts::{self, Labels};
+use crate::index::Kind;
 use crate::status::Sources;
 
 /// The DNS server gets so long to say what it counted.
@@ -76,6 +77,7 @@ pub(super) async fn text(sources: &Sources, readiness: &watch::Receiver<Readines
     page.gauge("ready", "Whether the first full sync is in the kernel", u32::from(ready));
     let version = Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]);
     page.0.register("build", "Version of the agent", version);
+    at_least_zero();
     sync(&mut page, sources);
     requests(&mut page, sources);
     kernel(&mut page, sources).await?;
@@ -83,6 +85,20 @@ pub(super) async fn text(sources: &Sources, readiness: &watch::Receiver<Readines
     let mut out = String::new();
     encode(&mut out, &page.0)?;
     Ok(out)
+}
+
+/// What has not happened yet counts 0: what is not there at all has no rate.
+fn at_least_zero() {
+    for kind in Kind::ALL {
+        let _there = counts::WATCH_ERRORS.get_or_create(&label("kind", format!("{kind:?}")));
+    }
+    for verb in ["ADD", "DEL"] {
+        let _there = counts::CNI_DURATION.get_or_create(&label("verb", verb));
+        for outcome in ["success", "error"] {
+            let labels = vec![("verb", verb.to_owned()), ("outcome", outcome.to_owned())];
+            let _there = counts::CNI_REQUESTS.get_or_create(&labels);
+        }
+    }
 }
 
 /// What the API server says and what became of it.
