@@ -232,6 +232,14 @@ fn leftovers_of_others_and_missing_definitions_are_named_while_the_network_goes_
     std::fs::write(&leftover, r#"{"cniVersion":"1.0.0","name":"foreign","plugins":[{"type":"bridge"}]}"#)?;
     let gone = cluster.try_kubectl(&["delete", "crd", "nodenetworks.towpath.dev"])?;
     ensure!(gone.status.success(), "{}", String::from_utf8_lossy(&gone.stderr));
+    // A firewall that drops what no rule of it knows, as distributions set one up.
+    let firewall = cluster.node(
+        "n1",
+        "nft add table inet hostfw && nft 'add chain inet hostfw inp { type filter hook input priority 0; policy drop; }' && \
+         nft add rule inet hostfw inp ct state established,related accept && \
+         nft 'add rule inet hostfw inp iifname { \"lo\", \"eth0\" } accept'",
+    )?;
+    ensure!(firewall.ok, "{}", firewall.all());
     wait("the leftover to be named", Duration::from_secs(45), || {
         has(&status()?, &["05-foreign.conflist before ours"])?;
         let ready = readyz()?;
@@ -243,6 +251,8 @@ fn leftovers_of_others_and_missing_definitions_are_named_while_the_network_goes_
     })?;
     event(&cluster, "n1", "05-foreign.conflist before ours")?;
     event(&cluster, "n1", "does not know the kind NodeNetwork")?;
+    let named = ["queries to the node's DNS server", "policy of nftables chain inet hostfw inp", "not Towpath's"];
+    wait("the firewall to be named", Duration::from_secs(45), || has(&status()?, &named))?;
     std::fs::remove_file(&leftover)?;
     wait("the agent to be ready again", Duration::from_secs(45), || {
         let ready = readyz()?;

@@ -18,6 +18,7 @@ pub(crate) mod counts;
 pub mod disk;
 pub mod events;
 pub mod failure;
+mod firewall;
 pub mod index;
 pub mod ipam;
 pub mod last_known;
@@ -162,6 +163,10 @@ async fn run_until(config: AgentConfig, shutdown: CancellationToken) -> Result<(
     let pods = Arc::new(pods::Pods::new(client, index.clone(), datapath.clone(), requests));
     let mut cni =
         CniServer::start(CniServerConfig::new(&config), pods.clone(), pods, leases.clone(), readiness.clone()).await?;
+    let dns = if config.cluster_dns.is_empty() { Vec::new() } else { config.dns_addresses.clone() };
+    let ways = firewall::Ways { own: own.clone(), dns };
+    let watching_rules = tokio::spawn(firewall::look(ways, datapath.clone(), index.clone()));
+    let watching_rules = AbortOnDropHandle::new(watching_rules);
     let _once = sources.set(Sources { datapath, report, leases, carry: config.carry_socket() });
     let clean = AbortOnDropHandle::new(tokio::spawn(forget_when_ready(config.clone(), readiness.clone())));
     let in_kube_proxys_place =
@@ -177,7 +182,7 @@ async fn run_until(config: AgentConfig, shutdown: CancellationToken) -> Result<(
     // Requests in work end first; nothing that they made is lost if they do not.
     cni.drain(Duration::from_secs(5)).await;
     loop_task.abort();
-    drop((status, telling, clean, health, in_kube_proxys_place, announcing, announcing_to_flannel));
+    drop((status, telling, clean, watching_rules, health, in_kube_proxys_place, announcing, announcing_to_flannel));
     drop((publishing, recalling, keeping));
     last_known.keep_now(index).await;
     outcome

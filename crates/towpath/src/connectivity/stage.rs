@@ -207,9 +207,10 @@ impl Stage {
             let node = pod.spec.as_ref().and_then(|spec| spec.node_name.clone()).unwrap_or_default();
             if matches!(phase, "Failed" | "Succeeded") || Instant::now() > deadline {
                 let why = self.why_not_running(&pod).await;
+                let image = if why.contains("Image") { "give --image if the nodes have another one; " } else { "" };
                 bail!(
-                    "pod {name} on node {node} is {phase}, not running: {why}. Give --image if the nodes have another one; \
-                     kubectl -n {} describe pod {name} with --keep shows more",
+                    "pod {name} on node {node} is {phase}, not running: {why}; {image}with --keep, kubectl -n {} describe \
+                     pod {name} shows more",
                     self.namespace
                 );
             }

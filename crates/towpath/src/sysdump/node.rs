@@ -191,7 +191,8 @@ fn cni_configurations(config: &AgentConfig, all: &mut Collection) {
     let entries = match std::fs::read_dir(directory) {
         Ok(entries) => entries,
         Err(error) => {
-            return all.text("cni", Err::<&str, _>(anyhow::Error::from(error).context(directory.display().to_string())));
+            return all
+                .text("cni", Err::<&str, _>(anyhow::Error::from(error).context(directory.display().to_string())));
         }
     };
     for path in entries.flatten().map(|entry| entry.path()) {
