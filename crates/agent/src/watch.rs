@@ -91,7 +91,10 @@ where
                 continue;
             }
         };
-        counts::heard(N::KIND);
+        // A list that is begun is nothing that the API server said.
+        if !matches!(event, watcher::Event::Init) {
+            counts::heard(N::KIND);
+        }
         let update: Update = match event {
             watcher::Event::Init => {
                 listed.clear();
