@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
-use towpath_walkthrough::cluster::{Cluster, Families, wait};
+use towpath_walkthrough::cluster::{Cluster, Families, field, wait};
 use towpath_walkthrough::machine::can_run_labs;
 
 /// Where the extra agents serve health: the lab's own have 9116.
@@ -41,7 +41,7 @@ impl<'a> Odd<'a> {
             "cniConfDir": self.place.join("net.d"), "bpffs": self.place.join("bpf"),
         });
         for (name, value) in extra.as_object().into_iter().flatten() {
-            config[name] = value.clone();
+            config.as_object_mut().into_iter().for_each(|config| drop(config.insert(name.clone(), value.clone())));
         }
         let file = self.place.join("agent.json");
         std::fs::write(&file, config.to_string())?;
@@ -117,9 +117,10 @@ impl Drop for Odd<'_> {
 fn events(cluster: &Cluster, node: &str) -> Result<Vec<String>> {
     let output = cluster.try_kubectl(&["get", "events", "-o", "json"])?;
     let list: Value = serde_json::from_slice(&output.stdout).context("no list of events")?;
-    let of_node = |event: &&Value| event["involvedObject"]["kind"] == "Node" && event["involvedObject"]["name"] == node;
-    let items = list["items"].as_array().cloned().unwrap_or_default();
-    Ok(items.iter().filter(of_node).filter_map(|event| event["message"].as_str().map(str::to_owned)).collect())
+    let of_node =
+        |event: &&Value| field(event, "/involvedObject/kind") == "Node" && field(event, "/involvedObject/name") == node;
+    let items = list.get("items").and_then(Value::as_array).cloned().unwrap_or_default();
+    Ok(items.iter().filter(of_node).filter_map(|event| event.get("message")?.as_str().map(str::to_owned)).collect())
 }
 
 fn event(cluster: &Cluster, node: &str, wanted: &str) -> Result<()> {
