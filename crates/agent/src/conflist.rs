@@ -40,16 +40,27 @@ pub fn install(config: &AgentConfig) -> io::Result<()> {
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644))
 }
 
-/// Other configurations that a runtime would prefer to ours.
+/// Other configurations that a runtime would prefer to ours. One of a meta-plugin (Multus) has to come first: it calls the next
+/// one, which is ours.
 pub fn preferred_to_ours(directory: &Path) -> Vec<String> {
     let Ok(entries) = std::fs::read_dir(directory) else { return Vec::new() };
     let mut names: Vec<String> = entries
         .filter_map(|e| e.ok()?.file_name().into_string().ok())
         .filter(|name| [".conf", ".conflist", ".json"].iter().any(|end| name.ends_with(end)))
-        .filter(|name| name.as_str() < FILE)
+        .filter(|name| name.as_str() < FILE && !is_of_meta_plugin(&directory.join(name)))
         .collect();
     names.sort();
     names
+}
+
+fn is_of_meta_plugin(path: &Path) -> bool {
+    let Some(config) =
+        std::fs::read(path).ok().and_then(|text| serde_json::from_slice::<serde_json::Value>(&text).ok())
+    else {
+        return false;
+    };
+    let first = config.pointer("/plugins/0/type").or_else(|| config.get("type"));
+    first.and_then(serde_json::Value::as_str).is_some_and(|kind| kind.starts_with("multus"))
 }
 
 #[cfg(test)]
@@ -64,6 +75,8 @@ mod tests {
         {
             std::fs::write(dir.path().join(name), "").unwrap();
         }
+        let multus = r#"{"cniVersion": "0.3.1", "name": "multus-cni-network", "type": "multus-shim"}"#;
+        std::fs::write(dir.path().join("00-multus.conf"), multus).unwrap();
         assert_eq!(preferred_to_ours(dir.path()), ["05-cilium.conflist", "10-calico.conflist", "10-flannel.conflist"]);
     }
 

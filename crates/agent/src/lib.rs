@@ -14,7 +14,11 @@
 mod backoff;
 pub mod cni_server;
 pub mod conflist;
+pub(crate) mod counts;
 pub mod disk;
+pub mod events;
+pub mod failure;
+mod firewall;
 pub mod index;
 pub mod ipam;
 pub mod last_known;
@@ -30,6 +34,7 @@ pub mod proxy_health;
 pub mod reconcile;
 mod relist;
 pub mod settings;
+mod sole;
 pub mod status;
 pub mod watch;
 
@@ -55,6 +60,10 @@ use node_network::publish::{self, Publisher};
 use predecessor::host_local::HostLocal;
 use reconcile::{Reconciler, Request};
 use settings::{OwnNode, Parsed};
+use sole::Sole;
+use status::{SharedSources, Sources};
+use towpath_datapath::net::address::DeviceAddress;
+use towpath_datapath::net::netlink::Netlink;
 
 /// The index, shared between the one who writes it and those who look pods up.
 pub type SharedIndex = Arc<RwLock<Index>>;
@@ -64,14 +73,28 @@ pub type SharedIndex = Arc<RwLock<Index>>;
 /// # Errors
 /// The configuration is wrong, the kernel refuses, or an essential task died; the process should be started again.
 pub async fn run(config: AgentConfig, shutdown: CancellationToken) -> Result<()> {
-    settings::parse(&config)?;
+    let outcome = run_until(config.clone(), shutdown).await;
+    if let Err(error) = &outcome {
+        failure::report(&config, error).await;
+    }
+    outcome
+}
+
+async fn run_until(config: AgentConfig, shutdown: CancellationToken) -> Result<()> {
+    let node = settings::parse(&config)?.node;
     for directory in [&config.run_dir, &config.state_dir] {
         std::fs::create_dir_all(directory).with_context(|| format!("could not make {}", directory.display()))?;
     }
+    let _sole = Sole::take(&config.run_dir).await?;
     let (ready, readiness) = channel::channel(Readiness::Starting("waiting for the API server".to_owned()));
     // From the first moment on: whoever waits for the API server is alive, and says so.
-    let health = config.metrics_listen.map(|listen| metrics::serve(listen, readiness.clone())).transpose()?;
+    let sources: SharedSources = Arc::default();
+    let health = config.metrics_listen.map(|listen| metrics::serve(listen, readiness.clone(), sources.clone()));
+    let health = health.transpose()?;
+    let status = status::serve(&config, &node, sources.clone(), readiness.clone())?;
     let client = client(&config).await?;
+    let telling = events::announce_problems(client.clone(), node, sources.clone(), readiness.clone());
+    let telling = AbortOnDropHandle::new(tokio::spawn(telling));
     let own_config = config;
     let overlaid = |spec: &NetworkConfigSpec| network_config::overlay(own_config.clone(), spec);
     let usable = |spec: &NetworkConfigSpec| settings::parse(&overlaid(spec)?).map(drop);
@@ -89,8 +112,9 @@ pub async fn run(config: AgentConfig, shutdown: CancellationToken) -> Result<()>
     let keeping = AbortOnDropHandle::new(tokio::spawn(last_known.clone().keep(index.clone())));
     let own = tokio::select! {
         () = shutdown.cancelled() => return Ok(()),
-        own = own_node(&config, &parsed, &index, &mut inbox) => own?,
+        own = own_node(&config, &parsed, &index, &mut inbox, &ready) => own?,
     };
+    settings::refuse_underlay_overlap(&parsed.node, &own, &own_addresses().await?)?;
     info!(node = %parsed.node, addresses = ?own.addresses, pod_cidrs = ?own.pod_cidrs, "this node");
 
     let datapath = Datapath::open(DatapathConfig {
@@ -139,10 +163,12 @@ pub async fn run(config: AgentConfig, shutdown: CancellationToken) -> Result<()>
     let pods = Arc::new(pods::Pods::new(client, index.clone(), datapath.clone(), requests));
     let mut cni =
         CniServer::start(CniServerConfig::new(&config), pods.clone(), pods, leases.clone(), readiness.clone()).await?;
-    let status = status::serve(&config, &parsed, datapath.clone(), report.clone(), readiness.clone())?;
-    if let Some(health) = &health {
-        health.count(datapath, report);
-    }
+    let dns = if config.cluster_dns.is_empty() { Vec::new() } else { config.dns_addresses.clone() };
+    let ways = firewall::Ways { own: own.clone(), dns };
+    let watching_rules = tokio::spawn(firewall::look(ways, datapath.clone(), index.clone()));
+    let watching_rules = AbortOnDropHandle::new(watching_rules);
+    let _once = sources.set(Sources { datapath, report, leases, carry: config.carry_socket() });
+    let clean = AbortOnDropHandle::new(tokio::spawn(forget_when_ready(config.clone(), readiness.clone())));
     let in_kube_proxys_place =
         config.kube_proxy_health.then(|| proxy_health::serve_when_in_charge(in_charge, readiness));
 
@@ -156,10 +182,23 @@ pub async fn run(config: AgentConfig, shutdown: CancellationToken) -> Result<()>
     // Requests in work end first; nothing that they made is lost if they do not.
     cni.drain(Duration::from_secs(5)).await;
     loop_task.abort();
-    drop((status, health, in_kube_proxys_place, announcing, announcing_to_flannel));
+    drop((status, telling, clean, watching_rules, health, in_kube_proxys_place, announcing, announcing_to_flannel));
     drop((publishing, recalling, keeping));
     last_known.keep_now(index).await;
     outcome
+}
+
+/// What an earlier agent of this node failed with no longer holds when this one is ready.
+async fn forget_when_ready(config: AgentConfig, mut readiness: channel::Receiver<Readiness>) {
+    if readiness.wait_for(|state| *state == Readiness::Ready).await.is_ok() {
+        failure::forget(&config);
+    }
+}
+
+/// All addresses of this network namespace.
+async fn own_addresses() -> Result<Vec<DeviceAddress>> {
+    let list = || -> Result<_> { Ok(towpath_datapath::net::address::list(&mut Netlink::open()?)?) };
+    tokio::task::spawn_blocking(list).await?.context("could not list this node's addresses")
 }
 
 async fn client(config: &AgentConfig) -> Result<kube::Client> {
@@ -196,6 +235,7 @@ async fn own_node(
     parsed: &Parsed,
     index: &SharedIndex,
     inbox: &mut mpsc::Receiver<watch::Update>,
+    ready: &channel::Sender<Readiness>,
 ) -> Result<OwnNode> {
     let path = config.state_dir.join("node.json");
     let kept = match OwnNode::load(&path) {
@@ -220,13 +260,15 @@ async fn own_node(
                     Err(reason) => format!("{reason:#}"),
                 },
                 None if index.missing().contains(&index::Kind::Node) => {
-                    "waiting for the API server's list of nodes".to_owned()
+                    let said = counts::trouble(&[index::Kind::Node]).map(|said| format!("; it says: {said}"));
+                    format!("waiting for the API server's list of nodes{}", said.unwrap_or_default())
                 }
                 None => format!("node {} is not registered yet: kubelet does that; check nodeName", parsed.node),
             }
         };
         if told != reason {
-            info!("{reason}");
+            warn!("{reason}");
+            ready.send_replace(Readiness::Starting(reason.clone()));
             told = reason;
         }
         tokio::select! {
@@ -234,6 +276,8 @@ async fn own_node(
                 Some(update) => update(&mut write(index)),
                 None => bail!("all watches ended"),
             },
+            // Errors of watches bring no update.
+            () = tokio::time::sleep(Duration::from_secs(1)) => {}
             () = &mut patience, if kept.is_some() => {
                 if let Some(own) = kept {
                     warn!("{told}; going on with what an earlier run knew of this node");

@@ -27,6 +27,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::backoff::Backoff;
 use crate::cni_server::{AttachRequest, Attached, Isolation, PlumbError, Readiness};
+use crate::counts;
 use crate::index::{Changes, Kind};
 use crate::ipam::LeaseStore;
 use crate::modes::{self, Follower};
@@ -250,6 +251,7 @@ impl Reconciler {
                     }
                     if Instant::now() >= self.audit_at {
                         self.audit().await;
+                        self.look_for_preferred(&config.cni_conf_dir);
                         self.audit_at = Instant::now() + AUDIT;
                     }
                 }
@@ -282,7 +284,8 @@ impl Reconciler {
                 self.become_ready(&ready, &config);
             } else {
                 let missing = read(&self.index).missing();
-                let reason = format!("waiting for the first full list of {missing:?} from the API server");
+                let said = counts::trouble(&missing).map(|said| format!("; it says: {said}")).unwrap_or_default();
+                let reason = format!("waiting for the first full list of {missing:?} from the API server{said}");
                 ready.send_if_modified(|state| match state {
                     Readiness::Starting(old) if *old != reason => {
                         old.clone_from(&reason);
@@ -342,10 +345,10 @@ impl Reconciler {
     /// Another network's leftover would go on giving pods their addresses.
     fn look_for_preferred(&self, directory: &Path) {
         let names = crate::conflist::preferred_to_ours(directory);
-        for name in &names {
+        let known = self.with_report(|report| std::mem::replace(&mut report.preferred, names.clone()));
+        for name in names.iter().filter(|name| !known.contains(name)) {
             warn!(file = %directory.join(name).display(), "the container runtime takes this CNI configuration before ours: remove it");
         }
-        self.with_report(|report| report.preferred = names);
     }
 
     fn report_is_clean(&self) -> bool {
@@ -383,7 +386,10 @@ impl Reconciler {
             failures.insert("peers", error);
         }
         if self.policy_due {
-            match self.apply_policy().await {
+            let begun = Instant::now();
+            let outcome = self.apply_policy().await;
+            counts::applied("policy", begun.elapsed());
+            match outcome {
                 Ok(()) => self.policy_due = false,
                 Err(error) => drop(failures.insert("policy", error)),
             }
@@ -413,6 +419,7 @@ impl Reconciler {
             report.failures = failures;
             report.last_seconds = begun.elapsed().as_secs_f64();
         });
+        counts::applied("all", begun.elapsed());
         !failed
     }
 

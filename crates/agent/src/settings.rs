@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use towpath_datapath::NodeFacts;
+use towpath_datapath::net::address::DeviceAddress;
 use towpath_model::custom::NodeNetworkSpec;
 use towpath_model::desired::{Backend, NodeSettings};
 use towpath_model::{Node, NodeName, family_of};
@@ -50,17 +51,49 @@ fn refuse_overlap(named: &[(&str, &[IpNet])]) -> Result<()> {
     Ok(())
 }
 
+/// The node's name: the configured one, else the machine's.
+///
+/// # Errors
+/// The machine's cannot be read.
+pub fn parse_node_name(config: &AgentConfig) -> Result<NodeName> {
+    if !config.node_name.is_empty() {
+        return Ok(NodeName::new(config.node_name.clone()));
+    }
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").context("could not read the host name")?;
+    Ok(NodeName::new(name.trim().to_lowercase()))
+}
+
+/// Refuses pod ranges that overlap a network which one of the node's own addresses is in: packets to pods and to hosts of that
+/// network could not be told apart. Addresses without a network (/32, /128) and devices without a node address do not count.
+///
+/// # Errors
+/// Both ranges, by name.
+pub fn refuse_underlay_overlap(node: &NodeName, own: &OwnNode, addresses: &[DeviceAddress]) -> Result<()> {
+    let devices: Vec<u32> =
+        addresses.iter().filter(|held| own.addresses.contains(&held.address)).map(|held| held.device).collect();
+    for held in addresses.iter().filter(|held| devices.contains(&held.device) && !held.ours) {
+        let Ok(network) = IpNet::new(held.address, held.prefix_len) else { continue };
+        if network.prefix_len() == network.max_prefix_len() {
+            continue;
+        }
+        let overlaps = |cidr: &&IpNet| network.contains(&cidr.network()) || cidr.contains(&network.network());
+        if let Some(cidr) = own.pod_cidrs.iter().find(overlaps) {
+            bail!(
+                "node {node}: its pod range {cidr} overlaps the node's own network {}; choose pod ranges \
+                 (kube-controller-manager's --cluster-cidr) that are used nowhere else",
+                network.trunc()
+            );
+        }
+    }
+    Ok(())
+}
+
 /// Parses and checks a configuration.
 ///
 /// # Errors
 /// A range that is none, ranges that overlap, or no node name.
 pub fn parse(config: &AgentConfig) -> Result<Parsed> {
-    let node = if config.node_name.is_empty() {
-        let name = std::fs::read_to_string("/proc/sys/kernel/hostname").context("could not read the host name")?;
-        name.trim().to_lowercase()
-    } else {
-        config.node_name.clone()
-    };
+    let node = parse_node_name(config)?;
     let cluster_cidrs = cidrs("clusterCidrs", &config.cluster_cidrs)?;
     let service_cidrs = cidrs("serviceCidrs", &config.service_cidrs)?;
     refuse_overlap(&[("clusterCidrs", &cluster_cidrs), ("serviceCidrs", &service_cidrs)])?;
@@ -68,7 +101,7 @@ pub fn parse(config: &AgentConfig) -> Result<Parsed> {
         bail!("agent configuration, nodePorts: {} is above {}", config.node_ports.0, config.node_ports.1);
     }
     Ok(Parsed {
-        node: NodeName::new(node),
+        node,
         cluster_cidrs,
         service_cidrs,
         non_masquerade_cidrs: cidrs("nonMasqueradeCidrs", &config.non_masquerade_cidrs)?,
@@ -250,6 +283,21 @@ mod tests {
         assert!(services.contains("Service range"), "{services}");
         let own = OwnNode::of(&node(&["10.244.0.5"], &["10.244.0.0/24"]), &config()).unwrap_err().to_string();
         assert!(own.contains("10.244.0.5"), "{own}");
+    }
+
+    #[test]
+    fn a_pod_range_over_the_nodes_own_network_is_refused_and_bridges_of_others_do_not_count() {
+        let held = |device: u32, text: &str, ours: bool| {
+            let net: IpNet = text.parse().unwrap();
+            DeviceAddress { device, address: net.addr(), prefix_len: net.prefix_len(), ours, tentative: false }
+        };
+        let own = OwnNode::of(&node(&["10.244.9.5"], &["10.244.0.0/24"]), &config()).unwrap();
+        let refused = |addresses: &[DeviceAddress]| refuse_underlay_overlap(&NodeName::new("n1"), &own, addresses);
+        let said = refused(&[held(2, "10.244.9.5/16", false)]).unwrap_err().to_string();
+        assert!(said.contains("10.244.0.0/24") && said.contains("10.244.0.0/16"), "{said}");
+        // Flannel's bridge holds the node's pod range; cloud networks give /32s.
+        refused(&[held(2, "10.244.9.5/32", false), held(3, "10.244.0.1/24", false)]).unwrap();
+        refused(&[held(2, "10.244.9.5/24", false), held(1, "10.244.0.1/32", true)]).unwrap();
     }
 
     #[test]

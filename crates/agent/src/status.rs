@@ -1,7 +1,8 @@
 //! The status socket: one JSON document ([`AgentStatus`]) to whoever connects, then the end. Root only.
 
 use std::os::unix::fs::PermissionsExt;
-use std::sync::PoisonError;
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -11,23 +12,44 @@ use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 use towpath_datapath::Datapath;
 use towpath_datapath::bpf::Count;
+use towpath_model::NodeName;
 use towpath_wire::config::AgentConfig;
 use towpath_wire::status::{AgentStatus, PeerStatus};
 use tracing::debug;
 
 use crate::cni_server::Readiness;
+use crate::ipam::LeaseStore;
 use crate::reconcile::SharedReport;
-use crate::settings::Parsed;
 
-/// Serves the socket until the handle is dropped.
+/// What the status and the metrics are made of, once the data path is open.
+pub struct Sources {
+    /// The kernel's side.
+    pub datapath: Datapath,
+    /// The loop's.
+    pub report: SharedReport,
+    /// The node's leases.
+    pub leases: Arc<LeaseStore>,
+    /// Where the DNS server answers what it counted.
+    pub carry: PathBuf,
+}
+
+impl std::fmt::Debug for Sources {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Sources").field("carry", &self.carry).finish_non_exhaustive()
+    }
+}
+
+/// Set when there are some.
+pub type SharedSources = Arc<OnceLock<Sources>>;
+
+/// Serves the socket, from the first moment of the process on, until the handle is dropped.
 ///
 /// # Errors
 /// The socket cannot be made.
 pub fn serve(
     config: &AgentConfig,
-    parsed: &Parsed,
-    datapath: Datapath,
-    report: SharedReport,
+    node: &NodeName,
+    sources: SharedSources,
     readiness: watch::Receiver<Readiness>,
 ) -> Result<AbortOnDropHandle<()>> {
     let path = config.status_socket();
@@ -39,14 +61,14 @@ pub fn serve(
     }
     let listener = UnixListener::bind(&path).with_context(|| format!("could not listen on {}", path.display()))?;
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
-    let node = parsed.node.to_string();
+    let node = node.to_string();
     Ok(AbortOnDropHandle::new(tokio::spawn(async move {
         loop {
             let Ok((stream, _)) = listener.accept().await else {
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             };
-            let status = collect(&node, &datapath, &report, &readiness).await;
+            let status = collect(&node, &sources, &readiness).await;
             if let Err(error) = answer(stream, &status).await {
                 debug!(%error, "status not delivered");
             }
@@ -66,7 +88,22 @@ async fn answer(mut stream: UnixStream, status: &AgentStatus) -> Result<()> {
 }
 
 /// The state of this agent now.
-pub async fn collect(
+pub async fn collect(node: &str, sources: &SharedSources, readiness: &watch::Receiver<Readiness>) -> AgentStatus {
+    match sources.get() {
+        Some(sources) => collected(node, &sources.datapath, &sources.report, readiness).await,
+        None => AgentStatus {
+            node: node.to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            problems: match &*readiness.borrow() {
+                Readiness::Starting(why) => vec![why.clone()],
+                Readiness::Ready => Vec::new(),
+            },
+            ..AgentStatus::default()
+        },
+    }
+}
+
+async fn collected(
     node: &str,
     datapath: &Datapath,
     report: &SharedReport,
@@ -90,8 +127,9 @@ pub async fn collect(
     problems.extend(report.in_charge.problems());
     problems.extend(report.remains.in_words());
     problems.extend(report.preferred.iter().map(|name| {
-        format!("the container runtime took CNI configuration {name} before ours when this agent became ready: remove it, restart the agent")
+        format!("the container runtime takes CNI configuration {name} before ours: remove it, and pods get their network from Towpath")
     }));
+    problems.extend(crate::counts::notes());
     let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
     let mut status = AgentStatus {
         node: node.to_owned(),

@@ -18,7 +18,8 @@ use towpath_model::custom::NodeNetwork;
 use towpath_model::{EndpointSlice, Namespace, NetworkPolicy, Node, NodeName, Pod, Readable, Service};
 use tracing::{debug, warn};
 
-use crate::index::{DnsServer, Index, Noun};
+use crate::counts;
+use crate::index::{DnsServer, Index, Kind, Noun};
 use crate::node_network::given::{self, Given};
 use crate::relist::Watch;
 
@@ -85,10 +86,15 @@ where
         let event = match events.next().await {
             Ok(event) => event,
             Err(error) => {
+                counts::interrupted(N::KIND, &error);
                 warn!(kind = ?N::KIND, %error, "watch interrupted; going on where it was, or listing again");
                 continue;
             }
         };
+        // A list that is begun is nothing that the API server said.
+        if !matches!(event, watcher::Event::Init) {
+            counts::heard(N::KIND);
+        }
         let update: Update = match event {
             watcher::Event::Init => {
                 listed.clear();
@@ -130,6 +136,7 @@ async fn watch_given(api: Api<Readable<NodeNetwork>>, updates: mpsc::Sender<Upda
         let event = match events.next().await {
             Ok(event) => event,
             Err(error) => {
+                counts::interrupted(Kind::NodeNetwork, &error);
                 debug!(%error, "NodeNetworks cannot be watched");
                 continue;
             }

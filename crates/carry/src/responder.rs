@@ -1,6 +1,7 @@
 //! One message in, one message out: the cluster's names at once, all others by way of the forwarder.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use towpath_plan::dns::zone::TTL;
 use towpath_plan::dns::{Answer, Data, Outcome, QueryType, Rcode, Record};
@@ -43,6 +44,14 @@ impl Responder {
 
     /// Answers a message without waiting for anybody, if that can be done.
     pub(crate) fn now(&self, bytes: &[u8], transport: Transport) -> Now {
+        let now = self.at_once(bytes, transport);
+        if let Now::Reply(reply) = &now {
+            self.cluster.counters.responded(reply);
+        }
+        now
+    }
+
+    fn at_once(&self, bytes: &[u8], transport: Transport) -> Now {
         let counters = &self.cluster.counters;
         match transport {
             Transport::Udp => counters.udp_queries.add(),
@@ -121,14 +130,20 @@ impl Responder {
     /// Answers a question after asking upstream.
     pub(crate) async fn later(&self, pending: Pending) -> Vec<u8> {
         let Pending { query, key, alias } = pending;
+        let begun = Instant::now();
         let found = self.forwarder.resolve(key).await;
-        self.forwarded(&query, alias.as_ref(), found.as_ref())
+        let reply = self.forwarded(&query, alias.as_ref(), found.as_ref());
+        self.cluster.counters.took(begun.elapsed());
+        self.cluster.counters.responded(&reply);
+        reply
     }
 
     /// The reply when more is asked than can be carried.
     pub(crate) fn overloaded(&self, pending: &Pending) -> Vec<u8> {
         self.cluster.counters.overloaded.add();
-        compose::error(&pending.query, rcode::SERVFAIL)
+        let reply = compose::error(&pending.query, rcode::SERVFAIL);
+        self.cluster.counters.responded(&reply);
+        reply
     }
 
     /// A message or connection was turned away.

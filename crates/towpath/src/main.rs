@@ -3,13 +3,17 @@
 //! Commands of the lab that change the calling process itself (`lab exec`, `lab stage` …) run before any thread exists.
 #![forbid(unsafe_code)]
 
+mod connectivity;
 mod daemon;
 mod explain;
 mod install;
 mod kubernetes;
 mod lab;
 mod lab_client;
+mod man;
+mod probe;
 mod status;
+mod sysdump;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -35,6 +39,11 @@ enum Command {
     Status(status::Options),
     /// The path of a packet, the Service translation, and the policy and rule that decide.
     Explain(explain::Options),
+    /// Tries the network of a live cluster, from pods of its own.
+    #[command(subcommand)]
+    Connectivity(connectivity::Command),
+    /// Collects what somebody else needs to find out what is wrong, in one file without secrets.
+    Sysdump(sysdump::Options),
     /// The node agent (one a node).
     Agent(daemon::Options),
     /// What answers DNS (one a node, beside the agent).
@@ -48,6 +57,15 @@ enum Command {
     /// What is done on a node itself.
     #[command(subcommand)]
     Node(install::NodeCommand),
+    /// Writes a man page for every command into a directory.
+    #[command(hide = true)]
+    Man {
+        /// The directory; made if it is not there.
+        directory: std::path::PathBuf,
+    },
+    /// Both ends of what `connectivity test` tries.
+    #[command(subcommand, hide = true)]
+    Probe(probe::Command),
     /// Shell completions on standard output.
     Completions {
         /// The shell.
@@ -99,6 +117,10 @@ fn run(command: Command) -> Result<bool> {
         Command::Lab(command) => lab::run(command),
         Command::Status(options) => client_runtime()?.block_on(status::run(&options)),
         Command::Explain(options) => client_runtime()?.block_on(explain::run(&options)),
+        Command::Connectivity(command) => client_runtime()?.block_on(connectivity::run(&command)),
+        Command::Man { directory } => man::write(Cli::command(), &directory).map(|()| true),
+        Command::Probe(command) => probe::run(&command),
+        Command::Sysdump(options) => client_runtime()?.block_on(sysdump::run(&options)),
         Command::Agent(options) => daemon::agent(&options),
         Command::Carry(options) => daemon::carry(&options),
         Command::Controller(options) => daemon::controller(&options),

@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use comfy_table::{Table, presets::NOTHING};
 use serde::Serialize;
+use towpath_agent::failure::last_words;
 use towpath_lab::layout::{LabName, Layout};
 use towpath_wire::config::AgentConfig;
 use towpath_wire::status::AgentStatus;
@@ -39,14 +40,24 @@ struct NodeAnswer {
     error: Option<String>,
 }
 
-/// What the agent behind a socket says.
+/// What the agent behind a status socket says.
+///
+/// # Errors
+/// Nobody answers, or something that is not understood.
 pub(crate) fn ask(socket: &Path) -> Result<AgentStatus> {
-    let mut stream = UnixStream::connect(socket)
-        .with_context(|| format!("no agent answers on {}: is it running?", socket.display()))?;
+    let mut stream = UnixStream::connect(socket).with_context(|| nobody(socket))?;
     stream.set_read_timeout(Some(Duration::from_secs(5)))?;
     let mut text = Vec::new();
     stream.read_to_end(&mut text).context("the agent did not answer within 5 s")?;
     serde_json::from_slice(&text).context("the agent's answer is not understood: is it of another version?")
+}
+
+/// Nobody answers: with what the last agent said at its end, if it failed.
+fn nobody(socket: &Path) -> String {
+    let config = AgentConfig { run_dir: socket.with_file_name(""), ..AgentConfig::default() };
+    let said =
+        last_words(&config.last_words()).map(|last| format!(" The last one ended at {}: {}", last.at, last.error));
+    format!("no agent answers on {}: is it running?{}", socket.display(), said.unwrap_or_default())
 }
 
 fn sockets(options: &Options) -> Result<Vec<(String, PathBuf)>> {

@@ -43,7 +43,7 @@ fn every_room_is_in_the_architecture_and_every_room_there_exists() {
 
 #[test]
 fn links_of_the_documents_lead_somewhere() {
-    for document in ["README.md", "ARCHITECTURE.md", "docs/roadmap.md", "docs/install.md"] {
+    for document in ["README.md", "ARCHITECTURE.md", "docs/roadmap.md", "docs/install.md", "docs/operations.md"] {
         let text = read(document);
         let base = root().join(document).parent().unwrap().to_path_buf();
         for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
@@ -77,4 +77,26 @@ fn every_crate_forbids_unsafe_code_but_the_one_that_may() {
         let forbids = std::fs::read_to_string(&file).unwrap().contains("#![forbid(unsafe_code)]");
         assert_eq!(forbids, room != "crates/datapath", "{}", file.display());
     }
+}
+
+#[test]
+fn every_alert_says_what_it_is_and_has_a_runbook() {
+    let rules: serde_json::Value = serde_saphyr::from_str(&read("deploy/monitoring/alerts.yaml")).unwrap();
+    let operations = read("docs/operations.md");
+    let mut alerts = BTreeSet::new();
+    for rule in rules["groups"].as_array().unwrap().iter().flat_map(|group| group["rules"].as_array().unwrap()) {
+        let name = rule["alert"].as_str().unwrap();
+        let text = |field: &str| rule["annotations"][field].as_str().unwrap_or_else(|| panic!("{name} has no {field}"));
+        assert!(!text("summary").is_empty() && !text("description").is_empty(), "{name}");
+        assert!(text("runbook_url").ends_with(&format!("docs/operations.md#{}", name.to_lowercase())), "{name}");
+        assert!(operations.contains(&format!("\n### {name}\n")), "{name} has no section in docs/operations.md");
+        assert!(["info", "warning", "critical"].contains(&rule["labels"]["severity"].as_str().unwrap()), "{name}");
+        assert!(rule["for"].is_string() && rule["expr"].is_string(), "{name}");
+        assert!(alerts.insert(name.to_owned()), "{name} is there twice");
+    }
+    let sections = operations.lines().filter_map(|line| line.strip_prefix("### Towpath"));
+    for section in sections {
+        assert!(alerts.contains(&format!("Towpath{section}")), "a runbook of no alert: Towpath{section}");
+    }
+    let _: serde_json::Value = serde_saphyr::from_str(&read("deploy/monitoring/scrape.yaml")).unwrap();
 }

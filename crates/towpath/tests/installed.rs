@@ -344,7 +344,9 @@ impl Policy {
 }
 
 fn request(operation: &str, user: &str, node: Option<&str>) -> Value {
-    let mut request = json!({"operation": operation, "userInfo": {"username": user, "groups": []}});
+    let mut request = json!({
+        "operation": operation, "userInfo": {"username": user, "groups": []}, "resource": {"resource": "nodenetworks"},
+    });
     if let Some(node) = node {
         request["userInfo"]["extra"] = json!({
             "authentication.kubernetes.io/node-name": [node], "authentication.kubernetes.io/pod-name": ["towpath-x"],
@@ -380,6 +382,18 @@ fn a_node_writes_its_own_object_and_no_others() {
 }
 
 #[test]
+fn a_node_writes_events_on_its_own_node_object_and_on_nothing_else() {
+    let policy = Policy::load();
+    let mut from_n1 = request("CREATE", AGENT, Some("n1"));
+    from_n1["resource"]["resource"] = json!("events");
+    let on = |kind: &str, name: &str| json!({"metadata": {"name": "e"}, "regarding": {"kind": kind, "name": name}});
+    assert_eq!(policy.refuses(&from_n1, &on("Node", "n1"), &Value::Null), None);
+    for other in [on("Node", "n2"), on("Pod", "n1")] {
+        assert!(policy.refuses(&from_n1, &other, &Value::Null).is_some(), "{other}");
+    }
+}
+
+#[test]
 fn everything_an_agent_may_write_is_under_the_policy() {
     let policy = Policy::load();
     let role = documents("towpath.yaml")
@@ -404,7 +418,7 @@ fn everything_an_agent_may_write_is_under_the_policy() {
             }
         }
     }
-    assert_eq!(written, 5);
+    assert_eq!(written, 6);
     let binding =
         documents("towpath.yaml").into_iter().find(|o| o["kind"] == "ValidatingAdmissionPolicyBinding").unwrap();
     assert_eq!(binding["spec"]["policyName"], policy.0["metadata"]["name"]);

@@ -121,6 +121,11 @@ impl AgentConfig {
         self.run_dir.join("agent.sock")
     }
 
+    /// Where an agent that cannot run says why.
+    pub fn last_words(&self) -> PathBuf {
+        self.run_dir.join("agent.error")
+    }
+
     /// Where `towpath node install` notes the URL of the API server that the node's kubelet talks to.
     pub fn api_server_note(&self) -> PathBuf {
         self.run_dir.join("api-server")

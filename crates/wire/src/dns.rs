@@ -93,6 +93,12 @@ pub enum FeedReply {
     },
 }
 
+/// Response codes that are counted by themselves (IANA's names); the last is all others.
+pub const RCODES: [&str; 6] = ["NOERROR", "FORMERR", "SERVFAIL", "NXDOMAIN", "REFUSED", "other"];
+
+/// Ends of the buckets in which durations are counted, in seconds; one more bucket has what took longer.
+pub const DURATIONS: [f64; 10] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 2.5];
+
 /// What the DNS server counted since it started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
@@ -121,6 +127,12 @@ pub struct DnsCounters {
     pub overloaded: u64,
     /// Messages of the feed applied.
     pub feed_messages: u64,
+    /// Responses sent, by [`RCODES`].
+    pub rcodes: [u64; RCODES.len()],
+    /// Answers that somebody upstream was asked for, by the bucket of the time they took ([`DURATIONS`]).
+    pub durations: [u64; DURATIONS.len() + 1],
+    /// All that time together, in microseconds.
+    pub durations_micros: u64,
     /// Upstream answers cached now.
     pub cached: u64,
     /// Their size in bytes.

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -20,6 +20,7 @@ use super::ports::{
 };
 use super::queue::DeleteQueue;
 use super::turns::Turns;
+use crate::counts;
 use crate::ipam::{AttachedDevice, Lease, LeaseError, LeaseStore};
 
 /// How long things may take, and where DELs are queued.
@@ -50,6 +51,17 @@ impl Settings {
     }
 }
 
+/// The verb as the CNI specification calls it.
+fn verb(request: &Request) -> &'static str {
+    match request {
+        Request::Add(_) => "ADD",
+        Request::Del(_) => "DEL",
+        Request::Check(_) => "CHECK",
+        Request::Gc { .. } => "GC",
+        Request::Status { .. } => "STATUS",
+    }
+}
+
 /// The verbs.
 pub struct Operations<I, P> {
     pub(super) settings: Settings,
@@ -76,6 +88,13 @@ impl<I: PodIndex, P: PodPlumber> Operations<I, P> {
 
     /// Answers a request. `asker_gone` ends an ADD that waits for something that nobody waits for any more.
     pub async fn handle(&self, request: Request, netns: Option<OwnedFd>, asker_gone: CancellationToken) -> Reply {
+        let (verb, begun) = (verb(&request), Instant::now());
+        let reply = self.answer(request, netns, asker_gone).await;
+        counts::cni(verb, begun.elapsed(), !matches!(reply, Reply::Failed { .. }));
+        reply
+    }
+
+    async fn answer(&self, request: Request, netns: Option<OwnedFd>, asker_gone: CancellationToken) -> Reply {
         let outcome = match request {
             Request::Add(add) => match self.add(&add, netns, &asker_gone).await {
                 Ok(result) => {

@@ -18,6 +18,7 @@ use tracing::{debug, info, warn};
 
 use crate::backoff::Backoff;
 use crate::cni_server::Readiness;
+use crate::counts;
 use crate::ipam::{Lease, LeaseStore};
 use crate::modes::State;
 use crate::{SharedIndex, read};
@@ -35,6 +36,8 @@ const ABSENT: Duration = Duration::from_secs(60);
 const FORBIDDEN: Duration = Duration::from_secs(300);
 /// As many entries as the definition allows; a node has far fewer pods that nobody else has heard of.
 const ENTRIES_MAX: usize = 2048;
+/// What is noted of it for the status.
+const NOTE: &str = "NodeNetwork";
 
 /// When to look again.
 enum Next {
@@ -125,6 +128,7 @@ impl Publisher {
                     info!("this node's NodeNetwork is written again");
                     self.complained.clear();
                 }
+                counts::note(NOTE, None);
                 self.written = Some(wanted);
                 self.backoff.worked();
                 return Next::OnChange;
@@ -136,6 +140,14 @@ impl Publisher {
             // Somebody deleted it: it is made again at once.
             kube::Error::Api(status) if status.code == 404 && was_there => Duration::ZERO,
             kube::Error::Api(status) if status.code == 404 => {
+                counts::note(
+                    NOTE,
+                    Some(
+                        "the API server does not know the kind NodeNetwork: apply Towpath's manifests (towpath install); until \
+                         then peers learn of this node's new pods by their status, seconds late"
+                            .to_owned(),
+                    ),
+                );
                 debug!(%status, "NodeNetwork is not installed: peers know this node's pods by their status");
                 return Next::NotBefore(Instant::now() + ABSENT);
             }
@@ -148,6 +160,7 @@ impl Publisher {
                 error = text,
                 "could not write this node's NodeNetwork; peers learn of new pods by their status until then"
             );
+            counts::note(NOTE, Some(format!("this node's NodeNetwork cannot be written: {text}")));
             self.complained = text;
         }
         Next::NotBefore(Instant::now() + delay)

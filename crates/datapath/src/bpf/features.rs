@@ -108,6 +108,11 @@ impl Feature {
     }
 }
 
+/// Everything that is needed, and whether this kernel has it. Needs `CAP_BPF` or `CAP_SYS_ADMIN`: without, nothing is there.
+pub fn needed_here() -> Vec<(Feature, bool)> {
+    NEEDED.into_iter().map(|feature| (feature, !feature.is_missing())).collect()
+}
+
 /// What this kernel lacks of what is needed.
 pub(crate) fn missing() -> Vec<Feature> {
     NEEDED.into_iter().filter(Feature::is_missing).collect()

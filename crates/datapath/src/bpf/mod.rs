@@ -48,7 +48,7 @@ pub use adopt::Adopted;
 pub use budget::{Held, Holder};
 pub use config::{BpfConfig, Changes, Hook, Isolation, Limits, NodeConfig, Surroundings};
 pub use error::{Error, Result};
-pub use features::Feature;
+pub use features::{Feature, needed_here as needed_features};
 #[cfg(test)]
 pub(crate) use inherit::lay_out_as_the_next_version;
 pub use observe::{Connection, Count, End, Judged, MapUsage, Reason};

@@ -8,6 +8,7 @@
 pub mod address;
 pub mod error;
 pub mod filter;
+pub mod foreign;
 pub mod link;
 pub mod mac;
 pub mod neighbour;

@@ -77,6 +77,16 @@ impl Table {
     }
 }
 
+/// All tables of the namespace, those of others too, as `nft -j list ruleset` says them.
+///
+/// # Errors
+/// `nft` is not there, or not allowed to.
+pub fn whole_ruleset() -> Result<Value, Error> {
+    let output = nft(&["-j", "list", "ruleset"], None)?;
+    serde_json::from_slice(&output)
+        .map_err(|e| Error::Nft { reason: format!("`nft -j list ruleset` printed no JSON: {e}") })
+}
+
 /// Whether the table is there.
 pub fn is_present() -> Result<bool, Error> {
     Ok(list()?.is_some())

@@ -12,7 +12,7 @@ use kube::ResourceExt;
 use super::events::Severity;
 use super::{NodeContext, environment, files};
 use crate::runtime::container::{self, Container, ContainerSpec};
-use crate::runtime::image::Image;
+use crate::runtime::image::{Image, OWN_PROGRAM};
 use crate::runtime::sandbox::Sandbox;
 use crate::stage::{
     BindMount, DEFAULT_CAPABILITIES, InitSpec, ProcessSpec, RootSpec, WebSpec, Workload, capability_bit,
@@ -113,6 +113,7 @@ impl Start {
         let (command, args) = (expand(&self.declaration.command), expand(&self.declaration.args));
         let argv = match (command.is_empty(), args.is_empty(), image) {
             (false, _, _) => command.into_iter().chain(args).collect(),
+            (true, _, Image::Towpath) => std::iter::once(OWN_PROGRAM.to_owned()).chain(args).collect(),
             (true, false, _) => args,
             (true, true, Image::Tools) => vec!["sh".to_owned()],
             (true, true, _) => Vec::new(),
@@ -161,7 +162,7 @@ impl Start {
         let root = RootSpec {
             image: context.image_root.clone(),
             scratch: dir.join("root"),
-            binds: self.binds(&dir)?,
+            binds: self.binds(image, &dir)?,
             read_only: own.read_only_root_filesystem == Some(true),
             privileged: own.privileged == Some(true),
         };
@@ -180,7 +181,7 @@ impl Start {
         match image {
             _ if has_command => Workload::Command,
             Image::Pause => Workload::Pause,
-            Image::Tools => Workload::Command,
+            Image::Tools | Image::Towpath => Workload::Command,
             Image::Web => match argv.first().map(String::as_str) {
                 Some("pause") => Workload::Pause,
                 Some(first) if !first.starts_with('-') && !SERVER_COMMANDS.contains(&first) => Workload::Command,
@@ -222,7 +223,7 @@ impl Start {
         }
     }
 
-    fn binds(&self, dir: &Path) -> Result<Vec<BindMount>> {
+    fn binds(&self, image: Image, dir: &Path) -> Result<Vec<BindMount>> {
         let pod_dir = self.context.layout.pod_run(&self.pod.uid().unwrap_or_default());
         let termination = dir.join("termination-log");
         std::fs::write(&termination, "")?;
@@ -231,6 +232,10 @@ impl Start {
             self.declaration.termination_message_path.clone().unwrap_or_else(|| "/dev/termination-log".to_owned());
         let mut binds =
             vec![BindMount { source: termination, sub_path: None, target: message.into(), read_only: false }];
+        if image == Image::Towpath {
+            let source = self.context.stage.program.clone();
+            binds.push(BindMount { source, sub_path: None, target: OWN_PROGRAM.into(), read_only: true });
+        }
         let mounts = self.declaration.volume_mounts.clone().unwrap_or_default();
         for name in ["hosts", "hostname", "resolv.conf"] {
             let target = PathBuf::from("/etc").join(name);

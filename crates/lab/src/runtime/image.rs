@@ -18,7 +18,12 @@ pub(crate) enum Image {
     Web,
     /// The pause image.
     Pause,
+    /// Towpath's own: this very program, which the container sees at [`OWN_PROGRAM`].
+    Towpath,
 }
+
+/// Where Towpath's image has its program, which is what runs when no command is given.
+pub(crate) const OWN_PROGRAM: &str = "/usr/bin/towpath";
 
 const TOOLS: [&str; 6] = ["busybox", "alpine", "curl", "netshoot", "toolbox", "dnsutils"];
 const WEB: [&str; 9] = ["nginx", "httpd", "echo", "agnhost", "whoami", "web", "hello", "caddy", "netexec"];
@@ -29,6 +34,9 @@ impl Image {
         let name = short_name(reference).ok_or_else(|| format!("invalid image reference {reference:?}"))?;
         if name == "pause" {
             return Ok(Self::Pause);
+        }
+        if name == "towpath" {
+            return Ok(Self::Towpath);
         }
         if TOOLS.iter().any(|known| name.contains(known)) {
             return Ok(Self::Tools);
@@ -75,10 +83,10 @@ pub(crate) fn canonical(reference: &str) -> String {
     full
 }
 
-/// Makes the image tree at `dir`, unless it is there. Blocks.
-pub(crate) fn prepare(dir: &Path) -> Result<()> {
+/// Makes the image tree at `dir`, unless it is there, with the libraries that `own` needs. Blocks.
+pub(crate) fn prepare(dir: &Path, own: &Path) -> Result<()> {
     if dir.exists() {
-        return Ok(());
+        return install_libraries(dir, own);
     }
     let building = dir.with_extension("building");
     let _ = std::fs::remove_dir_all(&building);
@@ -102,6 +110,7 @@ pub(crate) fn prepare(dir: &Path) -> Result<()> {
         let applet = building.join("bin/nc");
         std::fs::remove_file(&applet).and_then(|()| symlink("/usr/bin/nc.openbsd", &applet)).context("link nc")?;
     }
+    install_libraries(&building, own).context("put Towpath's libraries into the image")?;
     let files = [
         ("etc/passwd", "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n"),
         ("etc/group", "root:x:0:\ntty:x:5:\nnogroup:x:65534:\n"),
@@ -129,10 +138,15 @@ fn install_busybox(root: &Path) -> Result<()> {
     symlink("/bin/busybox", root.join("usr/bin/env")).context("link env")
 }
 
-/// Puts a program at `usr/bin` and the libraries it is linked with at the places it looks for them.
+/// Puts a program at `usr/bin`, and its libraries.
 fn install_program(root: &Path, program: &Path) -> Result<()> {
     let name = program.file_name().context("program without a name")?;
     link_or_copy(&program.canonicalize()?, &root.join("usr/bin").join(name))?;
+    install_libraries(root, program)
+}
+
+/// Puts the libraries that a program is linked with at the places it looks for them.
+fn install_libraries(root: &Path, program: &Path) -> Result<()> {
     let listed = Command::new("ldd").arg(program).output();
     let Ok(listed) = listed else { return Ok(()) };
     for line in String::from_utf8_lossy(&listed.stdout).lines() {
@@ -187,6 +201,9 @@ mod tests {
         for web in ["nginx", "httpd:latest", "hashicorp/http-echo:1.0", "registry.k8s.io/e2e-test-images/agnhost:2.53"]
         {
             assert_eq!(Image::resolve(web), Ok(Image::Web), "{web}");
+        }
+        for own in ["towpath", "ghcr.io/towpath/towpath:0.1.0"] {
+            assert_eq!(Image::resolve(own), Ok(Image::Towpath), "{own}");
         }
         let refusal = Image::resolve("postgres:16").unwrap_err();
         assert!(refusal.contains("postgres:16") && refusal.contains("busybox"), "{refusal}");

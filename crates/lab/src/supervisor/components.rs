@@ -135,6 +135,8 @@ fn agent_config(layout: &Layout, spec: &ClusterSpec, node: &NodeSpec, kubeconfig
         service_cidrs: text(&spec.service_cidrs),
         cluster_dns: spec.dns_addresses.clone(),
         cluster_domain: CLUSTER_DOMAIN.to_owned(),
+        // As the manifests have it; every node has its own loopback.
+        metrics_listen: Some(SocketAddr::from(([127, 0, 0, 1], 9116))),
         ..AgentConfig::default()
     }
 }

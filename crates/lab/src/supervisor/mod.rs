@@ -101,11 +101,11 @@ async fn serve(layout: &Layout) -> Result<()> {
 
     tell(&Step::Doing("making nodes and the API server".to_owned()));
     prepare_directories(layout, &spec)?;
-    let images = layout.images();
+    let (images, own) = (layout.images(), spec.program.clone());
     let (network, api, image) = tokio::join!(
         topology::create(layout, &spec),
         start_api(layout, &spec),
-        tokio::task::spawn_blocking(move || image::prepare(&images)),
+        tokio::task::spawn_blocking(move || image::prepare(&images, &own)),
     );
     network.context("build the lab's network")?;
     image??;

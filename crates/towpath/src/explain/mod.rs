@@ -169,6 +169,15 @@ pub(crate) async fn run(options: &Options) -> Result<bool> {
     Ok(explanation.outcome == Outcome::Allow)
 }
 
+/// The answer in words, of ends and a port as they are written on the command line.
+///
+/// # Errors
+/// As [`explain()`], or an end that is not there.
+pub(crate) fn in_words(world: &World, namespace: &str, from: &str, to: &str, port: &str) -> Result<String> {
+    let (from, to) = (who::parse(world, namespace, from)?, who::parse(world, namespace, to)?);
+    Ok(explain(world, &Facts::of(world), &from, &to, parse_port(port)?)?.to_string())
+}
+
 struct Case<'a> {
     world: &'a World,
     evaluator: Evaluator<'a>,

@@ -11,7 +11,7 @@ use serde_json::json;
 use towpath_wire::config::Duty;
 
 /// The image when none is named; what the files have.
-pub(super) const IMAGE: &str = concat!("ghcr.io/towpath/towpath:", env!("CARGO_PKG_VERSION"));
+pub(crate) const IMAGE: &str = concat!("ghcr.io/towpath/towpath:", env!("CARGO_PKG_VERSION"));
 
 /// A file of `deploy/kustomize/`.
 #[derive(Clone, Copy, Debug)]

@@ -16,6 +16,9 @@ mod node;
 mod objects_tests;
 mod uninstall;
 
+/// The image when none is named.
+pub(crate) use manifests::IMAGE as DEFAULT_IMAGE;
+
 use std::net::IpAddr;
 
 use anyhow::{Context, Result, bail, ensure};

@@ -111,6 +111,7 @@ fn rights_are_these_and_no_others() {
             "/pods: get list watch",
             "/services: list watch",
             "discovery.k8s.io/endpointslices: list watch",
+            "events.k8s.io/events: create",
             "networking.k8s.io/networkpolicies: list watch",
             "towpath.dev/networkconfigs: get list watch",
             "towpath.dev/nodenetworks/status: patch",

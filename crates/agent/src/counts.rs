@@ -1,0 +1,95 @@
+//! What is counted as it happens, for the whole process: there is one agent in it. [`crate::metrics`] shows it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::histogram::Histogram;
+
+use crate::index::Kind;
+
+/// Labels of a metric.
+pub(crate) type Labels = Vec<(&'static str, String)>;
+/// Durations by labels.
+pub(crate) type Durations = Family<Labels, Histogram, fn() -> Histogram>;
+
+/// From half a millisecond to a minute: what a pod's start can feel.
+fn seconds() -> Histogram {
+    Histogram::new([0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0])
+}
+
+/// How long CNI requests took, by verb.
+pub(crate) static CNI_DURATION: LazyLock<Durations> = LazyLock::new(|| Family::new_with_constructor(seconds));
+/// How many there were, by verb and outcome.
+pub(crate) static CNI_REQUESTS: LazyLock<Family<Labels, Counter>> = LazyLock::new(Family::default);
+/// How long planning and applying took, by part: `policy`, `services`, `peers`, `all`.
+pub(crate) static APPLY_DURATION: LazyLock<Durations> = LazyLock::new(|| Family::new_with_constructor(seconds));
+/// Watches that were interrupted, by kind.
+pub(crate) static WATCH_ERRORS: LazyLock<Family<Labels, Counter>> = LazyLock::new(Family::default);
+
+/// A CNI request is done.
+pub(crate) fn cni(verb: &'static str, took: Duration, succeeded: bool) {
+    let outcome = if succeeded { "success" } else { "error" };
+    CNI_DURATION.get_or_create(&vec![("verb", verb.to_owned())]).observe(took.as_secs_f64());
+    CNI_REQUESTS.get_or_create(&vec![("verb", verb.to_owned()), ("outcome", outcome.to_owned())]).inc();
+}
+
+/// A part was planned and applied.
+pub(crate) fn applied(part: &'static str, took: Duration) {
+    APPLY_DURATION.get_or_create(&vec![("part", part.to_owned())]).observe(took.as_secs_f64());
+}
+
+/// What is known of one watch.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Watch {
+    /// When it last brought something.
+    pub(crate) heard: Option<SystemTime>,
+    /// Why it was interrupted, until it brings something again.
+    pub(crate) trouble: Option<String>,
+}
+
+static WATCHES: Mutex<BTreeMap<Kind, Watch>> = Mutex::new(BTreeMap::new());
+/// What is wrong and lasts, by what it is about.
+static NOTES: Mutex<BTreeMap<&'static str, String>> = Mutex::new(BTreeMap::new());
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A watch brought something.
+pub(crate) fn heard(kind: Kind) {
+    locked(&WATCHES).insert(kind, Watch { heard: Some(SystemTime::now()), trouble: None });
+}
+
+/// A watch was interrupted.
+pub(crate) fn interrupted(kind: Kind, error: &impl fmt::Display) {
+    WATCH_ERRORS.get_or_create(&vec![("kind", format!("{kind:?}"))]).inc();
+    locked(&WATCHES).entry(kind).or_default().trouble = Some(error.to_string());
+}
+
+/// All watches.
+pub(crate) fn watches() -> BTreeMap<Kind, Watch> {
+    locked(&WATCHES).clone()
+}
+
+/// What the API server said when it was last asked for lists that are still missing; nothing when it said nothing bad.
+pub(crate) fn trouble(missing: &[Kind]) -> Option<String> {
+    let watches = locked(&WATCHES);
+    missing.iter().find_map(|kind| watches.get(kind)?.trouble.clone())
+}
+
+/// Notes what is wrong until further notice, or that it no longer is.
+pub(crate) fn note(about: &'static str, wrong: Option<String>) {
+    match wrong {
+        Some(wrong) => drop(locked(&NOTES).insert(about, wrong)),
+        None => drop(locked(&NOTES).remove(about)),
+    }
+}
+
+/// All that is noted.
+pub(crate) fn notes() -> Vec<String> {
+    locked(&NOTES).values().cloned().collect()
+}
