@@ -394,6 +394,49 @@ fn a_node_writes_events_on_its_own_node_object_and_on_nothing_else() {
 }
 
 #[test]
+fn of_its_own_node_an_agent_changes_what_is_its_business_only() {
+    let policy = Policy::load();
+    let mut from_n1 = request("UPDATE", AGENT, Some("n1"));
+    from_n1["resource"]["resource"] = json!("nodes");
+    let taint = |key: &str| json!({"key": key, "effect": "NoSchedule"});
+    let condition = |kind: &str, status: &str| json!({"type": kind, "status": status, "reason": "R"});
+    let old = json!({
+        "metadata": {"name": "n1", "labels": {"zone": "a"}},
+        "spec": {"podCIDRs": ["10.244.0.0/24"], "taints": [taint("towpath.dev/not-ready"), taint("gpu")]},
+        "status": {
+            "addresses": [{"type": "InternalIP", "address": "192.0.2.1"}], "capacity": {"cpu": "2"}, "allocatable": {"cpu": "2"},
+            "conditions": [condition("Ready", "True"), condition("NetworkUnavailable", "True")],
+        },
+    });
+    let changed = |pointer: &str, value: Value| {
+        let mut object = old.clone();
+        *object.pointer_mut(pointer).unwrap() = value;
+        policy.refuses(&from_n1, &object, &old)
+    };
+    assert_eq!(policy.refuses(&from_n1, &old, &old), None);
+    assert_eq!(changed("/spec/taints", json!([taint("gpu")])), None, "the start-up taint goes");
+    assert_eq!(changed("/status/conditions/1/status", json!("False")), None);
+    let mut annotated = old.clone();
+    annotated["metadata"]["annotations"] = json!({"flannel.alpha.coreos.com/public-ip": "192.0.2.1"});
+    assert_eq!(policy.refuses(&from_n1, &annotated, &old), None);
+
+    let mut cordoned = old.clone();
+    cordoned["spec"]["unschedulable"] = json!(true);
+    assert!(policy.refuses(&from_n1, &cordoned, &old).unwrap().contains("spec"));
+    for (pointer, value, why) in [
+        ("/metadata/labels", json!({"zone": "b"}), "label"),
+        ("/spec/taints", json!([taint("gpu"), taint("mine")]), "taints"),
+        ("/status/addresses/0/address", json!("192.0.2.9"), "addresses"),
+        ("/status/capacity", json!({"cpu": "64"}), "resources"),
+        ("/status/allocatable", json!({"cpu": "64"}), "resources"),
+        ("/status/conditions/0/status", json!("False"), "conditions"),
+    ] {
+        let refused = changed(pointer, value).unwrap_or_else(|| panic!("{pointer} was let through"));
+        assert!(refused.contains(why), "{pointer}: {refused}");
+    }
+}
+
+#[test]
 fn everything_an_agent_may_write_is_under_the_policy() {
     let policy = Policy::load();
     let role = documents("towpath.yaml")
