@@ -96,6 +96,14 @@ pub fn plan(world: &World, local: &NodeName, previous: &[NodePeer], tunnels: &Tu
         out.peers.extend(found);
         problems.into_iter().for_each(|reason| refuse(&mut out, &node.name, reason));
     }
+    // An annotation names any address it likes: it may be nobody else's, or its node would speak for another's pods.
+    let peers = std::mem::take(&mut out.peers);
+    for peer in peers {
+        match claims.end(&peer) {
+            Ok(()) => out.peers.push(peer),
+            Err(reason) => refuse(&mut out, &peer.name, reason),
+        }
+    }
     out.peers.sort_by(|a, b| a.name.cmp(&b.name));
     out
 }
@@ -194,6 +202,26 @@ impl<'a> Claims<'a> {
                 self.addresses.insert(address, node);
                 Ok(())
             }
+        }
+    }
+
+    /// Whether a peer's tunnel may end where it says. To be asked when all addresses and ranges are claimed.
+    fn end(&self, peer: &NodePeer) -> Result<(), String> {
+        let end = peer.tunnel;
+        if peer.addresses.contains(&end) {
+            return Ok(());
+        }
+        if end.is_loopback() || end.is_multicast() || end.is_unspecified() {
+            return Err(format!("public-ip {end} of Flannel's cannot be a node's"));
+        }
+        if let Some(owner) = self.addresses.get(&end).filter(|owner| ***owner != peer.name) {
+            return Err(format!("public-ip {end} of Flannel's belongs to node {owner}"));
+        }
+        match self.ranges.range(..=end).next_back() {
+            Some((_, (range, owner))) if range.contains(&end) => {
+                Err(format!("public-ip {end} of Flannel's is in the pod range {range} of node {owner}"))
+            }
+            _ => Ok(()),
         }
     }
 

@@ -66,10 +66,12 @@ fn prefixes(peers: &[NodePeer], surroundings: &Surroundings) -> HashMap<CidrKey,
             let ifindex = if reach.is_some() { device } else { 0 };
             wanted.entry(CidrKey::new(*net)).or_insert(abi::Peer { ifindex, ..entry });
         }
-        // The tunnel address may be one that the node's object does not list: Flannel's public-ip.
-        for address in peer.addresses.iter().chain([&peer.tunnel]) {
+        for address in &peer.addresses {
             wanted.insert(CidrKey::host(*address), abi::Peer { flags: entry.flags | TP_PEER_NODE, ..entry });
         }
+        // It may be one that the node's object does not list (Flannel's public-ip), and takes nothing from anybody.
+        let tunnel = wanted.entry(CidrKey::host(peer.tunnel));
+        tunnel.or_insert(abi::Peer { flags: entry.flags | TP_PEER_NODE, ..entry });
     }
     for (address, ifindex) in &surroundings.elsewhere {
         let entry = abi::Peer { flags: TP_PEER_LOCAL, ifindex: *ifindex, ..abi::Peer::default() };

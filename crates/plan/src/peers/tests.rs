@@ -207,3 +207,25 @@ fn what_cannot_work_with_flannel_is_named() {
     assert!(refusal(&peers, "n2").contains("vxlan.vni") && refusal(&peers, "n2").contains('7'));
     assert!(refusal(&peers, "n3").contains("wireguard"));
 }
+
+#[test]
+fn nobody_takes_an_address_by_an_annotation() {
+    for (end, why) in [
+        ("192.168.0.2", "belongs to node n2"),
+        ("10.244.2.9", "in the pod range 10.244.2.0/24"),
+        ("127.0.0.1", "cannot be"),
+    ] {
+        let annotations = flannel::announcing_vxlan(&[(end.parse().unwrap(), Vtep { vni: 1, mac: MAC })]);
+        let peers = planned(vec![
+            node("n1", &["192.168.0.1"], &["10.244.1.0/24"]),
+            node("n2", &["192.168.0.2"], &["10.244.2.0/24"]),
+            flannels(node("liar", &["192.168.0.9"], &["10.244.9.0/24"]), annotations),
+        ]);
+        assert_eq!(names(&peers), ["n1", "n2"], "{end}");
+        assert!(
+            peers.refused[&NodeName::new("liar")].iter().any(|reason| reason.contains(why)),
+            "{end}: {:?}",
+            peers.refused
+        );
+    }
+}
