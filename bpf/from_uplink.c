@@ -88,7 +88,8 @@ int tp_from_uplink(struct __sk_buff *skb)
 	if (!cfg || !w || skb->pkt_type || skb->vlan_present ||
 	    (skb->protocol != bpf_htons(ETH_P_IP) && skb->protocol != bpf_htons(ETH_P_IPV6)))
 		return TC_ACT_OK;
-	if (tp_is_envelope(skb, w, cfg)) {
+	/* At any other device the kernel may know better (rp_filter), and its tunnel device is there for what it lets in. */
+	if (skb->ifindex == cfg->uplink_ifindex && tp_is_envelope(skb, w, cfg)) {
 		done = tp_unwrap(skb, w, cfg);
 		if (done >= 0)
 			return done;
@@ -101,10 +102,10 @@ int tp_from_uplink(struct __sk_buff *skb)
 		return TC_ACT_OK;
 	tp_full_prefix(&w->cidr, &w->p.t.saddr);
 	peer = bpf_map_lookup_elem(&tp_peers, &w->cidr);
-	/* Pods come in the tunnel only, but for those of a network that routes; this node does not come from outside at all. */
+	/* Pods come in the tunnel only, but for those of a network that routes; this node does not come from outside at all. (Its further
+	 * addresses may: one that just moved to another node.) */
 	if (tp_is_own_node(cfg, &w->p.t.saddr) ||
-	    (peer && (peer->flags & (TP_PEER_NODE | TP_PEER_LOCAL)) != TP_PEER_NODE &&
-	     ((peer->flags & TP_PEER_LOCAL) || peer->ifindex != skb->ifindex)))
+	    (peer && !(peer->flags & TP_PEER_NODE) && ((peer->flags & TP_PEER_LOCAL) || peer->ifindex != skb->ifindex)))
 		return tp_drop(skb, TP_DROP_SPOOFED_NODE);
 	if (reason)
 		return TC_ACT_OK;

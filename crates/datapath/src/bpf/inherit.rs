@@ -140,7 +140,8 @@ impl Copy {
             .find(|map| map.name().to_string_lossy() == self.name.as_str())
             .ok_or_else(|| Error::Mismatch { what: format!("map {}, which is missing", self.name) })?;
         let (mut copied, mut left) = (0usize, HashMap::<String, usize>::new());
-        for key in self.from.keys() {
+        // A key that is deleted while it is read sends the walk back to the start: it ends all the same.
+        for key in self.from.keys().take(self.from.max_entries() as usize * 2) {
             // Deleted meanwhile.
             let Ok(Some(value)) = self.from.lookup(&key, MapFlags::ANY) else { continue };
             let Some((key, value)) = self.conversion.entry(&key, &value) else {
