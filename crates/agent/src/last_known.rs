@@ -64,6 +64,8 @@ pub struct LastKnown {
     writing: Arc<Mutex<()>>,
 }
 
+/// The revision of each kind that is on disk, and until when its next one waits.
+type Kept = BTreeMap<Kind, (u64, Instant)>;
 type WriteKind = fn(&Path, &SharedIndex) -> Result<()>;
 type RecallKind = fn(&Path) -> Result<Update>;
 
@@ -89,58 +91,56 @@ impl LastKnown {
 
     /// Keeps what the index learns, until it is dropped.
     pub async fn keep(self, index: SharedIndex) {
-        let mut kept: BTreeMap<Kind, u64> = BTreeMap::new();
+        let mut kept = Kept::default();
         let mut complained = false;
-        let mut rest = EVERY;
         loop {
-            tokio::time::sleep(rest).await;
+            tokio::time::sleep(EVERY).await;
             let (this, now, before) = (self.clone(), index.clone(), kept.clone());
-            let outcome = tokio::task::spawn_blocking(move || this.write(&now, before)).await;
-            rest = match outcome {
-                Ok(Ok((revisions, took))) => {
-                    (kept, complained) = (revisions, false);
-                    EVERY.max(took * REST_FACTOR)
-                }
+            match tokio::task::spawn_blocking(move || this.write(&now, before)).await {
+                Ok(Ok(now)) => (kept, complained) = (now, false),
                 Ok(Err(error)) => {
                     if !complained {
                         let consequence = "an agent that starts while the API server is away will know less";
                         warn!("could not keep what is known of the cluster: {error:#}; {consequence}");
                         complained = true;
                     }
-                    EVERY * 12
+                    tokio::time::sleep(EVERY * 12).await;
                 }
-                Err(error) => {
-                    debug!(%error, "keeping what is known was cut");
-                    EVERY
-                }
-            };
+                Err(error) => debug!(%error, "keeping what is known was cut"),
+            }
         }
     }
 
     /// Keeps it once more, before the agent ends.
     pub async fn keep_now(self, index: SharedIndex) {
-        if let Ok(Err(error)) = tokio::task::spawn_blocking(move || self.write(&index, BTreeMap::new())).await {
+        if let Ok(Err(error)) = tokio::task::spawn_blocking(move || self.write(&index, Kept::default())).await {
             warn!("could not keep what is known of the cluster: {error:#}");
         }
     }
 
-    /// Writes the kinds that have changed; the revisions that are on disk now, and how long it took.
-    fn write(&self, index: &SharedIndex, mut kept: BTreeMap<Kind, u64>) -> Result<(BTreeMap<Kind, u64>, Duration)> {
+    /// Writes the kinds that have changed and have rested; what is on disk now.
+    fn write(&self, index: &SharedIndex, mut kept: Kept) -> Result<Kept> {
         let _alone = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
-        let begun = Instant::now();
         fs::create_dir_all(&self.dir).with_context(|| format!("make {}", self.dir.display()))?;
         for (kind, name, write, _) in KINDS {
             let (listed, revision) = {
                 let index = read(index);
                 (index.listed().contains(&kind), index.revision(kind))
             };
+            let due = kept.get(&kind).is_none_or(|(known, rests)| *known != revision && Instant::now() >= *rests);
             // What was only recalled is on disk already.
-            if listed && kept.get(&kind) != Some(&revision) {
+            if listed && due {
+                let begun = Instant::now();
                 write(&self.file(name), index)?;
-                kept.insert(kind, revision);
+                // A policy that is missing at the next start is one that does not hold.
+                let rest = match kind {
+                    Kind::NetworkPolicy | Kind::Namespace => Duration::ZERO,
+                    _ => begun.elapsed() * REST_FACTOR,
+                };
+                kept.insert(kind, (revision, Instant::now() + rest));
             }
         }
-        Ok((kept, begun.elapsed()))
+        Ok(kept)
     }
 
     /// Hands over what an earlier run knew if the API server lists nothing for some time.
@@ -301,7 +301,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let last_known = LastKnown::new(dir.path());
         let index = listed();
-        let (kept, _) = last_known.write(&index, BTreeMap::new()).unwrap();
+        let kept = last_known.write(&index, BTreeMap::new()).unwrap();
         for (_, name, _, _) in KINDS {
             fs::remove_file(last_known.file(name)).unwrap();
         }

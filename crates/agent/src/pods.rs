@@ -14,7 +14,7 @@ use towpath_wire::cni::Attachment;
 use crate::cni_server::{
     AttachRequest, Attached, DetachRequest, Device, Fetched, PlumbError, PodFacts, PodIndex, PodPlumber,
 };
-use crate::index::Noun;
+use crate::index::{Kind, Noun};
 use crate::reconcile::Request;
 use crate::{SharedIndex, read, write};
 
@@ -41,6 +41,11 @@ fn facts(pod: &Pod) -> PodFacts {
 impl PodIndex for Pods {
     fn lookup(&self, pod: &NamespacedName) -> Option<PodFacts> {
         read(&self.index).world().pods.get(pod).map(facts)
+    }
+
+    fn policies_are_recalled(&self) -> bool {
+        let index = read(&self.index);
+        [Kind::NetworkPolicy, Kind::Namespace].iter().any(|kind| index.recalled().contains(kind))
     }
 
     async fn fetch(&self, pod: &NamespacedName) -> Fetched {

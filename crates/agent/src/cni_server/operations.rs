@@ -194,6 +194,9 @@ impl<I: PodIndex, P: PodPlumber> Operations<I, P> {
         let again =
             |why: String| CniError::new(ErrorCode::TryAgain, why).hint("the container runtime tries again by itself");
         match tokio::time::timeout(self.settings.fetch_wait, self.index.fetch(&pod)).await {
+            Ok(Fetched::Found(_)) if self.index.policies_are_recalled() => {
+                Err(again(format!("pod {pod} is new, and the policies have not been listed since this agent started")))
+            }
             Ok(Fetched::Found(facts)) if is_sandbox_of(identity, &facts) => Ok(Isolation::Policy),
             Ok(Fetched::Found(facts)) => Err(CniError::new(
                 ErrorCode::StaleSandbox,

@@ -44,6 +44,11 @@ pub trait PodIndex: Send + Sync + 'static {
     /// Asks the API server once (the caller bounds the time) and puts what it says into the index, so that a policy compiled
     /// from then on knows the pod.
     fn fetch(&self, pod: &NamespacedName) -> impl Future<Output = Fetched> + Send;
+
+    /// Whether the policies that are known are an earlier run's: what the API server says now of a pod they may not cover.
+    fn policies_are_recalled(&self) -> bool {
+        false
+    }
 }
 
 /// What holds for a pod's packets from the first one on.

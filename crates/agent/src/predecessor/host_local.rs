@@ -52,8 +52,17 @@ impl HostLocal {
             if !network.is_dir() {
                 continue;
             }
-            for file in entries(&network)? {
-                leases.extend(self.lease(file)?);
+            let of_network = || -> io::Result<Vec<HostLocalLease>> {
+                let found = entries(&network)?.into_iter().map(|file| self.lease(file));
+                Ok(found.collect::<io::Result<Vec<_>>>()?.into_iter().flatten().collect())
+            };
+            match of_network() {
+                Ok(found) => leases.extend(found),
+                // Another tool's, which root without its capabilities may not read: no network of ours to come after.
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                    tracing::debug!(network = %network.display(), %error, "leases of another network are not readable");
+                }
+                Err(error) => return Err(error),
             }
         }
         leases.sort_by(|a, b| (a.address, &a.file).cmp(&(b.address, &b.file)));
