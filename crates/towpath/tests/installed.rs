@@ -402,7 +402,7 @@ fn of_its_own_node_an_agent_changes_what_is_its_business_only() {
     let condition = |kind: &str, status: &str| json!({"type": kind, "status": status, "reason": "R"});
     let old = json!({
         "metadata": {"name": "n1", "labels": {"zone": "a"}},
-        "spec": {"podCIDRs": ["10.244.0.0/24"], "taints": [taint("towpath.dev/not-ready"), taint("gpu")]},
+        "spec": {"podCIDRs": ["10.244.0.0/24"], "taints": [taint("towpath.dev/agent-not-ready"), taint("gpu")]},
         "status": {
             "addresses": [{"type": "InternalIP", "address": "192.0.2.1"}], "capacity": {"cpu": "2"}, "allocatable": {"cpu": "2"},
             "conditions": [condition("Ready", "True"), condition("NetworkUnavailable", "True")],
@@ -425,7 +425,10 @@ fn of_its_own_node_an_agent_changes_what_is_its_business_only() {
     assert!(policy.refuses(&from_n1, &cordoned, &old).unwrap().contains("spec"));
     for (pointer, value, why) in [
         ("/metadata/labels", json!({"zone": "b"}), "label"),
-        ("/spec/taints", json!([taint("gpu"), taint("mine")]), "taints"),
+        ("/spec/taints", json!([taint("gpu"), taint("mine")]), "adds none"),
+        ("/spec/taints", json!([taint("towpath.dev/agent-not-ready")]), "but its own"),
+        ("/spec/taints", json!([{"key": "gpu", "effect": "NoSchedule", "value": "other"}]), "but its own"),
+        ("/status/conditions", json!([condition("NetworkUnavailable", "False")]), "condition"),
         ("/status/addresses/0/address", json!("192.0.2.9"), "addresses"),
         ("/status/capacity", json!({"cpu": "64"}), "resources"),
         ("/status/allocatable", json!({"cpu": "64"}), "resources"),
