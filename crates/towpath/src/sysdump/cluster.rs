@@ -38,6 +38,9 @@ const OBJECTS: [(&str, &str); 18] = [
     ("towpath/pods.json", "/api/v1/namespaces/kube-system/pods?labelSelector=app.kubernetes.io%2Fname%3Dtowpath"),
 ];
 
+/// Longest wait for one answer: a node that is gone holds up nothing else.
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(60);
+
 /// Labels of our pods.
 const OURS: &str = "app.kubernetes.io/name=towpath";
 /// The most that is taken of one log, in bytes.
@@ -67,7 +70,8 @@ pub(super) async fn collect(client: &Client, log_lines: i64, all: &mut Collectio
 
 async fn get(client: &Client, path: &str) -> Result<Value> {
     let request = http::Request::get(path).body(Vec::new())?;
-    client.request::<Value>(request).await.with_context(|| format!("GET {path}"))
+    let answer = tokio::time::timeout(PATIENCE, client.request::<Value>(request)).await;
+    answer.map_err(anyhow::Error::from).and_then(|answer| Ok(answer?)).with_context(|| format!("GET {path}"))
 }
 
 /// Every pod, without what it runs: names, labels, addresses, ports, and how it is.
@@ -114,7 +118,8 @@ async fn logs(api: &Api<Pod>, pod: &Pod, lines: i64, all: &mut Collection) {
                 ..LogParams::default()
             };
             let which = if previous { "-previous" } else { "" };
-            let said = api.logs(&name, &params).await;
+            let said = tokio::time::timeout(PATIENCE, api.logs(&name, &params)).await;
+            let said = said.map_err(anyhow::Error::from).and_then(|said| Ok(said?));
             let path = format!("logs/{name}/{}{which}.log", container.name);
             all.text(&path, said.with_context(|| format!("logs of {name}, container {}", container.name)));
         }
@@ -135,7 +140,9 @@ pub(super) async fn nodes(client: &Client, all: &mut Collection) {
     }
     let asked = agents.iter().map(|agent| async {
         let name = agent.spec.as_ref().and_then(|spec| spec.node_name.clone()).unwrap_or_else(|| agent.name_any());
-        (name, facts(&api, &agent.name_any()).await)
+        let facts = tokio::time::timeout(PATIENCE, facts(&api, &agent.name_any())).await;
+        let late = |_| Err(anyhow::anyhow!("the node did not answer within {} s", PATIENCE.as_secs()));
+        (name, facts.unwrap_or_else(late))
     });
     for (name, facts) in futures::future::join_all(asked).await {
         node::take(&format!("nodes/{name}"), facts, all);

@@ -57,8 +57,12 @@ pub(crate) struct Collection {
 impl Collection {
     /// A text, or why there is none.
     pub(crate) fn text(&mut self, path: &str, outcome: Result<impl AsRef<str>>) {
-        match outcome {
-            Ok(text) => drop(self.files.insert(path.to_owned(), redact::text(text.as_ref()))),
+        self.put(path, outcome.map(|text| redact::text(text.as_ref())));
+    }
+
+    fn put(&mut self, path: &str, redacted: Result<String>) {
+        match redacted {
+            Ok(text) => drop(self.files.insert(path.to_owned(), text)),
             Err(error) => drop(self.missing.insert(path.to_owned(), redact::text(&format!("{error:#}")))),
         }
     }
@@ -70,12 +74,18 @@ impl Collection {
             redact::value(&mut value);
             Ok(serde_json::to_string_pretty(&value)?)
         });
-        self.text(path, outcome);
+        // Every text in it was looked at by itself; over the whole, patterns would eat its punctuation.
+        self.put(path, outcome);
     }
 
     /// Another collection, below a directory. It was redacted where it was made, by what may be another version: here again.
     pub(crate) fn below(&mut self, directory: &str, other: Self) {
         for (path, text) in other.files {
+            // What a node says its files are called is a node's word.
+            if path.split('/').any(|part| part.is_empty() || part == ".." || part == ".") {
+                self.missing.insert(format!("{directory}/refused"), format!("a file called {path:?}"));
+                continue;
+            }
             let path = format!("{directory}/{path}");
             match serde_json::from_str::<serde_json::Value>(&text) {
                 Ok(value) => self.json(&path, Ok(value)),
@@ -145,4 +155,27 @@ pub(crate) async fn run(options: &Options) -> Result<bool> {
         crate::print(&format!("  not collected: {what}: {}", why.lines().next().unwrap_or_default()))?;
     }
     Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_collected_is_a_document_still_and_stays_in_its_directory() {
+        let mut all = Collection::default();
+        let pod = serde_json::json!({
+            "automountServiceAccountToken": false, "tokens": ["planted-abc"],
+            "sources": [{"serviceAccountToken": {"path": "token"}}],
+        });
+        all.json("pod.json", Ok(pod));
+        let text = all.files.get("pod.json").unwrap();
+        let read: serde_json::Value = serde_json::from_str(text).unwrap();
+        assert_eq!(read.get("automountServiceAccountToken"), Some(&serde_json::json!(false)));
+        assert!(!text.contains("planted"), "{text}");
+        let mut liar = Collection::default();
+        liar.text("../../.bashrc", Ok("x"));
+        all.below("nodes/n1", liar);
+        assert!(all.files.keys().all(|path| !path.contains("..")) && all.missing.contains_key("nodes/n1/refused"));
+    }
 }

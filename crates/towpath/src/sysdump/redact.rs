@@ -106,6 +106,7 @@ pub(super) fn value(document: &mut Value) {
                     ("env", Value::Array(variables)) => variables.iter_mut().for_each(forget_value),
                     ("data" | "stringData" | "binaryData", secret) if is_secret => *secret = GONE.into(),
                     (_, Value::String(string)) if !string.is_empty() && is_private(name) => *string = GONE.to_owned(),
+                    (_, Value::Array(_) | Value::Number(_)) if is_private(name) => *content = GONE.into(),
                     (_, other) => value(other),
                 }
             }
