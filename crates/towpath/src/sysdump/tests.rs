@@ -104,3 +104,21 @@ fn tar_reads_the_archive_with_long_names_and_odd_sizes() {
     assert!(!dir.path().join("x.tar.gz.part").exists());
     assert!(archive::write(&dir.path().join("no/such/x"), "dump", 0, [("a", "b")]).is_err());
 }
+
+#[test]
+fn what_is_collected_is_a_document_still_and_stays_in_its_directory() {
+    let mut all = Collection::default();
+    let pod = serde_json::json!({
+        "automountServiceAccountToken": false, "tokens": ["planted-abc"],
+        "sources": [{"serviceAccountToken": {"path": "token"}}],
+    });
+    all.json("pod.json", Ok(pod));
+    let text = all.files.get("pod.json").unwrap();
+    let read: serde_json::Value = serde_json::from_str(text).unwrap();
+    assert_eq!(read.get("automountServiceAccountToken"), Some(&serde_json::json!(false)));
+    assert!(!text.contains("planted"), "{text}");
+    let mut liar = Collection::default();
+    liar.text("../../.bashrc", Ok("x"));
+    all.below("nodes/n1", liar);
+    assert!(all.files.keys().all(|path| !path.contains("..")) && all.missing.contains_key("nodes/n1/refused"));
+}
