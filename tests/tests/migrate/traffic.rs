@@ -70,10 +70,10 @@ impl Traffic {
             };
             let (sent, received) =
                 number("transmitted").zip(number("received")).with_context(|| format!("{name}: ping said {text}"))?;
-            // One may be under way when it ends.
-            if sent < 10 || received + 1 < sent || counts.contains("duplicates") {
-                let gaps = gaps(&text);
-                lost.push(format!("{name}: {counts}; {gaps}"));
+            // Only the last one may be under way when it ends.
+            let gaps = gaps(&text);
+            if sent < 10 || received + 1 < sent || !gaps.is_empty() || counts.contains("duplicates") {
+                lost.push(format!("{name}: {counts}; without an answer: {}", gaps.join(", ")));
             }
         }
         self.over.store(true, Ordering::Relaxed);
@@ -99,7 +99,7 @@ impl Drop for Traffic {
 }
 
 /// Sequence numbers that nobody answered.
-fn gaps(text: &str) -> String {
+fn gaps(text: &str) -> Vec<String> {
     let mut next = 1_u64;
     let mut gaps = Vec::new();
     for line in text.lines() {
@@ -113,5 +113,5 @@ fn gaps(text: &str) -> String {
         }
         next = next.max(sequence + 1);
     }
-    format!("without an answer: {}", gaps.join(", "))
+    gaps
 }
