@@ -4,12 +4,14 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
+use tokio::sync::watch;
 use towpath_datapath::net::{foreign, nft};
 use towpath_datapath::{Datapath, NodeFacts};
 use towpath_model::{Protocol, World, family_of};
 use towpath_plan::services::api_server;
 use tracing::{debug, warn};
 
+use crate::modes;
 use crate::settings::OwnNode;
 use crate::{SharedIndex, counts, read};
 
@@ -25,12 +27,14 @@ const POD_DEVICE: &str = "tp0";
 const DNS: u16 = 53;
 
 /// What is looked for: where pods' packets come from and go to on this node.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct Ways {
     /// This node.
     pub(crate) own: OwnNode,
-    /// Addresses of the node's own DNS server, where it serves the cluster.
+    /// Addresses of the node's own DNS server.
     pub(crate) dns: Vec<IpAddr>,
+    /// Whether it serves the cluster.
+    pub(crate) in_charge: watch::Receiver<modes::State>,
 }
 
 /// Looks for ever.
@@ -94,7 +98,8 @@ fn samples(ways: &Ways, facts: &NodeFacts, world: &World) -> Vec<(String, foreig
             samples.extend(sample(endpoint.address, "tcp", port).map(|sample| (what, sample)));
         }
     }
-    for address in &ways.dns {
+    let serves = ways.in_charge.borrow().in_charge.is_some_and(|in_charge| in_charge.dns.answers_here());
+    for address in ways.dns.iter().filter(|_| serves) {
         let what = format!("pods' queries to the node's DNS server at {address}");
         samples.extend(sample(*address, "udp", DNS).map(|sample| (what, sample)));
     }

@@ -163,8 +163,7 @@ async fn run_until(config: AgentConfig, shutdown: CancellationToken) -> Result<(
     let pods = Arc::new(pods::Pods::new(client, index.clone(), datapath.clone(), requests));
     let mut cni =
         CniServer::start(CniServerConfig::new(&config), pods.clone(), pods, leases.clone(), readiness.clone()).await?;
-    let dns = if config.cluster_dns.is_empty() { Vec::new() } else { config.dns_addresses.clone() };
-    let ways = firewall::Ways { own: own.clone(), dns };
+    let ways = firewall::Ways { own: own.clone(), dns: config.dns_addresses.clone(), in_charge: in_charge.clone() };
     let watching_rules = tokio::spawn(firewall::look(ways, datapath.clone(), index.clone()));
     let watching_rules = AbortOnDropHandle::new(watching_rules);
     let _once = sources.set(Sources { datapath, report, leases, carry: config.carry_socket() });

@@ -183,8 +183,11 @@ type Finding = (&'static str, bool, &'static str, String);
 fn applied(generation: Option<i64>, nodes: &BTreeMap<String, Said>) -> Finding {
     let behind: Vec<&str> =
         nodes.iter().filter(|(_, said)| said.generation != generation).map(|(name, _)| name.as_str()).collect();
+    if nodes.is_empty() {
+        return ("Applied", false, "NoNodes", "no agent has said anything yet".to_owned());
+    }
     let message = match behind.as_slice() {
-        [] => format!("in force on all {} nodes", nodes.len()),
+        [] => format!("in force on all {} nodes whose agents have spoken", nodes.len()),
         _ => format!(
             "not in force on {} of {} nodes yet: {}; their agents' logs and `towpath status` there say why",
             behind.len(),
@@ -311,7 +314,7 @@ mod tests {
         let many: Vec<String> = (0..100).map(|n| format!("n{n:02}")).collect();
         let many: Vec<(&str, i64, &str, &str)> = many.iter().map(|n| (n.as_str(), 1, "towpath", "stand-in")).collect();
         let status = status(Some(1), &NetworkConfigStatus::default(), &nodes(&many), Timestamp::UNIX_EPOCH);
-        assert_eq!(condition(&status, "Applied").message, "in force on all 100 nodes");
+        assert_eq!(condition(&status, "Applied").message, "in force on all 100 nodes whose agents have spoken");
         assert_eq!(
             condition(&status, "DNSByTowpath").message,
             "stand-in on 100 nodes (n00, n01, n02, n03, n04 and 95 more)"

@@ -119,7 +119,7 @@ pub(super) fn pod(
                 "securityContext": {
                     "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "capabilities": {"drop": ["ALL"]},
                 },
-                "resources": {"requests": {"cpu": "1m", "memory": "8Mi"}},
+                "resources": {"requests": {"cpu": "1m", "memory": "8Mi"}, "limits": {"memory": "64Mi"}},
             }],
         },
     }))

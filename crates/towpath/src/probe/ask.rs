@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket};
 
-use super::{Action, Answer, Ask, Endpoint, Outcome, Served, Size, http, pattern};
+use super::{Action, Answer, Ask, Endpoint, Outcome, Served, Size, answered, http, pattern};
 
 /// Between two attempts.
 const PAUSE: Duration = Duration::from_millis(200);
@@ -143,7 +143,12 @@ async fn datagram(to: &Endpoint, size: Size) -> Result<Outcome> {
         let served = serde_json::from_slice(got).context("what answers is no probe of this version")?;
         return Ok(Outcome::Served(served));
     }
-    anyhow::ensure!(got == payload, "{} bytes came back for {}, or others than were sent", got.len(), payload.len());
+    anyhow::ensure!(
+        got == answered(&payload),
+        "{} bytes came back for {}, or others than were sent",
+        got.len(),
+        payload.len()
+    );
     Ok(Outcome::Bytes(read as u64))
 }
 
@@ -189,6 +194,19 @@ mod tests {
         assert_eq!(one(&ask(echo, Expect::Answer)).await.outcome, Outcome::Bytes(8000));
         let text = one(&ask(Action::Text(to, "/healthz".to_owned()), Expect::Answer)).await.outcome;
         assert_eq!(text, Outcome::Text("ok\n".to_owned()));
+    }
+
+    #[tokio::test]
+    async fn an_answer_is_answered_by_nobody() {
+        let (to, _task) = server().await;
+        let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        socket.connect(("127.0.0.1", to.port)).await.unwrap();
+        let mut buffer = [0; 64];
+        socket.send(&pattern(8)).await.unwrap();
+        let read = socket.recv(&mut buffer).await.unwrap();
+        socket.send(&buffer[..read]).await.unwrap();
+        let again = tokio::time::timeout(Duration::from_millis(300), socket.recv(&mut buffer)).await;
+        assert!(again.is_err(), "the server answered an answer");
     }
 
     #[tokio::test]

@@ -202,5 +202,19 @@ fn byte_at(index: usize) -> u8 {
 
 /// The first `length` bytes.
 fn pattern(length: usize) -> Vec<u8> {
-    (0..length).map(byte_at).collect()
+    pattern_from(0, length)
+}
+
+/// `length` bytes from a place on.
+fn pattern_from(place: usize, length: usize) -> Vec<u8> {
+    (place..place.saturating_add(length)).map(byte_at).collect()
+}
+
+/// What a datagram is answered with: itself, but for the first byte, by which an answer is known.
+fn answered(question: &[u8]) -> Vec<u8> {
+    let mut answer = question.to_vec();
+    if let Some(first) = answer.first_mut() {
+        *first = !*first;
+    }
+    answer
 }

@@ -10,12 +10,16 @@ use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 
-use super::{Served, http, pattern};
+use super::{Served, answered, byte_at, http, pattern_from};
 
 /// How long one connection may last.
 const CONNECTION: Duration = Duration::from_secs(60);
 /// The most that is sent on request, in bytes.
 const MOST: u64 = 256 * 1024 * 1024;
+/// Bytes that are written at once.
+const CHUNK: usize = 64 * 1024;
+/// Connections at a time; who comes on top waits in the kernel's queue. Everybody who reaches the node may ask.
+const AT_ONCE: usize = 64;
 
 /// Options of `towpath probe serve`.
 #[derive(clap::Args, Debug)]
@@ -87,6 +91,10 @@ async fn serve_tcp(listener: TcpListener, me: Arc<Identity>) {
     let mut connections = JoinSet::new();
     loop {
         while connections.try_join_next().is_some() {}
+        if connections.len() >= AT_ONCE {
+            connections.join_next().await;
+            continue;
+        }
         let Ok((stream, client)) = listener.accept().await else {
             tokio::time::sleep(Duration::from_millis(10)).await;
             continue;
@@ -111,7 +119,7 @@ async fn answer(stream: TcpStream, client: SocketAddr, me: &Identity) -> std::io
     let (status, body) = match (method, path, wanted) {
         ("GET", "/", _) => ("200 OK", me.says(client, 0).into_bytes()),
         ("GET", "/healthz", _) => ("200 OK", b"ok\n".to_vec()),
-        ("GET", _, Some(length)) => ("200 OK", pattern(usize::try_from(length).unwrap_or_default())),
+        ("GET", _, Some(length)) => return send_pattern(&mut request.rest, length).await,
         ("POST", "/bytes", _) => {
             let length = request.length.unwrap_or_default();
             let bytes = http::compare(&mut request.rest, length).await?;
@@ -125,6 +133,19 @@ async fn answer(stream: TcpStream, client: SocketAddr, me: &Identity) -> std::io
     request.rest.shutdown().await
 }
 
+/// A body of that length, a chunk in memory at a time.
+async fn send_pattern(to: &mut (impl AsyncWriteExt + Unpin), length: u64) -> std::io::Result<()> {
+    let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n");
+    to.write_all(head.as_bytes()).await?;
+    let mut sent: u64 = 0;
+    while sent < length {
+        let size = CHUNK.min(usize::try_from(length - sent).unwrap_or(CHUNK));
+        to.write_all(&pattern_from(usize::try_from(sent).unwrap_or_default(), size)).await?;
+        sent += size as u64;
+    }
+    to.shutdown().await
+}
+
 async fn serve_udp(socket: UdpSocket, me: Arc<Identity>) {
     let mut buffer = vec![0; 65536];
     loop {
@@ -132,7 +153,9 @@ async fn serve_udp(socket: UdpSocket, me: Arc<Identity>) {
         let Some(datagram) = buffer.get(..length) else { continue };
         let sent = match datagram {
             b"whoami" => socket.send_to(me.says(client, length as u64).as_bytes(), client).await,
-            other => socket.send_to(other, client).await,
+            question if question.first() == Some(&byte_at(0)) => socket.send_to(&answered(question), client).await,
+            // An answer is no question: two servers whose addresses somebody forged do not talk for ever.
+            _ => continue,
         };
         if let Err(error) = sent {
             eprintln!("{client}: {error}");
