@@ -82,6 +82,12 @@ impl Cluster {
         self.zone.read().unwrap_or_else(PoisonError::into_inner).records().snapshot()
     }
 
+    /// As [`Cluster::snapshot`]; none before anything was fed.
+    pub(crate) fn state(&self) -> Option<FeedMessage> {
+        let zone = self.zone.read().unwrap_or_else(PoisonError::into_inner);
+        (!zone.records().domain().is_empty()).then(|| zone.records().snapshot())
+    }
+
     /// Waits until something was fed.
     pub(crate) async fn changed(&self) {
         self.changed.notified().await;

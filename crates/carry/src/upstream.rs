@@ -15,7 +15,7 @@ use crate::message::response::{Mismatch, parse, question, random_case};
 use crate::message::{Response, rcode};
 
 /// All that is done for one question takes no longer: clients wait five seconds.
-const TOTAL: Duration = Duration::from_millis(4200);
+pub(crate) const TOTAL: Duration = Duration::from_millis(4200);
 /// How long one server may take, the first, second and third time it is asked.
 const ATTEMPTS: [Duration; 3] = [Duration::from_millis(800), Duration::from_millis(1500), Duration::from_millis(2000)];
 /// After this many datagrams that are not the answer somebody is guessing: ask by TCP.

@@ -98,10 +98,26 @@ pub(crate) fn agent(options: &Options) -> Result<bool> {
     run(options, "agent", |shutdown| towpath_agent::run(config, shutdown))
 }
 
+/// Options of `towpath carry`.
+#[derive(clap::Args, Debug)]
+pub(crate) struct CarryOptions {
+    #[command(flatten)]
+    daemon: Options,
+    /// Runs nothing, and succeeds if a carry of the same PID namespace, so of the same container, answers DNS on this node: for
+    /// a start-up probe.
+    #[arg(long)]
+    started: bool,
+}
+
 /// `towpath carry`.
-pub(crate) fn carry(options: &Options) -> Result<bool> {
-    let config: CarryConfig = options.load()?;
-    run(options, "carry", |shutdown| async move { Ok(towpath_carry::run(config, shutdown).await?) })
+pub(crate) fn carry(options: &CarryOptions) -> Result<bool> {
+    let config: CarryConfig = options.daemon.load()?;
+    if options.started {
+        let here =
+            crate::client_runtime()?.block_on(towpath_carry::feed::is_of_this_pid_namespace(&config.feed_socket()));
+        return here.context("no carry answers DNS on this node");
+    }
+    run(&options.daemon, "carry", |shutdown| async move { Ok(towpath_carry::run(config, shutdown).await?) })
 }
 
 /// `towpath controller`. Its identity: the configuration's, else `POD_NAME`, else the host's name.

@@ -46,8 +46,8 @@ enum Command {
     Sysdump(sysdump::Options),
     /// The node agent (one a node).
     Agent(daemon::Options),
-    /// What answers DNS (one a node, beside the agent).
-    Carry(daemon::Options),
+    /// What answers DNS (one a node, beside the agent). It takes over from one that runs.
+    Carry(daemon::CarryOptions),
     /// Cluster-wide duties, under a Lease.
     Controller(daemon::Options),
     /// Prints the objects that put Towpath into a Kubernetes cluster (pipe it into kubectl apply -f -).

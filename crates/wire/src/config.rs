@@ -139,15 +139,18 @@ impl AgentConfig {
 
     /// Socket on which `towpath carry` takes its feed (root only).
     pub fn carry_socket(&self) -> PathBuf {
-        self.run_dir.join("carry.sock")
+        self.run_dir.join(FEED_SOCKET)
     }
 }
+
+/// Name of the socket of the feed, below both run directories.
+const FEED_SOCKET: &str = "carry.sock";
 
 /// `towpath carry --config FILE`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default, rename_all = "camelCase")]
 pub struct CarryConfig {
-    /// Does not survive reboots: the feed socket.
+    /// Does not survive reboots: the sockets of the feed and of handing over.
     pub run_dir: PathBuf,
     /// Survives them: the last state that the agent fed.
     pub state_dir: PathBuf,
@@ -157,6 +160,18 @@ pub struct CarryConfig {
     pub upstreams: Vec<SocketAddr>,
     /// The node's own resolver configuration.
     pub resolv_conf: PathBuf,
+}
+
+impl CarryConfig {
+    /// Socket on which it takes the feed (root only); the agent's [`AgentConfig::carry_socket`].
+    pub fn feed_socket(&self) -> PathBuf {
+        self.run_dir.join(FEED_SOCKET)
+    }
+
+    /// Socket on which one carry hands over to the next (root only).
+    pub fn handover_socket(&self) -> PathBuf {
+        self.run_dir.join("carry-handover.sock")
+    }
 }
 
 impl Default for CarryConfig {

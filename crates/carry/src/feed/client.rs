@@ -132,6 +132,17 @@ pub async fn counters(socket: &Path) -> Result<DnsCounters, FeedError> {
     }
 }
 
+/// Whether the process that answers on this node is one of this PID namespace, so of this container. It opens the feed once it
+/// answers; the kernel names a process of another namespace 0 (`pid_namespaces(7)`).
+///
+/// # Errors
+/// None answers.
+pub async fn is_of_this_pid_namespace(socket: &Path) -> Result<bool, FeedError> {
+    let connected = UnixStream::connect(socket).await.and_then(|stream| stream.peer_cred());
+    let peer = connected.map_err(|source| FeedError::Connect { socket: socket.to_owned(), source })?;
+    Ok(peer.pid().is_some_and(|pid| pid != 0))
+}
+
 async fn connect(socket: &Path) -> Result<Frames, FeedError> {
     let stream =
         UnixStream::connect(socket).await.map_err(|source| FeedError::Connect { socket: socket.to_owned(), source })?;

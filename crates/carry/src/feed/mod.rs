@@ -4,4 +4,4 @@ pub mod client;
 pub(crate) mod frame;
 pub(crate) mod server;
 
-pub use client::{Client, FeedError, Status, counters};
+pub use client::{Client, FeedError, Status, counters, is_of_this_pid_namespace};

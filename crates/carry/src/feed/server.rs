@@ -1,7 +1,5 @@
 //! This process's end of the feed: applies what the agent says, for root only.
 
-use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
 use std::sync::Arc;
 
 use tokio::net::{UnixListener, UnixStream};
@@ -11,26 +9,11 @@ use towpath_wire::dns::{FeedMessage, FeedReply, FeedRequest};
 
 use super::client::FeedError;
 use super::frame::Frames;
-use crate::CarryError;
 use crate::cluster::Cluster;
+use crate::own_socket;
 
 /// Connections at a time: one agent, its successor during an upgrade, and a few that ask for counters.
 const MAX_CONNECTIONS: usize = 16;
-
-/// Binds the socket, in place of one that a predecessor left, with access for its owner only.
-pub(crate) fn bind(path: &Path) -> Result<UnixListener, CarryError> {
-    let error = |source| CarryError::Socket { path: path.to_owned(), source };
-    // Bound under another name, closed to others, then moved: nobody ever finds it open or absent.
-    let fresh = path.with_extension("sock.new");
-    match std::fs::remove_file(&fresh) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(error(e)),
-        _ => {}
-    }
-    let listener = UnixListener::bind(&fresh).map_err(error)?;
-    std::fs::set_permissions(&fresh, std::fs::Permissions::from_mode(0o600)).map_err(error)?;
-    std::fs::rename(&fresh, path).map_err(error)?;
-    Ok(listener)
-}
 
 /// Serves until shutdown.
 pub(crate) async fn serve(listener: UnixListener, cluster: Arc<Cluster>, shutdown: CancellationToken) {
@@ -54,18 +37,8 @@ pub(crate) async fn serve(listener: UnixListener, cluster: Arc<Cluster>, shutdow
 }
 
 async fn connection(stream: UnixStream, cluster: Arc<Cluster>) {
-    // The mode of the socket keeps others out; the kernel's word on who connected does so again.
-    let allowed = [0, rustix::process::geteuid().as_raw()];
-    match stream.peer_cred() {
-        Ok(peer) if allowed.contains(&peer.uid()) => {}
-        Ok(peer) => {
-            tracing::warn!(uid = peer.uid(), "feed socket: refused a connection that is not root's");
-            return;
-        }
-        Err(error) => {
-            tracing::warn!(%error, "feed socket: cannot tell who connected");
-            return;
-        }
+    if !own_socket::is_trusted(&stream, "feed socket") {
+        return;
     }
     if let Err(error) = talk(Frames::new(stream), &cluster).await {
         tracing::warn!(%error, "feed socket: connection ended; answers go on from the last state");

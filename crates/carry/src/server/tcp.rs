@@ -17,7 +17,7 @@ use tokio_util::bytes::Bytes;
 use tokio_util::codec::{Framed, LengthDelimitedCodec};
 use tokio_util::sync::CancellationToken;
 
-use super::{bound, opened};
+use super::{Sockets, Term, opened};
 use crate::message::Transport;
 use crate::responder::{Now, Responder};
 
@@ -29,20 +29,25 @@ const MAX_PIPELINED: usize = 16;
 /// How long a connection may be idle (or a query take to arrive), and a reply take to leave.
 const IDLE: Duration = Duration::from_secs(10);
 const WRITE: Duration = Duration::from_secs(5);
+/// How long queries are still read after the end of the term: a client that had just connected is about to ask.
+const LINGER: Duration = Duration::from_millis(500);
 
-/// Answers on `address` until shutdown.
-pub(crate) async fn serve(address: SocketAddr, responder: Arc<Responder>, shutdown: CancellationToken) {
+/// Answers on `address` until the term is over. Connections then end when what was asked on them is answered.
+pub(crate) async fn serve(address: SocketAddr, sockets: Arc<Sockets>, responder: Arc<Responder>, term: Term) {
     let open = || {
-        let socket = bound(address, Type::STREAM)?;
+        let socket = sockets.bound(address, Type::STREAM)?;
         socket.listen(256)?;
         TcpListener::from_std(socket.into())
     };
-    let Some(listener) = opened("TCP", address, &shutdown, open).await else { return };
+    let Some(listener) = opened("TCP", address, &term.over, open).await else { return };
     let mut connections = JoinSet::new();
     let mut clients = Clients::default();
     loop {
         tokio::select! {
-            () = shutdown.cancelled() => return,
+            () = term.over.cancelled() => {
+                connections.detach_all();
+                return;
+            }
             Some(ended) = connections.join_next_with_id(), if !connections.is_empty() => {
                 clients.left(match ended {
                     Ok((id, ())) => id,
@@ -54,7 +59,8 @@ pub(crate) async fn serve(address: SocketAddr, responder: Arc<Responder>, shutdo
                     responder.count_overload();
                 }
                 Ok((stream, client)) => {
-                    let task = connections.spawn(connection(stream, Arc::clone(&responder)));
+                    let connection = connection(stream, Arc::clone(&responder), term.over.clone());
+                    let task = connections.spawn(term.under_way.track_future(connection));
                     clients.came(task.id(), client.ip());
                 }
                 Err(error) => {
@@ -94,15 +100,24 @@ impl Clients {
     }
 }
 
-async fn connection(stream: TcpStream, responder: Arc<Responder>) {
+async fn connection(stream: TcpStream, responder: Arc<Responder>, over: CancellationToken) {
     let codec =
         LengthDelimitedCodec::builder().length_field_length(2).max_frame_length(usize::from(u16::MAX)).new_codec();
     let mut frames = Framed::new(stream, codec);
     let mut waiting: FuturesUnordered<BoxFuture<'_, Vec<u8>>> = FuturesUnordered::new();
     let mut open = true;
+    let last_queries = async {
+        over.cancelled().await;
+        sleep(LINGER).await;
+    };
+    tokio::pin!(last_queries);
     while open || !waiting.is_empty() {
         let reply = tokio::select! {
             Some(reply) = waiting.next(), if !waiting.is_empty() => reply,
+            () = &mut last_queries, if open => {
+                open = false;
+                continue;
+            }
             frame = timeout(IDLE, frames.next()), if open && waiting.len() < MAX_PIPELINED => match frame {
                 Ok(Some(Ok(query))) => match responder.now(&query, Transport::Tcp) {
                     Now::Reply(reply) => reply,

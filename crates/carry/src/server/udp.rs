@@ -6,11 +6,10 @@ use std::time::Duration;
 
 use socket2::Type;
 use tokio::net::UdpSocket;
-use tokio::task::JoinSet;
 use tokio::time::sleep;
-use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
-use super::{bound, opened};
+use super::{Sockets, Term, opened};
 use crate::message::Transport;
 use crate::responder::{Now, Responder};
 
@@ -23,23 +22,23 @@ const MAX_WAITING: usize = 2048;
 /// Room for bursts in the kernel.
 const RECEIVE_BUFFER: usize = 1 << 20;
 
-/// Answers on `address` until shutdown.
-pub(crate) async fn serve(address: SocketAddr, responder: Arc<Responder>, shutdown: CancellationToken) {
+/// Answers on `address` until the term is over.
+pub(crate) async fn serve(address: SocketAddr, sockets: Arc<Sockets>, responder: Arc<Responder>, term: Term) {
     let open = || {
-        let socket = bound(address, Type::DGRAM)?;
+        let socket = sockets.bound(address, Type::DGRAM)?;
         // The kernel's limit may be lower: then that is what it is.
         let _ = socket.set_recv_buffer_size(RECEIVE_BUFFER);
         UdpSocket::from_std(socket.into())
     };
-    let Some(socket) = opened("UDP", address, &shutdown, open).await else { return };
+    let Some(socket) = opened("UDP", address, &term.over, open).await else { return };
     let socket = Arc::new(socket);
-    let mut waiting = JoinSet::new();
+    // Of this socket alone: many at one address cost the others nothing.
+    let waiting = TaskTracker::new();
     loop {
         tokio::select! {
-            () = shutdown.cancelled() => return,
-            Some(_) = waiting.join_next(), if !waiting.is_empty() => {}
+            () = term.over.cancelled() => return,
             ready = socket.readable() => match ready {
-                Ok(()) => batch(&socket, &responder, &mut waiting).await,
+                Ok(()) => batch(&socket, &responder, &waiting, &term.under_way).await,
                 Err(error) => {
                     tracing::warn!(%address, %error, "DNS over UDP: cannot wait for queries");
                     sleep(Duration::from_millis(100)).await;
@@ -49,7 +48,7 @@ pub(crate) async fn serve(address: SocketAddr, responder: Arc<Responder>, shutdo
     }
 }
 
-async fn batch(socket: &Arc<UdpSocket>, responder: &Arc<Responder>, waiting: &mut JoinSet<()>) {
+async fn batch(socket: &Arc<UdpSocket>, responder: &Arc<Responder>, waiting: &TaskTracker, under_way: &TaskTracker) {
     let mut buffer = [0u8; LONGEST_QUERY];
     for _ in 0..BATCH {
         let (length, client) = match socket.try_recv_from(&mut buffer) {
@@ -66,10 +65,10 @@ async fn batch(socket: &Arc<UdpSocket>, responder: &Arc<Responder>, waiting: &mu
             }
             Now::Later(pending) => {
                 let (socket, responder) = (Arc::clone(socket), Arc::clone(responder));
-                waiting.spawn(async move {
+                under_way.spawn(waiting.track_future(async move {
                     let reply = responder.later(pending).await;
                     send(&socket, &reply, client).await;
-                });
+                }));
             }
         }
     }

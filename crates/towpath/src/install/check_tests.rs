@@ -129,6 +129,7 @@ fn the_kustomizations_name_every_file() {
 fn kustomize_gives_the_same_objects() {
     let dir = deploy().join("kustomize/base");
     let Ok(output) = Command::new("kubectl").arg("kustomize").arg(&dir).output() else {
+        assert!(std::env::var_os("CI").is_none(), "no kubectl here, and CI has one");
         println!("skipped: no kubectl here");
         return;
     };

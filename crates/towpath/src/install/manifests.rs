@@ -29,7 +29,7 @@ macro_rules! file {
 }
 
 /// In the order in which they are applied: what is referred to comes first.
-pub(super) const BASE: [File; 7] = [
+pub(super) const BASE: [File; 8] = [
     file!("base/crd-networkconfig.yaml"),
     file!("base/crd-nodenetwork.yaml"),
     file!("base/admission.yaml"),
@@ -37,6 +37,7 @@ pub(super) const BASE: [File; 7] = [
     file!("base/config.yaml"),
     file!("base/controller.yaml"),
     file!("base/daemonset.yaml"),
+    file!("base/daemonset-dns.yaml"),
 ];
 /// With `--dns towpath`.
 pub(super) const DNS: File = file!("components/dns/service.yaml");
@@ -95,9 +96,10 @@ const fn place(file: &'static str, key: &'static str, now: &'static str, times: 
 const QUOTED_IMAGE: &str = concat!("\"ghcr.io/towpath/towpath:", env!("CARGO_PKG_VERSION"), "\"");
 
 /// Every place of every file.
-pub(super) const PLACES: [Place; 18] = [
-    place("base/daemonset.yaml", "image: ", QUOTED_IMAGE, 3, Value::Image),
-    place("base/daemonset.yaml", "tcpSocket: {host: ", "\"169.254.116.10\"", 1, Value::CarryProbe),
+pub(super) const PLACES: [Place; 19] = [
+    place("base/daemonset.yaml", "image: ", QUOTED_IMAGE, 2, Value::Image),
+    place("base/daemonset-dns.yaml", "image: ", QUOTED_IMAGE, 1, Value::Image),
+    place("base/daemonset-dns.yaml", "tcpSocket: {host: ", "\"169.254.116.10\"", 1, Value::CarryProbe),
     place("base/controller.yaml", "image: ", QUOTED_IMAGE, 1, Value::Image),
     place("base/controller.yaml", "replicas: ", "2", 1, Value::ControllerReplicas),
     place("uninstall/daemonset.yaml", "image: ", QUOTED_IMAGE, 2, Value::Image),

@@ -9,7 +9,7 @@ use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, PolicyRule, Ro
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::Value as Json;
+use serde_json::{Value as Json, json};
 use towpath_wire::config::{AgentConfig, CarryConfig, ControllerConfig};
 
 use super::check_tests::{objects, values};
@@ -52,6 +52,7 @@ fn pod(of: &str) -> PodSpec {
 }
 
 const DAEMONSET: &str = "DaemonSet kube-system/towpath";
+const DNS: &str = "DaemonSet kube-system/towpath-dns";
 const CONTROLLER: &str = "Deployment kube-system/towpath-controller";
 const UNINSTALL: &str = "DaemonSet kube-system/towpath-uninstall";
 
@@ -76,7 +77,7 @@ fn every_object_is_of_its_type_and_says_nothing_that_the_type_does_not_know() {
             other => panic!("{name}: no test knows {other}"),
         }
     }
-    assert_eq!(seen.len(), 19, "{seen:#?}");
+    assert_eq!(seen.len(), 20, "{seen:#?}");
 }
 
 fn lines(rules: &[PolicyRule]) -> Vec<String> {
@@ -162,7 +163,7 @@ fn added(container: &Container) -> Vec<String> {
 #[test]
 fn every_container_has_the_least_it_needs() {
     let mut capabilities = BTreeMap::new();
-    for name in [DAEMONSET, CONTROLLER, UNINSTALL] {
+    for name in [DAEMONSET, DNS, CONTROLLER, UNINSTALL] {
         let spec = pod(name);
         let seccomp = spec.security_context.as_ref().unwrap().seccomp_profile.as_ref().unwrap();
         assert_eq!(seccomp.type_, "RuntimeDefault", "{name}");
@@ -209,8 +210,10 @@ fn what_the_processes_write_is_on_the_node_at_its_own_path() {
     let agent: AgentConfig = serde_saphyr::from_str(&data["agent.yaml"]).unwrap();
     let carry: CarryConfig = serde_saphyr::from_str(&data["carry.yaml"]).unwrap();
     let _: ControllerConfig = serde_saphyr::from_str(&data["controller.yaml"]).unwrap();
-    let spec = pod(DAEMONSET);
-    let at = |container: &str, path: &std::path::Path| on_node(&spec, container, path.to_str().unwrap());
+    let (node, dns) = (pod(DAEMONSET), pod(DNS));
+    let at = |container: &str, path: &std::path::Path| {
+        on_node(if container == "carry" { &dns } else { &node }, container, path.to_str().unwrap())
+    };
     let same = |container: &str, path: &std::path::Path| {
         assert_eq!(at(container, path).as_deref(), path.to_str(), "{container}");
     };
@@ -240,23 +243,43 @@ fn what_the_processes_write_is_on_the_node_at_its_own_path() {
 }
 
 #[test]
-fn the_node_pod_is_there_first_and_everywhere_and_asked_where_it_listens() {
-    let spec = pod(DAEMONSET);
-    assert_eq!(spec.host_network, Some(true));
-    assert_eq!(spec.priority_class_name.as_deref(), Some("system-node-critical"));
-    let [toleration] = spec.tolerations.as_deref().unwrap() else { panic!() };
-    assert_eq!((toleration.operator.as_deref(), &toleration.key), (Some("Exists"), &None));
+fn the_node_pods_are_there_first_and_everywhere_and_asked_where_they_listen() {
+    for name in [DAEMONSET, DNS] {
+        let spec = pod(name);
+        assert_eq!(spec.host_network, Some(true), "{name}");
+        assert_eq!(spec.priority_class_name.as_deref(), Some("system-node-critical"), "{name}");
+        let [toleration] = spec.tolerations.as_deref().unwrap() else { panic!("{name}") };
+        assert_eq!((toleration.operator.as_deref(), &toleration.key), (Some("Exists"), &None), "{name}");
+        assert_eq!(spec.automount_service_account_token, Some(false), "{name}");
+    }
     let data = config_data(&Values::default()).unwrap();
     let agent: AgentConfig = serde_saphyr::from_str(&data["agent.yaml"]).unwrap();
     let listens = agent.metrics_listen.unwrap().to_string();
-    let container = spec.containers.iter().find(|c| c.name == "agent").unwrap();
+    let spec = pod(DAEMONSET);
+    let [container] = spec.containers.as_slice() else { panic!() };
     for (probe, path) in [(&container.liveness_probe, "/healthz"), (&container.readiness_probe, "/readyz")] {
         let get = probe.as_ref().unwrap().http_get.as_ref().unwrap();
         let port = serde_json::to_value(&get.port).unwrap();
         assert_eq!(format!("{}:{port}", get.host.as_ref().unwrap()), listens);
         assert_eq!(get.path.as_deref(), Some(path));
     }
-    let carry = spec.containers.iter().find(|c| c.name == "carry").unwrap();
+    let spec = pod(DNS);
+    let [carry] = spec.containers.as_slice() else { panic!() };
     let host = carry.readiness_probe.as_ref().unwrap().tcp_socket.as_ref().unwrap().host.clone().unwrap();
     assert!(agent.dns_addresses.contains(&host.parse().unwrap()), "{host}");
+}
+
+/// A new one runs beside the old one, and the old one goes only when the new one has taken over.
+#[test]
+fn dns_is_replaced_without_a_gap() {
+    let set: DaemonSet = typed(&all()[DNS]);
+    let rolling = set.spec.unwrap().update_strategy.unwrap().rolling_update.unwrap();
+    assert_eq!(serde_json::to_value(&rolling).unwrap(), json!({"maxSurge": "10%", "maxUnavailable": 0}));
+    let spec = pod(DNS);
+    let [carry] = spec.containers.as_slice() else { panic!() };
+    // A port of the node is one pod's alone: declared, it would keep the second away.
+    assert!(carry.ports.is_none());
+    let started = carry.startup_probe.as_ref().unwrap().exec.as_ref().unwrap().command.clone().unwrap();
+    let args = carry.args.clone().unwrap();
+    assert_eq!(started, [vec!["/usr/bin/towpath".to_owned()], args, vec!["--started".to_owned()]].concat());
 }

@@ -90,6 +90,9 @@ fn refuse_while_in_use(config: &AgentConfig, force: bool) -> Result<Option<Lease
     if UnixStream::connect(config.status_socket()).is_ok() {
         bail!("an agent runs on this node: delete the DaemonSet kube-system/towpath first");
     }
+    if UnixStream::connect(config.carry_socket()).is_ok() {
+        bail!("carry runs on this node: delete the DaemonSet kube-system/towpath-dns first");
+    }
     if !config.state_dir.join("leases").is_dir() {
         return Ok(None);
     }
@@ -162,6 +165,9 @@ mod tests {
         fs::create_dir_all(&config.run_dir).unwrap();
         let listener = std::os::unix::net::UnixListener::bind(config.status_socket()).unwrap();
         assert!(refuse_while_in_use(&config, true).map(drop).unwrap_err().to_string().contains("DaemonSet"));
+        drop(listener);
+        let listener = std::os::unix::net::UnixListener::bind(config.carry_socket()).unwrap();
+        assert!(refuse_while_in_use(&config, true).map(drop).unwrap_err().to_string().contains("towpath-dns"));
         drop(listener);
         refuse_while_in_use(&config, false).unwrap();
         let held = LeaseStore::open(&config.state_dir, &[], Arc::new(RealDisk)).unwrap();

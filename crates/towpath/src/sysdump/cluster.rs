@@ -10,7 +10,7 @@ use tokio::io::AsyncReadExt;
 use super::{Collection, node};
 
 /// Files and the paths they come from. No Secrets, and of ConfigMaps only Towpath's.
-const OBJECTS: [(&str, &str); 18] = [
+const OBJECTS: [(&str, &str); 19] = [
     ("cluster/version.json", "/version"),
     ("cluster/nodes.json", "/api/v1/nodes"),
     ("cluster/namespaces.json", "/api/v1/namespaces"),
@@ -32,6 +32,7 @@ const OBJECTS: [(&str, &str); 18] = [
         "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/nodenetworks.towpath.dev",
     ),
     ("towpath/daemonset.json", "/apis/apps/v1/namespaces/kube-system/daemonsets/towpath"),
+    ("towpath/daemonset-dns.json", "/apis/apps/v1/namespaces/kube-system/daemonsets/towpath-dns"),
     ("towpath/deployment.json", "/apis/apps/v1/namespaces/kube-system/deployments/towpath-controller"),
     ("towpath/configmap.json", "/api/v1/namespaces/kube-system/configmaps/towpath"),
     ("towpath/lease.json", "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases/towpath-controller"),
