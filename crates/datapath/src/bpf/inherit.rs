@@ -9,6 +9,7 @@
 //! starts empty, as on a node that has just been started, and is said in the log.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use libbpf_rs::{AsRawLibbpf, MapCore, MapFlags, MapHandle, MapType, OpenMapMut, OpenObject};
@@ -22,7 +23,11 @@ const FILLED_BY_PROGRAMS: [&str; 3] = ["tp_ct", "tp_nat", "tp_affinity"];
 /// The maps of another version that are not shared.
 #[derive(Debug, Default)]
 pub(super) struct Inheritance {
+    /// Our maps have been filled by an earlier run.
+    filled: bool,
     copies: Vec<Copy>,
+    /// Addresses whose connections were deleted since: what the other version's maps have of them is not theirs any more.
+    gone: Vec<IpAddr>,
 }
 
 #[derive(Debug)]
@@ -30,7 +35,7 @@ struct Copy {
     name: String,
     from: MapHandle,
     conversion: Conversion,
-    /// Our map was made in this run, and holds nothing yet.
+    /// Our map holds nothing yet, or not all.
     fresh: bool,
 }
 
@@ -85,8 +90,24 @@ fn can_be_listed(kind: MapType) -> bool {
 }
 
 impl Inheritance {
+    /// `filled`: our maps have been filled by an earlier run.
+    pub(super) fn new(filled: bool) -> Self {
+        Self { filled, ..Self::default() }
+    }
+
+    /// Notes that the connections of these addresses were deleted from our maps.
+    pub(super) fn note_gone(&mut self, addresses: impl IntoIterator<Item = IpAddr>) {
+        self.gone.extend(addresses);
+    }
+
+    /// All that were noted.
+    pub(super) fn gone(&self) -> &[IpAddr] {
+        &self.gone
+    }
+
     /// Shares or notes a map that other versions pinned. To be called for each map of ours before it is made; `pin` is where it will be,
-    /// `others` are the directories of other versions' maps, best first.
+    /// `others` are the directories of other
+    /// versions' maps, best first.
     pub(super) fn consider(
         &mut self,
         types: &Types<'_>,
@@ -98,14 +119,14 @@ impl Inheritance {
         let Some(path) = others.iter().map(|dir| dir.join(&name)).find(|path| path.exists()) else { return Ok(()) };
         let failed = |e| Error::bpf("adopt map", path.display().to_string(), e);
         let mut from = MapHandle::from_pinned_path(&path).map_err(failed)?;
-        let fresh = !pin.exists();
+        let fresh = !self.filled || !pin.exists();
         let (Some(to), Some(was)) = (ours(types, map), theirs(&from)) else {
             tracing::warn!(map = name, "another version's map cannot be understood: ours starts empty");
             return Ok(());
         };
         let same_kind = from.map_type() == map.map_type();
         if same_kind && was == to && from.info().map_err(failed)?.info.map_flags == map.map_flags() {
-            if fresh {
+            if !pin.exists() {
                 from.pin(pin).map_err(|e| Error::bpf("share map", pin.display().to_string(), e))?;
             }
             return Ok(());

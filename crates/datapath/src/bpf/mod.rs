@@ -159,7 +159,10 @@ impl Programs {
     /// last is carried over, and their maps go.
     pub fn end_take_over(&mut self) -> Result<()> {
         let Some(inheritance) = &self.inheritance else { return Ok(()) };
-        if inheritance.copy_late(&self.object)? {
+        let recount = inheritance.copy_late(&self.object)?;
+        // They may have come back with the copy. A pod that has one of these addresses by now opens its first connections again.
+        self.purger()?.purge(inheritance.gone())?;
+        if recount {
             self.accounts.recount(&self.object, &self.connections)?;
         }
         self.pins.remove_former()?;
@@ -296,16 +299,25 @@ impl Programs {
         self.purge(&gone)
     }
 
-    fn purge(&self, addresses: &[Addr]) -> Result<()> {
+    fn purge(&mut self, addresses: &[Addr]) -> Result<()> {
+        self.note_gone(addresses);
         let addresses: Vec<IpAddr> = addresses.iter().map(|a| a.ip()).collect();
         self.purger()?.purge(&addresses).map(drop)
+    }
+
+    fn note_gone(&mut self, addresses: &[Addr]) {
+        if let Some(inheritance) = &mut self.inheritance {
+            inheritance.note_gone(addresses.iter().map(|a| a.ip()));
+        }
     }
 
     /// As [`Programs::remove_pod`], but leaves its connections, which cost tens of milliseconds to find, to a [`Purger`].
     /// Until they are gone none of its addresses may be given to another pod. They carry nothing any more: the revision is
     /// raised, and who looks at their ends again finds no pod.
     pub fn forget_pod(&mut self, pod: &LocalPod) -> Result<()> {
-        if !self.policy.remove_pod(pod)?.is_empty() {
+        let gone = self.policy.remove_pod(pod)?;
+        self.note_gone(&gone);
+        if !gone.is_empty() {
             self.node.raise_revision()?;
         }
         Ok(())

@@ -51,6 +51,9 @@ const COLLECTOR: &str = "tp_collector";
 /// What the name of a version's directory begins with; the ABI version follows.
 const VERSIONED: &str = "towpath-v";
 
+/// Beside the maps once they hold what another version's did: a symbolic link, since a bpffs has no files.
+const FILLED: &str = "filled";
+
 /// Lines of libbpf's log kept for an error.
 const LOG_LINES: usize = 30;
 /// libbpf has one log callback a process; loading is rare, so one lock for all is enough.
@@ -115,9 +118,30 @@ impl PinDir {
         self.former().is_ok_and(|former| !former.is_empty())
     }
 
-    /// Directories of maps that other versions pinned, the newest version's first.
+    /// Directories of maps that other versions pinned: that of the version at work first, the newest version's next.
     fn former_maps(&self) -> Result<Vec<PathBuf>> {
-        Ok(self.former()?.into_iter().map(|root| root.join("maps")).filter(|maps| maps.is_dir()).collect())
+        let mut former = self.former()?;
+        let is_at_work =
+            |root: &PathBuf| fs::read_dir(root.join("links")).is_ok_and(|mut links| links.next().is_some());
+        // Stable: within either kind the newest version's stays first.
+        former.sort_by_key(|root| !is_at_work(root));
+        Ok(former.into_iter().map(|root| root.join("maps")).filter(|maps| maps.is_dir()).collect())
+    }
+
+    /// Whether our maps were filled with what another version's hold. Pinned maps alone do not say so: a process may have been
+    /// killed in between, and then none of our programs ever ran.
+    fn are_filled(&self) -> bool {
+        fs::symlink_metadata(self.maps().join(FILLED)).is_ok()
+    }
+
+    fn note_filled(&self) -> Result<()> {
+        let note = self.maps().join(FILLED);
+        match std::os::unix::fs::symlink("maps", &note) {
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
+                Err(Error::kernel("make link", note.display().to_string(), e))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Other versions' directories, the newest version's first.
@@ -213,7 +237,7 @@ fn prepare(open: &mut OpenObject, pins: &PinDir, limits: &Limits, testing: bool)
     let (maps, others) = (pins.maps(), pins.former_maps()?);
     let raw = inherit::raw_of_object(open);
     let types = raw.as_deref().and_then(Types::parse);
-    let mut inheritance = Inheritance::default();
+    let mut inheritance = Inheritance::new(pins.are_filled());
     for mut map in open.maps_mut() {
         let name = map.name().to_string_lossy().into_owned();
         if testing && name.ends_with(".rodata") {
@@ -257,6 +281,7 @@ pub(crate) fn load(config: &BpfConfig, pins: &PinDir, testing: bool) -> Result<(
         }
     })?;
     inheritance.copy_all(&object)?;
+    pins.note_filled()?;
     Ok((object, inheritance))
 }
 

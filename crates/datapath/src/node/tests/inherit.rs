@@ -4,7 +4,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use libbpf_rs::{MapCore, MapFlags, MapHandle};
+use libbpf_rs::{MapCore, MapFlags, MapHandle, MapType};
 
 use super::hooks::as_if_of_version;
 use super::lab::{CLSACT, Kind, Lab, OPEN, PROGRAMS, TestNode, TestPod, root};
@@ -27,6 +27,12 @@ fn apply(node: &TestNode, backend: &TestPod) {
 
 fn held(node: &TestNode) -> Held {
     node.call(|node| node.observe(Programs::held)).unwrap()
+}
+
+fn has_connections_of(node: &TestNode, pod: &TestPod) -> bool {
+    let address = pod.v4();
+    let all = node.call(|node| node.observe(Programs::connections)).unwrap();
+    all.iter().any(|connection| [connection.opener.0, connection.responder.0].contains(&address))
 }
 
 struct Flows {
@@ -69,10 +75,61 @@ fn enter_another(node: &TestNode, version: u32) {
     });
 }
 
+/// A run of ours that ended, without a word, after it had made its maps and before it had filled them.
+fn die_before_filling(node: &mut TestNode) {
+    node.open();
+    node.close();
+    let ours = maps(node, TP_ABI_VERSION);
+    node.ns.run(|| {
+        std::fs::remove_file(ours.join("filled")).unwrap();
+        for name in ["tp_ct", "tp_nat"] {
+            let map = MapHandle::from_pinned_path(ours.join(name)).unwrap();
+            for key in map.keys().collect::<Vec<_>>() {
+                map.delete(&key).unwrap();
+            }
+        }
+    });
+}
+
+/// Maps, and no links, that a version which never came to work left.
+fn leave_idle(node: &TestNode, version: u32) {
+    let idle = maps(node, version);
+    let options = libbpf_sys::bpf_map_create_opts {
+        sz: size_of::<libbpf_sys::bpf_map_create_opts>() as libbpf_sys::size_t,
+        ..Default::default()
+    };
+    let empty = MapHandle::create(MapType::Hash, Some("tp_ct"), 40, 8, 1, &options);
+    node.ns.run(|| {
+        std::fs::create_dir_all(&idle).unwrap();
+        empty.unwrap().pin(idle.join("tp_ct")).unwrap();
+    });
+}
+
+/// How a version's last moments went wrong.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Trouble {
+    None,
+    /// See [`die_before_filling`].
+    Killed,
+    /// See [`leave_idle`].
+    Third,
+    /// A pod ends while both versions are there.
+    PodGone,
+}
+
 fn over_to_ours(kind: Kind, version: u32, other_layouts: bool) {
+    over_to_ours_with(kind, version, other_layouts, Trouble::None);
+}
+
+fn over_to_ours_with(kind: Kind, version: u32, other_layouts: bool, trouble: Trouble) {
     let mut lab = Lab::new(kind);
     let (isolated, open) = (lab.n1.pod(10, OPEN), lab.n1.pod(11, OPEN));
     let mut flows = Flows::open(&lab, &isolated, &open);
+    let going = (trouble == Trouble::PodGone).then(|| {
+        let going = lab.n1.pod(12, OPEN);
+        let flow = Flow::open(&going, &open, 80);
+        (going, flow)
+    });
     lab.n1.link();
     as_if_of_version(&mut lab.n1, version);
     if other_layouts {
@@ -82,8 +139,18 @@ fn over_to_ours(kind: Kind, version: u32, other_layouts: bool) {
             assert!(changed.iter().any(|name| name == map), "{map} is not among {changed:?}");
         }
     }
+    match trouble {
+        Trouble::Killed => die_before_filling(&mut lab.n1),
+        Trouble::Third => leave_idle(&lab.n1, version + 1),
+        Trouble::None | Trouble::PodGone => {}
+    }
     lab.n1.open();
+    assert!(has_connections_of(&lab.n1, &isolated), "carried over at once: policies and translations are judged by them");
     assert!(flows.go_on(), "while the other version's programs are at work");
+    if let Some((going, _)) = &going {
+        assert!(has_connections_of(&lab.n1, going), "carried over");
+        lab.n1.call(|node| node.detach_pod("container-1-12", "eth0")).unwrap();
+    }
     if other_layouts {
         enter_another(&lab.n1, version);
     }
@@ -92,6 +159,7 @@ fn over_to_ours(kind: Kind, version: u32, other_layouts: bool) {
     apply(&lab.n1, &open);
     assert!(!pins(&lab.n1).contains(&format!("towpath-v{version}/")), "{}", pins(&lab.n1));
     assert!(flows.go_on(), "with ours");
+    assert!(going.is_none_or(|(going, _)| !has_connections_of(&lab.n1, &going)), "they came back with the last copy");
     let accounts = held(&lab.n1);
     let by_all: u32 = accounts.holders.iter().map(|holder| holder.held).sum();
     let entries = lab.n1.call(|node| node.observe(Programs::connections)).unwrap().len();
@@ -117,6 +185,27 @@ fn connections_outlive_them_where_layouts_changed() {
     if root() {
         over_to_ours(PROGRAMS, TP_ABI_VERSION + 1, true);
         over_to_ours(PROGRAMS, 0, true);
+    }
+}
+
+#[test]
+fn connections_outlive_a_run_that_was_killed_between_making_its_maps_and_filling_them() {
+    if root() {
+        over_to_ours_with(PROGRAMS, TP_ABI_VERSION + 1, true, Trouble::Killed);
+    }
+}
+
+#[test]
+fn the_version_at_work_is_followed_and_not_the_newest() {
+    if root() {
+        over_to_ours_with(PROGRAMS, TP_ABI_VERSION + 1, true, Trouble::Third);
+    }
+}
+
+#[test]
+fn connections_of_a_pod_that_goes_meanwhile_do_not_come_back() {
+    if root() {
+        over_to_ours_with(PROGRAMS, TP_ABI_VERSION + 1, true, Trouble::PodGone);
     }
 }
 
