@@ -18,7 +18,8 @@ use super::Node;
 use crate::bpf::{Hook, Programs};
 use crate::error::Error;
 use crate::net::filter::{self, Direction, Filter, Present};
-use crate::net::link::{Link, TUNNEL_DEVICE};
+use crate::net::link::{self, Link, TUNNEL_DEVICE};
+use crate::net::pod::is_host_device;
 
 /// The hooks of a pod's device.
 const POD_HOOKS: [(Hook, Direction); 2] = [(Hook::FromPod, Direction::Ingress), (Hook::ToPod, Direction::Egress)];
@@ -165,12 +166,23 @@ impl Node {
 
     /// Takes the uplink's program off devices that are not among those that lead out.
     fn leave_devices(&mut self, outside: &[(u32, String)]) -> Result<(), Error> {
-        let others: Vec<_> = self.hooked.iter().filter(|held| !outside.contains(held)).cloned().collect();
-        self.hooked = outside.to_vec();
         let Some(programs) = &mut self.programs else { return Ok(()) };
         if self.attachment == Attachment::Filters {
-            let detach = |(index, device): &(u32, String)| filter::detach(&mut self.netlink, *index, device);
-            return Ok(others.iter().try_for_each(detach)?);
+            let hooked = match self.hooked.take() {
+                Some(hooked) => hooked,
+                // A filter has no owner: whatever may have led out is looked at once.
+                None => {
+                    let all = link::list(&mut self.netlink)?.into_iter();
+                    all.filter(|l| l.name != TUNNEL_DEVICE && !is_host_device(&l.name))
+                        .map(|l| (l.index, l.name))
+                        .collect()
+                }
+            };
+            for (index, device) in hooked.iter().filter(|held| !outside.contains(held)) {
+                filter::detach(&mut self.netlink, *index, device)?;
+            }
+            self.hooked = Some(outside.to_vec());
+            return Ok(());
         }
         let hooked = programs.attached()?.into_iter().filter(|(_, hook)| *hook == Hook::FromUplink);
         let gone: Vec<u32> = hooked.map(|(index, _)| index).filter(|i| !outside.iter().any(|(o, _)| o == i)).collect();

@@ -52,8 +52,8 @@ pub(crate) struct Node {
     buried: BTreeSet<u32>,
     /// Devices of pods whose programs are filters that links are to follow, by index with their names.
     unlinked: BTreeMap<u32, String>,
-    /// Devices that lead out and run the uplink's program.
-    hooked: Vec<(u32, String)>,
+    /// Devices that lead out and run the uplink's program; unknown at the start, when those of an earlier run may have it.
+    hooked: Option<Vec<(u32, String)>>,
     /// What is to be applied before another version's programs go.
     awaited: BTreeSet<Part>,
     peers: Vec<NodePeer>,
@@ -115,7 +115,7 @@ impl Node {
             reaper,
             buried: BTreeSet::new(),
             unlinked: BTreeMap::new(),
-            hooked: Vec::new(),
+            hooked: None,
             awaited,
             lent: None,
             bridges: BTreeMap::new(),

@@ -145,7 +145,10 @@ fn over_to_ours_with(kind: Kind, version: u32, other_layouts: bool, trouble: Tro
         Trouble::None | Trouble::PodGone => {}
     }
     lab.n1.open();
-    assert!(has_connections_of(&lab.n1, &isolated), "carried over at once: policies and translations are judged by them");
+    assert!(
+        has_connections_of(&lab.n1, &isolated),
+        "carried over at once: policies and translations are judged by them"
+    );
     assert!(flows.go_on(), "while the other version's programs are at work");
     if let Some((going, _)) = &going {
         assert!(has_connections_of(&lab.n1, going), "carried over");

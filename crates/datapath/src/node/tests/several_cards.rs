@@ -78,7 +78,7 @@ fn node_ports_answer_at_a_second_card_and_nobody_is_somebody_else_there() {
 }
 
 fn a_default_route_moves(kind: Kind) {
-    let lab = Lab::new(kind);
+    let mut lab = Lab::new(kind);
     let beyond = second_card(&lab.n1);
     let pod = lab.n1.pod(11, OPEN);
     lab.n1.call(|node| Ok(node.audit())).unwrap();
@@ -95,6 +95,14 @@ fn a_default_route_moves(kind: Kind) {
     lab.n1.ns.sh("ip route replace default via 192.0.2.254 dev eth0");
     lab.n1.call(|node| Ok(node.audit())).unwrap();
     assert!(!is_hooked(&lab.n1, kind), "it leads nowhere any more");
+    // Also where nobody was there to see it.
+    lab.n1.ns.sh(&format!("ip route replace default via {BEYOND} dev eth1"));
+    lab.n1.call(|node| Ok(node.audit())).unwrap();
+    assert!(is_hooked(&lab.n1, kind));
+    lab.n1.close();
+    lab.n1.ns.sh("ip route replace default via 192.0.2.254 dev eth0");
+    lab.n1.open();
+    assert!(!is_hooked(&lab.n1, kind), "it led nowhere any more when the node started again");
     assert_eq!(tcp(&pod.ns, &lab.outside, "198.51.100.9:8001".parse().unwrap()).unwrap().to_string(), "192.0.2.1");
 }
 
