@@ -16,7 +16,7 @@
  * - a new field of a value means, as zero, what held before there was one;
  * - fields of a key only come and go with the map's name.
  */
-#define TP_ABI_VERSION 3
+#define TP_ABI_VERSION 4
 
 /* ---- addresses and tuples ------------------------------------------------------------------------------------ */
 
@@ -298,15 +298,26 @@ enum tp_service_flag {
 	TP_SERVICE_AFFINITY = 1 << 0,	/* ClientIP */
 	TP_SERVICE_NODEPORT = 1 << 1,
 	TP_SERVICE_PODS = 1 << 2,	/* for pods of this node only: another proxy serves the node and the outside */
+	TP_SERVICE_RANGES = 1 << 3,	/* for clients in tp_source_ranges only */
 };
+
+/* How a slot of a list is chosen for a new connection: the upper 8 bits of tp_service.flags. */
+enum tp_algorithm {
+	TP_RANDOM = 0,
+	TP_ROUND_ROBIN = 1,		/* by tp_service.turn */
+	TP_LEAST_CONNECTIONS = 2,	/* by tp_loads */
+	TP_SOURCE_HASH = 3,		/* of the client's address */
+	TP_TUPLE_HASH = 4,		/* of addresses, ports and protocol, as the client sends them */
+};
+#define TP_ALGORITHM_SHIFT 24
 
 struct tp_service {
 	__u32 id;			/* stable; the affinity key refers to it */
 	__u32 list;			/* generation: tp_slots keys */
 	__u32 count;			/* backends in the list; 0: refuse at once */
-	__u32 flags;			/* enum tp_service_flag */
+	__u32 flags;			/* enum tp_service_flag, enum tp_algorithm << TP_ALGORITHM_SHIFT */
 	__u32 affinity_seconds;
-	__u32 pad;
+	__u32 turn;			/* counted up by programs */
 };
 
 /* tp_slots: hash, this -> __u32 backend id. A new list is written whole before a service points to it. */
@@ -322,6 +333,22 @@ struct tp_backend {
 	__u8 proto;
 	__u8 pad;
 	__u32 flags;
+};
+
+/* tp_loads: hash, __u32 backend id -> this. Open connections that go to the backend from here, of the backends that are chosen by
+ * it. What was open before its entry was there is counted where it is in tp_nat. */
+struct tp_load {
+	__u32 flows;			/* in tp_nat */
+	__u32 sockets;			/* translated when they connected */
+};
+
+/* tp_source_ranges: prefix tree, this -> __u32 1. Who may use a Service that is flagged TP_SERVICE_RANGES. prefixlen counts from
+ * the service's id: 64 + 96 + n for IPv4 (mapped), 64 + n for IPv6. */
+struct tp_source_key {
+	__u32 prefixlen;
+	__u32 service;
+	__u32 family;
+	struct tp_addr addr;
 };
 
 /* tp_affinity: LRU. */
@@ -344,6 +371,11 @@ struct tp_sock_peer {
 	struct tp_addr service;
 	__be16 backend_port;
 	__be16 service_port;
+};
+
+/* tp_sock_load: the backend that the socket is counted to in tp_loads. */
+struct tp_sock_load {
+	__u32 backend;
 };
 
 /* tp_sock_peers: of a socket that sends without connecting: the latest backends. */
@@ -406,6 +438,7 @@ enum tp_reason {
 	TP_DROP_INTERNAL = 30,		/* a helper failed */
 	TP_DROP_NO_POD = 31,		/* for an address that no pod has here */
 	TP_DROP_CT_BUDGET = 32,		/* a new connection of a pod that holds as many as it may */
+	TP_DROP_SOURCE_RANGE = 33,	/* to a Service that is not for this client (loadBalancerSourceRanges) */
 	TP_REASON_MAX = 64,
 };
 

@@ -44,12 +44,46 @@ static __always_inline void tp_uncount(__u32 pod)
 		__sync_fetch_and_sub(all, 1);
 }
 
+static __always_inline void tp_load_flow(__u32 backend, int change)
+{
+	struct tp_load *load = bpf_map_lookup_elem(&tp_loads, &backend);
+
+	if (load)
+		__sync_fetch_and_add(&load->flows, change);
+}
+
+/* Deletes a translation, whose entry `nat` is; whether it was there. */
+static __always_inline int tp_nat_delete(const struct tp_tuple *sent, const struct tp_nat *nat)
+{
+	__u32 backend = nat->backend;	/* before: afterwards the entry's memory may be another's */
+
+	if (bpf_map_delete_elem(&tp_nat, sent))
+		return 0;
+	tp_load_flow(backend, -1);
+	return 1;
+}
+
 static __always_inline int tp_nat_enter(struct tp_work *w)
 {
+	struct tp_nat *old;
+	long err;
+
 	w->nat.daddr = w->lb.backend.addr;
 	w->nat.dport = w->lb.backend.port;
 	__builtin_memset(w->nat.pad, 0, sizeof(w->nat.pad));
 	w->nat.backend = w->lb.backend_id;
+	err = bpf_map_update_elem(&tp_nat, &w->sent, &w->nat, BPF_NOEXIST);
+	if (!err) {
+		tp_load_flow(w->nat.backend, 1);
+		return 0;
+	}
+	if (err != -EEXIST)
+		return err;
+	old = bpf_map_lookup_elem(&tp_nat, &w->sent);
+	if (old && old->backend != w->nat.backend) {
+		tp_load_flow(old->backend, -1);
+		tp_load_flow(w->nat.backend, 1);
+	}
 	return bpf_map_update_elem(&tp_nat, &w->sent, &w->nat, BPF_ANY);
 }
 
@@ -77,7 +111,7 @@ static __always_inline int tp_nat_forget(const struct tp_tuple *sent, const stru
 	if (from_a ? nat->dport != key->port_b || !tp_same(&nat->daddr, &key->addr_b) :
 		     nat->dport != key->port_a || !tp_same(&nat->daddr, &key->addr_a))
 		return 0;
-	return !bpf_map_delete_elem(&tp_nat, sent);
+	return tp_nat_delete(sent, nat);
 }
 
 /*

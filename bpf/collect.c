@@ -58,8 +58,7 @@ static long tp_collect_nat(void *map, struct tp_tuple *sent, struct tp_nat *nat,
 	if (ct && (ct->flags & TP_CT_DNAT) && !(ct->flags & TP_CT_FROM_A) == !from_a && ct->vport == sent->dport &&
 	    tp_same(&ct->vip, &sent->daddr))
 		return 0;
-	if (!bpf_map_delete_elem(&tp_nat, sent))
-		sweep->removed.translations++;
+	sweep->removed.translations += tp_nat_delete(sent, nat);
 	return 0;
 }
 
@@ -130,8 +129,8 @@ static long tp_purge_ct(void *map, struct tp_ct_key *key, struct tp_ct *ct, stru
 
 static long tp_purge_nat(void *map, struct tp_tuple *sent, struct tp_nat *nat, struct tp_purge *purge)
 {
-	if (tp_purged(purge, &sent->saddr, &nat->daddr) && !bpf_map_delete_elem(&tp_nat, sent))
-		purge->removed++;
+	if (tp_purged(purge, &sent->saddr, &nat->daddr))
+		purge->removed += tp_nat_delete(sent, nat);
 	return 0;
 }
 
@@ -151,8 +150,8 @@ static long tp_release_nat(void *map, struct tp_tuple *sent, struct tp_nat *nat,
 {
 	__u32 backend = nat->backend;
 
-	if (!bpf_map_lookup_elem(&tp_backends, &backend) && !bpf_map_delete_elem(&tp_nat, sent))
-		sweep->removed.translations++;
+	if (!bpf_map_lookup_elem(&tp_backends, &backend))
+		sweep->removed.translations += tp_nat_delete(sent, nat);
 	return 0;
 }
 

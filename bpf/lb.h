@@ -13,7 +13,10 @@ enum tp_choice {
 	TP_CHOICE_NONE = 0,		/* nobody's Service */
 	TP_CHOICE_BACKEND = 1,		/* lb.backend */
 	TP_CHOICE_REFUSE = 2,		/* a Service without a backend */
+	TP_CHOICE_DENY = 3,		/* a Service that is not for this client */
 };
+
+#define LEAST_LOOKED_AT 64
 
 static __always_inline int tp_is_nodeport(const struct tp_node_config *cfg, __be16 port)
 {
@@ -54,6 +57,104 @@ static __always_inline int tp_affine(struct tp_lb *lb, __u64 now)
 	return 1;
 }
 
+/* Whether a Service that is for some clients is for this one. */
+static __always_inline int tp_is_for(__u32 service, const struct tp_addr *client)
+{
+	struct tp_source_key key = {
+		.prefixlen = 192,
+		.service = service,
+		.family = tp_is_v4(client) ? 4 : 6,
+		.addr = *client,
+	};
+
+	return bpf_map_lookup_elem(&tp_source_ranges, &key) != NULL;
+}
+
+static __always_inline __u64 tp_mix(__u64 hash, __u64 word)
+{
+	hash = (hash ^ word) * 0x9e3779b97f4a7c15ULL;
+	return hash ^ (hash >> 29);
+}
+
+/* The same on every node: nothing in it but the packet. */
+static __always_inline __u64 tp_mix_addr(__u64 hash, const struct tp_addr *addr)
+{
+	hash = tp_mix(hash, tp_word(addr, 0) | (__u64)tp_word(addr, 1) << 32);
+	return tp_mix(hash, tp_word(addr, 2) | (__u64)tp_word(addr, 3) << 32);
+}
+
+static __always_inline __u32 tp_hash_of(const struct tp_lb *lb, const struct tp_addr *client, int whole)
+{
+	__u64 hash = tp_mix_addr(0, client);
+
+	if (whole) {
+		hash = tp_mix_addr(hash, &lb->key.addr);
+		hash = tp_mix(hash, lb->key.port | (__u64)lb->key.proto << 16 | (__u64)lb->sport << 32);
+	}
+	return tp_mix(hash, hash >> 32) >> 32;
+}
+
+/* Finds the slot whose backend has the fewest open connections among those that are looked at. */
+struct tp_least {
+	struct tp_slot_key slot;
+	__u32 count;
+	__u32 start;
+	__u32 best;
+	__u32 index;
+};
+
+static long tp_least_step(__u32 i, struct tp_least *least)
+{
+	struct tp_load *load;
+	__u32 *id, open = 0;
+
+	least->slot.index = (least->start + i) % least->count;
+	id = bpf_map_lookup_elem(&tp_slots, &least->slot);
+	if (!id)
+		return 0;
+	load = bpf_map_lookup_elem(&tp_loads, id);
+	if (load)
+		open = load->flows + load->sockets;
+	/* Counts are read as signed: see budget.h. */
+	if ((__s32)open < 0)
+		open = 0;
+	if (open >= least->best)
+		return 0;
+	least->best = open;
+	least->index = least->slot.index;
+	return !open;
+}
+
+/* Of a list of more than LEAST_LOOKED_AT as many are looked at, from a random one on: equals take turns at random, too. */
+static __noinline __u32 tp_least(__u32 list, __u32 count)
+{
+	struct tp_least least = { .slot.list = list, .count = count ? count : 1, .best = ~0U };
+
+	least.start = bpf_get_prandom_u32() % least.count;
+	least.index = least.start;
+	bpf_loop(least.count < LEAST_LOOKED_AT ? least.count : LEAST_LOOKED_AT, tp_least_step, &least, 0);
+	return least.index;
+}
+
+/* The slot for a new connection. `service` is the entry that lb->service is a copy of. */
+static __always_inline __u32 tp_index(const struct tp_lb *lb, struct tp_service *service, const struct tp_addr *client)
+{
+	__u32 count = lb->service.count;
+
+	switch (lb->service.flags >> TP_ALGORITHM_SHIFT) {
+	case TP_ROUND_ROBIN:
+		return __sync_fetch_and_add(&service->turn, 1) % count;
+	case TP_LEAST_CONNECTIONS:
+		return tp_least(lb->service.list, count);
+	case TP_SOURCE_HASH:
+		return tp_hash_of(lb, client, 0) % count;
+	case TP_TUPLE_HASH:
+		return tp_hash_of(lb, client, 1) % count;
+	default:
+		return bpf_get_prandom_u32() % count;
+	}
+}
+
 /* One try: the entry, a slot of its list, the backend. An entry, list or backend that went away meanwhile is a miss (-1).
  * `for_pod`: a pod of this node asks; where another proxy serves everybody else, these entries are nobody's for them. */
 static __always_inline int tp_choose_once(struct tp_lb *lb, const struct tp_addr *client, int for_pod)
@@ -75,6 +176,8 @@ static __always_inline int tp_choose_once(struct tp_lb *lb, const struct tp_addr
 		return -1;
 	if ((lb->service.flags & TP_SERVICE_PODS) && !for_pod)
 		return TP_CHOICE_NONE;
+	if ((lb->service.flags & TP_SERVICE_RANGES) && !tp_is_for(lb->service.id, client))
+		return TP_CHOICE_DENY;
 	if (!lb->service.count)
 		return TP_CHOICE_REFUSE;
 	if (lb->service.flags & TP_SERVICE_AFFINITY) {
@@ -86,7 +189,7 @@ static __always_inline int tp_choose_once(struct tp_lb *lb, const struct tp_addr
 			return TP_CHOICE_BACKEND;
 	}
 	lb->slot.list = lb->service.list;
-	lb->slot.index = bpf_get_prandom_u32() % lb->service.count;
+	lb->slot.index = tp_index(lb, service, client);
 	id = bpf_map_lookup_elem(&tp_slots, &lb->slot);
 	if (!id)
 		return -1;
@@ -195,6 +298,7 @@ static __noinline int tp_translate(struct tp_work *w, const struct tp_node_confi
 	if (tp_is_loopback(&w->sent.daddr))
 		return TP_CHOICE_NONE;
 	tp_service_key_of(&w->lb.key, &w->sent.daddr, w->sent.dport, w->sent.proto);
+	w->lb.sport = w->sent.sport;
 	choice = tp_choose(&w->lb, &w->sent.saddr, for_pod);
 	if (choice == TP_CHOICE_NONE && tp_is_nodeport(cfg, w->sent.dport)) {
 		struct tp_peer *peer;
@@ -212,6 +316,8 @@ static __noinline int tp_translate(struct tp_work *w, const struct tp_node_confi
 			return TP_CHOICE_NONE;
 		choice = tp_choose_nodeport(&w->lb, cfg, &w->sent.saddr, for_pod, peer->flags & TP_PEER_LOCAL, for_pod);
 	}
+	if (choice == TP_CHOICE_DENY)
+		w->reason = TP_DROP_SOURCE_RANGE;
 	if (choice != TP_CHOICE_BACKEND)
 		return choice;
 	/* The checksum of SCTP covers its ports and is not an incremental one: only the address can be changed. */

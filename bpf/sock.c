@@ -4,6 +4,7 @@
  * it talks to the Service. They run in process context and may be preempted, so everything is on their stack.
  */
 
+#define EPERM 1
 #define ECONNREFUSED 111
 
 enum tp_asker {
@@ -60,12 +61,15 @@ static __always_inline void tp_set_sock_addr(struct bpf_sock_addr *ctx, int v6, 
 	ctx->user_port = port;
 }
 
-/* Whether it is a node's address, this node's if so; -1: no node's. */
+/* Whether it is a node's address, this node's if so; -1: no node's. Loopback is this node's: pods that ask for theirs do not come
+ * this far. */
 static __always_inline int tp_sock_node(const struct tp_addr *addr)
 {
 	struct tp_cidr_key key;
 	struct tp_peer *peer;
 
+	if (tp_is_loopback(addr))
+		return 1;
 	tp_full_prefix(&key, addr);
 	peer = bpf_map_lookup_elem(&tp_peers, &key);
 	return peer && (peer->flags & TP_PEER_NODE) ? !!(peer->flags & TP_PEER_LOCAL) : -1;
@@ -74,8 +78,11 @@ static __always_inline int tp_sock_node(const struct tp_addr *addr)
 static __always_inline int tp_sock_choose(struct tp_lb *lb, const struct tp_node_config *cfg, const struct tp_addr *client,
 					  int for_pod)
 {
-	int node, choice = tp_choose(lb, client, for_pod);
+	int node, choice;
 
+	/* Whichever the kernel would choose: who has not bound a port does not mean one. */
+	lb->sport = bpf_get_prandom_u32() & 0xffff;
+	choice = tp_choose(lb, client, for_pod);
 	if (choice != TP_CHOICE_NONE || !tp_is_nodeport(cfg, lb->key.port))
 		return choice;
 	node = tp_sock_node(&lb->key.addr);
@@ -99,6 +106,31 @@ static __always_inline struct tp_sock_peer *tp_sock_place(struct bpf_sock_addr *
 			return &all->peers[i];
 	}
 	return &all->peers[__sync_fetch_and_add(&all->next, 1) % 32];
+}
+
+static __always_inline void tp_load_socket(__u32 backend, int change)
+{
+	struct tp_load *load = bpf_map_lookup_elem(&tp_loads, &backend);
+
+	if (load)
+		__sync_fetch_and_add(&load->sockets, change);
+}
+
+/* Counts a socket that connects to its backend, and no longer to the one of an earlier connect. Without memory for it, it is not
+ * counted. */
+static __always_inline void tp_sock_count(struct bpf_sock_addr *ctx, const struct tp_lb *lb, enum tp_choice choice)
+{
+	int counts = choice == TP_CHOICE_BACKEND && lb->service.flags >> TP_ALGORITHM_SHIFT == TP_LEAST_CONNECTIONS;
+	struct tp_sock_load *counted = bpf_sk_storage_get(&tp_sock_load, ctx->sk, NULL,
+							  counts ? BPF_SK_STORAGE_GET_F_CREATE : 0);
+
+	if (!counted)
+		return;
+	if (counted->backend)
+		tp_load_socket(counted->backend, -1);
+	counted->backend = counts ? lb->backend_id : 0;
+	if (counts)
+		tp_load_socket(lb->backend_id, 1);
 }
 
 /* When there is no memory for it, the socket is told of the backend: it works, but may not believe the answer. */
@@ -138,8 +170,15 @@ static __always_inline int tp_sock_forward(struct bpf_sock_addr *ctx, int v6, in
 		return 1;
 	tp_service_key_of(&lb.key, &addr, port, proto);
 	choice = tp_sock_choose(&lb, cfg, &client, asker == TP_ASKER_POD);
+	if (connects)
+		tp_sock_count(ctx, &lb, choice);
 	if (choice == TP_CHOICE_NONE)
 		return 1;
+	if (choice == TP_CHOICE_DENY) {
+		tp_count(TP_DROP_SOURCE_RANGE, 0);
+		bpf_set_retval(-EPERM);
+		return 0;
+	}
 	if (choice == TP_CHOICE_REFUSE) {
 		tp_count(TP_REFUSED, 0);
 		bpf_set_retval(-ECONNREFUSED);
@@ -227,4 +266,16 @@ SEC("cgroup/getpeername6")
 int tp_getpeername6(struct bpf_sock_addr *ctx)
 {
 	return tp_sock_backward(ctx, 1, 1);
+}
+
+SEC("cgroup/sock_release")
+int tp_sock_release(struct bpf_sock *sk)
+{
+	struct tp_sock_load *counted = bpf_sk_storage_get(&tp_sock_load, sk, NULL, 0);
+
+	if (counted && counted->backend) {
+		tp_load_socket(counted->backend, -1);
+		counted->backend = 0;
+	}
+	return 1;
 }

@@ -98,6 +98,7 @@ struct tp_lb {
 	struct tp_affinity affinity;
 	struct tp_backend backend;
 	__u32 backend_id;
+	__u32 sport;			/* of the client, for TP_TUPLE_HASH */
 };
 
 /* A judgement of a flow in its original direction. */

@@ -31,7 +31,8 @@ unsafe impl Plain for u32 {}
 // SAFETY: an integer.
 unsafe impl Plain for u64 {}
 
-pub const TP_ABI_VERSION: u32 = 3;
+pub const TP_ABI_VERSION: u32 = 4;
+pub const TP_ALGORITHM_SHIFT: u32 = 24;
 
 // enum tp_backend_mode
 pub const TP_MODE_VXLAN: u32 = 1;
@@ -78,6 +79,14 @@ pub const TP_HOLDER_NODE: u32 = 0xffffffff;
 pub const TP_SERVICE_AFFINITY: u32 = 1;
 pub const TP_SERVICE_NODEPORT: u32 = 2;
 pub const TP_SERVICE_PODS: u32 = 4;
+pub const TP_SERVICE_RANGES: u32 = 8;
+
+// enum tp_algorithm
+pub const TP_RANDOM: u32 = 0;
+pub const TP_ROUND_ROBIN: u32 = 1;
+pub const TP_LEAST_CONNECTIONS: u32 = 2;
+pub const TP_SOURCE_HASH: u32 = 3;
+pub const TP_TUPLE_HASH: u32 = 4;
 
 // enum tp_reason
 pub const TP_LOCAL_DELIVERY: u32 = 0;
@@ -107,6 +116,7 @@ pub const TP_DROP_SERVICE_ICMP: u32 = 29;
 pub const TP_DROP_INTERNAL: u32 = 30;
 pub const TP_DROP_NO_POD: u32 = 31;
 pub const TP_DROP_CT_BUDGET: u32 = 32;
+pub const TP_DROP_SOURCE_RANGE: u32 = 33;
 pub const TP_REASON_MAX: u32 = 64;
 
 #[repr(C, align(4))]
@@ -472,7 +482,7 @@ pub struct Service {
     pub count: u32,
     pub flags: u32,
     pub affinity_seconds: u32,
-    pub pad: u32,
+    pub turn: u32,
 }
 
 const _: () = assert!(
@@ -517,6 +527,31 @@ unsafe impl Plain for Backend {}
 
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Load {
+    pub flows: u32,
+    pub sockets: u32,
+}
+
+const _: () = assert!(size_of::<Load>() == size_of::<u32>() + size_of::<u32>());
+// SAFETY: repr(C), the line above shows that there is no padding, all fields are plain.
+unsafe impl Plain for Load {}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct SourceKey {
+    pub prefixlen: u32,
+    pub service: u32,
+    pub family: u32,
+    pub addr: Addr,
+}
+
+const _: () =
+    assert!(size_of::<SourceKey>() == size_of::<u32>() + size_of::<u32>() + size_of::<u32>() + size_of::<Addr>());
+// SAFETY: repr(C), the line above shows that there is no padding, all fields are plain.
+unsafe impl Plain for SourceKey {}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct AffinityKey {
     pub client: Addr,
     pub service: u32,
@@ -552,6 +587,16 @@ const _: () =
     assert!(size_of::<SockPeer>() == size_of::<Addr>() + size_of::<Addr>() + size_of::<Be16>() + size_of::<Be16>());
 // SAFETY: repr(C), the line above shows that there is no padding, all fields are plain.
 unsafe impl Plain for SockPeer {}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct SockLoad {
+    pub backend: u32,
+}
+
+const _: () = assert!(size_of::<SockLoad>() == size_of::<u32>());
+// SAFETY: repr(C), the line above shows that there is no padding, all fields are plain.
+unsafe impl Plain for SockLoad {}
 
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -844,7 +889,7 @@ pub const LAYOUTS: &[Layout] = &[
             ("count", std::mem::offset_of!(Service, count)),
             ("flags", std::mem::offset_of!(Service, flags)),
             ("affinity_seconds", std::mem::offset_of!(Service, affinity_seconds)),
-            ("pad", std::mem::offset_of!(Service, pad)),
+            ("turn", std::mem::offset_of!(Service, turn)),
         ],
     ),
     (
@@ -861,6 +906,21 @@ pub const LAYOUTS: &[Layout] = &[
             ("proto", std::mem::offset_of!(Backend, proto)),
             ("pad", std::mem::offset_of!(Backend, pad)),
             ("flags", std::mem::offset_of!(Backend, flags)),
+        ],
+    ),
+    (
+        "tp_load",
+        size_of::<Load>(),
+        &[("flows", std::mem::offset_of!(Load, flows)), ("sockets", std::mem::offset_of!(Load, sockets))],
+    ),
+    (
+        "tp_source_key",
+        size_of::<SourceKey>(),
+        &[
+            ("prefixlen", std::mem::offset_of!(SourceKey, prefixlen)),
+            ("service", std::mem::offset_of!(SourceKey, service)),
+            ("family", std::mem::offset_of!(SourceKey, family)),
+            ("addr", std::mem::offset_of!(SourceKey, addr)),
         ],
     ),
     (
@@ -891,6 +951,7 @@ pub const LAYOUTS: &[Layout] = &[
             ("service_port", std::mem::offset_of!(SockPeer, service_port)),
         ],
     ),
+    ("tp_sock_load", size_of::<SockLoad>(), &[("backend", std::mem::offset_of!(SockLoad, backend))]),
     (
         "tp_sock_peers",
         size_of::<SockPeers>(),

@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -143,6 +144,49 @@ pub enum Clients {
     Pods,
 }
 
+/// How one of a Service's backends is chosen for a new connection (annotation [`crate::ALGORITHM_ANNOTATION`]).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Algorithm {
+    /// Any of them.
+    #[default]
+    Random,
+    /// One after the other, on each node.
+    RoundRobin,
+    /// The one to which the fewest connections are open that were opened by way of this node.
+    LeastConnections,
+    /// The same one for the same client address, on every node, as long as it is there.
+    SourceHash,
+    /// The same one for the same addresses, ports and protocol, on every node, as long as it is there.
+    Maglev,
+}
+
+impl Algorithm {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Random, Self::RoundRobin, Self::LeastConnections, Self::SourceHash, Self::Maglev];
+
+    /// As the annotation names it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Random => "random",
+            Self::RoundRobin => "round-robin",
+            Self::LeastConnections => "least-connections",
+            Self::SourceHash => "source-hash",
+            Self::Maglev => "maglev",
+        }
+    }
+
+    /// By its name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|algorithm| algorithm.name() == name)
+    }
+
+    /// Whether a client's packets say which backend it is, by a look-up table that every node has.
+    pub fn hashes(self) -> bool {
+        matches!(self, Self::SourceHash | Self::Maglev)
+    }
+}
+
 /// Where a frontend leads.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FrontendTarget {
@@ -150,14 +194,27 @@ pub struct FrontendTarget {
     pub id: ServiceId,
     /// Backends that take new connections, sorted. Empty: refuse at once.
     pub backends: Vec<BackendId>,
+    /// How one of them is chosen.
+    pub algorithm: Algorithm,
+    /// With an algorithm that hashes: the look-up table, in which each of `backends` is about as often; else empty.
+    pub table: Arc<[BackendId]>,
     /// ClientIP affinity in seconds.
     pub affinity_seconds: Option<u32>,
     /// Who may use it.
     pub clients: Clients,
+    /// Clients' addresses that it is for; none: all.
+    pub sources: Option<Arc<[IpNet]>>,
     /// Who it is, for people.
     pub service: NamespacedName,
     /// Name of the Service port, for people.
     pub port_name: String,
+}
+
+impl FrontendTarget {
+    /// What new connections are spread over.
+    pub fn slots(&self) -> &[BackendId] {
+        if self.table.is_empty() { &self.backends } else { &self.table }
+    }
 }
 
 /// One backend.

@@ -31,5 +31,5 @@ pub use node::Node;
 pub use pod::{HostPort, NamedPort, Phase, Pod};
 pub use protocol::{Family, Protocol, canonical, family_of};
 pub use readable::Readable;
-pub use service::{Service, ServiceKind, ServicePort, TargetPort, TrafficPolicy};
+pub use service::{ALGORITHM_ANNOTATION, Service, ServiceKind, ServicePort, TargetPort, TrafficPolicy};
 pub use world::World;

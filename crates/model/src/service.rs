@@ -2,10 +2,12 @@
 
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde::{Deserialize, Serialize};
 
+use crate::desired::Algorithm;
 use crate::{Invalid, Labels, NamespacedName, Protocol, canonical};
 
 /// `spec.type`, with what only that type has.
@@ -83,7 +85,7 @@ pub struct Service {
     pub cluster_ips: Vec<IpAddr>,
     /// `spec.externalIPs`; used only where the cluster allows them.
     pub external_ips: Vec<IpAddr>,
-    /// `status.loadBalancer.ingress[].ip`.
+    /// `status.loadBalancer.ingress[].ip`, but for those of `ipMode: Proxy`.
     pub load_balancer_ips: Vec<IpAddr>,
     /// Its ports.
     pub ports: Vec<ServicePort>,
@@ -97,6 +99,15 @@ pub struct Service {
     pub external_policy: TrafficPolicy,
     /// `spec.publishNotReadyAddresses`.
     pub publish_not_ready: bool,
+    /// How a backend is chosen.
+    #[serde(default)]
+    pub algorithm: Algorithm,
+    /// `spec.loadBalancerSourceRanges`, for its load balancer addresses; none: all clients.
+    #[serde(default)]
+    pub source_ranges: Option<Vec<IpNet>>,
+    /// What the object says that means nothing, for people.
+    #[serde(default)]
+    pub misunderstood: Vec<String>,
     /// `spec.healthCheckNodePort`, where it means something: a load balancer whose external policy is `Local`.
     pub health_check_port: Option<u16>,
 }
@@ -107,6 +118,11 @@ impl Service {
         OTHER_PROXY_LABELS.iter().any(|label| self.labels.contains_key(*label))
     }
 }
+
+/// Names the [`Algorithm`] of a Service.
+pub const ALGORITHM_ANNOTATION: &str = "towpath.dev/lb-algorithm";
+/// Before `spec.loadBalancerSourceRanges` there was this annotation, which still counts where the field is empty.
+const SOURCE_RANGES_ANNOTATION: &str = "service.beta.kubernetes.io/load-balancer-source-ranges";
 
 /// With either of these a Service (and its slices) is not for the proxy that serves the cluster by default.
 const OTHER_PROXY_LABELS: [&str; 2] = ["service.kubernetes.io/service-proxy-name", "service.kubernetes.io/headless"];
@@ -123,6 +139,42 @@ fn addresses(list: impl Iterator<Item = String>) -> Vec<IpAddr> {
 
 fn traffic_policy(text: Option<&str>) -> TrafficPolicy {
     if text == Some("Local") { TrafficPolicy::Local } else { TrafficPolicy::Cluster }
+}
+
+fn algorithm(annotations: &Labels, misunderstood: &mut Vec<String>) -> Algorithm {
+    let Some(name) = annotations.get(ALGORITHM_ANNOTATION) else { return Algorithm::default() };
+    Algorithm::named(name).unwrap_or_else(|| {
+        let known = Algorithm::ALL.map(Algorithm::name).join(", ");
+        let taken = Algorithm::default().name();
+        misunderstood.push(format!("annotation {ALGORITHM_ANNOTATION}: {name:?} is none of {known}; {taken} is used"));
+        Algorithm::default()
+    })
+}
+
+/// A range that cannot be read lets nobody in.
+fn source_ranges(
+    spec: &core::ServiceSpec,
+    annotations: &Labels,
+    misunderstood: &mut Vec<String>,
+) -> Option<Vec<IpNet>> {
+    let listed = spec.load_balancer_source_ranges.clone().filter(|list| !list.is_empty());
+    let annotated = || {
+        let text = annotations.get(SOURCE_RANGES_ANNOTATION).filter(|text| !text.trim().is_empty())?;
+        Some(text.split(',').map(str::to_owned).collect())
+    };
+    let listed: Vec<String> = listed.or_else(annotated)?;
+    let mut ranges: Vec<IpNet> = Vec::new();
+    for text in listed {
+        match text.trim().parse::<IpNet>() {
+            Ok(range) => ranges.push(range.trunc()),
+            Err(_) => {
+                misunderstood.push(format!("loadBalancerSourceRanges: {text:?} is not a range, and lets nobody in"))
+            }
+        }
+    }
+    ranges.sort_unstable();
+    ranges.dedup();
+    Some(ranges)
 }
 
 fn parse_port(who: &str, index: usize, port: &core::ServicePort) -> Result<ServicePort, Invalid> {
@@ -202,12 +254,20 @@ impl TryFrom<&core::Service> for Service {
             .health_check_node_port
             .and_then(|port| u16::try_from(port).ok())
             .filter(|port| *port > 0 && kind == ServiceKind::LoadBalancer && external_policy == TrafficPolicy::Local);
+        let annotations = meta.annotations.clone().unwrap_or_default();
+        let mut misunderstood = Vec::new();
         let has_addresses = !matches!(kind, ServiceKind::Headless | ServiceKind::ExternalName(_));
         Ok(Self {
             labels: meta.labels.clone().unwrap_or_default(),
             cluster_ips: if has_addresses { addresses(listed.into_iter()) } else { Vec::new() },
             external_ips: addresses(spec.external_ips.clone().into_iter().flatten()),
-            load_balancer_ips: addresses(ingress.into_iter().filter_map(|i| i.ip)),
+            load_balancer_ips: addresses(
+                // KEP-1860: with `Proxy` the load balancer delivers to the node itself, and nodes go through it.
+                ingress.into_iter().filter(|i| i.ip_mode.as_deref() != Some("Proxy")).filter_map(|i| i.ip),
+            ),
+            algorithm: algorithm(&annotations, &mut misunderstood),
+            source_ranges: source_ranges(spec, &annotations, &mut misunderstood),
+            misunderstood,
             ports,
             has_selector: spec.selector.as_ref().is_some_and(|s| !s.is_empty()),
             affinity_seconds,
@@ -218,5 +278,53 @@ impl TryFrom<&core::Service> for Service {
             kind,
             name,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn parsed(annotations: serde_json::Value, spec: serde_json::Value, status: serde_json::Value) -> Service {
+        let object = json!({"metadata": {"namespace": "a", "name": "b", "annotations": annotations}, "spec": spec, "status": status});
+        Service::try_from(&serde_json::from_value::<core::Service>(object).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn an_algorithm_is_named_by_an_annotation_and_an_unknown_one_is_said() {
+        for algorithm in Algorithm::ALL {
+            let service = parsed(json!({ALGORITHM_ANNOTATION: algorithm.name()}), json!({}), json!({}));
+            assert_eq!((service.algorithm, service.misunderstood.len()), (algorithm, 0));
+        }
+        let service = parsed(json!({ALGORITHM_ANNOTATION: "Fastest"}), json!({}), json!({}));
+        assert_eq!(service.algorithm, Algorithm::Random);
+        let [said] = service.misunderstood.as_slice() else { panic!("{:?}", service.misunderstood) };
+        assert!(said.contains("\"Fastest\"") && said.contains("source-hash, maglev; random is used"), "{said}");
+        assert_eq!(parsed(json!({}), json!({}), json!({})).algorithm, Algorithm::Random);
+    }
+
+    #[test]
+    fn source_ranges_come_from_the_field_else_from_the_annotation() {
+        let annotation = json!({SOURCE_RANGES_ANNOTATION: "192.0.2.0/24, 198.51.100.7/32"});
+        let spec = json!({"loadBalancerSourceRanges": ["203.0.113.9/24", "fd00::/8", "203.0.113.0/24"]});
+        let both = parsed(annotation.clone(), spec, json!({}));
+        let of = |service: &Service| {
+            service.source_ranges.clone().map(|list| list.iter().map(ToString::to_string).collect::<Vec<_>>())
+        };
+        assert_eq!(of(&both).unwrap(), ["203.0.113.0/24", "fd00::/8"]);
+        assert_eq!(of(&parsed(annotation, json!({}), json!({}))).unwrap(), ["192.0.2.0/24", "198.51.100.7/32"]);
+        assert_eq!(of(&parsed(json!({}), json!({"loadBalancerSourceRanges": []}), json!({}))), None);
+        let wrong = parsed(json!({}), json!({"loadBalancerSourceRanges": ["all"]}), json!({}));
+        assert_eq!((of(&wrong).unwrap().len(), wrong.misunderstood.len()), (0, 1), "nobody is let in by mistake");
+    }
+
+    #[test]
+    fn a_load_balancer_that_is_a_proxy_is_gone_through() {
+        let ingress =
+            json!([{"ip": "192.0.2.1", "ipMode": "Proxy"}, {"ip": "192.0.2.2", "ipMode": "VIP"}, {"ip": "192.0.2.3"}]);
+        let service = parsed(json!({}), json!({"type": "LoadBalancer"}), json!({"loadBalancer": {"ingress": ingress}}));
+        assert_eq!(service.load_balancer_ips, ["192.0.2.2", "192.0.2.3"].map(|ip| ip.parse::<IpAddr>().unwrap()));
     }
 }

@@ -19,7 +19,7 @@ use super::error::{Error, Result};
 use super::map::check;
 
 /// The socket programs and where each attaches.
-pub(crate) const SOCKET_PROGRAMS: [(&str, libbpf_sys::bpf_attach_type); 8] = [
+pub(crate) const SOCKET_PROGRAMS: [(&str, libbpf_sys::bpf_attach_type); 9] = [
     ("tp_connect4", libbpf_sys::BPF_CGROUP_INET4_CONNECT),
     ("tp_connect6", libbpf_sys::BPF_CGROUP_INET6_CONNECT),
     ("tp_sendmsg4", libbpf_sys::BPF_CGROUP_UDP4_SENDMSG),
@@ -28,6 +28,7 @@ pub(crate) const SOCKET_PROGRAMS: [(&str, libbpf_sys::bpf_attach_type); 8] = [
     ("tp_recvmsg6", libbpf_sys::BPF_CGROUP_UDP6_RECVMSG),
     ("tp_getpeername4", libbpf_sys::BPF_CGROUP_INET4_GETPEERNAME),
     ("tp_getpeername6", libbpf_sys::BPF_CGROUP_INET6_GETPEERNAME),
+    ("tp_sock_release", libbpf_sys::BPF_CGROUP_INET_SOCK_RELEASE),
 ];
 
 /// The directory of pinned links.

@@ -21,7 +21,7 @@ use crate::abi::{Plain, TP_ABI_VERSION};
 static OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/towpath.o"));
 
 /// Maps that outlive the process. The others are scratch, constants and what only tests use.
-const PINNED: [&str; 22] = [
+const PINNED: [&str; 25] = [
     "tp_node_config",
     "tp_revision",
     "tp_pods",
@@ -40,7 +40,10 @@ const PINNED: [&str; 22] = [
     "tp_services",
     "tp_slots",
     "tp_backends",
+    "tp_loads",
+    "tp_source_ranges",
     "tp_affinity",
+    "tp_sock_load",
     "tp_sock_peer",
     "tp_sock_peers",
     "tp_counters",
@@ -75,7 +78,8 @@ fn limit_of(limits: &Limits, name: &str) -> Option<u32> {
         "tp_ct" | "tp_nat" => limits.connections,
         "tp_services" => limits.services,
         "tp_slots" => limits.slots,
-        "tp_backends" => limits.backends,
+        "tp_backends" | "tp_loads" => limits.backends,
+        "tp_source_ranges" => limits.services,
         "tp_class_pods" | "tp_class_cidrs" => limits.classes,
         "tp_set_class" => limits.set_classes,
         "tp_rules" => limits.rules,

@@ -54,6 +54,7 @@ impl Reason {
             TP_DROP_INTERNAL => "internal",
             TP_DROP_NO_POD => "no_pod",
             TP_DROP_CT_BUDGET => "ct_budget",
+            TP_DROP_SOURCE_RANGE => "source_range",
             _ => "unknown",
         }
     }

@@ -10,6 +10,7 @@
 )]
 #![allow(unreachable_pub, reason = "modules of one test binary")]
 
+mod algorithms;
 mod budget;
 mod envelope;
 mod frame;

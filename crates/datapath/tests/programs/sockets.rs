@@ -203,22 +203,24 @@ fn a_service_without_backends_refuses_in_the_call() {
 }
 
 #[test]
-fn a_node_port_answers_on_every_nodes_address_but_not_on_loopback() {
+fn a_node_port_answers_on_every_nodes_address_and_on_loopback() {
     in_sockets_world(|w, _| {
         for family in BOTH {
             w.serve(1 + family as u32, family, None, 30080, Protocol::Tcp, &[backend(family, 8080)]);
         }
         for family in BOTH {
             let h = hosts(family);
-            for node in [h.node, h.node2] {
+            let loopback = if family == Family::V4 { ip("127.0.0.1") } else { ip("::1") };
+            for node in [h.node, h.node2, loopback] {
                 let server = tcp_server(backend(family, 8080), b"backend");
                 let name = SocketAddr::new(node, 30080);
                 assert_eq!(hear(name), (b"backend".to_vec(), name));
                 server.join().unwrap();
             }
         }
-        let server = tcp_server("127.0.0.1:30080".parse().unwrap(), b"loopback");
-        assert_eq!(hear("127.0.0.1:30080".parse().unwrap()).0, b"loopback");
+        // A number that is no Service's is whoever's listens there.
+        let server = tcp_server("127.0.0.1:30081".parse().unwrap(), b"loopback");
+        assert_eq!(hear("127.0.0.1:30081".parse().unwrap()).0, b"loopback");
         server.join().unwrap();
     });
 }

@@ -481,6 +481,9 @@ impl World {
             clients: self.clients,
             service: NamespacedName::new("default", "svc"),
             port_name: String::new(),
+            algorithm: Algorithm::Random,
+            table: Default::default(),
+            sources: None,
         };
         self.table.frontends.insert(Frontend { address, family, port, protocol }, target);
         self.apply_services();

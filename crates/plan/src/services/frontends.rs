@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use towpath_model::desired::{BackendAddress, BackendId, Frontend, FrontendTarget};
 use towpath_model::{
@@ -9,14 +10,15 @@ use towpath_model::{
 };
 
 use super::choose::{Here, State, candidates, choose, choose_on};
-use super::{Planned, Planner, PortKey, Rank, Scope};
+use super::{Planned, Planner, PortKey, Rank, Scope, maglev};
 
 impl Planner {
     /// All that a Service has in the table.
     pub(super) fn compute(&mut self, service: &Service, slices: &[&EndpointSlice], node: &NodeName) -> Planned {
-        let mut planned = Planned::default();
+        let mut planned = Planned { refused: service.misunderstood.clone(), ..Planned::default() };
         let no_address = matches!(service.kind, ServiceKind::Headless | ServiceKind::ExternalName(_));
         if no_address || service.for_other_proxies() {
+            planned.refused.clear();
             return planned;
         }
         for port in &service.ports {
@@ -57,26 +59,18 @@ impl Planner {
                 TrafficPolicy::Cluster => choose(found),
                 TrafficPolicy::Local => choose_on(node, found),
             };
-            let mut backends: Vec<BackendId> = chosen.iter().map(|b| BackendId(self.backends.take(b))).collect();
-            backends.sort_unstable();
-            planned.held.extend(chosen);
             let key = PortKey {
                 service: service.name.clone(),
                 port: port.name.clone(),
                 protocol: port.protocol,
                 scope: if differ { scope } else { Scope::Internal },
             };
-            let target = FrontendTarget {
-                id: self.port_id(&key, &frontends),
-                backends,
-                affinity_seconds: service.affinity_seconds,
-                clients: self.config.clients,
-                service: service.name.clone(),
-                port_name: port.name.clone(),
-            };
+            let target = self.target(service, port, &key, &frontends, &chosen);
+            planned.held.extend(chosen);
             planned.ports.insert(key.clone());
             for (frontend, rank) in wishes.iter().filter(|(_, r)| of_scope(*r)) {
-                planned.claims.insert((*frontend, (*rank, key.clone())), target.clone());
+                let sources = service.source_ranges.as_deref().filter(|_| *rank == Rank::LoadBalancer).map(Arc::from);
+                planned.claims.insert((*frontend, (*rank, key.clone())), FrontendTarget { sources, ..target.clone() });
             }
         }
         // Connections to an endpoint that takes no new ones go on: TCP while it is listed at all, UDP while it serves.
@@ -85,6 +79,39 @@ impl Planner {
             let in_use = self.holders.contains_key(backend) || self.draining.contains_key(backend);
             (usable && in_use).then_some(*backend)
         }));
+    }
+
+    /// Where the frontends of `key` lead.
+    fn target(
+        &mut self,
+        service: &Service,
+        port: &ServicePort,
+        key: &PortKey,
+        frontends: &[Frontend],
+        chosen: &[BackendAddress],
+    ) -> FrontendTarget {
+        let mut backends: Vec<BackendId> = chosen.iter().map(|b| BackendId(self.backends.take(b))).collect();
+        let table = if service.algorithm.hashes() {
+            // By address, as on every other node, where ids are others.
+            let mut sorted: Vec<(&BackendAddress, BackendId)> = chosen.iter().zip(backends.iter().copied()).collect();
+            sorted.sort_unstable();
+            let addresses: Vec<BackendAddress> = sorted.iter().map(|(address, _)| **address).collect();
+            maglev::table(&addresses).into_iter().filter_map(|index| Some(sorted.get(index)?.1)).collect()
+        } else {
+            Arc::default()
+        };
+        backends.sort_unstable();
+        FrontendTarget {
+            id: self.port_id(key, frontends),
+            backends,
+            algorithm: service.algorithm,
+            table,
+            affinity_seconds: service.affinity_seconds,
+            clients: self.config.clients,
+            sources: None,
+            service: service.name.clone(),
+            port_name: port.name.clone(),
+        }
     }
 
     /// NodePorts with a policy of `Local` for clients of this node at its own address: all endpoints, as for a cluster address.
@@ -106,16 +133,7 @@ impl Planner {
                 scope: Scope::Internal,
             };
             let chosen = choose(found);
-            let mut backends: Vec<BackendId> = chosen.iter().map(|b| BackendId(self.backends.take(b))).collect();
-            backends.sort_unstable();
-            let target = FrontendTarget {
-                id: self.port_id(&key, &[]),
-                backends,
-                affinity_seconds: service.affinity_seconds,
-                clients: self.config.clients,
-                service: service.name.clone(),
-                port_name: port.name.clone(),
-            };
+            let target = self.target(service, port, &key, &[], &chosen);
             planned.held.extend(chosen);
             planned.ports.insert(key);
             planned.inside.insert(*frontend, target);
@@ -150,16 +168,7 @@ impl Planner {
                     protocol: port.protocol,
                     scope: Scope::External,
                 };
-                let mut backends: Vec<BackendId> = chosen.iter().map(|b| BackendId(self.backends.take(b))).collect();
-                backends.sort_unstable();
-                let target = FrontendTarget {
-                    id: self.port_id(&key, &[frontend]),
-                    backends,
-                    affinity_seconds: service.affinity_seconds,
-                    clients: self.config.clients,
-                    service: service.name.clone(),
-                    port_name: port.name.clone(),
-                };
+                let target = self.target(service, port, &key, &[frontend], &chosen);
                 planned.held.extend(chosen);
                 planned.ports.insert(key.clone());
                 planned.claims.insert((frontend, (*rank, key)), target);

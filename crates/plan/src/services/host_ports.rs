@@ -11,9 +11,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 use std::time::Duration;
 
-use towpath_model::desired::{BackendAddress, BackendId, Clients, Frontend, FrontendTarget};
+use towpath_model::desired::{Algorithm, BackendAddress, BackendId, Clients, Frontend, FrontendTarget};
 use towpath_model::{Endpoint, Family, HostPort, NamespacedName, Node, NodeName, Pod, Protocol, World, family_of};
 
 use super::{Planned, Planner, PortKey, Rank, Scope};
@@ -160,8 +161,11 @@ impl Planner {
         let target = FrontendTarget {
             id: self.port_id(&key, &[frontend]),
             backends: vec![BackendId(self.backends.take(&backend))],
+            algorithm: Algorithm::default(),
+            table: Arc::default(),
             affinity_seconds: None,
             clients: Clients::All,
+            sources: None,
             service: key.service.clone(),
             port_name: key.port.clone(),
         };

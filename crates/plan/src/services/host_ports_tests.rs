@@ -77,6 +77,9 @@ fn node_port_service(number: u16) -> Service {
         affinity_seconds: None,
         internal_policy: TrafficPolicy::Cluster,
         external_policy: TrafficPolicy::Cluster,
+        algorithm: Default::default(),
+        source_ranges: None,
+        misunderstood: Vec::new(),
         publish_not_ready: false,
         health_check_port: None,
     }

@@ -10,6 +10,7 @@ mod frontends;
 pub mod health;
 mod host_ports;
 mod ids;
+mod maglev;
 
 #[cfg(test)]
 mod host_ports_tests;
@@ -20,10 +21,13 @@ mod topology_tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use towpath_model::desired::{BackendAddress, BackendId, Clients, Frontend, FrontendTarget, ServiceId, ServiceTable};
+use towpath_model::desired::{
+    Algorithm, BackendAddress, BackendId, Clients, Frontend, FrontendTarget, ServiceId, ServiceTable,
+};
 use towpath_model::{EndpointSlice, NamespacedName, NodeName, Protocol, Service, World, family_of};
 
 use crate::Changed;
@@ -436,8 +440,11 @@ impl Planner {
                 let target = FrontendTarget {
                     id: self.port_id(&key, &[frontend]),
                     backends: vec![backend],
+                    algorithm: Algorithm::default(),
+                    table: Arc::default(),
                     affinity_seconds: None,
                     clients: Clients::All,
+                    sources: None,
                     service: key.service.clone(),
                     port_name: key.port.clone(),
                 };

@@ -3,7 +3,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use proptest::prelude::*;
-use towpath_model::desired::{BackendAddress, BackendId, Clients, Frontend, FrontendTarget, ServiceId};
+use towpath_model::desired::{Algorithm, BackendAddress, BackendId, Clients, Frontend, FrontendTarget, ServiceId};
 use towpath_model::{
     Conditions, Endpoint, EndpointPort, EndpointSlice, Family, NamespacedName, NodeName, Protocol, Service,
     ServiceKind, ServicePort, TargetPort, TrafficPolicy, World, family_of,
@@ -41,6 +41,9 @@ fn service(name: &str, cluster_ips: &[&str]) -> Service {
         affinity_seconds: None,
         internal_policy: TrafficPolicy::Cluster,
         external_policy: TrafficPolicy::Cluster,
+        algorithm: Default::default(),
+        source_ranges: None,
+        misunderstood: Vec::new(),
         publish_not_ready: false,
         health_check_port: None,
     }
@@ -522,4 +525,55 @@ proptest! {
         prop_assert!(planner.table().frontends.is_empty() && planner.table().backends.is_empty());
         prop_assert!(planner.claims.is_empty() && planner.holders.is_empty() && planner.draining.is_empty());
     }
+}
+
+#[test]
+fn algorithms_that_hash_have_the_same_table_on_every_node_whatever_ids_backends_have_there() {
+    let endpoints = || {
+        vec![endpoint("10.0.0.1", "n1", READY), endpoint("10.0.0.2", "n2", READY), endpoint("10.0.0.3", "n3", READY)]
+    };
+    let hashed = Service { algorithm: Algorithm::Maglev, ..service("web", &["10.96.0.1"]) };
+    let addresses = |planner: &Planner| -> Vec<IpAddr> {
+        let target = &planner.table().frontends[&cluster_ip("10.96.0.1")];
+        assert_eq!(target.slots(), &*target.table);
+        target.slots().iter().map(|id| planner.table().backends[id].address).collect()
+    };
+    let one = planned(&world(vec![hashed.clone()], vec![slice("a", "web", endpoints())]));
+    // Another Service took the first ids here, and the endpoints came one by one.
+    let mut other = Planner::new(ServiceConfig::default());
+    let first = slice("b", "else", vec![endpoint("10.0.0.3", "n1", READY), endpoint("10.0.0.9", "n1", READY)]);
+    let mut world = world(vec![service("else", &["10.96.0.2"]), hashed], vec![first]);
+    other.plan(&world, &node(), Changed::All, at(0));
+    for count in 1..=3 {
+        let come = slice("a", "web", endpoints().into_iter().rev().take(count).collect());
+        world.slices.insert(come.name.clone(), come);
+        other.plan(&world, &node(), Changed::All, at(1));
+    }
+    assert_eq!(addresses(&one), addresses(&other));
+    let places = addresses(&one).iter().filter(|address| **address == ip("10.0.0.2")).count();
+    assert!(places.abs_diff(addresses(&one).len() / 3) <= 1);
+    // Nothing is made for those that do not hash.
+    let plain = planned(&world_of(service("web", &["10.96.0.1"])));
+    assert!(plain.table().frontends[&cluster_ip("10.96.0.1")].table.is_empty());
+}
+
+fn world_of(service: Service) -> World {
+    world(vec![service], vec![slice("a", "web", vec![endpoint("10.0.0.1", "n1", READY)])])
+}
+
+#[test]
+fn source_ranges_are_for_load_balancer_addresses_only_and_what_is_not_understood_is_refused_by_name() {
+    let ranges = vec!["192.0.2.0/24".parse().unwrap()];
+    let mut balanced = service("web", &["10.96.0.1"]);
+    balanced.kind = ServiceKind::LoadBalancer;
+    balanced.load_balancer_ips = vec![ip("198.51.100.1")];
+    balanced.ports[0].node_port = Some(30080);
+    balanced.source_ranges = Some(ranges.clone());
+    balanced.misunderstood = vec!["such a thing".to_owned()];
+    let planner = planned(&world_of(balanced));
+    let sources = |frontend| planner.table().frontends[&frontend].sources.clone();
+    assert_eq!(sources(cluster_ip("198.51.100.1")).as_deref(), Some(ranges.as_slice()));
+    assert_eq!((sources(cluster_ip("10.96.0.1")), sources(node_port(30080, Family::V4))), (None, None));
+    let refusals = planner.refusals();
+    assert_eq!((refusals.len(), refusals[0].reason.as_str()), (1, "such a thing"));
 }

@@ -39,6 +39,9 @@ fn service(kind: ServiceKind) -> Service {
         affinity_seconds: None,
         internal_policy: TrafficPolicy::Cluster,
         external_policy: TrafficPolicy::Cluster,
+        algorithm: Default::default(),
+        source_ranges: None,
+        misunderstood: Vec::new(),
         publish_not_ready: false,
         health_check_port: None,
     }

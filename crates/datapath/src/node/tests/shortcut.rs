@@ -7,8 +7,8 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use towpath_model::desired::{
-    BackendAddress, BackendId, ClassId, Frontend, FrontendTarget, LocalClass, PodSets, PolicyImage, Row, RowKey,
-    RowProtocol, RuleId, ServiceId, ServiceTable, SetId, Verdict,
+    Algorithm, BackendAddress, BackendId, ClassId, Frontend, FrontendTarget, LocalClass, PodSets, PolicyImage, Row,
+    RowKey, RowProtocol, RuleId, ServiceId, ServiceTable, SetId, Verdict,
 };
 use towpath_model::{Family, NamespacedName, Protocol, family_of};
 
@@ -224,6 +224,9 @@ pub(super) fn services(backends: &[IpAddr]) -> ServiceTable {
             let target = FrontendTarget {
                 id: ServiceId(number + if family == Family::V6 { 10 } else { 0 }),
                 backends: ids.keys().copied().collect(),
+                algorithm: Algorithm::Random,
+                table: Default::default(),
+                sources: None,
                 affinity_seconds: None,
                 clients: Default::default(),
                 service: NamespacedName::new("default", "web"),
