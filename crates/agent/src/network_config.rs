@@ -104,6 +104,7 @@ pub fn overlay(mut config: AgentConfig, spec: &NetworkConfigSpec) -> Result<Agen
         (&mut config.cluster_cidrs, &spec.cluster_cidrs),
         (&mut config.service_cidrs, &spec.service_cidrs),
         (&mut config.non_masquerade_cidrs, &spec.non_masquerade_cidrs),
+        (&mut config.external_cidrs, &spec.external_cidrs),
     ] {
         if let Some(named) = named {
             *own = cidrs(named);

@@ -173,6 +173,7 @@ impl Reconciler {
             clients: Clients::All,
             dns_addresses: settings.dns_addresses.clone(),
             service_cidrs: parsed.service_cidrs.clone(),
+            external_cidrs: parsed.external_cidrs.clone(),
             grace: Duration::from_secs(60),
         });
         services.adopt(adopted.backends, adopted.frontends, Duration::ZERO);

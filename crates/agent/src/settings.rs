@@ -27,6 +27,8 @@ pub struct Parsed {
     pub service_cidrs: Vec<IpNet>,
     /// Destinations that see pod addresses.
     pub non_masquerade_cidrs: Vec<IpNet>,
+    /// Ranges in which Services may have external addresses.
+    pub external_cidrs: Vec<IpNet>,
 }
 
 fn cidrs(field: &str, list: &[Cidr]) -> Result<Vec<IpNet>> {
@@ -105,6 +107,7 @@ pub fn parse(config: &AgentConfig) -> Result<Parsed> {
         cluster_cidrs,
         service_cidrs,
         non_masquerade_cidrs: cidrs("nonMasqueradeCidrs", &config.non_masquerade_cidrs)?,
+        external_cidrs: cidrs("externalCidrs", &config.external_cidrs)?,
     })
 }
 

@@ -97,6 +97,9 @@ pub struct NetworkConfigSpec {
     /// Destinations outside the cluster that see pods' own addresses.
     #[serde(rename = "nonMasqueradeCIDRs", skip_serializing_if = "Option::is_none")]
     pub non_masquerade_cidrs: Option<Vec<String>>,
+    /// Ranges in which Services may have external addresses (`spec.externalIPs`); nowhere, if there are none.
+    #[serde(rename = "externalCIDRs", skip_serializing_if = "Option::is_none")]
+    pub external_cidrs: Option<Vec<String>>,
     /// MTU of pods' devices in bytes, 1280–65535.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u32>,

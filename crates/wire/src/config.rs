@@ -72,6 +72,8 @@ pub struct AgentConfig {
     pub pod_mtu: Option<u32>,
     /// Destinations outside the cluster that see pod addresses untranslated.
     pub non_masquerade_cidrs: Vec<ipnet_text::Cidr>,
+    /// Ranges in which Services may have external addresses (`spec.externalIPs`); none: nowhere.
+    pub external_cidrs: Vec<ipnet_text::Cidr>,
     /// Prometheus metrics and health; none: not served.
     pub metrics_listen: Option<SocketAddr>,
     /// Answer `:10256/healthz` and `:10249/proxyMode` as callers of kube-proxy expect, while this node's Services are served by us.
@@ -104,6 +106,7 @@ impl Default for AgentConfig {
             devices: Vec::new(),
             pod_mtu: None,
             non_masquerade_cidrs: Vec::new(),
+            external_cidrs: Vec::new(),
             metrics_listen: None,
             kube_proxy_health: true,
         }

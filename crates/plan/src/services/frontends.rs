@@ -200,22 +200,35 @@ impl Planner {
         }
         if service.kind == ServiceKind::LoadBalancer {
             for ip in &service.load_balancer_ips {
-                match self.not_for_load_balancers(*ip) {
+                match self.not_for_everybody(*ip) {
                     None => wishes.push((at(Some(*ip), family_of(*ip), port.port), Rank::LoadBalancer)),
                     Some(reason) => refused.push(format!("load balancer address {ip}: {reason}")),
                 }
             }
         }
+        for ip in &service.external_ips {
+            let allowed = self.config.external_cidrs.iter().any(|range| range.contains(ip));
+            match self.not_for_everybody(*ip).filter(|_| allowed) {
+                _ if !allowed => refused.push(format!(
+                    "external address {ip} is in none of the ranges that NetworkConfig allows (spec.externalCIDRs)"
+                )),
+                None => wishes.push((at(Some(*ip), family_of(*ip), port.port), Rank::ExternalIp)),
+                Some(reason) => refused.push(format!("external address {ip}: {reason}")),
+            }
+        }
         wishes
     }
 
-    /// Who can write a Service's status must not take over an address that others already answer on.
-    fn not_for_load_balancers(&self, ip: IpAddr) -> Option<&'static str> {
+    /// Who can write a Service or its status must not take over an address that others already answer on.
+    fn not_for_everybody(&self, ip: IpAddr) -> Option<&'static str> {
         if self.nodes.values().any(|addresses| addresses.contains(&ip)) {
             return Some("the address of a node");
         }
         if self.config.cluster_dns.contains(&ip) || self.config.dns_addresses.contains(&ip) {
             return Some("the address of cluster DNS");
+        }
+        if self.config.service_cidrs.iter().any(|range| range.contains(&ip)) {
+            return Some("in the range of Services' own addresses");
         }
         let link_local = match ip {
             IpAddr::V4(v4) => v4.is_link_local() || v4.is_broadcast(),

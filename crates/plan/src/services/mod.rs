@@ -46,6 +46,9 @@ pub struct ServiceConfig {
     pub dns_addresses: Vec<IpAddr>,
     /// Ranges of Service addresses: no endpoint may be in them.
     pub service_cidrs: Vec<IpNet>,
+    /// Ranges that `spec.externalIPs` may name addresses in: whoever may write a Service could otherwise take over any address
+    /// (CVE-2020-8554).
+    pub external_cidrs: Vec<IpNet>,
     /// Whose connections Services' frontends are for; those of host ports and cluster DNS are for all.
     pub clients: Clients,
     /// How long an unused id is kept from others, and how long TCP and SCTP backends that vanished stay listed.
@@ -60,6 +63,7 @@ impl Default for ServiceConfig {
             cluster_dns: Vec::new(),
             dns_addresses: Vec::new(),
             service_cidrs: Vec::new(),
+            external_cidrs: Vec::new(),
             clients: Clients::All,
             grace: Duration::from_secs(60),
         }
@@ -106,6 +110,7 @@ enum Rank {
     ClusterIp,
     NodePort,
     LoadBalancer,
+    ExternalIp,
     HostPort,
 }
 

@@ -207,7 +207,8 @@ fn external_ips_are_not_taken_and_node_ports_only_in_their_range() {
     web.ports[0].node_port = Some(22);
     let planner = planned(&world(vec![web], vec![]));
     assert_eq!(planner.table().frontends.len(), 1);
-    assert!(planner.refusals()[0].reason.contains("nodePort 22 is outside 30000-32767"), "{:?}", planner.refusals());
+    let reasons: Vec<String> = planner.refusals().into_iter().map(|refusal| refusal.reason).collect();
+    assert!(reasons.iter().any(|reason| reason.contains("nodePort 22 is outside 30000-32767")), "{reasons:?}");
 }
 
 #[test]
@@ -576,4 +577,41 @@ fn source_ranges_are_for_load_balancer_addresses_only_and_what_is_not_understood
     assert_eq!((sources(cluster_ip("10.96.0.1")), sources(node_port(30080, Family::V4))), (None, None));
     let refusals = planner.refusals();
     assert_eq!((refusals.len(), refusals[0].reason.as_str()), (1, "such a thing"));
+}
+
+#[test]
+fn external_addresses_are_served_in_the_ranges_that_are_allowed_and_nowhere_else() {
+    let mut web = service("web", &["10.96.0.1"]);
+    web.external_ips = ["203.0.113.7", "198.51.100.1", "10.96.0.77", "203.0.113.8"].map(ip).to_vec();
+    web.source_ranges = Some(Vec::new());
+    let mut world = world_of(web);
+    let of_node = towpath_model::Node {
+        name: node(),
+        labels: Default::default(),
+        internal_ips: vec![ip("203.0.113.8")],
+        flannel: None,
+        pod_cidrs: Vec::new(),
+        ready: true,
+    };
+    world.nodes.insert(node(), of_node);
+    let plain = planned(&world);
+    assert_eq!(backends(&plain, cluster_ip("203.0.113.7")), None);
+    assert_eq!(plain.refusals().len(), 4, "{:?}", plain.refusals());
+    let mut planner = Planner::new(ServiceConfig {
+        external_cidrs: vec!["203.0.113.0/24".parse().unwrap(), "10.0.0.0/8".parse().unwrap()],
+        service_cidrs: vec!["10.96.0.0/16".parse().unwrap()],
+        ..ServiceConfig::default()
+    });
+    planner.plan(&world, &node(), Changed::All, at(0));
+    assert_eq!(backends(&planner, cluster_ip("203.0.113.7")).unwrap(), ["10.0.0.1"]);
+    assert_eq!(planner.table().frontends[&cluster_ip("203.0.113.7")].sources, None);
+    let reasons: Vec<String> = planner.refusals().into_iter().map(|refusal| refusal.reason).collect();
+    for words in [
+        "198.51.100.1 is in none of the ranges",
+        "10.96.0.77: in the range of Services",
+        "203.0.113.8: the address of a node",
+    ] {
+        assert!(reasons.iter().any(|reason| reason.contains(words)), "{words}: {reasons:?}");
+    }
+    assert_eq!(reasons.len(), 3);
 }

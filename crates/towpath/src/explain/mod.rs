@@ -14,9 +14,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
+use kube::api::Api;
 use serde::Serialize;
-use towpath_model::desired::{BackendAddress, Frontend, RowProtocol, Verdict};
-use towpath_model::{NamespacedName, NodeName, Protocol, World, family_of};
+use towpath_model::custom::{NETWORK_CONFIG_NAME, NetworkConfig, NetworkConfigSpec};
+use towpath_model::desired::{Algorithm, BackendAddress, Frontend, RowProtocol, Verdict};
+use towpath_model::{NamespacedName, NodeName, Protocol, Service, TrafficPolicy, World, family_of};
 use towpath_plan::services::{Planner, ServiceConfig};
 use towpath_plan::{Changed, modes};
 use towpath_policy::{Decision, Evaluator, Flow, Holder, View};
@@ -70,6 +72,10 @@ pub(crate) struct Translation {
     pub(crate) place: String,
     /// Endpoints that take new connections.
     pub(crate) backends: Vec<String>,
+    /// How one of them is chosen.
+    pub(crate) algorithm: Algorithm,
+    /// `loadBalancerSourceRanges`, where the address is a load balancer's; none: it is for everybody.
+    pub(crate) sources: Option<Vec<String>>,
 }
 
 /// One way the packet may take: one destination after translation.
@@ -118,6 +124,8 @@ pub(crate) enum Outcome {
     Refused,
     /// A Service address does not answer this protocol.
     NoReply,
+    /// The Service is not for this client.
+    NotForClient,
 }
 
 /// Facts that are not in the API.
@@ -143,9 +151,11 @@ impl Default for Facts {
 }
 
 impl Facts {
-    /// What the cluster's own objects say of its DNS address.
-    fn of(world: &World) -> Self {
+    /// What the cluster's own objects say of its DNS address, and `network` of external addresses.
+    fn of(world: &World, network: Option<&NetworkConfigSpec>) -> Self {
         let mut facts = Self::default();
+        let external = network.and_then(|spec| spec.external_cidrs.as_ref()).into_iter().flatten();
+        facts.services.external_cidrs = external.filter_map(|range| range.parse().ok()).collect();
         // With servers behind it, it is a Service like any other.
         if modes::core_dns(world, &facts.dns).endpoints == 0 {
             facts.services.cluster_dns = modes::dns_addresses(world, &facts.services.cluster_dns).0;
@@ -161,7 +171,10 @@ pub(crate) async fn run(options: &Options) -> Result<bool> {
     let namespace = options.namespace.clone().unwrap_or_else(|| kubernetes::default_namespace(&client));
     let from = who::parse(&world, &namespace, &options.from)?;
     let to = who::parse(&world, &namespace, &options.to)?;
-    let explanation = explain(&world, &Facts::of(&world), &from, &to, options.port)?;
+    // Without the definition there is none.
+    let network = Api::<NetworkConfig>::all(client.clone()).get_opt(NETWORK_CONFIG_NAME).await.ok().flatten();
+    let facts = Facts::of(&world, network.as_ref().map(|network| &network.spec));
+    let explanation = explain(&world, &facts, &from, &to, options.port)?;
     match options.output {
         crate::Output::Json => crate::print_json(&explanation)?,
         crate::Output::Text => crate::print(&explanation.to_string())?,
@@ -175,7 +188,7 @@ pub(crate) async fn run(options: &Options) -> Result<bool> {
 /// As [`explain()`], or an end that is not there.
 pub(crate) fn in_words(world: &World, namespace: &str, from: &str, to: &str, port: &str) -> Result<String> {
     let (from, to) = (who::parse(world, namespace, from)?, who::parse(world, namespace, to)?);
-    Ok(explain(world, &Facts::of(world), &from, &to, parse_port(port)?)?.to_string())
+    Ok(explain(world, &Facts::of(world, None), &from, &to, parse_port(port)?)?.to_string())
 }
 
 struct Case<'a> {
@@ -229,15 +242,15 @@ impl Case<'_> {
 
     fn translate(&self, facts: &Facts, from: &End, to: IpAddr, port: PortSpec) -> Translated {
         let by_node = self.world.nodes.values().find(|n| n.internal_ips.contains(&to));
-        let is_service =
-            self.world.services.values().any(|s| s.cluster_ips.contains(&to) || s.load_balancer_ips.contains(&to));
+        let is_service = self.world.services.values().any(|s| s.cluster_ips.contains(&to) || is_for_all(s, to, facts));
         let PortSpec::Port(protocol, number) = port else {
             let silent = is_service.then_some(Outcome::NoReply);
             return (None, if is_service { Vec::new() } else { vec![(to, 0)] }, silent);
         };
         // From inside, the sender's own node translates; from outside, the node that is addressed.
         let inside = from.node.clone().map(NodeName::new);
-        let Some(place) = inside.clone().or_else(|| by_node.map(|n| n.name.clone())) else {
+        let addressed = || by_node.map(|n| n.name.clone()).or_else(|| self.leads_to(to, facts));
+        let Some(place) = inside.clone().or_else(addressed) else {
             return (None, vec![(to, number)], is_service.then_some(Outcome::NoReply));
         };
         let mut planner = Planner::new(facts.services.clone());
@@ -253,15 +266,34 @@ impl Case<'_> {
         };
         let backends: Vec<BackendAddress> =
             target.backends.iter().filter_map(|id| table.backends.get(id)).copied().collect();
-        let how = if inside.is_some() { "when the socket connects" } else { "at the uplink" };
+        let place = match (&inside, by_node) {
+            (Some(node), _) => format!("on node {node}, when the socket connects"),
+            (None, Some(_)) => format!("on node {place}, at the uplink"),
+            (None, None) => format!("on the node that the address leads to (here {place}), at the uplink"),
+        };
         let translation = Translation {
             service: target.service.clone(),
             frontend: show::address_port(to, number),
-            place: format!("on node {place}, {how}"),
+            place,
             backends: backends.iter().map(|b| show::address_port(b.address, b.port)).collect(),
+            algorithm: target.algorithm,
+            sources: target.sources.as_ref().map(|ranges| ranges.iter().map(ToString::to_string).collect()),
         };
+        if target.sources.as_ref().is_some_and(|ranges| !ranges.iter().any(|range| range.contains(&from.address))) {
+            return (Some(translation), Vec::new(), Some(Outcome::NotForClient));
+        }
         let refused = backends.is_empty().then_some(Outcome::Refused);
         (Some(translation), backends.iter().map(|b| (b.address, b.port)).collect(), refused)
+    }
+
+    /// A node to which an address for everybody may lead: where the Service keeps to a node's own endpoints, one that has some.
+    fn leads_to(&self, address: IpAddr, facts: &Facts) -> Option<NodeName> {
+        let service = self.world.services.values().find(|s| is_for_all(s, address, facts))?;
+        let slices = self.world.slices.values().filter(|slice| slice.service == service.name);
+        let ready = slices.flat_map(|slice| &slice.endpoints).filter(|endpoint| endpoint.conditions.ready);
+        let with_endpoint = ready.filter_map(|endpoint| endpoint.node.clone()).next();
+        let any = || self.world.nodes.keys().next().cloned();
+        with_endpoint.filter(|_| service.external_policy == TrafficPolicy::Local).or_else(any)
     }
 
     fn way(&self, from: &End, entry: Option<&str>, to: IpAddr, port: PortSpec, number: u16) -> Way {
@@ -278,6 +310,12 @@ impl Case<'_> {
         let decision = self.evaluator.evaluate(&Flow::new(from.address, to, protocol, number));
         Way { to: end, port: number, path, decision }
     }
+}
+
+/// Whether the outside knows a Service by this address.
+fn is_for_all(service: &Service, address: IpAddr, facts: &Facts) -> bool {
+    let allowed = || facts.services.external_cidrs.iter().any(|range| range.contains(&address));
+    service.load_balancer_ips.contains(&address) || (service.external_ips.contains(&address) && allowed())
 }
 
 /// Hop by hop; `entry` is the node at which an outside client's packets were translated.

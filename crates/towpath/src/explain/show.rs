@@ -3,6 +3,8 @@
 use std::fmt;
 use std::net::IpAddr;
 
+use towpath_model::desired::Algorithm;
+
 use super::{Explanation, Outcome};
 
 /// An address and port as people write it.
@@ -25,7 +27,20 @@ impl fmt::Display for Explanation {
             match service.backends.len() {
                 0 => writeln!(f, "    no ready endpoint")?,
                 1 => writeln!(f, "    its only endpoint: {}", service.backends.join(""))?,
-                n => writeln!(f, "    to one of {n} endpoints: {}", service.backends.join(", "))?,
+                n => {
+                    let how = match service.algorithm {
+                        Algorithm::Random => "at random",
+                        Algorithm::RoundRobin => "in turns",
+                        Algorithm::LeastConnections => "the one with the fewest open connections by this node",
+                        Algorithm::SourceHash => "by the client's address",
+                        Algorithm::Maglev => "by addresses and ports",
+                    };
+                    writeln!(f, "    to one of {n} endpoints, {how}: {}", service.backends.join(", "))?;
+                }
+            }
+            if let Some(ranges) = &service.sources {
+                let ranges = if ranges.is_empty() { "nobody".to_owned() } else { ranges.join(", ") };
+                writeln!(f, "    for clients in loadBalancerSourceRanges: {ranges}")?;
             }
         }
         for way in &self.ways {
@@ -39,6 +54,7 @@ impl fmt::Display for Explanation {
             Outcome::Deny => "denied: the packets are dropped",
             Outcome::Depends => "depends on the endpoint",
             Outcome::Refused => "refused at once: the Service has no endpoint for this port",
+            Outcome::NotForClient => "denied: the Service is not for this client (spec.loadBalancerSourceRanges)",
             Outcome::NoReply => "no reply: a Service address answers only its ports",
         };
         write!(f, "  {answer}")

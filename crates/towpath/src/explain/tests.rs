@@ -102,7 +102,7 @@ fn world() -> World {
 fn ask(world: &World, from: &str, to: &str, port: &str) -> Explanation {
     let from = who::parse(world, "default", from).unwrap();
     let to = who::parse(world, "default", to).unwrap();
-    explain(world, &Facts::of(world), &from, &to, port.parse().unwrap()).unwrap()
+    explain(world, &Facts::of(world, None), &from, &to, port.parse().unwrap()).unwrap()
 }
 
 fn isolate_web(world: &mut World) {
@@ -166,4 +166,47 @@ fn names_that_mean_nobody_are_refused_by_name() {
             && "70000".parse::<PortSpec>().is_err()
             && "80/icmp".parse::<PortSpec>().is_err()
     );
+}
+
+#[test]
+fn a_load_balancer_from_outside_is_explained_with_its_algorithm_and_its_ranges() {
+    let mut world = world();
+    let service = world.services.values_mut().next().unwrap();
+    service.kind = ServiceKind::LoadBalancer;
+    service.load_balancer_ips = vec!["203.0.113.7".parse().unwrap()];
+    service.algorithm = Algorithm::SourceHash;
+    let answer = ask(&world, "198.51.100.9", "203.0.113.7", "8080");
+    assert_eq!((answer.outcome, answer.ways.len()), (Outcome::Allow, 2));
+    let text = answer.to_string();
+    assert!(text.contains("on the node that the address leads to (here n1)"), "{text}");
+    assert!(text.contains("to one of 2 endpoints, by the client's address"), "{text}");
+
+    world.services.values_mut().next().unwrap().source_ranges = Some(vec!["198.51.100.0/29".parse().unwrap()]);
+    let answer = ask(&world, "198.51.100.9", "203.0.113.7", "8080");
+    assert_eq!(answer.outcome, Outcome::NotForClient);
+    let text = answer.to_string();
+    assert!(
+        text.contains("loadBalancerSourceRanges: 198.51.100.0/29") && text.contains("not for this client"),
+        "{text}"
+    );
+    assert_eq!(ask(&world, "198.51.100.1", "203.0.113.7", "8080").outcome, Outcome::Allow);
+    assert_eq!(
+        ask(&world, "198.51.100.9", "192.168.255.11", "30000").outcome,
+        Outcome::Allow,
+        "its NodePort is for all"
+    );
+}
+
+#[test]
+fn an_external_address_is_a_services_where_the_network_allows_it() {
+    let mut world = world();
+    world.services.values_mut().next().unwrap().external_ips = vec!["203.0.113.7".parse().unwrap()];
+    let asked = |spec: Option<&NetworkConfigSpec>| {
+        let (from, to) = (who::parse(&world, "default", "pod/client"), who::parse(&world, "default", "203.0.113.7"));
+        let facts = Facts::of(&world, spec);
+        explain(&world, &facts, &from.unwrap(), &to.unwrap(), "8080".parse().unwrap()).unwrap()
+    };
+    assert!(asked(None).service.is_none());
+    let spec = NetworkConfigSpec { external_cidrs: Some(vec!["203.0.113.0/28".to_owned()]), ..Default::default() };
+    assert_eq!(asked(Some(&spec)).service.unwrap().backends.len(), 2);
 }
