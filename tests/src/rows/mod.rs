@@ -40,6 +40,7 @@ pub const ROWS: &[Row] = &[
     Row { id: "W14", title: "ExternalName", run: names::w14 },
     Row { id: "W15", title: "Services without a selector", run: services::w15 },
     Row { id: "W16", title: "headless Service, a name for each pod", run: names::w16 },
+    Row { id: "W17", title: "an annotation picks the balancing algorithm", run: services::w17 },
     Row { id: "W19", title: "troubleshooting with kubectl", run: pods::w19 },
 ];
 

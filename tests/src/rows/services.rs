@@ -165,6 +165,63 @@ pub(super) fn w6(cluster: &Cluster, log: &mut Log) -> Result<()> {
     Ok(())
 }
 
+/// Requests by each of `names`, of which one answered each.
+fn counted(said: &str, names: &[String]) -> Vec<usize> {
+    names.iter().map(|name| said.matches(name.as_str()).count()).collect()
+}
+
+/// Has the Service `balanced` choose by this algorithm; its address.
+fn balance(cluster: &Cluster, log: &Log, algorithm: &str) -> Result<String> {
+    log.command(&format!("kubectl apply -f examples/w17-balanced.yaml   # {algorithm}"));
+    cluster.apply_text(&template("w17-balanced.yaml.in")?.replace("ALGORITHM", algorithm))?;
+    Ok(field(&cluster.get("svc", "balanced")?, "/spec/clusterIP"))
+}
+
+/// An algorithm, what it is to do, and whether it did.
+type Claim = (&'static str, &'static str, fn(&[usize]) -> bool);
+
+pub(super) fn w17(cluster: &Cluster, log: &mut Log) -> Result<()> {
+    let pods = cluster.wait_ready("run=httpd", 3)?;
+    let names: Vec<String> = pods.iter().map(|pod| format!("pod: {}\n", pod.name)).collect();
+    // What an annotation says is in force a moment later: each claim is tried until it holds, and then is exact.
+    let claims: [Claim; 4] = [
+        ("round-robin", "30 requests reach each of three replicas ten times", |counts| counts == [10, 10, 10]),
+        ("source-hash", "30 requests of one client reach one replica", |counts| {
+            let mut sorted = counts.to_vec();
+            sorted.sort_unstable();
+            sorted == [0, 0, 30]
+        }),
+        ("maglev", "30 connections reach all three", |counts| counts.iter().all(|n| *n > 0)),
+        ("random", "30 requests reach all three", |counts| counts.iter().all(|n| *n > 0)),
+    ];
+    for (algorithm, what, holds) in claims {
+        let address = balance(cluster, log, algorithm)?;
+        let requests = format!("for i in $(seq 1 30); do {}; done", fetch(&format!("http://{}:8080/", host(&address))));
+        let outcome = wait(algorithm, Duration::from_secs(10), || {
+            let said = cluster.exec("near", &requests)?;
+            let counts = counted(&said.out, &names);
+            if holds(&counts) { Ok(()) } else { bail!("{counts:?}: {}", said.err) }
+        });
+        log.check(format!("{algorithm}: {what}"), outcome.map_err(|e| format!("{e:#}")));
+    }
+    let address = balance(cluster, log, "least-connections")?;
+    let held = format!("for i in $(seq 1 9); do sleep 3 | nc {address} 8080 & done; wait");
+    let open = "cat /proc/net/tcp /proc/net/tcp6 2>/dev/null | grep -c ':0050 [0-9A-F:]* 01 '";
+    let outcome = wait("least-connections", Duration::from_secs(20), || {
+        std::thread::scope(|scope| {
+            let holding = scope.spawn(|| cluster.exec("near", &held));
+            std::thread::sleep(Duration::from_millis(1500));
+            let counts = pods.iter().map(|pod| Ok(cluster.exec(&pod.name, open)?.out.trim().to_owned()));
+            let counts = counts.collect::<Result<Vec<_>>>();
+            let said = holding.join();
+            let counts = counts?;
+            if counts == ["3", "3", "3"] { Ok(()) } else { bail!("{counts:?}, {said:?}") }
+        })
+    });
+    log.check("least-connections: nine held open are three a replica", outcome.map_err(|e| format!("{e:#}")));
+    Ok(())
+}
+
 pub(super) fn w15(cluster: &Cluster, log: &mut Log) -> Result<()> {
     let server = cluster.wait_pod("echo")?;
     let family = if server.ip.contains(':') { "IPv6" } else { "IPv4" };
