@@ -123,6 +123,8 @@ pub struct Reconciler {
     leases: Arc<LeaseStore>,
     feed: feed::Client,
     services: Planner,
+    /// The kernel has the table as it was last planned.
+    services_followed: bool,
     compiler: Compiler,
     names: FeedPlanner,
     health_ports: HealthPorts,
@@ -190,6 +192,7 @@ impl Reconciler {
             leases,
             feed,
             services,
+            services_followed: false,
             compiler: Compiler::resume(GRACE, &used, Duration::ZERO),
             names: FeedPlanner::new(config.cluster_domain.clone()),
             health_ports: HealthPorts::default(),
@@ -523,19 +526,31 @@ impl Reconciler {
     async fn apply_services(&mut self, due: &Changes) -> Result<(), String> {
         let now = self.now();
         let index = self.index.clone();
-        let table = tokio::task::block_in_place(|| {
-            self.services.plan(read(&index).world(), &self.node, due.services(), now).clone()
+        let changes = tokio::task::block_in_place(|| {
+            self.services.plan(read(&index).world(), &self.node, due.services(), now);
+            self.services.take_changes()
         });
         let refused = self.services.refusals().into_iter().map(|r| format!("{}: {}", r.object, r.reason)).collect();
+        let (frontends, backends) = (self.services.table().frontends.len(), self.services.table().backends.len());
         self.with_report(|report| {
-            report.frontends = table.frontends.len();
-            report.backends = table.backends.len();
+            report.frontends = frontends;
+            report.backends = backends;
             report.refused_services = refused;
         });
-        self.datapath.apply_services(table).await.map_err(|e| e.to_string())?;
+        // At the start, and after a failure, of which nobody knows how far it came, the whole table.
+        let applied = if std::mem::replace(&mut self.services_followed, false) {
+            self.datapath.apply_service_changes(changes).await
+        } else {
+            self.datapath.apply_services(self.services.table().clone()).await
+        };
+        applied.map_err(|e| e.to_string())?;
+        self.services_followed = true;
         // Whoever else serves the outside answers its load balancers, too.
         let checks = match self.services.clients() {
-            Clients::All => tokio::task::block_in_place(|| health::plan(read(&index).world(), &self.node)),
+            Clients::All => {
+                let names = self.services.health_checked();
+                tokio::task::block_in_place(|| health::plan(read(&index).world(), &self.node, names))
+            }
             Clients::Pods => BTreeMap::new(),
         };
         let ports: BTreeSet<u16> = checks.keys().copied().collect();

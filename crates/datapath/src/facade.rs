@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::time::Instant;
 
-use towpath_model::desired::{LocalPod, NodePeer, PolicyImage, ServiceTable};
+use towpath_model::desired::{LocalPod, NodePeer, PolicyImage, ServiceChanges, ServiceTable};
 
 use crate::bpf::{Adopted, Changes, Connection, Count, Held, MapUsage, Programs, Snapshot};
 use crate::error::Error;
@@ -85,6 +85,12 @@ impl Datapath {
     /// All Services. New backend lists are written whole before a Service points to them.
     pub async fn apply_services(&self, table: ServiceTable) -> Result<Changes, Error> {
         self.worker.call(move |node| node.apply_services(&table)).await
+    }
+
+    /// What became different in the Services since [`Datapath::apply_services`], or since this. After a failure only the whole table may
+    /// follow.
+    pub async fn apply_service_changes(&self, changes: ServiceChanges) -> Result<Changes, Error> {
+        self.worker.call(move |node| node.apply_service_changes(&changes)).await
     }
 
     /// The compiled policy, with the sets of the pods that are attached.

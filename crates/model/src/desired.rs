@@ -239,6 +239,24 @@ pub struct ServiceTable {
     pub backends: BTreeMap<BackendId, BackendAddress>,
 }
 
+/// What became different in a [`ServiceTable`] since it was last asked for; none: it is gone.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ServiceChanges {
+    /// See [`ServiceTable::frontends`].
+    pub frontends: BTreeMap<Frontend, Option<FrontendTarget>>,
+    /// See [`ServiceTable::inside`].
+    pub inside: BTreeMap<Frontend, Option<FrontendTarget>>,
+    /// See [`ServiceTable::backends`].
+    pub backends: BTreeMap<BackendId, Option<BackendAddress>>,
+}
+
+impl ServiceChanges {
+    /// Whether nothing did.
+    pub fn is_empty(&self) -> bool {
+        self.frontends.is_empty() && self.inside.is_empty() && self.backends.is_empty()
+    }
+}
+
 // ---- policy --------------------------------------------------------------------------------------------------------
 
 /// Class of a peer, as coarse as the policies in force on this node allow. 0: nothing tells it from a stranger.

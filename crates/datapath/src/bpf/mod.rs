@@ -32,7 +32,7 @@ use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use libbpf_rs::Object;
-use towpath_model::desired::{LocalPod, NodePeer, PolicyImage, ServiceTable};
+use towpath_model::desired::{LocalPod, NodePeer, PolicyImage, ServiceChanges, ServiceTable};
 
 use crate::abi::{self, Addr, Ct, CtKey, Removed, Tuple};
 use budget::Accounts;
@@ -257,6 +257,12 @@ impl Programs {
     /// Services: new backend lists are written whole, entries flip, old lists go at a later [`Programs::sweep`].
     pub fn apply_services(&mut self, table: &ServiceTable, now: Instant) -> Result<Changes> {
         self.services.apply(table, now)
+    }
+
+    /// What became different in the Services since [`Programs::apply_services`], or since this. After a failure only the whole
+    /// table may follow.
+    pub fn apply_service_changes(&mut self, changes: &ServiceChanges, now: Instant) -> Result<Changes> {
+        self.services.apply_changes(changes, now)
     }
 
     /// Policy, including the sets of the pods that [`Programs::set_pod`] named. The revision is raised last.

@@ -7,7 +7,10 @@ use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use libbpf_rs::Object;
-use towpath_model::desired::{Algorithm, BackendId, Clients, Frontend, FrontendTarget, ServiceTable};
+use towpath_model::Family;
+use towpath_model::desired::{
+    Algorithm, BackendAddress, BackendId, Clients, Frontend, FrontendTarget, ServiceChanges, ServiceTable,
+};
 
 use super::config::Changes;
 use super::error::{Error, Result};
@@ -32,6 +35,12 @@ pub(crate) struct ServiceMaps {
     loads: Map<u32, Load>,
     counted: HashSet<u32>,
     sources: Mirror<SourceKey, u32>,
+    /// Entries that are for some clients only, with the keys of those, and how many entries refer to each.
+    limited: HashMap<ServiceKey, Vec<SourceKey>>,
+    source_refs: HashMap<SourceKey, u32>,
+    at: HashMap<ServiceKey, AtAddress>,
+    /// A whole table was applied: changes can follow.
+    whole: bool,
     affinity: Map<AffinityKey, Affinity>,
     translations: Map<Tuple, abi::Nat>,
     /// Lists that are look-up tables, which all frontends of a Service port share.
@@ -64,16 +73,29 @@ fn entries(table: &ServiceTable) -> impl Iterator<Item = (ServiceKey, &Frontend,
     outside.chain(table.inside.iter().map(|(frontend, target)| (inside_key_of(frontend), frontend, target)))
 }
 
-/// The marks of addresses that are Services'. One is for pods only if all frontends at that address are.
-fn address_marks(table: &ServiceTable) -> HashMap<ServiceKey, abi::Service> {
-    let mut marks: HashMap<ServiceKey, abi::Service> = HashMap::new();
-    for (frontend, target) in &table.frontends {
-        let Some(address) = frontend.address else { continue };
-        let key = ServiceKey { addr: Addr::new(address), ..ServiceKey::default() };
-        let mark = marks.entry(key).or_insert(abi::Service { flags: TP_SERVICE_PODS, ..abi::Service::default() });
-        mark.flags &= clients_flag(target.clients);
-    }
-    marks
+/// As [`entries`], of changes; none: it is gone.
+fn changed(changes: &ServiceChanges) -> impl Iterator<Item = (ServiceKey, &Frontend, Option<&FrontendTarget>)> {
+    let outside = changes.frontends.iter().map(|(frontend, target)| (key_of(frontend), frontend, target.as_ref()));
+    outside.chain(changes.inside.iter().map(|(frontend, target)| (inside_key_of(frontend), frontend, target.as_ref())))
+}
+
+/// The key under which an address is marked as a Service's, of an entry there.
+fn mark_of(key: &ServiceKey) -> Option<ServiceKey> {
+    let any = [Addr::any(Family::V4), Addr::any(Family::V6)].contains(&key.addr);
+    (!any && key.inside == 0 && key.port != Be16::default())
+        .then(|| ServiceKey { addr: key.addr, ..ServiceKey::default() })
+}
+
+fn is_mark(key: &ServiceKey) -> bool {
+    key.proto == 0 && key.port == Be16::default()
+}
+
+/// How many entries there are at an address.
+#[derive(Clone, Copy, Debug, Default)]
+struct AtAddress {
+    all: u32,
+    /// Those that are for pods only.
+    for_pods: u32,
 }
 
 fn clients_flag(clients: Clients) -> u32 {
@@ -94,12 +116,6 @@ fn algorithm_flag(algorithm: Algorithm) -> u32 {
     number << TP_ALGORITHM_SHIFT
 }
 
-/// Who may use the Services that are for some clients only.
-fn source_keys(table: &ServiceTable) -> HashSet<SourceKey> {
-    let limited = entries(table).filter_map(|(_, _, target)| Some((target.id.0, target.sources.as_deref()?)));
-    limited.flat_map(|(service, ranges)| ranges.iter().map(move |range| source_key(service, *range))).collect()
-}
-
 fn source_key(service: u32, range: IpNet) -> SourceKey {
     let CidrKey { prefixlen, family, addr } = CidrKey::new(range);
     SourceKey { prefixlen: prefixlen + u32::BITS, service, family, addr }
@@ -107,6 +123,17 @@ fn source_key(service: u32, range: IpNet) -> SourceKey {
 
 fn lists_in_use(services: &Mirror<ServiceKey, abi::Service>) -> HashMap<u32, u32> {
     services.held().values().filter(|service| service.count > 0).map(|service| (service.list, service.count)).collect()
+}
+
+fn at_addresses(services: &Mirror<ServiceKey, abi::Service>) -> HashMap<ServiceKey, AtAddress> {
+    let mut all: HashMap<ServiceKey, AtAddress> = HashMap::new();
+    for (key, service) in services.held() {
+        let Some(mark) = mark_of(key) else { continue };
+        let at = all.entry(mark).or_default();
+        at.all += 1;
+        at.for_pods += u32::from(service.flags & TP_SERVICE_PODS != 0);
+    }
+    all
 }
 
 impl ServiceMaps {
@@ -127,6 +154,10 @@ impl ServiceMaps {
             counted: loads.entries()?.into_iter().map(|(id, _)| id).collect(),
             loads,
             sources: Mirror::open(object, "tp_source_ranges")?,
+            limited: HashMap::new(),
+            source_refs: HashMap::new(),
+            at: at_addresses(&services),
+            whole: false,
             translations: Map::open(object, "tp_nat")?,
             affinity: Map::open(object, "tp_affinity")?,
             old_lists: orphans.into_iter().map(|(list, count)| (list, count, now)).collect(),
@@ -223,19 +254,82 @@ impl ServiceMaps {
             // Counted up by programs from where it is; where a list begins, nobody is the first for ever.
             turn: old.filter(|old| old.list == list).map_or(list, |old| old.turn),
         };
+        let listed = target.sources.iter().flat_map(|ranges| ranges.iter());
+        let limited: Vec<SourceKey> = listed.map(|range| source_key(target.id.0, *range)).collect();
+        // Before the entry that refers to them; those of the entry before go after it.
+        changes += self.admit(&limited)?;
         changes.written += usize::from(self.services.put(key, service)?);
+        let former = if limited.is_empty() { self.limited.remove(&key) } else { self.limited.insert(key, limited) };
+        changes += self.admit_no_more(former.unwrap_or_default())?;
+        changes += self.count_at(&key, old.as_ref(), Some(&service))?;
         if let Some(old) = old.filter(|old| old.list != list) {
             self.retire(&old, &target.backends, now);
         }
         Ok(changes)
     }
 
-    fn check(table: &ServiceTable) -> Result<()> {
-        for (_, frontend, target) in entries(table) {
-            let unknown = |id: &&BackendId| !table.backends.contains_key(id);
-            if target.backends.iter().any(|id| unknown(&id)) {
+    fn remove_frontend(&mut self, key: &ServiceKey, now: Instant) -> Result<Changes> {
+        let Some(old) = self.services.held().get(key).copied() else { return Ok(Changes::default()) };
+        let mut changes = Changes { removed: usize::from(self.services.remove(key)?), ..Changes::default() };
+        let former = self.limited.remove(key).unwrap_or_default();
+        changes += self.admit_no_more(former)?;
+        changes += self.count_at(key, Some(&old), None)?;
+        self.retire(&old, &[], now);
+        Ok(changes)
+    }
+
+    fn admit(&mut self, sources: &[SourceKey]) -> Result<Changes> {
+        let changes = self.sources.put_all(sources.iter().map(|key| (*key, 1)))?;
+        for key in sources {
+            *self.source_refs.entry(*key).or_default() += 1;
+        }
+        Ok(changes)
+    }
+
+    fn admit_no_more(&mut self, sources: Vec<SourceKey>) -> Result<Changes> {
+        let mut changes = Changes::default();
+        for key in sources {
+            let refs = self.source_refs.entry(key).or_default();
+            *refs = refs.saturating_sub(1);
+            if *refs == 0 {
+                self.source_refs.remove(&key);
+                changes.removed += usize::from(self.sources.remove(&key)?);
+            }
+        }
+        Ok(changes)
+    }
+
+    /// Marks an address as a Service's while there is an entry at it; for pods only if all entries are.
+    fn count_at(
+        &mut self,
+        key: &ServiceKey,
+        old: Option<&abi::Service>,
+        new: Option<&abi::Service>,
+    ) -> Result<Changes> {
+        let Some(mark) = mark_of(key) else { return Ok(Changes::default()) };
+        let for_pods = |service: &abi::Service| u32::from(service.flags & TP_SERVICE_PODS != 0);
+        let at = self.at.entry(mark).or_default();
+        at.all = (at.all + u32::from(new.is_some())).saturating_sub(u32::from(old.is_some()));
+        at.for_pods = (at.for_pods + new.map_or(0, for_pods)).saturating_sub(old.map_or(0, for_pods));
+        let at = *at;
+        if at.all == 0 {
+            self.at.remove(&mark);
+            return Ok(Changes { removed: usize::from(self.services.remove(&mark)?), ..Changes::default() });
+        }
+        let flags = if at.all == at.for_pods { TP_SERVICE_PODS } else { 0 };
+        let written = self.services.put(mark, abi::Service { flags, ..abi::Service::default() })?;
+        Ok(Changes { written: usize::from(written), ..Changes::default() })
+    }
+
+    /// Everything that a table leads to is to be there.
+    fn check<'a>(
+        targets: impl Iterator<Item = &'a FrontendTarget>,
+        is_known: impl Fn(&BackendId) -> bool,
+    ) -> Result<()> {
+        for target in targets {
+            if !target.backends.iter().all(&is_known) {
                 return Err(Error::Invalid {
-                    object: format!("Service {} port {}", target.service, frontend.port),
+                    object: format!("Service {} port {:?}", target.service, target.port_name),
                     reason: "its backend list names a backend that the table does not have",
                 });
             }
@@ -243,8 +337,13 @@ impl ServiceMaps {
         Ok(())
     }
 
-    fn write_backends(&mut self, table: &ServiceTable) -> Result<Changes> {
-        let encode = |(BackendId(id), backend): (&BackendId, &towpath_model::desired::BackendAddress)| {
+    fn write_backends<'a>(
+        &mut self,
+        backends: impl Iterator<Item = (&'a BackendId, &'a BackendAddress)>,
+    ) -> Result<Changes> {
+        let mut wanted = Vec::new();
+        for (BackendId(id), backend) in backends {
+            self.old_backends.remove(id);
             let value = abi::Backend {
                 addr: Addr::new(backend.address),
                 port: Be16::new(backend.port),
@@ -252,66 +351,101 @@ impl ServiceMaps {
                 pad: 0,
                 flags: 0,
             };
-            (*id, value)
-        };
-        for BackendId(id) in table.backends.keys() {
-            self.old_backends.remove(id);
+            wanted.push((*id, value));
         }
-        self.backends.put_all(table.backends.iter().map(encode))
+        self.backends.put_all(wanted)
     }
 
+    /// The whole table, whatever was there before.
     pub(crate) fn apply(&mut self, table: &ServiceTable, now: Instant) -> Result<Changes> {
-        Self::check(table)?;
-        let mut changes = self.write_backends(table)?;
-        self.count_loads(table)?;
-        // Before the entries that refer to them, and removed after.
-        let sources = source_keys(table);
-        changes += self.sources.put_all(sources.iter().map(|key| (*key, 1)))?;
+        self.whole = false;
+        // Whatever an earlier one left half done.
+        self.limited.clear();
+        self.source_refs.clear();
+        self.at = at_addresses(&self.services);
+        Self::check(entries(table).map(|(.., target)| target), |id| table.backends.contains_key(id))?;
+        let mut changes = self.write_backends(table.backends.iter())?;
+        self.count_loads(entries(table).map(|(.., target)| target))?;
         for (key, frontend, target) in entries(table) {
             changes += self.apply_frontend(key, frontend, target, now)?;
         }
-        let marks = address_marks(table);
-        changes += self.services.put_all(marks.iter().map(|(key, mark)| (*key, *mark)))?;
-        let keys: HashSet<ServiceKey> = entries(table).map(|(key, ..)| key).chain(marks.into_keys()).collect();
-        let gone: Vec<(ServiceKey, abi::Service)> =
-            self.services.held().iter().filter(|(key, _)| !keys.contains(key)).map(|(k, v)| (*k, *v)).collect();
-        for (key, old) in gone {
-            changes.removed += usize::from(self.services.remove(&key)?);
-            self.retire(&old, &[], now);
+        let keys: HashSet<ServiceKey> = entries(table).map(|(key, ..)| key).collect();
+        let gone: Vec<ServiceKey> =
+            self.services.held().keys().filter(|key| !keys.contains(key) && !is_mark(key)).copied().collect();
+        for key in gone {
+            changes += self.remove_frontend(&key, now)?;
         }
-        let outdated: Vec<SourceKey> =
-            self.sources.held().keys().filter(|key| !sources.contains(key)).copied().collect();
-        for key in outdated {
-            changes.removed += usize::from(self.sources.remove(&key)?);
-        }
-        for id in self.backends.held().keys().filter(|id| !table.backends.contains_key(&BackendId(**id))) {
-            self.old_backends.entry(*id).or_insert(now);
-        }
+        // What an earlier process left half done.
+        let at = &self.at;
+        changes += self.services.retain(|key| !is_mark(key) || at.contains_key(key))?;
+        let refs = &self.source_refs;
+        changes += self.sources.retain(|key| refs.contains_key(key))?;
+        let unlisted: Vec<u32> =
+            self.backends.held().keys().filter(|id| !table.backends.contains_key(&BackendId(**id))).copied().collect();
+        self.retire_backends(unlisted, now)?;
         self.drop_affinity()?;
+        self.whole = true;
         Ok(changes)
+    }
+
+    /// What became different since the last time.
+    pub(crate) fn apply_changes(&mut self, wanted: &ServiceChanges, now: Instant) -> Result<Changes> {
+        if !self.whole {
+            return Err(Error::Invalid {
+                object: "changes of Services".to_owned(),
+                reason: "the table that they are changes of was not applied whole",
+            });
+        }
+        let held = self.backends.held();
+        let is_known = |id: &BackendId| wanted.backends.get(id).map_or(held.contains_key(&id.0), Option::is_some);
+        Self::check(changed(wanted).filter_map(|(.., target)| target), is_known)?;
+        // Until all of it is done, only a whole table may follow.
+        self.whole = false;
+        let listed = wanted.backends.iter().filter_map(|(id, backend)| Some((id, backend.as_ref()?)));
+        let mut changes = self.write_backends(listed)?;
+        self.count_loads(changed(wanted).filter_map(|(.., target)| target))?;
+        for (key, frontend, target) in changed(wanted) {
+            changes += match target {
+                Some(target) => self.apply_frontend(key, frontend, target, now)?,
+                None => self.remove_frontend(&key, now)?,
+            };
+        }
+        let unlisted = wanted.backends.iter().filter(|(_, backend)| backend.is_none());
+        let unlisted: Vec<u32> =
+            unlisted.map(|(id, _)| id.0).filter(|id| self.backends.held().contains_key(id)).collect();
+        self.retire_backends(unlisted, now)?;
+        self.drop_affinity()?;
+        self.whole = true;
+        Ok(changes)
+    }
+
+    /// Backends that the table no longer has: they go after the grace period, the counts of their connections at once.
+    fn retire_backends(&mut self, ids: Vec<u32>, now: Instant) -> Result<()> {
+        for id in ids {
+            self.old_backends.entry(id).or_insert(now);
+            if self.counted.remove(&id) {
+                self.loads.delete(&id)?;
+            }
+        }
+        Ok(())
     }
 
     /// Has the open connections of backends counted that are chosen by them, from what is open by translation now; those that
     /// sockets made before are not known. A backend's count goes with the backend.
-    fn count_loads(&mut self, table: &ServiceTable) -> Result<()> {
-        let least = entries(table).filter(|(_, _, target)| target.algorithm == Algorithm::LeastConnections);
-        let wanted: HashSet<u32> = least.flat_map(|(_, _, target)| target.backends.iter().map(|id| id.0)).collect();
+    fn count_loads<'a>(&mut self, targets: impl Iterator<Item = &'a FrontendTarget>) -> Result<()> {
+        let least = targets.filter(|target| target.algorithm == Algorithm::LeastConnections);
+        let wanted: HashSet<u32> = least.flat_map(|target| target.backends.iter().map(|id| id.0)).collect();
         let new: Vec<u32> = wanted.difference(&self.counted).copied().collect();
-        if !new.is_empty() {
-            let mut flows: HashMap<u32, u32> = HashMap::new();
-            for (_, translation) in self.translations.entries()? {
-                *flows.entry(translation.backend).or_default() += 1;
-            }
-            for id in new {
-                self.loads.put(&id, &Load { flows: flows.get(&id).copied().unwrap_or(0), sockets: 0 })?;
-                self.counted.insert(id);
-            }
+        if new.is_empty() {
+            return Ok(());
         }
-        let known = &table.backends;
-        let gone: Vec<u32> = self.counted.iter().filter(|id| !known.contains_key(&BackendId(**id))).copied().collect();
-        for id in gone {
-            self.loads.delete(&id)?;
-            self.counted.remove(&id);
+        let mut flows: HashMap<u32, u32> = HashMap::new();
+        for (_, translation) in self.translations.entries()? {
+            *flows.entry(translation.backend).or_default() += 1;
+        }
+        for id in new {
+            self.loads.put(&id, &Load { flows: flows.get(&id).copied().unwrap_or(0), sockets: 0 })?;
+            self.counted.insert(id);
         }
         Ok(())
     }

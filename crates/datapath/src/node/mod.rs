@@ -17,7 +17,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use towpath_model::desired::{Backend, NodePeer, PolicyImage, ServiceTable};
+use towpath_model::desired::{Backend, NodePeer, PolicyImage, ServiceChanges, ServiceTable};
 
 use self::hooks::{Attachment, Part};
 use self::reaper::Reaper;
@@ -187,6 +187,12 @@ impl Node {
         let changes = programs.apply_services(table, Instant::now())?;
         self.applied_part(Part::Services);
         Ok(changes)
+    }
+
+    /// See [`crate::Datapath::apply_service_changes`].
+    pub(crate) fn apply_service_changes(&mut self, changes: &ServiceChanges) -> Result<Changes, Error> {
+        let Some(programs) = &mut self.programs else { return Ok(Changes::default()) };
+        Ok(programs.apply_service_changes(changes, Instant::now())?)
     }
 
     /// See [`crate::Datapath::apply_policy`].

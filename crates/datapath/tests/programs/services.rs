@@ -1,5 +1,6 @@
 //! Services on the veth path: translated once a connection, translated back, refused at once without a backend.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -262,6 +263,94 @@ fn an_icmp_error_of_a_backend_speaks_of_the_service() {
             // Of a flow that nobody has, nothing is said outside.
             let other = unreachable(MAC_TUNNEL, SocketAddr::new(h.outside, 4001), SocketAddr::new(h.remote, 5353));
             w.from_tunnel(&other, "192.168.50.2").dropped("no_pod");
+        }
+    });
+}
+
+/// A table out of few addresses, ports and backends, so that they come back, in every way that entries differ.
+fn some_table(seed: u64) -> ServiceTable {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut below = |limit: u64| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 11) % limit
+    };
+    let mut table = ServiceTable::default();
+    for n in 1..=6u32 {
+        if below(4) > 0 {
+            let address = hosts(Family::V4).b;
+            table
+                .backends
+                .insert(BackendId(n), BackendAddress { address, port: 8000 + n as u16, protocol: Protocol::Tcp });
+        }
+    }
+    for n in 0..8u32 {
+        if below(3) == 0 {
+            continue;
+        }
+        let backends: Vec<BackendId> = table.backends.keys().copied().filter(|_| below(2) == 0).collect();
+        let algorithm = Algorithm::ALL[below(5) as usize];
+        let hashed = algorithm.hashes() && !backends.is_empty();
+        let ranges: Vec<ipnet::IpNet> =
+            (0..below(3)).map(|_| format!("10.{}.0.0/16", below(3)).parse().unwrap()).collect();
+        let target = FrontendTarget {
+            id: ServiceId(n + 1),
+            table: if hashed { backends.iter().copied().cycle().take(23).collect() } else { Default::default() },
+            backends,
+            algorithm,
+            affinity_seconds: (below(3) == 0).then_some(60),
+            clients: if below(3) == 0 { Clients::Pods } else { Clients::All },
+            sources: (below(3) == 0).then(|| ranges.into()),
+            service: towpath_model::NamespacedName::new("default", "svc"),
+            port_name: String::new(),
+        };
+        // Two ports at each of four addresses, one of them "any node address".
+        let address = [Some(ip("10.96.0.1")), Some(ip("10.96.0.2")), Some(ip("10.96.0.3")), None][n as usize / 2];
+        let frontend = Frontend { address, family: Family::V4, port: 80 + (n % 2) as u16, protocol: Protocol::Tcp };
+        if address.is_none() && below(2) == 0 {
+            table.inside.insert(frontend, target.clone());
+        }
+        table.frontends.insert(frontend, target);
+    }
+    table
+}
+
+fn difference(from: &ServiceTable, to: &ServiceTable) -> ServiceChanges {
+    fn of<K: Ord + Copy, V: Clone + PartialEq>(from: &BTreeMap<K, V>, to: &BTreeMap<K, V>) -> BTreeMap<K, Option<V>> {
+        let keys: std::collections::BTreeSet<K> = from.keys().chain(to.keys()).copied().collect();
+        keys.into_iter().filter(|k| from.get(k) != to.get(k)).map(|k| (k, to.get(&k).cloned())).collect()
+    }
+    ServiceChanges {
+        frontends: of(&from.frontends, &to.frontends),
+        inside: of(&from.inside, &to.inside),
+        backends: of(&from.backends, &to.backends),
+    }
+}
+
+#[test]
+fn changes_one_by_one_end_where_the_whole_table_does() {
+    in_world(|w| {
+        let mut now = Instant::now();
+        let mut table = some_table(0);
+        assert!(
+            w.programs.apply_service_changes(&difference(&Default::default(), &table), now).is_err(),
+            "changes of what?"
+        );
+        w.programs.apply_services(&table, now).unwrap();
+        for seed in 1..150 {
+            let next = some_table(seed);
+            now += Duration::from_millis(700);
+            w.programs.apply_service_changes(&difference(&table, &next), now).unwrap();
+            w.programs.sweep(now).unwrap();
+            let left = w.programs.apply_services(&next, now).unwrap();
+            assert_eq!(left, Default::default(), "after {seed} the whole table was another");
+            table = next;
+        }
+        w.programs.apply_service_changes(&difference(&table, &Default::default()), now).unwrap();
+        w.programs.sweep(now + Duration::from_secs(10)).unwrap();
+        for map in ["tp_services", "tp_slots", "tp_backends", "tp_source_ranges", "tp_loads"] {
+            assert_eq!(libbpf_rs::MapCore::keys(&w.map(map)).count(), 0, "{map}");
         }
     });
 }

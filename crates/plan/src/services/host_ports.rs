@@ -17,7 +17,7 @@ use std::time::Duration;
 use towpath_model::desired::{Algorithm, BackendAddress, BackendId, Clients, Frontend, FrontendTarget};
 use towpath_model::{Endpoint, Family, HostPort, NamespacedName, Node, NodeName, Pod, Protocol, World, family_of};
 
-use super::{Planned, Planner, PortKey, Rank, Scope};
+use super::{Asks, Planned, Planner, PortKey, Rank, Scope};
 
 /// TCP ports of kubelet (API, health) and of the agent (kube-proxy's status and health, metrics).
 const OF_THE_NODE: [u16; 5] = [10250, 10248, 10249, 10256, 9116];
@@ -93,6 +93,7 @@ impl Planner {
             changed = true;
             let old = self.planned_pods.remove(&name).unwrap_or_default();
             self.exchange(&old, &new, now);
+            self.note_refused(Asks::Pod, &name, &new);
             if pod.is_some() {
                 self.planned_pods.insert(name, new);
             }

@@ -26,7 +26,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use towpath_model::desired::{
-    Algorithm, BackendAddress, BackendId, Clients, Frontend, FrontendTarget, ServiceId, ServiceTable,
+    Algorithm, BackendAddress, BackendId, Clients, Frontend, FrontendTarget, ServiceChanges, ServiceId, ServiceTable,
 };
 use towpath_model::{EndpointSlice, NamespacedName, NodeName, Protocol, Service, World, family_of};
 
@@ -126,6 +126,14 @@ struct Planned {
     refused: Vec<String>,
 }
 
+/// What of the table was touched since [`Planner::take_changes`].
+#[derive(Debug, Default)]
+struct Touched {
+    frontends: BTreeSet<Frontend>,
+    inside: BTreeSet<Frontend>,
+    backends: BTreeSet<BackendId>,
+}
+
 /// Makes and keeps the [`ServiceTable`].
 #[derive(Debug)]
 pub struct Planner {
@@ -133,6 +141,12 @@ pub struct Planner {
     planned: BTreeMap<NamespacedName, Planned>,
     planned_pods: BTreeMap<NamespacedName, Planned>,
     claims: BTreeMap<Frontend, BTreeMap<Claim, FrontendTarget>>,
+    /// Frontends that more than one asks for, or that give way to a NodePort.
+    contested: BTreeSet<Frontend>,
+    /// Services and pods that ask for what they do not get.
+    refused: BTreeSet<(Asks, NamespacedName)>,
+    /// Services that a load balancer asks nodes about.
+    health_checked: BTreeSet<NamespacedName>,
     holders: BTreeMap<BackendAddress, u32>,
     draining: BTreeMap<BackendAddress, Duration>,
     backends: Ids<BackendAddress>,
@@ -141,6 +155,14 @@ pub struct Planner {
     nodes: BTreeMap<NodeName, Vec<IpAddr>>,
     zone: Option<String>,
     table: ServiceTable,
+    touched: Touched,
+}
+
+/// Who asks for frontends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Asks {
+    Service,
+    Pod,
 }
 
 impl Planner {
@@ -152,6 +174,9 @@ impl Planner {
             config,
             planned: BTreeMap::new(),
             planned_pods: BTreeMap::new(),
+            contested: BTreeSet::new(),
+            refused: BTreeSet::new(),
+            health_checked: BTreeSet::new(),
             claims: BTreeMap::new(),
             holders: BTreeMap::new(),
             draining: BTreeMap::new(),
@@ -159,6 +184,7 @@ impl Planner {
             nodes: BTreeMap::new(),
             zone: None,
             table: ServiceTable::default(),
+            touched: Touched::default(),
         }
     }
 
@@ -252,6 +278,22 @@ impl Planner {
         &self.table
     }
 
+    /// Services that have a health check port, as planned: what [`health::plan`] is about.
+    pub fn health_checked(&self) -> &BTreeSet<NamespacedName> {
+        &self.health_checked
+    }
+
+    /// What became different in the table since this was last asked.
+    pub fn take_changes(&mut self) -> ServiceChanges {
+        let touched = std::mem::take(&mut self.touched);
+        let table = &self.table;
+        ServiceChanges {
+            frontends: touched.frontends.into_iter().map(|f| (f, table.frontends.get(&f).cloned())).collect(),
+            inside: touched.inside.into_iter().map(|f| (f, table.inside.get(&f).cloned())).collect(),
+            backends: touched.backends.into_iter().map(|id| (id, table.backends.get(&id).copied())).collect(),
+        }
+    }
+
     /// When [`Planner::plan`] has something to do even if nothing changes: the next backend has drained.
     pub fn next_deadline(&self) -> Option<Duration> {
         self.draining.values().min().copied()
@@ -259,23 +301,24 @@ impl Planner {
 
     /// What Services and pods ask for and do not get.
     pub fn refusals(&self) -> Vec<Refusal> {
-        let services = self.planned.iter().map(|(name, planned)| (format!("Service {name}"), planned));
-        let pods = self.planned_pods.iter().map(|(name, planned)| (format!("Pod {name}"), planned));
-        let own = services.chain(pods).flat_map(|(object, planned)| {
-            let reasons: BTreeSet<&String> = planned.refused.iter().collect();
-            reasons
-                .into_iter()
-                .map(|reason| Refusal { object: object.clone(), reason: reason.clone() })
-                .collect::<Vec<_>>()
+        let own = self.refused.iter().flat_map(|(asks, name)| {
+            let (kind, planned) = match asks {
+                Asks::Service => ("Service", self.planned.get(name)),
+                Asks::Pod => ("Pod", self.planned_pods.get(name)),
+            };
+            let reasons: BTreeSet<&String> = planned.into_iter().flat_map(|planned| &planned.refused).collect();
+            let refusal = |reason: &String| Refusal { object: format!("{kind} {name}"), reason: reason.clone() };
+            reasons.into_iter().map(refusal).collect::<Vec<_>>()
         });
-        let contested = self.claims.iter().flat_map(|(frontend, claims)| {
-            let owner = self.owner(frontend);
-            claims.keys().filter_map(move |(_, loser)| {
-                let owner = owner.filter(|owner| owner.object() != loser.object())?;
-                let reason = format!("{} already belongs to {}", show(frontend), owner.object());
-                Some(Refusal { object: loser.object(), reason })
-            })
-        });
+        let contested =
+            self.contested.iter().filter_map(|f| Some((f, self.claims.get(f)?))).flat_map(|(frontend, claims)| {
+                let owner = self.owner(frontend);
+                claims.keys().filter_map(move |(_, loser)| {
+                    let owner = owner.filter(|owner| owner.object() != loser.object())?;
+                    let reason = format!("{} already belongs to {}", show(frontend), owner.object());
+                    Some(Refusal { object: loser.object(), reason })
+                })
+            });
         own.chain(contested).collect()
     }
 
@@ -295,8 +338,8 @@ impl Planner {
             self.draining.iter().filter(|(_, until)| **until <= now).map(|(b, _)| *b).collect();
         for backend in over {
             self.draining.remove(&backend);
-            if let Some(id) = self.backends.known(&backend) {
-                self.table.backends.remove(&BackendId(id));
+            if let Some(id) = self.backends.known(&backend).map(BackendId) {
+                self.unlist(id);
             }
             // Its grace starts only now: until here the table still named it.
             self.backends.retire(&backend, now);
@@ -321,8 +364,22 @@ impl Planner {
         }
         .unwrap_or_default();
         self.exchange(&old, &new, now);
+        self.note_refused(Asks::Service, name, &new);
+        if service.is_some_and(|service| service.health_check_port.is_some()) {
+            self.health_checked.insert(name.clone());
+        } else {
+            self.health_checked.remove(name);
+        }
         if service.is_some() {
             self.planned.insert(name.clone(), new);
+        }
+    }
+
+    fn note_refused(&mut self, asks: Asks, name: &NamespacedName, planned: &Planned) {
+        if planned.refused.is_empty() {
+            self.refused.remove(&(asks, name.clone()));
+        } else {
+            self.refused.insert((asks, name.clone()));
         }
     }
 
@@ -340,10 +397,12 @@ impl Planner {
         for (frontend, target) in &old.inside {
             if self.table.inside.get(frontend).is_some_and(|held| held.id == target.id) {
                 self.table.inside.remove(frontend);
+                self.touched.inside.insert(*frontend);
             }
         }
         for (frontend, target) in &new.inside {
             self.table.inside.entry(*frontend).or_insert_with(|| target.clone());
+            self.touched.inside.insert(*frontend);
         }
         let touched: BTreeSet<Frontend> = old.claims.keys().chain(new.claims.keys()).map(|(f, _)| *f).collect();
         for (frontend, claim) in old.claims.keys() {
@@ -377,13 +436,37 @@ impl Planner {
             .map(|((rank, _), target)| (*rank, target))
             .filter(|(rank, _)| *rank != Rank::HostPort || !node_port)
             .collect();
+        let asked_for = self.claims.get(&frontend).map_or(0, BTreeMap::len);
+        let held_back = open.len() < asked_for;
         let current = self.table.frontends.get(&frontend).map(|target| target.id);
         let best = open.first();
         let keeps =
             open.iter().find(|(rank, target)| Some(target.id) == current && best.is_some_and(|(r, _)| r == rank));
-        match keeps.or(best) {
-            Some((_, target)) => drop(self.table.frontends.insert(frontend, (*target).clone())),
-            None => drop(self.table.frontends.remove(&frontend)),
+        let target = keeps.or(best).map(|(_, target)| *target);
+        if self.table.frontends.get(&frontend) != target {
+            self.touched.frontends.insert(frontend);
+            match target.cloned() {
+                Some(target) => drop(self.table.frontends.insert(frontend, target)),
+                None => drop(self.table.frontends.remove(&frontend)),
+            }
+        }
+        if asked_for > 1 || held_back {
+            self.contested.insert(frontend);
+        } else {
+            self.contested.remove(&frontend);
+        }
+    }
+
+    /// Puts a backend into the table.
+    fn list(&mut self, id: BackendId, backend: BackendAddress) {
+        if self.table.backends.insert(id, backend) != Some(backend) {
+            self.touched.backends.insert(id);
+        }
+    }
+
+    fn unlist(&mut self, id: BackendId) {
+        if self.table.backends.remove(&id).is_some() {
+            self.touched.backends.insert(id);
         }
     }
 
@@ -391,7 +474,7 @@ impl Planner {
         let id = BackendId(self.backends.take(&backend));
         *self.holders.entry(backend).or_default() += 1;
         self.draining.remove(&backend);
-        self.table.backends.insert(id, backend);
+        self.list(id, backend);
         id
     }
 
@@ -409,10 +492,10 @@ impl Planner {
     fn drain(&mut self, backend: BackendAddress, now: Duration) {
         let Some(id) = self.backends.known(&backend).map(BackendId) else { return };
         if backend.protocol == Protocol::Udp {
-            self.table.backends.remove(&id);
+            self.unlist(id);
             self.backends.retire(&backend, now);
         } else {
-            self.table.backends.insert(id, backend);
+            self.list(id, backend);
             self.backends.take(&backend);
             self.draining.insert(backend, now.saturating_add(self.config.grace));
         }

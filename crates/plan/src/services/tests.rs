@@ -3,7 +3,9 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use proptest::prelude::*;
-use towpath_model::desired::{Algorithm, BackendAddress, BackendId, Clients, Frontend, FrontendTarget, ServiceId};
+use towpath_model::desired::{
+    Algorithm, BackendAddress, BackendId, Clients, Frontend, FrontendTarget, ServiceChanges, ServiceId, ServiceTable,
+};
 use towpath_model::{
     Conditions, Endpoint, EndpointPort, EndpointSlice, Family, NamespacedName, NodeName, Protocol, Service,
     ServiceKind, ServicePort, TargetPort, TrafficPolicy, World, family_of,
@@ -485,6 +487,20 @@ fn shape(planner: &Planner) -> Vec<(Frontend, NamespacedName, Vec<BackendAddress
         .collect()
 }
 
+fn follow(table: &mut ServiceTable, changes: ServiceChanges) {
+    fn each<K: Ord, V>(map: &mut std::collections::BTreeMap<K, V>, changes: std::collections::BTreeMap<K, Option<V>>) {
+        for (key, value) in changes {
+            match value {
+                Some(value) => drop(map.insert(key, value)),
+                None => drop(map.remove(&key)),
+            }
+        }
+    }
+    each(&mut table.frontends, changes.frontends);
+    each(&mut table.inside, changes.inside);
+    each(&mut table.backends, changes.backends);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
 
@@ -496,6 +512,7 @@ proptest! {
         let mut owner: std::collections::BTreeMap<BackendId, BackendAddress> = Default::default();
         let mut now = 0;
         let mut before = World::default();
+        let mut replica = ServiceTable::default();
         planner.plan(&before, &node(), Changed::All, at(now));
         for (services, slices, pause) in worlds {
             now += pause;
@@ -506,6 +523,15 @@ proptest! {
             planner.plan(&next, &node(), Changed::Services(&names), at(now));
             let fresh = planned(&next);
             prop_assert_eq!(shape(&planner), shape(&fresh));
+            follow(&mut replica, planner.take_changes());
+            prop_assert_eq!(&replica, planner.table(), "who follows the changes has the table");
+            prop_assert!(planner.take_changes().is_empty());
+            let said = |planner: &Planner| planner.refusals().into_iter().map(|r| (r.object, r.reason)).collect::<BTreeSet<_>>();
+            let (told, anew) = (said(&planner), said(&fresh));
+            // Who has a frontend that two ask for is a matter of who was first.
+            let plain = |all: BTreeSet<(String, String)>| all.into_iter().filter(|(_, why)| !why.contains("already belongs")).collect::<Vec<_>>();
+            prop_assert_eq!(told.len(), anew.len());
+            prop_assert_eq!(plain(told), plain(anew));
             let table = planner.table();
             for target in table.frontends.values() {
                 prop_assert!(target.backends.iter().all(|id| id.0 != 0 && table.backends.contains_key(id)));

@@ -197,7 +197,9 @@ fn a_health_check_counts_the_ready_endpoints_of_this_node() {
     balanced.external_policy = TrafficPolicy::Local;
     balanced.health_check_port = Some(31000);
     let world = world(balanced, vec![endpoint(1, READY, &[], &[]), endpoint(2, DRAINING, &[], &[])]);
-    let count = |node: &str| health::plan(&world, &NodeName::new(node))[&31000].clone();
+    let count = |node: &str| {
+        health::plan(&world, &NodeName::new(node), &world.services.keys().cloned().collect())[&31000].clone()
+    };
     assert_eq!(count("n1"), HealthCheck { service: web(), local_endpoints: 1 });
     assert_eq!(count("n2").local_endpoints, 0, "it only drains: nothing new is to come here");
     assert_eq!(count("n3").local_endpoints, 0);
