@@ -91,7 +91,7 @@ fn samples(ways: &Ways, facts: &NodeFacts, world: &World) -> Vec<(String, foreig
     };
     let mut samples = Vec::new();
     let api = api_server();
-    for slice in world.slices.values().filter(|slice| slice.service == api) {
+    for slice in world.slices.of(&api) {
         let ports = slice.ports.iter().filter(|port| port.protocol == Protocol::Tcp).map(|port| port.port);
         for (port, endpoint) in ports.flat_map(|port| slice.endpoints.iter().map(move |endpoint| (port, endpoint))) {
             let what = format!("pods' packets to the API server at {}, TCP port {port},", endpoint.address);

@@ -70,14 +70,36 @@ pub trait Noun: Sized + PartialEq + Send + Serialize + DeserializeOwned + 'stati
     fn unreadable(_key: &Self::Key) -> Option<Self> {
         None
     }
-    /// Where the world keeps it.
-    fn table(world: &mut World) -> &mut BTreeMap<Self::Key, Self>;
-    /// The same, to read.
+    /// All that the world has.
     fn all(world: &World) -> &BTreeMap<Self::Key, Self>;
+    /// Puts one into the world; the one that had the key.
+    fn put(world: &mut World, key: Self::Key, noun: Self) -> Option<Self>;
+    /// Takes one out of it.
+    fn take(world: &mut World, key: &Self::Key) -> Option<Self>;
+    /// Puts these in the place of all.
+    fn replace(world: &mut World, all: BTreeMap<Self::Key, Self>);
     /// The Service whose plan it is part of.
     fn service(&self) -> Option<&NamespacedName> {
         None
     }
+}
+
+/// Where the world keeps nouns of a kind.
+macro_rules! kept_in {
+    ($table:ident, $key:ty) => {
+        fn all(world: &World) -> &BTreeMap<$key, Self> {
+            &world.$table
+        }
+        fn put(world: &mut World, key: $key, noun: Self) -> Option<Self> {
+            world.$table.insert(key, noun)
+        }
+        fn take(world: &mut World, key: &$key) -> Option<Self> {
+            world.$table.remove(key)
+        }
+        fn replace(world: &mut World, all: BTreeMap<$key, Self>) {
+            world.$table = all.into();
+        }
+    };
 }
 
 macro_rules! noun {
@@ -93,12 +115,7 @@ macro_rules! noun {
             fn parse(object: &$object) -> Result<Self, Invalid> {
                 Self::try_from(object)
             }
-            fn table(world: &mut World) -> &mut BTreeMap<$key, Self> {
-                &mut world.$table
-            }
-            fn all(world: &World) -> &BTreeMap<$key, Self> {
-                &world.$table
-            }
+            kept_in!($table, $key);
             $(fn service(&self) -> Option<&NamespacedName> {
                 let part: fn(&$noun) -> &NamespacedName = $service;
                 Some(part(self))
@@ -139,13 +156,7 @@ impl Noun for NetworkPolicy {
         Ok(policy)
     }
 
-    fn table(world: &mut World) -> &mut BTreeMap<NamespacedName, Self> {
-        &mut world.policies
-    }
-
-    fn all(world: &World) -> &BTreeMap<NamespacedName, Self> {
-        &world.policies
-    }
+    kept_in!(policies, NamespacedName);
 }
 
 /// What changed since it was last asked.
@@ -337,14 +348,14 @@ impl Index {
         }
         self.touch(N::KIND);
         self.changes.services.extend(noun.service().cloned());
-        if let Some(old) = N::table(&mut self.world).insert(key, noun) {
+        if let Some(old) = N::put(&mut self.world, key, noun) {
             self.changes.services.extend(old.service().cloned());
         }
     }
 
     /// An object is gone.
     pub fn remove<N: Noun>(&mut self, key: &N::Key) {
-        if let Some(old) = N::table(&mut self.world).remove(key) {
+        if let Some(old) = N::take(&mut self.world, key) {
             self.touch(N::KIND);
             self.changes.services.extend(old.service().cloned());
         }
@@ -358,9 +369,8 @@ impl Index {
     }
 
     fn replace<N: Noun>(&mut self, all: BTreeMap<N::Key, N>) {
-        let table = N::table(&mut self.world);
-        if *table != all {
-            *table = all;
+        if *N::all(&self.world) != all {
+            N::replace(&mut self.world, all);
             self.touch(N::KIND);
             self.changes.all_services |= matches!(N::KIND, Kind::Service | Kind::EndpointSlice);
         }

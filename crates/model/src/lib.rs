@@ -19,6 +19,7 @@ pub mod pod;
 pub mod protocol;
 pub mod readable;
 pub mod service;
+pub mod slices;
 pub mod world;
 
 pub use endpoints::{Conditions, Endpoint, EndpointPort, EndpointSlice, Hints};
@@ -32,4 +33,5 @@ pub use pod::{HostPort, NamedPort, Phase, Pod};
 pub use protocol::{Family, Protocol, canonical, family_of};
 pub use readable::Readable;
 pub use service::{ALGORITHM_ANNOTATION, Service, ServiceKind, ServicePort, TargetPort, TrafficPolicy};
+pub use slices::Slices;
 pub use world::World;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::{EndpointSlice, Namespace, NamespacedName, NetworkPolicy, Node, NodeName, Pod, Service};
+use crate::{Namespace, NamespacedName, NetworkPolicy, Node, NodeName, Pod, Service, Slices};
 
 /// The cluster as last heard of. Planners read it; the agent's index keeps it up to date; tests and `verify` build it from
 /// manifests.
@@ -17,17 +17,12 @@ pub struct World {
     /// Services by name.
     pub services: BTreeMap<NamespacedName, Service>,
     /// EndpointSlices by their own name.
-    pub slices: BTreeMap<NamespacedName, EndpointSlice>,
+    pub slices: Slices,
     /// NetworkPolicies by name.
     pub policies: BTreeMap<NamespacedName, NetworkPolicy>,
 }
 
 impl World {
-    /// The slices of a Service.
-    pub fn slices_of<'a>(&'a self, service: &'a NamespacedName) -> impl Iterator<Item = &'a EndpointSlice> {
-        self.slices.values().filter(move |s| s.service == *service)
-    }
-
     /// The labels of a namespace; none known: no labels but its name, as the API server would set it.
     pub fn namespace_labels(&self, namespace: &str) -> crate::Labels {
         self.namespaces.get(namespace).map_or_else(

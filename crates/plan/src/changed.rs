@@ -15,7 +15,7 @@ pub enum Changed<'a> {
 }
 
 impl Changed<'_> {
-    /// The slices of the Services concerned, in one pass; `World::slices_of` for each would be quadratic.
+    /// The slices of the Services concerned.
     pub(crate) fn slices<'w>(&self, world: &'w World) -> BTreeMap<&'w NamespacedName, Vec<&'w EndpointSlice>> {
         let mut by_service: BTreeMap<&NamespacedName, Vec<&EndpointSlice>> = BTreeMap::new();
         match self {
@@ -25,15 +25,8 @@ impl Changed<'_> {
                 }
             }
             Changed::Services(names) => {
-                // A slice lives in its Service's namespace, and the world is sorted by namespace.
-                let namespaces: BTreeSet<&str> = names.iter().map(|n| n.namespace.as_str()).collect();
-                for namespace in namespaces {
-                    let slices = world.slices.range(NamespacedName::new(namespace, "")..);
-                    for (_, slice) in slices.take_while(|(name, _)| name.namespace == namespace) {
-                        if names.contains(&slice.service) {
-                            by_service.entry(&slice.service).or_default().push(slice);
-                        }
-                    }
+                for slice in names.iter().flat_map(|name| world.slices.of(name)) {
+                    by_service.entry(&slice.service).or_default().push(slice);
                 }
             }
         }

@@ -81,7 +81,8 @@ pub(crate) async fn world(client: &kube::Client) -> Result<World> {
         slices: parsed::<discovery::EndpointSlice, towpath_model::EndpointSlice, _>(client, "endpointslices", |s| {
             s.name.clone()
         })
-        .await?,
+        .await?
+        .into(),
         policies: policies(client).await?,
     })
 }

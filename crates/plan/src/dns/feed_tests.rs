@@ -103,7 +103,9 @@ fn changes_lead_to_the_same_records_as_a_new_snapshot() {
     };
     assert_eq!(feed(&mut planner, &world, &[], true), 1);
 
-    world.slices.get_mut(&named("db-1")).unwrap().endpoints[0].conditions.ready = true;
+    let mut slice = world.slices[&named("db-1")].clone();
+    slice.endpoints[0].conditions.ready = true;
+    world.slices.insert(named("db-1"), slice);
     assert_eq!(feed(&mut planner, &world, &["db"], false), 1);
 
     world.services.remove(&named("web"));

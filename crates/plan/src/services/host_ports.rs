@@ -33,7 +33,7 @@ struct Reserved {
 impl Reserved {
     fn of(world: &World) -> Self {
         let api = api_server();
-        let reached = world.slices_of(&api).flat_map(|slice| {
+        let reached = world.slices.of(&api).flat_map(|slice| {
             let at = |e: &Endpoint| slice.ports.iter().map(|p| (e.address, p.port)).collect::<Vec<_>>();
             slice.endpoints.iter().flat_map(at)
         });

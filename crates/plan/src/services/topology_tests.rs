@@ -82,7 +82,7 @@ fn world(service: Service, endpoints: Vec<Endpoint>) -> World {
     World {
         nodes: (1..=3).map(node).map(|n| (n.name.clone(), n)).collect(),
         services: BTreeMap::from([(web(), service)]),
-        slices: BTreeMap::from([(slice.name.clone(), slice)]),
+        slices: [(slice.name.clone(), slice)].into(),
         ..World::default()
     }
 }
@@ -176,7 +176,9 @@ fn clients_of_this_node_get_all_endpoints_of_a_local_node_port() {
 #[test]
 fn slices_for_dns_only_are_not_for_proxies() {
     let mut world = world(service(ServiceKind::ClusterIp), vec![endpoint(1, READY, &[], &[])]);
-    world.slices.values_mut().for_each(|slice| slice.headless = true);
+    let headless =
+        world.slices.iter().map(|(name, slice)| (name.clone(), EndpointSlice { headless: true, ..slice.clone() }));
+    world.slices = headless.collect();
     assert_eq!(backends(&world, Some("10.96.0.1"), 80).unwrap(), [] as [u8; 0]);
 }
 

@@ -289,8 +289,12 @@ impl Case<'_> {
     /// A node to which an address for everybody may lead: where the Service keeps to a node's own endpoints, one that has some.
     fn leads_to(&self, address: IpAddr, facts: &Facts) -> Option<NodeName> {
         let service = self.world.services.values().find(|s| is_for_all(s, address, facts))?;
-        let slices = self.world.slices.values().filter(|slice| slice.service == service.name);
-        let ready = slices.flat_map(|slice| &slice.endpoints).filter(|endpoint| endpoint.conditions.ready);
+        let ready = self
+            .world
+            .slices
+            .of(&service.name)
+            .flat_map(|slice| &slice.endpoints)
+            .filter(|endpoint| endpoint.conditions.ready);
         let with_endpoint = ready.filter_map(|endpoint| endpoint.node.clone()).next();
         let any = || self.world.nodes.keys().next().cloned();
         with_endpoint.filter(|_| service.external_policy == TrafficPolicy::Local).or_else(any)

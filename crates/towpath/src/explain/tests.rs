@@ -85,7 +85,7 @@ fn world() -> World {
                 health_check_port: None,
             },
         )]),
-        slices: BTreeMap::from([(
+        slices: towpath_model::Slices::from([(
             NamespacedName::new("default", "web-x"),
             EndpointSlice {
                 name: NamespacedName::new("default", "web-x"),
