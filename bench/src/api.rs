@@ -246,6 +246,34 @@ impl Api {
         }
     }
 
+    /// Puts an object in the place of the one that has its name.
+    ///
+    /// # Errors
+    /// It was refused.
+    pub(crate) fn put(&mut self, object: &Value) -> Result<()> {
+        match &mut self.way {
+            Way::Proxy(proxy) => {
+                let path = path_of(object, &self.namespace)?;
+                let (status, value) = proxy.request("PUT", &path, Some(object))?;
+                if status == 200 { Ok(()) } else { bail!("PUT {path}: {status} {value}") }
+            }
+            Way::Lab { .. } => self.create(std::slice::from_ref(object)),
+        }
+    }
+
+    /// Who changes objects beside this one, on a connection of its own.
+    ///
+    /// # Errors
+    /// There is no kubectl, or its proxy cannot be reached.
+    pub(crate) fn changer(&self) -> Result<Changer> {
+        match &self.way {
+            Way::Proxy(proxy) => {
+                Ok(Changer { connection: Connection::open(proxy.port)?, namespace: self.namespace.clone() })
+            }
+            Way::Lab { .. } => bail!("a hundred changes a second need a kubectl of 1.31 or newer"),
+        }
+    }
+
     /// Deletes objects at once, without a time of grace, several at a time; one that is not there is fine. They may be there for
     /// a moment longer.
     ///
@@ -270,6 +298,30 @@ impl Api {
                 Ok(())
             }
         }
+    }
+}
+
+fn path_of(object: &Value, namespace: &str) -> Result<String> {
+    let name = object.pointer("/metadata/name").and_then(Value::as_str).context("an object without a name")?;
+    Ok(format!("{}/{name}", Kind::of(object)?.path(namespace)))
+}
+
+/// See [`Api::changer`].
+#[derive(Debug)]
+pub(crate) struct Changer {
+    connection: Connection,
+    namespace: String,
+}
+
+impl Changer {
+    /// As [`Api::put`].
+    ///
+    /// # Errors
+    /// As [`Api::put`].
+    pub(crate) fn put(&mut self, object: &Value) -> Result<()> {
+        let path = path_of(object, &self.namespace)?;
+        let (status, value) = self.connection.request("PUT", &path, Some(object))?;
+        if status == 200 { Ok(()) } else { bail!("PUT {path}: {status} {value}") }
     }
 }
 

@@ -235,21 +235,50 @@ impl Lab {
         Ok((running, applied))
     }
 
-    /// Resident memory of each agent, in MiB.
-    ///
-    /// # Errors
-    /// No agent runs.
-    pub(crate) fn agent_memory(&self) -> Result<Vec<f64>> {
+    /// Process ids of the agents.
+    fn agents(&self) -> Result<Vec<String>> {
         let nodes = self.cgroup()?.join("nodes");
         let mut found = Vec::new();
         for node in std::fs::read_dir(&nodes).with_context(|| format!("read {}", nodes.display()))?.flatten() {
             let procs = std::fs::read_to_string(node.path().join("system/cgroup.procs")).unwrap_or_default();
-            found.extend(procs.lines().filter(|pid| is_agent(pid)).filter_map(resident));
+            found.extend(procs.lines().filter(|pid| is_agent(pid)).map(str::to_owned));
         }
         if found.is_empty() {
             bail!("no `towpath agent` runs in lab {}", self.name);
         }
         Ok(found)
+    }
+
+    /// Resident memory of each agent, in MiB.
+    ///
+    /// # Errors
+    /// No agent runs.
+    pub(crate) fn agent_memory(&self) -> Result<Vec<f64>> {
+        Ok(self.agents()?.iter().filter_map(|pid| resident(pid)).collect())
+    }
+
+    /// What the kernel counts to the BPF maps of an agent, the largest sum of all agents, in MiB.
+    ///
+    /// # Errors
+    /// No agent runs, or its descriptors cannot be read.
+    pub(crate) fn map_memory(&self) -> Result<f64> {
+        let mut largest: f64 = 0.0;
+        for pid in self.agents()? {
+            let directory = format!("/proc/{pid}/fdinfo");
+            let mut maps: BTreeMap<u64, u64> = BTreeMap::new();
+            for entry in std::fs::read_dir(&directory).with_context(|| directory.clone())?.flatten() {
+                let info = std::fs::read_to_string(entry.path()).unwrap_or_default();
+                let field = |name: &str| {
+                    let line = info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+                    line.and_then(|value| value.trim().parse::<u64>().ok())
+                };
+                if let (Some(id), Some(bytes)) = (field("map_id"), field("memlock")) {
+                    maps.insert(id, bytes);
+                }
+            }
+            largest = largest.max(maps.values().sum::<u64>() as f64 / 1_048_576.0);
+        }
+        Ok(largest)
     }
 }
 

@@ -20,6 +20,7 @@ mod report;
 mod rounds;
 mod row;
 mod stats;
+mod swap;
 mod worker;
 
 use std::io::Read;
@@ -63,6 +64,7 @@ fn inside(place: &Place, what: Inside) -> Result<()> {
         Inside::Client => worker::answer_questions(load::client::block),
         Inside::Plugins => worker::answer_questions(cni::block),
         Inside::FreshPods => worker::answer_questions(fresh::block),
+        Inside::UntilItAnswers => worker::answer_questions(swap::until),
         Inside::Run { argv } => {
             let (program, args) = argv.split_first().context("no command was given")?;
             Err(Command::new(program).args(args).exec()).with_context(|| format!("run {program}"))

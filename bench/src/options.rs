@@ -53,6 +53,8 @@ pub(crate) enum Inside {
     Plugins,
     /// Adds pods and waits until other nodes let them in.
     FreshPods,
+    /// Waits until a Service answers, or refuses.
+    UntilItAnswers,
     /// Becomes a command.
     Run {
         /// The command.
@@ -76,6 +78,8 @@ pub(crate) enum Group {
     Fresh,
     /// ClusterIP against pod address, with few and many Services.
     Services,
+    /// How soon a change of endpoints is in force with many Services, and what they cost in memory.
+    Endpoints,
 }
 
 /// CPUs of client and server.
@@ -132,6 +136,9 @@ pub(crate) struct Options {
     /// How many pods are added to time how soon other nodes know them.
     #[arg(long, default_value_t = 200)]
     pub(crate) fresh_pods: usize,
+    /// How many changes of endpoints are timed.
+    #[arg(long, default_value_t = 200)]
+    pub(crate) swaps: usize,
     /// Write everything, with every round, as JSON.
     #[arg(long, value_name = "FILE")]
     pub(crate) json: Option<PathBuf>,

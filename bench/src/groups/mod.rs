@@ -3,6 +3,7 @@
 mod cluster;
 mod cni;
 mod cross_node;
+mod endpoints;
 mod fresh;
 mod same_node;
 mod services;
@@ -79,6 +80,9 @@ impl Run {
         }
         if let Some(lab) = lab.as_mut().filter(|_| self.options.has(Group::Services)) {
             services::measure(self, lab)?;
+        }
+        if let Some(lab) = lab.as_mut().filter(|_| self.options.has(Group::Endpoints)) {
+            endpoints::measure(self, lab)?;
         }
         Ok(())
     }

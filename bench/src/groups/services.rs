@@ -13,7 +13,7 @@ use crate::load::{Ends, Measure, PORT};
 use crate::row::{About, Goal, Null, Row};
 
 const NULL: Null = Null { one: "pod address", other: "pod address again" };
-const MEASURED: &str = "measured";
+pub(super) const MEASURED: &str = "measured";
 
 /// Measures them.
 ///
@@ -30,7 +30,7 @@ pub(super) fn measure(run: &mut Run, lab: &mut Lab) -> Result<()> {
     let many = run.options.services;
     crate::report::progress(&format!("making {many} Services"));
     let started = Instant::now();
-    fill(lab, many, server.ip)?;
+    fill(lab, many, 2, server.ip)?;
     let made = started.elapsed().as_secs_f64();
     let last = cluster_ip(lab, &filler(many - 1))?;
     answers(&ends, last)?;
@@ -67,7 +67,7 @@ fn pass(run: &mut Run, ends: &Ends, service: IpAddr, pod: IpAddr, count: usize) 
     Ok(run.rows.iter().find(|row| row.id == id).cloned())
 }
 
-fn service(name: &str) -> Value {
+pub(super) fn service(name: &str) -> Value {
     let port = json!({"name": "p", "port": PORT, "targetPort": PORT, "protocol": "TCP"});
     json!({
         "apiVersion": "v1", "kind": "Service",
@@ -76,7 +76,7 @@ fn service(name: &str) -> Value {
     })
 }
 
-fn slice(service: &str, endpoints: &[IpAddr]) -> Value {
+pub(super) fn slice(service: &str, endpoints: &[IpAddr]) -> Value {
     let endpoints: Vec<Value> =
         endpoints.iter().map(|ip| json!({"addresses": [ip], "conditions": {"ready": true}})).collect();
     json!({
@@ -91,28 +91,29 @@ fn slice(service: &str, endpoints: &[IpAddr]) -> Value {
     })
 }
 
-fn filler(index: usize) -> String {
+pub(super) fn filler(index: usize) -> String {
     format!("filler-{index:05}")
 }
 
-/// Many Services with two endpoints each; the last one, made after all others, leads to the server.
-fn fill(lab: &mut Lab, count: usize, server: IpAddr) -> Result<()> {
+/// Endpoints of the `index`-th Service, nobody's: 198.18.0.0/15 is for benchmarks (RFC 2544).
+pub(super) fn nobodys(index: usize, count: usize) -> Vec<IpAddr> {
+    let number = |which: usize| u32::try_from(index * count + which).unwrap_or(0) % 0x1_fffe + 1;
+    (0..count).map(|which| IpAddr::from(Ipv4Addr::from(0xc612_0000 + number(which)))).collect()
+}
+
+/// Many Services with some endpoints each; the last one, made after all others, leads to the server.
+pub(super) fn fill(lab: &mut Lab, count: usize, endpoints: usize, server: IpAddr) -> Result<()> {
     let last = count.saturating_sub(1);
     let mut objects = Vec::with_capacity(count * 2);
     for index in 0..last {
-        // 198.18.0.0/15 is for benchmarks (RFC 2544): addresses that are nobody's.
-        let address = |which: usize| {
-            let number = u32::try_from(index * 2 + which).unwrap_or(0) % 0x1_fffe + 1;
-            IpAddr::from(Ipv4Addr::from(0xc612_0000 + number))
-        };
-        objects.extend([service(&filler(index)), slice(&filler(index), &[address(0), address(1)])]);
+        objects.extend([service(&filler(index)), slice(&filler(index), &nobodys(index, endpoints))]);
     }
     lab.api.create(&objects)?;
     lab.api.create(&[service(&filler(last)), slice(&filler(last), &[server])])
 }
 
 /// Removes what was made; the benchmark's own lab goes away whole.
-fn empty(lab: &mut Lab, count: usize) -> Result<()> {
+pub(super) fn empty(lab: &mut Lab, count: usize) -> Result<()> {
     if lab.is_own() {
         return Ok(());
     }
@@ -125,14 +126,14 @@ fn empty(lab: &mut Lab, count: usize) -> Result<()> {
     Ok(())
 }
 
-fn cluster_ip(lab: &mut Lab, name: &str) -> Result<IpAddr> {
+pub(super) fn cluster_ip(lab: &mut Lab, name: &str) -> Result<IpAddr> {
     let service = lab.api.get(Kind::Service, name)?.with_context(|| format!("Service {name} is not there"))?;
     let text = service.pointer("/spec/clusterIP").and_then(Value::as_str).unwrap_or_default();
     text.parse().with_context(|| format!("Service {name} has the address {text:?}"))
 }
 
 /// Waits until connections to an address work.
-fn answers(ends: &Ends, address: IpAddr) -> Result<()> {
+pub(super) fn answers(ends: &Ends, address: IpAddr) -> Result<()> {
     let to = ends.to("probe", address).to;
     wait(&format!("{to} to answer"), || Ok(ends.block(Measure::Crr, to, Duration::from_millis(5)).ok()))?;
     Ok(())
