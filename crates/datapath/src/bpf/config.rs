@@ -16,7 +16,7 @@ pub struct BpfConfig {
 }
 
 /// How many entries the maps may hold. Entries are not preallocated: until it is used, an entry of a hash map's limit costs 16
-/// bytes (the defaults: about 20 MiB in all), one of a prefix tree's nothing.
+/// bytes (the defaults: about 25 MiB in all), one of a prefix tree's nothing.
 ///
 /// A full table of connections takes 256 bytes an entry, and 192 for its translation: 112 MiB with the default, which is what a
 /// hostile pod and its friends can make the kernel spend. It is as many as the kernel's own tracking has on a machine with
@@ -49,7 +49,7 @@ impl Default for Limits {
             connections: 256 * 1024,
             services: 64 * 1024,
             slots: 256 * 1024,
-            backends: 64 * 1024,
+            backends: 128 * 1024,
             classes: 128 * 1024,
             set_classes: 256 * 1024,
             rules: 1024 * 1024,

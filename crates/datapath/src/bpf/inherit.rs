@@ -1,7 +1,7 @@
-//! What another version of the programs left in its maps.
+//! What another version of the programs left in its maps, or the same one with lower limits.
 //!
-//! A version with other layouts pins its maps in a directory of its own. It starts with what the other one's hold: a map of the same layout
-//! is *shared*, so that what either writes is the other's at once; one of another layout is *copied*, field by field by name
+//! A version with other layouts, or with larger maps, pins its maps in a directory of its own. It starts with what the other one's hold:
+//! a map of the same layout, and large enough, is *shared*, so that what either writes is the other's at once; one of another layout is *copied*, field by field by name
 //! ([`super::layout`]), when the programs are loaded, and connections once more when the other version's programs have gone. So it starts like another run of the same version,
 //! with the ids of rules and backends, the connections and the translations that are in the kernel, whichever of the two is the newer.
 //!
@@ -125,7 +125,9 @@ impl Inheritance {
             return Ok(());
         };
         let same_kind = from.map_type() == map.map_type();
-        if same_kind && was == to && from.info().map_err(failed)?.info.map_flags == map.map_flags() {
+        // One that is larger than wanted will do; into a smaller one not all might fit.
+        let large = from.max_entries() >= map.max_entries();
+        if same_kind && large && was == to && from.info().map_err(failed)?.info.map_flags == map.map_flags() {
             if !pin.exists() {
                 from.pin(pin).map_err(|e| Error::bpf("share map", pin.display().to_string(), e))?;
             }

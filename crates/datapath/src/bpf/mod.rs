@@ -107,7 +107,7 @@ impl Programs {
     }
 
     fn load(config: BpfConfig, testing: bool) -> Result<Self> {
-        let pins = PinDir::create(&config.pin_dir)?;
+        let pins = PinDir::create(&config.pin_dir, &config.limits)?;
         let (object, inheritance) = object::load(&config, &pins, testing)?;
         let inheritance = Some(inheritance).filter(|_| pins.has_former());
         let policy = PolicyMaps::open(&object)?;

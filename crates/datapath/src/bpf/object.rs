@@ -51,7 +51,7 @@ const PINNED: [&str; 25] = [
 /// Holds the collector's timer: pinned, because a timer dies with the last reference from user space.
 const COLLECTOR: &str = "tp_collector";
 
-/// What the name of a version's directory begins with; the ABI version follows.
+/// What the name of a version's directory begins with; the ABI version follows, and where limits were raised since, `-` and how often.
 const VERSIONED: &str = "towpath-v";
 
 /// Beside the maps once they hold what another version's did: a symbolic link, since a bpffs has no files.
@@ -98,9 +98,10 @@ pub(crate) struct PinDir {
 }
 
 impl PinDir {
-    /// Creates what is missing, for root's eyes only.
-    pub(crate) fn create(pin_dir: &Path) -> Result<Self> {
-        let dir = Self { root: pin_dir.join(format!("{VERSIONED}{TP_ABI_VERSION}")) };
+    /// Creates what is missing, for root's eyes only. Maps that are smaller than `limits` wants are left where they are: ours are made
+    /// in another directory, and filled from those as from another version's.
+    pub(crate) fn create(pin_dir: &Path, limits: &Limits) -> Result<Self> {
+        let dir = Self { root: pin_dir.join(own_name(pin_dir, limits)) };
         for path in [dir.root.clone(), dir.maps(), dir.links()] {
             let failed = |e| Error::kernel("make directory", path.display().to_string(), e);
             match fs::create_dir(&path) {
@@ -155,9 +156,8 @@ impl PinDir {
         let mut roots = Vec::new();
         for entry in fs::read_dir(beside).map_err(failed)? {
             let entry = entry.map_err(failed)?;
-            let name = entry.file_name();
-            let version = name.to_str().and_then(|name| name.strip_prefix(VERSIONED)?.parse::<u32>().ok());
-            if let Some(version) = version.filter(|version| *version != TP_ABI_VERSION) {
+            let version = entry.file_name().to_str().and_then(version_of);
+            if let Some(version) = version.filter(|_| entry.path() != self.root) {
                 roots.push((version, entry.path()));
             }
         }
@@ -185,6 +185,44 @@ impl PinDir {
     }
 }
 
+/// ABI version and number of a directory, by its name.
+fn version_of(name: &str) -> Option<(u32, u32)> {
+    let text = name.strip_prefix(VERSIONED)?;
+    match text.split_once('-') {
+        Some((version, number)) => Some((version.parse().ok()?, number.parse().ok()?)),
+        None => Some((text.parse().ok()?, 0)),
+    }
+}
+
+/// The directory of ours that is large enough, else a new one. Of several the latest: what is before it gives way to it.
+fn own_name(pin_dir: &Path, limits: &Limits) -> String {
+    let entries = fs::read_dir(pin_dir).into_iter().flatten().flatten();
+    let names = entries.filter_map(|entry| version_of(entry.file_name().to_str()?));
+    let latest = names.filter(|(version, _)| *version == TP_ABI_VERSION).map(|(_, number)| number).max();
+    let name = |number: u32| match number {
+        0 => format!("{VERSIONED}{TP_ABI_VERSION}"),
+        _ => format!("{VERSIONED}{TP_ABI_VERSION}-{number}"),
+    };
+    let Some(latest) = latest else { return name(0) };
+    let small = smaller_maps(&pin_dir.join(name(latest)).join("maps"), limits);
+    if small.is_empty() {
+        return name(latest);
+    }
+    tracing::info!(maps = small.join(", "), "limits were raised: making larger maps");
+    name(latest + 1)
+}
+
+/// Pinned maps that are smaller than wanted.
+fn smaller_maps(maps: &Path, limits: &Limits) -> Vec<&'static str> {
+    use libbpf_rs::MapCore as _;
+    let is_small = |name: &&str| {
+        let wanted = limit_of(limits, name);
+        let pinned = wanted.and_then(|_| MapHandle::from_pinned_path(maps.join(name)).ok());
+        pinned.is_some_and(|pinned| wanted.is_some_and(|wanted| pinned.max_entries() < wanted))
+    };
+    PINNED.into_iter().filter(is_small).collect()
+}
+
 /// Removes the maps that a version pinned and its directories; links must be gone.
 fn remove_version(root: &Path) -> Result<()> {
     let failed = |path: &Path, e| Error::kernel("remove", path.display().to_string(), e);
@@ -204,12 +242,9 @@ fn remove_version(root: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Sets a map's size and pin. A pinned map keeps the size that it was made with.
-fn prepare_map(map: &mut OpenMapMut<'_>, name: &str, maps: &Path, limits: &Limits) -> Result<()> {
+/// Sets where a map is pinned. One that is pinned already keeps its size.
+fn prepare_map(map: &mut OpenMapMut<'_>, name: &str, maps: &Path) -> Result<()> {
     let failed = |e| Error::bpf("prepare map", name, e);
-    if let Some(limit) = limit_of(limits, name) {
-        map.set_max_entries(limit.max(1)).map_err(failed)?;
-    }
     if name != COLLECTOR && !PINNED.contains(&name) {
         return Ok(());
     }
@@ -218,11 +253,12 @@ fn prepare_map(map: &mut OpenMapMut<'_>, name: &str, maps: &Path, limits: &Limit
         use libbpf_rs::MapCore as _;
         let pinned = MapHandle::from_pinned_path(&pin).map_err(failed)?;
         if pinned.max_entries() != map.max_entries() {
+            // Another directory was chosen if it were smaller.
             tracing::warn!(
                 map = name,
                 wanted = map.max_entries(),
                 kept = pinned.max_entries(),
-                "a pinned map keeps the limit it was made with until the node restarts"
+                "a limit that was lowered keeps its former value until the node restarts"
             );
             map.set_max_entries(pinned.max_entries()).map_err(failed)?;
         }
@@ -247,10 +283,13 @@ fn prepare(open: &mut OpenObject, pins: &PinDir, limits: &Limits, testing: bool)
         if testing && name.ends_with(".rodata") {
             set_testing(&mut map);
         }
+        if let Some(limit) = limit_of(limits, &name) {
+            map.set_max_entries(limit.max(1)).map_err(|e| Error::bpf("prepare map", name.as_str(), e))?;
+        }
         if let Some(types) = types.as_ref().filter(|_| PINNED.contains(&name.as_str())) {
             inheritance.consider(types, &map, &maps.join(&name), &others)?;
         }
-        prepare_map(&mut map, &name, &maps, limits)?;
+        prepare_map(&mut map, &name, &maps)?;
     }
     Ok(inheritance)
 }

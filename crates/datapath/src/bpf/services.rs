@@ -43,7 +43,9 @@ pub(crate) struct ServiceMaps {
     whole: bool,
     affinity: Map<AffinityKey, Affinity>,
     translations: Map<Tuple, abi::Nat>,
-    /// Lists that are look-up tables, which all frontends of a Service port share.
+    /// The list of each Service port, by its id, and how long it is: its frontends share it.
+    lists: HashMap<u32, (u32, u32)>,
+    /// Lists that are look-up tables.
     tables: HashMap<u32, Arc<[BackendId]>>,
     /// Lists that no entry points to, and since when.
     old_lists: Vec<(u32, u32, Instant)>,
@@ -161,6 +163,7 @@ impl ServiceMaps {
             translations: Map::open(object, "tp_nat")?,
             affinity: Map::open(object, "tp_affinity")?,
             old_lists: orphans.into_iter().map(|(list, count)| (list, count, now)).collect(),
+            lists: HashMap::new(),
             tables: HashMap::new(),
             old_backends: HashMap::new(),
             unaffine: HashMap::new(),
@@ -176,10 +179,9 @@ impl ServiceMaps {
         (0..service.count).filter_map(slot).collect()
     }
 
-    fn is_list_of(&self, service: &abi::Service, wanted: &[BackendId]) -> bool {
-        let slot = |index| self.slots.held().get(&SlotKey { list: service.list, index }).copied();
-        service.count as usize == wanted.len()
-            && (0..service.count).zip(wanted).all(|(index, BackendId(id))| slot(index) == Some(*id))
+    fn is_list_of(&self, list: u32, count: u32, wanted: &[BackendId]) -> bool {
+        let slot = |index| self.slots.held().get(&SlotKey { list, index }).copied();
+        count as usize == wanted.len() && (0..count).zip(wanted).all(|(index, BackendId(id))| slot(index) == Some(*id))
     }
 
     fn free_list(&mut self) -> u32 {
@@ -200,11 +202,15 @@ impl ServiceMaps {
         if let Some((list, _)) = written {
             return Ok((*list, Changes::default()));
         }
-        if let Some(old) = old.filter(|old| self.is_list_of(old, wanted)) {
+        let shared = self.lists.get(&target.id.0).copied();
+        let mut former = old.map(|old| (old.list, old.count)).into_iter().chain(shared);
+        let same = former.find(|(list, count)| self.is_list_of(*list, *count, wanted));
+        if let Some((list, count)) = same {
             if large {
-                self.tables.insert(old.list, Arc::clone(&target.table));
+                self.tables.insert(list, Arc::clone(&target.table));
             }
-            return Ok((old.list, Changes::default()));
+            self.lists.insert(target.id.0, (list, count));
+            return Ok((list, Changes::default()));
         }
         let list = self.free_list();
         if large {
@@ -212,7 +218,10 @@ impl ServiceMaps {
         }
         let slots = (0u32..).zip(wanted).map(|(index, BackendId(id))| (SlotKey { list, index }, *id));
         match self.slots.put_all(slots) {
-            Ok(changes) => Ok((list, changes)),
+            Ok(changes) => {
+                self.lists.insert(target.id.0, (list, wanted.len() as u32));
+                Ok((list, changes))
+            }
             Err(e) => {
                 self.tables.remove(&list);
                 self.old_lists.push((list, wanted.len() as u32, Instant::now()));
@@ -230,6 +239,9 @@ impl ServiceMaps {
             self.unaffine.extend(lost.map(|backend| ((old.id, backend), now)));
         }
         self.tables.remove(&old.list);
+        if self.lists.get(&old.id).is_some_and(|(list, _)| *list == old.list) {
+            self.lists.remove(&old.id);
+        }
         self.old_lists.push((old.list, old.count, now));
     }
 

@@ -213,6 +213,40 @@ fn connections_of_a_pod_that_goes_meanwhile_do_not_come_back() {
 }
 
 #[test]
+fn limits_are_raised_under_load() {
+    if !root() {
+        return;
+    }
+    let mut lab = Lab::new(PROGRAMS);
+    let (isolated, open) = (lab.n1.pod(10, OPEN), lab.n1.pod(11, OPEN));
+    let mut flows = Flows::open(&lab, &isolated, &open);
+    lab.n1.link();
+    for round in [1, 2] {
+        lab.n1.close();
+        lab.n1.config.limits.connections *= 2;
+        lab.n1.config.limits.backends *= 2;
+        lab.n1.open();
+        assert!(flows.go_on(), "while the smaller maps are at work");
+        std::thread::sleep(Duration::from_millis(300));
+        apply(&lab.n1, &open);
+        let pins = pins(&lab.n1);
+        let own = format!("towpath-v{TP_ABI_VERSION}-{round}");
+        assert!(pins.contains(&own) && !pins.replace(&own, "").contains("towpath-v"), "{pins}");
+        let pin = lab.n1.config.bpffs.join(format!("{own}/maps/tp_ct"));
+        let size = lab.n1.ns.run(|| MapHandle::from_pinned_path(pin).unwrap().max_entries());
+        assert_eq!(size, lab.n1.config.limits.connections);
+        assert!(flows.go_on(), "with the larger ones");
+        let accounts = held(&lab.n1);
+        let entries = lab.n1.call(|node| node.observe(Programs::connections)).unwrap().len();
+        assert_eq!(accounts.all, entries as u32, "{accounts:?}");
+    }
+    // Another start with the same limits stays where it is.
+    lab.n1.close();
+    lab.n1.open();
+    assert!(flows.go_on() && pins(&lab.n1).contains(&format!("towpath-v{TP_ABI_VERSION}-2/")));
+}
+
+#[test]
 fn connections_outlive_them_on_kernels_without_links() {
     if root() {
         over_to_ours(CLSACT, TP_ABI_VERSION + 1, true);
