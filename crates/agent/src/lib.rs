@@ -124,7 +124,7 @@ async fn run_until(config: AgentConfig, shutdown: CancellationToken) -> Result<(
         state_dir: config.run_dir.join("pods"),
         uplink: config.uplink.clone(),
         devices: config.devices.clone(),
-        limits: Default::default(),
+        limits: settings::limits(&config.limits),
     })
     .await
     .context("could not open the data path")?;

@@ -530,21 +530,29 @@ impl Reconciler {
             self.services.plan(read(&index).world(), &self.node, due.services(), now);
             self.services.take_changes()
         });
-        let refused = self.services.refusals().into_iter().map(|r| format!("{}: {}", r.object, r.reason)).collect();
+        let mut refused: Vec<String> =
+            self.services.refusals().into_iter().map(|r| format!("{}: {}", r.object, r.reason)).collect();
         let (frontends, backends) = (self.services.table().frontends.len(), self.services.table().backends.len());
-        self.with_report(|report| {
-            report.frontends = frontends;
-            report.backends = backends;
-            report.refused_services = refused;
-        });
         // At the start, and after a failure, of which nobody knows how far it came, the whole table.
         let applied = if std::mem::replace(&mut self.services_followed, false) {
             self.datapath.apply_service_changes(changes).await
         } else {
             self.datapath.apply_services(self.services.table().clone()).await
         };
-        applied.map_err(|e| e.to_string())?;
-        self.services_followed = true;
+        let applied = applied.map_err(|e| e.to_string())?;
+        // What there was no room for is tried again with every change.
+        self.services_followed = applied.left_out.is_empty();
+        let left_out: BTreeSet<String> =
+            applied.left_out.into_iter().map(|left| format!("Service {}: {}", left.service, left.reason)).collect();
+        for line in &left_out {
+            warn!(line, "not all Services fit into the kernel's tables");
+        }
+        refused.extend(left_out);
+        self.with_report(|report| {
+            report.frontends = frontends;
+            report.backends = backends;
+            report.refused_services = refused;
+        });
         // Whoever else serves the outside answers its load balancers, too.
         let checks = match self.services.clients() {
             Clients::All => {

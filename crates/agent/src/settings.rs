@@ -9,12 +9,13 @@ use anyhow::{Context, Result, bail};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use towpath_datapath::NodeFacts;
+use towpath_datapath::bpf::Limits;
 use towpath_datapath::net::address::DeviceAddress;
 use towpath_model::custom::NodeNetworkSpec;
 use towpath_model::desired::{Backend, NodeSettings};
 use towpath_model::{Node, NodeName, family_of};
-use towpath_wire::config::AgentConfig;
 use towpath_wire::config::ipnet_text::Cidr;
+use towpath_wire::config::{AgentConfig, MapLimits};
 
 /// The configuration with every text parsed.
 #[derive(Clone, Debug)]
@@ -109,6 +110,22 @@ pub fn parse(config: &AgentConfig) -> Result<Parsed> {
         non_masquerade_cidrs: cidrs("nonMasqueradeCidrs", &config.non_masquerade_cidrs)?,
         external_cidrs: cidrs("externalCidrs", &config.external_cidrs)?,
     })
+}
+
+/// Limits of the kernel's tables.
+pub fn limits(configured: &MapLimits) -> Limits {
+    let default = Limits::default();
+    Limits {
+        connections: configured.connections.unwrap_or(default.connections),
+        services: configured.services.unwrap_or(default.services),
+        slots: configured.slots.unwrap_or(default.slots),
+        backends: configured.backends.unwrap_or(default.backends),
+        classes: configured.classes.unwrap_or(default.classes),
+        set_classes: configured.set_classes.unwrap_or(default.set_classes),
+        rules: configured.rules.unwrap_or(default.rules),
+        peers: configured.peers.unwrap_or(default.peers),
+        pods: configured.pods.unwrap_or(default.pods),
+    }
 }
 
 /// The API server's URL that the configuration names, else the one that `towpath node install` noted.

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use towpath_model::desired::{LocalPod, NodePeer, PolicyImage, ServiceChanges, ServiceTable};
 
-use crate::bpf::{Adopted, Changes, Connection, Count, Held, MapUsage, Programs, Snapshot};
+use crate::bpf::{Adopted, Changes, Connection, Count, Held, MapUsage, Programs, ServicesApplied, Snapshot};
 use crate::error::Error;
 use crate::node::Node;
 use crate::requests::{Applied, AttachRequest, CheckRequest, DatapathConfig, NodeFacts, NodeStatus};
@@ -83,13 +83,13 @@ impl Datapath {
     }
 
     /// All Services. New backend lists are written whole before a Service points to them.
-    pub async fn apply_services(&self, table: ServiceTable) -> Result<Changes, Error> {
+    pub async fn apply_services(&self, table: ServiceTable) -> Result<ServicesApplied, Error> {
         self.worker.call(move |node| node.apply_services(&table)).await
     }
 
     /// What became different in the Services since [`Datapath::apply_services`], or since this. After a failure only the whole table may
     /// follow.
-    pub async fn apply_service_changes(&self, changes: ServiceChanges) -> Result<Changes, Error> {
+    pub async fn apply_service_changes(&self, changes: ServiceChanges) -> Result<ServicesApplied, Error> {
         self.worker.call(move |node| node.apply_service_changes(&changes)).await
     }
 

@@ -74,10 +74,37 @@ pub struct AgentConfig {
     pub non_masquerade_cidrs: Vec<ipnet_text::Cidr>,
     /// Ranges in which Services may have external addresses (`spec.externalIPs`); none: nowhere.
     pub external_cidrs: Vec<ipnet_text::Cidr>,
+    /// How many entries the kernel's tables may hold.
+    pub limits: MapLimits,
     /// Prometheus metrics and health; none: not served.
     pub metrics_listen: Option<SocketAddr>,
     /// Answer `:10256/healthz` and `:10249/proxyMode` as callers of kube-proxy expect, while this node's Services are served by us.
     pub kube_proxy_health: bool,
+}
+
+/// Limits of the kernel's tables, in entries; none: the default (`towpath_datapath::bpf::Limits`). A limit that is raised is in force
+/// when the agent starts with it, without a packet lost; one that is lowered when the node restarts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "camelCase")]
+pub struct MapLimits {
+    /// Tracked connections, and translations beside them (262144).
+    pub connections: Option<u32>,
+    /// Service addresses and ports, and NodePorts (65536).
+    pub services: Option<u32>,
+    /// Places in the lists of all Services' backends (262144).
+    pub slots: Option<u32>,
+    /// Backends (131072).
+    pub backends: Option<u32>,
+    /// Pod addresses and ranges that policies can tell apart (131072).
+    pub classes: Option<u32>,
+    /// Pairs of a policy set and a class (262144).
+    pub set_classes: Option<u32>,
+    /// Rule rows (1048576).
+    pub rules: Option<u32>,
+    /// Prefixes of nodes: pod ranges and addresses (65536).
+    pub peers: Option<u32>,
+    /// Addresses of pods of the node (4096).
+    pub pods: Option<u32>,
 }
 
 impl Default for AgentConfig {
@@ -107,6 +134,7 @@ impl Default for AgentConfig {
             pod_mtu: None,
             non_masquerade_cidrs: Vec::new(),
             external_cidrs: Vec::new(),
+            limits: MapLimits::default(),
             metrics_listen: None,
             kube_proxy_health: true,
         }

@@ -50,7 +50,9 @@ pub enum Error {
         source: libbpf_rs::Error,
     },
     /// A map is at its limit.
-    #[error("map {map} is full at {limit} entries; raise its limit in the configuration")]
+    #[error(
+        "map {map} is full at {limit} entries: raise `limits` in the agent's configuration (agent.yaml of ConfigMap towpath)"
+    )]
     Full {
         /// Name of the map.
         map: &'static str,

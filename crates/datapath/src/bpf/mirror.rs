@@ -6,7 +6,7 @@ use std::hash::Hash;
 use libbpf_rs::Object;
 
 use super::config::Changes;
-use super::error::Result;
+use super::error::{Error, Result};
 use super::map::Map;
 use crate::abi::Plain;
 
@@ -37,6 +37,11 @@ where
     /// Its name, entries and limit.
     pub(crate) fn usage(&self) -> (&'static str, usize, u32) {
         (self.map.name(), self.held.len(), self.map.limit())
+    }
+
+    /// That there is no room.
+    pub(crate) fn full(&self) -> Error {
+        Error::Full { map: self.map.name(), limit: self.map.limit() }
     }
 
     /// Writes one entry if it differs.

@@ -53,6 +53,7 @@ pub use features::{Feature, needed_here as needed_features};
 pub(crate) use inherit::lay_out_as_the_next_version;
 pub use observe::{Connection, Count, End, Judged, MapUsage, Reason};
 pub use purge::Purger;
+pub use services::{LeftOut, ServicesApplied};
 
 /// The loaded programs and maps of one node.
 #[derive(Debug)]
@@ -255,13 +256,13 @@ impl Programs {
     }
 
     /// Services: new backend lists are written whole, entries flip, old lists go at a later [`Programs::sweep`].
-    pub fn apply_services(&mut self, table: &ServiceTable, now: Instant) -> Result<Changes> {
+    pub fn apply_services(&mut self, table: &ServiceTable, now: Instant) -> Result<ServicesApplied> {
         self.services.apply(table, now)
     }
 
     /// What became different in the Services since [`Programs::apply_services`], or since this. After a failure only the whole
     /// table may follow.
-    pub fn apply_service_changes(&mut self, changes: &ServiceChanges, now: Instant) -> Result<Changes> {
+    pub fn apply_service_changes(&mut self, changes: &ServiceChanges, now: Instant) -> Result<ServicesApplied> {
         self.services.apply_changes(changes, now)
     }
 

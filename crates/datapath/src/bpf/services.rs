@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use libbpf_rs::Object;
-use towpath_model::Family;
 use towpath_model::desired::{
     Algorithm, BackendAddress, BackendId, Clients, Frontend, FrontendTarget, ServiceChanges, ServiceTable,
 };
+use towpath_model::{Family, NamespacedName};
 
 use super::config::Changes;
 use super::error::{Error, Result};
@@ -90,6 +90,24 @@ fn mark_of(key: &ServiceKey) -> Option<ServiceKey> {
 
 fn is_mark(key: &ServiceKey) -> bool {
     key.proto == 0 && key.port == Be16::default()
+}
+
+/// A Service that is not in the kernel as it should be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeftOut {
+    /// The Service, or the pod of a host port.
+    pub service: NamespacedName,
+    /// Why, for people.
+    pub reason: String,
+}
+
+/// What came of applying Services.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ServicesApplied {
+    /// Entries of all maps.
+    pub changes: Changes,
+    /// For what there was no room. Each has what it had before, or nothing; it is tried again with the next whole table.
+    pub left_out: Vec<LeftOut>,
 }
 
 /// How many entries there are at an address.
@@ -270,7 +288,15 @@ impl ServiceMaps {
         let limited: Vec<SourceKey> = listed.map(|range| source_key(target.id.0, *range)).collect();
         // Before the entry that refers to them; those of the entry before go after it.
         changes += self.admit(&limited)?;
-        changes.written += usize::from(self.services.put(key, service)?);
+        match self.services.put(key, service) {
+            Ok(written) => changes.written += usize::from(written),
+            Err(error) => {
+                if old.is_none_or(|old| old.list != list) {
+                    self.retire(&service, &target.backends, now);
+                }
+                return Err(error);
+            }
+        }
         let former = if limited.is_empty() { self.limited.remove(&key) } else { self.limited.insert(key, limited) };
         changes += self.admit_no_more(former.unwrap_or_default())?;
         changes += self.count_at(&key, old.as_ref(), Some(&service))?;
@@ -349,6 +375,7 @@ impl ServiceMaps {
         Ok(())
     }
 
+    /// Writes what there is room for; the rest is missed by the Services that lead there.
     fn write_backends<'a>(
         &mut self,
         backends: impl Iterator<Item = (&'a BackendId, &'a BackendAddress)>,
@@ -365,43 +392,81 @@ impl ServiceMaps {
             };
             wanted.push((*id, value));
         }
-        self.backends.put_all(wanted)
+        match self.backends.put_all(wanted.iter().copied()) {
+            Err(Error::Full { .. }) => {}
+            written => return written,
+        }
+        // One by one, for those that are there already and only change.
+        let mut changes = Changes::default();
+        for (id, value) in wanted {
+            match self.backends.put(id, value) {
+                Ok(written) => changes.written += usize::from(written),
+                Err(Error::Full { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(changes)
+    }
+
+    /// Applies what is known of an entry; what there is no room for is left out, by name.
+    fn apply_entry(
+        &mut self,
+        key: ServiceKey,
+        frontend: &Frontend,
+        target: &FrontendTarget,
+        now: Instant,
+        applied: &mut ServicesApplied,
+    ) -> Result<()> {
+        let room = match target.backends.iter().all(|id| self.backends.held().contains_key(&id.0)) {
+            true => self.apply_frontend(key, frontend, target, now),
+            false => Err(self.backends.full()),
+        };
+        match room {
+            Ok(changes) => applied.changes += changes,
+            Err(error @ Error::Full { .. }) => {
+                applied.left_out.push(LeftOut { service: target.service.clone(), reason: error.to_string() });
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(())
     }
 
     /// The whole table, whatever was there before.
-    pub(crate) fn apply(&mut self, table: &ServiceTable, now: Instant) -> Result<Changes> {
+    pub(crate) fn apply(&mut self, table: &ServiceTable, now: Instant) -> Result<ServicesApplied> {
         self.whole = false;
         // Whatever an earlier one left half done.
         self.limited.clear();
         self.source_refs.clear();
         self.at = at_addresses(&self.services);
         Self::check(entries(table).map(|(.., target)| target), |id| table.backends.contains_key(id))?;
-        let mut changes = self.write_backends(table.backends.iter())?;
-        self.count_loads(entries(table).map(|(.., target)| target))?;
-        for (key, frontend, target) in entries(table) {
-            changes += self.apply_frontend(key, frontend, target, now)?;
-        }
+        let mut applied = ServicesApplied::default();
+        // What goes makes room for what comes.
         let keys: HashSet<ServiceKey> = entries(table).map(|(key, ..)| key).collect();
         let gone: Vec<ServiceKey> =
             self.services.held().keys().filter(|key| !keys.contains(key) && !is_mark(key)).copied().collect();
         for key in gone {
-            changes += self.remove_frontend(&key, now)?;
+            applied.changes += self.remove_frontend(&key, now)?;
+        }
+        applied.changes += self.write_backends(table.backends.iter())?;
+        self.count_loads(entries(table).map(|(.., target)| target))?;
+        for (key, frontend, target) in entries(table) {
+            self.apply_entry(key, frontend, target, now, &mut applied)?;
         }
         // What an earlier process left half done.
         let at = &self.at;
-        changes += self.services.retain(|key| !is_mark(key) || at.contains_key(key))?;
+        applied.changes += self.services.retain(|key| !is_mark(key) || at.contains_key(key))?;
         let refs = &self.source_refs;
-        changes += self.sources.retain(|key| refs.contains_key(key))?;
+        applied.changes += self.sources.retain(|key| refs.contains_key(key))?;
         let unlisted: Vec<u32> =
             self.backends.held().keys().filter(|id| !table.backends.contains_key(&BackendId(**id))).copied().collect();
         self.retire_backends(unlisted, now)?;
         self.drop_affinity()?;
-        self.whole = true;
-        Ok(changes)
+        self.whole = applied.left_out.is_empty();
+        Ok(applied)
     }
 
     /// What became different since the last time.
-    pub(crate) fn apply_changes(&mut self, wanted: &ServiceChanges, now: Instant) -> Result<Changes> {
+    pub(crate) fn apply_changes(&mut self, wanted: &ServiceChanges, now: Instant) -> Result<ServicesApplied> {
         if !self.whole {
             return Err(Error::Invalid {
                 object: "changes of Services".to_owned(),
@@ -414,21 +479,21 @@ impl ServiceMaps {
         // Until all of it is done, only a whole table may follow.
         self.whole = false;
         let listed = wanted.backends.iter().filter_map(|(id, backend)| Some((id, backend.as_ref()?)));
-        let mut changes = self.write_backends(listed)?;
+        let mut applied = ServicesApplied { changes: self.write_backends(listed)?, ..ServicesApplied::default() };
         self.count_loads(changed(wanted).filter_map(|(.., target)| target))?;
-        for (key, frontend, target) in changed(wanted) {
-            changes += match target {
-                Some(target) => self.apply_frontend(key, frontend, target, now)?,
-                None => self.remove_frontend(&key, now)?,
-            };
+        for (key, _, _) in changed(wanted).filter(|(.., target)| target.is_none()) {
+            applied.changes += self.remove_frontend(&key, now)?;
+        }
+        for (key, frontend, target) in changed(wanted).filter_map(|(key, f, target)| Some((key, f, target?))) {
+            self.apply_entry(key, frontend, target, now, &mut applied)?;
         }
         let unlisted = wanted.backends.iter().filter(|(_, backend)| backend.is_none());
         let unlisted: Vec<u32> =
             unlisted.map(|(id, _)| id.0).filter(|id| self.backends.held().contains_key(id)).collect();
         self.retire_backends(unlisted, now)?;
         self.drop_affinity()?;
-        self.whole = true;
-        Ok(changes)
+        self.whole = applied.left_out.is_empty();
+        Ok(applied)
     }
 
     /// Backends that the table no longer has: they go after the grace period, the counts of their connections at once.
@@ -456,8 +521,12 @@ impl ServiceMaps {
             *flows.entry(translation.backend).or_default() += 1;
         }
         for id in new {
-            self.loads.put(&id, &Load { flows: flows.get(&id).copied().unwrap_or(0), sockets: 0 })?;
-            self.counted.insert(id);
+            match self.loads.put(&id, &Load { flows: flows.get(&id).copied().unwrap_or(0), sockets: 0 }) {
+                Ok(()) => drop(self.counted.insert(id)),
+                // Without a count it counts as idle: chosen more often than it should, and no less reachable.
+                Err(Error::Full { .. }) => {}
+                Err(error) => return Err(error),
+            }
         }
         Ok(())
     }

@@ -21,7 +21,7 @@ use towpath_model::desired::{Backend, NodePeer, PolicyImage, ServiceChanges, Ser
 
 use self::hooks::{Attachment, Part};
 use self::reaper::Reaper;
-use crate::bpf::{self, BpfConfig, Changes, Programs};
+use crate::bpf::{self, BpfConfig, Changes, Programs, ServicesApplied};
 use crate::error::Error;
 use crate::net::link::{self, TUNNEL_DEVICE};
 use crate::net::netlink::Netlink;
@@ -182,16 +182,16 @@ impl Node {
     }
 
     /// See [`crate::Datapath::apply_services`].
-    pub(crate) fn apply_services(&mut self, table: &ServiceTable) -> Result<Changes, Error> {
-        let Some(programs) = &mut self.programs else { return Ok(Changes::default()) };
-        let changes = programs.apply_services(table, Instant::now())?;
+    pub(crate) fn apply_services(&mut self, table: &ServiceTable) -> Result<ServicesApplied, Error> {
+        let Some(programs) = &mut self.programs else { return Ok(ServicesApplied::default()) };
+        let applied = programs.apply_services(table, Instant::now())?;
         self.applied_part(Part::Services);
-        Ok(changes)
+        Ok(applied)
     }
 
     /// See [`crate::Datapath::apply_service_changes`].
-    pub(crate) fn apply_service_changes(&mut self, changes: &ServiceChanges) -> Result<Changes, Error> {
-        let Some(programs) = &mut self.programs else { return Ok(Changes::default()) };
+    pub(crate) fn apply_service_changes(&mut self, changes: &ServiceChanges) -> Result<ServicesApplied, Error> {
+        let Some(programs) = &mut self.programs else { return Ok(ServicesApplied::default()) };
         Ok(programs.apply_service_changes(changes, Instant::now())?)
     }
 

@@ -45,7 +45,7 @@ fn opening_again_adopts_links_maps_and_connections_and_writes_nothing() {
         // The same wishes are no changes, so no verdict is thrown away.
         let none = towpath_datapath::bpf::Changes::default();
         assert_eq!(w.programs.apply_policy(&w.image.clone()).unwrap(), none);
-        assert_eq!(w.programs.apply_services(&w.table.clone(), Instant::now()).unwrap(), none);
+        assert_eq!(w.programs.apply_services(&w.table.clone(), Instant::now()).unwrap().changes, none);
         assert_eq!(w.programs.apply_peers(&peers()).unwrap(), none);
         w.programs.adopt_pod(&b).unwrap();
         assert_eq!(w.programs.snapshot().unwrap().revision, before.revision);

@@ -1,7 +1,7 @@
 //! Services on the veth path: translated once a connection, translated back, refused at once without a backend.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use towpath_model::desired::*;
@@ -353,4 +353,78 @@ fn changes_one_by_one_end_where_the_whole_table_does() {
             assert_eq!(libbpf_rs::MapCore::keys(&w.map(map)).count(), 0, "{map}");
         }
     });
+}
+
+#[test]
+fn a_table_that_is_full_leaves_out_what_came_last_and_touches_nothing_else() {
+    for (map, limit) in [("tp_services", 8u32), ("tp_slots", 6), ("tp_backends", 5)] {
+        let mut limits = towpath_datapath::bpf::Limits::default();
+        match map {
+            "tp_services" => limits.services = limit,
+            "tp_slots" => limits.slots = limit,
+            _ => limits.backends = limit,
+        }
+        in_world_with(limits, move |w| {
+            let h = hosts(Family::V4);
+            let at = |n: u8| IpAddr::from([10, 96, 1, n]);
+            let mut left_out = Vec::new();
+            let mut fit = 0;
+            for n in 1..=9u8 {
+                let backends = [SocketAddr::new(h.b, 8000 + u16::from(n))];
+                let mut table = w.table.clone();
+                put_service(&mut table, u32::from(n), at(n), &backends);
+                w.table = table;
+                let applied = w.programs.apply_services(&w.table, Instant::now()).unwrap();
+                match applied.left_out.as_slice() {
+                    [] => fit = n,
+                    some => left_out = some.to_vec(),
+                }
+            }
+            assert!((3..9).contains(&fit), "{map}: {fit} fit");
+            assert_eq!(left_out.len(), usize::from(9 - fit), "{map}: {left_out:?}");
+            assert!(
+                left_out[0].reason.contains(map) && left_out[0].reason.contains(&limit.to_string()),
+                "{left_out:?}"
+            );
+            assert!(left_out[0].service.name.starts_with("svc-"), "{left_out:?}");
+            for n in 1..=fit {
+                let got = w.from_pod(&sent_by(h.a, 4000 + u16::from(n), at(n), 80, L4::syn())).into_pod(w.pod_b);
+                assert_eq!(got.dst.port(), 8000 + u16::from(n), "{map}");
+            }
+            // One goes, and when its grace is over there is room for another.
+            let gone = w.table.frontends.keys().next().copied().unwrap();
+            let target = w.table.frontends.remove(&gone).unwrap();
+            w.table.backends.retain(|id, _| !target.backends.contains(id));
+            w.programs.apply_services(&w.table, Instant::now()).unwrap();
+            w.programs.sweep(Instant::now() + Duration::from_secs(10)).unwrap();
+            let applied = w.programs.apply_services(&w.table, Instant::now()).unwrap();
+            assert_eq!(applied.left_out.len(), left_out.len() - 1, "{map}");
+            assert!(
+                w.programs.apply_service_changes(&ServiceChanges::default(), Instant::now()).is_err()
+                    || applied.left_out.is_empty()
+            );
+        });
+    }
+}
+
+fn put_service(table: &mut ServiceTable, n: u32, address: IpAddr, to: &[SocketAddr]) {
+    let mut backends = Vec::new();
+    for (index, at) in (1u32..).zip(to) {
+        let id = BackendId(n * 100 + index);
+        backends.push(id);
+        table.backends.insert(id, BackendAddress { address: at.ip(), port: at.port(), protocol: Protocol::Tcp });
+    }
+    let target = FrontendTarget {
+        id: ServiceId(n),
+        backends,
+        algorithm: Algorithm::Random,
+        table: Default::default(),
+        affinity_seconds: None,
+        clients: Clients::All,
+        sources: None,
+        service: towpath_model::NamespacedName::new("default", format!("svc-{n}")),
+        port_name: String::new(),
+    };
+    let frontend = Frontend { address: Some(address), family: Family::V4, port: 80, protocol: Protocol::Tcp };
+    table.frontends.insert(frontend, target);
 }
