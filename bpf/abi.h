@@ -400,6 +400,19 @@ struct tp_removed {
 	__u32 translations;
 };
 
+/* tp_held_sockets (an iterator): a connected socket that was translated, and still is connected to that backend. */
+struct tp_held_socket {
+	__u64 cookie;			/* SO_COOKIE */
+	__u64 netns_cookie;
+	struct tp_sock_peer peer;
+	struct tp_addr local;		/* its own address and port */
+	__be16 local_port;
+	__u8 proto;
+	__u8 family;			/* 4 or 6: the socket's, which may be 6 where its addresses are IPv4 */
+	__u32 ifindex;			/* device that it is bound to, 0: none */
+	__u32 state;			/* as TCP counts them; 1: established, UDP: connected */
+};
+
 /* tp_adjust: adds to what a pod, and what all, are counted to hold. Both signed. */
 struct tp_adjust {
 	__u32 pod;
