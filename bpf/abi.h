@@ -394,7 +394,7 @@ struct tp_purge {
 	__u32 removed;			/* answer */
 };
 
-/* tp_release: deletes translations whose backend is no longer in tp_backends. tp_collect: one run of the collector. */
+/* tp_untranslate: deletes the translation of this tp_tuple. tp_release: deletes translations whose backend is no longer in tp_backends. tp_collect: one run of the collector. */
 struct tp_removed {
 	__u32 connections;
 	__u32 translations;

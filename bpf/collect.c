@@ -146,6 +146,16 @@ int tp_purge(struct tp_purge *asked)
 	return 0;
 }
 
+/* One translation, as its client sends; 1: it was there. */
+SEC("syscall")
+int tp_untranslate(struct tp_tuple *asked)
+{
+	struct tp_tuple sent = *asked;
+	struct tp_nat *nat = bpf_map_lookup_elem(&tp_nat, &sent);
+
+	return nat ? tp_nat_delete(&sent, nat) : 0;
+}
+
 static long tp_release_nat(void *map, struct tp_tuple *sent, struct tp_nat *nat, struct tp_sweep *sweep)
 {
 	__u32 backend = nat->backend;

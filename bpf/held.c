@@ -119,6 +119,11 @@ static __always_inline int tp_is_held(struct sock *sk, const struct tp_sock_peer
 	return tp_same(&remote, &peer->backend);
 }
 
+static __noinline int tp_say(struct bpf_iter__bpf_sk_storage_map *ctx, struct tp_held_socket *held)
+{
+	return bpf_seq_write(ctx->meta->seq, held, sizeof(*held));
+}
+
 SEC("iter/bpf_sk_storage_map")
 int tp_held_sockets(struct bpf_iter__bpf_sk_storage_map *ctx)
 {
@@ -144,7 +149,7 @@ int tp_held_sockets(struct bpf_iter__bpf_sk_storage_map *ctx)
 		held.family = 4;
 		tp_set_v4(&held.local, sk->__sk_common.skc_rcv_saddr);
 	}
-	bpf_seq_write(ctx->meta->seq, &held, sizeof(held));
+	tp_say(ctx, &held);
 	return 0;
 }
 

@@ -151,6 +151,19 @@ static __always_inline void tp_sock_remember(struct bpf_sock_addr *ctx, int conn
 	peer->service_port = port;
 }
 
+/* Goes on untranslated: a socket that connects to what is no Service's forgets what it was translated to before. */
+static __always_inline int tp_sock_plain(struct bpf_sock_addr *ctx, int connects)
+{
+	struct tp_sock_peer *peer;
+
+	if (!connects)
+		return 1;
+	peer = bpf_sk_storage_get(&tp_sock_peer, ctx->sk, NULL, 0);
+	if (peer)
+		peer->backend_port = 0;
+	return 1;
+}
+
 /* 1: go on. 0: refused, with errno set. */
 static __always_inline int tp_sock_forward(struct bpf_sock_addr *ctx, int v6, int connects)
 {
@@ -167,13 +180,13 @@ static __always_inline int tp_sock_forward(struct bpf_sock_addr *ctx, int v6, in
 	tp_sock_addr(ctx, v6, &addr);
 	asker = tp_asker(ctx, cfg, &addr, &client);
 	if (asker == TP_ASKER_NOBODY)
-		return 1;
+		return tp_sock_plain(ctx, connects);
 	tp_service_key_of(&lb.key, &addr, port, proto);
 	choice = tp_sock_choose(&lb, cfg, &client, asker == TP_ASKER_POD);
 	if (connects)
 		tp_sock_count(ctx, &lb, choice);
 	if (choice == TP_CHOICE_NONE)
-		return 1;
+		return tp_sock_plain(ctx, connects);
 	if (choice == TP_CHOICE_DENY) {
 		tp_count(TP_DROP_SOURCE_RANGE, 0);
 		bpf_set_retval(-EPERM);

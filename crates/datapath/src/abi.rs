@@ -634,6 +634,35 @@ unsafe impl Plain for Removed {}
 
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct HeldSocket {
+    pub cookie: u64,
+    pub netns_cookie: u64,
+    pub peer: SockPeer,
+    pub local: Addr,
+    pub local_port: Be16,
+    pub proto: u8,
+    pub family: u8,
+    pub ifindex: u32,
+    pub state: u32,
+}
+
+const _: () = assert!(
+    size_of::<HeldSocket>()
+        == size_of::<u64>()
+            + size_of::<u64>()
+            + size_of::<SockPeer>()
+            + size_of::<Addr>()
+            + size_of::<Be16>()
+            + size_of::<u8>()
+            + size_of::<u8>()
+            + size_of::<u32>()
+            + size_of::<u32>()
+);
+// SAFETY: repr(C), the line above shows that there is no padding, all fields are plain.
+unsafe impl Plain for HeldSocket {}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Adjust {
     pub pod: u32,
     pub change: u32,
@@ -972,6 +1001,21 @@ pub const LAYOUTS: &[Layout] = &[
         &[
             ("connections", std::mem::offset_of!(Removed, connections)),
             ("translations", std::mem::offset_of!(Removed, translations)),
+        ],
+    ),
+    (
+        "tp_held_socket",
+        size_of::<HeldSocket>(),
+        &[
+            ("cookie", std::mem::offset_of!(HeldSocket, cookie)),
+            ("netns_cookie", std::mem::offset_of!(HeldSocket, netns_cookie)),
+            ("peer", std::mem::offset_of!(HeldSocket, peer)),
+            ("local", std::mem::offset_of!(HeldSocket, local)),
+            ("local_port", std::mem::offset_of!(HeldSocket, local_port)),
+            ("proto", std::mem::offset_of!(HeldSocket, proto)),
+            ("family", std::mem::offset_of!(HeldSocket, family)),
+            ("ifindex", std::mem::offset_of!(HeldSocket, ifindex)),
+            ("state", std::mem::offset_of!(HeldSocket, state)),
         ],
     ),
     (

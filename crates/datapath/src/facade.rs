@@ -8,7 +8,7 @@ use towpath_model::desired::{LocalPod, NodePeer, PolicyImage, ServiceChanges, Se
 use crate::bpf::{Adopted, Changes, Connection, Count, Held, MapUsage, Programs, ServicesApplied, Snapshot};
 use crate::error::Error;
 use crate::node::Node;
-use crate::requests::{Applied, AttachRequest, CheckRequest, DatapathConfig, NodeFacts, NodeStatus};
+use crate::requests::{Applied, AttachRequest, CheckRequest, DatapathConfig, NodeFacts, NodeStatus, ServiceFlows};
 use crate::worker::Worker;
 
 /// The data path of one node. Calls are carried out one after the other, in the order in which they were made, on a thread
@@ -111,6 +111,11 @@ impl Datapath {
     /// Every tracked connection. Reads the whole table: milliseconds for 100,000.
     pub async fn connections(&self) -> Result<Vec<Connection>, Error> {
         self.worker.call(|node| node.observe(Programs::connections)).await
+    }
+
+    /// Open connections by Service address and backend. Reads the whole table, and every socket that was translated.
+    pub async fn service_flows(&self) -> Result<ServiceFlows, Error> {
+        self.worker.call(|node| node.service_flows()).await
     }
 
     /// How the connection table is held by pods.

@@ -18,5 +18,7 @@ mod worker;
 
 pub use error::Error;
 pub use facade::Datapath;
-pub use requests::{Applied, AttachRequest, CheckRequest, DatapathConfig, NodeFacts, NodeStatus};
+pub use requests::{
+    Applied, AttachRequest, CheckRequest, DatapathConfig, NodeFacts, NodeStatus, Released, ServiceFlow, ServiceFlows,
+};
 pub use uninstall::uninstall;

@@ -1,5 +1,6 @@
 //! What the facade takes and gives.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -100,6 +101,41 @@ pub struct NodeStatus {
     pub peers: usize,
     /// What the last `apply_peers` or `audit` could not do, in words; tried again at the next.
     pub problems: Vec<String>,
+    /// What was let go of when UDP backends went.
+    pub released: Released,
+}
+
+/// UDP flows that were held to a backend which their Service no longer has.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Released {
+    /// Connected sockets that were ended since the start: their owners connect again.
+    pub sockets: u64,
+    /// Translations that were deleted since the start: the next datagram is translated anew.
+    pub translations: u64,
+    /// What could not be let go of when this was last tried.
+    pub problem: Option<String>,
+    /// What this kernel cannot do of it, and what that means; empty: nothing is missing.
+    pub lost: Vec<String>,
+}
+
+/// How many open connections through a Service address a backend has, by what this node's tables hold.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ServiceFlow {
+    /// IP protocol number.
+    pub protocol: u8,
+    /// What clients connect to.
+    pub service: (IpAddr, u16),
+    /// Where they get.
+    pub backend: (IpAddr, u16),
+}
+
+/// All of them, and what is not counted.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ServiceFlows {
+    /// Connections by Service address and backend.
+    pub flows: BTreeMap<ServiceFlow, u64>,
+    /// Why sockets that were translated when they connected are not among them, if they are not.
+    pub without_sockets: Option<String>,
 }
 
 /// What an apply or a check changed.

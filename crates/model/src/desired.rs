@@ -235,6 +235,8 @@ pub struct ServiceTable {
     pub frontends: BTreeMap<Frontend, FrontendTarget>,
     /// NodePorts whose outside clients get this node's endpoints only, as this node's own clients have them at its address.
     pub inside: BTreeMap<Frontend, FrontendTarget>,
+    /// UDP backends that take no new flows of a frontend and keep those they have: they still serve.
+    pub lingering: BTreeMap<Frontend, BTreeSet<BackendId>>,
     /// Backends that a frontend refers to, and those that only drain (open connections may still refer to them).
     pub backends: BTreeMap<BackendId, BackendAddress>,
 }
@@ -246,6 +248,8 @@ pub struct ServiceChanges {
     pub frontends: BTreeMap<Frontend, Option<FrontendTarget>>,
     /// See [`ServiceTable::inside`].
     pub inside: BTreeMap<Frontend, Option<FrontendTarget>>,
+    /// See [`ServiceTable::lingering`].
+    pub lingering: BTreeMap<Frontend, Option<BTreeSet<BackendId>>>,
     /// See [`ServiceTable::backends`].
     pub backends: BTreeMap<BackendId, Option<BackendAddress>>,
 }
@@ -253,7 +257,7 @@ pub struct ServiceChanges {
 impl ServiceChanges {
     /// Whether nothing did.
     pub fn is_empty(&self) -> bool {
-        self.frontends.is_empty() && self.inside.is_empty() && self.backends.is_empty()
+        self.frontends.is_empty() && self.inside.is_empty() && self.lingering.is_empty() && self.backends.is_empty()
     }
 }
 

@@ -11,6 +11,7 @@ mod budget;
 mod config;
 mod error;
 mod features;
+mod held;
 mod inherit;
 mod layout;
 mod links;
@@ -22,6 +23,7 @@ mod observe;
 mod policy;
 mod purge;
 mod services;
+mod translations;
 
 use std::collections::HashSet;
 use std::fs;
@@ -49,11 +51,13 @@ pub use budget::{Held, Holder};
 pub use config::{BpfConfig, Changes, Hook, Isolation, Limits, NodeConfig, Surroundings};
 pub use error::{Error, Result};
 pub use features::{Feature, needed_here as needed_features};
+pub use held::{HeldSocket, HeldSockets};
 #[cfg(test)]
 pub(crate) use inherit::lay_out_as_the_next_version;
 pub use observe::{Connection, Count, End, Judged, MapUsage, Reason};
 pub use purge::Purger;
-pub use services::{LeftOut, ServicesApplied};
+pub use services::{LeftOut, ServicesApplied, UdpTarget};
+pub use translations::{Translation, Translations};
 
 /// The loaded programs and maps of one node.
 #[derive(Debug)]
@@ -333,6 +337,29 @@ impl Programs {
     /// A handle that deletes connections from any thread.
     pub fn purger(&self) -> Result<Purger> {
         Purger::new(&self.object)
+    }
+
+    /// Iterators over the sockets that the hooks translated, usable from any thread.
+    ///
+    /// # Errors
+    /// This kernel has none.
+    pub fn held_sockets(&self) -> Result<HeldSockets> {
+        HeldSockets::open(&self.object)
+    }
+
+    /// A handle on the translations of UDP, usable from any thread.
+    pub fn translations(&self) -> Result<Translations> {
+        Translations::open(&self.object)
+    }
+
+    /// Where UDP flows may go, of every frontend that the kernel has.
+    pub fn udp_targets(&self) -> impl Iterator<Item = UdpTarget> {
+        self.services.udp_targets()
+    }
+
+    /// Whether UDP flows may be held to what their Service no longer has, since this was asked last; yes at the first time.
+    pub fn take_udp_left(&mut self) -> bool {
+        self.services.take_udp_left()
     }
 
     /// Deletes what a grace period protected (old backend lists, backends that left the table and what was pinned to

@@ -112,6 +112,13 @@ pub struct Connection {
     pub pod_id: u32,
 }
 
+impl Connection {
+    /// Whether neither end has closed it.
+    pub fn is_open(&self) -> bool {
+        self.flags & (TP_CT_FIN_A | TP_CT_FIN_B | TP_CT_RST) == 0
+    }
+}
+
 /// How full a map is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MapUsage {

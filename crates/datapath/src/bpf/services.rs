@@ -1,7 +1,9 @@
 //! Services: a new backend list is written whole before the entry points to it, and the old one stays until nothing that
 //! runs can still be reading it.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,12 +12,13 @@ use libbpf_rs::Object;
 use towpath_model::desired::{
     Algorithm, BackendAddress, BackendId, Clients, Frontend, FrontendTarget, ServiceChanges, ServiceTable,
 };
-use towpath_model::{Family, NamespacedName};
+use towpath_model::{Family, NamespacedName, Protocol, family_of};
 
 use super::config::Changes;
 use super::error::{Error, Result};
 use super::map::Map;
 use super::mirror::Mirror;
+use super::observe::End;
 use crate::abi::{
     self, Addr, Affinity, AffinityKey, Be16, CidrKey, Load, ServiceKey, SlotKey, SourceKey, TP_ALGORITHM_SHIFT,
     TP_LEAST_CONNECTIONS, TP_RANDOM, TP_ROUND_ROBIN, TP_SERVICE_AFFINITY, TP_SERVICE_NODEPORT, TP_SERVICE_PODS,
@@ -24,6 +27,19 @@ use crate::abi::{
 
 /// How long what is no longer referred to stays: a program that read the reference has ended long before.
 const GRACE: Duration = Duration::from_secs(2);
+
+/// Where the UDP flows of a frontend may go: to backends that take new ones, and to those that keep what they have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UdpTarget {
+    /// The address; none: any node's.
+    pub address: Option<IpAddr>,
+    /// Its family.
+    pub family: Family,
+    /// The port.
+    pub port: u16,
+    /// The backends.
+    pub backends: HashSet<End>,
+}
 
 /// `tp_services`, `tp_slots`, `tp_backends` and `tp_affinity`.
 #[derive(Debug)]
@@ -54,6 +70,10 @@ pub(crate) struct ServiceMaps {
     /// (Service, backend) pairs that clients must not be held to, and since when.
     unaffine: HashMap<(u32, u32), Instant>,
     next_list: u32,
+    /// UDP backends left a frontend, or the table; or an earlier process may have seen that.
+    udp_left: bool,
+    /// UDP backends that take no new flows of an entry, and keep those they have.
+    lingering: HashMap<ServiceKey, BTreeSet<BackendId>>,
 }
 
 fn key_of(frontend: &Frontend) -> ServiceKey {
@@ -188,6 +208,8 @@ impl ServiceMaps {
             services,
             slots,
             next_list,
+            udp_left: true,
+            lingering: HashMap::new(),
         })
     }
 
@@ -248,9 +270,13 @@ impl ServiceMaps {
         }
     }
 
-    fn retire(&mut self, old: &abi::Service, kept: &[BackendId], now: Instant) {
+    fn retire(&mut self, key: &ServiceKey, old: &abi::Service, kept: &[BackendId], now: Instant) {
         if old.count == 0 {
             return;
+        }
+        if key.proto == Protocol::Udp.number() && !self.udp_left {
+            let kept: HashSet<u32> = kept.iter().map(|id| id.0).collect();
+            self.udp_left = self.backends_of(old).iter().any(|backend| !kept.contains(backend));
         }
         if old.flags & TP_SERVICE_AFFINITY != 0 {
             let lost = self.backends_of(old).into_iter().filter(|backend| !kept.contains(&BackendId(*backend)));
@@ -292,7 +318,7 @@ impl ServiceMaps {
             Ok(written) => changes.written += usize::from(written),
             Err(error) => {
                 if old.is_none_or(|old| old.list != list) {
-                    self.retire(&service, &target.backends, now);
+                    self.retire(&key, &service, &target.backends, now);
                 }
                 return Err(error);
             }
@@ -301,7 +327,7 @@ impl ServiceMaps {
         changes += self.admit_no_more(former.unwrap_or_default())?;
         changes += self.count_at(&key, old.as_ref(), Some(&service))?;
         if let Some(old) = old.filter(|old| old.list != list) {
-            self.retire(&old, &target.backends, now);
+            self.retire(&key, &old, &target.backends, now);
         }
         Ok(changes)
     }
@@ -312,7 +338,7 @@ impl ServiceMaps {
         let former = self.limited.remove(key).unwrap_or_default();
         changes += self.admit_no_more(former)?;
         changes += self.count_at(key, Some(&old), None)?;
-        self.retire(&old, &[], now);
+        self.retire(key, &old, &[], now);
         Ok(changes)
     }
 
@@ -460,9 +486,32 @@ impl ServiceMaps {
         let unlisted: Vec<u32> =
             self.backends.held().keys().filter(|id| !table.backends.contains_key(&BackendId(**id))).copied().collect();
         self.retire_backends(unlisted, now)?;
+        let former: Vec<ServiceKey> = self.lingering.keys().copied().collect();
+        let lingering: HashMap<ServiceKey, &BTreeSet<BackendId>> =
+            table.lingering.iter().map(|(frontend, backends)| (key_of(frontend), backends)).collect();
+        for key in former.iter().filter(|key| !lingering.contains_key(key)) {
+            self.linger(*key, None);
+        }
+        for (key, backends) in lingering {
+            self.linger(key, Some(backends));
+        }
         self.drop_affinity()?;
         self.whole = applied.left_out.is_empty();
         Ok(applied)
+    }
+
+    /// Which backends flows of an entry may go on to. After its list: one that takes new flows again is not lost.
+    fn linger(&mut self, key: ServiceKey, backends: Option<&BTreeSet<BackendId>>) {
+        let former = match backends {
+            Some(backends) => self.lingering.insert(key, backends.clone()),
+            None => self.lingering.remove(&key),
+        };
+        let lost = former.into_iter().flatten().filter(|id| backends.is_none_or(|now| !now.contains(id)));
+        let lost: Vec<u32> = lost.map(|id| id.0).collect();
+        if !lost.is_empty() && !self.udp_left {
+            let taken = self.services.held().get(&key).map(|service| self.backends_of(service)).unwrap_or_default();
+            self.udp_left = lost.iter().any(|id| !taken.contains(id));
+        }
     }
 
     /// What became different since the last time.
@@ -491,6 +540,9 @@ impl ServiceMaps {
         let unlisted: Vec<u32> =
             unlisted.map(|(id, _)| id.0).filter(|id| self.backends.held().contains_key(id)).collect();
         self.retire_backends(unlisted, now)?;
+        for (frontend, backends) in &wanted.lingering {
+            self.linger(key_of(frontend), backends.as_ref());
+        }
         self.drop_affinity()?;
         self.whole = applied.left_out.is_empty();
         Ok(applied)
@@ -499,7 +551,11 @@ impl ServiceMaps {
     /// Backends that the table no longer has: they go after the grace period, the counts of their connections at once.
     fn retire_backends(&mut self, ids: Vec<u32>, now: Instant) -> Result<()> {
         for id in ids {
-            self.old_backends.entry(id).or_insert(now);
+            if let Entry::Vacant(place) = self.old_backends.entry(id) {
+                place.insert(now);
+                let udp = |backend: &abi::Backend| backend.proto == Protocol::Udp.number();
+                self.udp_left |= self.backends.held().get(&id).is_some_and(udp);
+            }
             if self.counted.remove(&id) {
                 self.loads.delete(&id)?;
             }
@@ -529,6 +585,27 @@ impl ServiceMaps {
             }
         }
         Ok(())
+    }
+
+    /// Whether UDP backends left a frontend or the table since this was asked last; yes at the first time.
+    pub(crate) fn take_udp_left(&mut self) -> bool {
+        std::mem::replace(&mut self.udp_left, false)
+    }
+
+    /// Where UDP flows may go, by what is in the kernel.
+    pub(crate) fn udp_targets(&self) -> impl Iterator<Item = UdpTarget> {
+        let udp = |key: &ServiceKey| key.proto == Protocol::Udp.number();
+        self.services.held().iter().filter(move |(key, _)| udp(key)).map(|(key, service)| {
+            let lingering = self.lingering.get(key).into_iter().flatten().map(|id| id.0);
+            let ids = self.backends_of(service).into_iter().chain(lingering);
+            let ends = ids.filter_map(|id| self.backends.held().get(&id));
+            UdpTarget {
+                address: Some(key.addr.ip()).filter(|address| !address.is_unspecified()),
+                family: family_of(key.addr.ip()),
+                port: key.port.get(),
+                backends: ends.map(|backend| (backend.addr.ip(), backend.port.get())).collect(),
+            }
+        })
     }
 
     /// Lets go of clients that were held to a backend which their Service no longer has.

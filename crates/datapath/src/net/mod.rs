@@ -11,6 +11,7 @@ pub mod filter;
 pub mod foreign;
 pub mod link;
 pub mod mac;
+pub mod namespaces;
 pub mod neighbour;
 pub mod netlink;
 pub mod netns;
@@ -19,6 +20,7 @@ pub mod peers;
 pub mod pod;
 pub mod route;
 pub mod rule;
+pub mod sock_diag;
 pub mod sysctl;
 pub mod uplink;
 

@@ -8,6 +8,7 @@ mod hooks;
 pub(crate) mod lent;
 mod pods;
 mod reaper;
+mod release;
 #[cfg(test)]
 mod tests;
 
@@ -21,6 +22,7 @@ use towpath_model::desired::{Backend, NodePeer, PolicyImage, ServiceChanges, Ser
 
 use self::hooks::{Attachment, Part};
 use self::reaper::Reaper;
+use self::release::{Releaser, UdpTable};
 use crate::bpf::{self, BpfConfig, Changes, Programs, ServicesApplied};
 use crate::error::Error;
 use crate::net::link::{self, TUNNEL_DEVICE};
@@ -28,7 +30,7 @@ use crate::net::netlink::Netlink;
 use crate::net::peers::{PeerTables, Tunnel};
 use crate::net::{self, gateway_of, mac, netns, nft, of_family, peers, uplink};
 use crate::records::Records;
-use crate::requests::{Applied, DatapathConfig, NodeFacts, NodeStatus};
+use crate::requests::{Applied, DatapathConfig, NodeFacts, NodeStatus, ServiceFlows};
 use crate::uninstall;
 
 /// Duplicate address detection takes one to two seconds (RFC 4862 §5.4).
@@ -48,6 +50,7 @@ pub(crate) struct Node {
     facts: NodeFacts,
     records: Records,
     reaper: Reaper,
+    releaser: Option<Releaser>,
     /// Indexes of devices that were buried and whose program links are not yet forgotten.
     buried: BTreeSet<u32>,
     /// Devices of pods whose programs are filters that links are to follow, by index with their names.
@@ -104,6 +107,7 @@ impl Node {
         let nft = nft::Table::default();
         let purger = || programs.as_ref().map(Programs::purger).transpose();
         let reaper = Reaper::start(purger()?)?;
+        let releaser = programs.as_ref().map(|programs| Releaser::start(programs, facts.netns_cookie)).transpose()?;
         let awaited = Part::awaited(programs.as_ref());
         let mut node = Self {
             config,
@@ -113,6 +117,7 @@ impl Node {
             facts,
             records,
             reaper,
+            releaser,
             buried: BTreeSet::new(),
             unlinked: BTreeMap::new(),
             hooked: None,
@@ -140,12 +145,20 @@ impl Node {
     }
 
     pub(crate) fn status(&self) -> NodeStatus {
+        let released = self.releaser.as_ref().map(Releaser::released).unwrap_or_default();
         NodeStatus {
             facts: self.facts.clone(),
             pods: self.records.iter().count(),
             peers: self.peers.iter().filter(|p| !p.local).count(),
-            problems: self.problems.clone(),
+            problems: self.problems.iter().chain(&released.problem).cloned().collect(),
+            released,
         }
+    }
+
+    /// See [`crate::Datapath::service_flows`].
+    pub(crate) fn service_flows(&self) -> Result<ServiceFlows, Error> {
+        let sockets = self.releaser.as_ref().map(Releaser::sockets);
+        release::flows(sockets, self.observe(Programs::connections)?)
     }
 
     /// See [`crate::Datapath::apply_peers`]. Programs learn of a peer before routes lead to it.
@@ -185,6 +198,7 @@ impl Node {
     pub(crate) fn apply_services(&mut self, table: &ServiceTable) -> Result<ServicesApplied, Error> {
         let Some(programs) = &mut self.programs else { return Ok(ServicesApplied::default()) };
         let applied = programs.apply_services(table, Instant::now())?;
+        self.release_udp();
         self.applied_part(Part::Services);
         Ok(applied)
     }
@@ -192,7 +206,17 @@ impl Node {
     /// See [`crate::Datapath::apply_service_changes`].
     pub(crate) fn apply_service_changes(&mut self, changes: &ServiceChanges) -> Result<ServicesApplied, Error> {
         let Some(programs) = &mut self.programs else { return Ok(ServicesApplied::default()) };
-        Ok(programs.apply_service_changes(changes, Instant::now())?)
+        let applied = programs.apply_service_changes(changes, Instant::now())?;
+        self.release_udp();
+        Ok(applied)
+    }
+
+    /// Has UDP flows let go that are held to what their Service no longer has, if there may be any.
+    fn release_udp(&mut self) {
+        let (Some(programs), Some(releaser)) = (&mut self.programs, &self.releaser) else { return };
+        if programs.take_udp_left() {
+            releaser.release(UdpTable::of(programs.udp_targets()));
+        }
     }
 
     /// See [`crate::Datapath::apply_policy`].

@@ -47,6 +47,13 @@ impl Planner {
         node: &NodeName,
         planned: &mut Planned,
     ) {
+        // Connections to an endpoint that takes no new ones go on: TCP while it is listed at all, UDP while it serves.
+        let goes_on = |(backend, state): (&BackendAddress, &State)| {
+            let usable = backend.protocol != Protocol::Udp || state.serving;
+            let in_use = self.holders.contains_key(backend) || self.draining.contains_key(backend);
+            (usable && in_use).then_some(*backend)
+        };
+        let going_on: BTreeSet<BackendAddress> = found.iter().filter_map(goes_on).collect();
         let differ = service.external_policy != service.internal_policy;
         for (scope, policy) in [(Scope::Internal, service.internal_policy), (Scope::External, service.external_policy)]
         {
@@ -59,6 +66,11 @@ impl Planner {
                 TrafficPolicy::Cluster => choose(found),
                 TrafficPolicy::Local => choose_on(node, found),
             };
+            if port.protocol == Protocol::Udp {
+                let taken: BTreeSet<BackendAddress> = chosen.iter().copied().collect();
+                let lingering: BTreeSet<BackendAddress> = going_on.difference(&taken).copied().collect();
+                planned.lingering.extend(frontends.iter().map(|frontend| (*frontend, lingering.clone())));
+            }
             let key = PortKey {
                 service: service.name.clone(),
                 port: port.name.clone(),
@@ -73,12 +85,7 @@ impl Planner {
                 planned.claims.insert((*frontend, (*rank, key.clone())), FrontendTarget { sources, ..target.clone() });
             }
         }
-        // Connections to an endpoint that takes no new ones go on: TCP while it is listed at all, UDP while it serves.
-        planned.held.extend(found.iter().filter_map(|(backend, state)| {
-            let usable = backend.protocol != Protocol::Udp || state.serving;
-            let in_use = self.holders.contains_key(backend) || self.draining.contains_key(backend);
-            (usable && in_use).then_some(*backend)
-        }));
+        planned.held.extend(going_on);
     }
 
     /// Where the frontends of `key` lead.

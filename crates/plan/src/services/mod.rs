@@ -121,6 +121,8 @@ type Claim = (Rank, PortKey);
 struct Planned {
     claims: BTreeMap<(Frontend, Claim), FrontendTarget>,
     inside: BTreeMap<Frontend, FrontendTarget>,
+    /// UDP backends that serve and take no new flows.
+    lingering: BTreeMap<Frontend, BTreeSet<BackendAddress>>,
     ports: BTreeSet<PortKey>,
     held: BTreeSet<BackendAddress>,
     refused: Vec<String>,
@@ -131,6 +133,7 @@ struct Planned {
 struct Touched {
     frontends: BTreeSet<Frontend>,
     inside: BTreeSet<Frontend>,
+    lingering: BTreeSet<Frontend>,
     backends: BTreeSet<BackendId>,
 }
 
@@ -290,6 +293,7 @@ impl Planner {
         ServiceChanges {
             frontends: touched.frontends.into_iter().map(|f| (f, table.frontends.get(&f).cloned())).collect(),
             inside: touched.inside.into_iter().map(|f| (f, table.inside.get(&f).cloned())).collect(),
+            lingering: touched.lingering.into_iter().map(|f| (f, table.lingering.get(&f).cloned())).collect(),
             backends: touched.backends.into_iter().map(|id| (id, table.backends.get(&id).copied())).collect(),
         }
     }
@@ -403,6 +407,18 @@ impl Planner {
         for (frontend, target) in &new.inside {
             self.table.inside.entry(*frontend).or_insert_with(|| target.clone());
             self.touched.inside.insert(*frontend);
+        }
+        for frontend in old.lingering.keys().chain(new.lingering.keys()) {
+            let backends = new.lingering.get(frontend).into_iter().flatten();
+            let ids = backends.filter_map(|backend| self.backends.known(backend)).map(BackendId);
+            let ids = Some(ids.collect::<BTreeSet<BackendId>>()).filter(|ids| !ids.is_empty());
+            let former = self.table.lingering.remove(frontend);
+            if former != ids {
+                self.touched.lingering.insert(*frontend);
+            }
+            if let Some(ids) = ids {
+                self.table.lingering.insert(*frontend, ids);
+            }
         }
         let touched: BTreeSet<Frontend> = old.claims.keys().chain(new.claims.keys()).map(|(f, _)| *f).collect();
         for (frontend, claim) in old.claims.keys() {

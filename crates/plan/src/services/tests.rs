@@ -641,3 +641,42 @@ fn external_addresses_are_served_in_the_ranges_that_are_allowed_and_nowhere_else
     }
     assert_eq!(reasons.len(), 3);
 }
+
+#[test]
+fn a_udp_backend_lingers_while_it_serves_and_not_where_only_another_service_has_it() {
+    let udp = |name: &str, address: &str| {
+        let port = ServicePort::new("dns", Protocol::Udp, 53, TargetPort::Number(53), None);
+        Service { ports: vec![port], ..service(name, &[address]) }
+    };
+    let slice_of = |of: &str, endpoints| EndpointSlice {
+        ports: vec![EndpointPort { name: "dns".to_owned(), protocol: Protocol::Udp, port: 53 }],
+        ..slice(of, of, endpoints)
+    };
+    let at_53 = |address: &str| Frontend { port: 53, protocol: Protocol::Udp, ..cluster_ip(address) };
+    let lingering = |planner: &Planner, address: &str| -> Vec<String> {
+        let ids = planner.table().lingering.get(&at_53(address)).into_iter().flatten();
+        ids.map(|id| planner.table().backends[id].address.to_string()).collect()
+    };
+    let services = vec![udp("blue", "10.96.0.1"), udp("all", "10.96.0.2")];
+    let both = |conditions| {
+        let first = endpoint("10.0.0.1", "n1", conditions);
+        vec![slice_of("blue", vec![first.clone()]), slice_of("all", vec![first])]
+    };
+    let mut planner = planned(&world(services.clone(), both(READY)));
+    // It serves while it goes: no new flows where there is another, and those that it has go on.
+    let mut going = both(DRAINING);
+    going[0].endpoints.push(endpoint("10.0.0.2", "n1", READY));
+    planner.plan(&world(services.clone(), going), &node(), Changed::All, at(1));
+    assert_eq!(backends(&planner, at_53("10.96.0.1")).unwrap(), ["10.0.0.2"]);
+    assert_eq!(lingering(&planner, "10.96.0.1"), ["10.0.0.1"]);
+    // It is one Service's only, and lives.
+    let moved = vec![
+        slice_of("blue", vec![endpoint("10.0.0.2", "n1", READY)]),
+        slice_of("all", vec![endpoint("10.0.0.1", "n1", READY)]),
+    ];
+    planner.plan(&world(services.clone(), moved), &node(), Changed::All, at(2));
+    assert!(planner.table().lingering.is_empty() && planner.table().backends.len() == 2);
+    // Gone with its Service.
+    planner.plan(&world(Vec::new(), Vec::new()), &node(), Changed::All, at(3));
+    assert!(planner.table().lingering.is_empty() && planner.table().backends.is_empty());
+}
