@@ -30,6 +30,44 @@ pub(crate) static APPLY_DURATION: LazyLock<Durations> = LazyLock::new(|| Family:
 /// Watches that were interrupted, by kind.
 pub(crate) static WATCH_ERRORS: LazyLock<Family<Labels, Counter>> = LazyLock::new(Family::default);
 
+/// From the moment that endpoints changed to the moment that the kernel knew: kube-proxy's buckets, and finer ones below them.
+pub(crate) static NETWORK_PROGRAMMING: LazyLock<Histogram> = LazyLock::new(|| {
+    let fine = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5];
+    let seconds = (1..60).map(f64::from);
+    let minutes = (60..120).step_by(5).chain((120..=300).step_by(30)).map(f64::from);
+    Histogram::new(fine.into_iter().chain(seconds).chain(minutes))
+});
+/// Time to plan and apply Services: kube-proxy's buckets, a millisecond to 16 seconds.
+pub(crate) static SERVICES_DURATION: LazyLock<Histogram> =
+    LazyLock::new(|| Histogram::new((0..15).map(|power| 0.001 * f64::from(1 << power))));
+/// What was answered in kube-proxy's place, by path and status code.
+pub(crate) static PROXY_HEALTH: LazyLock<Family<Labels, Counter>> = LazyLock::new(Family::default);
+/// What happened before is no measure of this process.
+static STARTED: LazyLock<SystemTime> = LazyLock::new(SystemTime::now);
+
+/// Services were planned and applied; when what led to it happened, as far as that is known.
+pub(crate) fn services_applied(took: Duration, since: &[SystemTime]) {
+    SERVICES_DURATION.observe(took.as_secs_f64());
+    APPLY_DURATION.get_or_create(&vec![("part", "services".to_owned())]).observe(took.as_secs_f64());
+    let now = SystemTime::now();
+    for since in since.iter().filter(|since| **since >= *STARTED) {
+        // A clock that is ahead of ours says nothing.
+        if let Ok(duration) = now.duration_since(*since) {
+            NETWORK_PROGRAMMING.observe(duration.as_secs_f64());
+        }
+    }
+}
+
+/// Labels of [`PROXY_HEALTH`].
+pub(crate) fn health_labels(path: &str, code: &str) -> Labels {
+    vec![("path", path.to_owned()), ("code", code.to_owned())]
+}
+
+/// Notes when the process began.
+pub(crate) fn begin() {
+    LazyLock::force(&STARTED);
+}
+
 /// A CNI request is done.
 pub(crate) fn cni(verb: &'static str, took: Duration, succeeded: bool) {
     let outcome = if succeeded { "success" } else { "error" };

@@ -6,6 +6,7 @@
 //! them is [recalled](Index::recall)).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::SystemTime;
 
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
@@ -167,7 +168,12 @@ pub struct Changes {
     services: BTreeSet<NamespacedName>,
     /// All Services may have changed.
     all_services: bool,
+    /// When what led to changes of endpoints happened, one an object (`endpoints.kubernetes.io/last-change-trigger-time`).
+    since: Vec<SystemTime>,
 }
+
+/// More are not kept: a measurement, no state.
+const MOST_SINCE: usize = 4096;
 
 impl Changes {
     /// Whether nothing did.
@@ -182,12 +188,22 @@ impl Changes {
 
     /// Everything: for a first plan or after a failed apply.
     pub fn everything() -> Self {
-        Self { kinds: Kind::ALL.into_iter().collect(), services: BTreeSet::new(), all_services: true }
+        Self { kinds: Kind::ALL.into_iter().collect(), all_services: true, ..Self::default() }
     }
 
     /// All Services, though none of them changed.
     pub fn all_services() -> Self {
-        Self { kinds: [Kind::Service].into(), services: BTreeSet::new(), all_services: true }
+        Self { kinds: [Kind::Service].into(), all_services: true, ..Self::default() }
+    }
+
+    /// When what led to changes of endpoints happened, as far as anybody says so.
+    pub fn led_to_by(&self) -> &[SystemTime] {
+        &self.since
+    }
+
+    /// The same, led to by what happened then.
+    pub fn since(self, since: Vec<SystemTime>) -> Self {
+        Self { since, ..self }
     }
 
     /// Which Services to plan again.
@@ -205,6 +221,8 @@ impl Changes {
         self.kinds.extend(other.kinds);
         self.services.extend(other.services);
         self.all_services |= other.all_services;
+        let room = MOST_SINCE.saturating_sub(self.since.len());
+        self.since.extend(other.since.into_iter().take(room));
     }
 }
 
@@ -350,6 +368,15 @@ impl Index {
         self.changes.services.extend(noun.service().cloned());
         if let Some(old) = N::put(&mut self.world, key, noun) {
             self.changes.services.extend(old.service().cloned());
+        }
+    }
+
+    /// As [`Index::apply`], of what happened at `since`, if anybody says so.
+    pub fn apply_since<N: Noun>(&mut self, key: N::Key, noun: Option<N>, since: Option<SystemTime>) {
+        let before = self.revision(N::KIND);
+        self.apply(key, noun);
+        if self.revision(N::KIND) != before && self.changes.since.len() < MOST_SINCE {
+            self.changes.since.extend(since);
         }
     }
 

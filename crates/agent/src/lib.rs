@@ -21,6 +21,7 @@ pub mod failure;
 mod firewall;
 pub mod index;
 pub mod ipam;
+mod json_socket;
 pub mod last_known;
 pub mod metrics;
 pub mod modes;
@@ -33,6 +34,7 @@ pub mod predecessor;
 pub mod proxy_health;
 pub mod reconcile;
 mod relist;
+mod service_status;
 pub mod settings;
 mod sole;
 pub mod status;
@@ -81,6 +83,7 @@ pub async fn run(config: AgentConfig, shutdown: CancellationToken) -> Result<()>
 }
 
 async fn run_until(config: AgentConfig, shutdown: CancellationToken) -> Result<()> {
+    counts::begin();
     let node = settings::parse(&config)?.node;
     for directory in [&config.run_dir, &config.state_dir] {
         std::fs::create_dir_all(directory).with_context(|| format!("could not make {}", directory.display()))?;
@@ -92,9 +95,12 @@ async fn run_until(config: AgentConfig, shutdown: CancellationToken) -> Result<(
     let health = config.metrics_listen.map(|listen| metrics::serve(listen, readiness.clone(), sources.clone()));
     let health = health.transpose()?;
     let status = status::serve(&config, &node, sources.clone(), readiness.clone())?;
+    let service_status = service_status::serve(&config, &node, sources.clone())?;
     let client = client(&config).await?;
     let telling = events::announce_problems(client.clone(), node, sources.clone(), readiness.clone());
     let telling = AbortOnDropHandle::new(tokio::spawn(telling));
+    let refusing = events::refusals::announce(client.clone(), sources.clone());
+    let refusing = AbortOnDropHandle::new(tokio::spawn(refusing));
     let own_config = config;
     let overlaid = |spec: &NetworkConfigSpec| network_config::overlay(own_config.clone(), spec);
     let usable = |spec: &NetworkConfigSpec| settings::parse(&overlaid(spec)?).map(drop);
@@ -166,7 +172,14 @@ async fn run_until(config: AgentConfig, shutdown: CancellationToken) -> Result<(
     let ways = firewall::Ways { own: own.clone(), dns: config.dns_addresses.clone(), in_charge: in_charge.clone() };
     let watching_rules = tokio::spawn(firewall::look(ways, datapath.clone(), index.clone()));
     let watching_rules = AbortOnDropHandle::new(watching_rules);
-    let _once = sources.set(Sources { datapath, report, leases, carry: config.carry_socket() });
+    let _once = sources.set(Sources {
+        datapath,
+        report,
+        leases,
+        index: index.clone(),
+        node: parsed.node.clone(),
+        carry: config.carry_socket(),
+    });
     let clean = AbortOnDropHandle::new(tokio::spawn(forget_when_ready(config.clone(), readiness.clone())));
     let in_kube_proxys_place =
         config.kube_proxy_health.then(|| proxy_health::serve_when_in_charge(in_charge, readiness));
@@ -182,7 +195,7 @@ async fn run_until(config: AgentConfig, shutdown: CancellationToken) -> Result<(
     cni.drain(Duration::from_secs(5)).await;
     loop_task.abort();
     drop((status, telling, clean, watching_rules, health, in_kube_proxys_place, announcing, announcing_to_flannel));
-    drop((publishing, recalling, keeping));
+    drop((publishing, recalling, keeping, service_status, refusing));
     last_known.keep_now(index).await;
     outcome
 }

@@ -4,6 +4,7 @@
 //! network, however ready it is. What the metrics are is in [`exposition`].
 
 mod exposition;
+mod kube_proxy;
 
 use std::net::SocketAddr;
 use std::sync::PoisonError;

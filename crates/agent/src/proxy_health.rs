@@ -15,6 +15,7 @@ use towpath_plan::services::health::HealthCheck;
 use tracing::{info, warn};
 
 use crate::cni_server::Readiness;
+use crate::counts;
 use crate::modes::State;
 use crate::plain_http::{Answer, listen_everywhere, serve};
 
@@ -114,6 +115,8 @@ fn healthz(path: &str, readiness: &watch::Receiver<Readiness>) -> Answer {
         return Answer::not_found();
     }
     let ready = *readiness.borrow() == Readiness::Ready;
+    let code = if ready { "200" } else { "503" };
+    counts::PROXY_HEALTH.get_or_create(&counts::health_labels(path.trim_start_matches('/'), code)).inc();
     let now = Timestamp::try_from(SystemTime::now()).unwrap_or_default().to_string();
     let body = json!({"lastUpdated": now, "currentTime": now, "nodeEligible": ready});
     Answer::json(if ready { Answer::OK } else { Answer::UNAVAILABLE }, &body)

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::{Arc, RwLock};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Result;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -20,7 +20,7 @@ use towpath_model::{NamespacedName, NodeName};
 use towpath_plan::Changed;
 use towpath_plan::dns::{FeedPlanner, rules};
 use towpath_plan::peers::{self, Tunnels};
-use towpath_plan::services::{Planner, ServiceConfig, api_server, health};
+use towpath_plan::services::{Planner, Refusal, ServiceConfig, api_server, health};
 use towpath_policy::{Compiler, View};
 use towpath_wire::config::AgentConfig;
 use tracing::{debug, error, info, warn};
@@ -81,7 +81,7 @@ pub struct Report {
     /// What the network before still has on this node.
     pub remains: Remains,
     /// Why a Service, or a pod with host ports, does not get what it asks for.
-    pub refused_services: Vec<String>,
+    pub refused_services: Vec<Refusal>,
     /// Who is in charge of Services and DNS.
     pub in_charge: modes::State,
     /// What is not done of CoreDNS's and kube-dns's configuration.
@@ -104,6 +104,10 @@ pub struct Report {
     pub plans: u64,
     /// How long the last plan and its writes took, in seconds.
     pub last_seconds: f64,
+    /// When Services, or what belongs to them, were last found to be due for planning.
+    pub services_due: Option<SystemTime>,
+    /// When they were last applied.
+    pub services_applied: Option<SystemTime>,
 }
 
 /// The report, shared with status and metrics.
@@ -399,10 +403,12 @@ impl Reconciler {
             }
         }
         let host_ports = std::mem::take(&mut self.host_ports_due) && self.plan_host_ports();
-        if (due.any(&[Kind::Service, Kind::EndpointSlice, Kind::Node]) || drained || host_ports)
-            && let Err(error) = self.apply_services(&due).await
-        {
-            failures.insert("services", error);
+        let mut unapplied = due.led_to_by().to_vec();
+        if due.any(&[Kind::Service, Kind::EndpointSlice, Kind::Node]) || drained || host_ports {
+            match self.apply_services_timed(&due).await {
+                Ok(()) => unapplied.clear(),
+                Err(error) => drop(failures.insert("services", error)),
+            }
         }
         if due.any(&[Kind::DnsConfig, Kind::Service]) {
             self.feed_dns_config();
@@ -415,7 +421,7 @@ impl Reconciler {
         }
         let failed = !failures.is_empty();
         if failed {
-            self.due = Changes::everything();
+            self.due = Changes::everything().since(unapplied);
         }
         self.with_report(|report| {
             report.plans += 1;
@@ -523,6 +529,15 @@ impl Reconciler {
         tokio::task::block_in_place(|| self.services.plan_host_ports(read(&index).world(), &self.node, &own, now))
     }
 
+    async fn apply_services_timed(&mut self, due: &Changes) -> Result<(), String> {
+        let begun = Instant::now();
+        self.with_report(|report| report.services_due = Some(SystemTime::now()));
+        self.apply_services(due).await?;
+        counts::services_applied(begun.elapsed(), due.led_to_by());
+        self.with_report(|report| report.services_applied = Some(SystemTime::now()));
+        Ok(())
+    }
+
     async fn apply_services(&mut self, due: &Changes) -> Result<(), String> {
         let now = self.now();
         let index = self.index.clone();
@@ -530,8 +545,7 @@ impl Reconciler {
             self.services.plan(read(&index).world(), &self.node, due.services(), now);
             self.services.take_changes()
         });
-        let mut refused: Vec<String> =
-            self.services.refusals().into_iter().map(|r| format!("{}: {}", r.object, r.reason)).collect();
+        let mut refused = self.services.refusals();
         let (frontends, backends) = (self.services.table().frontends.len(), self.services.table().backends.len());
         // At the start, and after a failure, of which nobody knows how far it came, the whole table.
         let applied = if std::mem::replace(&mut self.services_followed, false) {
@@ -542,10 +556,13 @@ impl Reconciler {
         let applied = applied.map_err(|e| e.to_string())?;
         // What there was no room for is tried again with every change.
         self.services_followed = applied.left_out.is_empty();
-        let left_out: BTreeSet<String> =
-            applied.left_out.into_iter().map(|left| format!("Service {}: {}", left.service, left.reason)).collect();
-        for line in &left_out {
-            warn!(line, "not all Services fit into the kernel's tables");
+        let left_out: BTreeSet<Refusal> = applied
+            .left_out
+            .into_iter()
+            .map(|left| Refusal { object: format!("Service {}", left.service), reason: left.reason })
+            .collect();
+        for refusal in &left_out {
+            warn!(%refusal, "not all Services fit into the kernel's tables");
         }
         refused.extend(left_out);
         self.with_report(|report| {

@@ -1,13 +1,9 @@
 //! The status socket: one JSON document ([`AgentStatus`]) to whoever connects, then the end. Root only.
 
-use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock, PoisonError};
-use std::time::Duration;
 
-use anyhow::{Context, Result};
-use tokio::io::AsyncWriteExt;
-use tokio::net::{UnixListener, UnixStream};
+use anyhow::Result;
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 use towpath_datapath::Datapath;
@@ -15,10 +11,11 @@ use towpath_datapath::bpf::Count;
 use towpath_model::NodeName;
 use towpath_wire::config::AgentConfig;
 use towpath_wire::status::{AgentStatus, PeerStatus};
-use tracing::debug;
 
+use crate::SharedIndex;
 use crate::cni_server::Readiness;
 use crate::ipam::LeaseStore;
+use crate::json_socket;
 use crate::reconcile::SharedReport;
 
 /// What the status and the metrics are made of, once the data path is open.
@@ -29,6 +26,10 @@ pub struct Sources {
     pub report: SharedReport,
     /// The node's leases.
     pub leases: Arc<LeaseStore>,
+    /// What the API server says.
+    pub index: SharedIndex,
+    /// This node.
+    pub node: NodeName,
     /// Where the DNS server answers what it counted.
     pub carry: PathBuf,
 }
@@ -52,39 +53,16 @@ pub fn serve(
     sources: SharedSources,
     readiness: watch::Receiver<Readiness>,
 ) -> Result<AbortOnDropHandle<()>> {
-    let path = config.status_socket();
-    match std::fs::remove_file(&path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            return Err(error).with_context(|| format!("could not replace {}", path.display()));
-        }
-        _ => {}
-    }
-    let listener = UnixListener::bind(&path).with_context(|| format!("could not listen on {}", path.display()))?;
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
     let node = node.to_string();
-    Ok(AbortOnDropHandle::new(tokio::spawn(async move {
-        loop {
-            let Ok((stream, _)) = listener.accept().await else {
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                continue;
-            };
-            let status = collect(&node, &sources, &readiness).await;
-            if let Err(error) = answer(stream, &status).await {
-                debug!(%error, "status not delivered");
-            }
-        }
-    })))
+    json_socket::serve(&config.status_socket(), move || {
+        let (node, sources, readiness) = (node.clone(), sources.clone(), readiness.clone());
+        async move { collect(&node, &sources, &readiness).await }
+    })
 }
 
 /// What is not done of other DNS servers' configuration: of interest before a hand-over, too.
 fn dns_hints(left_out: &[String]) -> impl Iterator<Item = String> {
     left_out.iter().map(|line| format!("DNS: not done when Towpath answers: {line}"))
-}
-
-async fn answer(mut stream: UnixStream, status: &AgentStatus) -> Result<()> {
-    let text = serde_json::to_vec(status)?;
-    tokio::time::timeout(Duration::from_secs(2), stream.write_all(&text)).await??;
-    Ok(())
 }
 
 /// The state of this agent now.
@@ -123,7 +101,7 @@ async fn collected(
     }
     problems.extend(report.failures.iter().map(|(what, why)| format!("{what}: {why}")));
     problems.extend(report.refused.iter().flat_map(|(n, why)| why.iter().map(move |w| format!("node {n}: {w}"))));
-    problems.extend(report.refused_services);
+    problems.extend(report.refused_services.iter().map(ToString::to_string));
     problems.extend(report.in_charge.problems());
     problems.extend(report.remains.in_words());
     problems.extend(report.preferred.iter().map(|name| {
@@ -163,6 +141,7 @@ async fn collected(
             status.pods = count(kernel.pods);
             status.pod_mtu = kernel.facts.pod_mtu;
             problems.extend(kernel.problems);
+            status.hints.extend(kernel.released.lost);
         }
         Err(error) => problems.push(error.to_string()),
     }

@@ -6,9 +6,11 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
+use std::time::SystemTime;
 
 use k8s_openapi::api::core::v1::ConfigMap;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::jiff::Timestamp;
 use kube::api::Api;
 use kube::runtime::watcher;
 use serde::de::DeserializeOwned;
@@ -67,6 +69,14 @@ where
     }
 }
 
+/// When what led to this state of an object happened, as its controller says (`EndpointsLastChangeTriggerTime`: a pod became ready, or
+/// its Service changed).
+fn triggered(object: &impl k8s_openapi::Metadata<Ty = ObjectMeta>) -> Option<SystemTime> {
+    let annotations = object.metadata().annotations.as_ref()?;
+    let time: Timestamp = annotations.get("endpoints.kubernetes.io/last-change-trigger-time")?.parse().ok()?;
+    Some(time.into())
+}
+
 async fn watch<N>(api: Api<Readable<N::Object>>, updates: mpsc::Sender<Update>)
 where
     N: Noun,
@@ -111,7 +121,10 @@ where
                 Box::new(move |index| index.reset(all))
             }
             watcher::Event::Apply(object) => match parse::<N>(&object) {
-                Some((key, noun)) => Box::new(move |index| index.apply(key, noun)),
+                Some((key, noun)) => {
+                    let since = object.object().ok().and_then(triggered);
+                    Box::new(move |index| index.apply_since(key, noun, since))
+                }
                 None => continue,
             },
             watcher::Event::Delete(object) => match N::key(k8s_openapi::Metadata::metadata(&object)) {

@@ -9,9 +9,12 @@ use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
 use k8s_openapi::api::networking::v1 as networking;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::api::{Api, ListParams};
+use kube::ResourceExt;
+use kube::api::{Api, AttachParams, ListParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use serde::de::DeserializeOwned;
+use tokio::io::AsyncReadExt;
+use towpath_model::custom::{NETWORK_CONFIG_NAME, NetworkConfig, NetworkConfigSpec};
 use towpath_model::{Invalid, NamespacedName, NetworkPolicy, Readable, World};
 
 /// A client for `kubeconfig`, else for what `KUBECONFIG`, `~/.kube/config` or the pod's service account say.
@@ -43,8 +46,23 @@ where
     N: for<'a> TryFrom<&'a K, Error = Invalid>,
     Q: Ord,
 {
+    listed(client, kind, &ListParams::default(), key).await
+}
+
+async fn listed<K, N, Q>(
+    client: &kube::Client,
+    kind: &str,
+    params: &ListParams,
+    key: impl Fn(&N) -> Q,
+) -> Result<BTreeMap<Q, N>>
+where
+    K: Metadata<Ty = ObjectMeta> + Clone + DeserializeOwned + std::fmt::Debug,
+    Readable<K>: kube::Resource<DynamicType = ()>,
+    N: for<'a> TryFrom<&'a K, Error = Invalid>,
+    Q: Ord,
+{
     let api: Api<Readable<K>> = Api::all(client.clone());
-    let list = api.list(&ListParams::default()).await.with_context(|| format!("could not list {kind}"))?;
+    let list = api.list(params).await.with_context(|| format!("could not list {kind}"))?;
     Ok(list
         .items
         .iter()
@@ -85,4 +103,79 @@ pub(crate) async fn world(client: &kube::Client) -> Result<World> {
         .into(),
         policies: policies(client).await?,
     })
+}
+
+/// The cluster's own configuration; none where it was not made, or its definition is not there.
+pub(crate) async fn network(client: &kube::Client) -> Option<NetworkConfigSpec> {
+    let network = Api::<NetworkConfig>::all(client.clone()).get_opt(NETWORK_CONFIG_NAME).await;
+    network.ok().flatten().map(|network| network.spec)
+}
+
+/// What Services depend on: nodes, Services, and the slices of all of them or of one.
+///
+/// # Errors
+/// The API server does not answer or refuses.
+pub(crate) async fn services(client: &kube::Client, only: Option<&NamespacedName>) -> Result<World> {
+    let slices = match only {
+        Some(name) => ListParams::default().labels(&format!("kubernetes.io/service-name={}", name.name)),
+        None => ListParams::default(),
+    };
+    let key = |slice: &towpath_model::EndpointSlice| slice.name.clone();
+    Ok(World {
+        nodes: parsed::<core::Node, towpath_model::Node, _>(client, "nodes", |n| n.name.clone()).await?,
+        services: parsed::<core::Service, towpath_model::Service, _>(client, "services", |s| s.name.clone()).await?,
+        slices: listed::<discovery::EndpointSlice, _, _>(client, "endpointslices", &slices, key).await?.into(),
+        ..World::default()
+    })
+}
+
+/// Labels of the agents' pods.
+const AGENTS: &str = "app.kubernetes.io/name=towpath,app.kubernetes.io/component=node";
+
+fn system_pods(client: &kube::Client) -> Api<core::Pod> {
+    Api::namespaced(client.clone(), "kube-system")
+}
+
+/// The agents' pods: node and name.
+///
+/// # Errors
+/// The API server does not answer or refuses.
+pub(crate) async fn agents(client: &kube::Client) -> Result<Vec<(String, String)>> {
+    let pods = system_pods(client).list(&ListParams::default().labels(AGENTS)).await;
+    let pods = pods.context("could not list the agents' pods in kube-system")?;
+    let placed = pods.items.into_iter().map(|pod| {
+        let name = pod.name_any();
+        (pod.spec.and_then(|spec| spec.node_name).unwrap_or_else(|| name.clone()), name)
+    });
+    Ok(placed.collect())
+}
+
+/// What a command said.
+pub(crate) struct Said {
+    /// On standard output.
+    pub(crate) out: Vec<u8>,
+    /// On standard error.
+    pub(crate) err: Vec<u8>,
+}
+
+/// Runs a command in an agent's container.
+///
+/// # Errors
+/// It cannot be run, or the connection breaks. How it ends does not matter.
+pub(crate) async fn run_in_agent(client: &kube::Client, pod: &str, command: &[&str]) -> Result<Said> {
+    let params = AttachParams::default().container("agent").stdin(false).stdout(true).stderr(true);
+    let session = system_pods(client).exec(pod, command.iter().copied(), &params).await;
+    let mut session = session.with_context(|| format!("could not run a command in the agent's container of {pod}"))?;
+    let (mut out, mut err) = (Vec::new(), Vec::new());
+    let (stdout, stderr) = (session.stdout(), session.stderr());
+    let (said, complained) = futures::join!(drain(stdout, &mut out), drain(stderr, &mut err));
+    said.and(complained).with_context(|| format!("the connection to {pod} broke"))?;
+    Ok(Said { out, err })
+}
+
+async fn drain(stream: Option<impl tokio::io::AsyncRead + Unpin>, into: &mut Vec<u8>) -> std::io::Result<usize> {
+    match stream {
+        Some(mut stream) => stream.read_to_end(into).await,
+        None => Ok(0),
+    }
 }

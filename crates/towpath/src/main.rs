@@ -12,6 +12,7 @@ mod lab;
 mod lab_client;
 mod man;
 mod probe;
+mod service;
 mod status;
 mod sysdump;
 
@@ -39,6 +40,9 @@ enum Command {
     Status(status::Options),
     /// The path of a packet, the Service translation, and the policy and rule that decide.
     Explain(explain::Options),
+    /// Services: what they lead to on which node, why an endpoint is not used, and open connections.
+    #[command(subcommand)]
+    Service(service::Command),
     /// Tries the network of a live cluster, from pods of its own.
     #[command(subcommand)]
     Connectivity(connectivity::Command),
@@ -117,6 +121,7 @@ fn run(command: Command) -> Result<bool> {
         Command::Lab(command) => lab::run(command),
         Command::Status(options) => client_runtime()?.block_on(status::run(&options)),
         Command::Explain(options) => client_runtime()?.block_on(explain::run(&options)),
+        Command::Service(command) => client_runtime()?.block_on(service::run(&command)),
         Command::Connectivity(command) => client_runtime()?.block_on(connectivity::run(&command)),
         Command::Man { directory } => man::write(Cli::command(), &directory).map(|()| true),
         Command::Probe(command) => probe::run(&command),

@@ -152,6 +152,11 @@ impl AgentConfig {
         self.run_dir.join("agent.sock")
     }
 
+    /// Socket on which the agent answers `towpath service` (root only).
+    pub fn service_socket(&self) -> PathBuf {
+        self.run_dir.join("service.sock")
+    }
+
     /// Where an agent that cannot run says why.
     pub fn last_words(&self) -> PathBuf {
         self.run_dir.join("agent.error")

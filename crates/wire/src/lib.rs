@@ -4,4 +4,5 @@
 pub mod cni;
 pub mod config;
 pub mod dns;
+pub mod service;
 pub mod status;

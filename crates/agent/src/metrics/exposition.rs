@@ -6,7 +6,7 @@ use std::sync::PoisonError;
 use std::time::{Duration, UNIX_EPOCH};
 
 use anyhow::Result;
-use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::text::{encode_eof, encode_registry};
 use prometheus_client::encoding::{EncodeMetric, MetricEncoder};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::Counter;
@@ -21,6 +21,8 @@ use crate::cni_server::Readiness;
 use crate::counts::{self, Labels};
 use crate::index::Kind;
 use crate::status::Sources;
+
+use super::kube_proxy;
 
 /// The DNS server gets so long to say what it counted.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -83,7 +85,9 @@ pub(super) async fn text(sources: &Sources, readiness: &watch::Receiver<Readines
     kernel(&mut page, sources).await?;
     dns(&mut page, sources).await;
     let mut out = String::new();
-    encode(&mut out, &page.0)?;
+    encode_registry(&mut out, &page.0)?;
+    encode_registry(&mut out, &kube_proxy::registry(sources).await?)?;
+    encode_eof(&mut out)?;
     Ok(out)
 }
 
@@ -163,6 +167,16 @@ async fn kernel(page: &mut Page, sources: &Sources) -> Result<()> {
     let datapath = &sources.datapath;
     let status = datapath.status().await?;
     page.gauge("pods", "Pods of this node that have a device", status.pods);
+    page.counter(
+        "udp_sockets_released",
+        "Connected UDP sockets that were ended because their backend left the Service",
+        status.released.sockets,
+    );
+    page.counter(
+        "udp_translations_released",
+        "Translations of UDP flows that were deleted because their backend left the Service",
+        status.released.translations,
+    );
     page.gauge("pod_mtu_bytes", "MTU of pods' devices", status.facts.pod_mtu);
     let counters = datapath.counters().await?;
     let (drops, rest): (Vec<_>, Vec<_>) = counters.into_iter().partition(|count| count.reason.is_drop());

@@ -324,6 +324,7 @@ fn difference(from: &ServiceTable, to: &ServiceTable) -> ServiceChanges {
     ServiceChanges {
         frontends: of(&from.frontends, &to.frontends),
         inside: of(&from.inside, &to.inside),
+        lingering: of(&from.lingering, &to.lingering),
         backends: of(&from.backends, &to.backends),
     }
 }

@@ -124,7 +124,7 @@ fn ready_or_draining<'a>(
 
 /// Why an address may not be an endpoint: who may write EndpointSlices must not reach what only the node may (the API
 /// server refuses loopback, link-local and multicast too), nor send a Service in circles.
-fn forbidden(address: IpAddr, config: &ServiceConfig) -> Option<&'static str> {
+pub(super) fn forbidden(address: IpAddr, config: &ServiceConfig) -> Option<&'static str> {
     if address.is_loopback() {
         return Some("loopback addresses are the node's own");
     }

@@ -6,12 +6,15 @@
 //! any monotonic count since a fixed start.
 
 mod choose;
+pub mod describe;
 mod frontends;
 pub mod health;
 mod host_ports;
 mod ids;
 mod maglev;
 
+#[cfg(test)]
+mod describe_tests;
 #[cfg(test)]
 mod host_ports_tests;
 #[cfg(test)]
@@ -20,6 +23,7 @@ mod tests;
 mod topology_tests;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -71,12 +75,51 @@ impl Default for ServiceConfig {
 }
 
 /// Something a Service or a pod asks for and does not get.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Refusal {
     /// Who asks, for people: `Service a/b` or `Pod a/b`.
     pub object: String,
     /// What and why, for people.
     pub reason: String,
+}
+
+/// What it is that is refused: the reasons of Events.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum RefusedPart {
+    /// An endpoint that no Service may lead to.
+    Endpoint,
+    /// An address or port that another has, or nobody may have.
+    Frontend,
+    /// A field or annotation that says nothing that is known.
+    Field,
+    /// A pod's host port.
+    HostPort,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.object, self.reason)
+    }
+}
+
+impl Refusal {
+    /// What is refused.
+    pub fn part(&self) -> RefusedPart {
+        let begins = |words: &[&str]| words.iter().any(|word| self.reason.starts_with(word));
+        match self.object.split_once(' ') {
+            Some(("Pod", _)) => RefusedPart::HostPort,
+            _ if begins(&["EndpointSlice "]) => RefusedPart::Endpoint,
+            _ if begins(&["annotation ", "loadBalancerSourceRanges"]) => RefusedPart::Field,
+            _ => RefusedPart::Frontend,
+        }
+    }
+
+    /// The kind of [`Refusal::object`], `Service` or `Pod`, and its name.
+    pub fn named(&self) -> Option<(&str, NamespacedName)> {
+        let (kind, name) = self.object.split_once(' ')?;
+        let (namespace, name) = name.split_once('/')?;
+        Some((kind, NamespacedName::new(namespace, name)))
+    }
 }
 
 /// Which clients a Service port's id is for: when the policies for inside and outside differ, affinity must too.

@@ -14,9 +14,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
-use kube::api::Api;
 use serde::Serialize;
-use towpath_model::custom::{NETWORK_CONFIG_NAME, NetworkConfig, NetworkConfigSpec};
+use towpath_model::custom::NetworkConfigSpec;
 use towpath_model::desired::{Algorithm, BackendAddress, Frontend, RowProtocol, Verdict};
 use towpath_model::{NamespacedName, NodeName, Protocol, Service, TrafficPolicy, World, family_of};
 use towpath_plan::services::{Planner, ServiceConfig};
@@ -152,7 +151,7 @@ impl Default for Facts {
 
 impl Facts {
     /// What the cluster's own objects say of its DNS address, and `network` of external addresses.
-    fn of(world: &World, network: Option<&NetworkConfigSpec>) -> Self {
+    pub(crate) fn of(world: &World, network: Option<&NetworkConfigSpec>) -> Self {
         let mut facts = Self::default();
         let external = network.and_then(|spec| spec.external_cidrs.as_ref()).into_iter().flatten();
         facts.services.external_cidrs = external.filter_map(|range| range.parse().ok()).collect();
@@ -171,9 +170,7 @@ pub(crate) async fn run(options: &Options) -> Result<bool> {
     let namespace = options.namespace.clone().unwrap_or_else(|| kubernetes::default_namespace(&client));
     let from = who::parse(&world, &namespace, &options.from)?;
     let to = who::parse(&world, &namespace, &options.to)?;
-    // Without the definition there is none.
-    let network = Api::<NetworkConfig>::all(client.clone()).get_opt(NETWORK_CONFIG_NAME).await.ok().flatten();
-    let facts = Facts::of(&world, network.as_ref().map(|network| &network.spec));
+    let facts = Facts::of(&world, kubernetes::network(&client).await.as_ref());
     let explanation = explain(&world, &facts, &from, &to, options.port)?;
     match options.output {
         crate::Output::Json => crate::print_json(&explanation)?,
@@ -189,6 +186,13 @@ pub(crate) async fn run(options: &Options) -> Result<bool> {
 pub(crate) fn in_words(world: &World, namespace: &str, from: &str, to: &str, port: &str) -> Result<String> {
     let (from, to) = (who::parse(world, namespace, from)?, who::parse(world, namespace, to)?);
     Ok(explain(world, &Facts::of(world, None), &from, &to, parse_port(port)?)?.to_string())
+}
+
+impl Facts {
+    /// What a planner is told.
+    pub(crate) fn services(self) -> ServiceConfig {
+        self.services
+    }
 }
 
 struct Case<'a> {

@@ -2,12 +2,12 @@
 
 use anyhow::{Context, Result};
 use k8s_openapi::api::core::v1::Pod;
-use kube::api::{Api, AttachParams, ListParams, LogParams};
+use kube::api::{Api, ListParams, LogParams};
 use kube::{Client, ResourceExt};
 use serde_json::{Value, json};
-use tokio::io::AsyncReadExt;
 
 use super::{Collection, node};
+use crate::kubernetes;
 
 /// Files and the paths they come from. No Secrets, and of ConfigMaps only Towpath's.
 const OBJECTS: [(&str, &str); 19] = [
@@ -129,19 +129,16 @@ async fn logs(api: &Api<Pod>, pod: &Pod, lines: i64, all: &mut Collection) {
 
 /// What each node's agent sees of its node, by a command in its container.
 pub(super) async fn nodes(client: &Client, all: &mut Collection) {
-    let api: Api<Pod> = Api::namespaced(client.clone(), "kube-system");
-    let selector = format!("{OURS},app.kubernetes.io/component=node");
-    let agents = match api.list(&ListParams::default().labels(&selector)).await {
-        Ok(agents) => agents.items,
-        Err(error) => return all.text("nodes", Err::<&str, _>(error.into())),
+    let agents = match kubernetes::agents(client).await {
+        Ok(agents) => agents,
+        Err(error) => return all.text("nodes", Err::<&str, _>(error)),
     };
     if agents.is_empty() {
         let why = "kube-system has no pods of the DaemonSet towpath; on a node: towpath sysdump --this-node";
         return all.text("nodes", Err::<&str, _>(anyhow::anyhow!(why)));
     }
-    let asked = agents.iter().map(|agent| async {
-        let name = agent.spec.as_ref().and_then(|spec| spec.node_name.clone()).unwrap_or_else(|| agent.name_any());
-        let facts = tokio::time::timeout(PATIENCE, facts(&api, &agent.name_any())).await;
+    let asked = agents.into_iter().map(|(name, agent)| async move {
+        let facts = tokio::time::timeout(PATIENCE, facts(client, &agent)).await;
         let late = |_| Err(anyhow::anyhow!("the node did not answer within {} s", PATIENCE.as_secs()));
         (name, facts.unwrap_or_else(late))
     });
@@ -150,28 +147,7 @@ pub(super) async fn nodes(client: &Client, all: &mut Collection) {
     }
 }
 
-async fn facts(api: &Api<Pod>, agent: &str) -> Result<Collection> {
-    let params = AttachParams::default().container("agent").stdin(false).stdout(true).stderr(true);
-    let command = ["/usr/bin/towpath", "sysdump", "--node-facts"];
-    let session = api.exec(agent, command, &params).await;
-    let mut session =
-        session.with_context(|| format!("could not run a command in the agent's container of {agent}"))?;
-    let (mut out, mut err) = (Vec::new(), Vec::new());
-    let (stdout, stderr) = (session.stdout(), session.stderr());
-    let (said, complained) = futures::join!(
-        async {
-            match stdout {
-                Some(mut stream) => stream.read_to_end(&mut out).await,
-                None => Ok(0),
-            }
-        },
-        async {
-            match stderr {
-                Some(mut stream) => stream.read_to_end(&mut err).await,
-                None => Ok(0),
-            }
-        }
-    );
-    said.and(complained).with_context(|| format!("the connection to {agent} broke"))?;
-    node::facts(&out, &err)
+async fn facts(client: &Client, agent: &str) -> Result<Collection> {
+    let said = kubernetes::run_in_agent(client, agent, &["/usr/bin/towpath", "sysdump", "--node-facts"]).await?;
+    node::facts(&said.out, &said.err)
 }

@@ -1,0 +1,302 @@
+//! What a Service or a pod asks for and does not get, as Events on that object, where its owner looks.
+//!
+//! Every node refuses the same of a Service, and one says it: of the nodes that are ready and run this network, the one whose name sorts
+//! first. All know who that is without asking each other, nothing is written for it, and where two take themselves for the one for
+//! a moment, both write the same Event: its name is made of what it says, and the API server takes it once. The price: while that one's
+//! agent is down and its node is not, nobody says it; every node's `towpath status` does. A pod's host ports are refused by its own node,
+//! which says so.
+//!
+//! An Event is written once for as long as the refusal stands, when it has stood for a moment, and not again within the hour that it
+//! lives. Who can make Services can make refusals: a namespace gets so many Events an hour, and all together so many.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::PoisonError;
+use std::time::{Duration, SystemTime};
+
+use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::api::events::v1::Event;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{Api, ListParams, PostParams};
+use tokio::time::Instant;
+use towpath_model::{NamespacedName, NodeName, World};
+use towpath_plan::services::{Refusal, RefusedPart};
+use tracing::debug;
+
+use super::LONGEST;
+use crate::index::Index;
+use crate::read;
+use crate::status::{SharedSources, Sources};
+
+/// How often refusals are looked at.
+const LOOK: Duration = Duration::from_secs(5);
+/// What passes by itself, as while a Service and its slices come one by one, is nobody's business.
+const SETTLE: Duration = Duration::from_secs(5);
+/// As long as an API server keeps an Event (`--event-ttl`).
+const HOUR: Duration = Duration::from_secs(3600);
+/// Events an hour for the objects of one namespace, and for all.
+const OF_A_NAMESPACE: usize = 20;
+const OF_ALL: usize = 200;
+
+/// Events of the last hour.
+#[derive(Debug, Default)]
+struct Written(VecDeque<Instant>);
+
+impl Written {
+    fn may(&mut self, most: usize, now: Instant) -> bool {
+        while self.0.front().is_some_and(|at| now.duration_since(*at) >= HOUR) {
+            self.0.pop_front();
+        }
+        self.0.len() < most
+    }
+}
+
+/// One refusal: since when it stands, when it was last seen, and whether it was said.
+#[derive(Debug)]
+struct Standing {
+    since: Instant,
+    seen: Instant,
+    said: bool,
+}
+
+/// Refusals that stand, or did within the hour.
+#[derive(Debug, Default)]
+struct Told {
+    refusals: BTreeMap<Refusal, Standing>,
+    of: BTreeMap<String, Written>,
+    all: Written,
+}
+
+impl Told {
+    /// Takes the refusals of now; those to say. What there is no room for now is said later, if it still stands.
+    fn look(&mut self, refusals: Vec<Refusal>, now: Instant) -> Vec<Refusal> {
+        let present: BTreeSet<Refusal> = refusals.into_iter().collect();
+        // What was not said has no claim once it is gone; what was, is not said again while its Event lives.
+        self.refusals.retain(|refusal, standing| {
+            present.contains(refusal) || (standing.said && now.duration_since(standing.seen) < HOUR)
+        });
+        let mut due = Vec::new();
+        for refusal in present {
+            let fresh = Standing { since: now, seen: now, said: false };
+            let standing = self.refusals.entry(refusal.clone()).or_insert(fresh);
+            standing.seen = now;
+            if standing.said || now.duration_since(standing.since) < SETTLE {
+                continue;
+            }
+            let Some((_, name)) = refusal.named() else { continue };
+            let of = self.of.entry(name.namespace).or_default();
+            if of.may(OF_A_NAMESPACE, now) && self.all.may(OF_ALL, now) {
+                of.0.push_back(now);
+                self.all.0.push_back(now);
+                standing.said = true;
+                due.push(refusal);
+            }
+        }
+        self.of.retain(|_, written| written.may(1, now) || !written.0.is_empty());
+        due
+    }
+}
+
+/// Whether this node says what all refuse.
+fn speaks(index: &Index, node: &NodeName) -> bool {
+    let World { nodes, .. } = index.world();
+    // Where no node publishes (the kind is not installed), all count.
+    let runs_us = |name: &NodeName| index.given().is_empty() || index.given().contains_key(name) || name == node;
+    nodes.values().find(|known| known.ready && runs_us(&known.name)).is_some_and(|first| first.name == *node)
+}
+
+fn refused(sources: &Sources) -> Vec<Refusal> {
+    sources.report.read().unwrap_or_else(PoisonError::into_inner).refused_services.clone()
+}
+
+/// Writes an Event for every refusal that stays. Runs for ever.
+pub(crate) async fn announce(client: kube::Client, sources: SharedSources) {
+    let mut told = Told::default();
+    loop {
+        tokio::time::sleep(LOOK).await;
+        let Some(sources) = sources.get() else { continue };
+        let mut refusals = refused(sources);
+        let all = speaks(&read(&sources.index), &sources.node);
+        refusals.retain(|refusal| all || refusal.part() == RefusedPart::HostPort);
+        for refusal in told.look(refusals, Instant::now()) {
+            if let Err(error) = say(&client, &sources.node, &refusal).await {
+                // The log and the status say the same.
+                debug!(%error, %refusal, "event not written");
+            }
+        }
+    }
+}
+
+/// Writes one Event; fine when it is there already, or the object is gone.
+async fn say(client: &kube::Client, node: &NodeName, refusal: &Refusal) -> Result<(), kube::Error> {
+    let Some((kind, name)) = refusal.named() else { return Ok(()) };
+    let Some(uid) = uid(client, kind, &name).await? else { return Ok(()) };
+    let event = event(node, refusal, kind, &name, &uid);
+    let api: Api<Event> = Api::namespaced(client.clone(), &name.namespace);
+    match api.create(&PostParams::default(), &event).await {
+        Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
+        other => other.map(drop),
+    }
+}
+
+/// The object's uid: `kubectl describe` shows only Events that have it. Asked by a list, to which the agent has a right.
+async fn uid(client: &kube::Client, kind: &str, name: &NamespacedName) -> Result<Option<String>, kube::Error> {
+    let only = ListParams::default().fields(&format!("metadata.name={}", name.name));
+    let found: Vec<ObjectMeta> = if kind == "Pod" {
+        let api: Api<core::Pod> = Api::namespaced(client.clone(), &name.namespace);
+        api.list_metadata(&only).await?.items.into_iter().map(|object| object.metadata).collect()
+    } else {
+        let api: Api<core::Service> = Api::namespaced(client.clone(), &name.namespace);
+        api.list_metadata(&only).await?.items.into_iter().map(|object| object.metadata).collect()
+    };
+    Ok(found.into_iter().find(|meta| meta.name.as_ref() == Some(&name.name)).and_then(|meta| meta.uid))
+}
+
+fn reason(part: RefusedPart) -> &'static str {
+    match part {
+        RefusedPart::Endpoint => "EndpointRefused",
+        RefusedPart::Frontend => "FrontendRefused",
+        RefusedPart::Field => "FieldNotUnderstood",
+        RefusedPart::HostPort => "HostPortRefused",
+    }
+}
+
+fn event(node: &NodeName, refusal: &Refusal, kind: &str, name: &NamespacedName, uid: &str) -> Event {
+    let reason = reason(refusal.part());
+    let note: String = refusal.reason.chars().take(LONGEST).collect();
+    let beginning: String = name.name.chars().take(200).collect();
+    let now = Timestamp::try_from(SystemTime::now()).unwrap_or_default();
+    Event {
+        metadata: ObjectMeta {
+            name: Some(format!("{beginning}.{:016x}", hash(&[uid, reason, &note]))),
+            namespace: Some(name.namespace.clone()),
+            ..ObjectMeta::default()
+        },
+        regarding: Some(core::ObjectReference {
+            api_version: Some("v1".to_owned()),
+            kind: Some(kind.to_owned()),
+            name: Some(name.name.clone()),
+            namespace: Some(name.namespace.clone()),
+            uid: Some(uid.to_owned()),
+            ..core::ObjectReference::default()
+        }),
+        action: Some("ConfigureNetwork".to_owned()),
+        reason: Some(reason.to_owned()),
+        note: Some(note),
+        type_: Some("Warning".to_owned()),
+        event_time: Some(MicroTime(now)),
+        reporting_controller: Some("towpath-agent".to_owned()),
+        reporting_instance: Some(node.to_string()),
+        ..Event::default()
+    }
+}
+
+/// FNV-1a of 64 bits: the same on every node, whatever it was built with.
+fn hash(parts: &[&str]) -> u64 {
+    let bytes = parts.iter().flat_map(|part| part.bytes().chain([0]));
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use towpath_model::Node;
+
+    use super::*;
+
+    fn refusal(name: &str, reason: &str) -> Refusal {
+        Refusal { object: format!("Service {name}"), reason: reason.to_owned() }
+    }
+
+    fn loopback(name: &str) -> Refusal {
+        refusal(name, "EndpointSlice a/b: endpoint 127.0.0.1: loopback addresses are the node's own")
+    }
+
+    #[test]
+    fn what_stands_is_said_once_and_what_passes_is_not() {
+        let (mut told, start) = (Told::default(), Instant::now());
+        let stands = || vec![loopback("a/web")];
+        assert!(told.look(stands(), start).is_empty(), "not at once");
+        assert_eq!(told.look(stands(), start + SETTLE), stands());
+        assert!(told.look(stands(), start + SETTLE * 2).is_empty(), "once");
+        assert!(told.look(stands(), start + HOUR * 3).is_empty(), "for as long as it stands");
+        told.look(Vec::new(), start + HOUR * 3 + SETTLE);
+        told.look(stands(), start + HOUR * 3 + SETTLE * 2);
+        assert!(told.look(stands(), start + HOUR * 3 + SETTLE * 4).is_empty(), "it came back within the hour");
+        told.look(Vec::new(), start + HOUR * 5);
+        told.look(stands(), start + HOUR * 6);
+        assert_eq!(told.look(stands(), start + HOUR * 6 + SETTLE), stands(), "another time, another Event");
+        let other = refusal("a/web", "node port 30080/TCP already belongs to Service a/first");
+        let both = || vec![loopback("a/web"), other.clone()];
+        told.look(both(), start + HOUR * 6 + SETTLE * 2);
+        assert_eq!(told.look(both(), start + HOUR * 6 + SETTLE * 3), [other.clone()], "other words");
+    }
+
+    #[test]
+    fn one_namespace_cannot_use_up_what_others_need_and_all_have_an_end() {
+        let (mut told, start) = (Told::default(), Instant::now());
+        let flood =
+            |namespace: &str| -> Vec<Refusal> { (0..100).map(|n| loopback(&format!("{namespace}/s{n:03}"))).collect() };
+        let mut all = flood("aaa");
+        all.push(loopback("zzz/quiet"));
+        told.look(all.clone(), start);
+        let said = told.look(all.clone(), start + SETTLE);
+        assert_eq!(said.len(), OF_A_NAMESPACE + 1);
+        assert!(said.contains(&loopback("zzz/quiet")));
+        assert!(told.look(all.clone(), start + SETTLE * 2).is_empty());
+        let later = told.look(all.clone(), start + SETTLE + HOUR);
+        assert_eq!(later.len(), OF_A_NAMESPACE, "the next of them an hour later");
+        assert!(later.iter().all(|refusal| !said.contains(refusal)));
+        let many: Vec<Refusal> = (0..40).flat_map(|n| flood(&format!("n{n:02}"))).collect();
+        let mut told = Told::default();
+        told.look(many.clone(), start);
+        assert_eq!(told.look(many, start + SETTLE).len(), OF_ALL);
+    }
+
+    #[test]
+    fn one_node_says_what_all_refuse() {
+        let node = |name: &str, ready: bool| Node {
+            name: NodeName::new(name),
+            labels: BTreeMap::new(),
+            internal_ips: Vec::new(),
+            pod_cidrs: Vec::new(),
+            ready,
+            flannel: None,
+        };
+        let mut index = Index::default();
+        for (name, ready) in [("a", false), ("b", true), ("c", true)] {
+            index.apply(NodeName::new(name), Some(node(name, ready)));
+        }
+        let who = |index: &Index| -> Vec<&str> {
+            ["a", "b", "c"].into_iter().filter(|name| speaks(index, &NodeName::new(*name))).collect()
+        };
+        assert_eq!(who(&index), ["b"], "the first that is ready");
+        index.give(NodeName::new("c"), Some(Vec::new()));
+        // b says of itself nothing yet, and takes itself for one of us; c knows only of itself.
+        assert_eq!(who(&index), ["b", "c"]);
+        index.give(NodeName::new("b"), Some(Vec::new()));
+        assert_eq!(who(&index), ["b"]);
+        index.apply(NodeName::new("a"), Some(node("a", true)));
+        index.give(NodeName::new("a"), Some(Vec::new()));
+        assert_eq!(who(&index), ["a"]);
+    }
+
+    #[test]
+    fn the_same_words_of_the_same_object_are_the_same_event_whoever_says_them() {
+        let of = |node: &str, refusal: &Refusal, uid: &str| {
+            let (kind, name) = refusal.named().unwrap();
+            event(&NodeName::new(node), refusal, kind, &name, uid)
+        };
+        let refusal = loopback("a/web");
+        let (one, two) = (of("n1", &refusal, "u"), of("n2", &refusal, "u"));
+        assert_eq!(one.metadata.name, two.metadata.name);
+        assert_ne!(one.reporting_instance, two.reporting_instance);
+        assert_ne!(one.metadata.name, of("n1", &refusal, "another object of that name").metadata.name);
+        assert_eq!(one.reason.as_deref(), Some("EndpointRefused"));
+        let long = Refusal { reason: "é".repeat(5000), ..refusal };
+        let long = of("n1", &long, "u");
+        assert_eq!(long.note.map(|note| note.chars().count()), Some(LONGEST));
+        assert_eq!(long.reason.as_deref(), Some("FrontendRefused"));
+    }
+}
