@@ -15,3 +15,4 @@ pub mod log;
 pub mod machine;
 pub mod place;
 pub mod rows;
+pub mod udp;

@@ -2,7 +2,7 @@
 //! EndpointSlice may not name.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use towpath_model::desired::BackendAddress;
 use towpath_model::{EndpointSlice, Family, NodeName, Service, ServicePort, family_of};
@@ -122,13 +122,39 @@ fn ready_or_draining<'a>(
     eligible.filter(|(_, s)| s.serving && s.terminating).map(|(b, _)| *b).collect()
 }
 
-/// Why an address may not be an endpoint: who may write EndpointSlices must not reach what only the node may (the API
+/// Metadata services of clouds at addresses that are not link-local: they hand a node's credentials to who asks from it. AWS and Google
+/// over IPv6, Alibaba Cloud, Azure (WireServer), Oracle Cloud.
+const METADATA: [IpAddr; 5] = [
+    IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254)),
+    IpAddr::V6(Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254)),
+    IpAddr::V4(Ipv4Addr::new(100, 100, 100, 200)),
+    IpAddr::V4(Ipv4Addr::new(168, 63, 129, 16)),
+    IpAddr::V4(Ipv4Addr::new(192, 0, 0, 192)),
+];
+
+/// The IPv4 address that a gateway would make of an IPv6 one: compatible (RFC 4291 2.5.5.1), 6to4 (RFC 3056), NAT64 (RFC 6052).
+fn embedded(address: Ipv6Addr) -> Option<Ipv4Addr> {
+    let from = |high: u16, low: u16| {
+        let ([a, b], [c, d]) = (high.to_be_bytes(), low.to_be_bytes());
+        Ipv4Addr::new(a, b, c, d)
+    };
+    match address.segments() {
+        [0, 0, 0, 0, 0, 0, high, low] if high != 0 || low > 1 => Some(from(high, low)),
+        [0x2002, high, low, ..] => Some(from(high, low)),
+        [0x64, 0xff9b, 0, 0, 0, 0, high, low] => Some(from(high, low)),
+        _ => None,
+    }
+}
+
+/// Why an address may not be an endpoint: who may write EndpointSlices must not reach what only the node may (CVE-2021-25737; the API
 /// server refuses loopback, link-local and multicast too), nor send a Service in circles.
 pub(super) fn forbidden(address: IpAddr, config: &ServiceConfig) -> Option<&'static str> {
     if address.is_loopback() {
         return Some("loopback addresses are the node's own");
     }
-    if address.is_multicast() || address.is_unspecified() || address == IpAddr::from([255, 255, 255, 255]) {
+    // 0.0.0.0/8 is "this host on this network" (RFC 1122 3.2.1.3), 240.0.0.0/4 nobody's, the broadcast address in it.
+    let nobodys = matches!(address, IpAddr::V4(v4) if matches!(v4.octets(), [0 | 240..=255, ..]));
+    if address.is_multicast() || address.is_unspecified() || nobodys {
         return Some("not the address of one host");
     }
     if config.dns_addresses.contains(&address) {
@@ -137,9 +163,16 @@ pub(super) fn forbidden(address: IpAddr, config: &ServiceConfig) -> Option<&'sta
     if config.service_cidrs.iter().any(|cidr| cidr.contains(&address)) {
         return Some("itself a Service address");
     }
+    if METADATA.contains(&address) {
+        return Some("a cloud's metadata service, which is for the node");
+    }
     let link_local = match address {
         IpAddr::V4(v4) => v4.is_link_local(),
         IpAddr::V6(v6) => v6.is_unicast_link_local(),
     };
-    link_local.then_some("link-local addresses (metadata services among them) are the node's own")
+    if link_local {
+        return Some("link-local addresses (metadata services among them) are the node's own");
+    }
+    let IpAddr::V6(v6) = address else { return None };
+    forbidden(embedded(v6)?.into(), config).map(|_| "an IPv6 form of an IPv4 address that may not be one")
 }

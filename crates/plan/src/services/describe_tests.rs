@@ -214,3 +214,44 @@ fn refusals_say_whose_and_of_what_kind_they_are() {
     let named = |refusal: &super::Refusal| refusal.named() == Some(("Service", NamespacedName::new("default", "web")));
     assert!(refusals.iter().all(named));
 }
+
+#[test]
+fn no_slice_leads_to_what_is_the_nodes_own_however_it_is_written() {
+    let config = ServiceConfig {
+        dns_addresses: vec![ip("192.0.2.53")],
+        service_cidrs: vec!["10.96.0.0/12".parse().unwrap()],
+        ..ServiceConfig::default()
+    };
+    for address in [
+        "127.0.0.1",
+        "127.1.2.3",
+        "::1",
+        "0.0.0.0",
+        "::",
+        "0.0.0.1",
+        "255.255.255.255",
+        "224.0.0.1",
+        "ff02::1",
+        "169.254.169.254",
+        "169.254.170.2",
+        "fe80::1",
+        "fd00:ec2::254",
+        "fd20:ce::254",
+        "100.100.100.200",
+        "168.63.129.16",
+        "192.0.0.192",
+        "10.96.0.10",
+        "192.0.2.53",
+        "::127.0.0.1",
+        "2002:7f00:1::",
+        "64:ff9b::a9fe:a9fe",
+        "64:ff9b::7f00:1",
+    ] {
+        assert!(super::choose::forbidden(ip(address), &config).is_some(), "{address}");
+    }
+    for address in
+        ["10.0.0.1", "100.100.100.201", "8.8.8.8", "fd00::1", "2001:db8::1", "64:ff9b::808:808", "192.0.2.54"]
+    {
+        assert_eq!(super::choose::forbidden(ip(address), &config), None, "{address}");
+    }
+}
