@@ -396,6 +396,32 @@ fn a_node_writes_events_on_its_own_node_object_and_on_nothing_else() {
 }
 
 #[test]
+fn of_services_and_pods_a_node_says_what_is_refused_in_its_own_name_and_nothing_else() {
+    let policy = Policy::load();
+    let mut from_n1 = request("CREATE", AGENT, Some("n1"));
+    from_n1["resource"]["resource"] = json!("events");
+    let event = |kind: &str, reason: &str, who: &str, of: &str| {
+        json!({"metadata": {"name": "e", "namespace": "a"}, "regarding": {"kind": kind, "name": "web", "namespace": "a"},
+            "reason": reason, "reportingController": who, "reportingInstance": of})
+    };
+    for (kind, reason) in [("Service", "EndpointRefused"), ("Service", "FrontendRefused"), ("Pod", "HostPortRefused")] {
+        assert_eq!(
+            policy.refuses(&from_n1, &event(kind, reason, "towpath-agent", "n1"), &Value::Null),
+            None,
+            "{reason}"
+        );
+    }
+    for other in [
+        event("Service", "EndpointRefused", "towpath-agent", "n2"),
+        event("Service", "EndpointRefused", "kubelet", "n1"),
+        event("Pod", "Scheduled", "towpath-agent", "n1"),
+        event("Secret", "EndpointRefused", "towpath-agent", "n1"),
+    ] {
+        assert!(policy.refuses(&from_n1, &other, &Value::Null).is_some(), "{other}");
+    }
+}
+
+#[test]
 fn of_its_own_node_an_agent_changes_what_is_its_business_only() {
     let policy = Policy::load();
     let mut from_n1 = request("UPDATE", AGENT, Some("n1"));

@@ -230,6 +230,9 @@ fn what_the_processes_write_is_on_the_node_at_its_own_path() {
     assert_eq!(at("agent", agent.cgroup.as_ref().unwrap()).as_deref(), Some("/sys/fs/cgroup"));
     assert_eq!(at("agent", std::path::Path::new("/host/proc/sys/net/ipv4")).as_deref(), Some("/proc/sys/net/ipv4"));
     assert_eq!(at("install", std::path::Path::new("/host/opt/cni/bin")).as_deref(), Some("/opt/cni/bin"));
+    // Where namespaces are looked for that pods have.
+    let [namespaces, _] = towpath_datapath::net::namespaces::PLACES;
+    assert_eq!(on_node(&node, "agent", namespaces).as_deref(), Some(namespaces));
     let uninstall = pod(UNINSTALL);
     for (inside, outside) in [
         ("/run/towpath", "/run/towpath"),

@@ -274,7 +274,9 @@ impl<'a> Views<'a> {
             None => format!("node port {}", frontend.port),
         };
         let all = self.frontends.get(&service.name).into_iter().flatten().filter(ours);
-        let mut shown: Vec<String> = all.map(shown).collect();
+        let mut all: Vec<&Frontend> = all.collect();
+        all.sort_by_key(|frontend| frontend.address.is_none());
+        let mut shown: Vec<String> = all.into_iter().map(shown).collect();
         // Both families have the NodePort.
         shown.dedup();
         shown
