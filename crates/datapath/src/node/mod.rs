@@ -36,6 +36,9 @@ use crate::uninstall;
 /// Duplicate address detection takes one to two seconds (RFC 4862 §5.4).
 const DAD_PATIENCE: Duration = Duration::from_secs(3);
 
+/// UDP flows are not looked at more often.
+const RELEASE_EVERY: Duration = Duration::from_millis(200);
+
 /// How long uninstalling waits for what is being taken away already.
 const UNINSTALL_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -51,6 +54,8 @@ pub(crate) struct Node {
     records: Records,
     reaper: Reaper,
     releaser: Option<Releaser>,
+    /// When it was asked last.
+    released_at: Option<Instant>,
     /// Indexes of devices that were buried and whose program links are not yet forgotten.
     buried: BTreeSet<u32>,
     /// Devices of pods whose programs are filters that links are to follow, by index with their names.
@@ -118,6 +123,7 @@ impl Node {
             records,
             reaper,
             releaser,
+            released_at: None,
             buried: BTreeSet::new(),
             unlinked: BTreeMap::new(),
             hooked: None,
@@ -198,7 +204,7 @@ impl Node {
     pub(crate) fn apply_services(&mut self, table: &ServiceTable) -> Result<ServicesApplied, Error> {
         let Some(programs) = &mut self.programs else { return Ok(ServicesApplied::default()) };
         let applied = programs.apply_services(table, Instant::now())?;
-        self.release_udp();
+        self.release_udp(Instant::now());
         self.applied_part(Part::Services);
         Ok(applied)
     }
@@ -207,14 +213,17 @@ impl Node {
     pub(crate) fn apply_service_changes(&mut self, changes: &ServiceChanges) -> Result<ServicesApplied, Error> {
         let Some(programs) = &mut self.programs else { return Ok(ServicesApplied::default()) };
         let applied = programs.apply_service_changes(changes, Instant::now())?;
-        self.release_udp();
+        self.release_udp(Instant::now());
         Ok(applied)
     }
 
-    /// Has UDP flows let go that are held to what their Service no longer has, if there may be any.
-    fn release_udp(&mut self) {
+    /// Has UDP flows let go that are held to what their Service no longer has, if there may be any. Where Services change all the
+    /// time, not at each change: the next sweep comes within a second.
+    fn release_udp(&mut self, now: Instant) {
         let (Some(programs), Some(releaser)) = (&mut self.programs, &self.releaser) else { return };
-        if programs.take_udp_left() {
+        let lately = |at: Instant| now.saturating_duration_since(at) < RELEASE_EVERY;
+        if !self.released_at.is_some_and(lately) && programs.take_udp_left() {
+            self.released_at = Some(now);
             releaser.release(UdpTable::of(programs.udp_targets()));
         }
     }
@@ -231,6 +240,7 @@ impl Node {
     pub(crate) fn sweep(&mut self, now: Instant) -> Result<usize, Error> {
         self.forget_buried()?;
         self.replace_lent_tunnel()?;
+        self.release_udp(now);
         match &mut self.programs {
             Some(programs) => Ok(programs.sweep(now)?),
             None => Ok(0),

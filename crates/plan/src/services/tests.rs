@@ -498,6 +498,7 @@ fn follow(table: &mut ServiceTable, changes: ServiceChanges) {
     }
     each(&mut table.frontends, changes.frontends);
     each(&mut table.inside, changes.inside);
+    each(&mut table.lingering, changes.lingering);
     each(&mut table.backends, changes.backends);
 }
 

@@ -103,7 +103,7 @@ fn counted() -> Counted {
 fn view(name: &str, counted: Option<&Counted>) -> ServiceView {
     let world = world();
     let key = towpath_model::NamespacedName::new("shop", name);
-    Views::new(&world, counted).of(&world.services[&key])
+    Views::new(&world, None, counted).of(&world.services[&key])
 }
 
 #[test]
@@ -172,7 +172,7 @@ fn a_service_without_endpoints_leads_nowhere_and_a_headless_one_is_not_served() 
 #[test]
 fn the_list_has_a_line_a_service_and_what_is_refused_below() {
     let (world, counted) = (world(), counted());
-    let views = Views::new(&world, Some(&counted));
+    let views = Views::new(&world, None, Some(&counted));
     let all: Vec<ServiceView> = world.services.values().map(|service| views.of(service)).collect();
     let text = show::list(&all, Some(&counted));
     let line = |name: &str| text.lines().find(|line| line.contains(&format!(" {name} "))).unwrap_or_default();

@@ -84,7 +84,11 @@ fn without_backends() -> ServiceTable {
 
 fn apply(node: &TestNode, table: ServiceTable) -> Instant {
     node.call(move |node| node.apply_services(&table)).unwrap();
-    Instant::now()
+    let applied = Instant::now();
+    // As an agent does every second.
+    std::thread::sleep(Duration::from_millis(250));
+    node.call(|node| node.sweep(Instant::now())).unwrap();
+    applied
 }
 
 /// Keeps the whole test process in a node's cgroup, where its socket hooks are.
