@@ -230,7 +230,7 @@ mod tests {
         let other = refusal("a/web", "node port 30080/TCP already belongs to Service a/first");
         let both = || vec![loopback("a/web"), other.clone()];
         told.look(both(), start + HOUR * 6 + SETTLE * 2);
-        assert_eq!(told.look(both(), start + HOUR * 6 + SETTLE * 3), [other.clone()], "other words");
+        assert_eq!(told.look(both(), start + HOUR * 6 + SETTLE * 3), std::slice::from_ref(&other), "other words");
     }
 
     #[test]
