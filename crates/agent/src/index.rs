@@ -422,6 +422,23 @@ mod tests {
     }
 
     #[test]
+    fn what_led_to_a_change_is_known_until_it_is_taken_and_of_no_heartbeat() {
+        let mut index = Index::default();
+        let then = SystemTime::UNIX_EPOCH;
+        index.apply_since("a".to_owned(), Some(namespace("a")), Some(then));
+        index.apply_since("a".to_owned(), Some(namespace("a")), Some(then));
+        index.apply_since("b".to_owned(), Some(namespace("b")), None);
+        let mut due = index.take_changes();
+        assert_eq!(due.led_to_by(), [then]);
+        assert!(index.take_changes().led_to_by().is_empty());
+        for _ in 0..MOST_SINCE {
+            due.merge(Changes::default().since(vec![then]));
+        }
+        assert_eq!(due.led_to_by().len(), MOST_SINCE, "a measurement, not a leak");
+        assert!(Changes::everything().since(due.led_to_by().to_vec()).led_to_by().contains(&then));
+    }
+
+    #[test]
     fn a_reset_forgets_what_is_not_listed() {
         let mut index = Index::default();
         index.apply("gone".to_owned(), Some(namespace("gone")));

@@ -216,3 +216,25 @@ async fn watch_dns_config(api: Api<ConfigMap>, of: DnsServer, updates: mpsc::Sen
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn the_time_that_a_controller_says_is_read_and_nonsense_is_not() {
+        let of = |said: &str| {
+            let annotations = [("endpoints.kubernetes.io/last-change-trigger-time".to_owned(), said.to_owned())];
+            let metadata = ObjectMeta { annotations: Some(annotations.into()), ..ObjectMeta::default() };
+            triggered(&k8s_openapi::api::discovery::v1::EndpointSlice { metadata, ..Default::default() })
+        };
+        assert_eq!(of("1970-01-01T00:01:40Z"), Some(SystemTime::UNIX_EPOCH + Duration::from_secs(100)));
+        assert_eq!(of("1970-01-01T01:01:40.5+01:00"), Some(SystemTime::UNIX_EPOCH + Duration::from_millis(100_500)));
+        for nonsense in ["", "yesterday", "1970-01-01", "-9999999999-01-01T00:00:00Z"] {
+            assert_eq!(of(nonsense), None, "{nonsense}");
+        }
+        assert_eq!(triggered(&k8s_openapi::api::core::v1::Service::default()), None);
+    }
+}

@@ -202,3 +202,22 @@ fn an_agent_of_another_version_or_none_is_said() {
     assert_eq!((sum.open.len(), sum.nodes.len(), sum.incomplete.len()), (5, 1, 1));
     assert_eq!(BTreeMap::from_iter(sum.open).values().sum::<u64>(), 206);
 }
+
+#[test]
+fn cluster_dns_leads_to_each_nodes_own_server_where_that_answers() {
+    let mut world = world();
+    let dns: core::Service = parse(json!({
+        "metadata": {"namespace": "kube-system", "name": "kube-dns"},
+        "spec": {"clusterIP": "10.96.0.10", "clusterIPs": ["10.96.0.10"],
+            "ports": [{"name": "dns", "port": 53, "protocol": "UDP"}, {"name": "metrics", "port": 9153}]},
+    }));
+    let dns = Service::try_from(&dns).unwrap();
+    world.services.insert(dns.name.clone(), dns.clone());
+    let view = Views::new(&world, None, None).of(&dns);
+    let [port, metrics] = view.ports.as_slice() else { panic!("{view:?}") };
+    assert_eq!(port.backends.iter().map(|one| one.state.as_str()).collect::<Vec<_>>(), ["node's own DNS"]);
+    assert_eq!(port.backends[0].inside.used_by, ["n1", "n2"]);
+    assert!(metrics.backends.is_empty(), "not of other ports");
+    assert_eq!(view.endpoints(), (1, 1));
+    assert!(show::one(&view, None).contains("of all nodes"));
+}

@@ -9,6 +9,7 @@ use towpath_model::custom::NetworkConfigSpec;
 use towpath_model::desired::Frontend;
 use towpath_model::{
     EndpointSlice, NamespacedName, NodeName, Protocol, Service, ServiceKind, ServicePort, TrafficPolicy, World,
+    family_of,
 };
 use towpath_plan::Changed;
 use towpath_plan::services::describe::{self, Condition, DescribedBackend, Unused, Uses};
@@ -16,6 +17,11 @@ use towpath_plan::services::{Planner, ServiceConfig};
 
 use super::nodes::Counted;
 use crate::explain::Facts;
+
+/// Port of DNS (RFC 1035 4.2).
+const DNS_PORT: u16 = 53;
+/// State of the server of DNS that every node has.
+const OWN_DNS: &str = "node's own DNS";
 
 /// One Service.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -103,7 +109,7 @@ pub(super) struct BackendView {
     /// Slices that list it; none: it is no endpoint any more.
     pub(super) slices: BTreeSet<String>,
     /// `ready`, `not ready`, `terminating`, `terminating, not serving`, `refused`; `draining`: no endpoint any more, and connections
-    /// to it are open.
+    /// to it are open; `node's own DNS`: no endpoint, but the server that every node has.
     pub(super) state: String,
     /// By clients inside.
     pub(super) inside: UseView,
@@ -164,7 +170,7 @@ impl ServiceView {
         let used = |one: &&BackendView| {
             !one.inside.used_by.is_empty() || one.outside.as_ref().is_some_and(|outside| !outside.used_by.is_empty())
         };
-        let listed = |one: &&BackendView| !one.slices.is_empty();
+        let listed = |one: &&BackendView| !one.slices.is_empty() || one.state == OWN_DNS;
         let all: Vec<&BackendView> = self.ports.iter().flat_map(|port| &port.backends).filter(listed).collect();
         (all.iter().copied().filter(|one| used(one)).count(), all.len())
     }
@@ -245,6 +251,7 @@ impl<'a> Views<'a> {
         let described = describe::backends(service, port, &slices, &self.world.nodes, &self.config);
         let open = self.open(service, port);
         let mut backends: Vec<BackendView> = described.iter().map(|one| backend(one, open.as_ref())).collect();
+        backends.extend(self.own_dns(service, port, open.as_ref()));
         let known: BTreeSet<(IpAddr, u16)> = backends.iter().map(|one| (one.address, one.port)).collect();
         for (at, count) in open.iter().flatten().filter(|(at, _)| !known.contains(&(at.ip(), at.port()))) {
             backends.push(draining(*at, *count));
@@ -280,6 +287,33 @@ impl<'a> Views<'a> {
         // Both families have the NodePort.
         shown.dedup();
         shown
+    }
+
+    /// Each node's own server, where that answers at a Service's address.
+    fn own_dns(
+        &self,
+        service: &Service,
+        port: &ServicePort,
+        open: Option<&BTreeMap<SocketAddr, u64>>,
+    ) -> Vec<BackendView> {
+        let ours = |ip: &&IpAddr| port.port == DNS_PORT && self.config.cluster_dns.contains(ip);
+        let families = service.cluster_ips.iter().filter(ours).map(|ip| family_of(*ip));
+        let at = families.filter_map(|family| self.config.dns_addresses.iter().find(|ip| family_of(**ip) == family));
+        let view = |ip: &IpAddr| BackendView {
+            address: *ip,
+            port: DNS_PORT,
+            node: None,
+            pod: None,
+            slices: BTreeSet::new(),
+            state: OWN_DNS.to_owned(),
+            inside: UseView {
+                used_by: self.world.nodes.keys().map(ToString::to_string).collect(),
+                ..UseView::default()
+            },
+            outside: None,
+            connections: open.map(|open| open.get(&SocketAddr::new(*ip, DNS_PORT)).copied().unwrap_or(0)),
+        };
+        at.map(view).collect()
     }
 
     fn is_node(&self, ip: IpAddr) -> bool {
