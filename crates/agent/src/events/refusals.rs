@@ -158,6 +158,7 @@ fn reason(part: RefusedPart) -> &'static str {
         RefusedPart::Frontend => "FrontendRefused",
         RefusedPart::Field => "FieldNotUnderstood",
         RefusedPart::HostPort => "HostPortRefused",
+        RefusedPart::Room => "TableFull",
     }
 }
 
@@ -207,6 +208,13 @@ mod tests {
 
     fn refusal(name: &str, reason: &str) -> Refusal {
         Refusal { object: format!("Service {name}"), reason: reason.to_owned() }
+    }
+
+    #[test]
+    fn a_full_table_is_told_from_a_frontend_that_another_has() {
+        let full = towpath_datapath::bpf::Error::Full { map: "tp_services", limit: 7 };
+        assert_eq!(reason(refusal("a/web", &full.to_string()).part()), "TableFull");
+        assert_eq!(reason(refusal("a/web", "nodePort 1 is outside 30000-32767").part()), "FrontendRefused");
     }
 
     fn loopback(name: &str) -> Refusal {

@@ -94,6 +94,8 @@ pub enum RefusedPart {
     Field,
     /// A pod's host port.
     HostPort,
+    /// What a full table of the kernel has no room for.
+    Room,
 }
 
 impl fmt::Display for Refusal {
@@ -107,6 +109,7 @@ impl Refusal {
     pub fn part(&self) -> RefusedPart {
         let begins = |words: &[&str]| words.iter().any(|word| self.reason.starts_with(word));
         match self.object.split_once(' ') {
+            _ if begins(&["map "]) => RefusedPart::Room,
             Some(("Pod", _)) => RefusedPart::HostPort,
             _ if begins(&["EndpointSlice "]) => RefusedPart::Endpoint,
             _ if begins(&["annotation ", "loadBalancerSourceRanges"]) => RefusedPart::Field,
