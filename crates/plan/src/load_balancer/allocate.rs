@@ -132,8 +132,8 @@ impl<'a> Allocation<'a> {
 
     /// What of its status it may go on with: at most one address a family.
     fn keep(&mut self, service: &'a BalancedService, request: &'a LoadBalancerRequest) {
-        // Whether a namespace's labels are known says nothing against what was given before.
-        let unknown = self.namespace(service).is_none();
+        // That something is not known says nothing against what was given before.
+        let unknown = self.namespace(service).is_none() || self.view.some_pool_is_unclear;
         let pools = self.admitting(service, request, false);
         let mut families: BTreeSet<Family> = BTreeSet::new();
         for address in &service.standing {

@@ -32,6 +32,8 @@ pub use refusal::Refusal;
 pub struct View {
     /// Pools by name.
     pub pools: BTreeMap<String, AddressPool>,
+    /// A pool cannot be understood, or not any more: then no address is taken back because it is in none.
+    pub some_pool_is_unclear: bool,
     /// All Services, of whatever type.
     pub services: BTreeMap<NamespacedName, BalancedService>,
     /// Labels of namespaces, by name.
