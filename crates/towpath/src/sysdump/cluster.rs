@@ -10,7 +10,7 @@ use tokio::io::AsyncReadExt;
 use super::{Collection, node};
 
 /// Files and the paths they come from. No Secrets, and of ConfigMaps only Towpath's.
-const OBJECTS: [(&str, &str); 19] = [
+const OBJECTS: [(&str, &str); 21] = [
     ("cluster/version.json", "/version"),
     ("cluster/nodes.json", "/api/v1/nodes"),
     ("cluster/namespaces.json", "/api/v1/namespaces"),
