@@ -134,12 +134,15 @@ fn applied(name: &NamespacedName, version: Option<&str>, addresses: &BTreeSet<Ip
     ingress.sort();
     // VIP: packets come to the node with this address as their destination (KEP-1860).
     let ingress: Vec<Value> = ingress.into_iter().map(|address| json!({"ip": address, "ipMode": "VIP"})).collect();
-    let balancer = if ingress.is_empty() { json!({}) } else { json!({"ingress": ingress}) };
-    json!({
+    let mut applied = json!({
         "apiVersion": "v1", "kind": "Service",
         "metadata": {"name": name.name, "namespace": name.namespace, "resourceVersion": version},
-        "status": {"loadBalancer": balancer},
-    })
+    });
+    // What is not applied any more goes, and with it our name from the status.
+    if let (Some(object), false) = (applied.as_object_mut(), ingress.is_empty()) {
+        object.insert("status".to_owned(), json!({"loadBalancer": {"ingress": ingress}}));
+    }
+    applied
 }
 
 /// A Service as far as it matters here; none when its metadata name nothing.
@@ -247,6 +250,6 @@ mod tests {
             json!([{"ip": "192.0.2.1", "ipMode": "VIP"}, {"ip": "2001:db8::1", "ipMode": "VIP"}])
         );
         assert_eq!(patch["metadata"]["resourceVersion"], "7");
-        assert_eq!(applied(&name, None, &BTreeSet::new())["status"], json!({"loadBalancer": {}}));
+        assert_eq!(applied(&name, None, &BTreeSet::new()).get("status"), None);
     }
 }
