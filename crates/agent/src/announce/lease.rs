@@ -144,8 +144,11 @@ impl<A: Announcer> Election<A> {
     /// One look or renewal; how long after its beginning the next is due.
     async fn step(&mut self, place: Place) -> Option<Duration> {
         if let Some(lease) = self.held.clone() {
-            self.renew(lease).await;
-            return Some(RENEW);
+            self.write(Some(lease), Step::Renew).await;
+            if self.held.is_some() || self.alone {
+                return Some(RENEW);
+            }
+            // It is another's now, or somebody wrote to it: read at once.
         }
         // Who still counts as the last holder asks as often as one that stands by.
         let every = if self.renewed.is_some() { Some(RENEW) } else { place.looks_every() };
@@ -192,10 +195,6 @@ impl<A: Announcer> Election<A> {
                 }
             }
         }
-    }
-
-    async fn renew(&mut self, lease: Lease) {
-        self.write(Some(lease), Step::Renew).await;
     }
 
     async fn write(&mut self, lease: Option<Lease>, step: Step) {

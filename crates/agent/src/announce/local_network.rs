@@ -365,7 +365,7 @@ async fn hear(socket: Arc<AsyncFd<PacketSocket>>, shared: Arc<Shared>, device: F
             match socket.get_ref().receive(&mut buffer) {
                 Ok(Some(length)) => {
                     let heard = frames::read(buffer.get(..length).unwrap_or_default());
-                    if let Some(answer) = answer(&shared, &heard, &device)
+                    if let Some(answer) = answer(&shared, &heard, &device, Instant::now())
                         && let Err(error) = socket.get_ref().send(&answer)
                     {
                         debug!(device = device.name, %error, "not answered");
@@ -388,8 +388,7 @@ async fn hear(socket: Arc<AsyncFd<PacketSocket>>, shared: Arc<Shared>, device: F
 }
 
 /// What is to be said to what was heard.
-fn answer(shared: &Shared, heard: &frames::Heard, device: &Found) -> Option<Vec<u8>> {
-    let now = Instant::now();
+fn answer(shared: &Shared, heard: &frames::Heard, device: &Found, now: Instant) -> Option<Vec<u8>> {
     let mut table = shared.table();
     if let Some((address, mac)) = heard.claims
         && !table.own_macs.contains(&mac)
@@ -443,36 +442,37 @@ mod tests {
         Heard { asks: None, claims: Some((ip("192.0.2.1"), mac)) }
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn an_address_is_answered_for_while_its_lease_holds_and_no_other_is() {
-        let shared = shared(Standing::Until(Instant::now() + Duration::from_secs(1)));
-        assert!(answer(&shared, &asks("192.0.2.1"), &device()).is_some());
-        assert!(answer(&shared, &asks("192.0.2.2"), &device()).is_none());
-        tokio::time::advance(Duration::from_secs(1)).await;
-        assert!(answer(&shared, &asks("192.0.2.1"), &device()).is_none(), "whoever else thinks it still holds");
+    #[test]
+    fn an_address_is_answered_for_while_its_lease_holds_and_no_other_is() {
+        let now = Instant::now();
+        let shared = shared(Standing::Until(now + Duration::from_secs(1)));
+        assert!(answer(&shared, &asks("192.0.2.1"), &device(), now).is_some());
+        assert!(answer(&shared, &asks("192.0.2.2"), &device(), now).is_none());
+        let later = now + Duration::from_secs(1);
+        assert!(answer(&shared, &asks("192.0.2.1"), &device(), later).is_none(), "whoever else thinks it still holds");
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn who_goes_on_without_a_lease_is_silent_as_soon_as_another_is_heard() {
+    #[test]
+    fn who_goes_on_without_a_lease_is_silent_as_soon_as_another_is_heard() {
         let shared = shared(Standing::Always);
-        let began = Instant::now();
-        answer(&shared, &claims(device().mac), &device());
-        assert!(answer(&shared, &asks("192.0.2.1"), &device()).is_some(), "it heard itself");
-        answer(&shared, &claims(THEIRS), &device());
-        assert!(answer(&shared, &asks("192.0.2.1"), &device()).is_none());
-        assert!(shared.table().entries[&ip("192.0.2.1")].rival.is_some_and(|(_, heard)| heard >= began));
+        let now = Instant::now();
+        answer(&shared, &claims(device().mac), &device(), now);
+        assert!(answer(&shared, &asks("192.0.2.1"), &device(), now).is_some(), "it heard itself");
+        answer(&shared, &claims(THEIRS), &device(), now);
+        assert!(answer(&shared, &asks("192.0.2.1"), &device(), now).is_none());
+        assert!(shared.table().entries[&ip("192.0.2.1")].rival.is_some_and(|(_, heard)| heard == now));
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn who_has_the_lease_says_so_again_when_another_claims_the_address_but_not_for_ever() {
-        let shared = shared(Standing::Until(Instant::now() + Duration::from_secs(60)));
+    #[test]
+    fn who_has_the_lease_says_so_again_when_another_claims_the_address_but_not_for_ever() {
+        let now = Instant::now();
+        let shared = shared(Standing::Until(now + Duration::from_secs(60)));
         let told = || shared.table().entries.get_mut(&ip("192.0.2.1")).unwrap().telling.take().is_some();
-        answer(&shared, &claims(THEIRS), &device());
+        answer(&shared, &claims(THEIRS), &device(), now);
         assert!(told());
-        answer(&shared, &claims(THEIRS), &device());
+        answer(&shared, &claims(THEIRS), &device(), now);
         assert!(!told(), "two that defend themselves against each other would never stop");
-        tokio::time::advance(DEFEND_EVERY).await;
-        answer(&shared, &claims(THEIRS), &device());
-        assert!(told() && answer(&shared, &asks("192.0.2.1"), &device()).is_some());
+        answer(&shared, &claims(THEIRS), &device(), now + DEFEND_EVERY);
+        assert!(told() && answer(&shared, &asks("192.0.2.1"), &device(), now).is_some());
     }
 }
