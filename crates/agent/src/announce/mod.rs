@@ -28,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 use towpath_datapath::Datapath;
 use towpath_model::custom::API_VERSION;
 use towpath_model::{AddressPool, NodeName};
-use towpath_plan::load_balancer::announcers::{Candidate, candidates};
+use towpath_plan::load_balancer::announcers::{self, Candidate, candidates};
 use tracing::warn;
 
 use crate::cni_server::Readiness;
@@ -124,8 +124,8 @@ impl Drop for Running {
     }
 }
 
-/// What the candidates follow from, by revision.
-type Seen = [u64; 3];
+/// What the candidates follow from, by revision: Services, nodes and, where it matters where endpoints are, EndpointSlices.
+type Seen = [Option<u64>; 3];
 
 struct Keeper {
     client: kube::Client,
@@ -176,7 +176,9 @@ impl Keeper {
     fn is_new(&mut self) -> bool {
         let now = {
             let index = read(&self.index);
-            [Kind::Service, Kind::EndpointSlice, Kind::Node].map(|kind| index.revision(kind))
+            // Endpoints change most often, and mostly that is nothing to whoever announces.
+            let local = announcers::follow_endpoints(index.world()).then(|| index.revision(Kind::EndpointSlice));
+            [Some(index.revision(Kind::Service)), Some(index.revision(Kind::Node)), local]
         };
         self.seen.replace(now) != Some(now)
     }

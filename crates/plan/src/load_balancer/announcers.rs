@@ -61,6 +61,13 @@ pub fn candidates(world: &World, pools: &BTreeMap<String, AddressPool>, own: &No
     with_rank.collect()
 }
 
+/// Whether candidates depend on where endpoints are: some load balancer's external policy is `Local`.
+pub fn follow_endpoints(world: &World) -> bool {
+    let is_local =
+        |service: &Service| service.external_policy == TrafficPolicy::Local && !service.load_balancer_ips.is_empty();
+    world.services.values().any(is_local)
+}
+
 /// Nodes with an endpoint that takes connections, of each Service whose external policy is `Local`.
 fn local_nodes<'a>(
     world: &'a World,
@@ -208,6 +215,7 @@ mod tests {
         let mut world = world(3);
         add(&mut world, "web", "192.0.2.100", TrafficPolicy::Local);
         assert!(ranks(&world, "192.0.2.100").is_empty(), "no endpoint, nobody");
+        assert!(follow_endpoints(&world) && !follow_endpoints(&World::default()));
         endpoint(&mut world, "web", "n2", READY);
         endpoint(&mut world, "web", "n1", Conditions { ready: false, serving: false, terminating: false });
         endpoint(&mut world, "other", "n3", READY);

@@ -58,9 +58,11 @@ pub(super) fn service(name: &str, created: i64, request: Option<LoadBalancerRequ
 
 /// A view with pools and Services of IPv4, the first the oldest.
 fn view(pools: &[AddressPool], names: &[&str]) -> View {
-    let mut view = View::default();
-    view.pools = pools.iter().map(|pool| (pool.name.clone(), pool.clone())).collect();
-    view.namespaces.insert("default".to_owned(), BTreeMap::new());
+    let mut view = View {
+        pools: pools.iter().map(|pool| (pool.name.clone(), pool.clone())).collect(),
+        namespaces: BTreeMap::from([("default".to_owned(), BTreeMap::new())]),
+        ..View::default()
+    };
     for (age, name) in names.iter().enumerate() {
         view.services.insert(named(name), service(name, age as i64, Some(request(&[Family::V4]))));
     }
