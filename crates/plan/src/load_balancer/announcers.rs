@@ -151,6 +151,9 @@ mod tests {
             internal_policy: TrafficPolicy::Cluster,
             external_policy: policy,
             publish_not_ready: false,
+            algorithm: Default::default(),
+            source_ranges: None,
+            misunderstood: Vec::new(),
             health_check_port: None,
         };
         world.services.insert(name, service);
