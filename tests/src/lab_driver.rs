@@ -1,4 +1,4 @@
-//! What `kubectl expose`, `run` and `create namespace` make, as manifests: for machines without a kubectl.
+//! What `kubectl expose`, `run`, `create namespace` and `create service loadbalancer` make, as manifests: for machines without a kubectl.
 
 use anyhow::{Context, Result};
 use serde_json::{Map, Value, json};
@@ -17,6 +17,18 @@ pub(crate) fn manifest(cluster: &Cluster, args: &[&str]) -> Result<Option<Value>
     Ok(match before {
         ["create", "namespace", name] => {
             Some(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}))
+        }
+        ["create", "service", "loadbalancer", name, ..] => {
+            let (port, target) =
+                option("--tcp").and_then(|ports| ports.split_once(':')).context("--tcp=PORT:TARGET")?;
+            let number = |text: &str| text.parse::<u16>().context("--tcp");
+            let port =
+                json!({"name": format!("{port}-{target}"), "port": number(port)?, "targetPort": number(target)?});
+            Some(json!({
+                "apiVersion": "v1", "kind": "Service",
+                "metadata": {"name": name, "namespace": namespace, "labels": {"app": name}},
+                "spec": {"type": "LoadBalancer", "selector": {"app": name}, "ports": [port]},
+            }))
         }
         ["expose", "pod", name, ..] => {
             let labels = cluster.get("pod", name)?.pointer("/metadata/labels").cloned().unwrap_or_default();

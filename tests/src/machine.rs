@@ -89,6 +89,27 @@ pub fn kill(pid: i32) -> Result<()> {
         .with_context(|| format!("kill process {pid} ({})", command_line(pid).join(" ")))
 }
 
+/// SIGSTOP, as a machine that freezes; it goes on when the returned value is dropped.
+///
+/// # Errors
+/// There is no such process.
+pub fn freeze(pid: i32) -> Result<Frozen> {
+    let process = nix::unistd::Pid::from_raw(pid);
+    nix::sys::signal::kill(process, nix::sys::signal::Signal::SIGSTOP)
+        .with_context(|| format!("stop process {pid} ({})", command_line(pid).join(" ")))?;
+    Ok(Frozen(process))
+}
+
+/// A process that was stopped.
+#[derive(Debug)]
+pub struct Frozen(nix::unistd::Pid);
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        let _ = nix::sys::signal::kill(self.0, nix::sys::signal::Signal::SIGCONT);
+    }
+}
+
 /// Everything of the machine that a lab touches, as lines.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Footprint(BTreeSet<String>);

@@ -4,6 +4,7 @@
 //! kube API ─► watch (a task a kind) ─► Index ─► reconcile: plan, policy ─► Datapath (one thread) ─► kernel
 //!                                        ▲          ▲        └─► feed ─► towpath carry
 //!                        towpath-cni ─► CNI server ─┘
+//!              Index, AddressPools ─► announce (a task an address) ─► ARP, neighbour discovery
 //! ```
 //!
 //! Nothing in the kernel changes before every watch has had its first full list (or, while the API server is away, before what an
@@ -11,6 +12,7 @@
 //! programs, gateway addresses), which a restart adopts. The CNI configuration is written last, when the node is ready.
 #![forbid(unsafe_code)]
 
+pub mod announce;
 mod backoff;
 pub mod cni_server;
 pub mod conflist;
@@ -166,6 +168,8 @@ async fn run_until(config: AgentConfig, shutdown: CancellationToken) -> Result<(
         index.clone(),
     )));
     let publishing = AbortOnDropHandle::new(tokio::spawn(publisher.run()));
+    let announcing_balancers =
+        announce::start(client.clone(), parsed.node.clone(), index.clone(), datapath.clone(), readiness.clone());
     let pods = Arc::new(pods::Pods::new(client, index.clone(), datapath.clone(), requests));
     let mut cni =
         CniServer::start(CniServerConfig::new(&config), pods.clone(), pods, leases.clone(), readiness.clone()).await?;
@@ -192,7 +196,7 @@ async fn run_until(config: AgentConfig, shutdown: CancellationToken) -> Result<(
         Some(ended) = watches.join_next() => Err(anyhow::anyhow!("a watch ended: {ended:?}")),
     };
     // Requests in work end first; nothing that they made is lost if they do not.
-    cni.drain(Duration::from_secs(5)).await;
+    tokio::join!(cni.drain(Duration::from_secs(5)), announcing_balancers.drain());
     loop_task.abort();
     drop((status, telling, clean, watching_rules, health, in_kube_proxys_place, announcing, announcing_to_flannel));
     drop((publishing, recalling, keeping, service_status, refusing));

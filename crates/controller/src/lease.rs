@@ -11,7 +11,14 @@ use kube::{Client, ResourceExt};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::election::{LEASE_DURATION, Observer, RENEW_DEADLINE, RETRY, Record, Step};
+use towpath_plan::election::{Observer, Record, Step};
+
+/// How long the Lease holds without being renewed.
+const LEASE_DURATION: Duration = Duration::from_secs(15);
+/// A leader that could not renew for so long stops working: well before anybody else may lead.
+const RENEW_DEADLINE: Duration = Duration::from_secs(10);
+/// Between attempts to acquire or renew.
+const RETRY: Duration = Duration::from_secs(2);
 
 /// Name of the Lease.
 pub(crate) const NAME: &str = "towpath-controller";
@@ -172,5 +179,15 @@ fn record(lease: &Lease) -> Record {
         // The version changes with every write, also by who does not keep the time.
         renewed: spec.renew_time.map(|t| t.0.to_string()).or_else(|| lease.resource_version()),
         duration: seconds.map_or(LEASE_DURATION, Duration::from_secs),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_leader_stops_before_another_may_start() {
+        assert!(RENEW_DEADLINE + RETRY < LEASE_DURATION);
     }
 }

@@ -1,13 +1,16 @@
-//! Cluster-wide duties under a Lease: pod ranges of nodes, and the status of the `NetworkConfig`.
+//! Cluster-wide duties under a Lease: pod ranges of nodes, addresses of load balancers, and the status of the `NetworkConfig`.
 //!
-//! Any number of replicas run; one leads at a time ([`election`]) and does the work ([`node_ranges`], [`network_status`]). What is decided is
+//! Any number of replicas run; one leads at a time ([`towpath_plan::election`]) and does the work ([`node_ranges`], [`load_balancers`],
+//! [`network_status`]). What is decided is
 //! decided by pure functions; this crate only watches and writes.
 #![forbid(unsafe_code)]
 
-pub mod election;
+mod events;
 mod lease;
+mod load_balancers;
 mod network_status;
 mod node_ranges;
+mod watched;
 
 use std::path::PathBuf;
 
@@ -78,16 +81,21 @@ pub async fn run(config: ControllerConfig, shutdown: CancellationToken) -> Resul
     lease::lead(&client, &config.namespace, &identity, &shutdown, |leading| {
         let (client, identity) = (client.clone(), identity.clone());
         let ranges = (!cidrs.is_empty()).then(|| ranges.clone());
+        let cidrs = cidrs.clone();
         async move {
             let status = network_status::work(client.clone(), leading.clone());
-            match ranges {
-                Some(ranges) => {
-                    tokio::select! {
-                        () = status => {}
-                        () = node_ranges::work(client, ranges, identity, leading) => {}
-                    }
+            let balancers = load_balancers::work(client.clone(), cidrs, identity.clone(), leading.clone());
+            let ranges = async {
+                match ranges {
+                    Some(ranges) => node_ranges::work(client, ranges, identity, leading).await,
+                    None => leading.cancelled().await,
                 }
-                None => status.await,
+            };
+            // None of them ends by itself: where one does, somebody else is to try.
+            tokio::select! {
+                () = status => {}
+                () = balancers => {}
+                () = ranges => {}
             }
         }
     })

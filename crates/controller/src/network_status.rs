@@ -4,15 +4,16 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use crate::watched::{Watched, until};
 use futures::StreamExt;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
 use kube::Client;
 use kube::api::{Api, Patch, PatchParams};
-use kube::runtime::watcher::{self, Event};
-use kube::runtime::{WatchStreamExt, watcher as watch};
+use kube::runtime::watcher;
+use kube::runtime::{WatchStreamExt, watcher::watcher as watch};
 use serde_json::json;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use towpath_model::custom::{API_VERSION, NETWORK_CONFIG_NAME, NetworkConfig, NetworkConfigStatus, NodeNetwork};
 
@@ -82,55 +83,6 @@ pub(crate) async fn work(client: Client, stop: CancellationToken) {
                     _ => None,
                 };
             }
-        }
-    }
-}
-
-/// Ends at the time; never when there is none.
-async fn until(time: Option<Instant>) {
-    match time {
-        Some(time) => sleep_until(time).await,
-        None => std::future::pending().await,
-    }
-}
-
-/// What a watch has brought.
-struct Watched<T> {
-    all: BTreeMap<String, T>,
-    listing: BTreeMap<String, T>,
-    complete: bool,
-}
-
-impl<T> Default for Watched<T> {
-    fn default() -> Self {
-        Self { all: BTreeMap::new(), listing: BTreeMap::new(), complete: false }
-    }
-}
-
-impl<T: PartialEq> Watched<T> {
-    /// Takes an event; whether something is another than before.
-    fn take<O>(&mut self, event: Event<O>, name: impl Fn(&O) -> Option<String>, kept: impl Fn(&O) -> T) -> bool {
-        match event {
-            Event::Init => {
-                self.listing.clear();
-                false
-            }
-            Event::InitApply(object) => {
-                self.listing.extend(name(&object).map(|name| (name, kept(&object))));
-                false
-            }
-            Event::InitDone => {
-                let first = !std::mem::replace(&mut self.complete, true);
-                let before = std::mem::replace(&mut self.all, std::mem::take(&mut self.listing));
-                first || before != self.all
-            }
-            Event::Apply(object) => name(&object).is_some_and(|name| {
-                let now = kept(&object);
-                let same = self.all.get(&name) == Some(&now);
-                self.all.insert(name, now);
-                !same
-            }),
-            Event::Delete(object) => name(&object).is_some_and(|name| self.all.remove(&name).is_some()),
         }
     }
 }
@@ -319,17 +271,5 @@ mod tests {
             condition(&status, "DNSByTowpath").message,
             "stand-in on 100 nodes (n00, n01, n02, n03, n04 and 95 more)"
         );
-    }
-
-    #[test]
-    fn a_watch_that_brings_nothing_new_changes_nothing() {
-        let mut watched = Watched::<u8>::default();
-        let mut take =
-            |event| watched.take(event, |(name, _): &(&str, u8)| Some((*name).to_owned()), |(_, value)| *value);
-        assert!(!take(Event::Init));
-        assert!(!take(Event::InitApply(("a", 1))));
-        assert!(take(Event::InitDone), "the first list is news, also an empty one");
-        assert!(!take(Event::Apply(("a", 1))));
-        assert!(take(Event::Apply(("a", 2))) && take(Event::Delete(("a", 2))) && !take(Event::Delete(("a", 2))));
     }
 }

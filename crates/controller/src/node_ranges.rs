@@ -7,7 +7,7 @@ use futures::StreamExt;
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::{Node, ObjectReference};
 use kube::api::{Api, Patch, PatchParams};
-use kube::runtime::events::{Event as Note, EventType, Recorder, Reporter};
+use kube::runtime::events::EventType;
 use kube::runtime::watcher::Event;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Client, Resource, ResourceExt};
@@ -17,6 +17,8 @@ use tokio_util::sync::CancellationToken;
 use towpath_model::NodeName;
 use towpath_plan::cluster_cidrs::ClusterRanges;
 
+use crate::events::Events;
+
 /// How long a deleted node's ranges are left alone: its pods may still be sending.
 const KEEP_RELEASED: Duration = Duration::from_secs(120);
 /// Nodes that could not be given a range, or be written to, are tried again.
@@ -25,9 +27,8 @@ const RETRY: Duration = Duration::from_secs(5);
 /// Works until told to stop.
 pub(crate) async fn work(client: Client, ranges: ClusterRanges, identity: String, stop: CancellationToken) {
     let api: Api<Node> = Api::all(client.clone());
-    let reporter = Reporter { controller: "towpath-controller".to_owned(), instance: Some(identity) };
     let mut state = Nodes {
-        recorder: Recorder::new(client, reporter),
+        events: Events::new(client, identity),
         api: api.clone(),
         ranges,
         nodes: BTreeMap::new(),
@@ -66,7 +67,7 @@ struct Seen {
 
 struct Nodes {
     api: Api<Node>,
-    recorder: Recorder,
+    events: Events,
     ranges: ClusterRanges,
     nodes: BTreeMap<NodeName, Seen>,
     /// A list that is under way.
@@ -154,17 +155,10 @@ impl Nodes {
             return;
         }
         tracing::warn!(node = %name, reason, "node has no pod ranges");
+        let note = reason.clone();
         if let Some(node) = self.nodes.get(name) {
-            let note = Note {
-                type_: EventType::Warning,
-                reason: "CIDRNotAvailable".to_owned(),
-                note: Some(reason.clone()),
-                action: "AssignPodCIDRs".to_owned(),
-                secondary: None,
-            };
-            if let Err(error) = self.recorder.publish(&note, &node.reference).await {
-                tracing::debug!(node = %name, %error, "event not written");
-            }
+            let (reason, action) = ("CIDRNotAvailable", "AssignPodCIDRs");
+            self.events.write(&node.reference, EventType::Warning, reason, action, &note).await;
         }
         self.told.insert(name.clone(), reason);
     }

@@ -280,6 +280,28 @@ impl ClusterSpec {
         })
     }
 
+    /// Addresses on the underlay for Services of type LoadBalancer: the last forty of an IPv4 network (without its broadcast address), or as
+    /// many as are free above the nodes; 256 of an IPv6 network.
+    pub(crate) fn load_balancer_ranges(&self) -> Vec<String> {
+        let highest = |net: &IpNet| {
+            let nodes = self.nodes.iter().flat_map(|node| &node.addresses).map(IpNet::addr);
+            nodes.chain([net.addr()]).filter(|address| net.contains(address)).max()
+        };
+        let range = |net: &IpNet| match (net, highest(net)?) {
+            (IpNet::V4(v4), IpAddr::V4(highest)) => {
+                let last = u32::from(v4.broadcast()).checked_sub(1)?;
+                let first = last.saturating_sub(39).max(u32::from(highest).saturating_add(1));
+                (first <= last).then(|| format!("{}-{}", Ipv4Addr::from(first), Ipv4Addr::from(last)))
+            }
+            (IpNet::V6(_), _) => {
+                let (first, last) = (nth_address(net, 0x1000).ok()?, nth_address(net, 0x10ff).ok()?);
+                Some(format!("{first}-{last}"))
+            }
+            _ => None,
+        };
+        self.underlay.iter().filter_map(range).collect()
+    }
+
     /// The node called `name`.
     pub fn node(&self, name: &str) -> Result<&NodeSpec> {
         self.nodes.iter().find(|node| node.name == name).with_context(|| {
@@ -367,6 +389,20 @@ mod tests {
         assert_eq!(second.pod_cidrs[1].to_string(), "fd00:10:244:1::/64");
         assert_eq!(spec.outside[0].addresses[0].to_string(), "192.168.26.10/24");
         assert_eq!(spec.outside[1].addresses[0].to_string(), "203.0.113.10/24");
+    }
+
+    #[test]
+    fn load_balancers_get_addresses_of_the_underlay_that_no_node_has() {
+        let ranges = |underlay: &[&str], nodes: usize| {
+            let underlay = underlay.iter().map(|net| net.parse().unwrap()).collect();
+            let spec =
+                ClusterSpec::plan(&UpOptions { underlay, nodes, ip_family: IpFamily::Dual, ..options() }, 1).unwrap();
+            spec.load_balancer_ranges()
+        };
+        let usual = ["192.168.255.215-192.168.255.254", "fd00:255::1000-fd00:255::10ff"];
+        assert_eq!(ranges(&[], 3), usual);
+        assert_eq!(ranges(&[], 200), usual, "nodes end at .210");
+        assert_eq!(ranges(&["10.9.0.1/28", "fd00:9::1/64"], 3)[0], "10.9.0.14-10.9.0.14", "nodes are .11 to .13");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! They are plain types with the traits of `k8s_openapi`, so that an API client takes them without this crate knowing one. What
 //! the definitions validate (ranges, addresses, counts) is text here: whoever acts on it parses it.
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector, ObjectMeta};
 use k8s_openapi::{ClusterResourceScope, Metadata, Resource};
 use serde::{Deserialize, Serialize};
 
@@ -46,6 +46,7 @@ macro_rules! kind {
 
 kind!(NetworkConfig, "networkconfigs");
 kind!(NodeNetwork, "nodenetworks");
+kind!(AddressPool, "addresspools");
 
 /// The cluster-wide configuration; there is one, [`NETWORK_CONFIG_NAME`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -235,6 +236,72 @@ pub struct GivenAddress {
     pub uid: String,
     /// The addresses, at most one a family.
     pub ips: Vec<String>,
+}
+
+/// Addresses for Services of type LoadBalancer; parsed by [`crate::address_pool`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AddressPool {
+    /// Always [`API_VERSION`].
+    pub api_version: String,
+    /// Always `AddressPool`.
+    pub kind: String,
+    /// Name, uid, generation.
+    pub metadata: ObjectMeta,
+    /// Which addresses, and for whom.
+    #[serde(default)]
+    pub spec: AddressPoolSpec,
+    /// How many are left.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status: Option<AddressPoolStatus>,
+}
+
+impl AddressPool {
+    /// A pool of that name.
+    pub fn new(name: &str, spec: AddressPoolSpec) -> Self {
+        Self {
+            api_version: API_VERSION.to_owned(),
+            kind: Self::KIND.to_owned(),
+            metadata: ObjectMeta { name: Some(name.to_owned()), ..ObjectMeta::default() },
+            spec,
+            status: None,
+        }
+    }
+}
+
+/// Which addresses, and for whom.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct AddressPoolSpec {
+    /// CIDRs (`192.0.2.0/28`), ranges with both ends in them (`192.0.2.10-192.0.2.20`), and single addresses.
+    pub addresses: Vec<String>,
+    /// Labels of Services that may have them; none: all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub service_selector: Option<LabelSelector>,
+    /// Labels of the namespaces whose Services may have them; none: all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub namespace_selector: Option<LabelSelector>,
+    /// Whether Services that name neither a pool nor an address get one from here; absent: yes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub auto_assign: Option<bool>,
+}
+
+/// What has become of a pool. Counts beyond an `int64` are its largest value.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct AddressPoolStatus {
+    /// The generation that the controller has looked at.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// Addresses in it, without those that are the cluster's own.
+    pub total: i64,
+    /// Addresses that Services have; one that is shared counts once.
+    pub assigned: i64,
+    /// Addresses that a Service could get.
+    pub available: i64,
+    /// `Ready` and `Overlaps`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub conditions: Vec<Condition>,
 }
 
 #[cfg(test)]

@@ -5,12 +5,14 @@
 //! clock, a file or the network.
 #![forbid(unsafe_code)]
 
+pub mod address_pool;
 pub mod custom;
 pub mod desired;
 pub mod endpoints;
 pub mod error;
 pub mod flannel;
 pub mod labels;
+pub mod load_balancer;
 pub mod name;
 pub mod namespace;
 pub mod netpol;
@@ -22,9 +24,11 @@ pub mod service;
 pub mod slices;
 pub mod world;
 
+pub use address_pool::{AddressPool, AddressRange};
 pub use endpoints::{Conditions, Endpoint, EndpointPort, EndpointSlice, Hints};
 pub use error::Invalid;
 pub use labels::{Labels, Selector};
+pub use load_balancer::{BalancedService, FamilyPolicy, LoadBalancerRequest, Wish};
 pub use name::{NamespacedName, NodeName};
 pub use namespace::Namespace;
 pub use netpol::{Direction, NetworkPolicy, Peer, PolicyPort, PolicyRule, PortMatch};

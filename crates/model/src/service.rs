@@ -87,6 +87,9 @@ pub struct Service {
     pub external_ips: Vec<IpAddr>,
     /// `status.loadBalancer.ingress[].ip`, but for those of `ipMode: Proxy`.
     pub load_balancer_ips: Vec<IpAddr>,
+    /// `spec.loadBalancerClass`.
+    #[serde(default)]
+    pub load_balancer_class: Option<String>,
     /// Its ports.
     pub ports: Vec<ServicePort>,
     /// Whether `spec.selector` is set (else endpoints are made by hand).
@@ -268,6 +271,7 @@ impl TryFrom<&core::Service> for Service {
             algorithm: algorithm(&annotations, &mut misunderstood),
             source_ranges: source_ranges(spec, &annotations, &mut misunderstood),
             misunderstood,
+            load_balancer_class: spec.load_balancer_class.clone(),
             ports,
             has_selector: spec.selector.as_ref().is_some_and(|s| !s.is_empty()),
             affinity_seconds,

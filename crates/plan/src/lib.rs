@@ -4,7 +4,9 @@
 pub mod changed;
 pub mod cluster_cidrs;
 pub mod dns;
+pub mod election;
 pub mod ipam;
+pub mod load_balancer;
 pub mod modes;
 pub mod peers;
 pub mod services;

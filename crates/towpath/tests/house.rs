@@ -43,7 +43,14 @@ fn every_room_is_in_the_architecture_and_every_room_there_exists() {
 
 #[test]
 fn links_of_the_documents_lead_somewhere() {
-    for document in ["README.md", "ARCHITECTURE.md", "docs/roadmap.md", "docs/install.md", "docs/operations.md"] {
+    for document in [
+        "README.md",
+        "ARCHITECTURE.md",
+        "docs/roadmap.md",
+        "docs/install.md",
+        "docs/operations.md",
+        "docs/load-balancer.md",
+    ] {
         let text = read(document);
         let base = root().join(document).parent().unwrap().to_path_buf();
         for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {

@@ -280,6 +280,9 @@ async fn the_controller_leads_and_gives_ranges_and_no_more() {
     let foreign = all.create(&PostParams::default(), &lease("kube-scheduler")).await.unwrap();
     assert_eq!(code(leases.replace("kube-scheduler", &PostParams::default(), &foreign).await), 403);
     assert_eq!(code(Api::<core::Pod>::all(controller.clone()).list(&Default::default()).await), 403);
+    let services: Api<core::Service> = Api::namespaced(controller.clone(), "default");
+    let externals = Patch::Merge(json!({"spec": {"externalIPs": ["192.0.2.1"]}}));
+    assert_eq!(code(services.patch("kubernetes", &PatchParams::default(), &externals).await), 403, "its status only");
     assert_eq!(code(Api::<core::Secret>::all(controller).list(&Default::default()).await), 403);
 }
 
@@ -468,14 +471,51 @@ fn of_its_own_node_an_agent_changes_what_is_its_business_only() {
 }
 
 #[test]
+fn a_node_holds_leases_of_load_balancers_in_its_own_name_and_takes_no_others() {
+    let policy = Policy::load();
+    let ask = |operation: &str, name: &str, before: Option<&str>, after: Option<&str>| {
+        let mut from_n1 = request(operation, AGENT, Some("n1"));
+        from_n1["resource"]["resource"] = json!("leases");
+        let lease = |holder: Option<&str>| {
+            let spec = holder.map_or_else(|| json!({}), |holder| json!({"holderIdentity": holder}));
+            json!({"metadata": {"name": name}, "spec": spec})
+        };
+        let old = if operation == "CREATE" { Value::Null } else { lease(before) };
+        let new = if operation == "DELETE" { Value::Null } else { lease(after) };
+        policy.refuses(&from_n1, &new, &old)
+    };
+    let name = "towpath-lb-192-0-2-1";
+    assert_eq!(ask("CREATE", name, None, Some("n1")), None);
+    assert_eq!(ask("UPDATE", name, Some("n1"), Some("n1")), None, "renewed");
+    assert_eq!(ask("UPDATE", name, Some("n2"), Some("n1")), None, "taken over");
+    assert_eq!(ask("UPDATE", name, Some("n1"), Some("")), None, "let go");
+    assert_eq!(ask("UPDATE", name, Some("n1"), None), None, "let go");
+    for (what, refused) in [
+        ("for another", ask("CREATE", name, None, Some("n2"))),
+        ("handed to another", ask("UPDATE", name, Some("n1"), Some("n2"))),
+        ("taken from another for nobody", ask("UPDATE", name, Some("n2"), Some(""))),
+        ("another's deleted", ask("DELETE", name, Some("n2"), None)),
+    ] {
+        assert!(refused.is_some_and(|why| why.contains("node n1")), "{what}");
+    }
+    for theirs in ["kube-controller-manager", "towpath-controller"] {
+        for operation in ["CREATE", "UPDATE"] {
+            assert!(ask(operation, theirs, Some("n1"), Some("n1")).unwrap().contains("towpath-lb-"), "{theirs}");
+        }
+    }
+}
+
+#[test]
 fn everything_an_agent_may_write_is_under_the_policy() {
     let policy = Policy::load();
-    let role = documents("towpath.yaml")
+    let roles: Vec<Value> = documents("towpath.yaml")
         .into_iter()
-        .find(|object| object["kind"] == "ClusterRole" && object["metadata"]["name"] == "towpath-agent")
-        .unwrap();
+        .filter(|object| matches!(object["kind"].as_str(), Some("ClusterRole" | "Role")))
+        .filter(|object| object["metadata"]["name"] == "towpath-agent")
+        .collect();
+    assert_eq!(roles.len(), 2);
     let mut written = 0;
-    for rule in role["rules"].as_array().unwrap() {
+    for rule in roles.iter().flat_map(|role| role["rules"].as_array().unwrap()) {
         let strings = |field: &str| -> Vec<String> { serde_json::from_value(rule[field].clone()).unwrap() };
         for verb in strings("verbs") {
             let operation = match verb.as_str() {
@@ -492,7 +532,7 @@ fn everything_an_agent_may_write_is_under_the_policy() {
             }
         }
     }
-    assert_eq!(written, 6);
+    assert_eq!(written, 8);
     let binding =
         documents("towpath.yaml").into_iter().find(|o| o["kind"] == "ValidatingAdmissionPolicyBinding").unwrap();
     assert_eq!(binding["spec"]["policyName"], policy.0["metadata"]["name"]);

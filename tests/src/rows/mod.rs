@@ -1,6 +1,7 @@
 //! The rows of the walkthrough, in the order a reader types them.
 
 mod access;
+mod balancers;
 mod names;
 mod pods;
 mod services;
@@ -11,6 +12,7 @@ use crate::cluster::Cluster;
 use crate::log::Log;
 
 pub use access::{Reach, reachability};
+pub use balancers::balancer_address;
 
 /// One row.
 #[derive(Clone, Copy, Debug)]
@@ -37,6 +39,7 @@ pub const ROWS: &[Row] = &[
     Row { id: "W10", title: "blocks of addresses, and egress", run: access::w10 },
     Row { id: "W11", title: "default deny of a namespace", run: access::w11 },
     Row { id: "W12", title: "without the policies everything is reachable again", run: access::w12 },
+    Row { id: "W13", title: "a load balancer's address, reached from outside", run: balancers::w13 },
     Row { id: "W14", title: "ExternalName", run: names::w14 },
     Row { id: "W15", title: "Services without a selector", run: services::w15 },
     Row { id: "W16", title: "headless Service, a name for each pod", run: names::w16 },

@@ -16,6 +16,7 @@ pub mod neighbour;
 pub mod netlink;
 pub mod netns;
 pub mod nft;
+pub mod packet;
 pub mod peers;
 pub mod pod;
 pub mod route;

@@ -1,5 +1,6 @@
 //! Objects that a cluster's installer makes (kubeadm and the network's manifest): the DNS Service, and of Towpath's own manifest its
-//! kinds and the rights of its components, so that they have no more here than in any cluster. Existing objects stay as they are.
+//! kinds and the rights of its components, so that they have no more here than in any cluster; and what an administrator would add: a pool
+//! of addresses for load balancers. Existing objects stay as they are.
 
 use anyhow::{Context, Result};
 use k8s_openapi::api::core::v1::Service;
@@ -11,7 +12,8 @@ use serde_json::{Value, json};
 use crate::options::ClusterSpec;
 
 /// Of `deploy/kustomize/base/`: what is no process.
-const INSTALLED: [&str; 4] = [
+const INSTALLED: [&str; 5] = [
+    include_str!("../../../../deploy/kustomize/base/crd-addresspool.yaml"),
     include_str!("../../../../deploy/kustomize/base/crd-networkconfig.yaml"),
     include_str!("../../../../deploy/kustomize/base/crd-nodenetwork.yaml"),
     include_str!("../../../../deploy/kustomize/base/admission.yaml"),
@@ -23,19 +25,30 @@ pub(super) async fn run(client: &Client, spec: &ClusterSpec) -> Result<()> {
     create(&Api::<Service>::namespaced(client.clone(), "kube-system"), dns_service(spec)).await?;
     for text in INSTALLED {
         for object in serde_saphyr::from_multiple::<DynamicObject>(text).context("understand an embedded manifest")? {
-            let types = object.types.clone().context("an embedded manifest without a kind")?;
-            let resource = ApiResource::from_gvk(&GroupVersionKind::try_from(&types)?);
-            let api: Api<DynamicObject> = match &object.metadata.namespace {
-                Some(namespace) => Api::namespaced_with(client.clone(), namespace, &resource),
-                None => Api::all_with(client.clone(), &resource),
-            };
-            match api.create(&PostParams::default(), &object).await {
-                Err(kube::Error::Api(error)) if error.code == 409 => {}
-                made => drop(made.with_context(|| format!("create {} {:?}", types.kind, object.metadata.name))?),
-            }
+            create_any(client, &object).await?;
         }
     }
+    let ranges = spec.load_balancer_ranges();
+    if spec.cni_conf.is_none() && !ranges.is_empty() {
+        let pool = json!({
+            "apiVersion": "towpath.dev/v1alpha1", "kind": "AddressPool", "metadata": {"name": "lab"}, "spec": {"addresses": ranges},
+        });
+        create_any(client, &serde_json::from_value(pool)?).await?;
+    }
     Ok(())
+}
+
+async fn create_any(client: &Client, object: &DynamicObject) -> Result<()> {
+    let types = object.types.clone().context("an embedded manifest without a kind")?;
+    let resource = ApiResource::from_gvk(&GroupVersionKind::try_from(&types)?);
+    let api: Api<DynamicObject> = match &object.metadata.namespace {
+        Some(namespace) => Api::namespaced_with(client.clone(), namespace, &resource),
+        None => Api::all_with(client.clone(), &resource),
+    };
+    match api.create(&PostParams::default(), object).await {
+        Err(kube::Error::Api(error)) if error.code == 409 => Ok(()),
+        made => made.map(drop).with_context(|| format!("create {} {:?}", types.kind, object.metadata.name)),
+    }
 }
 
 async fn create<K>(api: &Api<K>, object: Value) -> Result<()>

@@ -72,6 +72,7 @@ fn node_port_service(number: u16) -> Service {
         cluster_ips: vec![ip("10.96.0.1")],
         external_ips: Vec::new(),
         load_balancer_ips: Vec::new(),
+        load_balancer_class: None,
         ports: vec![ServicePort::new("", Protocol::Tcp, 80, TargetPort::Number(80), Some(number))],
         has_selector: true,
         affinity_seconds: None,

@@ -38,6 +38,7 @@ fn service(name: &str, cluster_ips: &[&str]) -> Service {
         cluster_ips: cluster_ips.iter().map(|t| ip(t)).collect(),
         external_ips: Vec::new(),
         load_balancer_ips: Vec::new(),
+        load_balancer_class: None,
         ports: vec![ServicePort::new("http", Protocol::Tcp, 80, TargetPort::Number(8080), None)],
         has_selector: true,
         affinity_seconds: None,

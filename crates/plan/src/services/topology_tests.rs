@@ -34,6 +34,7 @@ fn service(kind: ServiceKind) -> Service {
         cluster_ips: vec![ip("10.96.0.1")],
         external_ips: Vec::new(),
         load_balancer_ips: Vec::new(),
+        load_balancer_class: None,
         ports: vec![ServicePort::new("", Protocol::Tcp, 80, TargetPort::Number(8080), node_port)],
         has_selector: true,
         affinity_seconds: None,

@@ -73,6 +73,7 @@ fn world() -> World {
                 cluster_ips: vec!["10.96.0.20".parse().unwrap()],
                 external_ips: Vec::new(),
                 load_balancer_ips: Vec::new(),
+                load_balancer_class: None,
                 ports: vec![ServicePort::new("", Protocol::Tcp, 8080, TargetPort::Number(80), Some(30000))],
                 has_selector: true,
                 affinity_seconds: None,

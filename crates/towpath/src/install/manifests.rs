@@ -29,7 +29,8 @@ macro_rules! file {
 }
 
 /// In the order in which they are applied: what is referred to comes first.
-pub(super) const BASE: [File; 8] = [
+pub(super) const BASE: [File; 9] = [
+    file!("base/crd-addresspool.yaml"),
     file!("base/crd-networkconfig.yaml"),
     file!("base/crd-nodenetwork.yaml"),
     file!("base/admission.yaml"),

@@ -77,7 +77,7 @@ fn every_object_is_of_its_type_and_says_nothing_that_the_type_does_not_know() {
             other => panic!("{name}: no test knows {other}"),
         }
     }
-    assert_eq!(seen.len(), 20, "{seen:#?}");
+    assert_eq!(seen.len(), 21, "{seen:#?}");
 }
 
 fn lines(rules: &[PolicyRule]) -> Vec<String> {
@@ -114,6 +114,7 @@ fn rights_are_these_and_no_others() {
             "discovery.k8s.io/endpointslices: list watch",
             "events.k8s.io/events: create",
             "networking.k8s.io/networkpolicies: list watch",
+            "towpath.dev/addresspools: list watch",
             "towpath.dev/networkconfigs: get list watch",
             "towpath.dev/nodenetworks/status: patch",
             "towpath.dev/nodenetworks: get list watch create patch",
@@ -122,14 +123,22 @@ fn rights_are_these_and_no_others() {
     assert_eq!(
         role("ClusterRole /towpath-controller"),
         [
+            "/namespaces: list watch",
             "/nodes: list watch patch",
+            "/services/status: patch",
+            "/services: list watch",
             "events.k8s.io/events: create patch",
+            "towpath.dev/addresspools/status: patch",
+            "towpath.dev/addresspools: list watch",
             "towpath.dev/networkconfigs/status: patch",
             "towpath.dev/networkconfigs: list watch",
             "towpath.dev/nodenetworks: list watch",
         ]
     );
-    assert_eq!(role("Role kube-system/towpath-agent"), ["/configmaps [coredns] [kube-dns]: get list watch"]);
+    assert_eq!(
+        role("Role kube-system/towpath-agent"),
+        ["/configmaps [coredns] [kube-dns]: get list watch", "coordination.k8s.io/leases: get create update"]
+    );
     assert_eq!(
         role("Role kube-system/towpath-controller"),
         ["coordination.k8s.io/leases [towpath-controller]: get update", "coordination.k8s.io/leases: create"]
@@ -181,7 +190,7 @@ fn every_container_has_the_least_it_needs() {
         }
     }
     let golden = [
-        ("agent", "NET_ADMIN SYS_ADMIN"),
+        ("agent", "NET_ADMIN NET_RAW SYS_ADMIN"),
         ("carry", "NET_BIND_SERVICE"),
         ("controller", ""),
         ("done", ""),

@@ -10,7 +10,7 @@ use super::{Collection, node};
 use crate::kubernetes;
 
 /// Files and the paths they come from. No Secrets, and of ConfigMaps only Towpath's.
-const OBJECTS: [(&str, &str); 19] = [
+const OBJECTS: [(&str, &str); 21] = [
     ("cluster/version.json", "/version"),
     ("cluster/nodes.json", "/api/v1/nodes"),
     ("cluster/namespaces.json", "/api/v1/namespaces"),
@@ -21,8 +21,13 @@ const OBJECTS: [(&str, &str); 19] = [
     ("cluster/events-kube-system.json", "/api/v1/namespaces/kube-system/events"),
     // Events of objects without a namespace, nodes among them.
     ("cluster/events-nodes.json", "/api/v1/namespaces/default/events?fieldSelector=involvedObject.kind%3DNode"),
+    ("towpath/addresspools.json", "/apis/towpath.dev/v1alpha1/addresspools"),
     ("towpath/networkconfigs.json", "/apis/towpath.dev/v1alpha1/networkconfigs"),
     ("towpath/nodenetworks.json", "/apis/towpath.dev/v1alpha1/nodenetworks"),
+    (
+        "towpath/crd-addresspools.json",
+        "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/addresspools.towpath.dev",
+    ),
     (
         "towpath/crd-networkconfigs.json",
         "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/networkconfigs.towpath.dev",

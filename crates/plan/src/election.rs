@@ -1,14 +1,7 @@
-//! Who leads, decided from the Lease as it was read. Pure: clocks of other replicas are never compared with ours; a Lease is
+//! Who holds a Lease (`coordination.k8s.io/v1`), decided from it as it was read. Pure: clocks of other replicas are never compared with ours; a Lease is
 //! over when it has not changed for its duration since *we* first saw it so (as client-go's leader election does).
 
 use std::time::Duration;
-
-/// How long a Lease holds without being renewed.
-pub const LEASE_DURATION: Duration = Duration::from_secs(15);
-/// A leader that could not renew for so long stops working: well before anybody else may lead.
-pub const RENEW_DEADLINE: Duration = Duration::from_secs(10);
-/// Between attempts to acquire or renew.
-pub const RETRY: Duration = Duration::from_secs(2);
 
 /// What a Lease says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,11 +62,19 @@ impl Observer {
             }
         }
     }
+
+    /// How long until the Lease, if it stays as it was last seen, may be taken; none: nothing of another holder was seen.
+    pub fn expires_in(&self, now: Duration) -> Option<Duration> {
+        let (record, since) = self.seen.as_ref().filter(|(record, _)| record.holder != self.identity)?;
+        Some(since.saturating_add(record.duration).saturating_sub(now))
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const LEASE_DURATION: Duration = Duration::from_secs(15);
 
     fn held(holder: &str, renewed: &str) -> Option<Record> {
         Some(Record { holder: holder.to_owned(), renewed: Some(renewed.to_owned()), duration: LEASE_DURATION })
@@ -117,7 +118,13 @@ mod tests {
     }
 
     #[test]
-    fn a_leader_stops_before_another_may_start() {
-        assert!(RENEW_DEADLINE + RETRY < LEASE_DURATION);
+    fn a_follower_knows_when_it_may_take_over() {
+        let mut me = Observer::new("me");
+        assert_eq!(me.expires_in(at(0)), None);
+        me.observe(held("other", "a"), at(100));
+        assert_eq!(me.expires_in(at(110)), Some(at(5)));
+        assert_eq!(me.expires_in(at(200)), Some(Duration::ZERO));
+        me.observe(held("me", "b"), at(201));
+        assert_eq!(me.expires_in(at(201)), None, "its own");
     }
 }

@@ -1,0 +1,228 @@
+//! Makes the network outside send packets for load balancers' addresses to this node, if it is the one that is to take them.
+//!
+//! ```text
+//!  index, AddressPools ─► candidates (plan) ─► a task an address: Lease ─► Announcer ─► ARP, neighbour discovery
+//!                                                  ▲                          │
+//!                                                  └───── another answers ◄───┘
+//! ```
+//!
+//! An address is on no device: what comes in for it is translated at the device that it comes in at ([`towpath_plan::services`]). All that
+//! is missing is that it comes in, at one node. Which one a Lease says ([`lease`]); how the network is told is the [`Announcer`]'s business.
+
+mod frames;
+pub mod lease;
+pub mod local_network;
+mod pools;
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use kube::api::Api;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tokio_util::sync::CancellationToken;
+use towpath_datapath::Datapath;
+use towpath_model::custom::API_VERSION;
+use towpath_model::{AddressPool, NodeName};
+use towpath_plan::load_balancer::announcers::{self, Candidate, candidates};
+use tracing::warn;
+
+use crate::cni_server::Readiness;
+use crate::index::Kind;
+use crate::{SharedIndex, read};
+use lease::{Election, Place};
+use local_network::LocalNetwork;
+
+/// Namespace of the Leases.
+pub const NAMESPACE: &str = "kube-system";
+/// How often it is looked whether the candidates may be others.
+const LOOK: Duration = Duration::from_millis(200);
+/// How long Leases are given back at the end of the process.
+const PATIENCE: Duration = Duration::from_millis(1500);
+
+/// A way in which the network outside comes to send an address's packets to this node. One for each kind of network: here the nodes' own
+/// ([`LocalNetwork`]); a routing protocol is another.
+pub trait Announcer: Clone + Send + Sync + 'static {
+    /// This address may be announced soon: from now on it is noticed who else does.
+    fn prepare(&self, address: IpAddr);
+    /// This node takes the address's packets until then; none: until told otherwise. What is announced already goes on.
+    fn announce(&self, address: IpAddr, until: Option<Instant>);
+    /// It does not take them any more.
+    fn withdraw(&self, address: IpAddr);
+    /// Asks the network whether another node takes them.
+    fn probe(&self, address: IpAddr);
+    /// Whether another node has said so since then.
+    fn is_contested_since(&self, address: IpAddr, since: Instant) -> bool;
+    /// The opposite of [`Announcer::prepare`].
+    fn forget(&self, address: IpAddr);
+}
+
+/// The running announcements. Dropping it ends them at once; other nodes take over when the Leases run out.
+#[derive(Debug)]
+pub struct Announcing {
+    stop: CancellationToken,
+    task: Option<JoinHandle<()>>,
+}
+
+impl Announcing {
+    /// Ends them, and gives the Leases back, so that other nodes take over at once.
+    pub async fn drain(mut self) {
+        self.stop.cancel();
+        if let Some(task) = self.task.take()
+            && timeout(PATIENCE, task).await.is_err()
+        {
+            warn!("Leases of load balancers' addresses were not given back in time; they run out by themselves");
+        }
+    }
+}
+
+impl Drop for Announcing {
+    fn drop(&mut self) {
+        self.stop.cancel();
+        if let Some(task) = &self.task {
+            task.abort();
+        }
+    }
+}
+
+/// Starts to announce what is this node's to announce, as soon as it is ready.
+pub fn start(
+    client: kube::Client,
+    node: NodeName,
+    index: SharedIndex,
+    datapath: Datapath,
+    readiness: watch::Receiver<Readiness>,
+) -> Announcing {
+    let stop = CancellationToken::new();
+    let keeper = Keeper {
+        client,
+        node,
+        index,
+        readiness,
+        announcer: LocalNetwork::start(datapath),
+        running: BTreeMap::new(),
+        seen: None,
+    };
+    let task = tokio::spawn(keeper.run(stop.clone()));
+    Announcing { stop, task: Some(task) }
+}
+
+/// The task of one address.
+struct Running {
+    place: watch::Sender<Place>,
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// What the candidates follow from, by revision: Services, nodes and, where it matters where endpoints are, EndpointSlices.
+type Seen = [Option<u64>; 3];
+
+struct Keeper {
+    client: kube::Client,
+    node: NodeName,
+    index: SharedIndex,
+    readiness: watch::Receiver<Readiness>,
+    announcer: LocalNetwork,
+    running: BTreeMap<IpAddr, Running>,
+    seen: Option<Seen>,
+}
+
+impl Keeper {
+    async fn run(mut self, stop: CancellationToken) {
+        if self.readiness.wait_for(|state| *state == Readiness::Ready).await.is_err() {
+            return;
+        }
+        let mut pools = pools::watch(self.client.clone());
+        let mut look = interval(LOOK);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut wanted = BTreeMap::new();
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => break,
+                _ = look.tick() => {}
+                changed = pools.changed() => {
+                    if changed.is_err() {
+                        break;
+                    }
+                    self.seen = None;
+                }
+            }
+            let known = pools.borrow_and_update().clone();
+            if self.is_new() {
+                wanted = candidates(read(&self.index).world(), &known, &self.node);
+            }
+            self.follow(&wanted, &known);
+        }
+        for running in self.running.values() {
+            running.stop.cancel();
+        }
+        for running in self.running.values_mut() {
+            // Each gives its Lease back and ends; whoever waits for all of this has an end of its own.
+            let _ended = (&mut running.task).await;
+        }
+    }
+
+    /// Whether something that candidates follow from is another than before.
+    fn is_new(&mut self) -> bool {
+        let now = {
+            let index = read(&self.index);
+            // Endpoints change most often, and mostly that is nothing to whoever announces.
+            let local = announcers::follow_endpoints(index.world()).then(|| index.revision(Kind::EndpointSlice));
+            [Some(index.revision(Kind::Service)), Some(index.revision(Kind::Node)), local]
+        };
+        self.seen.replace(now) != Some(now)
+    }
+
+    /// Has a task for each address that this node may announce, and for no other.
+    fn follow(&mut self, wanted: &BTreeMap<IpAddr, Candidate>, pools: &BTreeMap<String, AddressPool>) {
+        for (address, running) in &self.running {
+            match wanted.get(address) {
+                Some(candidate) => drop(running.place.send_if_modified(|place| {
+                    let changed = place.rank != candidate.rank;
+                    place.rank = candidate.rank;
+                    changed
+                })),
+                None => running.stop.cancel(),
+            }
+        }
+        // One that has not ended yet is waited for: it speaks for the same address.
+        self.running.retain(|_, running| !running.task.is_finished());
+        for (address, candidate) in wanted {
+            if self.running.contains_key(address) {
+                continue;
+            }
+            let owner = pools.get(&candidate.pool).map(owner);
+            self.running.insert(*address, self.stand(*address, candidate.rank, owner));
+        }
+    }
+
+    fn stand(&self, address: IpAddr, rank: usize, owner: Option<OwnerReference>) -> Running {
+        let (place, receiver) = watch::channel(Place { rank });
+        let stop = CancellationToken::new();
+        let api: Api<Lease> = Api::namespaced(self.client.clone(), NAMESPACE);
+        let election = Election::new(api, &self.node, address, owner, self.announcer.clone());
+        let task = tokio::spawn(election.run(receiver, stop.clone()));
+        Running { place, stop, task }
+    }
+}
+
+/// With its pool a Lease goes, too: nobody else deletes it.
+fn owner(pool: &AddressPool) -> OwnerReference {
+    OwnerReference {
+        api_version: API_VERSION.to_owned(),
+        kind: "AddressPool".to_owned(),
+        name: pool.name.clone(),
+        uid: pool.uid.clone(),
+        ..OwnerReference::default()
+    }
+}

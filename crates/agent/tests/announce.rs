@@ -1,0 +1,183 @@
+//! Who announces an address, by Leases of an API server over TLS: one at a time, whatever becomes of a node or of the API server.
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a test binary: a panic is how a test fails"
+)]
+
+mod cluster;
+
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use k8s_openapi::api::coordination::v1::Lease;
+use kube::api::Api;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use towpath_agent::announce::lease::{DURATION, Election, Place, lease_name};
+use towpath_agent::announce::{Announcer, NAMESPACE};
+use towpath_model::NodeName;
+
+use cluster::cluster;
+use cluster::faults::{Fault, Faults};
+
+const ADDRESS: &str = "192.0.2.1";
+/// What requests for its Lease end with.
+const LEASE: &str = "leases/towpath-lb-192-0-2-1";
+
+#[derive(Debug, Default)]
+struct State {
+    /// None: silent; some of none: until told otherwise.
+    until: Option<Option<Instant>>,
+    contested: Option<Instant>,
+    probes: usize,
+}
+
+/// A network that notes what it is told, and on which another node is heard when the test says so.
+#[derive(Clone, Debug, Default)]
+struct Noted(Arc<Mutex<State>>);
+
+impl Noted {
+    fn answers(&self) -> bool {
+        let until = self.0.lock().unwrap().until;
+        until.is_some_and(|until| until.is_none_or(|until| Instant::now() < until))
+    }
+
+    fn is_alone(&self) -> bool {
+        self.0.lock().unwrap().until == Some(None)
+    }
+}
+
+impl Announcer for Noted {
+    fn prepare(&self, _: IpAddr) {}
+
+    fn announce(&self, _: IpAddr, until: Option<Instant>) {
+        self.0.lock().unwrap().until = Some(until);
+    }
+
+    fn withdraw(&self, _: IpAddr) {
+        self.0.lock().unwrap().until = None;
+    }
+
+    fn probe(&self, _: IpAddr) {
+        self.0.lock().unwrap().probes += 1;
+    }
+
+    fn is_contested_since(&self, _: IpAddr, since: Instant) -> bool {
+        self.0.lock().unwrap().contested.is_some_and(|heard| heard >= since)
+    }
+
+    fn forget(&self, _: IpAddr) {}
+}
+
+struct Node {
+    network: Noted,
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+    _place: watch::Sender<Place>,
+}
+
+fn node(client: &kube::Client, name: &str, rank: usize) -> Node {
+    let api: Api<Lease> = Api::namespaced(client.clone(), NAMESPACE);
+    let (network, stop) = (Noted::default(), CancellationToken::new());
+    let (place, receiver) = watch::channel(Place { rank });
+    let election = Election::new(api, &NodeName::new(name), ADDRESS.parse().unwrap(), None, network.clone());
+    let task = tokio::spawn(election.run(receiver, stop.clone()));
+    Node { network, stop, task, _place: place }
+}
+
+async fn until(what: &str, limit: Duration, mut holds: impl FnMut() -> bool) -> Duration {
+    let begun = Instant::now();
+    while !holds() {
+        assert!(begun.elapsed() < limit, "{what}: not within {limit:?}");
+        sleep(Duration::from_millis(5)).await;
+    }
+    begun.elapsed()
+}
+
+/// Longer than anything takes that is not stuck: the machine may be busy.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_announces_at_a_time_and_the_next_takes_over_when_it_is_gone() {
+    let cluster = cluster().await;
+    let nodes = [node(&cluster.client, "n1", 0), node(&cluster.client, "n2", 1), node(&cluster.client, "n3", 2)];
+    let networks = nodes.each_ref().map(|node| node.network.clone());
+    // Two that answer at one moment would be seen here sooner or later.
+    let both = Arc::new(Mutex::new(0));
+    let (seen, watched) = (both.clone(), networks.clone());
+    let watching = tokio::spawn(async move {
+        loop {
+            if watched.iter().filter(|network| network.answers()).count() > 1 {
+                *seen.lock().unwrap() += 1;
+            }
+            sleep(Duration::from_millis(1)).await;
+        }
+    });
+    until("one announces", PATIENCE, || networks.iter().any(Noted::answers)).await;
+    sleep(DURATION * 2).await;
+    let first = networks.iter().position(Noted::answers).unwrap();
+    assert_eq!(first, 0, "the first in the order");
+
+    // Dead in the midst of it: nothing is given back, what it said last holds for as long as it does.
+    nodes[first].task.abort();
+    until("it is silent", PATIENCE, || !networks[first].answers()).await;
+    until("another announces", PATIENCE, || networks.iter().any(Noted::answers)).await;
+    let second = networks.iter().position(Noted::answers).unwrap();
+    assert_ne!(second, first);
+
+    // In good order: the third need not wait for anything to run out.
+    nodes[second].stop.cancel();
+    let taken = until("the last one announces", PATIENCE, || networks.iter().any(Noted::answers)).await;
+    assert!(taken < DURATION, "given back, and taken after {taken:?}");
+    watching.abort();
+    assert_eq!(*both.lock().unwrap(), 0, "two answered at one moment");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_the_api_server_is_silent_the_last_holder_goes_on_until_another_is_heard() {
+    let cluster = cluster().await;
+    let faults = Faults::default();
+    let holder = node(&cluster.client_with(&faults), "n1", 0);
+    until("it announces", PATIENCE, || holder.network.answers()).await;
+    let stranger = node(&cluster.client_with(&faults), "n2", 1);
+
+    faults.add(LEASE, false, 100_000, Fault::Late(Duration::from_secs(60)));
+    until("it goes on alone", PATIENCE, || holder.network.is_alone()).await;
+    assert!(holder.network.0.lock().unwrap().probes > 0, "it asked the network first");
+    sleep(DURATION * 2).await;
+    assert!(!stranger.network.answers(), "who never had it stays silent");
+
+    holder.network.0.lock().unwrap().contested = Some(Instant::now());
+    until("it yields", PATIENCE, || !holder.network.answers()).await;
+    sleep(DURATION * 2).await;
+    assert!(!holder.network.answers(), "and does not come back by itself");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_could_not_reach_the_api_server_finds_that_another_took_over() {
+    let cluster = cluster().await;
+    let faults = Faults::default();
+    let cut_off = node(&cluster.client_with(&faults), "n1", 0);
+    until("it announces", PATIENCE, || cut_off.network.answers()).await;
+    let other = node(&cluster.client, "n2", 1);
+    faults.add(LEASE, false, 12, Fault::Late(Duration::from_secs(60)));
+    until("another takes over", PATIENCE, || other.network.answers()).await;
+    until("the first one learns of it", PATIENCE, || !cut_off.network.answers()).await;
+    sleep(DURATION).await;
+    assert!(other.network.answers() && !cut_off.network.answers());
+    let lease: Lease =
+        Api::namespaced(cluster.client.clone(), NAMESPACE).get(&lease_name(ADDRESS.parse().unwrap())).await.unwrap();
+    let spec = lease.spec.unwrap();
+    assert_eq!((spec.holder_identity.as_deref(), spec.lease_transitions), (Some("n2"), Some(2)));
+    for node in [cut_off, other] {
+        node.stop.cancel();
+        timeout(PATIENCE, node.task).await.unwrap().unwrap();
+    }
+}

@@ -1,0 +1,333 @@
+//! Gives Services of type LoadBalancer their addresses: watches Services, pools and what is the cluster's own, asks the planner
+//! ([`towpath_plan::load_balancer`]), and writes `status.loadBalancer` of Services that are ours, Events on those that get nothing, and the
+//! status of pools.
+//!
+//! Nothing is written before everything is known. What stands in Services' status is all the memory there is, so a new leader goes on
+//! where the last one was.
+
+mod pool_status;
+mod services;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use futures::StreamExt;
+use ipnet::IpNet;
+use k8s_openapi::api::core::v1::{Namespace, Node, Service};
+use kube::api::{Api, ApiResource, DynamicObject};
+use kube::runtime::WatchStreamExt;
+use kube::runtime::events::EventType;
+use kube::runtime::watcher::{self, Event, watcher as watch};
+use kube::{Client, ResourceExt};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use towpath_model::custom::{AddressPool as PoolObject, NetworkConfig};
+use towpath_model::{Labels, NamespacedName, Readable};
+use towpath_plan::load_balancer::{Plan, Refusal, View, plan};
+
+use crate::events::Events;
+use crate::watched::{Watched, until};
+use pool_status::SeenPool;
+use services::{Known, Written};
+
+/// What comes within it is looked at together.
+const WINDOW: Duration = Duration::from_millis(20);
+/// What could not be written is tried again after this time.
+const RETRY: Duration = Duration::from_secs(5);
+/// A pool's status is written so often at most: under many changes its counts may lag.
+const STATUS_EVERY: Duration = Duration::from_millis(500);
+/// So many Services are written at once.
+const AT_ONCE: usize = 8;
+/// Rounds of one pass: taking back, giving, and giving once more what others gave back. What is left comes with the next.
+const ROUNDS: usize = 4;
+
+/// Works until told to stop.
+pub(crate) async fn work(client: Client, cluster_cidrs: Vec<IpNet>, identity: String, stop: CancellationToken) {
+    let config = watcher::Config::default;
+    let kind = ApiResource::erase::<Service>(&());
+    let mut services = watch(Api::<DynamicObject>::all_with(client.clone(), &kind), config()).default_backoff().boxed();
+    let mut pools = watch(Api::<Readable<PoolObject>>::all(client.clone()), config()).default_backoff().boxed();
+    let mut namespaces = watch(Api::<Namespace>::all(client.clone()), config()).default_backoff().boxed();
+    let mut nodes = watch(Api::<Node>::all(client.clone()), config()).default_backoff().boxed();
+    let mut configs = watch(Api::<NetworkConfig>::all(client.clone()), config()).default_backoff().boxed();
+    let mut balancers = Balancers::new(client, cluster_cidrs, identity);
+    loop {
+        let changed = tokio::select! {
+            () = stop.cancelled() => return,
+            event = services.next() => balancers.heard("Services", event, Balancers::service),
+            event = pools.next() => balancers.heard("AddressPools", event, Balancers::pool),
+            event = namespaces.next() => balancers.heard("Namespaces", event, Balancers::namespace),
+            event = nodes.next() => balancers.heard("Nodes", event, Balancers::node),
+            event = configs.next() => balancers.heard("NetworkConfigs", event, Balancers::network_config),
+            () = until(balancers.due) => {
+                balancers.pass().await;
+                Some(false)
+            }
+        };
+        match changed {
+            None => return,
+            Some(true) => balancers.due_within(WINDOW),
+            Some(false) => {}
+        }
+    }
+}
+
+/// What is the cluster's own, as one node says it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct OwnOfNode {
+    addresses: Vec<IpAddr>,
+    ranges: Vec<IpNet>,
+}
+
+struct Balancers {
+    client: Client,
+    events: Events,
+    cluster_cidrs: Vec<IpNet>,
+    services: Known,
+    pools: Watched<SeenPool>,
+    namespaces: Watched<Labels>,
+    nodes: Watched<OwnOfNode>,
+    configs: Watched<Vec<IpNet>>,
+    /// When there is something to do.
+    due: Option<Instant>,
+    statuses_written: Option<Instant>,
+    /// What Services were told, so that they are told once.
+    told: BTreeMap<NamespacedName, String>,
+}
+
+impl Balancers {
+    fn new(client: Client, cluster_cidrs: Vec<IpNet>, identity: String) -> Self {
+        Self {
+            events: Events::new(client.clone(), identity),
+            client,
+            cluster_cidrs,
+            services: Known::default(),
+            pools: Watched::default(),
+            namespaces: Watched::default(),
+            nodes: Watched::default(),
+            configs: Watched::default(),
+            due: None,
+            statuses_written: None,
+            told: BTreeMap::new(),
+        }
+    }
+
+    fn due_within(&mut self, time: Duration) {
+        let at = Instant::now() + time;
+        self.due = Some(self.due.map_or(at, |due| due.min(at)));
+    }
+
+    /// Takes what a watch says; whether something is another than before. None: the watch ended.
+    fn heard<O>(
+        &mut self,
+        what: &str,
+        event: Option<Result<Event<O>, watcher::Error>>,
+        take: impl Fn(&mut Self, Event<O>) -> bool,
+    ) -> Option<bool> {
+        match event? {
+            Ok(event) => Some(take(self, event)),
+            Err(error) => {
+                tracing::debug!(%error, "{what} cannot be watched; trying again");
+                Some(false)
+            }
+        }
+    }
+
+    fn service(&mut self, event: Event<DynamicObject>) -> bool {
+        if let Event::Delete(object) = &event {
+            let name = NamespacedName::new(object.namespace().unwrap_or_default(), object.name_any());
+            self.told.remove(&name);
+        }
+        self.services.take(event)
+    }
+
+    fn pool(&mut self, event: Event<Readable<PoolObject>>) -> bool {
+        let known: BTreeMap<String, SeenPool> = self.pools.all.clone();
+        let name = |pool: &Readable<PoolObject>| k8s_openapi::Metadata::metadata(pool).name.clone();
+        self.pools.take(event, name, |pool| SeenPool::of(pool, name(pool).and_then(|name| known.get(&name))))
+    }
+
+    fn namespace(&mut self, event: Event<Namespace>) -> bool {
+        let labels = |namespace: &Namespace| namespace.metadata.labels.clone().unwrap_or_default();
+        self.namespaces.take(event, |namespace| namespace.metadata.name.clone(), labels)
+    }
+
+    fn node(&mut self, event: Event<Node>) -> bool {
+        self.nodes.take(
+            event,
+            |node| node.metadata.name.clone(),
+            |node| match towpath_model::Node::try_from(node) {
+                Ok(node) => OwnOfNode { addresses: node.internal_ips, ranges: node.pod_cidrs },
+                Err(error) => {
+                    tracing::warn!(%error, "what this node says is its own is not known to load balancers");
+                    OwnOfNode::default()
+                }
+            },
+        )
+    }
+
+    fn network_config(&mut self, event: Event<NetworkConfig>) -> bool {
+        let ranges = |config: &NetworkConfig| {
+            let given = config.spec.cluster_cidrs.iter().chain(&config.spec.service_cidrs).flatten();
+            given.filter_map(|text| text.parse().ok()).collect()
+        };
+        self.configs.take(event, |config| config.metadata.name.clone(), ranges)
+    }
+
+    fn is_complete(&self) -> bool {
+        self.services.complete
+            && self.pools.complete
+            && self.namespaces.complete
+            && self.nodes.complete
+            && self.configs.complete
+    }
+
+    fn view(&self) -> View {
+        let mut own_ranges: BTreeSet<IpNet> = self.cluster_cidrs.iter().map(IpNet::trunc).collect();
+        own_ranges.extend(self.configs.all.values().flatten().map(IpNet::trunc));
+        // A node's range that is in one of these says nothing new, and there are many nodes.
+        let of_cluster: Vec<IpNet> = own_ranges.iter().copied().collect();
+        let of_nodes = self.nodes.all.values().flat_map(|node| &node.ranges);
+        own_ranges.extend(of_nodes.filter(|range| !of_cluster.iter().any(|own| own.contains(*range))));
+        let pools = self.pools.all.iter();
+        View {
+            pools: pools.filter_map(|(name, seen)| Some((name.clone(), seen.pool.clone()?))).collect(),
+            some_pool_is_unclear: self.pools.all.values().any(|seen| seen.unclear.is_some()),
+            services: self.services.all(),
+            namespaces: self.namespaces.all.clone(),
+            node_addresses: self.nodes.all.values().flat_map(|node| node.addresses.iter().copied()).collect(),
+            own_ranges: own_ranges.into_iter().collect(),
+        }
+    }
+
+    /// Brings everything to what it should be, as far as it is known.
+    async fn pass(&mut self) {
+        self.due = None;
+        if !self.is_complete() {
+            return;
+        }
+        let mut last = None;
+        for _ in 0..ROUNDS {
+            let view = self.view();
+            let planned = plan(&view);
+            let written = self.write(&view, &planned).await;
+            if written.failed {
+                self.due_within(RETRY);
+            }
+            let settled = planned.changes(&view).is_empty();
+            last = Some(planned);
+            if settled || !written.any {
+                break;
+            }
+            // What comes of the last round is looked at again.
+            self.due_within(WINDOW);
+        }
+        if let Some(planned) = last {
+            self.tell(&planned).await;
+            self.write_pool_statuses(&planned).await;
+        }
+    }
+
+    /// Writes what is to be another; whatever part of it is done, in whatever order, nobody has what is another's.
+    async fn write(&mut self, view: &View, planned: &Plan) -> Written {
+        let changes: Vec<_> =
+            planned.changes(view).into_iter().map(|(name, addresses)| (name.clone(), addresses.clone())).collect();
+        let writes = changes.into_iter().filter_map(|(name, addresses)| {
+            let write = self.services.writing(&self.client, &name, &addresses)?;
+            Some(async move { (name, addresses, write.await) })
+        });
+        let done: Vec<_> = futures::stream::iter(writes).buffer_unordered(AT_ONCE).collect().await;
+        let mut written = Written::default();
+        for (name, addresses, outcome) in done {
+            match outcome {
+                Ok(object) => {
+                    written.any = true;
+                    self.services.learn(&object);
+                    self.announce(&name, &addresses).await;
+                }
+                // Changed or deleted meanwhile: the watch brings it. Where another implementation wrote the status a moment before, it stays.
+                Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {
+                    tracing::debug!(service = %name, reason = status.message, "not written");
+                    written.failed = true;
+                }
+                Err(error) => {
+                    tracing::warn!(service = %name, %error, "its load balancer's addresses could not be written; trying again");
+                    written.failed = true;
+                }
+            }
+        }
+        written
+    }
+
+    async fn announce(&mut self, name: &NamespacedName, addresses: &BTreeSet<IpAddr>) {
+        let texts: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+        let (reason, note) = match texts.as_slice() {
+            [] => ("AddressReleased", "its load balancer's address was taken back".to_owned()),
+            some => ("AddressAssigned", format!("its load balancer's address is {}", some.join(" and "))),
+        };
+        tracing::info!(service = %name, addresses = ?texts, "{note}");
+        if let Some(reference) = self.services.reference(name) {
+            self.events.write(&reference, EventType::Normal, reason, "AssignAddress", &note).await;
+        }
+    }
+
+    /// Says on each Service why it does not get all it asks for, once.
+    async fn tell(&mut self, planned: &Plan) {
+        self.told.retain(|name, _| planned.refused.contains_key(name));
+        for (name, refusal) in &planned.refused {
+            // The watch of namespaces is a moment behind.
+            if *refusal == Refusal::NoNamespace {
+                continue;
+            }
+            let note = refusal.to_string();
+            if self.told.get(name) == Some(&note) {
+                continue;
+            }
+            tracing::info!(service = %name, note, "no load balancer address");
+            if let Some(reference) = self.services.reference(name) {
+                let (type_, reason) = kind_of(refusal);
+                self.events.write(&reference, type_, reason, "AssignAddress", &note).await;
+            }
+            self.told.insert(name.clone(), note);
+        }
+    }
+
+    async fn write_pool_statuses(&mut self, planned: &Plan) {
+        let stale = pool_status::stale(&self.pools.all, planned);
+        if stale.is_empty() {
+            return;
+        }
+        if let Some(last) = self.statuses_written.filter(|last| last.elapsed() < STATUS_EVERY) {
+            self.due_within(STATUS_EVERY.saturating_sub(last.elapsed()));
+            return;
+        }
+        self.statuses_written = Some(Instant::now());
+        let api: Api<PoolObject> = Api::all(self.client.clone());
+        for (name, status) in stale {
+            if let Err(error) = pool_status::write(&api, &name, &status).await {
+                tracing::warn!(pool = name, %error, "the status of this AddressPool could not be written; trying again");
+                self.due_within(RETRY);
+            }
+        }
+    }
+}
+
+/// How a refusal is shown. Where there is no pool at all, Towpath may not be meant.
+fn kind_of(refusal: &Refusal) -> (EventType, &'static str) {
+    match refusal {
+        Refusal::NoPool { explicit: false } => (EventType::Normal, "NoAddressPool"),
+        Refusal::NoPool { explicit: true }
+        | Refusal::UnknownPool(_)
+        | Refusal::NotAdmitted { .. }
+        | Refusal::NoRange { .. } => (EventType::Warning, "NoAddressPool"),
+        Refusal::Full { .. } => (EventType::Warning, "AddressPoolFull"),
+        Refusal::Unclear(_)
+        | Refusal::WrongFamily(_)
+        | Refusal::NeedsBoth(_)
+        | Refusal::NotInPool { .. }
+        | Refusal::ClusterOwn(_)
+        | Refusal::Taken { .. }
+        | Refusal::NoNamespace => (EventType::Warning, "RequestedAddressRefused"),
+    }
+}

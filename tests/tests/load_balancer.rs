@@ -1,0 +1,364 @@
+//! Addresses of load balancers in a lab: given, shared, refused and taken back; announced by one node, with real ARP and neighbour
+//! discovery of the kernel that asks, and moved when that node is gone.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+use towpath_datapath::net::packet::{Listen, PacketSocket};
+use towpath_walkthrough::cluster::{Cluster, Driver, Families, Said, field, host, wait};
+use towpath_walkthrough::log::{Log, Voice};
+use towpath_walkthrough::machine::{self, can_run_labs};
+use towpath_walkthrough::place::Place;
+use towpath_walkthrough::rows::balancer_address;
+
+const PATIENCE: Duration = Duration::from_secs(10);
+/// From the death of the node that announces an address to its announcement by another. The Lease runs out after one second; one more is for
+/// a machine that is busy with other things.
+const MOVED_WITHIN: Duration = Duration::from_secs(3);
+
+fn web(name: &str, node: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}-{node}, labels: {{app: {name}}}}}\nspec:\n  nodeName: {node}\n  \
+         terminationGracePeriodSeconds: 0\n  containers: [{{name: web, image: nginx, ports: [{{containerPort: 80}}]}}]\n---\n"
+    )
+}
+
+/// A Service of type LoadBalancer for `app: NAME`, with more lines of metadata and spec (each with its indentation).
+fn service(name: &str, port: u16, metadata: &str, spec: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Service\nmetadata:\n  name: {name}\n{metadata}spec:\n  type: LoadBalancer\n  selector: {{app: web}}\n  \
+         ports: [{{port: {port}, targetPort: 80}}]\n{spec}---\n"
+    )
+}
+
+fn pool(name: &str, addresses: &str) -> String {
+    format!(
+        "apiVersion: towpath.dev/v1alpha1\nkind: AddressPool\nmetadata: {{name: {name}}}\nspec: {{addresses: [{addresses}]}}\n---\n"
+    )
+}
+
+fn ingress(cluster: &Cluster, service: &str) -> Result<Vec<String>> {
+    let object = cluster.get("svc", service)?;
+    let list = object.pointer("/status/loadBalancer/ingress").and_then(Value::as_array).cloned().unwrap_or_default();
+    Ok(list.iter().map(|entry| field(entry, "/ip")).collect())
+}
+
+fn underlay(cluster: &Cluster) -> Result<Place> {
+    let path = format!("/run/netns/tp-{}-underlay", cluster.name());
+    Place::of_netns("underlay", Path::new(&path))
+}
+
+fn mac(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(":")
+}
+
+/// Every device that answers when the underlay's router asks who has the address: the kernel asks anew, and all answers are collected, not
+/// only the one that it believes.
+fn who_answers(cluster: &Cluster, address: &str) -> Result<BTreeSet<String>> {
+    let ip: std::net::IpAddr = address.parse()?;
+    let (listen, at) = if ip.is_ipv4() { (Listen::Arp, 14 + 14) } else { (Listen::NeighbourDiscovery, 14 + 40 + 8) };
+    let octets = match ip {
+        std::net::IpAddr::V4(v4) => v4.octets().to_vec(),
+        std::net::IpAddr::V6(v6) => v6.octets().to_vec(),
+    };
+    underlay(cluster)?.enter(|| {
+        let device = nix::net::if_::if_nametoindex("nodes0").context("device nodes0")?;
+        let socket = PacketSocket::open(device, listen)?;
+        let run = |program: &str, args: &[&str]| std::process::Command::new(program).args(args).output();
+        run("ip", &["neigh", "del", address, "dev", "nodes0"])?;
+        run("ping", &["-c", "1", "-W", "1", address])?;
+        let mut answers = BTreeSet::new();
+        let mut frame = [0_u8; 2048];
+        while let Some(length) = socket.receive(&mut frame)? {
+            let frame = frame.get(..length).unwrap_or_default();
+            // An ARP reply, or a neighbour advertisement, about this address.
+            let says = if ip.is_ipv4() { frame.get(21) == Some(&2) } else { frame.get(14 + 40) == Some(&136) };
+            if says && frame.get(at..at + octets.len()) == Some(&octets) {
+                answers.insert(mac(frame.get(6..12).unwrap_or_default()));
+            }
+        }
+        Ok(answers)
+    })
+}
+
+fn mac_of(cluster: &Cluster, node: &str) -> Result<String> {
+    let said = cluster.node(node, "ip -o link show eth0")?;
+    let mut words = said.out.split_whitespace().skip_while(|word| *word != "link/ether");
+    words.nth(1).map(str::to_owned).with_context(|| format!("eth0 of {node}: {}", said.all()))
+}
+
+/// The node that holds the Lease of an address.
+fn holder(cluster: &Cluster, address: &str) -> Result<String> {
+    let mut name = format!("towpath-lb-{}", address.replace(['.', ':'], "-"));
+    if name.ends_with('-') {
+        name.push('0');
+    }
+    let out = cluster.try_kubectl(&["get", "lease", "-n", "kube-system", &name, "-o", "json"])?;
+    ensure!(out.status.success(), "no Lease {name}: {}", String::from_utf8_lossy(&out.stderr));
+    let holder = field(&serde_json::from_slice(&out.stdout)?, "/spec/holderIdentity");
+    ensure!(!holder.is_empty(), "nobody holds Lease {name}");
+    Ok(holder)
+}
+
+/// Waits until one node answers for the address, the one that holds its Lease, and returns that node.
+fn announced_by_one(cluster: &Cluster, address: &str) -> Result<String> {
+    wait(&format!("one node to announce {address}"), PATIENCE, || {
+        let node = holder(cluster, address)?;
+        let answers = who_answers(cluster, address)?;
+        let expected = mac_of(cluster, &node)?;
+        if answers == BTreeSet::from([expected.clone()]) {
+            Ok(node)
+        } else {
+            bail!("{answers:?} answer; {node}, which holds the Lease, is {expected}")
+        }
+    })
+}
+
+fn from_outside(cluster: &Cluster, address: &str, port: u16) -> Result<Said> {
+    cluster.outside(&format!("curl -sS -m 4 http://{}:{port}/", host(address)))
+}
+
+fn answers_from_outside(cluster: &Cluster, address: &str, port: u16) -> Result<()> {
+    wait(&format!("{address} port {port} from outside"), PATIENCE, || {
+        let said = from_outside(cluster, address, port)?;
+        if said.ok && said.out.contains("pod: ") { Ok(()) } else { bail!("{}", said.all()) }
+    })
+}
+
+fn kubectl(cluster: &Cluster, args: &[&str]) -> Result<String> {
+    cluster.kubectl(&Log::new(Voice::Plain), args)
+}
+
+#[test]
+fn one_node_announces_an_address_and_another_takes_over_when_it_is_gone() -> Result<()> {
+    if !can_run_labs()? {
+        return Ok(());
+    }
+    let cluster = Cluster::up("e2e-lb-moves", 3, Families::Dual)?;
+    let pods: String = ["n1", "n2", "n3"].iter().map(|node| web("web", node)).collect();
+    cluster.apply_text(&format!("{pods}{}", service("web", 80, "", "  ipFamilyPolicy: RequireDualStack\n")))?;
+    cluster.wait_ready("app=web", 3)?;
+    let addresses = wait("an address of each family", PATIENCE, || {
+        let addresses = ingress(&cluster, "web")?;
+        if addresses.len() == 2 { Ok(addresses) } else { bail!("{addresses:?}") }
+    })?;
+    for address in &addresses {
+        answers_from_outside(&cluster, address, 80)?;
+        announced_by_one(&cluster, address)?;
+    }
+
+    // Its node freezes: everything of it stops in the midst of what it does, and later goes on as if nothing had been.
+    let address = addresses.first().context("an address")?;
+    let first = announced_by_one(&cluster, address)?;
+    let frozen = machine::freeze(machine::lab_agent(cluster.name(), &first)?)?;
+    let begun = Instant::now();
+    let second = loop {
+        match holder(&cluster, address) {
+            Ok(node) if node != first => break node,
+            _ if begun.elapsed() > PATIENCE => bail!("{first} is frozen and nobody took {address} over"),
+            _ => std::thread::sleep(Duration::from_millis(20)),
+        }
+    };
+    let taken = begun.elapsed();
+    ensure!(taken <= MOVED_WITHIN, "{second} took {address} over after {taken:?}");
+    answers_from_outside(&cluster, address, 80)?;
+    for number in 0..20 {
+        let said = from_outside(&cluster, address, 80)?;
+        ensure!(said.ok, "request {number} after {second} took over: {}", said.all());
+    }
+    ensure!(announced_by_one(&cluster, address)? == second, "and nobody else");
+    drop(frozen);
+    // It thinks that it holds the Lease until it has asked; it must not answer meanwhile.
+    let until = Instant::now() + Duration::from_secs(2);
+    while Instant::now() < until {
+        let answers = who_answers(&cluster, address)?;
+        ensure!(answers == BTreeSet::from([mac_of(&cluster, &second)?]), "{first} woke up, and {answers:?} answer");
+    }
+
+    // Killed, and started again by the supervisor: whoever has it then, requests go on and one node answers.
+    let now = holder(&cluster, address)?;
+    machine::kill(machine::lab_agent(cluster.name(), &now)?)?;
+    let until = Instant::now() + Duration::from_secs(4);
+    let mut asked = 0;
+    while Instant::now() < until {
+        let said = from_outside(&cluster, address, 80)?;
+        ensure!(said.ok, "request {asked} while the agent of {now} was dead: {}", said.all());
+        asked += 1;
+    }
+    ensure!(asked > 10, "only {asked} requests");
+    for address in &addresses {
+        announced_by_one(&cluster, address)?;
+    }
+    cluster.down()
+}
+
+#[test]
+fn with_the_policy_local_the_address_is_where_an_endpoint_is() -> Result<()> {
+    if !can_run_labs()? {
+        return Ok(());
+    }
+    let cluster = Cluster::up("e2e-lb-local", 3, Families::Ipv4)?;
+    cluster.apply_text(&format!(
+        "{}{}",
+        web("web", "n1"),
+        service("web", 80, "", "  externalTrafficPolicy: Local\n")
+    ))?;
+    cluster.wait_ready("app=web", 1)?;
+    let address = balancer_address(&cluster, "web")?;
+    let at = |node: &str| {
+        wait(&format!("{address} at {node}"), PATIENCE, || {
+            let by = announced_by_one(&cluster, &address)?;
+            if by == node { Ok(()) } else { bail!("{by} announces it") }
+        })
+    };
+    at("n1")?;
+    answers_from_outside(&cluster, &address, 80)?;
+    let said = from_outside(&cluster, &address, 80)?;
+    ensure!(said.out.contains("client: 192.168.26.10:"), "the client's own address is seen: {}", said.out);
+
+    kubectl(&cluster, &["delete", "pod", "web-n1"])?;
+    wait("nobody to announce it", PATIENCE, || {
+        let answers = who_answers(&cluster, &address)?;
+        if answers.is_empty() { Ok(()) } else { bail!("{answers:?} answer without an endpoint") }
+    })?;
+    cluster.apply_text(&web("web", "n2"))?;
+    cluster.wait_ready("app=web", 1)?;
+    at("n2")?;
+    answers_from_outside(&cluster, &address, 80)?;
+    cluster.down()
+}
+
+/// Notes of the Events on a Service with that reason.
+fn told(cluster: &Cluster, service: &str, reason: &str) -> Result<Vec<String>> {
+    let out = cluster.try_kubectl(&["get", "events", "-o", "json"])?;
+    let value: Value = serde_json::from_slice(&out.stdout).context("get events")?;
+    let events = value.get("items").and_then(Value::as_array).cloned().unwrap_or_default();
+    let of = |event: &&Value| {
+        field(event, "/involvedObject/name") == service
+            && field(event, "/involvedObject/kind") == "Service"
+            && field(event, "/reason") == reason
+    };
+    Ok(events.iter().filter(of).map(|event| field(event, "/message")).collect())
+}
+
+#[test]
+fn a_full_pool_is_said_and_what_is_freed_is_given_to_who_waits() -> Result<()> {
+    if !can_run_labs()? {
+        return Ok(());
+    }
+    let cluster = Cluster::up("e2e-lb-pool", 2, Families::Ipv4)?;
+    kubectl(&cluster, &["delete", "addresspool", "lab"])?;
+    cluster.apply_text(&format!("{}{}", web("web", "n1"), pool("small", "192.168.255.230/32")))?;
+    cluster.wait_ready("app=web", 1)?;
+    cluster.apply_text(&service("first", 80, "", ""))?;
+    ensure!(balancer_address(&cluster, "first")? == "192.168.255.230");
+    answers_from_outside(&cluster, "192.168.255.230", 80)?;
+    cluster.apply_text(&service("second", 80, "", ""))?;
+    wait("the Event that the pool is full", PATIENCE, || {
+        let said = told(&cluster, "second", "AddressPoolFull")?;
+        if said.iter().any(|note| note.contains("AddressPool small") && note.contains("spec.addresses")) {
+            Ok(())
+        } else {
+            bail!("{said:?}")
+        }
+    })?;
+    ensure!(ingress(&cluster, "second")?.is_empty());
+    wait("the pool's status", PATIENCE, || {
+        let pool = cluster.get("addresspool", "small")?;
+        let counts = ["total", "assigned", "available"].map(|count| field(&pool, &format!("/status/{count}")));
+        if counts == ["1", "1", "0"] { Ok(()) } else { bail!("{counts:?}") }
+    })?;
+
+    // Another type is no load balancer any more.
+    let plain = r#"{"spec": {"type": "ClusterIP"}}"#;
+    kubectl(&cluster, &["patch", "svc", "first", "--type=merge", "-p", plain])?;
+    ensure!(balancer_address(&cluster, "second")? == "192.168.255.230", "freed, and given");
+    wait("the first one's status to be empty", PATIENCE, || {
+        let left = ingress(&cluster, "first")?;
+        if left.is_empty() { Ok(()) } else { bail!("{left:?}") }
+    })?;
+    answers_from_outside(&cluster, "192.168.255.230", 80)?;
+
+    // A controller that starts again takes nothing away; a pool that goes does, and its Lease goes with it.
+    let pid = wait("the controller", PATIENCE, || controller(&cluster))?;
+    machine::kill(pid)?;
+    wait("another controller", Duration::from_secs(30), || {
+        let now = controller(&cluster)?;
+        if now == pid { bail!("process {pid} is still there") } else { Ok(()) }
+    })?;
+    ensure!(ingress(&cluster, "second")? == ["192.168.255.230"]);
+    kubectl(&cluster, &["delete", "addresspool", "small"])?;
+    // The next one leads when the dead one's Lease has run out.
+    wait("the address to be taken back", Duration::from_secs(30), || {
+        let left = ingress(&cluster, "second")?;
+        if left.is_empty() { Ok(()) } else { bail!("{left:?}") }
+    })?;
+    wait("nobody to announce it", PATIENCE, || {
+        let answers = who_answers(&cluster, "192.168.255.230")?;
+        if answers.is_empty() { Ok(()) } else { bail!("{answers:?}") }
+    })?;
+    cluster.down()
+}
+
+fn controller(cluster: &Cluster) -> Result<i32> {
+    let nodes = machine::lab_cgroup(cluster.name())?.join("nodes");
+    let is_one = |pid: &i32| machine::command_line(*pid).iter().any(|word| word == "controller");
+    machine::processes_below(&nodes).into_iter().find(is_one).context("no controller runs")
+}
+
+#[test]
+fn an_address_is_shared_by_those_who_say_so_and_anothers_status_is_left_alone() -> Result<()> {
+    if !can_run_labs()? {
+        return Ok(());
+    }
+    let cluster = Cluster::up("e2e-lb-share", 2, Families::Ipv4)?;
+    if cluster.driver() != Driver::Kubectl {
+        // A status is written by hand below.
+        return cluster.down();
+    }
+    let key = "  annotations: {towpath.dev/allow-shared-ip: together}\n";
+    let shared = service("http", 80, key, "") + &service("alt", 8080, key, "") + &service("alone", 80, "", "");
+    cluster.apply_text(&(web("web", "n1") + &shared))?;
+    cluster.wait_ready("app=web", 1)?;
+    let address = balancer_address(&cluster, "http")?;
+    ensure!(balancer_address(&cluster, "alt")? == address, "the same key");
+    ensure!(balancer_address(&cluster, "alone")? != address, "no key");
+    answers_from_outside(&cluster, &address, 80)?;
+    answers_from_outside(&cluster, &address, 8080)?;
+    // Both want one port: one of them must go elsewhere.
+    let clash = r#"{"spec": {"ports": [{"port": 80, "targetPort": 80}]}}"#;
+    kubectl(&cluster, &["patch", "svc", "alt", "--type=merge", "-p", clash])?;
+    wait("them to part", PATIENCE, || {
+        let (http, alt) = (ingress(&cluster, "http")?, ingress(&cluster, "alt")?);
+        let one_stays = http == [address.clone()] || alt == [address.clone()];
+        if one_stays && http.len() == 1 && alt.len() == 1 && alt != http { Ok(()) } else { bail!("{http:?} {alt:?}") }
+    })?;
+
+    // A requested address, and one that cannot be had.
+    let wants = |ip: &str| format!("  annotations: {{towpath.dev/load-balancer-ips: {ip}}}\n");
+    cluster.apply_text(&service("asks", 80, &wants("192.168.255.250"), ""))?;
+    ensure!(balancer_address(&cluster, "asks")? == "192.168.255.250");
+    cluster.apply_text(&service("asks-too", 80, &wants("192.168.255.250"), ""))?;
+    wait("the Event that it is taken", PATIENCE, || {
+        let said = told(&cluster, "asks-too", "RequestedAddressRefused")?;
+        if said.iter().any(|note| note.contains("in use by Service default/asks")) { Ok(()) } else { bail!("{said:?}") }
+    })?;
+
+    // Others: one by its class, one by what it wrote.
+    cluster.apply_text(&service("theirs", 80, "", "  loadBalancerClass: example.com/other\n"))?;
+    kubectl(&cluster, &["delete", "addresspool", "lab"])?;
+    wait("all to be taken back", PATIENCE, || {
+        let left = ingress(&cluster, "http")?;
+        if left.is_empty() { Ok(()) } else { bail!("{left:?}") }
+    })?;
+    let theirs = r#"{"status": {"loadBalancer": {"ingress": [{"ip": "198.51.100.7", "ipMode": "VIP"}]}}}"#;
+    kubectl(&cluster, &["patch", "svc", "alone", "--subresource=status", "--type=merge", "-p", theirs])?;
+    cluster.apply_text(&pool("again", "192.168.255.240-192.168.255.250"))?;
+    balancer_address(&cluster, "http")?;
+    ensure!(ingress(&cluster, "alone")? == ["198.51.100.7"], "it is another implementation's");
+    ensure!(ingress(&cluster, "theirs")?.is_empty(), "its class is another implementation's");
+    cluster.down()
+}
