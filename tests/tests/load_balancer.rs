@@ -282,7 +282,7 @@ fn a_full_pool_is_said_and_what_is_freed_is_given_to_who_waits() -> Result<()> {
     })?;
     answers_from_outside(&cluster, "192.168.255.230", 80)?;
 
-    // A controller that starts again takes nothing away; a pool that goes does, and its Lease goes with it.
+    // A controller that starts again takes nothing away; a pool that goes does.
     let pid = wait("the controller", PATIENCE, || controller(&cluster))?;
     machine::kill(pid)?;
     wait("another controller", Duration::from_secs(30), || {
