@@ -109,8 +109,9 @@ async fn run_until(config: AgentConfig, shutdown: CancellationToken) -> Result<(
     let in_force = network_config::read(&client, &own_config, usable).await?;
     let config = overlaid(&in_force.spec)?;
     let parsed = settings::parse(&config)?;
-    let generation = in_force.generation;
-    let config_changed = network_config::changed(client.clone(), own_config.clone(), in_force, usable);
+    let (told_generation, generation) = channel::channel(in_force.generation);
+    let config_changed =
+        network_config::changed(client.clone(), own_config.clone(), in_force, told_generation, usable);
     let index: SharedIndex = Arc::default();
     let (updates, mut inbox) = mpsc::channel(4096);
     let mut watches = watch::watch_all(&client, &updates);
@@ -153,11 +154,12 @@ async fn run_until(config: AgentConfig, shutdown: CancellationToken) -> Result<(
     let facts = datapath.facts().await?;
     let publisher = Publisher::new(
         client.clone(),
-        publish::Facts { node: parsed.node.clone(), spec: own.offers(&facts), generation },
+        publish::Facts { node: parsed.node.clone(), spec: own.offers(&facts) },
         leases.clone(),
         index.clone(),
         readiness.clone(),
         in_charge.clone(),
+        generation,
     );
     let announcing_to_flannel = AbortOnDropHandle::new(tokio::spawn(predecessor::announce::keep(
         client.clone(),
