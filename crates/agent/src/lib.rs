@@ -110,8 +110,7 @@ async fn run_until(config: AgentConfig, shutdown: CancellationToken) -> Result<(
     let config = overlaid(&in_force.spec)?;
     let parsed = settings::parse(&config)?;
     let (told_generation, generation) = channel::channel(in_force.generation);
-    let config_changed =
-        network_config::changed(client.clone(), own_config.clone(), in_force, told_generation, usable);
+    let config_changed = network_config::changed(client.clone(), own_config.clone(), in_force, told_generation, usable);
     let index: SharedIndex = Arc::default();
     let (updates, mut inbox) = mpsc::channel(4096);
     let mut watches = watch::watch_all(&client, &updates);

@@ -133,7 +133,9 @@ async fn collected(
         policies: count(report.policies),
         classes: count(report.classes),
         rules: count(report.rules),
-        pods_of_predecessor: report.remains.pods.iter().map(ToString::to_string).collect(),
+        pods_of_predecessor: report.remains.names().into_iter().map(ToString::to_string).collect(),
+        addresses_of_predecessor: report.remains.pods.iter().map(|(at, pod)| (*at, pod.to_string())).collect(),
+        flannel_here: report.remains.flannel_here,
         ..AgentStatus::default()
     };
     match datapath.status().await {

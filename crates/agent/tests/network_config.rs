@@ -104,7 +104,10 @@ async fn a_change_that_is_taken_back_is_in_force_under_its_new_generation() {
     assert_eq!(followed.says(json!({"mtu": 1400})).await, Some(4));
     timeout(PATIENCE, &mut followed.following).await.expect("a change is followed").unwrap();
     assert_eq!(*followed.told.borrow(), Some(3), "what is not in force yet is not told");
-    assert_eq!((followed.kept()["generation"].clone(), followed.kept()["spec"]["mtu"].clone()), (4.into(), 1400.into()));
+    assert_eq!(
+        (followed.kept()["generation"].clone(), followed.kept()["spec"]["mtu"].clone()),
+        (4.into(), 1400.into())
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,5 +1,6 @@
 //! What the agent answers on its status socket to `towpath status`: one JSON document.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
@@ -46,10 +47,16 @@ pub struct AgentStatus {
     /// Tracked connections.
     pub connections: u32,
     /// Packets by reason, `drop.*` for drops.
-    pub counters: std::collections::BTreeMap<String, u64>,
+    pub counters: BTreeMap<String, u64>,
     /// Pods of this node that the network before still connects, as `namespace/name`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub pods_of_predecessor: Vec<String>,
+    /// Those pods by address.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub addresses_of_predecessor: BTreeMap<IpAddr, String>,
+    /// Flannel keeps a subnet for this node in the API.
+    #[serde(default)]
+    pub flannel_here: bool,
 }
 
 /// One peer.
