@@ -67,6 +67,8 @@ pub(crate) struct Node {
     peers: Vec<NodePeer>,
     /// Name of the tunnel device, where it is another network's.
     lent: Option<String>,
+    /// Devices by which packets of Flannel's nodes come as they are, by tunnel address; IPv4 and IPv6.
+    plain: BTreeMap<IpAddr, [u32; 2]>,
     /// Bridges of another network on which the node answers for pods here, by index with their names.
     bridges: BTreeMap<u32, String>,
     /// Addresses in this node's ranges that another network's pods hold.
@@ -129,6 +131,7 @@ impl Node {
             hooked: None,
             awaited,
             lent: None,
+            plain: BTreeMap::new(),
             bridges: BTreeMap::new(),
             elsewhere: BTreeSet::new(),
             peers: Vec::new(),
@@ -303,6 +306,7 @@ impl Node {
             gateways: self.facts.gateways.clone(),
             lent: self.lent.is_some(),
             uplink: self.facts.uplink_ifindex,
+            plain: self.plain.clone(),
         }
     }
 
@@ -322,6 +326,8 @@ impl Node {
             untranslated: settings.non_masquerade_cidrs.clone(),
             dns: settings.dns_addresses.clone(),
             tunnel_port: port,
+            // Before the peers are known every node would be a stranger.
+            borrowed_tunnel: self.lent.is_some() && self.peers_known,
             // Before the first peers nothing is known of another network's pods either.
             track_pods: !self.elsewhere.is_empty() || !self.peers_known,
         }
