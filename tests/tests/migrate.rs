@@ -6,6 +6,8 @@
 mod agent;
 #[path = "migrate/flannel.rs"]
 mod flannel;
+#[path = "migrate/strangers.rs"]
+mod strangers;
 #[path = "migrate/traffic.rs"]
 mod traffic;
 
@@ -41,8 +43,7 @@ impl Walk {
     fn new(name: &str, backend: Backend) -> Result<Self> {
         let towpath = towpath_walkthrough::cluster::towpath_binary()?;
         let files = Files::new(name, &towpath, backend)?;
-        let families = if backend == Backend::Dual { Families::Dual } else { Families::Ipv4 };
-        let cluster = files.lab(name, 3, families)?;
+        let cluster = files.lab(name, 3, backend.families())?;
         let nodes = flannel::start(&cluster, backend)?;
         let mut walk = Self {
             cluster,
@@ -69,7 +70,7 @@ impl Walk {
         let object = self.cluster.get("pod", name)?;
         let ips = object.pointer("/status/podIPs").and_then(Value::as_array).cloned().unwrap_or_default();
         let ips: Vec<String> = ips.iter().filter_map(|ip| Some(ip.get("ip")?.as_str()?.to_owned())).collect();
-        let expected = if self.backend == Backend::Dual { 2 } else { 1 };
+        let expected = if self.backend.families() == Families::Dual { 2 } else { 1 };
         ensure!(ips.len() == expected, "{name} has addresses {ips:?}");
         self.ips.insert(name.to_owned(), ips);
         self.pods.insert(name.to_owned(), pod.clone());
@@ -401,6 +402,21 @@ fn nodes_of_canal_are_taken_over_one_by_one() -> Result<()> {
 #[test]
 fn nodes_of_flannels_vxlan_of_both_families_are_taken_over_one_by_one() -> Result<()> {
     walk("e2e-mgds", Backend::Dual)
+}
+
+#[test]
+fn nodes_of_flannels_vxlan_with_direct_routing_are_taken_over_one_by_one() -> Result<()> {
+    walk("e2e-mgdr", Backend::Direct)
+}
+
+#[test]
+fn nodes_of_flannels_vxlan_over_another_card_are_taken_over_one_by_one() -> Result<()> {
+    walk("e2e-mgif", Backend::Card)
+}
+
+#[test]
+fn nodes_of_flannels_host_gw_over_another_card_are_taken_over_one_by_one() -> Result<()> {
+    walk("e2e-mgig", Backend::CardHostGw)
 }
 
 /// One node is taken over, and goes back to Flannel: pods that were there all the time notice nothing.

@@ -107,12 +107,17 @@ pub fn plan(world: &World, local: &NodeName, previous: &[NodePeer], tunnels: &Tu
             _ => Vec::new(),
         };
         for end in ends {
-            if peer.addresses.contains(&end.address) {
+            if let Err(reason) = claims.end(&NodePeer { tunnel: end.address, ..peer.clone() }) {
+                refuse(&mut out, &peer.name, reason);
                 continue;
             }
-            match claims.end(&NodePeer { tunnel: end.address, ..peer.clone() }) {
-                Ok(()) => peer.addresses.push(end.address),
-                Err(reason) => refuse(&mut out, &peer.name, reason),
+            if !peer.addresses.contains(&end.address) {
+                peer.addresses.push(end.address);
+            }
+            // Where old pods go by routes, new ones go the same way.
+            let routed = peer.flannel.is_some_and(|flannel| flannel.reach == Reach::Route);
+            if routed && family_of(end.address) == family_of(peer.tunnel) {
+                peer.tunnel = end.address;
             }
         }
         match claims.end(&peer) {

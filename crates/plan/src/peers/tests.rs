@@ -198,6 +198,19 @@ fn host_gw_is_reached_by_route() {
 }
 
 #[test]
+fn host_gw_over_another_card_stays_there_when_the_node_is_taken_over() {
+    let annotations = flannel::announcing_host_gw(&["203.0.113.2".parse().unwrap()]);
+    let nodes = vec![
+        node("n1", &["192.168.0.1"], &["10.244.1.0/24"]),
+        flannels(node("n2", &["192.168.0.2"], &["10.244.2.0/24"]), annotations),
+    ];
+    for taken_over in [&["n1"][..], &["n1", "n2"]] {
+        let peers = plan(&world(nodes.clone()), &NodeName::new("n1"), &[], &tunnels(taken_over)).peers;
+        assert_eq!(peers[1].tunnel.to_string(), "203.0.113.2", "{taken_over:?}");
+    }
+}
+
+#[test]
 fn what_cannot_work_with_flannel_is_named() {
     let mut odd = flannel::announcing_host_gw(&["192.168.0.3".parse().unwrap()]);
     odd.insert(format!("{}backend-type", flannel::PREFIX), "wireguard".to_owned());
