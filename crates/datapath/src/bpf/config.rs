@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
+use towpath_model::NodeName;
 use towpath_model::desired::PodSets;
 
 /// Where the loader pins and how much the maps may hold.
@@ -122,9 +123,9 @@ pub struct NodeConfig {
 /// What packets of pods come by besides our own devices, where another network was here before or still is on other nodes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Surroundings {
-    /// By a node's tunnel address: devices by which packets of its pods may come without an envelope, IPv4 and IPv6; 0: none. Only
-    /// for nodes that are, or were, another network's.
-    pub plain: BTreeMap<IpAddr, [u32; 2]>,
+    /// Devices by which packets of a node's pods may come without an envelope, IPv4 and IPv6; 0: none. Only for nodes that are, or
+    /// were, another network's.
+    pub plain: BTreeMap<NodeName, [u32; 2]>,
     /// Addresses in this node's ranges that are no pods of ours, with the device that each is reached by.
     pub elsewhere: Vec<(IpAddr, u32)>,
 }

@@ -61,7 +61,7 @@ fn prefixes(peers: &[NodePeer], surroundings: &Surroundings) -> HashMap<CidrKey,
         let local = if peer.local { TP_PEER_LOCAL } else { 0 };
         let entry = abi::Peer { tunnel: Addr::new(peer.tunnel), flags: local | plain, ifindex: 0, mac, pad: [0; 2] };
         let [plain_v4, plain_v6] =
-            surroundings.plain.get(&peer.tunnel).filter(|_| reach.is_some()).copied().unwrap_or_default();
+            surroundings.plain.get(&peer.name).filter(|_| reach.is_some()).copied().unwrap_or_default();
         for net in &peer.pod_cidrs {
             let ifindex = if net.addr().is_ipv4() { plain_v4 } else { plain_v6 };
             wanted.entry(CidrKey::new(*net)).or_insert(abi::Peer { ifindex, ..entry });

@@ -13,6 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use towpath_model::NodeName;
 use towpath_model::desired::{NodePeer, Reach};
 
 use super::route::{Encap, Route};
@@ -34,8 +35,8 @@ pub struct Tunnel {
     pub lent: bool,
     /// Index of the uplink.
     pub uplink: u32,
-    /// By a node's tunnel address: the devices that lead to nodes which take packets as they are, IPv4 and IPv6.
-    pub plain: BTreeMap<IpAddr, [u32; 2]>,
+    /// The devices that lead to nodes which take packets as they are, IPv4 and IPv6.
+    pub plain: BTreeMap<NodeName, [u32; 2]>,
 }
 
 /// What should be there for the peers.
@@ -139,7 +140,7 @@ impl<'a> Path<'a> {
     }
 
     fn plain_device(&self, gateway: IpAddr) -> u32 {
-        let [v4, v6] = self.tunnel.plain.get(&self.peer.tunnel).copied().unwrap_or([self.tunnel.uplink; 2]);
+        let [v4, v6] = self.tunnel.plain.get(&self.peer.name).copied().unwrap_or([self.tunnel.uplink; 2]);
         if gateway.is_ipv4() { v4 } else { v6 }
     }
 
@@ -157,8 +158,6 @@ impl<'a> Path<'a> {
 
 #[cfg(test)]
 mod tests {
-    use towpath_model::NodeName;
-
     use super::*;
 
     fn peer(name: &str, address: &str, ranges: &[&str], local: bool) -> NodePeer {
@@ -252,7 +251,7 @@ mod tests {
         let route = &tables.ranges[0];
         assert_eq!((route.device, route.gateway), (2, Some("192.0.2.2".parse().unwrap())));
         assert!(route.encap.is_none() && tables.neighbours.is_empty() && tables.nodes.is_empty());
-        let plain = [("192.0.2.2".parse().unwrap(), [9, 2])].into();
+        let plain = [(NodeName::new("b"), [9, 2])].into();
         let over_another_card = super::tables(&Tunnel { plain, ..tunnel() }, &[flannels(Reach::Route)]);
         assert_eq!(over_another_card.ranges[0].device, 9);
     }

@@ -12,7 +12,8 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use rtnetlink::packet_route::link::InfoKind;
-use towpath_model::desired::Backend;
+use towpath_model::NodeName;
+use towpath_model::desired::{Backend, Reach};
 
 use super::Node;
 use crate::bpf::Surroundings;
@@ -156,19 +157,24 @@ impl Node {
 
     /// By which devices nodes that are or were Flannel's send packets as they are (`host-gw`, and DirectRouting): those that the kernel's
     /// routes lead to them by, where flanneld was given another card (`--iface`) than the uplink.
-    fn devices_of_flannels_nodes(&mut self) -> Result<BTreeMap<IpAddr, [u32; 2]>, Error> {
-        let mut plain = BTreeMap::new();
-        for peer in self.peers.iter().filter(|peer| peer.flannel.is_some()) {
-            let mut devices = [self.facts.uplink_ifindex; 2];
+    /// Of a node whose annotations went just now that is as before: others, who have not heard yet, go on so.
+    fn devices_of_flannels_nodes(&mut self) -> Result<BTreeMap<NodeName, [u32; 2]>, Error> {
+        let mut plain: BTreeMap<NodeName, [u32; 2]> = BTreeMap::new();
+        for peer in &self.peers {
+            let Some(flannel) = peer.flannel else { continue };
+            if let Some(before) = self.plain.get(&peer.name).filter(|_| flannel.reach == Reach::Tunnel) {
+                plain.insert(peer.name.clone(), *before);
+                continue;
+            }
+            let devices = plain.entry(peer.name.clone()).or_insert([self.facts.uplink_ifindex; 2]);
             for (device, v4) in devices.iter_mut().zip([true, false]) {
-                let ends = [peer.tunnel].into_iter().chain(peer.addresses.iter().copied());
-                if let Some(end) = ends.into_iter().find(|address| address.is_ipv4() == v4)
+                let mut ends = [peer.tunnel].into_iter().chain(peer.addresses.iter().copied());
+                if let Some(end) = ends.find(|address| address.is_ipv4() == v4)
                     && let Some(towards) = route::device_towards(&mut self.netlink, end)?
                 {
                     *device = towards;
                 }
             }
-            plain.insert(peer.tunnel, devices);
         }
         Ok(plain)
     }

@@ -18,6 +18,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use towpath_model::NodeName;
 use towpath_model::desired::{Backend, NodePeer, PolicyImage, ServiceChanges, ServiceTable};
 
 use self::hooks::{Attachment, Part};
@@ -67,8 +68,8 @@ pub(crate) struct Node {
     peers: Vec<NodePeer>,
     /// Name of the tunnel device, where it is another network's.
     lent: Option<String>,
-    /// Devices by which packets of Flannel's nodes come as they are, by tunnel address; IPv4 and IPv6.
-    plain: BTreeMap<IpAddr, [u32; 2]>,
+    /// Devices by which packets of Flannel's nodes come as they are, IPv4 and IPv6.
+    plain: BTreeMap<NodeName, [u32; 2]>,
     /// Bridges of another network on which the node answers for pods here, by index with their names.
     bridges: BTreeMap<u32, String>,
     /// Addresses in this node's ranges that another network's pods hold.

@@ -23,7 +23,7 @@ fn with_flannel(reach: Reach) -> impl FnOnce(&mut World) {
         let mut peers = peers();
         peers[1].flannel = Some(FlannelPeer { reach, taken_over: false });
         let elsewhere = BOTH.map(|family| (old(family), BRIDGE)).to_vec();
-        let plain = [(peers[1].tunnel, [w.uplink; 2])].into();
+        let plain = [(peers[1].name.clone(), [w.uplink; 2])].into();
         w.programs.surround(Surroundings { plain, elsewhere });
         w.programs.apply_peers(&peers).unwrap();
     }
