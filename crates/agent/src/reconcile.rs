@@ -38,6 +38,7 @@ use crate::settings::{OwnNode, Parsed};
 use crate::watch::Update;
 use crate::{SharedIndex, read, write};
 
+mod addresses;
 mod before;
 
 /// Changes that come within it are planned together.
@@ -235,6 +236,7 @@ impl Reconciler {
         ready: watch::Sender<Readiness>,
         config: AgentConfig,
     ) {
+        let mut addresses = addresses::Followed::by(&self.datapath).await;
         let mut sweep = tokio::time::interval(SWEEP);
         sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -250,6 +252,7 @@ impl Reconciler {
                     None => return,
                 },
                 () = sleep_until(retry.into()) => self.retry_at = None,
+                () = addresses.changed() => addresses::follow(&self.datapath).await,
                 _ = sweep.tick() => {
                     self.sweep().await;
                     if *ready.borrow() == Readiness::Ready {
