@@ -21,7 +21,11 @@ static __always_inline int tp_serve(struct __sk_buff *skb, struct tp_work *w, co
 		w->via = peer->tunnel;
 		w->has_via = 1;
 	}
-	ct = tp_track(w, cfg, tp_ct_find(w, &w->p.t));
+	ct = tp_ct_find(w, &w->p.t);
+	/* Who is outside reaches no pod but so: an entry without a translation is of another proxy's time. */
+	if (ct && (ct->flags & TP_CT_DNAT) && tp_ct_clashes(w, ct))
+		return tp_refuse_clash(skb, w, 0);
+	ct = tp_track(w, cfg, ct);
 	if (w->reason || !ct)
 		return tp_drop(skb, w->reason ? w->reason : TP_DROP_CT_FULL);
 	if (tp_rewrite(skb, w, 0, &w->lb.backend.addr, w->lb.backend.port))

@@ -207,10 +207,10 @@ fn a_pod_reaches_a_node_port_of_any_node() {
         for family in BOTH {
             let h = hosts(family);
             w.serve(1 + family as u32, family, None, 30080, Protocol::Tcp, &[SocketAddr::new(h.b, 8080)]);
-            for node in [h.node, h.node2] {
-                let got = w.from_pod(&sent_by(h.a, 4000, node, 30080, L4::syn())).into_pod(w.pod_b);
+            for (node, port) in [(h.node, 4001), (h.node2, 4002)] {
+                let got = w.from_pod(&sent_by(h.a, port, node, 30080, L4::syn())).into_pod(w.pod_b);
                 assert_eq!(got.dst.port(), 8080);
-                let back = w.from_pod(&sent_by(h.b, 8080, h.a, 4000, L4::tcp(SYN | ACK))).into_pod(w.pod_a);
+                let back = w.from_pod(&sent_by(h.b, 8080, h.a, port, L4::tcp(SYN | ACK))).into_pod(w.pod_a);
                 assert_eq!(back.src, SocketAddr::new(node, 30080));
             }
             w.from_pod(&sent_by(h.a, 4000, h.outside, 30080, L4::syn())).passed();
