@@ -80,6 +80,9 @@ fn a_host_port_answers_everywhere_it_should_and_nowhere_else() -> Result<()> {
         ensure!(!said.all().contains("pod: "), "{what}: {}", said.all());
     }
 
+    let counted = towpath_walkthrough::in_charge::said_by_nodes(&cluster, "hostPorts")?;
+    ensure!(counted == ["2", "0"], "host ports in status: {counted:?}");
+
     let log = towpath_walkthrough::log::Log::new(towpath_walkthrough::log::Voice::Plain);
     cluster.kubectl(&log, &["delete", "pod", "web"])?;
     wait("its end", PATIENCE, || {

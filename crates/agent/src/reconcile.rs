@@ -89,6 +89,8 @@ pub struct Report {
     pub dns_left_out: Vec<String>,
     /// Frontends in the kernel.
     pub frontends: usize,
+    /// Host ports that this node's pods have.
+    pub host_ports: usize,
     /// Backends in the kernel.
     pub backends: usize,
     /// Policies that isolate a pod of this node.
@@ -548,6 +550,7 @@ impl Reconciler {
             self.services.plan(read(&index).world(), &self.node, due.services(), now);
             self.services.take_changes()
         });
+        let host_ports = self.services.count_host_ports(read(&index).world(), &self.node);
         let mut refused = self.services.refusals();
         let (frontends, backends) = (self.services.table().frontends.len(), self.services.table().backends.len());
         // At the start, and after a failure, of which nobody knows how far it came, the whole table.
@@ -571,6 +574,7 @@ impl Reconciler {
         self.with_report(|report| {
             report.frontends = frontends;
             report.backends = backends;
+            report.host_ports = host_ports;
             report.refused_services = refused;
         });
         // Whoever else serves the outside answers its load balancers, too.

@@ -129,6 +129,7 @@ async fn collected(
             })
             .collect(),
         frontends: count(report.frontends),
+        host_ports: count(report.host_ports),
         backends: count(report.backends),
         policies: count(report.policies),
         classes: count(report.classes),

@@ -36,6 +36,9 @@ pub struct AgentStatus {
     pub pods: u32,
     /// Frontends in the kernel.
     pub frontends: u32,
+    /// Host ports that this node's pods have.
+    #[serde(default)]
+    pub host_ports: u32,
     /// Backends in the kernel.
     pub backends: u32,
     /// Policies in force on this node.
