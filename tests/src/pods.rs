@@ -19,6 +19,6 @@ pub fn shell(name: &str, node: &str, labels: &str) -> String {
 fn pod(name: &str, node: &str, labels: &str, container: &str) -> String {
     format!(
         "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, labels: {{{labels}}}}}\nspec:\n  nodeName: {node}\n  \
-         containers: [{container}]\n"
+         terminationGracePeriodSeconds: 0\n  containers: [{container}]\n"
     )
 }
