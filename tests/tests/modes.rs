@@ -9,7 +9,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use towpath_walkthrough::cluster::{Cluster, Families, field, wait};
 use towpath_walkthrough::in_charge::{config_says, in_charge, network_config, said_by_nodes};
 use towpath_walkthrough::kube_proxy::KubeProxy;
-use towpath_walkthrough::machine::can_run_labs;
+use towpath_walkthrough::machine::{self, can_run_labs};
 use towpath_walkthrough::place::{Place, Session, address};
 use towpath_walkthrough::pods::{server, shell};
 
@@ -192,6 +192,14 @@ fn hand_over_and_back(
     settle();
     ensure!(before == kube_proxy.served()?, "kube-proxy's rules still serve");
     config_says(cluster, "Applied", "True", "all 2 nodes")?;
+    // What cannot be used is in force nowhere; taken back, it is everywhere, and no agent has started again for it.
+    let agents = || NODES.map(|node| machine::lab_agent(cluster.name(), node).ok());
+    let before = agents();
+    cluster.apply_text(&network_config("{serviceProxy: towpath, clusterCIDRs: [10.96.0.0/16]}"))?;
+    config_says(cluster, "Applied", "False", "n1")?;
+    cluster.apply_text(&network_config("{serviceProxy: towpath, clusterCIDRs: null}"))?;
+    config_says(cluster, "Applied", "True", "all 2 nodes")?;
+    ensure!(agents() == before && before.iter().all(Option::is_some), "{before:?}, {:?}", agents());
     config_says(cluster, "ServicesByTowpath", "True", "towpath on 2 nodes")?;
     NODES.iter().try_for_each(|node| kube_proxy.pod_goes(node))?;
     kube_proxy.rules_go()?;

