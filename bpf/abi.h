@@ -71,7 +71,7 @@ struct tp_node_config {
 	__be16 nodeport_max;
 	__u8 tunnel_mac[6];		/* this node's tunnel device's own address, see below */
 	__u32 flags;			/* enum tp_node_flag */
-	__u32 pad;
+	__u32 tunnel6_ifindex;		/* with a borrowed tunnel: the other network's device over IPv6, 0: none */
 };
 
 /* MAC of the tunnel device of the node whose tunnel address is T: 02:74 and the four bytes of the XOR of T's four 32-bit

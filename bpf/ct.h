@@ -125,6 +125,29 @@ static __always_inline int tp_ct_restarts(const struct tp_work *w, const struct 
 	       (!w->translated && (ct->flags & TP_CT_DNAT));
 }
 
+/*
+ * Whether the entry that a packet of the opener's would share is another connection's, which is still open: the same ends reached by
+ * way of another Service's address, or of none, from one port. The client tells the two apart by the address that it asked; the
+ * backend cannot, so one of them would get the other's answers. (The socket hook never lets it come to this: the client's own kernel
+ * sees the backend's address and gives no port twice.) Without a connection's end to go by, one that was silent for a while is over.
+ */
+static __always_inline int tp_ct_clashes(const struct tp_work *w, const struct tp_ct *ct)
+{
+	__u32 flags = ct->flags;
+	__u64 now, last_seen;
+
+	if (w->translated ? (flags & TP_CT_DNAT) && ct->vport == w->sent.dport && tp_same(&ct->vip, &w->sent.daddr)
+			  : !(flags & TP_CT_DNAT))
+		return 0;
+	if (!tp_ct_forward(w, ct) || CT_CLOSED(flags))
+		return 0;
+	now = bpf_ktime_get_coarse_ns();
+	last_seen = ct->last_seen;
+	if (tp_ct_expired(w->p.t.proto, ct, now))
+		return 0;
+	return w->p.t.proto == IPPROTO_TCP || !w->translated || now <= last_seen || now - last_seen <= CT_TCP_CLOSING;
+}
+
 static __always_inline void tp_origin_is(struct tp_work *w, const struct tp_tuple *t, int forward)
 {
 	if (forward) {

@@ -192,6 +192,8 @@ int tp_from_pod(struct __sk_buff *skb)
 			return tp_drop(skb, TP_DROP_SERVICE_ICMP);
 		}
 	}
+	if (ct && tp_ct_clashes(w, ct))
+		return tp_refuse_clash(skb, w, 1);
 	ct = tp_track(w, cfg, ct);
 	if (w->reason)
 		return tp_drop(skb, w->reason);

@@ -70,8 +70,10 @@ static __always_inline int tp_tunnel_error_to_other(struct __sk_buff *skb, struc
 	return tp_route_out(skb, w, cfg);
 }
 
-/* For none of our pods: our own address, or the answer to a client that came in here. */
-/* The node's own address, or one in its range that is no pod of ours: another network's pod, or this node towards such a network. */
+/*
+ * One of the node's own addresses, also one that its object does not name, or one in its range that is no pod of ours: another
+ * network's pod, or this node towards such a network.
+ */
 static __always_inline int tp_is_for_stack(struct tp_work *w, const struct tp_node_config *cfg)
 {
 	struct tp_peer *peer;
@@ -80,9 +82,10 @@ static __always_inline int tp_is_for_stack(struct tp_work *w, const struct tp_no
 		return 1;
 	tp_full_prefix(&w->cidr, &w->p.t.daddr);
 	peer = bpf_map_lookup_elem(&tp_peers, &w->cidr);
-	return peer && (peer->flags & TP_PEER_LOCAL) && peer->ifindex;
+	return peer && (peer->flags & TP_PEER_LOCAL) && ((peer->flags & TP_PEER_NODE) || peer->ifindex);
 }
 
+/* For none of our pods: our own address, or the answer to a client that came in here. */
 static __always_inline int tp_tunnel_to_other(struct __sk_buff *skb, struct tp_work *w, const struct tp_node_config *cfg,
 					      struct tp_ct *ct)
 {

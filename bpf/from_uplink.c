@@ -21,7 +21,11 @@ static __always_inline int tp_serve(struct __sk_buff *skb, struct tp_work *w, co
 		w->via = peer->tunnel;
 		w->has_via = 1;
 	}
-	ct = tp_track(w, cfg, tp_ct_find(w, &w->p.t));
+	ct = tp_ct_find(w, &w->p.t);
+	/* Who is outside reaches no pod but so: an entry without a translation is of another proxy's time. */
+	if (ct && (ct->flags & TP_CT_DNAT) && tp_ct_clashes(w, ct))
+		return tp_refuse_clash(skb, w, 0);
+	ct = tp_track(w, cfg, ct);
 	if (w->reason || !ct)
 		return tp_drop(skb, w->reason ? w->reason : TP_DROP_CT_FULL);
 	if (tp_rewrite(skb, w, 0, &w->lb.backend.addr, w->lb.backend.port))
@@ -76,6 +80,18 @@ static __noinline int tp_unwrap(struct __sk_buff *skb, struct tp_work *w, const 
 	return tp_tunnel_to_pod(skb, w, cfg, ct);
 }
 
+/* Whether the packet is for this node: for the address of its object, or for another that it has on a device that leads out. */
+static __always_inline int tp_is_for_node(struct tp_work *w, const struct tp_node_config *cfg)
+{
+	struct tp_peer *peer;
+
+	if (tp_is_own_node(cfg, &w->p.t.daddr))
+		return 1;
+	tp_full_prefix(&w->cidr, &w->p.t.daddr);
+	peer = bpf_map_lookup_elem(&tp_peers, &w->cidr);
+	return peer && (peer->flags & TP_PEER_NODE) && (peer->flags & TP_PEER_LOCAL);
+}
+
 SEC("tc")
 int tp_from_uplink(struct __sk_buff *skb)
 {
@@ -109,9 +125,9 @@ int tp_from_uplink(struct __sk_buff *skb)
 		return tp_drop(skb, TP_DROP_SPOOFED_NODE);
 	if (reason)
 		return TC_ACT_OK;
-	own = tp_is_own_node(cfg, &w->p.t.daddr);
-	if (w->p.t.proto == IPPROTO_UDP && w->p.t.dport == cfg->tunnel_port && own)
+	if (w->p.t.proto == IPPROTO_UDP && w->p.t.dport == cfg->tunnel_port && tp_is_for_node(w, cfg))
 		return peer ? TC_ACT_OK : tp_drop(skb, TP_DROP_TUNNEL_OUTSIDER);
+	own = tp_is_own_node(cfg, &w->p.t.daddr);
 	if (!tp_has_ports(w->p.t.proto)) {
 		if ((w->p.flags & TP_PKT_OPENS) && !own && tp_is_service_address(w, 0))
 			return tp_drop(skb, TP_DROP_SERVICE_ICMP);

@@ -43,8 +43,9 @@ static __always_inline __u32 tp_payload_len(const struct tp_work *w)
 }
 
 /*
- * RFC 9293 3.10.7.1. The segment keeps its length, so that its checksum can be corrected whether it is complete or partial;
- * options and payload of a reset are ignored.
+ * RFC 9293 3.10.7.1. The segment keeps its length, so that its checksum can be corrected whether it is complete or partial. Its
+ * options become payload, which is ignored: of those of its own the sender takes a timestamp's echo for a reason to drop the reset
+ * (RFC 7323 5, when it uses a port again that waits for the end of its time).
  */
 static __always_inline int tp_reset(struct __sk_buff *skb, struct tp_work *w)
 {
@@ -53,6 +54,7 @@ static __always_inline int tp_reset(struct __sk_buff *skb, struct tp_work *w)
 	__s64 diff;
 
 	*new = w->l4;
+	new->offset = 5 << 4;
 	if (w->l4.flags & TCP_ACK) {
 		new->seq = w->l4.ack;
 		new->ack = 0;
@@ -156,6 +158,14 @@ static __always_inline int tp_refuse(struct __sk_buff *skb, struct tp_work *w, i
 	tp_count(TP_REFUSED, skb->len);
 	tp_note(into_peer ? 1 : 2, skb->ifindex, TP_REFUSED);
 	return into_peer ? bpf_redirect_peer(skb->ifindex, 0) : bpf_redirect(skb->ifindex, 0);
+}
+
+/* Of a packet that would share another connection's entry (tp_ct_clashes): whoever sent it tries again from another port. */
+static __always_inline int tp_refuse_clash(struct __sk_buff *skb, struct tp_work *w, int into_peer)
+{
+	if (w->translated)
+		w->p.t = w->sent;
+	return tp_refuse(skb, w, into_peer);
 }
 
 #endif

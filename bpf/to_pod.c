@@ -23,7 +23,9 @@ static __always_inline int tp_is_forged(struct __sk_buff *skb, struct tp_work *w
 	peer = bpf_map_lookup_elem(&tp_peers, &w->cidr);
 	if (!peer || (peer->flags & TP_PEER_NODE) || (peer->ifindex && skb->ingress_ifindex == peer->ifindex))
 		return 0;
-	return (peer->flags & TP_PEER_LOCAL) || skb->ingress_ifindex != cfg->tunnel_ifindex;
+	if (peer->flags & TP_PEER_LOCAL)
+		return 1;
+	return skb->ingress_ifindex != cfg->tunnel_ifindex && skb->ingress_ifindex != cfg->tunnel6_ifindex;
 }
 
 /*

@@ -6,7 +6,9 @@ use std::process::{Command, ExitCode};
 
 /// The oldest clang whose output the programs are tested with.
 const CLANG_MIN: u32 = 14;
-const CLANGS: [&str; 8] = ["clang-19", "clang", "clang-21", "clang-20", "clang-18", "clang-17", "clang-16", "clang-15"];
+/// Those that are looked for, in this order; `compiler` in `scripts/prepare` has the same list.
+const CLANGS: [&str; 9] =
+    ["clang-19", "clang", "clang-21", "clang-20", "clang-18", "clang-17", "clang-16", "clang-15", "clang-14"];
 
 /// Major version of a clang in PATH.
 fn version(clang: &str) -> Option<u32> {

@@ -3,10 +3,12 @@
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
+use nix::sys::time::{TimeVal, TimeValLike};
 
 use crate::cluster::{Cluster, Pod};
 use crate::machine;
@@ -83,6 +85,29 @@ impl Session {
     /// Refused, or nothing within `limit`.
     pub fn open(to: SocketAddr, limit: Duration) -> Result<Self> {
         let stream = TcpStream::connect_timeout(&to, limit).with_context(|| format!("connect to {to}"))?;
+        stream.set_nodelay(true)?;
+        Ok(Self(stream))
+    }
+
+    /// As [`Session::open`] from a port of one's own choice, which other connections from there may have to other addresses.
+    ///
+    /// # Errors
+    /// As [`Session::open`], or the port is another's.
+    pub fn open_from(port: u16, to: SocketAddr, limit: Duration) -> Result<Self> {
+        use nix::sys::socket::{
+            AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, setsockopt, socket, sockopt,
+        };
+        let (family, any) = match to {
+            SocketAddr::V4(_) => (AddressFamily::Inet, SocketAddr::from(([0, 0, 0, 0], port))),
+            SocketAddr::V6(_) => (AddressFamily::Inet6, SocketAddr::from(([0_u16; 8], port))),
+        };
+        let socket = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+        setsockopt(&socket, sockopt::ReuseAddr, &true)?;
+        setsockopt(&socket, sockopt::SendTimeout, &TimeVal::milliseconds(limit.as_millis().try_into()?))?;
+        bind(socket.as_raw_fd(), &SockaddrStorage::from(any)).with_context(|| format!("take port {port}"))?;
+        connect(socket.as_raw_fd(), &SockaddrStorage::from(to))
+            .with_context(|| format!("connect to {to} from port {port}"))?;
+        let stream = TcpStream::from(socket);
         stream.set_nodelay(true)?;
         Ok(Self(stream))
     }

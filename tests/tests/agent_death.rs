@@ -8,34 +8,14 @@ use anyhow::{Context, Result, bail, ensure};
 use towpath_walkthrough::cluster::{Cluster, Families, field, wait};
 use towpath_walkthrough::machine::{self, can_run_labs};
 use towpath_walkthrough::place::{Place, Session, address};
+use towpath_walkthrough::pods::{server, shell};
 
 /// Longest an answer may take: the machine may be busy, a dead data path does not answer at all.
 const ANSWER: Duration = Duration::from_secs(5);
 /// The supervisor waits 0.2 s, 0.4 s, 0.8 s … before it starts a dead agent again.
 const KILLS: u32 = 5;
 
-const OBJECTS: &str = r#"
-apiVersion: v1
-kind: Pod
-metadata: {name: web, labels: {app: web}}
-spec:
-  nodeName: n1
-  containers: [{name: web, image: nginx, ports: [{containerPort: 80}]}]
----
-apiVersion: v1
-kind: Pod
-metadata: {name: friend, labels: {app: friend}}
-spec:
-  nodeName: n2
-  containers: [{name: shell, image: busybox, command: [sleep, "86400"]}]
----
-apiVersion: v1
-kind: Pod
-metadata: {name: stranger, labels: {app: stranger}}
-spec:
-  nodeName: n2
-  containers: [{name: shell, image: busybox, command: [sleep, "86400"]}]
----
+const RULES: &str = r#"---
 apiVersion: v1
 kind: Service
 metadata: {name: web}
@@ -50,6 +30,17 @@ spec:
   podSelector: {matchLabels: {app: web}}
   ingress: [{from: [{podSelector: {matchLabels: {app: friend}}}]}]
 "#;
+
+/// Everything that is applied.
+fn objects() -> String {
+    [
+        server("web", "n1", "app: web"),
+        shell("friend", "n2", "app: friend"),
+        shell("stranger", "n2", "app: stranger"),
+        RULES.to_owned(),
+    ]
+    .concat()
+}
 
 /// Kills the node's agent whenever it is there, `KILLS` times, and waits until one has come to stay.
 fn kill_again_and_again(cluster: &Cluster, node: &str) -> Result<Duration> {
@@ -127,7 +118,7 @@ fn traffic_names_and_policies_outlive_the_agent() -> Result<()> {
         return Ok(());
     }
     let cluster = Cluster::up("e2e-death", 2, Families::Ipv4)?;
-    cluster.apply_text(OBJECTS)?;
+    cluster.apply_text(&objects())?;
     let [web, friend, stranger] = ["web", "friend", "stranger"].map(|name| cluster.wait_pod(name));
     let (web, friend, stranger) = (web?, friend?, stranger?);
     let pod = SocketAddr::new(address(&web.ip)?, 80);
@@ -178,7 +169,7 @@ fn traffic_names_and_policies_outlive_the_agent() -> Result<()> {
 
     // The agents that came back adopted what was there, and do their work again.
     ensure!(before == [devices(&cluster, "n1")?, devices(&cluster, "n2")?], "devices were made anew: {before:?}");
-    cluster.apply_text(&OBJECTS.replace("app: friend}}}", "app: stranger}}}"))?;
+    cluster.apply_text(&RULES.replace("app: friend}}}", "app: stranger}}}"))?;
     wait("the agents to follow a changed policy", Duration::from_secs(20), || {
         stranger.enter(|| Session::open(pod, ANSWER)?.ask(ANSWER))?;
         let open = friend.enter(|| Ok(Session::open(pod, Duration::from_millis(300)).is_ok()))?;

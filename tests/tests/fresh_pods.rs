@@ -10,27 +10,14 @@ use towpath_walkthrough::cluster::{Cluster, Families, field, wait};
 use towpath_walkthrough::libcni::{Libcni, Sandbox, address_of};
 use towpath_walkthrough::machine::can_run_labs;
 use towpath_walkthrough::place::{Place, Session, address};
+use towpath_walkthrough::pods::server;
 
 const ANSWER: Duration = Duration::from_secs(5);
 /// A try that is dropped is over after this.
 const TRY: Duration = Duration::from_millis(200);
 const PATIENCE: Duration = Duration::from_secs(10);
 
-const SERVERS: &str = r#"
-apiVersion: v1
-kind: Pod
-metadata: {name: web-2, labels: {app: web}}
-spec:
-  nodeName: n2
-  containers: [{name: web, image: nginx, ports: [{containerPort: 80}]}]
----
-apiVersion: v1
-kind: Pod
-metadata: {name: web-3, labels: {app: web}}
-spec:
-  nodeName: n3
-  containers: [{name: web, image: nginx, ports: [{containerPort: 80}]}]
----
+const RULES: &str = r#"---
 apiVersion: networking.k8s.io/v1
 kind: NetworkPolicy
 metadata: {name: friends-only}
@@ -39,6 +26,11 @@ spec:
   ingress:
     - from: [{podSelector: {matchLabels: {app: friend}}}]
 "#;
+
+/// The servers, and whom they serve.
+fn servers() -> String {
+    [server("web-2", "n2", "app: web"), server("web-3", "n3", "app: web"), RULES.to_owned()].concat()
+}
 
 /// A pod that its kubelet does not start.
 fn waiting(name: &str, label: &str) -> String {
@@ -87,7 +79,7 @@ fn a_new_pod_is_known_to_other_nodes_policies_before_its_kubelet_reports_it() ->
         return Ok(());
     }
     let cluster = Cluster::up("e2e-fresh", 3, Families::Ipv4)?;
-    cluster.apply_text(&format!("{SERVERS}{}{}", waiting("friend", "friend"), waiting("stranger", "stranger")))?;
+    cluster.apply_text(&format!("{}{}{}", servers(), waiting("friend", "friend"), waiting("stranger", "stranger")))?;
     let servers = [cluster.wait_pod("web-2")?, cluster.wait_pod("web-3")?];
     let servers = servers.map(|pod| address(&pod.ip).map(|ip| SocketAddr::new(ip, 80)));
     let (friend, stranger) =

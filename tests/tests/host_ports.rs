@@ -5,38 +5,18 @@ use std::time::Duration;
 use anyhow::{Result, bail, ensure};
 use towpath_walkthrough::cluster::{Cluster, Families, wait};
 use towpath_walkthrough::machine::can_run_labs;
+use towpath_walkthrough::pods::{server_with_host_port, shell};
 
-const PODS: &str = r#"
-apiVersion: v1
-kind: Pod
-metadata: {name: web}
-spec:
-  nodeName: n1
-  terminationGracePeriodSeconds: 0
-  containers: [{name: web, image: nginx, ports: [{containerPort: 80, hostPort: 8088}]}]
----
-apiVersion: v1
-kind: Pod
-metadata: {name: private}
-spec:
-  nodeName: n1
-  terminationGracePeriodSeconds: 0
-  containers: [{name: web, image: nginx, ports: [{containerPort: 80, hostPort: 8089, hostIP: 127.0.0.1}]}]
----
-apiVersion: v1
-kind: Pod
-metadata: {name: near}
-spec:
-  nodeName: n1
-  containers: [{name: shell, image: busybox, command: [sleep, "86400"]}]
----
-apiVersion: v1
-kind: Pod
-metadata: {name: far}
-spec:
-  nodeName: n2
-  containers: [{name: shell, image: busybox, command: [sleep, "86400"]}]
-"#;
+/// The pods.
+fn pods() -> String {
+    [
+        server_with_host_port("web", "n1", "hostPort: 8088"),
+        server_with_host_port("private", "n1", "hostPort: 8089, hostIP: 127.0.0.1"),
+        shell("near", "n1", ""),
+        shell("far", "n2", ""),
+    ]
+    .concat()
+}
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -50,7 +30,7 @@ fn a_host_port_answers_everywhere_it_should_and_nowhere_else() -> Result<()> {
         return Ok(());
     }
     let cluster = Cluster::up("e2e-hostport", 2, Families::Ipv4)?;
-    cluster.apply_text(PODS)?;
+    cluster.apply_text(&pods())?;
     for pod in ["web", "private", "near", "far"] {
         cluster.wait_pod(pod)?;
     }
@@ -79,6 +59,9 @@ fn a_host_port_answers_everywhere_it_should_and_nowhere_else() -> Result<()> {
     ] {
         ensure!(!said.all().contains("pod: "), "{what}: {}", said.all());
     }
+
+    let counted = towpath_walkthrough::in_charge::said_by_nodes(&cluster, "hostPorts")?;
+    ensure!(counted == ["2", "0"], "host ports in status: {counted:?}");
 
     let log = towpath_walkthrough::log::Log::new(towpath_walkthrough::log::Voice::Plain);
     cluster.kubectl(&log, &["delete", "pod", "web"])?;

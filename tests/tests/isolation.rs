@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 use towpath_walkthrough::cluster::{Cluster, Families, wait};
 use towpath_walkthrough::machine::can_run_labs;
 use towpath_walkthrough::place::{Place, Session, address};
+use towpath_walkthrough::pods::{server, shell};
 
 const ANSWER: Duration = Duration::from_secs(5);
 /// By then a sender that stalled for some seconds has tried again.
@@ -14,35 +15,16 @@ const RETRANSMITTED: Duration = Duration::from_secs(30);
 const ALLOWED: usize = 200;
 const FORBIDDEN: usize = 20;
 
-const PODS: &str = r#"
-apiVersion: v1
-kind: Pod
-metadata: {name: web, labels: {app: web}}
-spec:
-  nodeName: n1
-  containers: [{name: web, image: nginx, ports: [{containerPort: 80}]}]
----
-apiVersion: v1
-kind: Pod
-metadata: {name: friend, labels: {app: friend}}
-spec:
-  nodeName: n2
-  containers: [{name: shell, image: busybox, command: [sleep, "86400"]}]
----
-apiVersion: v1
-kind: Pod
-metadata: {name: neighbour, labels: {app: friend}}
-spec:
-  nodeName: n1
-  containers: [{name: shell, image: busybox, command: [sleep, "86400"]}]
----
-apiVersion: v1
-kind: Pod
-metadata: {name: stranger, labels: {app: stranger}}
-spec:
-  nodeName: n2
-  containers: [{name: shell, image: busybox, command: [sleep, "86400"]}]
-"#;
+/// The pods.
+fn pods() -> String {
+    [
+        server("web", "n1", "app: web"),
+        shell("friend", "n2", "app: friend"),
+        shell("neighbour", "n1", "app: friend"),
+        shell("stranger", "n2", "app: stranger"),
+    ]
+    .concat()
+}
 
 const POLICY: &str = r#"
 apiVersion: networking.k8s.io/v1
@@ -72,7 +54,7 @@ fn a_policy_breaks_only_the_connections_that_it_forbids() -> Result<()> {
         return Ok(());
     }
     let cluster = Cluster::up("e2e-isolate", 2, Families::Ipv4)?;
-    cluster.apply_text(PODS)?;
+    cluster.apply_text(&pods())?;
     let to = SocketAddr::new(address(&cluster.wait_pod("web")?.ip)?, 80);
     let place = |name: &str| Place::of_pod(&cluster, &cluster.wait_pod(name)?);
     let (friend, neighbour, stranger) = (place("friend")?, place("neighbour")?, place("stranger")?);

@@ -6,6 +6,8 @@
 mod agent;
 #[path = "migrate/flannel.rs"]
 mod flannel;
+#[path = "migrate/strangers.rs"]
+mod strangers;
 #[path = "migrate/traffic.rs"]
 mod traffic;
 
@@ -41,8 +43,7 @@ impl Walk {
     fn new(name: &str, backend: Backend) -> Result<Self> {
         let towpath = towpath_walkthrough::cluster::towpath_binary()?;
         let files = Files::new(name, &towpath, backend)?;
-        let families = if backend == Backend::Dual { Families::Dual } else { Families::Ipv4 };
-        let cluster = files.lab(name, 3, families)?;
+        let cluster = files.lab(name, 3, backend.families())?;
         let nodes = flannel::start(&cluster, backend)?;
         let mut walk = Self {
             cluster,
@@ -69,7 +70,7 @@ impl Walk {
         let object = self.cluster.get("pod", name)?;
         let ips = object.pointer("/status/podIPs").and_then(Value::as_array).cloned().unwrap_or_default();
         let ips: Vec<String> = ips.iter().filter_map(|ip| Some(ip.get("ip")?.as_str()?.to_owned())).collect();
-        let expected = if self.backend == Backend::Dual { 2 } else { 1 };
+        let expected = if self.backend.families() == Families::Dual { 2 } else { 1 };
         ensure!(ips.len() == expected, "{name} has addresses {ips:?}");
         self.ips.insert(name.to_owned(), ips);
         self.pods.insert(name.to_owned(), pod.clone());
@@ -302,12 +303,31 @@ fn walk(name: &str, backend: Backend) -> Result<()> {
         // It is not the time to take anything away, and the agent may come and go.
         let (done, said) = walk.migrate(node, &["--clean"])?;
         ensure!(!done && said.contains(&format!("default/old-{node}")), "cleaning under a pod: {said}");
+        if backend == Backend::Canal {
+            let address = &walk.place(&format!("old-{node}"))?.1.ip;
+            ensure!(said.contains(&format!(" of default/old-{node} ({address})")), "whose device is it? {said}");
+        }
         walk.under_traffic(&format!("the agent of {node} starts again"), &staying, |walk| {
             walk.agents.get_mut(node).context("no agent")?.stop()?;
             walk.take_over(node)
         })?;
     }
     clean_up(&mut walk)
+}
+
+/// A container of Canal's that Kubernetes does not know: what `--clean` would take from it is named, and taken only by force.
+fn a_stray_of_canals(walk: &Walk, node: &str) -> Result<()> {
+    let address = walk.nodes.iter().find(|n| n.name == node).context("no such node")?.network.replace(".0", ".99");
+    let script = format!(
+        "ip link add cali00c0ffee00 type veth peer name stray0\nip link set cali00c0ffee00 up\n\
+         ip route add {address}/32 dev cali00c0ffee00"
+    );
+    on_node(&walk.cluster, node, &script)?;
+    let (done, said) = walk.migrate(node, &["--clean"])?;
+    ensure!(!done && said.contains(&format!("cali00c0ffee00 of a container without a lease ({address})")), "{said}");
+    let (done, said) = walk.migrate(node, &["--clean", "--force"])?;
+    ensure!(done && said.contains("is gone"), "by force: {said}\n{}", log_of(&walk.cluster, node));
+    Ok(())
 }
 
 /// The old pods are recreated, node after node, and what Flannel left is taken away under the traffic of the others.
@@ -324,6 +344,9 @@ fn clean_up(walk: &mut Walk) -> Result<()> {
         })?;
         walk.pods_of_predecessor(node, &json!([]))?;
         walk.under_traffic(&format!("cleaning {node}"), &new, |walk| {
+            if walk.backend == Backend::Canal && node == "n1" {
+                return a_stray_of_canals(walk, node);
+            }
             let (done, said) = walk.migrate(node, &["--clean"])?;
             ensure!(done, "cleaning {node}: {said}\n{}", log_of(&walk.cluster, node));
             Ok(())
@@ -379,6 +402,21 @@ fn nodes_of_canal_are_taken_over_one_by_one() -> Result<()> {
 #[test]
 fn nodes_of_flannels_vxlan_of_both_families_are_taken_over_one_by_one() -> Result<()> {
     walk("e2e-mgds", Backend::Dual)
+}
+
+#[test]
+fn nodes_of_flannels_vxlan_with_direct_routing_are_taken_over_one_by_one() -> Result<()> {
+    walk("e2e-mgdr", Backend::Direct)
+}
+
+#[test]
+fn nodes_of_flannels_vxlan_over_another_card_are_taken_over_one_by_one() -> Result<()> {
+    walk("e2e-mgif", Backend::Card)
+}
+
+#[test]
+fn nodes_of_flannels_host_gw_over_another_card_are_taken_over_one_by_one() -> Result<()> {
+    walk("e2e-mgig", Backend::CardHostGw)
 }
 
 /// One node is taken over, and goes back to Flannel: pods that were there all the time notice nothing.

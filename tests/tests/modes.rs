@@ -9,71 +9,16 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use towpath_walkthrough::cluster::{Cluster, Families, field, wait};
 use towpath_walkthrough::in_charge::{config_says, in_charge, network_config, said_by_nodes};
 use towpath_walkthrough::kube_proxy::KubeProxy;
-use towpath_walkthrough::machine::can_run_labs;
+use towpath_walkthrough::machine::{self, can_run_labs};
 use towpath_walkthrough::place::{Place, Session, address};
+use towpath_walkthrough::pods::{server, shell};
 
 /// Longest an answer may take: the machine may be busy, a connection that was lost does not answer at all.
 const ANSWER: Duration = Duration::from_secs(5);
 const NODE_PORT: u16 = 30080;
 const NODES: [&str; 2] = ["n1", "n2"];
 
-const OBJECTS: &str = r#"
-apiVersion: v1
-kind: Pod
-metadata: {name: web1, labels: {app: web}}
-spec:
-  nodeName: n1
-  containers: [{name: web, image: nginx, ports: [{containerPort: 80}]}]
----
-apiVersion: v1
-kind: Pod
-metadata: {name: web2, labels: {app: web}}
-spec:
-  nodeName: n2
-  containers: [{name: web, image: nginx, ports: [{containerPort: 80}]}]
----
-apiVersion: v1
-kind: Pod
-metadata: {name: to-service}
-spec:
-  nodeName: n2
-  containers: [{name: shell, image: busybox, command: [sleep, "86400"]}]
----
-apiVersion: v1
-kind: Pod
-metadata: {name: to-n1}
-spec:
-  nodeName: n2
-  containers: [{name: shell, image: busybox, command: [sleep, "86400"]}]
----
-apiVersion: v1
-kind: Pod
-metadata: {name: to-n2}
-spec:
-  nodeName: n2
-  containers: [{name: shell, image: busybox, command: [sleep, "86400"]}]
----
-apiVersion: v1
-kind: Pod
-metadata: {name: shell}
-spec:
-  nodeName: n2
-  containers: [{name: shell, image: busybox, command: [sleep, "86400"]}]
----
-apiVersion: v1
-kind: Pod
-metadata: {name: allowed, labels: {egress: web}}
-spec:
-  nodeName: n1
-  containers: [{name: shell, image: busybox, command: [sleep, "86400"]}]
----
-apiVersion: v1
-kind: Pod
-metadata: {name: denied, labels: {egress: other}}
-spec:
-  nodeName: n1
-  containers: [{name: shell, image: busybox, command: [sleep, "86400"]}]
----
+const RULES: &str = r#"---
 apiVersion: v1
 kind: Service
 metadata: {name: web}
@@ -98,6 +43,22 @@ spec:
   policyTypes: [Egress]
   egress: [{to: [{podSelector: {matchLabels: {app: other}}}]}]
 "#;
+
+/// Everything that is applied.
+fn objects() -> String {
+    [
+        server("web1", "n1", "app: web"),
+        server("web2", "n2", "app: web"),
+        shell("to-service", "n2", ""),
+        shell("to-n1", "n2", ""),
+        shell("to-n2", "n2", ""),
+        shell("shell", "n2", ""),
+        shell("allowed", "n1", "egress: web"),
+        shell("denied", "n1", "egress: other"),
+        RULES.to_owned(),
+    ]
+    .concat()
+}
 
 #[derive(Default)]
 struct Load {
@@ -231,6 +192,14 @@ fn hand_over_and_back(
     settle();
     ensure!(before == kube_proxy.served()?, "kube-proxy's rules still serve");
     config_says(cluster, "Applied", "True", "all 2 nodes")?;
+    // What cannot be used is in force nowhere; taken back, it is everywhere, and no agent has started again for it.
+    let agents = || NODES.map(|node| machine::lab_agent(cluster.name(), node).ok());
+    let before = agents();
+    cluster.apply_text(&network_config("{serviceProxy: towpath, clusterCIDRs: [10.96.0.0/16]}"))?;
+    config_says(cluster, "Applied", "False", "n1")?;
+    cluster.apply_text(&network_config("{serviceProxy: towpath, clusterCIDRs: null}"))?;
+    config_says(cluster, "Applied", "True", "all 2 nodes")?;
+    ensure!(agents() == before && before.iter().all(Option::is_some), "{before:?}, {:?}", agents());
     config_says(cluster, "ServicesByTowpath", "True", "towpath on 2 nodes")?;
     NODES.iter().try_for_each(|node| kube_proxy.pod_goes(node))?;
     kube_proxy.rules_go()?;
@@ -266,7 +235,7 @@ fn services_change_hands_and_no_connection_notices() -> Result<()> {
         return Ok(());
     }
     let cluster = Cluster::up("e2e-modes", 2, Families::Ipv4)?;
-    cluster.apply_text(OBJECTS)?;
+    cluster.apply_text(&objects())?;
     let endpoints = ["web1", "web2"].map(|name| cluster.wait_pod(name).map(|pod| pod.ip));
     let endpoints = endpoints.into_iter().collect::<Result<Vec<_>>>()?;
     // The test's own sockets are in no pod's cgroup, so they are translated at the pod's device. A pod for each address: its kernel

@@ -12,32 +12,12 @@ use towpath_walkthrough::cluster::{Cluster, Families, field, wait};
 use towpath_walkthrough::libcni::{Libcni, Sandbox, address_of};
 use towpath_walkthrough::machine::{self, can_run_labs};
 use towpath_walkthrough::place::{Place, Session, address};
+use towpath_walkthrough::pods::{server, shell};
 
 const ANSWER: Duration = Duration::from_secs(5);
 const REFUSED: Duration = Duration::from_millis(400);
 
-const OBJECTS: &str = r#"
-apiVersion: v1
-kind: Pod
-metadata: {name: web, labels: {app: web}}
-spec:
-  nodeName: n1
-  containers: [{name: web, image: nginx, ports: [{containerPort: 80}]}]
----
-apiVersion: v1
-kind: Pod
-metadata: {name: friend, labels: {app: friend}}
-spec:
-  nodeName: n2
-  containers: [{name: shell, image: busybox, command: [sleep, "86400"]}]
----
-apiVersion: v1
-kind: Pod
-metadata: {name: stranger, labels: {app: stranger}}
-spec:
-  nodeName: n2
-  containers: [{name: shell, image: busybox, command: [sleep, "86400"]}]
----
+const RULES: &str = r#"---
 apiVersion: v1
 kind: Service
 metadata: {name: web}
@@ -52,6 +32,17 @@ spec:
   podSelector: {matchLabels: {app: web}}
   ingress: [{from: [{podSelector: {matchLabels: {app: friend}}}]}]
 "#;
+
+/// Everything that is applied.
+fn objects() -> String {
+    [
+        server("web", "n1", "app: web"),
+        shell("friend", "n2", "app: friend"),
+        shell("stranger", "n2", "app: stranger"),
+        RULES.to_owned(),
+    ]
+    .concat()
+}
 
 /// The agent's configuration on a node.
 fn configuration(cluster: &Cluster, node: &str) -> Result<Value> {
@@ -101,7 +92,7 @@ fn what_runs_goes_on_and_what_is_started_again_too_while_the_api_server_is_gone(
         return Ok(());
     }
     let cluster = Cluster::up("e2e-noapi", 2, Families::Ipv4)?;
-    cluster.apply_text(OBJECTS)?;
+    cluster.apply_text(&objects())?;
     let [web, friend, stranger] = ["web", "friend", "stranger"].map(|name| cluster.wait_pod(name));
     let (web, friend, stranger) = (web?, friend?, stranger?);
     let pod = SocketAddr::new(address(&web.ip)?, 80);
@@ -154,7 +145,7 @@ fn what_runs_goes_on_and_what_is_started_again_too_while_the_api_server_is_gone(
     for node in ["n1", "n2"] {
         join_again(&cluster, node, &server)?;
     }
-    cluster.apply_text(&OBJECTS.replace("app: friend}}}", "app: stranger}}}"))?;
+    cluster.apply_text(&RULES.replace("app: friend}}}", "app: stranger}}}"))?;
     wait("the agents to follow a policy again", Duration::from_secs(60), || {
         from_stranger.enter(|| Session::open(pod, ANSWER)?.ask(ANSWER))?;
         if refused(&from_friend, pod)? { Ok(()) } else { bail!("who is no friend any more still reaches the server") }

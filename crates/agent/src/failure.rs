@@ -33,7 +33,7 @@ pub(crate) async fn report(config: &AgentConfig, error: &anyhow::Error) {
         warn!(%error, path = %path.display(), "could not write down why this agent ends");
     }
     let Ok(parsed) = crate::settings::parse_node_name(config) else { return };
-    let Ok(client) = crate::client(config).await else { return };
+    let Ok(client) = crate::api_client::client(config).await else { return };
     let said = tokio::time::timeout(PATIENCE, tell(client, &parsed, &words.error)).await;
     if said.is_err() {
         warn!("the API server took no Event that says why this agent ends");

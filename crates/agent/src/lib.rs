@@ -13,6 +13,7 @@
 #![forbid(unsafe_code)]
 
 pub mod announce;
+mod api_client;
 mod backoff;
 pub mod cni_server;
 pub mod conflist;
@@ -30,6 +31,7 @@ pub mod modes;
 pub mod network_config;
 pub mod node_network;
 pub mod node_ready;
+mod own_node;
 mod plain_http;
 pub mod pods;
 pub mod predecessor;
@@ -45,8 +47,7 @@ pub mod watch;
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
-use kube::config::{KubeConfigOptions, Kubeconfig};
+use anyhow::{Context, Result};
 use tokio::sync::{mpsc, watch as channel};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
@@ -54,7 +55,7 @@ use towpath_carry::feed;
 use towpath_datapath::{Datapath, DatapathConfig};
 use towpath_model::custom::NetworkConfigSpec;
 use towpath_wire::config::AgentConfig;
-use tracing::{info, warn};
+use tracing::info;
 
 use cni_server::{CniServer, CniServerConfig, Readiness};
 use index::Index;
@@ -66,8 +67,6 @@ use reconcile::{Reconciler, Request};
 use settings::{OwnNode, Parsed};
 use sole::Sole;
 use status::{SharedSources, Sources};
-use towpath_datapath::net::address::DeviceAddress;
-use towpath_datapath::net::netlink::Netlink;
 
 /// The index, shared between the one who writes it and those who look pods up.
 pub type SharedIndex = Arc<RwLock<Index>>;
@@ -98,44 +97,31 @@ async fn run_until(config: AgentConfig, shutdown: CancellationToken) -> Result<(
     let health = health.transpose()?;
     let status = status::serve(&config, &node, sources.clone(), readiness.clone())?;
     let service_status = service_status::serve(&config, &node, sources.clone())?;
-    let client = client(&config).await?;
-    let telling = events::announce_problems(client.clone(), node, sources.clone(), readiness.clone());
-    let telling = AbortOnDropHandle::new(tokio::spawn(telling));
-    let refusing = events::refusals::announce(client.clone(), sources.clone());
-    let refusing = AbortOnDropHandle::new(tokio::spawn(refusing));
+    let client = api_client::client(&config).await?;
+    let telling = owned(events::announce_problems(client.clone(), node, sources.clone(), readiness.clone()));
+    let refusing = owned(events::refusals::announce(client.clone(), sources.clone()));
     let own_config = config;
     let overlaid = |spec: &NetworkConfigSpec| network_config::overlay(own_config.clone(), spec);
     let usable = |spec: &NetworkConfigSpec| settings::parse(&overlaid(spec)?).map(drop);
     let in_force = network_config::read(&client, &own_config, usable).await?;
     let config = overlaid(&in_force.spec)?;
     let parsed = settings::parse(&config)?;
-    let generation = in_force.generation;
-    let config_changed = network_config::changed(client.clone(), own_config.clone(), in_force, usable);
+    let (told_generation, generation) = channel::channel(in_force.generation);
+    let config_changed = network_config::changed(client.clone(), own_config.clone(), in_force, told_generation, usable);
     let index: SharedIndex = Arc::default();
     let (updates, mut inbox) = mpsc::channel(4096);
     let mut watches = watch::watch_all(&client, &updates);
     let last_known = LastKnown::new(&config.state_dir);
-    let recalling = tokio::spawn(last_known.clone().recall_when_silent(index.clone(), updates.clone()));
-    let recalling = AbortOnDropHandle::new(recalling);
-    let keeping = AbortOnDropHandle::new(tokio::spawn(last_known.clone().keep(index.clone())));
+    let recalling = owned(last_known.clone().recall_when_silent(index.clone(), updates.clone()));
+    let keeping = owned(last_known.clone().keep(index.clone()));
     let own = tokio::select! {
         () = shutdown.cancelled() => return Ok(()),
-        own = own_node(&config, &parsed, &index, &mut inbox, &ready) => own?,
+        own = own_node::own_node(&config, &parsed, &index, &mut inbox, &ready) => own?,
     };
-    settings::refuse_underlay_overlap(&parsed.node, &own, &own_addresses().await?)?;
+    settings::refuse_underlay_overlap(&parsed.node, &own, &own_node::own_addresses().await?)?;
     info!(node = %parsed.node, addresses = ?own.addresses, pod_cidrs = ?own.pod_cidrs, "this node");
 
-    let datapath = Datapath::open(DatapathConfig {
-        settings: settings::node_settings(&config, &parsed, &own),
-        bpffs: config.bpffs.clone(),
-        cgroup: config.cgroup.as_deref().map(settings::cgroup2).transpose()?,
-        state_dir: config.run_dir.join("pods"),
-        uplink: config.uplink.clone(),
-        devices: config.devices.clone(),
-        limits: settings::limits(&config.limits),
-    })
-    .await
-    .context("could not open the data path")?;
+    let datapath = open_datapath(&config, &parsed, &own).await?;
     let before = HostLocal::new(&config.cni_state_dir);
     let leases = Arc::new(LeaseStore::open(&config.state_dir, &own.pod_cidrs, Arc::new(RealDisk))?.after(before));
     let (requests, request_inbox) = mpsc::channel::<Request>(1024);
@@ -145,37 +131,33 @@ async fn run_until(config: AgentConfig, shutdown: CancellationToken) -> Result<(
     let (report, in_charge) = (reconciler.report(), reconciler.in_charge());
     let mut loop_task = tokio::spawn(reconciler.run(inbox, request_inbox, ready, config.clone()));
 
-    let announcing = AbortOnDropHandle::new(tokio::spawn(node_ready::announce_when_ready(
-        client.clone(),
-        parsed.node.clone(),
-        readiness.clone(),
-    )));
+    let announcing = owned(node_ready::announce_when_ready(client.clone(), parsed.node.clone(), readiness.clone()));
     let facts = datapath.facts().await?;
     let publisher = Publisher::new(
         client.clone(),
-        publish::Facts { node: parsed.node.clone(), spec: own.offers(&facts), generation },
+        publish::Facts { node: parsed.node.clone(), spec: own.offers(&facts) },
         leases.clone(),
         index.clone(),
         readiness.clone(),
         in_charge.clone(),
+        generation,
     );
-    let announcing_to_flannel = AbortOnDropHandle::new(tokio::spawn(predecessor::announce::keep(
+    let announcing_to_flannel = owned(predecessor::announce::keep(
         client.clone(),
         parsed.node.clone(),
         own.clone(),
         datapath.clone(),
         config.vxlan_vni,
         index.clone(),
-    )));
-    let publishing = AbortOnDropHandle::new(tokio::spawn(publisher.run()));
+    ));
+    let publishing = owned(publisher.run());
     let announcing_balancers =
         announce::start(client.clone(), parsed.node.clone(), index.clone(), datapath.clone(), readiness.clone());
     let pods = Arc::new(pods::Pods::new(client, index.clone(), datapath.clone(), requests));
     let mut cni =
         CniServer::start(CniServerConfig::new(&config), pods.clone(), pods, leases.clone(), readiness.clone()).await?;
     let ways = firewall::Ways { own: own.clone(), dns: config.dns_addresses.clone(), in_charge: in_charge.clone() };
-    let watching_rules = tokio::spawn(firewall::look(ways, datapath.clone(), index.clone()));
-    let watching_rules = AbortOnDropHandle::new(watching_rules);
+    let watching_rules = owned(firewall::look(ways, datapath.clone(), index.clone()));
     let _once = sources.set(Sources {
         datapath,
         report,
@@ -184,7 +166,7 @@ async fn run_until(config: AgentConfig, shutdown: CancellationToken) -> Result<(
         node: parsed.node.clone(),
         carry: config.carry_socket(),
     });
-    let clean = AbortOnDropHandle::new(tokio::spawn(forget_when_ready(config.clone(), readiness.clone())));
+    let clean = owned(forget_when_ready(config.clone(), readiness.clone()));
     let in_kube_proxys_place =
         config.kube_proxy_health.then(|| proxy_health::serve_when_in_charge(in_charge, readiness));
 
@@ -204,103 +186,29 @@ async fn run_until(config: AgentConfig, shutdown: CancellationToken) -> Result<(
     outcome
 }
 
+/// The node's data path, as an earlier agent left it or anew.
+async fn open_datapath(config: &AgentConfig, parsed: &Parsed, own: &OwnNode) -> Result<Datapath> {
+    let datapath = Datapath::open(DatapathConfig {
+        settings: settings::node_settings(config, parsed, own),
+        bpffs: config.bpffs.clone(),
+        cgroup: config.cgroup.as_deref().map(settings::cgroup2).transpose()?,
+        state_dir: config.run_dir.join("pods"),
+        uplink: config.uplink.clone(),
+        devices: config.devices.clone(),
+        limits: settings::limits(&config.limits),
+    });
+    datapath.await.context("could not open the data path")
+}
+
+/// A task that is cancelled when its handle is dropped.
+fn owned(task: impl Future<Output = ()> + Send + 'static) -> AbortOnDropHandle<()> {
+    AbortOnDropHandle::new(tokio::spawn(task))
+}
+
 /// What an earlier agent of this node failed with no longer holds when this one is ready.
 async fn forget_when_ready(config: AgentConfig, mut readiness: channel::Receiver<Readiness>) {
     if readiness.wait_for(|state| *state == Readiness::Ready).await.is_ok() {
         failure::forget(&config);
-    }
-}
-
-/// All addresses of this network namespace.
-async fn own_addresses() -> Result<Vec<DeviceAddress>> {
-    let list = || -> Result<_> { Ok(towpath_datapath::net::address::list(&mut Netlink::open()?)?) };
-    tokio::task::spawn_blocking(list).await?.context("could not list this node's addresses")
-}
-
-async fn client(config: &AgentConfig) -> Result<kube::Client> {
-    let mut kube_config = match &config.kubeconfig {
-        Some(path) => {
-            let parsed = Kubeconfig::read_from(path).with_context(|| {
-                format!(
-                    "could not read the kubeconfig {}: check kubeconfig in the agent's configuration",
-                    path.display()
-                )
-            })?;
-            kube::Config::from_custom_kubeconfig(parsed, &KubeConfigOptions::default()).await?
-        }
-        None => {
-            let mut own = kube::Config::incluster()
-                .context("no kubeconfig is configured, and this is no pod with a service account")?;
-            // The Service `kubernetes` is an address that this very agent has to make work.
-            if let Some(url) = settings::api_server(config) {
-                info!(url, "the API server");
-                own.cluster_url =
-                    url.parse().with_context(|| format!("apiServer: {url:?} is no URL (https://HOST:PORT)"))?;
-            }
-            own
-        }
-    };
-    // Shorter than an ADD waits for a pod it does not know: a server that swallows packets must not look like a slow one.
-    kube_config.connect_timeout = Some(Duration::from_secs(1));
-    Ok(kube::Client::try_from(kube_config)?)
-}
-
-/// What is known of this node: from its object as soon as it can be used, else from an earlier run.
-async fn own_node(
-    config: &AgentConfig,
-    parsed: &Parsed,
-    index: &SharedIndex,
-    inbox: &mut mpsc::Receiver<watch::Update>,
-    ready: &channel::Sender<Readiness>,
-) -> Result<OwnNode> {
-    let path = config.state_dir.join("node.json");
-    let kept = match OwnNode::load(&path) {
-        Ok(kept) => kept,
-        Err(error) => {
-            warn!("{error:#}");
-            None
-        }
-    };
-    let mut told = String::new();
-    let patience = tokio::time::sleep(Duration::from_secs(3));
-    tokio::pin!(patience);
-    loop {
-        let reason = {
-            let index = read(index);
-            match index.world().nodes.get(&parsed.node) {
-                Some(node) => match OwnNode::of(node, parsed) {
-                    Ok(own) => {
-                        own.store(&path)?;
-                        return Ok(own);
-                    }
-                    Err(reason) => format!("{reason:#}"),
-                },
-                None if index.missing().contains(&index::Kind::Node) => {
-                    let said = counts::trouble(&[index::Kind::Node]).map(|said| format!("; it says: {said}"));
-                    format!("waiting for the API server's list of nodes{}", said.unwrap_or_default())
-                }
-                None => format!("node {} is not registered yet: kubelet does that; check nodeName", parsed.node),
-            }
-        };
-        if told != reason {
-            warn!("{reason}");
-            ready.send_replace(Readiness::Starting(reason.clone()));
-            told = reason;
-        }
-        tokio::select! {
-            update = inbox.recv() => match update {
-                Some(update) => update(&mut write(index)),
-                None => bail!("all watches ended"),
-            },
-            // Errors of watches bring no update.
-            () = tokio::time::sleep(Duration::from_secs(1)) => {}
-            () = &mut patience, if kept.is_some() => {
-                if let Some(own) = kept {
-                    warn!("{told}; going on with what an earlier run knew of this node");
-                    return Ok(own);
-                }
-            }
-        }
     }
 }
 

@@ -1,7 +1,8 @@
 //! The cluster-wide `NetworkConfig`: laid over the agent's own configuration at the start, and followed.
 //!
 //! What was read last is kept on disk, so that an agent which starts while the API server is away has the same configuration as
-//! before. A change that can be used ends the process, whose successor starts with it; what is in the kernel goes on meanwhile.
+//! before. A change that can be used ends the process, whose successor starts with it; what is in the kernel goes on meanwhile. What says the
+//! same under another generation (a change taken back, an object deleted and made again) is in force already: only its generation is told.
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -11,10 +12,11 @@ use anyhow::{Context, Result};
 use kube::api::Api;
 use kube::runtime::watcher::{self, Event};
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch as channel;
 use towpath_model::custom::{BackendName, NETWORK_CONFIG_NAME, NetworkConfig, NetworkConfigSpec};
 use towpath_wire::config::AgentConfig;
 use towpath_wire::config::ipnet_text::Cidr;
-use tracing::{debug, error, info};
+use tracing::{debug, error, info, warn};
 
 use crate::relist::Watch;
 
@@ -110,6 +112,9 @@ pub fn overlay(mut config: AgentConfig, spec: &NetworkConfigSpec) -> Result<Agen
             *own = cidrs(named);
         }
     }
+    if let Some(devices) = &spec.devices {
+        config.devices.clone_from(devices);
+    }
     config.pod_mtu = spec.mtu.or(config.pod_mtu);
     config.service_proxy = spec.service_proxy.unwrap_or(config.service_proxy);
     config.dns = spec.dns.unwrap_or(config.dns);
@@ -123,11 +128,13 @@ pub fn overlay(mut config: AgentConfig, spec: &NetworkConfigSpec) -> Result<Agen
     Ok(config)
 }
 
-/// Ends when the object says something else than what is in force, and `usable` takes it: it is kept for the next start.
+/// Ends when the object says something else than what is in force, and `usable` takes it: it is kept for the next start. `generation`
+/// is that of the object that says what is in force.
 pub async fn changed(
     client: kube::Client,
     config: AgentConfig,
-    in_force: InForce,
+    mut in_force: InForce,
+    generation: channel::Sender<Option<i64>>,
     usable: impl Fn(&NetworkConfigSpec) -> Result<()>,
 ) {
     let api: Api<NetworkConfig> = Api::all(client);
@@ -153,7 +160,17 @@ pub async fn changed(
                 continue;
             }
         };
+        if now == in_force {
+            continue;
+        }
         if now.spec == in_force.spec {
+            if let Err(reason) = keep(&config, &now) {
+                // What it would be good for is a start without the API server, with the same spec either way.
+                warn!("{reason:#}");
+            }
+            info!(generation = ?now.generation, "NetworkConfig {NETWORK_CONFIG_NAME} says what is in force already");
+            generation.send_replace(now.generation);
+            in_force = now;
             continue;
         }
         match usable(&now.spec).and_then(|()| keep(&config, &now)) {
@@ -175,6 +192,7 @@ mod tests {
     fn what_is_named_wins_and_the_rest_stays() {
         let own = AgentConfig { pod_mtu: Some(1400), cluster_domain: "own".to_owned(), ..AgentConfig::default() };
         let spec = NetworkConfigSpec {
+            devices: Some(vec!["eth*".to_owned()]),
             cluster_cidrs: Some(vec!["10.8.0.0/16".to_owned()]),
             vxlan: Some(VxlanConfig { vni: None, port: Some(4789) }),
             cluster_dns: Some(vec!["10.96.0.53".to_owned()]),
@@ -183,6 +201,7 @@ mod tests {
         let now = overlay(own.clone(), &spec).unwrap();
         assert_eq!(now.cluster_cidrs, [Cidr("10.8.0.0/16".to_owned())]);
         assert_eq!((now.vxlan_vni, now.vxlan_port), (own.vxlan_vni, 4789));
+        assert_eq!(now.devices, ["eth*"]);
         assert_eq!(now.cluster_dns, ["10.96.0.53".parse::<IpAddr>().unwrap()]);
         assert_eq!(
             (now.pod_mtu, now.cluster_domain, now.service_cidrs),

@@ -15,30 +15,34 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{sleep_until, timeout};
 use towpath_carry::feed;
 use towpath_datapath::Datapath;
-use towpath_model::desired::{Clients, NodePeer, PodSets, PolicyImage};
-use towpath_model::{NamespacedName, NodeName};
+use towpath_model::NodeName;
+use towpath_model::desired::{Clients, NodePeer, PodSets};
 use towpath_plan::Changed;
-use towpath_plan::dns::{FeedPlanner, rules};
-use towpath_plan::peers::{self, Tunnels};
+use towpath_plan::dns::FeedPlanner;
+use towpath_plan::peers::Tunnels;
 use towpath_plan::services::{Planner, Refusal, ServiceConfig, api_server, health};
-use towpath_policy::{Compiler, View};
+use towpath_policy::Compiler;
 use towpath_wire::config::AgentConfig;
-use tracing::{debug, error, info, warn};
+use tracing::{error, info, warn};
 
 use crate::backoff::Backoff;
-use crate::cni_server::{AttachRequest, Attached, Isolation, PlumbError, Readiness};
+use crate::cni_server::{AttachRequest, Attached, PlumbError, Readiness};
 use crate::counts;
 use crate::index::{Changes, Kind};
 use crate::ipam::LeaseStore;
 use crate::modes::{self, Follower};
-use crate::node_network::given;
 use crate::predecessor::Remains;
 use crate::proxy_health::HealthPorts;
 use crate::settings::{OwnNode, Parsed};
 use crate::watch::Update;
 use crate::{SharedIndex, read, write};
 
+mod addresses;
+mod attach;
 mod before;
+mod names;
+mod peers;
+mod policy;
 
 /// Changes that come within it are planned together.
 const WINDOW: Duration = Duration::from_millis(1);
@@ -88,6 +92,8 @@ pub struct Report {
     pub dns_left_out: Vec<String>,
     /// Frontends in the kernel.
     pub frontends: usize,
+    /// Host ports that this node's pods have.
+    pub host_ports: usize,
     /// Backends in the kernel.
     pub backends: usize,
     /// Policies that isolate a pod of this node.
@@ -235,6 +241,7 @@ impl Reconciler {
         ready: watch::Sender<Readiness>,
         config: AgentConfig,
     ) {
+        let mut addresses = addresses::Followed::by(&self.datapath).await;
         let mut sweep = tokio::time::interval(SWEEP);
         sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -250,6 +257,7 @@ impl Reconciler {
                     None => return,
                 },
                 () = sleep_until(retry.into()) => self.retry_at = None,
+                () = addresses.changed() => addresses::follow(&self.datapath).await,
                 _ = sweep.tick() => {
                     self.sweep().await;
                     if *ready.borrow() == Readiness::Ready {
@@ -449,80 +457,6 @@ impl Reconciler {
         self.with_report(|report| report.in_charge = state);
     }
 
-    /// Whether this node's own addresses or ranges are no longer those that the data path was opened with.
-    fn own_node_moved(&self) -> bool {
-        let index = read(&self.index);
-        let now = index.world().nodes.get(&self.node).and_then(|node| OwnNode::of(node, &self.parsed).ok());
-        now.is_some_and(|now| now != self.own)
-    }
-
-    /// Notes which nodes this network has taken over; whether they are others than before.
-    fn nodes_taken_over(&mut self) -> bool {
-        let mut now: BTreeSet<NodeName> = read(&self.index).given().keys().cloned().collect();
-        now.insert(self.node.clone());
-        let changed = now != self.tunnels.taken_over;
-        self.tunnels.taken_over = now;
-        changed
-    }
-
-    async fn apply_peers(&mut self) -> Result<(), String> {
-        self.nodes_taken_over();
-        let planned = peers::plan(read(&self.index).world(), &self.node, &self.peers, &self.tunnels);
-        self.peers.clone_from(&planned.peers);
-        self.with_report(|report| {
-            report.refused = planned.refused.into_iter().map(|(node, why)| (node.to_string(), why)).collect();
-            report.peers.clone_from(&planned.peers);
-        });
-        let applied = self.datapath.apply_peers(planned.peers).await.map_err(|e| e.to_string())?;
-        for change in &applied.changes {
-            debug!(change, "peers");
-        }
-        // One node that cannot be reached must hold up neither this one's readiness nor its policies: the full check, which
-        // comes early then, tries again.
-        if !applied.problems.is_empty() {
-            self.audit_at = self.audit_at.min(Instant::now() + AUDIT_SOON);
-        }
-        for problem in applied.problems {
-            warn!(problem, "a peer cannot be reached as it should; trying again");
-        }
-        Ok(())
-    }
-
-    async fn apply_policy(&mut self) -> Result<(), String> {
-        let image = self.compile();
-        let policies: BTreeSet<&NamespacedName> = image.isolating.values().flatten().collect();
-        let classes: BTreeSet<u32> =
-            image.pod_classes.values().chain(image.cidr_classes.values()).map(|class| class.0).collect();
-        self.with_report(|report| {
-            report.policies = policies.len();
-            report.classes = classes.len();
-            report.rules = image.rows.len();
-        });
-        let pod_sets = image.pods.clone();
-        self.datapath.apply_policy(image).await.map_err(|e| e.to_string())?;
-        self.pod_sets = pod_sets;
-        Ok(())
-    }
-
-    fn compile(&mut self) -> PolicyImage {
-        let leases = self.leases.leases();
-        let own = self.leases.pod_addresses();
-        let now = self.now();
-        let index = self.index.clone();
-        tokio::task::block_in_place(|| {
-            let index = read(&index);
-            let mut pod_ips = given::believed(index.world(), index.given());
-            pod_ips.extend(own);
-            let view = View { world: index.world(), dns: &self.dns, pod_ips: &pod_ips };
-            let mut image = self.compiler.compile(&view, &self.node, now);
-            // Containers that Kubernetes does not know: no policy selects them.
-            for address in leases.iter().filter(|l| l.pod.is_none()).flat_map(|l| &l.addresses) {
-                image.pods.entry(*address).or_default();
-            }
-            image
-        })
-    }
-
     /// Host ports as pods, nodes and leases are now; whether the table is another.
     fn plan_host_ports(&mut self) -> bool {
         let (now, own, index) = (self.now(), self.leases.pod_addresses(), self.index.clone());
@@ -545,6 +479,7 @@ impl Reconciler {
             self.services.plan(read(&index).world(), &self.node, due.services(), now);
             self.services.take_changes()
         });
+        let host_ports = self.services.count_host_ports(read(&index).world(), &self.node);
         let mut refused = self.services.refusals();
         let (frontends, backends) = (self.services.table().frontends.len(), self.services.table().backends.len());
         // At the start, and after a failure, of which nobody knows how far it came, the whole table.
@@ -568,6 +503,7 @@ impl Reconciler {
         self.with_report(|report| {
             report.frontends = frontends;
             report.backends = backends;
+            report.host_ports = host_ports;
             report.refused_services = refused;
         });
         // Whoever else serves the outside answers its load balancers, too.
@@ -584,32 +520,6 @@ impl Reconciler {
         self.health_checked = ports;
         self.health_ports.apply(&checks);
         Ok(())
-    }
-
-    fn feed_names(&mut self, due: &Changes) {
-        let index = self.index.clone();
-        let places = due.any(&[Kind::Namespace, Kind::Pod]);
-        let messages = tokio::task::block_in_place(|| self.names.plan(read(&index).world(), due.services(), places));
-        self.feed.send(messages);
-    }
-
-    /// What is configured of other DNS servers, as far as it can be done here.
-    fn feed_dns_config(&mut self) {
-        let (sources, own) = {
-            let index = read(&self.index);
-            let Some(sources) = index.dns_config() else { return };
-            let service = index.world().services.get(&towpath_plan::modes::dns_service());
-            let mut own: Vec<IpAddr> = service.map(|service| service.cluster_ips.clone()).unwrap_or_default();
-            own.extend(&self.dns);
-            (sources, own)
-        };
-        let compiled = rules::compile(&sources, &rules::Cluster { domain: self.names.domain(), own: &own });
-        let told = self.with_report(|report| std::mem::replace(&mut report.dns_left_out, compiled.left_out.clone()));
-        for left_out in compiled.left_out.iter().filter(|line| !told.contains(line)) {
-            warn!(left_out, "of CoreDNS's or kube-dns's configuration; Towpath answers without it");
-        }
-        let messages = self.names.configure(compiled.rules);
-        self.feed.send(messages);
     }
 
     async fn sweep(&mut self) {
@@ -630,54 +540,5 @@ impl Reconciler {
             }
             Err(error) => warn!(%error, "the full check failed"),
         }
-    }
-
-    /// Makes devices; the policy that was applied before names their pods.
-    async fn attach_all(&mut self, attaches: Vec<Attach>, synced: bool) {
-        if attaches.is_empty() {
-            return;
-        }
-        let policy_failed = self.with_report(|report| report.failures.get("policy").cloned());
-        for (request, reply) in attaches {
-            // Nobody waits any more: its lease is released, and its addresses may be another pod's by now.
-            if reply.is_closed() {
-                continue;
-            }
-            let (container_id, ifname) =
-                (request.attachment.container_id().to_owned(), request.attachment.ifname().to_owned());
-            let answer = match (&policy_failed, request.isolation) {
-                (Some(error), Isolation::Policy) => {
-                    Err(PlumbError::Again(format!("the pod's policy is not in the kernel yet: {error}")))
-                }
-                _ => self.attach(*request, synced).await,
-            };
-            if let Err(Ok(_)) = reply.send(answer)
-                && let Err(error) = self.datapath.detach_pod(&container_id, &ifname).await
-            {
-                warn!(container_id, %error, "a device that nobody waited for cannot be removed; its DEL tries again");
-            }
-        }
-    }
-
-    async fn attach(&self, request: AttachRequest, synced: bool) -> Result<Attached, PlumbError> {
-        let sets = match request.isolation {
-            Isolation::NotAPod => Some(PodSets::default()),
-            Isolation::HostOnly => None,
-            // Before the first full list nothing is known of its policies.
-            Isolation::Policy if !synced => None,
-            Isolation::Policy => request.addresses.first().and_then(|address| self.pod_sets.get(address).copied()),
-        };
-        let facts = self.datapath.facts().await.map_err(|e| PlumbError::Failed(e.to_string()))?;
-        let attach = towpath_datapath::AttachRequest {
-            netns: request.netns,
-            ifname: request.attachment.ifname().to_owned(),
-            container_id: request.attachment.container_id().to_owned(),
-            pod: request.pod,
-            addresses: request.addresses,
-            mtu: None,
-            sets,
-        };
-        let pod = self.datapath.attach_pod(attach).await.map_err(|e| PlumbError::Failed(e.to_string()))?;
-        Ok(Attached { pod, mtu: facts.pod_mtu })
     }
 }

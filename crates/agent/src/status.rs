@@ -129,11 +129,14 @@ async fn collected(
             })
             .collect(),
         frontends: count(report.frontends),
+        host_ports: count(report.host_ports),
         backends: count(report.backends),
         policies: count(report.policies),
         classes: count(report.classes),
         rules: count(report.rules),
-        pods_of_predecessor: report.remains.pods.iter().map(ToString::to_string).collect(),
+        pods_of_predecessor: report.remains.names().into_iter().map(ToString::to_string).collect(),
+        addresses_of_predecessor: report.remains.pods.iter().map(|(at, pod)| (*at, pod.to_string())).collect(),
+        flannel_here: report.remains.flannel_here,
         ..AgentStatus::default()
     };
     match datapath.status().await {

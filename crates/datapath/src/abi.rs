@@ -182,7 +182,7 @@ pub struct NodeConfig {
     pub nodeport_max: Be16,
     pub tunnel_mac: [u8; 6],
     pub flags: u32,
-    pub pad: u32,
+    pub tunnel6_ifindex: u32,
 }
 
 const _: () = assert!(
@@ -753,7 +753,7 @@ pub const LAYOUTS: &[Layout] = &[
             ("nodeport_max", std::mem::offset_of!(NodeConfig, nodeport_max)),
             ("tunnel_mac", std::mem::offset_of!(NodeConfig, tunnel_mac)),
             ("flags", std::mem::offset_of!(NodeConfig, flags)),
-            ("pad", std::mem::offset_of!(NodeConfig, pad)),
+            ("tunnel6_ifindex", std::mem::offset_of!(NodeConfig, tunnel6_ifindex)),
         ],
     ),
     (

@@ -7,6 +7,7 @@ use towpath_model::desired::{LocalPod, NodePeer, PolicyImage, ServiceChanges, Se
 
 use crate::bpf::{Adopted, Changes, Connection, Count, Held, MapUsage, Programs, ServicesApplied, Snapshot};
 use crate::error::Error;
+use crate::net::address_news::{AddressNews, Ear};
 use crate::node::Node;
 use crate::requests::{Applied, AttachRequest, CheckRequest, DatapathConfig, NodeFacts, NodeStatus, ServiceFlows};
 use crate::worker::Worker;
@@ -136,6 +137,16 @@ impl Datapath {
     /// What the maps hold: node, pods, peers, Services.
     pub async fn snapshot(&self) -> Result<Snapshot, Error> {
         self.worker.call(|node| node.observe(Programs::snapshot)).await
+    }
+
+    /// Hears of addresses that come to the node and go: then call [`Datapath::follow_addresses`].
+    pub async fn address_news(&self) -> Result<AddressNews, Error> {
+        Ok(self.worker.call(|_| Ok(Ear::open()?)).await?.into_news()?)
+    }
+
+    /// Looks which of the node's addresses and devices the world outside has, without the rest of the full check.
+    pub async fn follow_addresses(&self) -> Result<Applied, Error> {
+        self.worker.call(|node| node.follow_addresses()).await
     }
 
     /// The slow full check: compares everything of ours with what should be and repairs it (routes or devices deleted by

@@ -1,13 +1,14 @@
 //! What Flannel or Canal has left in the kernel of a node, and taking it away: by the command of an operator, never by the agent itself.
 //!
-//! Only what is theirs by name is touched: devices `flannel.*`, `flannel-v6.*` and `cni0`, nftables tables `flannel-ipv4` and `flannel-ipv6`, chains
+//! Only what is theirs by name is touched: devices `flannel.*`, `flannel-v6.*`, `cni0` and veths `cali*`, nftables tables `flannel-ipv4` and `flannel-ipv6`, chains
 //! `FLANNEL-*` and `cali-*` (of iptables too, where that is nftables beneath) and the rules that jump to them, and routes to ranges of the
 //! cluster that nobody but a program beside the kernel and us has made.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use ipnet::IpNet;
-use rtnetlink::packet_route::link::LinkAttribute;
+use rtnetlink::packet_route::link::{InfoKind, LinkAttribute};
 use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteProtocol, RouteType};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage as Message};
 use serde_json::{Value, json};
@@ -22,6 +23,17 @@ use crate::node::lent::{BRIDGE, FLANNEL_VXLAN, FLANNEL_VXLAN_V6};
 const TABLES: [(&str, &str); 2] = [("ip", "flannel-ipv4"), ("ip6", "flannel-ipv6")];
 /// What the names of their chains begin with.
 const CHAINS: [&str; 2] = ["FLANNEL-", "cali-"];
+/// What the names of Calico's devices begin with, one a pod (felix `InterfacePrefix`).
+const CALICO_DEVICE: &str = "cali";
+
+/// Calico's end of a pod's veth.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CalicoDevice {
+    /// Its name.
+    pub name: String,
+    /// Addresses that host routes lead to by it; none where Calico has taken them away already.
+    pub addresses: Vec<IpAddr>,
+}
 
 /// What was found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -31,7 +43,7 @@ pub struct Leftovers {
     /// The bridge, with the number of devices on it.
     pub bridge: Option<(String, usize)>,
     /// Canal's devices, one a pod.
-    pub calico_devices: Vec<String>,
+    pub calico_devices: Vec<CalicoDevice>,
     /// Routes to ranges of the cluster over other nodes (`host-gw`).
     pub routes: Vec<IpNet>,
     /// Nftables tables, as `family name`.
@@ -56,9 +68,6 @@ impl Leftovers {
 pub fn survey(cluster: &[IpNet]) -> Result<Leftovers, Error> {
     let mut netlink = Netlink::open()?;
     let links = link::list(&mut netlink)?;
-    let named = |prefix: &str| -> Vec<String> {
-        links.iter().filter(|l| l.name.starts_with(prefix)).map(|l| l.name.clone()).collect()
-    };
     let rules = Rules::read()?;
     let bridge = match links.iter().find(|l| l.name == BRIDGE) {
         Some(bridge) => Some((bridge.name.clone(), ports(&mut netlink, bridge)?)),
@@ -67,7 +76,7 @@ pub fn survey(cluster: &[IpNet]) -> Result<Leftovers, Error> {
     Ok(Leftovers {
         tunnels: tunnels(&links).into_iter().map(|l| l.name.clone()).collect(),
         bridge,
-        calico_devices: named("cali"),
+        calico_devices: calico_devices(&mut netlink, &links)?,
         routes: routes(&mut netlink, cluster)?.into_iter().map(|(range, _)| range).collect(),
         tables: rules.tables.iter().map(|(family, name)| format!("{family} {name}")).collect(),
         chains: rules.chains.iter().map(|[family, table, name]| format!("{family} {table} {name}")).collect(),
@@ -75,12 +84,20 @@ pub fn survey(cluster: &[IpNet]) -> Result<Leftovers, Error> {
     })
 }
 
-/// Takes rules, chains and tables away, the bridge, and routes over other nodes, in whose place ours come without a gap. Not the
-/// tunnel devices: the agent does that, whose own takes their place.
+/// Whether a VXLAN device of Flannel's is in the calling thread's network namespace.
+///
+/// # Errors
+/// The kernel does not answer.
+pub fn has_tunnel() -> Result<bool, Error> {
+    Ok(!tunnels(&link::list(&mut Netlink::open()?)?).is_empty())
+}
+
+/// Takes rules, chains and tables away, the bridge, these devices of Calico's, and routes over other nodes, in whose place ours come
+/// without a gap. Not the tunnel devices: the agent does that, whose own takes their place.
 ///
 /// # Errors
 /// What could not be removed; the rest is.
-pub fn clean(cluster: &[IpNet]) -> Result<(), Error> {
+pub fn clean(cluster: &[IpNet], calico: &[CalicoDevice]) -> Result<(), Error> {
     let mut netlink = Netlink::open()?;
     let mut errors: Vec<Error> = Vec::new();
     errors.extend(Rules::read().and_then(|rules| rules.delete()).err());
@@ -94,6 +111,13 @@ pub fn clean(cluster: &[IpNet]) -> Result<(), Error> {
             }
         }
         Err(error) => errors.push(error),
+    }
+    for device in calico {
+        let deleted = match link::by_name(&mut netlink, &device.name) {
+            Ok(Some(there)) => link::delete(&mut netlink, there.index, &there.name),
+            other => other.map(drop),
+        };
+        errors.extend(deleted.err().map(Error::from));
     }
     match link::by_name(&mut netlink, BRIDGE) {
         Ok(Some(bridge)) => errors.extend(link::delete(&mut netlink, bridge.index, BRIDGE).err().map(Error::from)),
@@ -110,6 +134,39 @@ pub(crate) fn tunnels(links: &[Link]) -> Vec<&Link> {
             && (l.name.starts_with(FLANNEL_VXLAN) || l.name.starts_with(FLANNEL_VXLAN_V6))
     };
     links.iter().filter(theirs).collect()
+}
+
+/// Calico's devices, with the addresses behind them. Only veths: somebody may call a card so.
+fn calico_devices(netlink: &mut Netlink, links: &[Link]) -> Result<Vec<CalicoDevice>, Error> {
+    let theirs = |l: &&Link| l.name.starts_with(CALICO_DEVICE) && l.kind == Some(InfoKind::Veth);
+    let mut found: BTreeMap<u32, CalicoDevice> = links
+        .iter()
+        .filter(theirs)
+        .map(|l| (l.index, CalicoDevice { name: l.name.clone(), addresses: Vec::new() }))
+        .collect();
+    if found.is_empty() {
+        return Ok(Vec::new());
+    }
+    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+        let mut filter = RouteMessage::default();
+        filter.header.address_family = family;
+        for answer in netlink.dump("list routes", Message::GetRoute(filter))? {
+            let Message::NewRoute(message) = answer else { continue };
+            let to_a_host = route::destination_of(&message).filter(|to| to.prefix_len() == to.max_prefix_len());
+            let in_main = u32::from(message.header.table) == MAIN_TABLE && message.header.kind == RouteType::Unicast;
+            if let Some(address) = to_a_host.filter(|_| in_main)
+                && let Some(device) = device_of(&message).and_then(|index| found.get_mut(&index))
+            {
+                device.addresses.push(address.addr());
+            }
+        }
+    }
+    Ok(found.into_values().collect())
+}
+
+/// Index of the device that a route leads out of.
+fn device_of(message: &RouteMessage) -> Option<u32> {
+    message.attributes.iter().find_map(|a| if let RouteAttribute::Oif(index) = a { Some(*index) } else { None })
 }
 
 /// Devices whose master is the bridge.
@@ -130,8 +187,7 @@ fn routes(netlink: &mut Netlink, cluster: &[IpNet]) -> Result<Vec<(IpNet, RouteM
         filter.header.address_family = family;
         for answer in netlink.dump("list routes", Message::GetRoute(filter))? {
             let Message::NewRoute(message) = answer else { continue };
-            let device =
-                message.attributes.iter().find_map(|a| if let RouteAttribute::Oif(i) = a { Some(*i) } else { None });
+            let device = device_of(&message);
             let over_a_node = message.attributes.iter().any(|a| matches!(a, RouteAttribute::Gateway(_)));
             let in_main = u32::from(message.header.table) == MAIN_TABLE && message.header.kind == RouteType::Unicast;
             let theirs = message.header.protocol == RouteProtocol::Boot && over_a_node && in_main;

@@ -101,6 +101,9 @@ pub struct NetworkConfigSpec {
     /// Ranges in which Services may have external addresses (`spec.externalIPs`); nowhere, if there are none.
     #[serde(rename = "externalCIDRs", skip_serializing_if = "Option::is_none")]
     pub external_cidrs: Option<Vec<String>>,
+    /// Devices that lead out of a node besides the uplink, by name or by the beginning of names (`eth*`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub devices: Option<Vec<String>>,
     /// MTU of pods' devices in bytes, 1280–65535.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u32>,

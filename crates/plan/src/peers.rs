@@ -98,7 +98,28 @@ pub fn plan(world: &World, local: &NodeName, previous: &[NodePeer], tunnels: &Tu
     }
     // An annotation names any address it likes: it may be nobody else's, or its node would speak for another's pods.
     let peers = std::mem::take(&mut out.peers);
-    for peer in peers {
+    for mut peer in peers {
+        let ends = match (peer.flannel, world.nodes.get(&peer.name)) {
+            // Its device for old pods sends from the address in the annotation, which may be of another card (`--iface`).
+            (Some(FlannelPeer { taken_over: true, .. }), Some(node)) => {
+                node.flannel.iter().flat_map(|f| &f.ends).collect()
+            }
+            _ => Vec::new(),
+        };
+        for end in ends {
+            if let Err(reason) = claims.end(&NodePeer { tunnel: end.address, ..peer.clone() }) {
+                refuse(&mut out, &peer.name, reason);
+                continue;
+            }
+            if !peer.addresses.contains(&end.address) {
+                peer.addresses.push(end.address);
+            }
+            // Where old pods go by routes, new ones go the same way.
+            let routed = peer.flannel.is_some_and(|flannel| flannel.reach == Reach::Route);
+            if routed && family_of(end.address) == family_of(peer.tunnel) {
+                peer.tunnel = end.address;
+            }
+        }
         match claims.end(&peer) {
             Ok(()) => out.peers.push(peer),
             Err(reason) => refuse(&mut out, &peer.name, reason),

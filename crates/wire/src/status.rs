@@ -1,5 +1,6 @@
 //! What the agent answers on its status socket to `towpath status`: one JSON document.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
@@ -35,6 +36,9 @@ pub struct AgentStatus {
     pub pods: u32,
     /// Frontends in the kernel.
     pub frontends: u32,
+    /// Host ports that this node's pods have.
+    #[serde(default)]
+    pub host_ports: u32,
     /// Backends in the kernel.
     pub backends: u32,
     /// Policies in force on this node.
@@ -46,10 +50,16 @@ pub struct AgentStatus {
     /// Tracked connections.
     pub connections: u32,
     /// Packets by reason, `drop.*` for drops.
-    pub counters: std::collections::BTreeMap<String, u64>,
+    pub counters: BTreeMap<String, u64>,
     /// Pods of this node that the network before still connects, as `namespace/name`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub pods_of_predecessor: Vec<String>,
+    /// Those pods by address.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub addresses_of_predecessor: BTreeMap<IpAddr, String>,
+    /// Flannel keeps a subnet for this node in the API.
+    #[serde(default)]
+    pub flannel_here: bool,
 }
 
 /// One peer.

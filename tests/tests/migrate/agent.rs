@@ -49,7 +49,7 @@ impl Agent {
             "cgroup": machine::lab_cgroup(lab)?.join("nodes").join(node),
             "stateDir": state.join("towpath"), "runDir": run_dir(lab, node).join("towpath"),
             "cniConfDir": conf_dir(lab, node), "cniStateDir": state.join("cni"),
-            "vxlanVni": vni,
+            "vxlanVni": vni, "devices": ["eth*"],
         });
         for dir in [state.join("towpath"), run_dir(lab, node).join("towpath")] {
             std::fs::create_dir_all(dir)?;

@@ -4,9 +4,11 @@
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use towpath_walkthrough::cluster::{Cluster, Families};
+use towpath_walkthrough::place::Place;
 
 /// Flannel's backends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,6 +19,12 @@ pub(crate) enum Backend {
     Canal,
     /// `vxlan` of both families.
     Dual,
+    /// `vxlan` of both families with DirectRouting: routes to all nodes, which are of one network here.
+    Direct,
+    /// `vxlan` over another card (`--iface`).
+    Card,
+    /// `host-gw` over another card.
+    CardHostGw,
 }
 
 impl Backend {
@@ -31,9 +39,22 @@ impl Backend {
     }
 
     fn has_tunnel(self) -> bool {
-        self != Backend::HostGw
+        !matches!(self, Backend::HostGw | Backend::CardHostGw)
+    }
+
+    /// Addresses of a pod.
+    pub(crate) fn families(self) -> Families {
+        if matches!(self, Backend::Dual | Backend::Direct) { Families::Dual } else { Families::Ipv4 }
+    }
+
+    /// The card that flanneld uses.
+    fn card(self) -> &'static str {
+        if matches!(self, Backend::Card | Backend::CardHostGw) { OTHER_CARD } else { "eth0" }
     }
 }
+
+/// A second card of every node, where flanneld is given one.
+pub(crate) const OTHER_CARD: &str = "eth1";
 
 /// A node as Flannel knows it.
 #[derive(Clone, Debug)]
@@ -176,11 +197,15 @@ pub(crate) fn on_node(cluster: &Cluster, node: &str, script: &str) -> Result<Str
 /// The nodes, with what Flannel does before it knows of others: device, address, subnet file, rules, annotations.
 pub(crate) fn start(cluster: &Cluster, backend: Backend) -> Result<Vec<FlannelNode>> {
     let mut nodes = Vec::new();
-    for (name, ip) in cluster.nodes()? {
+    for (number, (name, mut ip)) in cluster.nodes()?.into_iter().enumerate() {
+        if backend.card() == OTHER_CARD {
+            ip = format!("10.77.0.{}", 11 + number);
+            second_card(cluster, &name, &ip)?;
+        }
         let object = cluster.get("node", &name)?;
         let range = object.pointer("/spec/podCIDR").and_then(|v| v.as_str()).context("no podCIDR")?.to_owned();
         let network = range.trim_end_matches("/24").to_owned();
-        let v6 = if backend == Backend::Dual { Some(v6_of(&object)?) } else { None };
+        let v6 = if backend.families() == Families::Dual { Some(v6_of(&object)?) } else { None };
         let mut node = FlannelNode { name, ip, range, network, mac: String::new(), v6 };
         prepare(cluster, &mut node, backend)?;
         nodes.push(node);
@@ -189,6 +214,26 @@ pub(crate) fn start(cluster: &Cluster, backend: Backend) -> Result<Vec<FlannelNo
         learn(cluster, node, &nodes, backend)?;
     }
     Ok(nodes)
+}
+
+/// A card of a node in a network besides that of the nodes' own addresses.
+fn second_card(cluster: &Cluster, node: &str, address: &str) -> Result<()> {
+    let (lab, other) = (cluster.name(), OTHER_CARD);
+    let script = format!(
+        "set -e\nip link show cards0 >/dev/null 2>&1 || {{ ip link add cards0 type bridge; ip link set cards0 up; }}\n\
+         ip link add card-{node} type veth peer name {other} netns tp-{lab}-{node}\n\
+         ip link set card-{node} master cards0 up"
+    );
+    in_underlay(cluster, &script)?;
+    on_node(cluster, node, &format!("ip addr add {address}/24 dev {other}\nip link set {other} up")).map(drop)
+}
+
+/// A shell script in the network that the nodes are on.
+pub(crate) fn in_underlay(cluster: &Cluster, script: &str) -> Result<()> {
+    let path = Path::new("/run/netns").join(format!("tp-{}-underlay", cluster.name()));
+    let out = Place::of_netns("underlay", &path)?.enter(|| Ok(Command::new("sh").args(["-c", script]).output()?))?;
+    ensure!(out.status.success(), "in the underlay: {script}: {}", String::from_utf8_lossy(&out.stderr));
+    Ok(())
 }
 
 fn v6_of(node: &serde_json::Value) -> Result<V6> {
@@ -219,7 +264,7 @@ fn prepare_v6(cluster: &Cluster, node: &str, v6: &mut V6) -> Result<Vec<String>>
 
 /// flanneld's start on one node.
 pub(crate) fn prepare(cluster: &Cluster, node: &mut FlannelNode, backend: Backend) -> Result<()> {
-    let lab = cluster.name().to_owned();
+    let (lab, card) = (cluster.name().to_owned(), backend.card());
     let FlannelNode { name, ip, range, network, .. } = node.clone();
     let state = state_dir(&lab, &name);
     std::fs::create_dir_all(state.join("cni/networks"))?;
@@ -260,7 +305,7 @@ pub(crate) fn prepare(cluster: &Cluster, node: &mut FlannelNode, backend: Backen
     }
     if backend.has_tunnel() {
         script += &format!(
-            "ip link show flannel.1 >/dev/null 2>&1 || ip link add flannel.1 mtu 1450 type vxlan id 1 dev eth0 local {ip} dstport 8472 nolearning\n\
+            "ip link show flannel.1 >/dev/null 2>&1 || ip link add flannel.1 mtu 1450 type vxlan id 1 dev {card} local {ip} dstport 8472 nolearning\n\
              ip addr replace {network}/32 dev flannel.1\nip link set flannel.1 up\n\
              ip -o link show flannel.1 | sed -n 's/.*link.ether \\([0-9a-f:]*\\).*/\\1/p'\n"
         );
@@ -268,10 +313,10 @@ pub(crate) fn prepare(cluster: &Cluster, node: &mut FlannelNode, backend: Backen
     let said = on_node(cluster, &name, &script)?;
     node.mac = said.lines().last().unwrap_or_default().trim().to_owned();
     let (kind, data) = match backend {
-        Backend::Vxlan | Backend::Canal | Backend::Dual => {
+        Backend::Vxlan | Backend::Canal | Backend::Dual | Backend::Direct | Backend::Card => {
             ("vxlan", format!(r#"{{"VNI":1,"VtepMAC":"{}"}}"#, node.mac))
         }
-        Backend::HostGw => ("host-gw", "null".to_owned()),
+        Backend::HostGw | Backend::CardHostGw => ("host-gw", "null".to_owned()),
     };
     let annotate = |key: &str, value: &str| format!("flannel.alpha.coreos.com/{key}={value}");
     let mut annotations = vec![
@@ -295,17 +340,23 @@ pub(crate) fn learn(cluster: &Cluster, node: &FlannelNode, nodes: &[FlannelNode]
     let mut script = String::new();
     for FlannelNode { ip, range, network, mac, .. } in nodes.iter().filter(|other| other.name != node.name) {
         script += &match backend {
-            Backend::Vxlan | Backend::Canal | Backend::Dual => format!(
+            Backend::Vxlan | Backend::Canal | Backend::Dual | Backend::Card => format!(
                 "ip neigh replace {network} lladdr {mac} dev flannel.1 nud permanent\n\
                  bridge fdb replace {mac} dev flannel.1 dst {ip} self permanent\n\
                  ip route replace {range} via {network} dev flannel.1 onlink\n"
             ),
-            Backend::HostGw => format!("ip route replace {range} via {ip} dev eth0\n"),
+            Backend::HostGw | Backend::CardHostGw | Backend::Direct => {
+                format!("ip route replace {range} via {ip} dev {}\n", backend.card())
+            }
         };
     }
     for V6 { ip, range, network, mac } in
         nodes.iter().filter(|other| other.name != node.name).filter_map(|n| n.v6.clone())
     {
+        if backend == Backend::Direct {
+            script += &format!("ip -6 route replace {range} via {ip} dev eth0\n");
+            continue;
+        }
         script += &format!(
             "ip -6 neigh replace {network} lladdr {mac} dev flannel-v6.1 nud permanent\n\
              bridge fdb replace {mac} dev flannel-v6.1 dst {ip} self permanent\n\

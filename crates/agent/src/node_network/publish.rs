@@ -54,8 +54,6 @@ pub struct Facts {
     pub node: NodeName,
     /// What it offers.
     pub spec: NodeNetworkSpec,
-    /// Generation of the `NetworkConfig` in force.
-    pub generation: Option<i64>,
 }
 
 /// Keeps the object as it should be, until it is dropped.
@@ -66,6 +64,7 @@ pub struct Publisher {
     index: SharedIndex,
     readiness: watch::Receiver<Readiness>,
     in_charge: watch::Receiver<State>,
+    generation: watch::Receiver<Option<i64>>,
     written: Option<NodeNetworkStatus>,
     condition: Option<Condition>,
     backoff: Backoff,
@@ -73,7 +72,7 @@ pub struct Publisher {
 }
 
 impl Publisher {
-    /// Over what it reads.
+    /// Over what it reads; `generation` is that of the `NetworkConfig` in force.
     pub fn new(
         client: kube::Client,
         facts: Facts,
@@ -81,6 +80,7 @@ impl Publisher {
         index: SharedIndex,
         readiness: watch::Receiver<Readiness>,
         in_charge: watch::Receiver<State>,
+        generation: watch::Receiver<Option<i64>>,
     ) -> Self {
         Self {
             client,
@@ -89,6 +89,7 @@ impl Publisher {
             index,
             readiness,
             in_charge,
+            generation,
             written: None,
             condition: None,
             backoff: Backoff::default(),
@@ -107,6 +108,7 @@ impl Publisher {
                         changed = leases.changed() => if changed.is_err() { return },
                         changed = self.readiness.changed() => if changed.is_err() { return },
                         changed = self.in_charge.changed() => if changed.is_err() { return },
+                        changed = self.generation.changed() => if changed.is_err() { return },
                         () = sleep(RECHECK) => continue,
                     }
                     sleep(WINDOW).await;
@@ -175,7 +177,7 @@ impl Publisher {
             service_proxy: in_charge.map(|who| who.proxy.name().to_owned()),
             dns: in_charge.map(|who| who.dns.name().to_owned()),
             receive_ready: vec![BackendName::Vxlan],
-            network_config_generation: self.facts.generation,
+            network_config_generation: *self.generation.borrow_and_update(),
             agent_version: Some(env!("CARGO_PKG_VERSION").to_owned()),
             pods,
             conditions: vec![condition],

@@ -22,28 +22,45 @@ use host_local::HostLocalLease;
 pub struct Remains {
     /// Addresses in the node's pod ranges that its containers hold, or may hold.
     pub addresses: BTreeSet<IpAddr>,
-    /// Kubernetes' pods among them.
-    pub pods: BTreeSet<NamespacedName>,
+    /// Kubernetes' pods among them, by address.
+    pub pods: BTreeMap<IpAddr, NamespacedName>,
+    /// Flannel knows this node, or did.
+    pub flannel_here: bool,
 }
 
 impl Remains {
+    /// Its pods by name, each once.
+    pub fn names(&self) -> BTreeSet<&NamespacedName> {
+        self.pods.values().collect()
+    }
+
     /// In words, for status; none when nothing is left.
     pub fn in_words(&self) -> Option<String> {
         const NAMED: usize = 5;
-        if self.pods.is_empty() {
+        let pods = self.names();
+        if pods.is_empty() {
             return None;
         }
-        let mut names: Vec<String> = self.pods.iter().take(NAMED).map(ToString::to_string).collect();
-        if self.pods.len() > NAMED {
+        let count = pods.len();
+        let mut names: Vec<String> = pods.into_iter().take(NAMED).map(ToString::to_string).collect();
+        if count > NAMED {
             names.push("…".to_owned());
         }
-        let (pods, them) = if self.pods.len() == 1 { ("pod is", "it") } else { ("pods are", "them") };
+        let (pods, them) = if count == 1 { ("pod is", "it") } else { ("pods are", "them") };
         Some(format!(
-            "{} {pods} still on the network before (Flannel or Canal), where no policy of ours is enforced: recreate {them} ({})",
-            self.pods.len(),
+            "{count} {pods} still on the network before (Flannel or Canal), where no policy of ours is enforced: recreate {them} ({})",
             names.join(", ")
         ))
     }
+}
+
+/// Whether Flannel is, or was, on this node: it keeps a subnet for it in the API, or its device is here.
+pub fn flannel_here(world: &World, node: &NodeName) -> bool {
+    world.nodes.get(node).is_some_and(|node| node.flannel.is_some())
+        || towpath_datapath::predecessor::has_tunnel().unwrap_or_else(|error| {
+            tracing::warn!(%error, "could not look for Flannel's device; taking it for absent");
+            false
+        })
 }
 
 /// What is left, from the leases of the network before and the pods that the API server binds to this node. `ours` are addresses that
@@ -56,20 +73,21 @@ pub fn remains(
     was_here: bool,
     ours: impl Fn(IpAddr) -> bool,
 ) -> Remains {
-    let mut remains = Remains::default();
+    let flannel_here = world.nodes.get(node).is_some_and(|node| node.flannel.is_some());
+    let mut remains = Remains { flannel_here, ..Remains::default() };
     // Where it never was it has no pods: what the API server says of ours that have just gone is no sign of it.
     if leases.is_empty() && !was_here {
         return remains;
     }
     let theirs = |address: &IpAddr| ranges.iter().any(|range| range.contains(address)) && !ours(*address);
-    let mut bound: BTreeMap<IpAddr, &NamespacedName> = BTreeMap::new();
     for pod in world.pods.values().filter(|pod| pod.node.as_ref() == Some(node) && pod.on_pod_network()) {
-        bound.extend(pod.ips.iter().filter(|address| theirs(address)).map(|address| (*address, &pod.name)));
+        remains
+            .pods
+            .extend(pod.ips.iter().filter(|address| theirs(address)).map(|address| (*address, pod.name.clone())));
     }
     // A lease from before the machine booted is of a container that is gone; only its address may be a present pod's.
     let alive = leases.iter().filter(|lease| !lease.outlived).map(|lease| lease.address);
-    remains.addresses.extend(alive.filter(theirs).chain(bound.keys().copied()));
-    remains.pods.extend(bound.into_values().cloned());
+    remains.addresses.extend(alive.filter(theirs).chain(remains.pods.keys().copied()));
     remains
 }
 
@@ -109,7 +127,7 @@ mod tests {
         let remains = remains(&world(pods), &NodeName::new("n1"), &ranges, leases, false, |a| Some(a) == ours);
         (
             remains.addresses.iter().map(ToString::to_string).collect(),
-            remains.pods.iter().map(|p| p.name.clone()).collect(),
+            remains.pods.values().map(|p| p.name.clone()).collect(),
         )
     }
 
@@ -151,7 +169,7 @@ mod tests {
 
     #[test]
     fn status_names_some_pods_and_counts_all() {
-        let pods = (0..7).map(|n| NamespacedName::new("a", format!("p{n}"))).collect();
+        let pods = (0..7).map(|n| (IpAddr::from([10, 244, 1, n]), NamespacedName::new("a", format!("p{n}")))).collect();
         let text = Remains { pods, ..Remains::default() }.in_words().unwrap();
         assert!(text.starts_with("7 pods are") && text.contains("a/p0") && !text.contains("a/p6"), "{text}");
         assert_eq!(Remains::default().in_words(), None);

@@ -5,7 +5,7 @@ use std::path::Path;
 use tracing::{info, warn};
 
 use super::Reconciler;
-use crate::predecessor::{self, conflists};
+use crate::predecessor::{self, conflists, flannel_here};
 use crate::read;
 
 impl Reconciler {
@@ -15,7 +15,9 @@ impl Reconciler {
         let (ranges, directory) = (self.own.pod_cidrs.clone(), directory.to_owned());
         let found = tokio::task::block_in_place(|| {
             let theirs = leases.leases_before()?;
-            let was_here = !conflists::active(&directory)?.is_empty() || !conflists::aside(&directory)?.is_empty();
+            let flannel_here = || flannel_here(read(&index).world(), &node);
+            let was_here =
+                !conflists::active(&directory, flannel_here)?.is_empty() || !conflists::aside(&directory)?.is_empty();
             let ours = |address| leases.knows(address);
             let remains = predecessor::remains(read(&index).world(), &node, &ranges, &theirs, was_here, ours);
             leases.hold_for_predecessor(&remains.addresses);
@@ -34,7 +36,7 @@ impl Reconciler {
                     warn!(problem, "pods of the network before");
                 }
                 info!(
-                    pods = remains.pods.len(),
+                    pods = remains.names().len(),
                     addresses = remains.addresses.len(),
                     "what the network before still has here"
                 );
@@ -63,7 +65,7 @@ impl Reconciler {
 
     /// Flannel's own pod puts its configuration back whenever it starts.
     pub(super) fn set_predecessor_aside(&self, directory: &Path) {
-        match conflists::set_aside(directory) {
+        match conflists::set_aside(directory, || flannel_here(read(&self.index).world(), &self.node)) {
             Ok(names) => {
                 for name in names {
                     info!(file = %directory.join(name).display(), "set aside: the container runtime now takes ours");

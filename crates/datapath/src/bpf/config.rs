@@ -1,8 +1,10 @@
 //! What the loader and `apply_node` are told.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
+use towpath_model::NodeName;
 use towpath_model::desired::PodSets;
 
 /// Where the loader pins and how much the maps may hold.
@@ -114,13 +116,16 @@ pub struct NodeConfig {
     pub plain_routing: bool,
     /// The tunnel device is another network's, without metadata: what it is given finds its node by that device's own tables.
     pub borrowed_tunnel: bool,
+    /// The other network's tunnel device over IPv6; 0: none.
+    pub borrowed_tunnel6: u32,
 }
 
 /// What packets of pods come by besides our own devices, where another network was here before or still is on other nodes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Surroundings {
-    /// Devices by which packets of other nodes' pods come without an envelope of ours, IPv4 and IPv6; 0: none.
-    pub plain: [u32; 2],
+    /// Devices by which packets of a node's pods may come without an envelope, IPv4 and IPv6; 0: none. Only for nodes that are, or
+    /// were, another network's.
+    pub plain: BTreeMap<NodeName, [u32; 2]>,
     /// Addresses in this node's ranges that are no pods of ours, with the device that each is reached by.
     pub elsewhere: Vec<(IpAddr, u32)>,
 }

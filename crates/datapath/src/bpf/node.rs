@@ -47,23 +47,23 @@ fn encode(node: &NodeConfig) -> abi::NodeConfig {
         tunnel_mac: node.tunnel_mac,
         flags: if node.plain_routing { TP_NODE_PLAIN_ROUTING } else { 0 }
             | if node.borrowed_tunnel { TP_NODE_BORROWED_TUNNEL } else { 0 },
-        pad: 0,
+        tunnel6_ifindex: node.borrowed_tunnel6,
     }
 }
 
 /// Prefixes of all nodes. A node's own address wins over a range that is written the same.
 fn prefixes(peers: &[NodePeer], surroundings: &Surroundings) -> HashMap<CidrKey, abi::Peer> {
     let mut wanted = HashMap::new();
-    let [plain_v4, plain_v6] = surroundings.plain;
     for peer in peers {
         let reach = peer.flannel.map(|flannel| flannel.reach);
         let plain = if reach == Some(Reach::Route) { TP_PEER_PLAIN } else { 0 };
         let mac = if let Some(Reach::TunnelTo(mac)) = reach { mac } else { [0; 6] };
         let local = if peer.local { TP_PEER_LOCAL } else { 0 };
         let entry = abi::Peer { tunnel: Addr::new(peer.tunnel), flags: local | plain, ifindex: 0, mac, pad: [0; 2] };
+        let [plain_v4, plain_v6] =
+            surroundings.plain.get(&peer.name).filter(|_| reach.is_some()).copied().unwrap_or_default();
         for net in &peer.pod_cidrs {
-            let device = if net.addr().is_ipv4() { plain_v4 } else { plain_v6 };
-            let ifindex = if reach.is_some() { device } else { 0 };
+            let ifindex = if net.addr().is_ipv4() { plain_v4 } else { plain_v6 };
             wanted.entry(CidrKey::new(*net)).or_insert(abi::Peer { ifindex, ..entry });
         }
         for address in &peer.addresses {

@@ -87,7 +87,7 @@ fn message(device: u32, address: IpAddr) -> AddressMessage {
     message
 }
 
-fn read(message: &AddressMessage) -> Option<DeviceAddress> {
+pub(super) fn read(message: &AddressMessage) -> Option<DeviceAddress> {
     let (mut address, mut local, mut ours, mut tentative) = (None, None, false, false);
     for attribute in &message.attributes {
         match attribute {

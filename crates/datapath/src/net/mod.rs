@@ -6,6 +6,7 @@
 //! rules and addresses, and by the nftables table [`nft::TABLE`]; nothing else is ever changed or deleted.
 
 pub mod address;
+pub mod address_news;
 pub mod error;
 pub mod filter;
 pub mod foreign;

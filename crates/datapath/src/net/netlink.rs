@@ -234,6 +234,12 @@ fn refused(operation: String, errno: i32, detail: String) -> Error {
     Error::Netlink { operation, detail, source: io::Error::from_raw_os_error(errno) }
 }
 
+/// What one receive gave of content that we can decode.
+pub(super) fn contents(bytes: &[u8]) -> Vec<RouteNetlinkMessage> {
+    let content = |received: Received| if let Answer::Content(message) = received.answer { message } else { None };
+    split(bytes).into_iter().filter_map(content).collect()
+}
+
 /// Splits what one receive gave into messages (`struct nlmsghdr`, linux/netlink.h). Stops at the first that is cut short.
 fn split(mut bytes: &[u8]) -> Vec<Received> {
     let mut messages = Vec::new();

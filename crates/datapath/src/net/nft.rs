@@ -44,6 +44,8 @@ pub struct Facts {
     pub dns: Vec<IpAddr>,
     /// UDP port of the tunnel.
     pub tunnel_port: u16,
+    /// The tunnel device is another network's, and no program of ours judges what it opens: only nodes send envelopes here.
+    pub borrowed_tunnel: bool,
     /// Packets between pods are tracked: another network's pods are here, whose rules and translations go by what is tracked.
     pub track_pods: bool,
 }
@@ -213,6 +215,12 @@ fn family_rules(family: u8, facts: &Facts) -> Vec<Value> {
         let expressions = vec![near, equal(destination(), dns), json!({"drop": null})];
         rules.push(rule("input", "DNS is for this node and its pods", expressions));
     }
+    if let Some(nodes) = of(&hosts(&facts.nodes)).filter(|_| facts.borrowed_tunnel) {
+        // Of whichever of this node's addresses, by whichever device, a pod's too.
+        let envelope = equal(payload("udp", "dport"), json!(facts.tunnel_port));
+        let expressions = vec![envelope, differ(source(), nodes), json!({"drop": null})];
+        rules.push(rule("input", "only nodes send envelopes", expressions));
+    }
     if let Some(services) = of(&facts.services) {
         for chain in ["forward", "output"] {
             rules.extend(refusal(chain, &equal(destination(), services.clone())));
@@ -314,6 +322,7 @@ mod tests {
             untranslated: Vec::new(),
             dns: vec!["169.254.116.10".parse().unwrap()],
             tunnel_port: 8472,
+            borrowed_tunnel: false,
             track_pods: false,
         }
     }
@@ -325,6 +334,13 @@ mod tests {
         assert!(!text.contains("ip6"), "{text}");
         assert!(!text.contains("10.244.1.0\",\"len\":24}},{"), "own pods are part of the cluster: aggregated");
         assert!(text.contains("fully-random"));
+    }
+
+    #[test]
+    fn a_borrowed_tunnel_device_is_for_nodes_only() {
+        let why = "only nodes send envelopes";
+        assert!(!ruleset(&facts()).to_string().contains(why));
+        assert!(ruleset(&Facts { borrowed_tunnel: true, ..facts() }).to_string().contains(why));
     }
 
     #[test]

@@ -13,6 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use towpath_model::NodeName;
 use towpath_model::desired::{NodePeer, Reach};
 
 use super::route::{Encap, Route};
@@ -34,6 +35,8 @@ pub struct Tunnel {
     pub lent: bool,
     /// Index of the uplink.
     pub uplink: u32,
+    /// The devices that lead to nodes which take packets as they are, IPv4 and IPv6.
+    pub plain: BTreeMap<NodeName, [u32; 2]>,
 }
 
 /// What should be there for the peers.
@@ -136,11 +139,16 @@ impl<'a> Path<'a> {
         }
     }
 
+    fn plain_device(&self, gateway: IpAddr) -> u32 {
+        let [v4, v6] = self.tunnel.plain.get(&self.peer.name).copied().unwrap_or([self.tunnel.uplink; 2]);
+        if gateway.is_ipv4() { v4 } else { v6 }
+    }
+
     fn route(&self, table: u32, destination: IpNet, gateway: IpAddr) -> Route {
         Route {
             table,
             destination,
-            device: if self.mac.is_some() { self.tunnel.device } else { self.tunnel.uplink },
+            device: if self.mac.is_some() { self.tunnel.device } else { self.plain_device(gateway) },
             gateway: Some(gateway),
             source: of_family(self.sources, gateway),
             encap: self.encap.clone(),
@@ -150,8 +158,6 @@ impl<'a> Path<'a> {
 
 #[cfg(test)]
 mod tests {
-    use towpath_model::NodeName;
-
     use super::*;
 
     fn peer(name: &str, address: &str, ranges: &[&str], local: bool) -> NodePeer {
@@ -174,6 +180,7 @@ mod tests {
             gateways: vec!["10.244.1.1".parse().unwrap()],
             lent: false,
             uplink: 2,
+            plain: BTreeMap::new(),
         }
     }
 
@@ -244,5 +251,8 @@ mod tests {
         let route = &tables.ranges[0];
         assert_eq!((route.device, route.gateway), (2, Some("192.0.2.2".parse().unwrap())));
         assert!(route.encap.is_none() && tables.neighbours.is_empty() && tables.nodes.is_empty());
+        let plain = [(NodeName::new("b"), [9, 2])].into();
+        let over_another_card = super::tables(&Tunnel { plain, ..tunnel() }, &[flannels(Reach::Route)]);
+        assert_eq!(over_another_card.ranges[0].device, 9);
     }
 }

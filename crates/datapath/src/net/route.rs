@@ -67,6 +67,15 @@ impl Route {
         self.request("replace", Message::NewRoute(self.message()), NLM_F_CREATE | NLM_F_REPLACE)
     }
 
+    /// What has to come before [`Route::replace`] of another: IPv6 takes a next hop within the range itself only if the range leads to its
+    /// device already, onlink or not (`ip6_route_check_nh_onlink`). For an instant the range is without a next hop, on the right device.
+    fn turned_from(&self, other: &Self) -> Option<Request> {
+        let within = self.gateway.is_some_and(|gateway| gateway.is_ipv6() && self.destination.contains(&gateway));
+        let first = Self { gateway: None, ..self.clone() };
+        (within && other.device != self.device)
+            .then(|| first.request("turn", Message::NewRoute(first.message()), NLM_F_CREATE | NLM_F_REPLACE))
+    }
+
     /// Request: delete it.
     pub fn delete(&self) -> Request {
         let mut message = self.message();
@@ -239,7 +248,13 @@ pub fn ensure_or_yield(
     for route in wanted {
         match present.remove(&route.key()) {
             Some(same) if same == *route => continue,
-            Some(_) => requests.push(route.replace()),
+            Some(other) => {
+                if let Some(turned) = route.turned_from(&other) {
+                    requests.push(turned);
+                    yielding.push(false);
+                }
+                requests.push(route.replace());
+            }
             None => requests.push(route.add()),
         }
         yielding.push(yields(route.destination));

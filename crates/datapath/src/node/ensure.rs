@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use towpath_model::desired::Backend;
 
-use super::{Node, cgroup_root, program_error};
+use super::{Node, cgroup_root, lent, program_error};
 use crate::bpf::NodeConfig;
 use crate::error::Error;
 use crate::net::link::{self, Link, TUNNEL_DEVICE};
@@ -128,6 +128,7 @@ impl Node {
         let facts = &self.facts;
         let Some(programs) = &mut self.programs else { return Ok(()) };
         let plain_routing = rule::is_plain(&mut self.netlink)?;
+        let borrowed_tunnel6 = if self.lent.is_some() { lent::tunnel6(&link::list(&mut self.netlink)?) } else { 0 };
         programs.apply_node(&NodeConfig {
             addresses: settings.addresses.clone(),
             dns_addresses: settings.dns_addresses.clone(),
@@ -141,6 +142,7 @@ impl Node {
             node_ports: settings.node_ports,
             plain_routing,
             borrowed_tunnel: self.lent.is_some(),
+            borrowed_tunnel6,
         })?;
         self.ensure_node_hooks()?;
         let cgroup = match &self.config.cgroup {

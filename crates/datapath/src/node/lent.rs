@@ -8,10 +8,12 @@
 //! Nothing of the device itself is changed, and no entry of others in its tables is deleted. What is changed of the bridge is that the
 //! node answers ARP and neighbour discovery on it for pods of its range that are elsewhere.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use rtnetlink::packet_route::link::InfoKind;
-use towpath_model::desired::Backend;
+use towpath_model::NodeName;
+use towpath_model::desired::{Backend, Reach};
 
 use super::Node;
 use crate::bpf::Surroundings;
@@ -74,6 +76,11 @@ pub(super) fn find(netlink: &mut Netlink, backend: &Backend) -> Result<Option<Li
         .into());
     }
     Ok(Some(found.clone()))
+}
+
+/// Index of Flannel's device over IPv6, 0 when there is none.
+pub(super) fn tunnel6(links: &[Link]) -> u32 {
+    links.iter().find(|l| l.name.starts_with(FLANNEL_VXLAN_V6)).map_or(0, |l| l.index)
 }
 
 impl Node {
@@ -148,15 +155,35 @@ impl Node {
         Ok(applied)
     }
 
+    /// By which devices nodes that are or were Flannel's send packets as they are (`host-gw`, and DirectRouting): those that the kernel's
+    /// routes lead to them by, where flanneld was given another card (`--iface`) than the uplink.
+    /// Of a node whose annotations went just now that is as before: others, who have not heard yet, go on so.
+    fn devices_of_flannels_nodes(&mut self) -> Result<BTreeMap<NodeName, [u32; 2]>, Error> {
+        let mut plain: BTreeMap<NodeName, [u32; 2]> = BTreeMap::new();
+        for peer in &self.peers {
+            let Some(flannel) = peer.flannel else { continue };
+            if let Some(before) = self.plain.get(&peer.name).filter(|_| flannel.reach == Reach::Tunnel) {
+                plain.insert(peer.name.clone(), *before);
+                continue;
+            }
+            let devices = plain.entry(peer.name.clone()).or_insert([self.facts.uplink_ifindex; 2]);
+            for (device, v4) in devices.iter_mut().zip([true, false]) {
+                let mut ends = [peer.tunnel].into_iter().chain(peer.addresses.iter().copied());
+                if let Some(end) = ends.find(|address| address.is_ipv4() == v4)
+                    && let Some(towards) = route::device_towards(&mut self.netlink, end)?
+                {
+                    *device = towards;
+                }
+            }
+        }
+        Ok(plain)
+    }
+
     /// Has the programs know the peers, and what besides our own devices packets come by.
     pub(super) fn ensure_surroundings(&mut self) -> Result<(), Error> {
-        let mut surroundings = Surroundings { plain: [self.facts.uplink_ifindex; 2], elsewhere: Vec::new() };
+        self.plain = self.devices_of_flannels_nodes()?;
+        let mut surroundings = Surroundings { plain: self.plain.clone(), elsewhere: Vec::new() };
         let links = link::list(&mut self.netlink)?;
-        if self.lent.is_some()
-            && let Some(v6) = links.iter().find(|l| l.name.starts_with(FLANNEL_VXLAN_V6))
-        {
-            surroundings.plain = [self.facts.uplink_ifindex, v6.index];
-        }
         for address in &self.elsewhere {
             // Nobody there any more, or not yet: nothing comes from it.
             if let Some(device) = route::device_towards(&mut self.netlink, *address)? {

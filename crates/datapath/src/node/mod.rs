@@ -18,6 +18,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use towpath_model::NodeName;
 use towpath_model::desired::{Backend, NodePeer, PolicyImage, ServiceChanges, ServiceTable};
 
 use self::hooks::{Attachment, Part};
@@ -25,9 +26,10 @@ use self::reaper::Reaper;
 use self::release::{Releaser, UdpTable};
 use crate::bpf::{self, BpfConfig, Changes, Programs, ServicesApplied};
 use crate::error::Error;
-use crate::net::link::{self, TUNNEL_DEVICE};
+use crate::net::link::{self, Link, TUNNEL_DEVICE};
 use crate::net::netlink::Netlink;
 use crate::net::peers::{PeerTables, Tunnel};
+use crate::net::uplink::Outside;
 use crate::net::{self, gateway_of, mac, netns, nft, of_family, peers, uplink};
 use crate::records::Records;
 use crate::requests::{Applied, DatapathConfig, NodeFacts, NodeStatus, ServiceFlows};
@@ -67,6 +69,8 @@ pub(crate) struct Node {
     peers: Vec<NodePeer>,
     /// Name of the tunnel device, where it is another network's.
     lent: Option<String>,
+    /// Devices by which packets of Flannel's nodes come as they are, IPv4 and IPv6.
+    plain: BTreeMap<NodeName, [u32; 2]>,
     /// Bridges of another network on which the node answers for pods here, by index with their names.
     bridges: BTreeMap<u32, String>,
     /// Addresses in this node's ranges that another network's pods hold.
@@ -129,6 +133,7 @@ impl Node {
             hooked: None,
             awaited,
             lent: None,
+            plain: BTreeMap::new(),
             bridges: BTreeMap::new(),
             elsewhere: BTreeSet::new(),
             peers: Vec::new(),
@@ -252,6 +257,30 @@ impl Node {
         self.programs.as_ref().map_or_else(|| Ok(R::default()), |programs| read(programs).map_err(program_error))
     }
 
+    /// See [`crate::Datapath::follow_addresses`].
+    pub(crate) fn follow_addresses(&mut self) -> Result<Applied, Error> {
+        let mut applied = Applied::default();
+        let uplink = uplink::find(&mut self.netlink, &self.config.settings.addresses, self.config.uplink.as_deref())?;
+        let outside = find_outside(&mut self.netlink, &self.config, &uplink)?;
+        let (devices, addresses) = (&mut self.facts.outside, &mut self.facts.more_addresses);
+        if (&*devices, &*addresses) == (&outside.devices, &outside.addresses) {
+            return Ok(applied);
+        }
+        for come in outside.addresses.iter().filter(|address| !addresses.contains(address)) {
+            applied.changes.push(format!("address {come} has come"));
+        }
+        for gone in addresses.iter().filter(|address| !outside.addresses.contains(address)) {
+            applied.changes.push(format!("address {gone} has gone"));
+        }
+        (*devices, *addresses) = (outside.devices, outside.addresses);
+        self.ensure_node_hooks()?;
+        if self.peers_known {
+            self.apply_prefixes()?;
+        }
+        applied.note(self.ensure_nftables(false));
+        Ok(applied)
+    }
+
     /// See [`crate::Datapath::audit`].
     pub(crate) fn audit(&mut self) -> Applied {
         let mut applied = Applied::default();
@@ -303,6 +332,7 @@ impl Node {
             gateways: self.facts.gateways.clone(),
             lent: self.lent.is_some(),
             uplink: self.facts.uplink_ifindex,
+            plain: self.plain.clone(),
         }
     }
 
@@ -322,6 +352,8 @@ impl Node {
             untranslated: settings.non_masquerade_cidrs.clone(),
             dns: settings.dns_addresses.clone(),
             tunnel_port: port,
+            // Before the peers are known every node would be a stranger.
+            borrowed_tunnel: self.lent.is_some() && self.peers_known,
             // Before the first peers nothing is known of another network's pods either.
             track_pods: !self.elsewhere.is_empty() || !self.peers_known,
         }
@@ -362,8 +394,7 @@ fn gather_with(netlink: &mut Netlink, config: &DatapathConfig, tunnel: Option<Ip
     lent::find(netlink, &settings.backend)?;
     let tunnel_mtu = uplink::tunnel_mtu(uplink.mtu, tunnel_address);
     let present = link::by_name(netlink, TUNNEL_DEVICE)?;
-    let mut outside = uplink::outside(netlink, &uplink, &config.devices)?;
-    outside.addresses.retain(|address| !settings.addresses.contains(address));
+    let outside = find_outside(netlink, config, &uplink)?;
     Ok(NodeFacts {
         uplink: uplink.name,
         uplink_ifindex: uplink.index,
@@ -378,6 +409,13 @@ fn gather_with(netlink: &mut Netlink, config: &DatapathConfig, tunnel: Option<Ip
         gateways: settings.pod_cidrs.iter().copied().filter_map(gateway_of).collect(),
         netns_cookie: netns::cookie()?,
     })
+}
+
+/// What leads out of the node, with its addresses there that its object does not name.
+fn find_outside(netlink: &mut Netlink, config: &DatapathConfig, uplink: &Link) -> Result<Outside, Error> {
+    let mut outside = uplink::outside(netlink, uplink, &config.devices)?;
+    outside.addresses.retain(|address| !config.settings.addresses.contains(address));
+    Ok(outside)
 }
 
 /// The root of the cgroup2 mount.

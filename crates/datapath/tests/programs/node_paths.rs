@@ -91,6 +91,19 @@ fn the_uplink_takes_no_address_of_the_cluster_from_outside() {
             let tunnelled = |src| arriving(MAC_UPLINK, src, 4000, h.node, 4789, L4::udp(b"vxlan"));
             w.from_uplink(&tunnelled(h.node2)).passed();
             w.from_uplink(&tunnelled(h.outside)).dropped("tunnel_outsider");
+            // Also to an address that the node has besides, where a device that another network lent takes them unjudged.
+            let further = if h.node.is_ipv4() { ip("198.51.100.1") } else { ip("2001:db8:77::1") };
+            let to_further = |src| arriving(MAC_UPLINK, src, 4000, further, 4789, L4::udp(b"vxlan"));
+            w.from_uplink(&to_further(h.outside)).passed();
+            let mut peers = peers();
+            peers[0].addresses.push(further);
+            w.programs.apply_peers(&peers).unwrap();
+            w.from_uplink(&to_further(h.outside)).dropped("tunnel_outsider");
+            w.from_uplink(&to_further(h.node2)).passed();
+            // What a pod sends such an address comes in the tunnel, and is the stack's.
+            w.from_tunnel(&arriving(MAC_TUNNEL, h.remote, 4000, further, 80, L4::syn()), "192.168.50.2").passed();
+            w.from_tunnel(&arriving(MAC_TUNNEL, h.remote, 4000, h.outside, 80, L4::syn()), "192.168.50.2")
+                .dropped("no_pod");
             // Not ours: frames for another station.
             let mut other = arriving(MAC_UPLINK, h.a, 1, h.node, 2, L4::syn());
             other.dst_mac = MAC_ROUTER;
@@ -194,10 +207,10 @@ fn a_pod_reaches_a_node_port_of_any_node() {
         for family in BOTH {
             let h = hosts(family);
             w.serve(1 + family as u32, family, None, 30080, Protocol::Tcp, &[SocketAddr::new(h.b, 8080)]);
-            for node in [h.node, h.node2] {
-                let got = w.from_pod(&sent_by(h.a, 4000, node, 30080, L4::syn())).into_pod(w.pod_b);
+            for (node, port) in [(h.node, 4001), (h.node2, 4002)] {
+                let got = w.from_pod(&sent_by(h.a, port, node, 30080, L4::syn())).into_pod(w.pod_b);
                 assert_eq!(got.dst.port(), 8080);
-                let back = w.from_pod(&sent_by(h.b, 8080, h.a, 4000, L4::tcp(SYN | ACK))).into_pod(w.pod_a);
+                let back = w.from_pod(&sent_by(h.b, 8080, h.a, port, L4::tcp(SYN | ACK))).into_pod(w.pod_a);
                 assert_eq!(back.src, SocketAddr::new(node, 30080));
             }
             w.from_pod(&sent_by(h.a, 4000, h.outside, 30080, L4::syn())).passed();

@@ -23,7 +23,8 @@ fn with_flannel(reach: Reach) -> impl FnOnce(&mut World) {
         let mut peers = peers();
         peers[1].flannel = Some(FlannelPeer { reach, taken_over: false });
         let elsewhere = BOTH.map(|family| (old(family), BRIDGE)).to_vec();
-        w.programs.surround(Surroundings { plain: [w.uplink; 2], elsewhere });
+        let plain = [(peers[1].name.clone(), [w.uplink; 2])].into();
+        w.programs.surround(Surroundings { plain, elsewhere });
         w.programs.apply_peers(&peers).unwrap();
     }
 }
@@ -112,6 +113,13 @@ fn over_a_borrowed_device_what_is_not_put_into_an_envelope_goes_to_the_routes() 
             let frame = arriving(MAC_HOST, h.remote, 4001, h.a, 80, L4::syn());
             w.to_pod(&frame, w.pod_a, w.tunnel).passed();
         }
+        // And over IPv6 in a device of its own, which is no other's.
+        w.programs.apply_node(&NodeConfig { borrowed_tunnel6: BRIDGE, ..config.clone() }).unwrap();
+        let h = hosts(Family::V6);
+        let by_v6 = |sport| arriving(MAC_HOST, h.remote, sport, h.a, 80, L4::syn());
+        w.to_pod(&by_v6(4003), w.pod_a, BRIDGE).passed();
+        w.to_pod(&by_v6(4004), w.pod_a, w.uplink).passed();
+        w.to_pod(&by_v6(4005), w.pod_a, w.pod_b).dropped("spoofed_node");
         // An underlay that envelopes are not written for.
         let mut peers = peers();
         peers[1].tunnel = ip("fd50::2");

@@ -34,6 +34,75 @@ fn a_service_is_translated_and_its_answer_translated_back() {
     });
 }
 
+/// A client that reaches one backend by two addresses from one port has two connections, of which the backend knows one. What the
+/// second sends is refused while the first is open, so that neither gets the other's answers.
+#[test]
+fn who_asks_one_backend_by_two_addresses_from_one_port_gets_no_answer_of_the_others() {
+    in_world(|w| {
+        for family in BOTH {
+            let h = hosts(family);
+            let backend = SocketAddr::new(h.b, 8080);
+            for (n, protocol) in [(1, Protocol::Tcp), (11, Protocol::Udp)] {
+                w.serve(n + family as u32, family, Some(h.service), 80, protocol, &[backend]);
+                w.serve(n + 20 + family as u32, family, None, 30080, protocol, &[backend]);
+            }
+            let (by_service, by_port) = ((h.service, 80), (h.node, 30080));
+            let send = |w: &World, to: (std::net::IpAddr, u16), l4| w.from_pod(&sent_by(h.a, 4000, to.0, to.1, l4));
+            let answered_by = |w: &World, l4| w.from_pod(&sent_by(h.b, 8080, h.a, 4000, l4)).into_pod(w.pod_a).src;
+            let reset = |frame: crate::frame::Frame, from: (std::net::IpAddr, u16)| {
+                assert_eq!((frame.src, frame.dst), (from.into(), SocketAddr::new(h.a, 4000)));
+                assert!(matches!(frame.l4, L4::Tcp { flags, .. } if flags & RST != 0), "{frame:?}");
+            };
+            for (first, second) in [(by_service, by_port), (by_port, by_service)] {
+                send(w, first, L4::syn()).into_pod(w.pod_b);
+                for other in [second, (h.b, 8080)] {
+                    // While the first shakes hands, and when it is open.
+                    reset(send(w, other, L4::syn()).into_pod(w.pod_a), other);
+                    assert_eq!(answered_by(w, L4::tcp(SYN | ACK)), first.into());
+                    send(w, first, L4::data(b"x")).into_pod(w.pod_b);
+                    reset(send(w, other, L4::syn()).into_pod(w.pod_a), other);
+                    assert_eq!(answered_by(w, L4::data(b"y")), first.into());
+                }
+                // When it is closed, the port is free.
+                send(w, first, L4::tcp(RST)).into_pod(w.pod_b);
+                send(w, second, L4::syn()).into_pod(w.pod_b);
+                assert_eq!(answered_by(w, L4::tcp(SYN | ACK)), second.into());
+                send(w, second, L4::tcp(RST)).into_pod(w.pod_b);
+            }
+            // The pod itself, and then by the Service.
+            send(w, (h.b, 8080), L4::syn()).into_pod(w.pod_b);
+            reset(send(w, by_service, L4::syn()).into_pod(w.pod_a), by_service);
+            assert_eq!(answered_by(w, L4::tcp(SYN | ACK)), SocketAddr::new(h.b, 8080));
+            // One socket may send to both, without a connection.
+            send(w, by_service, L4::udp(b"x")).into_pod(w.pod_b);
+            for other in [by_port, (h.b, 8080)] {
+                let refused = send(w, other, L4::udp(b"x")).into_pod(w.pod_a);
+                assert!(refused.src.ip() == other.0 && matches!(refused.l4, L4::Icmp { .. }), "{refused:?}");
+            }
+            assert_eq!(answered_by(w, L4::udp(b"y")), by_service.into());
+            send(w, by_service, L4::udp(b"x")).into_pod(w.pod_b);
+        }
+    });
+}
+
+#[test]
+fn who_is_outside_is_told_apart_by_the_address_that_was_asked() {
+    in_world(|w| {
+        for family in BOTH {
+            let h = hosts(family);
+            for (n, port) in [(1, 30080), (11, 30081)] {
+                w.serve(n + family as u32, family, None, port, Protocol::Tcp, &[SocketAddr::new(h.b, 8080)]);
+            }
+            let ask = |w: &World, port, l4| w.from_uplink(&arriving(MAC_UPLINK, h.outside, 4000, h.node, port, l4));
+            ask(w, 30080, L4::syn()).into_pod(w.pod_b);
+            let refused = ask(w, 30081, L4::syn()).out_of(2, w.uplink);
+            assert_eq!(refused.src, SocketAddr::new(h.node, 30081));
+            let answer = w.from_pod(&sent_by(h.b, 8080, h.outside, 4000, L4::tcp(SYN | ACK))).out_of(3, w.uplink);
+            assert_eq!(answer.src, SocketAddr::new(h.node, 30080));
+        }
+    });
+}
+
 #[test]
 fn a_udp_packet_without_a_checksum_stays_without() {
     in_world(|w| {

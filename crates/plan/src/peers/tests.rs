@@ -155,6 +155,8 @@ fn a_node_of_flannels_is_reached_by_its_device_and_outer_address() {
     let after = plan(&world(nodes()), &NodeName::new("n1"), &before.peers, &tunnels(&["n1", "n2"]));
     assert_eq!(after.peers[1].flannel, Some(FlannelPeer { reach: Reach::TunnelTo(MAC), taken_over: true }));
     assert_eq!(after.peers[1].tunnel.to_string(), "192.168.0.2", "our agents send from the node's own address");
+    let known: Vec<String> = after.peers[1].addresses.iter().map(ToString::to_string).collect();
+    assert_eq!(known, ["192.168.0.2", "203.0.113.2"], "and Flannel's device for its old pods from the annotation's");
 
     let mut bare = nodes();
     bare[1].flannel = None;
@@ -196,6 +198,19 @@ fn host_gw_is_reached_by_route() {
 }
 
 #[test]
+fn host_gw_over_another_card_stays_there_when_the_node_is_taken_over() {
+    let annotations = flannel::announcing_host_gw(&["203.0.113.2".parse().unwrap()]);
+    let nodes = vec![
+        node("n1", &["192.168.0.1"], &["10.244.1.0/24"]),
+        flannels(node("n2", &["192.168.0.2"], &["10.244.2.0/24"]), annotations),
+    ];
+    for taken_over in [&["n1"][..], &["n1", "n2"]] {
+        let peers = plan(&world(nodes.clone()), &NodeName::new("n1"), &[], &tunnels(taken_over)).peers;
+        assert_eq!(peers[1].tunnel.to_string(), "203.0.113.2", "{taken_over:?}");
+    }
+}
+
+#[test]
 fn what_cannot_work_with_flannel_is_named() {
     let mut odd = flannel::announcing_host_gw(&["192.168.0.3".parse().unwrap()]);
     odd.insert(format!("{}backend-type", flannel::PREFIX), "wireguard".to_owned());
@@ -216,16 +231,19 @@ fn nobody_takes_an_address_by_an_annotation() {
         ("127.0.0.1", "cannot be"),
     ] {
         let annotations = flannel::announcing_vxlan(&[(end.parse().unwrap(), Vtep { vni: 1, mac: MAC })]);
-        let peers = planned(vec![
+        let nodes = vec![
             node("n1", &["192.168.0.1"], &["10.244.1.0/24"]),
             node("n2", &["192.168.0.2"], &["10.244.2.0/24"]),
             flannels(node("liar", &["192.168.0.9"], &["10.244.9.0/24"]), annotations),
-        ]);
+        ];
+        let peers = planned(nodes.clone());
         assert_eq!(names(&peers), ["n1", "n2"], "{end}");
-        assert!(
-            peers.refused[&NodeName::new("liar")].iter().any(|reason| reason.contains(why)),
-            "{end}: {:?}",
-            peers.refused
-        );
+        let refused = |peers: &Peers| peers.refused[&NodeName::new("liar")].iter().any(|reason| reason.contains(why));
+        assert!(refused(&peers), "{end}: {:?}", peers.refused);
+        // A node that was taken over is itself all the same.
+        let peers = plan(&world(nodes), &NodeName::new("n1"), &[], &tunnels(&["n1", "n2", "liar"]));
+        assert_eq!(names(&peers), ["liar", "n1", "n2"], "{end}");
+        assert!(refused(&peers), "{end}: {:?}", peers.refused);
+        assert_eq!(peers.peers[0].addresses.len(), 1, "{end}");
     }
 }

@@ -63,6 +63,15 @@ pub fn api_server() -> NamespacedName {
     NamespacedName::new("default", "kubernetes")
 }
 
+/// What the port names of host ports in the table begin with: no name of a Service's port has a space.
+const NAME: &str = "hostPort ";
+
+/// Which host port a target of the table is, in words (`hostPort 8088 on 192.0.2.1`); its `service` is then the pod. None: it is a
+/// Service's.
+pub fn host_port_of(target: &FrontendTarget) -> Option<&str> {
+    Some(target.port_name.as_str()).filter(|name| name.starts_with(NAME))
+}
+
 /// Addresses of this node's pods as CNI ADD gave them: known before the API has them in `status.podIPs`.
 pub type OwnPods = BTreeMap<NamespacedName, Vec<IpAddr>>;
 
@@ -155,7 +164,7 @@ impl Planner {
             Frontend { address: Some(front), family: family_of(front), port: port.port, protocol: port.protocol };
         let key = PortKey {
             service: pod.name.clone(),
-            port: format!("hostPort {} on {front}", port.port),
+            port: format!("{NAME}{} on {front}", port.port),
             protocol: port.protocol,
             scope: Scope::HostPort,
         };
@@ -173,6 +182,18 @@ impl Planner {
         planned.ports.insert(key.clone());
         planned.held.insert(backend);
         planned.claims.insert((frontend, (Rank::HostPort, key)), target);
+    }
+
+    /// How many host ports the pods of a node have in the table, each once, on however many addresses.
+    pub fn count_host_ports(&self, world: &World, node: &NodeName) -> usize {
+        let here = |name: &NamespacedName| world.pods.get(name).is_some_and(|pod| pod.node.as_ref() == Some(node));
+        let mut count = 0;
+        for (name, planned) in self.planned_pods.iter().filter(|(name, _)| here(name)) {
+            let frontends = planned.claims.keys().map(|(frontend, _)| frontend);
+            let had = frontends.filter(|f| self.table.frontends.get(f).is_some_and(|target| target.service == *name));
+            count += had.map(|frontend| (frontend.port, frontend.protocol)).collect::<BTreeSet<_>>().len();
+        }
+        count
     }
 
     /// The host ports that wait for what a NodePort (`frontend`) leaves, or have to make room for it.

@@ -37,7 +37,7 @@ use towpath_model::{EndpointSlice, NamespacedName, NodeName, Protocol, Service, 
 use crate::Changed;
 use ids::Ids;
 
-pub use host_ports::{OwnPods, api_server};
+pub use host_ports::{OwnPods, api_server, host_port_of};
 
 /// Facts of the cluster that Services depend on.
 #[derive(Clone, Debug)]

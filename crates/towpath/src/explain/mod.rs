@@ -18,7 +18,7 @@ use serde::Serialize;
 use towpath_model::custom::NetworkConfigSpec;
 use towpath_model::desired::{Algorithm, BackendAddress, Frontend, RowProtocol, Verdict};
 use towpath_model::{NamespacedName, NodeName, Protocol, Service, TrafficPolicy, World, family_of};
-use towpath_plan::services::{Planner, ServiceConfig};
+use towpath_plan::services::{OwnPods, Planner, ServiceConfig, host_port_of};
 use towpath_plan::{Changed, modes};
 use towpath_policy::{Decision, Evaluator, Flow, Holder, View};
 use towpath_wire::config::AgentConfig;
@@ -63,8 +63,11 @@ pub(crate) struct End {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Translation {
-    /// The Service.
+    /// The Service; with `binding`: the pod.
     pub(crate) service: NamespacedName,
+    /// The host port, where it is one and no Service's (`hostPort 8088 on 192.0.2.1`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) binding: Option<String>,
     /// What the sender connects to.
     pub(crate) frontend: String,
     /// Where the translation happens.
@@ -211,7 +214,13 @@ pub(crate) fn explain(world: &World, facts: &Facts, from: &Target, to: &Target, 
     let case = Case { world, evaluator: Evaluator::new(&view), dns: &facts.dns };
     let (source, destination) = who::pair(from, to)?;
     let from = case.end(source);
-    let to = case.end(destination);
+    let to = match &from.node {
+        _ if !destination.is_loopback() => case.end(destination),
+        Some(node) if from.what.starts_with("node ") => {
+            End { what: format!("loopback of node {node}"), address: destination, node: from.node.clone() }
+        }
+        _ => bail!("{destination} is its own for every host and pod: ask from node/NAME for what a node has there"),
+    };
     let (service, destinations, refused) = case.translate(facts, &from, destination, port);
     // An outside client's packets enter where the Service is translated: at the node that it addressed.
     let entry = service.as_ref().filter(|_| from.node.is_none()).and_then(|_| to.node.clone());
@@ -258,7 +267,9 @@ impl Case<'_> {
             return (None, vec![(to, number)], is_service.then_some(Outcome::NoReply));
         };
         let mut planner = Planner::new(facts.services.clone());
-        let table = planner.plan(self.world, &place, Changed::All, Duration::ZERO);
+        planner.plan(self.world, &place, Changed::All, Duration::ZERO);
+        planner.plan_host_ports(self.world, &place, &OwnPods::new(), Duration::ZERO);
+        let table = planner.table();
         let family = family_of(to);
         let exact = Frontend { address: Some(to), family, port: number, protocol };
         let any_node = Frontend { address: None, ..exact };
@@ -277,6 +288,7 @@ impl Case<'_> {
         };
         let translation = Translation {
             service: target.service.clone(),
+            binding: host_port_of(target).map(str::to_owned),
             frontend: show::address_port(to, number),
             place,
             backends: backends.iter().map(|b| show::address_port(b.address, b.port)).collect(),

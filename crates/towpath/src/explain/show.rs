@@ -23,8 +23,13 @@ impl fmt::Display for Explanation {
             self.from.what, self.from.address, self.to.what, self.to.address, self.protocol
         )?;
         if let Some(service) = &self.service {
-            writeln!(f, "  Service {} at {}: translated {}", service.service, service.frontend, service.place)?;
+            let what = match &service.binding {
+                Some(binding) => format!("{binding}, of pod {}:", service.service),
+                None => format!("Service {} at {}:", service.service, service.frontend),
+            };
+            writeln!(f, "  {what} translated {}", service.place)?;
             match service.backends.len() {
+                1 if service.binding.is_some() => writeln!(f, "    to {}", service.backends.join(""))?,
                 0 => writeln!(f, "    no ready endpoint")?,
                 1 => writeln!(f, "    its only endpoint: {}", service.backends.join(""))?,
                 n => {

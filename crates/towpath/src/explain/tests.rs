@@ -1,8 +1,8 @@
 use std::collections::BTreeMap;
 
 use towpath_model::{
-    Conditions, Endpoint, EndpointPort, EndpointSlice, Labels, Namespace, NetworkPolicy, Node, Phase, Pod, PolicyPort,
-    PolicyRule, PortMatch, Selector, Service, ServiceKind, ServicePort, TargetPort, TrafficPolicy,
+    Conditions, Endpoint, EndpointPort, EndpointSlice, HostPort, Labels, Namespace, NetworkPolicy, Node, Phase, Pod,
+    PolicyPort, PolicyRule, PortMatch, Selector, Service, ServiceKind, ServicePort, TargetPort, TrafficPolicy,
 };
 
 use super::*;
@@ -155,6 +155,38 @@ fn a_node_port_from_outside_is_translated_on_the_node_addressed() {
     assert!(answer.service.unwrap().place.contains("node n2, at the uplink"));
     assert!(answer.ways[0].path[1].contains("node n2: from its uplink, VXLAN to node n1"), "{:?}", answer.ways[0].path);
     assert!(answer.ways[1].path[1].contains("node n2: from its uplink"), "{:?}", answer.ways[1].path);
+}
+
+#[test]
+fn a_host_port_names_the_pod_and_the_binding() {
+    let mut world = world();
+    let web = world.pods.get_mut(&NamespacedName::new("default", "web-2")).unwrap();
+    let port = |port, address: Option<&str>| HostPort {
+        port,
+        container_port: 80,
+        protocol: Protocol::Tcp,
+        address: address.map(|a| a.parse().unwrap()),
+    };
+    web.host_ports = vec![port(8088, None), port(8089, Some("127.0.0.1"))];
+    for from in ["203.0.113.10", "pod/client", "node/n1"] {
+        let answer = ask(&world, from, "node/n2", "8088");
+        assert_eq!(answer.outcome, Outcome::Allow, "{answer}");
+        let text = answer.to_string();
+        assert!(text.contains("hostPort 8088 on 192.168.255.12, of pod default/web-2:"), "{text}");
+        assert!(text.contains("to 10.244.1.3:80") && !text.contains("Service"), "{text}");
+    }
+    // On loopback it is for the node alone, and another node has none of it.
+    let text = ask(&world, "node/n2", "127.0.0.1", "8089").to_string();
+    assert!(text.contains("hostPort 8089 on 127.0.0.1, of pod default/web-2:"), "{text}");
+    for (from, to, port) in
+        [("node/n1", "127.0.0.1", "8089"), ("203.0.113.10", "node/n2", "8089"), ("pod/client", "node/n1", "8088")]
+    {
+        assert_eq!(ask(&world, from, to, port).service, None, "{from} to {to} {port}");
+    }
+    let parse = |text| who::parse(&world, "default", text).unwrap();
+    let from_pod =
+        explain(&world, &Facts::of(&world, None), &parse("pod/client"), &parse("127.0.0.1"), "8089".parse().unwrap());
+    assert!(from_pod.unwrap_err().to_string().contains("node/NAME"));
 }
 
 #[test]

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use ipnet::IpNet;
 use towpath_agent::predecessor::conflists;
 use towpath_agent::predecessor::host_local::{HostLocal, HostLocalLease};
-use towpath_datapath::predecessor::{Leftovers, clean, survey};
+use towpath_datapath::predecessor::{CalicoDevice, Leftovers, clean, survey};
 use towpath_wire::config::AgentConfig;
 use towpath_wire::status::AgentStatus;
 
@@ -72,9 +72,11 @@ fn ranges(config: &AgentConfig) -> Result<Vec<IpNet>> {
 fn look(config: &AgentConfig, ranges: &[IpNet]) -> Result<Found> {
     let directory = &config.cni_conf_dir;
     let shown = directory.display();
+    let status = crate::status::ask(&config.status_socket());
+    let kernel = survey(ranges).context("could not look at this node's network")?;
+    let flannel_here = || !kernel.tunnels.is_empty() || status.as_ref().is_ok_and(|status| status.flannel_here);
     Ok(Found {
-        status: crate::status::ask(&config.status_socket()),
-        active: conflists::active(directory).with_context(|| format!("could not read {shown}"))?,
+        active: conflists::active(directory, flannel_here).with_context(|| format!("could not read {shown}"))?,
         aside: conflists::aside(directory).with_context(|| format!("could not read {shown}"))?,
         leases: HostLocal::new(&config.cni_state_dir)
             .leases()
@@ -82,7 +84,8 @@ fn look(config: &AgentConfig, ranges: &[IpNet]) -> Result<Found> {
             .into_iter()
             .filter(|lease| is_of(lease, ranges))
             .collect(),
-        kernel: survey(ranges).context("could not look at this node's network")?,
+        status,
+        kernel,
     })
 }
 
@@ -93,10 +96,6 @@ fn is_of(lease: &HostLocalLease, ranges: &[IpNet]) -> bool {
 
 fn describe(found: &Found) -> String {
     let list = |items: &[String]| if items.is_empty() { "none".to_owned() } else { items.join(", ") };
-    let kernel = &found.kernel;
-    let mut devices = kernel.tunnels.clone();
-    devices.extend(kernel.bridge.iter().map(|(name, ports)| format!("{name} with {ports} devices on it")));
-    devices.extend(kernel.calico_devices.clone());
     let outlived = found.leases.iter().filter(|lease| lease.outlived).count();
     let lines = [
         (
@@ -120,14 +119,51 @@ fn describe(found: &Found) -> String {
             "leases of the network before",
             format!("{}, of containers from before the last boot {outlived}", found.leases.len()),
         ),
-        ("devices", list(&devices)),
-        ("routes over other nodes", list(&kernel.routes.iter().map(ToString::to_string).collect::<Vec<_>>())),
-        ("nftables tables", list(&kernel.tables)),
-        ("chains", format!("{}, and {} rules that lead to them", kernel.chains.len(), kernel.jumps)),
     ];
     let mut text: Vec<String> = lines.iter().map(|(what, value)| format!("{what}: {value}")).collect();
+    match in_the_kernel(found) {
+        kernel if kernel.is_empty() => text.push("devices, routes and rules: none".to_owned()),
+        kernel => text.extend(kernel),
+    }
     text.push(format!("next: {}", next(found)));
     text.join("\n")
+}
+
+/// What is in the kernel, a line a kind.
+fn in_the_kernel(found: &Found) -> Vec<String> {
+    let kernel = &found.kernel;
+    let mut devices = kernel.tunnels.clone();
+    devices.extend(kernel.bridge.iter().map(|(name, ports)| format!("{name} with {ports} devices on it")));
+    devices.extend(kernel.calico_devices.iter().map(|device| whose(found, device)));
+    let routes = kernel.routes.iter().map(ToString::to_string).collect();
+    let chains = match (kernel.chains.len(), kernel.jumps) {
+        (0, 0) => Vec::new(),
+        (chains, jumps) => vec![format!("{chains}, and {jumps} rules that lead to them")],
+    };
+    let lines: [(&str, Vec<String>); 4] = [
+        ("devices", devices),
+        ("routes over other nodes", routes),
+        ("nftables tables", kernel.tables.clone()),
+        ("chains", chains),
+    ];
+    let there = lines.into_iter().filter(|(_, items)| !items.is_empty());
+    there.map(|(what, items)| format!("{what}: {}", items.join(", "))).collect()
+}
+
+/// A device of Calico's, with the pod or the container behind it.
+fn whose(found: &Found, device: &CalicoDevice) -> String {
+    let name = &device.name;
+    let Some(address) = device.addresses.first() else {
+        return format!("{name} of a container that nothing leads to any more");
+    };
+    let pods = found.status.as_ref().ok().map(|status| &status.addresses_of_predecessor);
+    if let Some(pod) = device.addresses.iter().find_map(|address| pods?.get(address)) {
+        return format!("{name} of {pod} ({address})");
+    }
+    match found.leases.iter().find(|lease| device.addresses.contains(&lease.address)) {
+        Some(lease) => format!("{name} of container {} ({address})", lease.container),
+        None => format!("{name} of a container without a lease ({address})"),
+    }
 }
 
 /// What is to be done.
@@ -166,17 +202,21 @@ fn refusal(found: &Found, force: bool) -> Option<String> {
             found.active.join(", ")
         ));
     }
-    let held: BTreeSet<String> = found
-        .leases
-        .iter()
-        .filter(|lease| !lease.outlived)
-        .map(|lease| format!("{} ({})", lease.address, lease.container))
-        .collect();
-    let ports = found.kernel.bridge.as_ref().map_or(0, |(_, ports)| *ports) + found.kernel.calico_devices.len();
+    let calico = &found.kernel.calico_devices;
+    let ports = found.kernel.bridge.as_ref().map_or(0, |(_, ports)| *ports) + calico.len();
     if ports > 0 && !force {
+        let by_calico = |lease: &HostLocalLease| calico.iter().any(|device| device.addresses.contains(&lease.address));
+        let held: BTreeSet<String> = found
+            .leases
+            .iter()
+            .filter(|lease| !lease.outlived && !by_calico(lease))
+            .map(|lease| format!("{} ({})", lease.address, lease.container))
+            .chain(calico.iter().map(|device| whose(found, device)))
+            .collect();
         let held: Vec<String> = held.into_iter().collect();
         return Some(format!(
-            "{ports} containers that Kubernetes does not know are still connected ({}): remove them, or --force",
+            "{ports} containers that Kubernetes does not know are still connected ({}): remove them, or --force, which takes \
+             their network away",
             held.join(", ")
         ));
     }
@@ -184,16 +224,29 @@ fn refusal(found: &Found, force: bool) -> Option<String> {
 }
 
 fn remove(config: &AgentConfig, ranges: &[IpNet], found: &Found) -> Result<()> {
-    clean(ranges).context("not everything could be removed from this node's network; run this again")?;
+    clean(ranges, &found.kernel.calico_devices)
+        .context("not everything could be removed from this node's network; run this again")?;
     HostLocal::new(&config.cni_state_dir)
         .remove(|lease| is_of(lease, ranges))
         .with_context(|| format!("could not remove leases below {}", config.cni_state_dir.display()))?;
     let directory = &config.cni_conf_dir;
     conflists::forget(directory)
         .with_context(|| format!("could not remove what was set aside in {}", directory.display()))?;
-    if found.kernel.tunnels.is_empty() {
-        return Ok(());
+    if !found.kernel.tunnels.is_empty() {
+        have_the_tunnel_replaced(config, &found.kernel.tunnels)?;
     }
+    let left = look(config, ranges)?;
+    if !left.kernel.is_empty() {
+        bail!(
+            "there again: {}. Flannel's or Canal's own pod still runs on this node; have it stop first, and run this again",
+            in_the_kernel(&left).join("; ")
+        );
+    }
+    Ok(())
+}
+
+/// The agent puts its own tunnel device in the place of these.
+fn have_the_tunnel_replaced(config: &AgentConfig, tunnels: &[String]) -> Result<()> {
     // Its own device takes the place of Flannel's at once: between them there is nothing.
     let note = config.take_tunnel_note();
     fs::write(&note, "").with_context(|| format!("could not write {}", note.display()))?;
@@ -202,13 +255,9 @@ fn remove(config: &AgentConfig, ranges: &[IpNet], found: &Found) -> Result<()> {
         if Instant::now() > deadline {
             // Left behind it would be done at a time when nobody expects it.
             let _ = fs::remove_file(&note);
-            bail!("the agent did not replace {}: see its log, and run this again", found.kernel.tunnels.join(", "));
+            bail!("the agent did not replace {}: see its log, and run this again", tunnels.join(", "));
         }
         std::thread::sleep(Duration::from_millis(50));
-    }
-    let left = survey(ranges)?.tunnels;
-    if !left.is_empty() {
-        bail!("{} is there again: Flannel's own pod still runs on this node; have it stop first", left.join(", "));
     }
     Ok(())
 }
@@ -243,6 +292,45 @@ mod tests {
         let strangers = Found { kernel, ..found() };
         assert!(refusal(&strangers, false).unwrap().contains("--force"));
         assert_eq!(refusal(&strangers, true), None);
+    }
+
+    #[test]
+    fn a_device_of_calicos_is_named_with_who_is_behind_it() {
+        let device = |name: &str, address: &str| CalicoDevice {
+            name: name.to_owned(),
+            addresses: address.parse().into_iter().collect(),
+        };
+        let devices = vec![
+            device("cali1", "10.244.1.2"),
+            device("cali2", "10.244.1.3"),
+            device("cali3", "10.244.1.4"),
+            device("cali4", ""),
+        ];
+        let lease = HostLocalLease {
+            address: "10.244.1.3".parse().unwrap(),
+            container: "c0ffee".to_owned(),
+            ifname: "eth0".to_owned(),
+            file: PathBuf::new(),
+            outlived: false,
+        };
+        let mut found = Found {
+            kernel: Leftovers { calico_devices: devices, ..Leftovers::default() },
+            leases: vec![lease],
+            ..found()
+        };
+        let refused = refusal(&found, false).unwrap();
+        for said in [
+            "4 containers",
+            "cali1 of a container without a lease (10.244.1.2)",
+            "cali2 of container c0ffee (10.244.1.3)",
+            "cali4 of a container that nothing leads to",
+        ] {
+            assert!(refused.contains(said), "{said}: {refused}");
+        }
+        assert_eq!(refused.matches("c0ffee").count(), 1, "its lease is not another container: {refused}");
+        let held = [("10.244.1.2".parse().unwrap(), "a/b".to_owned())].into();
+        found.status = Ok(AgentStatus { ready: true, addresses_of_predecessor: held, ..AgentStatus::default() });
+        assert!(describe(&found).contains("cali1 of a/b (10.244.1.2)"), "{}", describe(&found));
     }
 
     #[test]

@@ -1,0 +1,48 @@
+//! NetworkPolicies, compiled for the pods of this node.
+
+use std::collections::BTreeSet;
+
+use towpath_model::NamespacedName;
+use towpath_model::desired::PolicyImage;
+use towpath_policy::View;
+
+use super::Reconciler;
+use crate::node_network::given;
+use crate::read;
+
+impl Reconciler {
+    pub(super) async fn apply_policy(&mut self) -> Result<(), String> {
+        let image = self.compile();
+        let policies: BTreeSet<&NamespacedName> = image.isolating.values().flatten().collect();
+        let classes: BTreeSet<u32> =
+            image.pod_classes.values().chain(image.cidr_classes.values()).map(|class| class.0).collect();
+        self.with_report(|report| {
+            report.policies = policies.len();
+            report.classes = classes.len();
+            report.rules = image.rows.len();
+        });
+        let pod_sets = image.pods.clone();
+        self.datapath.apply_policy(image).await.map_err(|e| e.to_string())?;
+        self.pod_sets = pod_sets;
+        Ok(())
+    }
+
+    fn compile(&mut self) -> PolicyImage {
+        let leases = self.leases.leases();
+        let own = self.leases.pod_addresses();
+        let now = self.now();
+        let index = self.index.clone();
+        tokio::task::block_in_place(|| {
+            let index = read(&index);
+            let mut pod_ips = given::believed(index.world(), index.given());
+            pod_ips.extend(own);
+            let view = View { world: index.world(), dns: &self.dns, pod_ips: &pod_ips };
+            let mut image = self.compiler.compile(&view, &self.node, now);
+            // Containers that Kubernetes does not know: no policy selects them.
+            for address in leases.iter().filter(|l| l.pod.is_none()).flat_map(|l| &l.addresses) {
+                image.pods.entry(*address).or_default();
+            }
+            image
+        })
+    }
+}
