@@ -65,7 +65,8 @@ fn a_supervisor_killed_in_the_middle_of_up_leaves_nothing_after_down() -> Result
         command
     };
     let node = Path::new("/run/netns").join(format!("tp-{name}-n1"));
-    let programs = Path::new("/run/towpath/lab").join(name).join("nodes/n1/bpf/towpath-v3");
+    let version = towpath_datapath::abi::TP_ABI_VERSION;
+    let programs = Path::new("/run/towpath/lab").join(name).join(format!("nodes/n1/bpf/towpath-v{version}"));
     for moment in [node, programs] {
         let mut up = lab(&["up", "--nodes", "2"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
         let killed = wait("the moment and a supervisor", Duration::from_secs(20), || {

@@ -50,6 +50,7 @@ fn links_of_the_documents_lead_somewhere() {
         "docs/install.md",
         "docs/operations.md",
         "docs/load-balancer.md",
+        "docs/services.md",
     ] {
         let text = read(document);
         let base = root().join(document).parent().unwrap().to_path_buf();
