@@ -20,7 +20,7 @@ use crate::node::Node;
 use crate::requests::{AttachRequest, DatapathConfig};
 use crate::worker::Worker;
 
-const PATIENCE: Duration = Duration::from_secs(3);
+pub(super) const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Whether tests that need root can run; says so when they cannot, and fails where that is not acceptable.
 pub(super) fn root() -> bool {
