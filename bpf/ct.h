@@ -135,6 +135,7 @@ static __always_inline int tp_ct_clashes(const struct tp_work *w, const struct t
 {
 	__u32 flags = ct->flags;
 	__u64 now, last_seen;
+	struct tp_tuple sent;
 
 	if (w->translated ? (flags & TP_CT_DNAT) && ct->vport == w->sent.dport && tp_same(&ct->vip, &w->sent.daddr)
 			  : !(flags & TP_CT_DNAT))
@@ -145,6 +146,12 @@ static __always_inline int tp_ct_clashes(const struct tp_work *w, const struct t
 	last_seen = ct->last_seen;
 	if (tp_ct_expired(w->p.t.proto, ct, now))
 		return 0;
+	/* Its translation was taken away with its Service, or its backend: there is nobody to go on with it. */
+	if (flags & TP_CT_DNAT) {
+		tp_nat_key_of(&sent, &w->key, ct);
+		if (!bpf_map_lookup_elem(&tp_nat, &sent))
+			return 0;
+	}
 	return w->p.t.proto == IPPROTO_TCP || !w->translated || now <= last_seen || now - last_seen <= CT_TCP_CLOSING;
 }
 

@@ -103,6 +103,8 @@ impl Session {
         };
         let socket = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
         setsockopt(&socket, sockopt::ReuseAddr, &true)?;
+        // It ends with a reset: else whoever closes first keeps the port for a minute (TIME_WAIT).
+        setsockopt(&socket, sockopt::Linger, &nix::libc::linger { l_onoff: 1, l_linger: 0 })?;
         setsockopt(&socket, sockopt::SendTimeout, &TimeVal::milliseconds(limit.as_millis().try_into()?))?;
         bind(socket.as_raw_fd(), &SockaddrStorage::from(any)).with_context(|| format!("take port {port}"))?;
         connect(socket.as_raw_fd(), &SockaddrStorage::from(to))
