@@ -31,6 +31,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::net::UnixStream;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -183,7 +184,7 @@ impl Server {
             match candidate {
                 Ok((stream, _)) if own_socket::is_trusted(&stream, "handover") => {
                     desk.close().await;
-                    match handover::offer(stream, self.sockets.all().unwrap_or_default(), self.cluster.state()).await {
+                    match self.hand_over(stream).await {
                         Ok(successor) => break Some(successor),
                         Err(error) => tracing::warn!(%error, "a process that was to take over did not: answering on"),
                     }
@@ -203,6 +204,12 @@ impl Server {
             tracing::warn!(queries = term.under_way.len(), "queries under way were given up");
         }
         Ok(successor)
+    }
+
+    /// All sockets or none: one that stayed would go on getting queries, which nobody reads.
+    async fn hand_over(&self, to: UnixStream) -> Result<handover::Duty, feed::FeedError> {
+        let sockets = self.sockets.all().map_err(feed::FeedError::Io)?;
+        handover::offer(to, sockets, self.cluster.state()).await
     }
 
     fn servers(&self, term: &server::Term) -> Tasks {

@@ -217,6 +217,24 @@ fn only_clients_in_its_ranges_use_a_load_balancer() {
     });
 }
 
+#[test]
+fn ranges_for_which_there_is_no_room_let_nobody_in() {
+    let limits = towpath_datapath::bpf::Limits { services: 8, ..Default::default() };
+    in_world_with(limits, |w| {
+        let h = hosts(Family::V4);
+        serve(w, Family::V4, 2, Algorithm::Random);
+        let outside = clients(Family::V4, 1)[0];
+        from_outside(w, Family::V4, outside, 4000..4002);
+        let ranges: Vec<ipnet::IpNet> = (1..=10).map(|n| format!("192.0.{n}.0/24").parse().unwrap()).collect();
+        w.table.frontends.values_mut().for_each(|target| target.sources = Some(ranges.as_slice().into()));
+        let applied = w.programs.apply_services(&w.table, Instant::now()).unwrap();
+        let [left_out] = applied.left_out.as_slice() else { panic!("{:?}", applied.left_out) };
+        assert!(left_out.reason.contains("tp_source_ranges"), "{left_out:?}");
+        let syn = arriving(MAC_UPLINK, outside, 4010, h.service, PORT, L4::syn());
+        w.from_uplink(&syn).dropped("source_range");
+    });
+}
+
 fn at(w: &mut World, ports: &[u16], algorithm: Algorithm, protocol: Protocol) {
     let backends: Vec<SocketAddr> = ports.iter().map(|port| backend(Family::V4, *port)).collect();
     w.table = ServiceTable::default();

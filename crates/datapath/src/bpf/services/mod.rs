@@ -1,13 +1,15 @@
-//! Services: a new backend list is written whole before the entry points to it, and the old one stays until nothing that
-//! runs can still be reading it.
+//! Services: entries and backends, with the [`lists`] that entries point to, who may use them ([`sources`]) and how busy their backends are
+//! ([`loads`]). Applied whole, or by what became different.
+
+mod lists;
+mod loads;
+mod sources;
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ipnet::IpNet;
 use libbpf_rs::Object;
 use towpath_model::desired::{
     Algorithm, BackendAddress, BackendId, Clients, Frontend, FrontendTarget, ServiceChanges, ServiceTable,
@@ -20,13 +22,20 @@ use super::map::Map;
 use super::mirror::Mirror;
 use super::observe::End;
 use crate::abi::{
-    self, Addr, Affinity, AffinityKey, Be16, CidrKey, Load, ServiceKey, SlotKey, SourceKey, TP_ALGORITHM_SHIFT,
-    TP_LEAST_CONNECTIONS, TP_RANDOM, TP_ROUND_ROBIN, TP_SERVICE_AFFINITY, TP_SERVICE_NODEPORT, TP_SERVICE_PODS,
-    TP_SERVICE_RANGES, TP_SOURCE_HASH, TP_TUPLE_HASH, Tuple,
+    self, Addr, Affinity, AffinityKey, Be16, ServiceKey, TP_ALGORITHM_SHIFT, TP_LEAST_CONNECTIONS, TP_RANDOM,
+    TP_ROUND_ROBIN, TP_SERVICE_AFFINITY, TP_SERVICE_NODEPORT, TP_SERVICE_PODS, TP_SERVICE_RANGES, TP_SOURCE_HASH,
+    TP_TUPLE_HASH,
 };
+use lists::Lists;
+use loads::Loads;
+use sources::Sources;
 
 /// How long what is no longer referred to stays: a program that read the reference has ended long before.
 const GRACE: Duration = Duration::from_secs(2);
+
+fn is_over(since: Instant, now: Instant) -> bool {
+    now.saturating_duration_since(since) >= GRACE
+}
 
 /// Where the UDP flows of a frontend may go: to backends that take new ones, and to those that keep what they have.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,35 +50,22 @@ pub struct UdpTarget {
     pub backends: HashSet<End>,
 }
 
-/// `tp_services`, `tp_slots`, `tp_backends` and `tp_affinity`.
+/// `tp_services`, `tp_backends` and `tp_affinity`, and the parts.
 #[derive(Debug)]
 pub(crate) struct ServiceMaps {
     services: Mirror<ServiceKey, abi::Service>,
-    slots: Mirror<SlotKey, u32>,
     backends: Mirror<u32, abi::Backend>,
-    /// Backends whose open connections are counted.
-    loads: Map<u32, Load>,
-    counted: HashSet<u32>,
-    sources: Mirror<SourceKey, u32>,
-    /// Entries that are for some clients only, with the keys of those, and how many entries refer to each.
-    limited: HashMap<ServiceKey, Vec<SourceKey>>,
-    source_refs: HashMap<SourceKey, u32>,
+    lists: Lists,
+    sources: Sources,
+    loads: Loads,
     at: HashMap<ServiceKey, AtAddress>,
     /// A whole table was applied: changes can follow.
     whole: bool,
     affinity: Map<AffinityKey, Affinity>,
-    translations: Map<Tuple, abi::Nat>,
-    /// The list of each Service port, by its id, and how long it is: its frontends share it.
-    lists: HashMap<u32, (u32, u32)>,
-    /// Lists that are look-up tables.
-    tables: HashMap<u32, Arc<[BackendId]>>,
-    /// Lists that no entry points to, and since when.
-    old_lists: Vec<(u32, u32, Instant)>,
     /// Backends that the table no longer has, and since when.
     old_backends: HashMap<u32, Instant>,
     /// (Service, backend) pairs that clients must not be held to, and since when.
     unaffine: HashMap<(u32, u32), Instant>,
-    next_list: u32,
     /// UDP backends left a frontend, or the table; or an earlier process may have seen that.
     udp_left: bool,
     /// UDP backends that take no new flows of an entry, and keep those they have.
@@ -156,11 +152,6 @@ fn algorithm_flag(algorithm: Algorithm) -> u32 {
     number << TP_ALGORITHM_SHIFT
 }
 
-fn source_key(service: u32, range: IpNet) -> SourceKey {
-    let CidrKey { prefixlen, family, addr } = CidrKey::new(range);
-    SourceKey { prefixlen: prefixlen + u32::BITS, service, family, addr }
-}
-
 fn lists_in_use(services: &Mirror<ServiceKey, abi::Service>) -> HashMap<u32, u32> {
     services.held().values().filter(|service| service.count > 0).map(|service| (service.list, service.count)).collect()
 }
@@ -179,95 +170,20 @@ fn at_addresses(services: &Mirror<ServiceKey, abi::Service>) -> HashMap<ServiceK
 impl ServiceMaps {
     pub(crate) fn open(object: &Object, now: Instant) -> Result<Self> {
         let services = Mirror::open(object, "tp_services")?;
-        let slots: Mirror<SlotKey, u32> = Mirror::open(object, "tp_slots")?;
-        let used = lists_in_use(&services);
-        // What an earlier process did not come to delete.
-        let mut orphans: HashMap<u32, u32> = HashMap::new();
-        for slot in slots.held().keys().filter(|slot| used.get(&slot.list).is_none_or(|count| slot.index >= *count)) {
-            let count = orphans.entry(slot.list).or_default();
-            *count = (*count).max(slot.index.saturating_add(1));
-        }
-        let next_list = slots.held().keys().map(|slot| slot.list).max().unwrap_or(0).wrapping_add(1).max(1);
-        let loads: Map<u32, Load> = Map::open(object, "tp_loads")?;
         Ok(Self {
             backends: Mirror::open(object, "tp_backends")?,
-            counted: loads.entries()?.into_iter().map(|(id, _)| id).collect(),
-            loads,
-            sources: Mirror::open(object, "tp_source_ranges")?,
-            limited: HashMap::new(),
-            source_refs: HashMap::new(),
+            lists: Lists::open(object, &lists_in_use(&services), now)?,
+            sources: Sources::open(object)?,
+            loads: Loads::open(object)?,
             at: at_addresses(&services),
             whole: false,
-            translations: Map::open(object, "tp_nat")?,
             affinity: Map::open(object, "tp_affinity")?,
-            old_lists: orphans.into_iter().map(|(list, count)| (list, count, now)).collect(),
-            lists: HashMap::new(),
-            tables: HashMap::new(),
             old_backends: HashMap::new(),
             unaffine: HashMap::new(),
             services,
-            slots,
-            next_list,
             udp_left: true,
             lingering: HashMap::new(),
         })
-    }
-
-    /// The backends of the list that an entry points to.
-    fn backends_of(&self, service: &abi::Service) -> Vec<u32> {
-        let slot = |index| self.slots.held().get(&SlotKey { list: service.list, index }).copied();
-        (0..service.count).filter_map(slot).collect()
-    }
-
-    fn is_list_of(&self, list: u32, count: u32, wanted: &[BackendId]) -> bool {
-        let slot = |index| self.slots.held().get(&SlotKey { list, index }).copied();
-        count as usize == wanted.len() && (0..count).zip(wanted).all(|(index, BackendId(id))| slot(index) == Some(*id))
-    }
-
-    fn free_list(&mut self) -> u32 {
-        let list = self.next_list;
-        self.next_list = self.next_list.wrapping_add(1).max(1);
-        list
-    }
-
-    /// The list of a target: the present one when it is the same, that of another frontend with the same look-up table, else a new
-    /// one, written whole.
-    fn list_for(&mut self, old: Option<&abi::Service>, target: &FrontendTarget) -> Result<(u32, Changes)> {
-        let wanted = target.slots();
-        if wanted.is_empty() {
-            return Ok((0, Changes::default()));
-        }
-        let large = !target.table.is_empty();
-        let written = self.tables.iter().find(|(_, table)| large && Arc::ptr_eq(table, &target.table));
-        if let Some((list, _)) = written {
-            return Ok((*list, Changes::default()));
-        }
-        let shared = self.lists.get(&target.id.0).copied();
-        let mut former = old.map(|old| (old.list, old.count)).into_iter().chain(shared);
-        let same = former.find(|(list, count)| self.is_list_of(*list, *count, wanted));
-        if let Some((list, count)) = same {
-            if large {
-                self.tables.insert(list, Arc::clone(&target.table));
-            }
-            self.lists.insert(target.id.0, (list, count));
-            return Ok((list, Changes::default()));
-        }
-        let list = self.free_list();
-        if large {
-            self.tables.insert(list, Arc::clone(&target.table));
-        }
-        let slots = (0u32..).zip(wanted).map(|(index, BackendId(id))| (SlotKey { list, index }, *id));
-        match self.slots.put_all(slots) {
-            Ok(changes) => {
-                self.lists.insert(target.id.0, (list, wanted.len() as u32));
-                Ok((list, changes))
-            }
-            Err(e) => {
-                self.tables.remove(&list);
-                self.old_lists.push((list, wanted.len() as u32, Instant::now()));
-                Err(e)
-            }
-        }
     }
 
     fn retire(&mut self, key: &ServiceKey, old: &abi::Service, kept: &[BackendId], now: Instant) {
@@ -276,17 +192,13 @@ impl ServiceMaps {
         }
         if key.proto == Protocol::Udp.number() && !self.udp_left {
             let kept: HashSet<u32> = kept.iter().map(|id| id.0).collect();
-            self.udp_left = self.backends_of(old).iter().any(|backend| !kept.contains(backend));
+            self.udp_left = self.lists.backends_of(old).iter().any(|backend| !kept.contains(backend));
         }
         if old.flags & TP_SERVICE_AFFINITY != 0 {
-            let lost = self.backends_of(old).into_iter().filter(|backend| !kept.contains(&BackendId(*backend)));
+            let lost = self.lists.backends_of(old).into_iter().filter(|backend| !kept.contains(&BackendId(*backend)));
             self.unaffine.extend(lost.map(|backend| ((old.id, backend), now)));
         }
-        self.tables.remove(&old.list);
-        if self.lists.get(&old.id).is_some_and(|(list, _)| *list == old.list) {
-            self.lists.remove(&old.id);
-        }
-        self.old_lists.push((old.list, old.count, now));
+        self.lists.retire(old, now);
     }
 
     fn apply_frontend(
@@ -297,7 +209,7 @@ impl ServiceMaps {
         now: Instant,
     ) -> Result<Changes> {
         let old = self.services.held().get(&key).copied();
-        let (list, mut changes) = self.list_for(old.as_ref(), target)?;
+        let (list, mut changes) = self.lists.list_for(old.as_ref(), target)?;
         let affinity = if target.affinity_seconds.is_some() { TP_SERVICE_AFFINITY } else { 0 };
         let ranges = if target.sources.is_some() { TP_SERVICE_RANGES } else { 0 };
         let nodeport = if frontend.address.is_none() { TP_SERVICE_NODEPORT } else { 0 };
@@ -310,10 +222,7 @@ impl ServiceMaps {
             // Counted up by programs from where it is; where a list begins, nobody is the first for ever.
             turn: old.filter(|old| old.list == list).map_or(list, |old| old.turn),
         };
-        let listed = target.sources.iter().flat_map(|ranges| ranges.iter());
-        let limited: Vec<SourceKey> = listed.map(|range| source_key(target.id.0, *range)).collect();
-        // Before the entry that refers to them; those of the entry before go after it.
-        changes += self.admit(&limited)?;
+        let (former, admitted) = self.sources.admit(key, target);
         match self.services.put(key, service) {
             Ok(written) => changes.written += usize::from(written),
             Err(error) => {
@@ -323,43 +232,22 @@ impl ServiceMaps {
                 return Err(error);
             }
         }
-        let former = if limited.is_empty() { self.limited.remove(&key) } else { self.limited.insert(key, limited) };
-        changes += self.admit_no_more(former.unwrap_or_default())?;
+        changes += self.sources.drop_former(former)?;
         changes += self.count_at(&key, old.as_ref(), Some(&service))?;
         if let Some(old) = old.filter(|old| old.list != list) {
             self.retire(&key, &old, &target.backends, now);
         }
+        // Said only now: the entry is for those that fit, and not for everybody.
+        changes += admitted?;
         Ok(changes)
     }
 
     fn remove_frontend(&mut self, key: &ServiceKey, now: Instant) -> Result<Changes> {
         let Some(old) = self.services.held().get(key).copied() else { return Ok(Changes::default()) };
         let mut changes = Changes { removed: usize::from(self.services.remove(key)?), ..Changes::default() };
-        let former = self.limited.remove(key).unwrap_or_default();
-        changes += self.admit_no_more(former)?;
+        changes += self.sources.remove(key)?;
         changes += self.count_at(key, Some(&old), None)?;
         self.retire(key, &old, &[], now);
-        Ok(changes)
-    }
-
-    fn admit(&mut self, sources: &[SourceKey]) -> Result<Changes> {
-        let changes = self.sources.put_all(sources.iter().map(|key| (*key, 1)))?;
-        for key in sources {
-            *self.source_refs.entry(*key).or_default() += 1;
-        }
-        Ok(changes)
-    }
-
-    fn admit_no_more(&mut self, sources: Vec<SourceKey>) -> Result<Changes> {
-        let mut changes = Changes::default();
-        for key in sources {
-            let refs = self.source_refs.entry(key).or_default();
-            *refs = refs.saturating_sub(1);
-            if *refs == 0 {
-                self.source_refs.remove(&key);
-                changes.removed += usize::from(self.sources.remove(&key)?);
-            }
-        }
         Ok(changes)
     }
 
@@ -461,8 +349,7 @@ impl ServiceMaps {
     pub(crate) fn apply(&mut self, table: &ServiceTable, now: Instant) -> Result<ServicesApplied> {
         self.whole = false;
         // Whatever an earlier one left half done.
-        self.limited.clear();
-        self.source_refs.clear();
+        self.sources.forget();
         self.at = at_addresses(&self.services);
         Self::check(entries(table).map(|(.., target)| target), |id| table.backends.contains_key(id))?;
         let mut applied = ServicesApplied::default();
@@ -474,15 +361,14 @@ impl ServiceMaps {
             applied.changes += self.remove_frontend(&key, now)?;
         }
         applied.changes += self.write_backends(table.backends.iter())?;
-        self.count_loads(entries(table).map(|(.., target)| target))?;
+        self.loads.count(entries(table).map(|(.., target)| target))?;
         for (key, frontend, target) in entries(table) {
             self.apply_entry(key, frontend, target, now, &mut applied)?;
         }
         // What an earlier process left half done.
         let at = &self.at;
         applied.changes += self.services.retain(|key| !is_mark(key) || at.contains_key(key))?;
-        let refs = &self.source_refs;
-        applied.changes += self.sources.retain(|key| refs.contains_key(key))?;
+        applied.changes += self.sources.drop_unreferred()?;
         let unlisted: Vec<u32> =
             self.backends.held().keys().filter(|id| !table.backends.contains_key(&BackendId(**id))).copied().collect();
         self.retire_backends(unlisted, now)?;
@@ -509,7 +395,8 @@ impl ServiceMaps {
         let lost = former.into_iter().flatten().filter(|id| backends.is_none_or(|now| !now.contains(id)));
         let lost: Vec<u32> = lost.map(|id| id.0).collect();
         if !lost.is_empty() && !self.udp_left {
-            let taken = self.services.held().get(&key).map(|service| self.backends_of(service)).unwrap_or_default();
+            let taken =
+                self.services.held().get(&key).map(|service| self.lists.backends_of(service)).unwrap_or_default();
             self.udp_left = lost.iter().any(|id| !taken.contains(id));
         }
     }
@@ -529,7 +416,7 @@ impl ServiceMaps {
         self.whole = false;
         let listed = wanted.backends.iter().filter_map(|(id, backend)| Some((id, backend.as_ref()?)));
         let mut applied = ServicesApplied { changes: self.write_backends(listed)?, ..ServicesApplied::default() };
-        self.count_loads(changed(wanted).filter_map(|(.., target)| target))?;
+        self.loads.count(changed(wanted).filter_map(|(.., target)| target))?;
         for (key, _, _) in changed(wanted).filter(|(.., target)| target.is_none()) {
             applied.changes += self.remove_frontend(&key, now)?;
         }
@@ -556,33 +443,7 @@ impl ServiceMaps {
                 let udp = |backend: &abi::Backend| backend.proto == Protocol::Udp.number();
                 self.udp_left |= self.backends.held().get(&id).is_some_and(udp);
             }
-            if self.counted.remove(&id) {
-                self.loads.delete(&id)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Has the open connections of backends counted that are chosen by them, from what is open by translation now; those that
-    /// sockets made before are not known. A backend's count goes with the backend.
-    fn count_loads<'a>(&mut self, targets: impl Iterator<Item = &'a FrontendTarget>) -> Result<()> {
-        let least = targets.filter(|target| target.algorithm == Algorithm::LeastConnections);
-        let wanted: HashSet<u32> = least.flat_map(|target| target.backends.iter().map(|id| id.0)).collect();
-        let new: Vec<u32> = wanted.difference(&self.counted).copied().collect();
-        if new.is_empty() {
-            return Ok(());
-        }
-        let mut flows: HashMap<u32, u32> = HashMap::new();
-        for (_, translation) in self.translations.entries()? {
-            *flows.entry(translation.backend).or_default() += 1;
-        }
-        for id in new {
-            match self.loads.put(&id, &Load { flows: flows.get(&id).copied().unwrap_or(0), sockets: 0 }) {
-                Ok(()) => drop(self.counted.insert(id)),
-                // Without a count it counts as idle: chosen more often than it should, and no less reachable.
-                Err(Error::Full { .. }) => {}
-                Err(error) => return Err(error),
-            }
+            self.loads.forget(id)?;
         }
         Ok(())
     }
@@ -597,7 +458,7 @@ impl ServiceMaps {
         let udp = |key: &ServiceKey| key.proto == Protocol::Udp.number();
         self.services.held().iter().filter(move |(key, _)| udp(key)).map(|(key, service)| {
             let lingering = self.lingering.get(key).into_iter().flatten().map(|id| id.0);
-            let ids = self.backends_of(service).into_iter().chain(lingering);
+            let ids = self.lists.backends_of(service).into_iter().chain(lingering);
             let ends = ids.filter_map(|id| self.backends.held().get(&id));
             UdpTarget {
                 address: Some(key.addr.ip()).filter(|address| !address.is_unspecified()),
@@ -624,24 +485,14 @@ impl ServiceMaps {
 
     /// Deletes old lists and backends after the grace period. Whether backends went, and so translations must be released.
     pub(crate) fn sweep(&mut self, now: Instant) -> Result<(usize, bool)> {
-        let over = |since: &Instant| now.saturating_duration_since(*since) >= GRACE;
-        let mut removed = 0;
-        let used = lists_in_use(&self.services);
-        let due: Vec<(u32, u32, Instant)> =
-            self.old_lists.iter().filter(|(_, _, since)| over(since)).copied().collect();
-        for (list, count, _) in &due {
-            let first = used.get(list).copied().unwrap_or(0);
-            for index in first..*count {
-                removed += usize::from(self.slots.remove(&SlotKey { list: *list, index })?);
-            }
-        }
-        self.old_lists.retain(|(_, _, since)| !over(since));
-        let dead: Vec<u32> = self.old_backends.iter().filter(|(_, since)| over(since)).map(|(id, _)| *id).collect();
-        if self.unaffine.values().any(over) {
+        let mut removed = self.lists.sweep(&lists_in_use(&self.services), now)?;
+        let dead: Vec<u32> =
+            self.old_backends.iter().filter(|(_, since)| is_over(**since, now)).map(|(id, _)| *id).collect();
+        if self.unaffine.values().any(|since| is_over(*since, now)) {
             // Once more, for what a program wrote while the entry flipped. Before the backends go: nothing that leads to one may
             // outlive it, or a program could be copying what the kernel has given to another.
             removed += self.drop_affinity()?;
-            self.unaffine.retain(|_, since| !over(since));
+            self.unaffine.retain(|_, since| !is_over(*since, now));
         }
         for id in &dead {
             removed += usize::from(self.backends.remove(id)?);
@@ -659,6 +510,6 @@ impl ServiceMaps {
     }
 
     pub(crate) fn usage(&self) -> [(&'static str, usize, u32); 3] {
-        [self.services.usage(), self.slots.usage(), self.backends.usage()]
+        [self.services.usage(), self.lists.usage(), self.backends.usage()]
     }
 }
