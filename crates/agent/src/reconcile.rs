@@ -20,7 +20,7 @@ use towpath_model::desired::{Clients, NodePeer, PodSets};
 use towpath_plan::Changed;
 use towpath_plan::dns::FeedPlanner;
 use towpath_plan::peers::Tunnels;
-use towpath_plan::services::{Planner, Refusal, ServiceConfig, api_server, health};
+use towpath_plan::services::{Planner, Refusal, RefusedPart, ServiceConfig, api_server, asks, health};
 use towpath_policy::Compiler;
 use towpath_wire::config::AgentConfig;
 use tracing::{error, info, warn};
@@ -494,7 +494,12 @@ impl Reconciler {
         let left_out: BTreeSet<Refusal> = applied
             .left_out
             .into_iter()
-            .map(|left| Refusal { object: format!("Service {}", left.service), reason: left.reason })
+            .map(|left| Refusal {
+                asks: asks(&left.port_name),
+                name: left.service,
+                part: RefusedPart::Room,
+                reason: left.reason,
+            })
             .collect();
         for refusal in &left_out {
             warn!(%refusal, "not all Services fit into the kernel's tables");

@@ -20,7 +20,7 @@ use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, ListParams, PostParams};
 use tokio::time::Instant;
 use towpath_model::{NamespacedName, NodeName, World};
-use towpath_plan::services::{Refusal, RefusedPart};
+use towpath_plan::services::{Asks, Refusal, RefusedPart};
 use tracing::debug;
 
 use super::LONGEST;
@@ -83,8 +83,7 @@ impl Told {
             if standing.said || now.duration_since(standing.since) < SETTLE {
                 continue;
             }
-            let Some((_, name)) = refusal.named() else { continue };
-            let of = self.of.entry(name.namespace).or_default();
+            let of = self.of.entry(refusal.name.namespace.clone()).or_default();
             if of.may(OF_A_NAMESPACE, now) && self.all.may(OF_ALL, now) {
                 of.0.push_back(now);
                 self.all.0.push_back(now);
@@ -117,7 +116,7 @@ pub(crate) async fn announce(client: kube::Client, sources: SharedSources) {
         let Some(sources) = sources.get() else { continue };
         let mut refusals = refused(sources);
         let all = speaks(&read(&sources.index), &sources.node);
-        refusals.retain(|refusal| all || refusal.part() == RefusedPart::HostPort);
+        refusals.retain(|refusal| all || refusal.part == RefusedPart::HostPort);
         for refusal in told.look(refusals, Instant::now()) {
             if let Err(error) = say(&client, &sources.node, &refusal).await {
                 // The log and the status say the same.
@@ -129,10 +128,9 @@ pub(crate) async fn announce(client: kube::Client, sources: SharedSources) {
 
 /// Writes one Event; fine when it is there already, or the object is gone.
 async fn say(client: &kube::Client, node: &NodeName, refusal: &Refusal) -> Result<(), kube::Error> {
-    let Some((kind, name)) = refusal.named() else { return Ok(()) };
-    let Some(uid) = uid(client, kind, &name).await? else { return Ok(()) };
-    let event = event(node, refusal, kind, &name, &uid);
-    let api: Api<Event> = Api::namespaced(client.clone(), &name.namespace);
+    let Some(uid) = uid(client, refusal.asks, &refusal.name).await? else { return Ok(()) };
+    let event = event(node, refusal, &uid);
+    let api: Api<Event> = Api::namespaced(client.clone(), &refusal.name.namespace);
     match api.create(&PostParams::default(), &event).await {
         Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
         other => other.map(drop),
@@ -140,14 +138,17 @@ async fn say(client: &kube::Client, node: &NodeName, refusal: &Refusal) -> Resul
 }
 
 /// The object's uid: `kubectl describe` shows only Events that have it. Asked by a list, to which the agent has a right.
-async fn uid(client: &kube::Client, kind: &str, name: &NamespacedName) -> Result<Option<String>, kube::Error> {
+async fn uid(client: &kube::Client, asks: Asks, name: &NamespacedName) -> Result<Option<String>, kube::Error> {
     let only = ListParams::default().fields(&format!("metadata.name={}", name.name));
-    let found: Vec<ObjectMeta> = if kind == "Pod" {
-        let api: Api<core::Pod> = Api::namespaced(client.clone(), &name.namespace);
-        api.list_metadata(&only).await?.items.into_iter().map(|object| object.metadata).collect()
-    } else {
-        let api: Api<core::Service> = Api::namespaced(client.clone(), &name.namespace);
-        api.list_metadata(&only).await?.items.into_iter().map(|object| object.metadata).collect()
+    let found: Vec<ObjectMeta> = match asks {
+        Asks::Pod => {
+            let api: Api<core::Pod> = Api::namespaced(client.clone(), &name.namespace);
+            api.list_metadata(&only).await?.items.into_iter().map(|object| object.metadata).collect()
+        }
+        Asks::Service => {
+            let api: Api<core::Service> = Api::namespaced(client.clone(), &name.namespace);
+            api.list_metadata(&only).await?.items.into_iter().map(|object| object.metadata).collect()
+        }
     };
     Ok(found.into_iter().find(|meta| meta.name.as_ref() == Some(&name.name)).and_then(|meta| meta.uid))
 }
@@ -162,8 +163,8 @@ fn reason(part: RefusedPart) -> &'static str {
     }
 }
 
-fn event(node: &NodeName, refusal: &Refusal, kind: &str, name: &NamespacedName, uid: &str) -> Event {
-    let reason = reason(refusal.part());
+fn event(node: &NodeName, refusal: &Refusal, uid: &str) -> Event {
+    let (name, reason) = (&refusal.name, reason(refusal.part));
     let note: String = refusal.reason.chars().take(LONGEST).collect();
     let beginning: String = name.name.chars().take(200).collect();
     let now = Timestamp::try_from(SystemTime::now()).unwrap_or_default();
@@ -175,7 +176,7 @@ fn event(node: &NodeName, refusal: &Refusal, kind: &str, name: &NamespacedName, 
         },
         regarding: Some(core::ObjectReference {
             api_version: Some("v1".to_owned()),
-            kind: Some(kind.to_owned()),
+            kind: Some(refusal.asks.kind().to_owned()),
             name: Some(name.name.clone()),
             namespace: Some(name.namespace.clone()),
             uid: Some(uid.to_owned()),
@@ -206,19 +207,14 @@ mod tests {
 
     use super::*;
 
-    fn refusal(name: &str, reason: &str) -> Refusal {
-        Refusal { object: format!("Service {name}"), reason: reason.to_owned() }
-    }
-
-    #[test]
-    fn a_full_table_is_told_from_a_frontend_that_another_has() {
-        let full = towpath_datapath::bpf::Error::Full { map: "tp_services", limit: 7 };
-        assert_eq!(reason(refusal("a/web", &full.to_string()).part()), "TableFull");
-        assert_eq!(reason(refusal("a/web", "nodePort 1 is outside 30000-32767").part()), "FrontendRefused");
-    }
-
     fn loopback(name: &str) -> Refusal {
-        refusal(name, "EndpointSlice a/b: endpoint 127.0.0.1: loopback addresses are the node's own")
+        let (namespace, name) = name.split_once('/').unwrap();
+        Refusal {
+            asks: Asks::Service,
+            name: NamespacedName::new(namespace, name),
+            part: RefusedPart::Endpoint,
+            reason: "EndpointSlice a/b: endpoint 127.0.0.1: loopback addresses are the node's own".to_owned(),
+        }
     }
 
     #[test]
@@ -235,7 +231,8 @@ mod tests {
         told.look(Vec::new(), start + HOUR * 5);
         told.look(stands(), start + HOUR * 6);
         assert_eq!(told.look(stands(), start + HOUR * 6 + SETTLE), stands(), "another time, another Event");
-        let other = refusal("a/web", "node port 30080/TCP already belongs to Service a/first");
+        let reason = "node port 30080/TCP already belongs to Service a/first".to_owned();
+        let other = Refusal { part: RefusedPart::Frontend, reason, ..loopback("a/web") };
         let both = || vec![loopback("a/web"), other.clone()];
         told.look(both(), start + HOUR * 6 + SETTLE * 2);
         assert_eq!(told.look(both(), start + HOUR * 6 + SETTLE * 3), std::slice::from_ref(&other), "other words");
@@ -292,10 +289,7 @@ mod tests {
 
     #[test]
     fn the_same_words_of_the_same_object_are_the_same_event_whoever_says_them() {
-        let of = |node: &str, refusal: &Refusal, uid: &str| {
-            let (kind, name) = refusal.named().unwrap();
-            event(&NodeName::new(node), refusal, kind, &name, uid)
-        };
+        let of = |node: &str, refusal: &Refusal, uid: &str| event(&NodeName::new(node), refusal, uid);
         let refusal = loopback("a/web");
         let (one, two) = (of("n1", &refusal, "u"), of("n2", &refusal, "u"));
         assert_eq!(one.metadata.name, two.metadata.name);
@@ -305,6 +299,6 @@ mod tests {
         let long = Refusal { reason: "é".repeat(5000), ..refusal };
         let long = of("n1", &long, "u");
         assert_eq!(long.note.map(|note| note.chars().count()), Some(LONGEST));
-        assert_eq!(long.reason.as_deref(), Some("FrontendRefused"));
+        assert_eq!(long.reason.as_deref(), Some("EndpointRefused"));
     }
 }

@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use towpath_model::desired::BackendAddress;
 use towpath_model::{EndpointSlice, Family, NodeName, Service, ServicePort, family_of};
 
-use super::ServiceConfig;
+use super::{RefusedPart, ServiceConfig};
 
 /// Where the clients are that a table is for.
 #[derive(Clone, Copy, Debug)]
@@ -53,7 +53,7 @@ pub(super) fn candidates(
     slices: &[&EndpointSlice],
     here: Here<'_>,
     config: &ServiceConfig,
-    refused: &mut Vec<String>,
+    refused: &mut Vec<(RefusedPart, String)>,
 ) -> BTreeMap<BackendAddress, State> {
     let mut found: BTreeMap<BackendAddress, State> = BTreeMap::new();
     for slice in slices.iter().filter(|slice| !slice.headless) {
@@ -61,7 +61,8 @@ pub(super) fn candidates(
         for slice_port in ports {
             for endpoint in slice.endpoints.iter().filter(|e| family_of(e.address) == family) {
                 if let Some(reason) = forbidden(endpoint.address, config) {
-                    refused.push(format!("EndpointSlice {}: endpoint {}: {reason}", slice.name, endpoint.address));
+                    let reason = format!("EndpointSlice {}: endpoint {}: {reason}", slice.name, endpoint.address);
+                    refused.push((RefusedPart::Endpoint, reason));
                     continue;
                 }
                 let state = State {

@@ -208,11 +208,10 @@ fn refusals_say_whose_and_of_what_kind_they_are() {
     let mut planner = Planner::new(ServiceConfig::default());
     planner.plan(&world, &NodeName::new("n1"), Changed::All, std::time::Duration::ZERO);
     let refusals = planner.refusals();
-    let mut parts: Vec<RefusedPart> = refusals.iter().map(|refusal| refusal.part()).collect();
+    let mut parts: Vec<RefusedPart> = refusals.iter().map(|refusal| refusal.part).collect();
     parts.sort_unstable();
     assert_eq!(parts, [RefusedPart::Endpoint, RefusedPart::Frontend, RefusedPart::Field], "{refusals:?}");
-    let named = |refusal: &super::Refusal| refusal.named() == Some(("Service", NamespacedName::new("default", "web")));
-    assert!(refusals.iter().all(named));
+    assert!(refusals.iter().all(|refusal| refusal.object() == "Service default/web"), "{refusals:?}");
 }
 
 #[test]

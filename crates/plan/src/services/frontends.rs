@@ -10,17 +10,17 @@ use towpath_model::{
 };
 
 use super::choose::{Here, State, candidates, choose, choose_on};
-use super::{Planned, Planner, PortKey, Rank, Scope, maglev};
+use super::{Planned, Planner, PortKey, Rank, RefusedPart, Scope, maglev};
 
 impl Planner {
     /// All that a Service has in the table.
     pub(super) fn compute(&mut self, service: &Service, slices: &[&EndpointSlice], node: &NodeName) -> Planned {
-        let mut planned = Planned { refused: service.misunderstood.clone(), ..Planned::default() };
+        let mut planned = Planned::default();
         let no_address = matches!(service.kind, ServiceKind::Headless | ServiceKind::ExternalName(_));
         if no_address || service.for_other_proxies() {
-            planned.refused.clear();
             return planned;
         }
+        planned.refused = service.misunderstood.iter().map(|what| (RefusedPart::Field, what.clone())).collect();
         for port in &service.ports {
             let wishes = self.wishes(service, port, &mut planned.refused);
             let families: BTreeSet<Family> = wishes.iter().map(|(f, _)| f.family).collect();
@@ -184,7 +184,12 @@ impl Planner {
     }
 
     /// The frontends a port asks for and may have.
-    fn wishes(&self, service: &Service, port: &ServicePort, refused: &mut Vec<String>) -> Vec<(Frontend, Rank)> {
+    fn wishes(
+        &self,
+        service: &Service,
+        port: &ServicePort,
+        refused: &mut Vec<(RefusedPart, String)>,
+    ) -> Vec<(Frontend, Rank)> {
         let at = |address: Option<IpAddr>, family: Family, number: u16| Frontend {
             address,
             family,
@@ -192,6 +197,7 @@ impl Planner {
             protocol: port.protocol,
         };
         let mut wishes = Vec::new();
+        let mut refuse = |reason: String| refused.push((RefusedPart::Frontend, reason));
         for ip in &service.cluster_ips {
             wishes.push((at(Some(*ip), family_of(*ip), port.port), Rank::ClusterIp));
         }
@@ -202,25 +208,25 @@ impl Planner {
                 let families: BTreeSet<Family> = service.cluster_ips.iter().map(|ip| family_of(*ip)).collect();
                 wishes.extend(families.into_iter().map(|family| (at(None, family, number), Rank::NodePort)));
             } else {
-                refused.push(format!("nodePort {number} is outside {low}-{high}"));
+                refuse(format!("nodePort {number} is outside {low}-{high}"));
             }
         }
         if service.kind == ServiceKind::LoadBalancer {
             for ip in &service.load_balancer_ips {
                 match self.not_for_everybody(*ip) {
                     None => wishes.push((at(Some(*ip), family_of(*ip), port.port), Rank::LoadBalancer)),
-                    Some(reason) => refused.push(format!("load balancer address {ip}: {reason}")),
+                    Some(reason) => refuse(format!("load balancer address {ip}: {reason}")),
                 }
             }
         }
         for ip in &service.external_ips {
             let allowed = self.config.external_cidrs.iter().any(|range| range.contains(ip));
             match self.not_for_everybody(*ip).filter(|_| allowed) {
-                _ if !allowed => refused.push(format!(
+                _ if !allowed => refuse(format!(
                     "external address {ip} is in none of the ranges that NetworkConfig allows (spec.externalCIDRs)"
                 )),
                 None => wishes.push((at(Some(*ip), family_of(*ip), port.port), Rank::ExternalIp)),
-                Some(reason) => refused.push(format!("external address {ip}: {reason}")),
+                Some(reason) => refuse(format!("external address {ip}: {reason}")),
             }
         }
         wishes

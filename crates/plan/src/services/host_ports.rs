@@ -17,7 +17,7 @@ use std::time::Duration;
 use towpath_model::desired::{Algorithm, BackendAddress, BackendId, Clients, Frontend, FrontendTarget};
 use towpath_model::{Endpoint, Family, HostPort, NamespacedName, Node, NodeName, Pod, Protocol, World, family_of};
 
-use super::{Asks, Planned, Planner, PortKey, Rank, Scope};
+use super::{Asks, Planned, Planner, PortKey, Rank, RefusedPart, Scope};
 
 /// TCP ports of kubelet (API, health) and of the agent (kube-proxy's status and health, metrics).
 const OF_THE_NODE: [u16; 5] = [10250, 10248, 10249, 10256, 9116];
@@ -69,7 +69,12 @@ const NAME: &str = "hostPort ";
 /// Which host port a target of the table is, in words (`hostPort 8088 on 192.0.2.1`); its `service` is then the pod. None: it is a
 /// Service's.
 pub fn host_port_of(target: &FrontendTarget) -> Option<&str> {
-    Some(target.port_name.as_str()).filter(|name| name.starts_with(NAME))
+    Some(target.port_name.as_str()).filter(|name| asks(name) == Asks::Pod)
+}
+
+/// What asked for a port of the table that has this name.
+pub fn asks(port_name: &str) -> Asks {
+    if port_name.starts_with(NAME) { Asks::Pod } else { Asks::Service }
 }
 
 /// Addresses of this node's pods as CNI ADD gave them: known before the API has them in `status.podIPs`.
@@ -129,20 +134,26 @@ impl Planner {
                 Ok(fronts) => fronts,
                 Err(address) => {
                     let number = port.port;
-                    planned.refused.push(format!("hostPort {number}: hostIP {address} is not an address of node {on}"));
+                    planned.refused.push((
+                        RefusedPart::HostPort,
+                        format!("hostPort {number}: hostIP {address} is not an address of node {on}"),
+                    ));
                     continue;
                 }
             };
             for front in fronts {
                 if let Some(why) = reserved.why(world, on, local, front, port) {
-                    planned.refused.push(format!("hostPort {}: {front} {why}", port.port));
+                    planned.refused.push((RefusedPart::HostPort, format!("hostPort {}: {front} {why}", port.port)));
                     continue;
                 }
                 let of_family = |a: &&IpAddr| family_of(**a) == family_of(front);
                 let Some(back) = addresses.iter().find(of_family) else { continue };
                 if !ranges.iter().any(|range| range.contains(back)) {
                     let number = port.port;
-                    planned.refused.push(format!("hostPort {number}: {back} is not in the pod ranges of node {on}"));
+                    planned.refused.push((
+                        RefusedPart::HostPort,
+                        format!("hostPort {number}: {back} is not in the pod ranges of node {on}"),
+                    ));
                     continue;
                 }
                 let backend = BackendAddress { address: *back, port: port.container_port, protocol: port.protocol };

@@ -210,7 +210,7 @@ fn an_address_that_is_not_the_nodes_is_refused() {
             planned(&world(vec![pod("a", "n1", &["10.244.0.1"], vec![port(Some(foreign), 53, Protocol::Udp)])]), "n1");
         assert!(table(&planner).is_empty(), "a pod must not take over {foreign}");
         let refusal = &planner.refusals()[0];
-        assert_eq!(refusal.object, "Pod default/a");
+        assert_eq!(refusal.object(), "Pod default/a");
         assert!(refusal.reason.contains(foreign) && refusal.reason.contains("node n1"), "{refusal:?}");
     }
 }
@@ -224,7 +224,7 @@ fn of_two_pods_the_one_that_has_it_keeps_it_until_it_is_gone() {
     planner.plan_host_ports(&world(vec![first, second.clone()]), &n1, &OwnPods::new(), START);
     assert_eq!(table(&planner), ["192.168.0.1 80/TCP -> 10.244.0.1 8080"]);
     let refusal = &planner.refusals()[0];
-    assert_eq!(refusal.object, "Pod default/a");
+    assert_eq!(refusal.object(), "Pod default/a");
     assert!(refusal.reason.contains("already belongs to Pod default/z"), "{refusal:?}");
     planner.plan_host_ports(&world(vec![second]), &n1, &OwnPods::new(), START);
     assert_eq!(table(&planner), ["192.168.0.1 80/TCP -> 10.244.0.2 8080"]);
@@ -240,7 +240,7 @@ fn a_host_port_makes_room_for_a_node_port_and_comes_back_after_it() {
     world.services.insert(named("web"), node_port_service(30080));
     planner.plan(&world, &n2, Changed::All, START);
     assert!(table(&planner).is_empty(), "the Service has no endpoints, and the pod must not get its clients");
-    let refusal = planner.refusals().into_iter().find(|r| r.object == "Pod default/a").unwrap();
+    let refusal = planner.refusals().into_iter().find(|r| r.object() == "Pod default/a").unwrap();
     assert!(refusal.reason.contains("already belongs to Service default/web"), "{refusal:?}");
     world.services.clear();
     planner.plan(&world, &n2, Changed::All, START);

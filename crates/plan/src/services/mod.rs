@@ -12,6 +12,7 @@ pub mod health;
 mod host_ports;
 mod ids;
 mod maglev;
+mod refusal;
 
 #[cfg(test)]
 mod describe_tests;
@@ -23,7 +24,6 @@ mod tests;
 mod topology_tests;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,7 +37,9 @@ use towpath_model::{EndpointSlice, NamespacedName, NodeName, Protocol, Service, 
 use crate::Changed;
 use ids::Ids;
 
-pub use host_ports::{OwnPods, api_server, host_port_of};
+pub use refusal::{Asks, Refusal, RefusedPart};
+
+pub use host_ports::{OwnPods, api_server, asks, host_port_of};
 
 /// Facts of the cluster that Services depend on.
 #[derive(Clone, Debug)]
@@ -74,57 +76,6 @@ impl Default for ServiceConfig {
     }
 }
 
-/// Something a Service or a pod asks for and does not get.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Refusal {
-    /// Who asks, for people: `Service a/b` or `Pod a/b`.
-    pub object: String,
-    /// What and why, for people.
-    pub reason: String,
-}
-
-/// What it is that is refused: the reasons of Events.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum RefusedPart {
-    /// An endpoint that no Service may lead to.
-    Endpoint,
-    /// An address or port that another has, or nobody may have.
-    Frontend,
-    /// A field or annotation that says nothing that is known.
-    Field,
-    /// A pod's host port.
-    HostPort,
-    /// What a full table of the kernel has no room for.
-    Room,
-}
-
-impl fmt::Display for Refusal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.object, self.reason)
-    }
-}
-
-impl Refusal {
-    /// What is refused.
-    pub fn part(&self) -> RefusedPart {
-        let begins = |words: &[&str]| words.iter().any(|word| self.reason.starts_with(word));
-        match self.object.split_once(' ') {
-            _ if begins(&["map "]) => RefusedPart::Room,
-            Some(("Pod", _)) => RefusedPart::HostPort,
-            _ if begins(&["EndpointSlice "]) => RefusedPart::Endpoint,
-            _ if begins(&["annotation ", "loadBalancerSourceRanges"]) => RefusedPart::Field,
-            _ => RefusedPart::Frontend,
-        }
-    }
-
-    /// The kind of [`Refusal::object`], `Service` or `Pod`, and its name.
-    pub fn named(&self) -> Option<(&str, NamespacedName)> {
-        let (kind, name) = self.object.split_once(' ')?;
-        let (namespace, name) = name.split_once('/')?;
-        Some((kind, NamespacedName::new(namespace, name)))
-    }
-}
-
 /// Which clients a Service port's id is for: when the policies for inside and outside differ, affinity must too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Scope {
@@ -143,9 +94,13 @@ struct PortKey {
 }
 
 impl PortKey {
+    fn asks(&self) -> Asks {
+        if self.scope == Scope::HostPort { Asks::Pod } else { Asks::Service }
+    }
+
+    /// Kind and name, for people.
     fn object(&self) -> String {
-        let kind = if self.scope == Scope::HostPort { "Pod" } else { "Service" };
-        format!("{kind} {}", self.service)
+        format!("{} {}", self.asks().kind(), self.service)
     }
 }
 
@@ -171,7 +126,7 @@ struct Planned {
     lingering: BTreeMap<Frontend, BTreeSet<BackendAddress>>,
     ports: BTreeSet<PortKey>,
     held: BTreeSet<BackendAddress>,
-    refused: Vec<String>,
+    refused: Vec<(RefusedPart, String)>,
 }
 
 /// What of the table was touched since [`Planner::take_changes`].
@@ -205,13 +160,6 @@ pub struct Planner {
     zone: Option<String>,
     table: ServiceTable,
     touched: Touched,
-}
-
-/// Who asks for frontends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Asks {
-    Service,
-    Pod,
 }
 
 impl Planner {
@@ -352,12 +300,17 @@ impl Planner {
     /// What Services and pods ask for and do not get.
     pub fn refusals(&self) -> Vec<Refusal> {
         let own = self.refused.iter().flat_map(|(asks, name)| {
-            let (kind, planned) = match asks {
-                Asks::Service => ("Service", self.planned.get(name)),
-                Asks::Pod => ("Pod", self.planned_pods.get(name)),
+            let planned = match asks {
+                Asks::Service => self.planned.get(name),
+                Asks::Pod => self.planned_pods.get(name),
             };
-            let reasons: BTreeSet<&String> = planned.into_iter().flat_map(|planned| &planned.refused).collect();
-            let refusal = |reason: &String| Refusal { object: format!("{kind} {name}"), reason: reason.clone() };
+            let reasons: BTreeSet<&(RefusedPart, String)> = planned.into_iter().flat_map(|p| &p.refused).collect();
+            let refusal = |(part, reason): &(RefusedPart, String)| Refusal {
+                asks: *asks,
+                name: name.clone(),
+                part: *part,
+                reason: reason.clone(),
+            };
             reasons.into_iter().map(refusal).collect::<Vec<_>>()
         });
         let contested =
@@ -366,7 +319,9 @@ impl Planner {
                 claims.keys().filter_map(move |(_, loser)| {
                     let owner = owner.filter(|owner| owner.object() != loser.object())?;
                     let reason = format!("{} already belongs to {}", show(frontend), owner.object());
-                    Some(Refusal { object: loser.object(), reason })
+                    let (asks, name) = (loser.asks(), loser.service.clone());
+                    let part = if asks == Asks::Pod { RefusedPart::HostPort } else { RefusedPart::Frontend };
+                    Some(Refusal { asks, name, part, reason })
                 })
             });
         own.chain(contested).collect()

@@ -528,7 +528,7 @@ proptest! {
             follow(&mut replica, planner.take_changes());
             prop_assert_eq!(&replica, planner.table(), "who follows the changes has the table");
             prop_assert!(planner.take_changes().is_empty());
-            let said = |planner: &Planner| planner.refusals().into_iter().map(|r| (r.object, r.reason)).collect::<BTreeSet<_>>();
+            let said = |planner: &Planner| planner.refusals().into_iter().map(|r| (r.object(), r.reason)).collect::<BTreeSet<_>>();
             let (told, anew) = (said(&planner), said(&fresh));
             // Who has a frontend that two ask for is a matter of who was first.
             let plain = |all: BTreeSet<(String, String)>| all.into_iter().filter(|(_, why)| !why.contains("already belongs")).collect::<Vec<_>>();

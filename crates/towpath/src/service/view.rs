@@ -13,7 +13,7 @@ use towpath_model::{
 };
 use towpath_plan::Changed;
 use towpath_plan::services::describe::{self, Condition, DescribedBackend, Unused, Uses};
-use towpath_plan::services::{Planner, ServiceConfig};
+use towpath_plan::services::{Asks, Planner, ServiceConfig};
 
 use super::nodes::Counted;
 use crate::explain::Facts;
@@ -204,8 +204,8 @@ impl<'a> Views<'a> {
         }
         let mut refused: BTreeMap<NamespacedName, Vec<String>> = BTreeMap::new();
         for refusal in planner.refusals() {
-            if let Some(("Service", name)) = refusal.named() {
-                refused.entry(name).or_default().push(refusal.reason);
+            if refusal.asks == Asks::Service {
+                refused.entry(refusal.name).or_default().push(refusal.reason);
             }
         }
         Self { world, config, refused, frontends, counted }

@@ -111,8 +111,10 @@ fn is_mark(key: &ServiceKey) -> bool {
 /// A Service that is not in the kernel as it should be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LeftOut {
-    /// The Service, or the pod of a host port.
+    /// [`FrontendTarget::service`].
     pub service: NamespacedName,
+    /// [`FrontendTarget::port_name`].
+    pub port_name: String,
     /// Why, for people.
     pub reason: String,
 }
@@ -338,7 +340,11 @@ impl ServiceMaps {
         match room {
             Ok(changes) => applied.changes += changes,
             Err(error @ Error::Full { .. }) => {
-                applied.left_out.push(LeftOut { service: target.service.clone(), reason: error.to_string() });
+                applied.left_out.push(LeftOut {
+                    service: target.service.clone(),
+                    port_name: target.port_name.clone(),
+                    reason: error.to_string(),
+                });
             }
             Err(error) => return Err(error),
         }
