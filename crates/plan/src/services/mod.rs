@@ -15,13 +15,7 @@ mod maglev;
 mod refusal;
 
 #[cfg(test)]
-mod describe_tests;
-#[cfg(test)]
-mod host_ports_tests;
-#[cfg(test)]
 mod tests;
-#[cfg(test)]
-mod topology_tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;

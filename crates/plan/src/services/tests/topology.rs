@@ -10,9 +10,9 @@ use towpath_model::{
     Service, ServiceKind, ServicePort, TargetPort, TrafficPolicy, World,
 };
 
-use super::health::{self, HealthCheck};
-use super::{Planner, ServiceConfig};
 use crate::Changed;
+use crate::services::health::{self, HealthCheck};
+use crate::services::{Planner, ServiceConfig};
 
 const READY: Conditions = Conditions { ready: true, serving: true, terminating: false };
 const DRAINING: Conditions = Conditions { ready: false, serving: true, terminating: true };

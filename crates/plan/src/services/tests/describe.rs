@@ -6,9 +6,11 @@ use towpath_model::{
     Service, ServiceKind, ServicePort, TargetPort, TrafficPolicy, World,
 };
 
-use super::describe::{Condition, DescribedBackend, Side, Unused, backends, missing_ports, without_local_endpoints};
-use super::{Planner, RefusedPart, ServiceConfig};
 use crate::Changed;
+use crate::services::describe::{
+    Condition, DescribedBackend, Side, Unused, backends, missing_ports, without_local_endpoints,
+};
+use crate::services::{Planner, RefusedPart, ServiceConfig};
 
 const READY: Conditions = Conditions { ready: true, serving: true, terminating: false };
 const UNREADY: Conditions = Conditions { ready: false, serving: false, terminating: false };
@@ -69,7 +71,7 @@ fn described(service: &Service, slices: &[&EndpointSlice]) -> BTreeMap<String, D
     all.into_iter().map(|one| (one.backend.address.to_string(), one)).collect()
 }
 
-fn on(uses: &super::describe::Uses, node: &str) -> Option<Unused> {
+fn on(uses: &crate::services::describe::Uses, node: &str) -> Option<Unused> {
     uses.get(&NodeName::new(node)).cloned().expect("asked about")
 }
 
@@ -246,11 +248,11 @@ fn no_slice_leads_to_what_is_the_nodes_own_however_it_is_written() {
         "64:ff9b::a9fe:a9fe",
         "64:ff9b::7f00:1",
     ] {
-        assert!(super::choose::forbidden(ip(address), &config).is_some(), "{address}");
+        assert!(crate::services::choose::forbidden(ip(address), &config).is_some(), "{address}");
     }
     for address in
         ["10.0.0.1", "100.100.100.201", "8.8.8.8", "fd00::1", "2001:db8::1", "64:ff9b::808:808", "192.0.2.54"]
     {
-        assert_eq!(super::choose::forbidden(ip(address), &config), None, "{address}");
+        assert_eq!(crate::services::choose::forbidden(ip(address), &config), None, "{address}");
     }
 }

@@ -8,8 +8,8 @@ use towpath_model::{
     TrafficPolicy, World,
 };
 
-use super::{OwnPods, Planner, ServiceConfig};
 use crate::Changed;
+use crate::services::{OwnPods, Planner, ServiceConfig};
 
 const START: Duration = Duration::ZERO;
 
@@ -140,7 +140,7 @@ fn no_pod_takes_what_the_node_and_the_cluster_live_by() {
     };
     let slice = EndpointSlice {
         name: NamespacedName::new("default", "kubernetes"),
-        service: super::api_server(),
+        service: crate::services::api_server(),
         endpoints: vec![api],
         ports: vec![EndpointPort { name: "https".to_owned(), protocol: Protocol::Tcp, port: 6443 }],
         headless: false,
