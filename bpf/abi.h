@@ -286,7 +286,7 @@ struct tp_frag {
 
 /* tp_services: hash, this -> tp_service. The zero address of a family (::ffff:0.0.0.0 or ::) is "any node address":
  * NodePorts. Port 0, protocol 0 marks the address itself as a Service's: nothing but its ports answers there.
- * `inside` 1: a NodePort whose outside clients get this node's endpoints only, as this node's own clients have it. */
+ * `inside` 1: what has only this node's endpoints for clients from outside, as this node's own clients have it. */
 struct tp_service_key {
 	struct tp_addr addr;
 	__be16 port;
@@ -299,6 +299,7 @@ enum tp_service_flag {
 	TP_SERVICE_NODEPORT = 1 << 1,
 	TP_SERVICE_PODS = 1 << 2,	/* for pods of this node only: another proxy serves the node and the outside */
 	TP_SERVICE_RANGES = 1 << 3,	/* for clients in tp_source_ranges only */
+	TP_SERVICE_INSIDE = 1 << 4,	/* there is an entry with `inside` beside this one */
 };
 
 /* How a slot of a list is chosen for a new connection: the upper 8 bits of tp_service.flags. */

@@ -155,9 +155,16 @@ static __always_inline __u32 tp_index(const struct tp_lb *lb, struct tp_service 
 	}
 }
 
+/* Who asks for a Service. */
+enum tp_client {
+	TP_CLIENT_OUTSIDE = 0,
+	TP_CLIENT_NODE = 1,		/* a process of this node */
+	TP_CLIENT_POD = 2,		/* a pod of this node */
+};
+
 /* One try: the entry, a slot of its list, the backend. An entry, list or backend that went away meanwhile is a miss (-1).
- * `for_pod`: a pod of this node asks; where another proxy serves everybody else, these entries are nobody's for them. */
-static __always_inline int tp_choose_once(struct tp_lb *lb, const struct tp_addr *client, int for_pod)
+ * Where another proxy serves everybody but pods, these entries are nobody's for others. */
+static __always_inline int tp_choose_once(struct tp_lb *lb, const struct tp_addr *client, enum tp_client who)
 {
 	struct tp_service *service = bpf_map_lookup_elem(&tp_services, &lb->key);
 	struct tp_service *again;
@@ -167,6 +174,16 @@ static __always_inline int tp_choose_once(struct tp_lb *lb, const struct tp_addr
 
 	if (!service)
 		return TP_CHOICE_NONE;
+	if (who != TP_CLIENT_OUTSIDE && (service->flags & TP_SERVICE_INSIDE)) {
+		struct tp_service *inside;
+
+		lb->key.inside = 1;
+		inside = bpf_map_lookup_elem(&tp_services, &lb->key);
+		if (inside)
+			service = inside;
+		else
+			lb->key.inside = 0;
+	}
 	lb->service = *service;
 	/* An update frees the old entry at once, and the kernel may give its memory to another key while it is copied here (maps
 	 * that are not preallocated, since 6.1). What was copied is believed only if the key still leads to the same. */
@@ -174,7 +191,7 @@ static __always_inline int tp_choose_once(struct tp_lb *lb, const struct tp_addr
 	if (!again || again->id != lb->service.id || again->list != lb->service.list || again->count != lb->service.count ||
 	    again->flags != lb->service.flags)
 		return -1;
-	if ((lb->service.flags & TP_SERVICE_PODS) && !for_pod)
+	if ((lb->service.flags & TP_SERVICE_PODS) && who != TP_CLIENT_POD)
 		return TP_CHOICE_NONE;
 	if ((lb->service.flags & TP_SERVICE_RANGES) && !tp_is_for(lb->service.id, client))
 		return TP_CHOICE_DENY;
@@ -209,12 +226,14 @@ static __always_inline int tp_choose_once(struct tp_lb *lb, const struct tp_addr
 	return TP_CHOICE_BACKEND;
 }
 
-static __always_inline int tp_choose(struct tp_lb *lb, const struct tp_addr *client, int for_pod)
+static __always_inline int tp_choose(struct tp_lb *lb, const struct tp_addr *client, enum tp_client who)
 {
-	int choice = tp_choose_once(lb, client, for_pod);
+	int choice = tp_choose_once(lb, client, who);
 
-	if (choice < 0)
-		choice = tp_choose_once(lb, client, for_pod);
+	if (choice < 0) {
+		lb->key.inside = 0;
+		choice = tp_choose_once(lb, client, who);
+	}
 	return choice < 0 ? TP_CHOICE_REFUSE : choice;
 }
 
@@ -223,17 +242,16 @@ static __always_inline int tp_choose(struct tp_lb *lb, const struct tp_addr *cli
  * of them at its address, and what they send to another node's is that node's to serve.
  */
 static __always_inline int tp_choose_nodeport(struct tp_lb *lb, const struct tp_node_config *cfg,
-					      const struct tp_addr *client, int from_inside, int own, int for_pod)
+					      const struct tp_addr *client, int own, enum tp_client who)
 {
 	tp_nodeport_key(&lb->key);
-	if (from_inside) {
+	if (who != TP_CLIENT_OUTSIDE && !own) {
 		lb->key.inside = 1;
-		if (!bpf_map_lookup_elem(&tp_services, &lb->key))
-			lb->key.inside = 0;
-		else if (!own)
+		if (bpf_map_lookup_elem(&tp_services, &lb->key))
 			return TP_CHOICE_NONE;
 	}
-	return tp_choose(lb, client, for_pod);
+	lb->key.inside = 0;
+	return tp_choose(lb, client, who);
 }
 
 static __always_inline void tp_service_key_of(struct tp_service_key *key, const struct tp_addr *addr, __be16 port,
@@ -287,7 +305,7 @@ static __always_inline int tp_is_new_connection(struct tp_work *w)
  */
 static __noinline int tp_translate(struct tp_work *w, const struct tp_node_config *cfg, __u32 nodeport)
 {
-	int for_pod = nodeport == TP_NODEPORT_INSIDE;
+	enum tp_client who = nodeport == TP_NODEPORT_INSIDE ? TP_CLIENT_POD : TP_CLIENT_OUTSIDE;
 	int choice;
 
 	if (tp_nat_known(w) && !tp_is_new_connection(w)) {
@@ -299,7 +317,7 @@ static __noinline int tp_translate(struct tp_work *w, const struct tp_node_confi
 		return TP_CHOICE_NONE;
 	tp_service_key_of(&w->lb.key, &w->sent.daddr, w->sent.dport, w->sent.proto);
 	w->lb.sport = w->sent.sport;
-	choice = tp_choose(&w->lb, &w->sent.saddr, for_pod);
+	choice = tp_choose(&w->lb, &w->sent.saddr, who);
 	if (choice == TP_CHOICE_NONE && tp_is_nodeport(cfg, w->sent.dport)) {
 		struct tp_peer *peer;
 
@@ -314,7 +332,7 @@ static __noinline int tp_translate(struct tp_work *w, const struct tp_node_confi
 		 * kernel's own tracking. Without it the node's stack answers with a reset, as it should. */
 		if (nodeport == TP_NODEPORT_OUTSIDE && w->sent.proto == IPPROTO_TCP && !(w->p.flags & TP_PKT_OPENS))
 			return TP_CHOICE_NONE;
-		choice = tp_choose_nodeport(&w->lb, cfg, &w->sent.saddr, for_pod, peer->flags & TP_PEER_LOCAL, for_pod);
+		choice = tp_choose_nodeport(&w->lb, cfg, &w->sent.saddr, peer->flags & TP_PEER_LOCAL, who);
 	}
 	if (choice == TP_CHOICE_DENY)
 		w->reason = TP_DROP_SOURCE_RANGE;

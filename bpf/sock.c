@@ -76,17 +76,17 @@ static __always_inline int tp_sock_node(const struct tp_addr *addr)
 }
 
 static __always_inline int tp_sock_choose(struct tp_lb *lb, const struct tp_node_config *cfg, const struct tp_addr *client,
-					  int for_pod)
+					  enum tp_client who)
 {
 	int node, choice;
 
 	/* Whichever the kernel would choose: who has not bound a port does not mean one. */
 	lb->sport = bpf_get_prandom_u32() & 0xffff;
-	choice = tp_choose(lb, client, for_pod);
+	choice = tp_choose(lb, client, who);
 	if (choice != TP_CHOICE_NONE || !tp_is_nodeport(cfg, lb->key.port))
 		return choice;
 	node = tp_sock_node(&lb->key.addr);
-	return node < 0 ? choice : tp_choose_nodeport(lb, cfg, client, 1, node, for_pod);
+	return node < 0 ? choice : tp_choose_nodeport(lb, cfg, client, node, who);
 }
 
 static __always_inline int tp_is_backend(const struct tp_sock_peer *peer, const struct tp_addr *addr, __be16 port)
@@ -112,7 +112,8 @@ static __always_inline void tp_load_socket(__u32 backend, int change)
 {
 	struct tp_load *load = bpf_map_lookup_elem(&tp_loads, &backend);
 
-	if (load)
+	/* What a socket was counted to may be another backend's count by now, which it must not take from for ever. */
+	if (load && (change > 0 || load->sockets))
 		__sync_fetch_and_add(&load->sockets, change);
 }
 
@@ -182,7 +183,7 @@ static __always_inline int tp_sock_forward(struct bpf_sock_addr *ctx, int v6, in
 	if (asker == TP_ASKER_NOBODY)
 		return tp_sock_plain(ctx, connects);
 	tp_service_key_of(&lb.key, &addr, port, proto);
-	choice = tp_sock_choose(&lb, cfg, &client, asker == TP_ASKER_POD);
+	choice = tp_sock_choose(&lb, cfg, &client, asker == TP_ASKER_POD ? TP_CLIENT_POD : TP_CLIENT_NODE);
 	if (connects)
 		tp_sock_count(ctx, &lb, choice);
 	if (choice == TP_CHOICE_NONE)

@@ -50,6 +50,9 @@ const WINDOW: Duration = Duration::from_millis(1);
 const LONGEST_WINDOW: Duration = Duration::from_millis(20);
 /// Old lists are swept and grace periods looked at this often.
 const SWEEP: Duration = Duration::from_secs(1);
+/// What the kernel had no room for is tried again after this long, then after twice as long, and at last so often.
+const ROOM: Duration = Duration::from_secs(3);
+const LONGEST_ROOM: Duration = Duration::from_secs(60);
 /// The slow full check.
 const AUDIT: Duration = Duration::from_secs(30);
 /// It comes so soon after peers could not be set up.
@@ -135,6 +138,10 @@ pub struct Reconciler {
     services: Planner,
     /// The kernel has the table as it was last planned.
     services_followed: bool,
+    /// What the kernel has no room for.
+    left_out: BTreeSet<Refusal>,
+    /// When there may be room for it, and how long it was waited for.
+    room: Option<(Instant, Duration)>,
     compiler: Compiler,
     names: FeedPlanner,
     health_ports: HealthPorts,
@@ -188,7 +195,7 @@ impl Reconciler {
             external_cidrs: parsed.external_cidrs.clone(),
             grace: Duration::from_secs(60),
         });
-        services.adopt(adopted.backends, adopted.frontends, Duration::ZERO);
+        services.adopt(adopted.backends, adopted.frontends, adopted.inside, Duration::ZERO);
         let used =
             towpath_policy::compile::UsedIds { sets: adopted.sets, classes: adopted.classes, rules: adopted.rules };
         Ok(Self {
@@ -203,6 +210,8 @@ impl Reconciler {
             feed,
             services,
             services_followed: false,
+            left_out: BTreeSet::new(),
+            room: None,
             compiler: Compiler::resume(GRACE, &used, Duration::ZERO),
             names: FeedPlanner::new(config.cluster_domain.clone()),
             health_ports: HealthPorts::default(),
@@ -380,7 +389,8 @@ impl Reconciler {
         self.follow_modes().await;
         let due = std::mem::take(&mut self.due);
         let expired = self.compiler.next_expiry().is_some_and(|at| at <= self.now());
-        let drained = self.services.next_deadline().is_some_and(|at| at <= self.now());
+        let room = self.room.is_some_and(|(at, _)| at <= Instant::now());
+        let drained = room || self.services.next_deadline().is_some_and(|at| at <= self.now());
         let policy_kinds = [Kind::Node, Kind::Namespace, Kind::Pod, Kind::NetworkPolicy, Kind::NodeNetwork];
         self.policy_due |= due.any(&policy_kinds) || expired;
         // Where the API servers are, no host port is given.
@@ -482,15 +492,16 @@ impl Reconciler {
         let host_ports = self.services.count_host_ports(read(&index).world(), &self.node);
         let mut refused = self.services.refusals();
         let (frontends, backends) = (self.services.table().frontends.len(), self.services.table().backends.len());
-        // At the start, and after a failure, of which nobody knows how far it came, the whole table.
-        let applied = if std::mem::replace(&mut self.services_followed, false) {
+        // At the start, and after a failure, of which nobody knows how far it came, the whole table; and when there may be room again.
+        let room = self.room.filter(|(at, _)| *at <= Instant::now());
+        let followed = std::mem::replace(&mut self.services_followed, false) && room.is_none();
+        let applied = if followed {
             self.datapath.apply_service_changes(changes).await
         } else {
             self.datapath.apply_services(self.services.table().clone()).await
         };
         let applied = applied.map_err(|e| e.to_string())?;
-        // What there was no room for is tried again with every change.
-        self.services_followed = applied.left_out.is_empty();
+        self.services_followed = true;
         let left_out: BTreeSet<Refusal> = applied
             .left_out
             .into_iter()
@@ -501,9 +512,19 @@ impl Reconciler {
                 reason: left.reason,
             })
             .collect();
-        for refusal in &left_out {
+        for refusal in left_out.difference(&self.left_out) {
             warn!(%refusal, "not all Services fit into the kernel's tables");
         }
+        self.room = match (left_out.is_empty(), self.room) {
+            (true, _) => None,
+            // What went with a change makes room.
+            (false, Some((at, waited))) if followed => Some((at.min(Instant::now() + ROOM), waited)),
+            (false, waited) => {
+                let next = waited.map_or(ROOM, |(_, waited)| (waited * 2).min(LONGEST_ROOM));
+                Some((Instant::now() + next, next))
+            }
+        };
+        self.left_out.clone_from(&left_out);
         refused.extend(left_out);
         self.with_report(|report| {
             report.frontends = frontends;

@@ -80,6 +80,7 @@ pub const TP_SERVICE_AFFINITY: u32 = 1;
 pub const TP_SERVICE_NODEPORT: u32 = 2;
 pub const TP_SERVICE_PODS: u32 = 4;
 pub const TP_SERVICE_RANGES: u32 = 8;
+pub const TP_SERVICE_INSIDE: u32 = 16;
 
 // enum tp_algorithm
 pub const TP_RANDOM: u32 = 0;

@@ -233,7 +233,8 @@ pub struct BackendAddress {
 pub struct ServiceTable {
     /// Frontends.
     pub frontends: BTreeMap<Frontend, FrontendTarget>,
-    /// NodePorts whose outside clients get this node's endpoints only, as this node's own clients have them at its address.
+    /// What leads clients from outside to this node's endpoints only, as this node's own clients have it: NodePorts (at its
+    /// addresses), load balancers' addresses and external ones.
     pub inside: BTreeMap<Frontend, FrontendTarget>,
     /// UDP backends that take no new flows of a frontend and keep those they have: they still serve.
     pub lingering: BTreeMap<Frontend, BTreeSet<BackendId>>,

@@ -23,6 +23,8 @@ pub struct Adopted {
     pub backends: Vec<(BackendId, BackendAddress)>,
     /// Frontends and the Service port they belong to.
     pub frontends: Vec<(Frontend, ServiceId)>,
+    /// The same of what is for this node's own clients.
+    pub inside: Vec<(Frontend, ServiceId)>,
 }
 
 fn protocol(number: u8) -> Option<Protocol> {
@@ -33,9 +35,9 @@ fn backend(held: &Backend) -> Option<BackendAddress> {
     Some(BackendAddress { address: held.addr.ip(), port: held.port.get(), protocol: protocol(held.proto)? })
 }
 
-/// The frontend of a key; none for the mark of a Service's address, and for what has its id from another.
+/// The frontend of a key; none for the mark of a Service's address.
 fn frontend(key: &ServiceKey) -> Option<Frontend> {
-    let protocol = protocol(key.proto).filter(|_| key.inside == 0)?;
+    let protocol = protocol(key.proto)?;
     let any = [Family::V4, Family::V6].into_iter().find(|family| Addr::any(*family) == key.addr);
     let (address, family): (Option<IpAddr>, Family) = match any {
         Some(family) => (None, family),
@@ -55,13 +57,17 @@ impl Programs {
             rules.extend([connection.egress, connection.ingress].into_iter().flatten().map(|judged| judged.rule));
         }
         let backends = self.services.backends().iter();
-        let frontends = self.services.services().iter();
+        let entries = |inside: u8| -> Vec<(Frontend, ServiceId)> {
+            let entries = self.services.services().iter().filter(|(key, _)| key.inside == inside);
+            entries.filter_map(|(key, held)| Some((frontend(key)?, ServiceId(held.id)))).collect()
+        };
         Ok(Adopted {
             sets,
             classes,
             rules,
             backends: backends.filter_map(|(id, held)| Some((BackendId(*id), backend(held)?))).collect(),
-            frontends: frontends.filter_map(|(key, held)| Some((frontend(key)?, ServiceId(held.id)))).collect(),
+            frontends: entries(0),
+            inside: entries(1),
         })
     }
 }
@@ -80,6 +86,5 @@ mod tests {
         assert_eq!((node_port.address, node_port.family), (None, Family::V6));
         assert_eq!(frontend(&key(Addr::any(Family::V4), 6)).unwrap().family, Family::V4);
         assert_eq!(frontend(&key(Addr::new("10.96.0.1".parse().unwrap()), 0)), None);
-        assert_eq!(frontend(&ServiceKey { inside: 1, ..key(Addr::any(Family::V4), 6) }), None);
     }
 }

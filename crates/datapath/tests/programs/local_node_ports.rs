@@ -39,11 +39,52 @@ fn who_asks_decides_whose_endpoints_answer() {
 }
 
 #[test]
+fn an_address_for_everybody_leads_a_pod_to_all_endpoints_and_the_outside_to_this_nodes() {
+    in_world(|w| {
+        for family in BOTH {
+            let h = hosts(family);
+            let remote = SocketAddr::new(h.remote, 8080);
+            let at = Frontend { address: Some(h.service), family, port: 80, protocol: Protocol::Tcp };
+            w.serve(41, family, Some(h.service), 80, Protocol::Tcp, &[remote]);
+            let target = w.table.frontends[&at].clone();
+            w.serve(42, family, Some(h.service), 80, Protocol::Tcp, &[]);
+            let alone = w.table.clone();
+            let outside = |w: &mut World, port| {
+                let syn = arriving(MAC_UPLINK, h.outside, port, h.service, 80, L4::syn());
+                assert_eq!(w.from_uplink(&syn).kind, 2, "this node has no endpoint for outside clients");
+            };
+            outside(w, 4000);
+            let syn = |port| sent_by(h.a, port, h.service, 80, L4::syn());
+            assert_eq!(w.from_pod(&syn(4001)).kind, 1, "nor for anybody else yet: refused");
+            // It comes and goes without the other being written.
+            w.table.inside.insert(at, target);
+            w.apply_services();
+            outside(w, 4002);
+            let out = w.from_pod(&syn(4003)).into_tunnel(w, ip("192.168.50.2"));
+            assert_eq!(out.dst, remote, "a pod gets all");
+            w.table = alone;
+            w.apply_services();
+            outside(w, 4004);
+            assert_eq!(w.from_pod(&syn(4005)).kind, 1);
+        }
+    });
+}
+
+#[test]
 fn the_nodes_own_sockets_get_all_endpoints_at_its_own_address_only() {
     in_sockets_world(|w, _| {
         for family in BOTH {
             serve(w, family, &[], &[backend(family, 8080)]);
             let name = SocketAddr::new(hosts(family).node, PORT);
+            let server = tcp_server(backend(family, 8080), b"inside");
+            assert_eq!(hear(name), (b"inside".to_vec(), name));
+            server.join().unwrap();
+            // And at a load balancer's address.
+            let name = SocketAddr::new(hosts(family).service, 80);
+            w.serve(51, family, Some(name.ip()), 80, Protocol::Tcp, &[backend(family, 8080)]);
+            let at = Frontend { address: Some(name.ip()), family, port: 80, protocol: Protocol::Tcp };
+            w.table.inside.insert(at, w.table.frontends[&at].clone());
+            w.serve(52, family, Some(name.ip()), 80, Protocol::Tcp, &[]);
             let server = tcp_server(backend(family, 8080), b"inside");
             assert_eq!(hear(name), (b"inside".to_vec(), name));
             server.join().unwrap();

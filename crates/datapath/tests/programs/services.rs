@@ -418,7 +418,8 @@ fn changes_one_by_one_end_where_the_whole_table_does() {
             table = next;
         }
         w.programs.apply_service_changes(&difference(&table, &Default::default()), now).unwrap();
-        w.programs.sweep(now + Duration::from_secs(10)).unwrap();
+        // Counts of connections stay the longest.
+        w.programs.sweep(now + Duration::from_secs(400)).unwrap();
         for map in ["tp_services", "tp_slots", "tp_backends", "tp_source_ranges", "tp_loads"] {
             assert_eq!(libbpf_rs::MapCore::keys(&w.map(map)).count(), 0, "{map}");
         }
@@ -469,10 +470,9 @@ fn a_table_that_is_full_leaves_out_what_came_last_and_touches_nothing_else() {
             w.programs.sweep(Instant::now() + Duration::from_secs(10)).unwrap();
             let applied = w.programs.apply_services(&w.table, Instant::now()).unwrap();
             assert_eq!(applied.left_out.len(), left_out.len() - 1, "{map}");
-            assert!(
-                w.programs.apply_service_changes(&ServiceChanges::default(), Instant::now()).is_err()
-                    || applied.left_out.is_empty()
-            );
+            // What there is room for follows changes meanwhile, and the others are not forgotten.
+            let changed = w.programs.apply_service_changes(&ServiceChanges::default(), Instant::now()).unwrap();
+            assert_eq!(changed.left_out.len(), applied.left_out.len());
         });
     }
 }

@@ -4,13 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use towpath_model::desired::{BackendAddress, BackendId, Frontend, FrontendTarget};
+use towpath_model::desired::{BackendAddress, BackendId, Frontend, FrontendTarget, ServiceId};
 use towpath_model::{
     EndpointSlice, Family, NodeName, Protocol, Service, ServiceKind, ServicePort, TrafficPolicy, family_of,
 };
 
 use super::choose::{Here, State, candidates, choose, choose_on};
-use super::{Planned, Planner, PortKey, Rank, RefusedPart, Scope, maglev};
+use super::{Claimed, Planned, Planner, PortKey, Rank, RefusedPart, Scope, maglev};
 
 impl Planner {
     /// All that a Service has in the table.
@@ -28,16 +28,17 @@ impl Planner {
                 let here = Here { node, zone: self.zone.as_deref() };
                 let found = candidates(service, port, family, slices, here, &self.config, &mut planned.refused);
                 let wishes: Vec<&(Frontend, Rank)> = wishes.iter().filter(|(f, _)| f.family == family).collect();
-                self.compute_family(service, port, &found, &wishes, node, &mut planned);
+                let going_on = self.compute_family(service, port, &found, &wishes, node, &mut planned);
                 if service.external_policy == TrafficPolicy::Local {
                     self.compute_inside(service, port, &found, &wishes, &mut planned);
-                    self.compute_other_nodes(service, port, &found, &wishes, node, &mut planned);
+                    self.compute_other_nodes(service, port, (&found, &going_on), &wishes, node, &mut planned);
                 }
             }
         }
         planned
     }
 
+    /// For clients of a cluster address and of addresses outside. Which backends have connections that go on.
     fn compute_family(
         &mut self,
         service: &Service,
@@ -46,12 +47,14 @@ impl Planner {
         wishes: &[&(Frontend, Rank)],
         node: &NodeName,
         planned: &mut Planned,
-    ) {
+    ) -> BTreeSet<BackendAddress> {
         // Connections to an endpoint that takes no new ones go on: TCP while it is listed at all, UDP while it serves.
         let goes_on = |(backend, state): (&BackendAddress, &State)| {
             let usable = backend.protocol != Protocol::Udp || state.serving;
             let in_use = self.holders.contains_key(backend) || self.draining.contains_key(backend);
-            (usable && in_use).then_some(*backend)
+            // An earlier run had it: which of its frontends led there, nobody knows.
+            let was_in_use = self.adopted.udp.contains(backend);
+            (usable && (in_use || was_in_use)).then_some(*backend)
         };
         let going_on: BTreeSet<BackendAddress> = found.iter().filter_map(goes_on).collect();
         let differ = service.external_policy != service.internal_policy;
@@ -66,35 +69,35 @@ impl Planner {
                 TrafficPolicy::Cluster => choose(found),
                 TrafficPolicy::Local => choose_on(node, found),
             };
-            if port.protocol == Protocol::Udp {
-                let taken: BTreeSet<BackendAddress> = chosen.iter().copied().collect();
-                let lingering: BTreeSet<BackendAddress> = going_on.difference(&taken).copied().collect();
-                planned.lingering.extend(frontends.iter().map(|frontend| (*frontend, lingering.clone())));
-            }
+            let lingering = lingering(port, &going_on, &chosen);
             let key = PortKey {
                 service: service.name.clone(),
                 port: port.name.clone(),
                 protocol: port.protocol,
                 scope: if differ { scope } else { Scope::Internal },
             };
-            let target = self.target(service, port, &key, &frontends, &chosen);
+            let wanted = self.adopted_id(&frontends);
+            let target = self.target(service, port, &key, wanted, &chosen);
             planned.held.extend(chosen);
             planned.ports.insert(key.clone());
             for (frontend, rank) in wishes.iter().filter(|(_, r)| of_scope(*r)) {
                 let sources = service.source_ranges.as_deref().filter(|_| *rank == Rank::LoadBalancer).map(Arc::from);
-                planned.claims.insert((*frontend, (*rank, key.clone())), FrontendTarget { sources, ..target.clone() });
+                let target = FrontendTarget { sources, ..target.clone() };
+                let claimed = Claimed { target, inside: None, lingering: lingering.clone() };
+                planned.claims.insert((*frontend, (*rank, key.clone())), claimed);
             }
         }
-        planned.held.extend(going_on);
+        planned.held.extend(going_on.iter().copied());
+        going_on
     }
 
-    /// Where the frontends of `key` lead.
+    /// Where the frontends of `key` lead; `wanted`: the id that it gets if it has none yet.
     fn target(
         &mut self,
         service: &Service,
         port: &ServicePort,
         key: &PortKey,
-        frontends: &[Frontend],
+        wanted: Option<ServiceId>,
         chosen: &[BackendAddress],
     ) -> FrontendTarget {
         let mut backends: Vec<BackendId> = chosen.iter().map(|b| BackendId(self.backends.take(b))).collect();
@@ -109,7 +112,7 @@ impl Planner {
         };
         backends.sort_unstable();
         FrontendTarget {
-            id: self.port_id(key, frontends),
+            id: self.port_id(key, wanted),
             backends,
             algorithm: service.algorithm,
             table,
@@ -121,7 +124,7 @@ impl Planner {
         }
     }
 
-    /// NodePorts with a policy of `Local` for clients of this node at its own address: all endpoints, as for a cluster address.
+    /// What is for outside, with a policy of `Local`, for clients of this node: all endpoints, as for a cluster address.
     fn compute_inside(
         &mut self,
         service: &Service,
@@ -130,7 +133,7 @@ impl Planner {
         wishes: &[&(Frontend, Rank)],
         planned: &mut Planned,
     ) {
-        for (frontend, _) in wishes.iter().filter(|(frontend, _)| frontend.address.is_none()) {
+        for (frontend, rank) in wishes.iter().filter(|(_, rank)| *rank > Rank::ClusterIp) {
             // The same as at the cluster address, and so the same id, unless that has only this node's endpoints too.
             let same = service.internal_policy == TrafficPolicy::Cluster;
             let key = PortKey {
@@ -140,10 +143,14 @@ impl Planner {
                 scope: Scope::Internal,
             };
             let chosen = choose(found);
-            let target = self.target(service, port, &key, &[], &chosen);
+            let wanted = self.adopted.inside.get(frontend).copied();
+            let sources = service.source_ranges.as_deref().filter(|_| *rank == Rank::LoadBalancer).map(Arc::from);
+            let target = FrontendTarget { sources, ..self.target(service, port, &key, wanted, &chosen) };
             planned.held.extend(chosen);
             planned.ports.insert(key);
-            planned.inside.insert(*frontend, target);
+            if let Some((_, claimed)) = planned.claims.iter_mut().find(|((claimed, _), _)| claimed == frontend) {
+                claimed.inside = Some(target);
+            }
         }
     }
 
@@ -154,7 +161,7 @@ impl Planner {
         &mut self,
         service: &Service,
         port: &ServicePort,
-        found: &BTreeMap<BackendAddress, State>,
+        (found, going_on): (&BTreeMap<BackendAddress, State>, &BTreeSet<BackendAddress>),
         wishes: &[&(Frontend, Rank)],
         node: &NodeName,
         planned: &mut Planned,
@@ -175,10 +182,12 @@ impl Planner {
                     protocol: port.protocol,
                     scope: Scope::External,
                 };
-                let target = self.target(service, port, &key, &[frontend], &chosen);
+                let lingering = lingering(port, going_on, &chosen);
+                let wanted = self.adopted_id(&[frontend]);
+                let target = self.target(service, port, &key, wanted, &chosen);
                 planned.held.extend(chosen);
                 planned.ports.insert(key.clone());
-                planned.claims.insert((frontend, (*rank, key)), target);
+                planned.claims.insert((frontend, (*rank, key)), Claimed { target, inside: None, lingering });
             }
         }
     }
@@ -252,4 +261,17 @@ impl Planner {
         }
         None
     }
+}
+
+/// UDP backends that take no new flows of a frontend and keep those that they have.
+fn lingering(
+    port: &ServicePort,
+    going_on: &BTreeSet<BackendAddress>,
+    chosen: &[BackendAddress],
+) -> BTreeSet<BackendAddress> {
+    if port.protocol != Protocol::Udp {
+        return BTreeSet::new();
+    }
+    let taken: BTreeSet<BackendAddress> = chosen.iter().copied().collect();
+    going_on.difference(&taken).copied().collect()
 }

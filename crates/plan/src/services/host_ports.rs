@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use towpath_model::desired::{Algorithm, BackendAddress, BackendId, Clients, Frontend, FrontendTarget};
-use towpath_model::{Endpoint, Family, HostPort, NamespacedName, Node, NodeName, Pod, Protocol, World, family_of};
+use towpath_model::{Endpoint, Family, HostPort, NamespacedName, NodeName, Pod, Protocol, World, family_of};
 
 use super::{Asks, Planned, Planner, PortKey, Rank, RefusedPart, Scope};
 
@@ -28,6 +28,8 @@ struct Reserved {
     api: BTreeSet<(IpAddr, u16)>,
     /// Health check ports of Services.
     health: BTreeSet<u16>,
+    /// Which nodes say that an address is theirs.
+    nodes: BTreeMap<IpAddr, BTreeSet<NodeName>>,
 }
 
 impl Reserved {
@@ -38,14 +40,20 @@ impl Reserved {
             slice.endpoints.iter().flat_map(at)
         });
         let health = world.services.values().filter_map(|service| service.health_check_port);
-        Self { api: reached.collect(), health: health.collect() }
+        let mut nodes: BTreeMap<IpAddr, BTreeSet<NodeName>> = BTreeMap::new();
+        for node in world.nodes.values() {
+            for address in &node.internal_ips {
+                nodes.entry(*address).or_default().insert(node.name.clone());
+            }
+        }
+        Self { api: reached.collect(), health: health.collect(), nodes }
     }
 
     /// Why a host port there may not be had.
-    fn why(&self, world: &World, on: &NodeName, local: bool, front: IpAddr, port: &HostPort) -> Option<&'static str> {
+    fn why(&self, on: &NodeName, local: bool, front: IpAddr, port: &HostPort) -> Option<&'static str> {
         // A kubelet writes its node's addresses: with another node's among them it would have that node's connections.
-        let others = |node: &Node| node.name != *on && node.internal_ips.contains(&front);
-        if !local && world.nodes.values().any(others) {
+        let others = || self.nodes.get(&front).into_iter().flatten().any(|node| node != on);
+        if !local && others() {
             return Some("is an address of another node, too");
         }
         if port.protocol != Protocol::Tcp {
@@ -142,7 +150,7 @@ impl Planner {
                 }
             };
             for front in fronts {
-                if let Some(why) = reserved.why(world, on, local, front, port) {
+                if let Some(why) = reserved.why(on, local, front, port) {
                     planned.refused.push((RefusedPart::HostPort, format!("hostPort {}: {front} {why}", port.port)));
                     continue;
                 }
@@ -180,7 +188,7 @@ impl Planner {
             scope: Scope::HostPort,
         };
         let target = FrontendTarget {
-            id: self.port_id(&key, &[frontend]),
+            id: self.port_id(&key, self.adopted_id(&[frontend])),
             backends: vec![BackendId(self.backends.take(&backend))],
             algorithm: Algorithm::default(),
             table: Arc::default(),
@@ -192,7 +200,7 @@ impl Planner {
         };
         planned.ports.insert(key.clone());
         planned.held.insert(backend);
-        planned.claims.insert((frontend, (Rank::HostPort, key)), target);
+        planned.claims.insert((frontend, (Rank::HostPort, key)), target.into());
     }
 
     /// How many host ports the pods of a node have in the table, each once, on however many addresses.

@@ -111,16 +111,38 @@ enum Rank {
 
 type Claim = (Rank, PortKey);
 
+/// What whoever claims a frontend has there, if it gets it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Claimed {
+    target: FrontendTarget,
+    /// Where this node's own clients are led, if elsewhere: see [`ServiceTable::inside`].
+    inside: Option<FrontendTarget>,
+    /// UDP backends that serve and take no new flows.
+    lingering: BTreeSet<BackendAddress>,
+}
+
+impl From<FrontendTarget> for Claimed {
+    fn from(target: FrontendTarget) -> Self {
+        Self { target, inside: None, lingering: BTreeSet::new() }
+    }
+}
+
 /// What one Service, or one pod with host ports, has in the table.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Planned {
-    claims: BTreeMap<(Frontend, Claim), FrontendTarget>,
-    inside: BTreeMap<Frontend, FrontendTarget>,
-    /// UDP backends that serve and take no new flows.
-    lingering: BTreeMap<Frontend, BTreeSet<BackendAddress>>,
+    claims: BTreeMap<(Frontend, Claim), Claimed>,
     ports: BTreeSet<PortKey>,
     held: BTreeSet<BackendAddress>,
     refused: Vec<(RefusedPart, String)>,
+}
+
+/// What an earlier run left in the kernel, until the first plan.
+#[derive(Debug, Default)]
+struct Adopted {
+    frontends: BTreeMap<Frontend, ServiceId>,
+    inside: BTreeMap<Frontend, ServiceId>,
+    /// UDP backends: flows to them may go on.
+    udp: BTreeSet<BackendAddress>,
 }
 
 /// What of the table was touched since [`Planner::take_changes`].
@@ -138,7 +160,7 @@ pub struct Planner {
     config: ServiceConfig,
     planned: BTreeMap<NamespacedName, Planned>,
     planned_pods: BTreeMap<NamespacedName, Planned>,
-    claims: BTreeMap<Frontend, BTreeMap<Claim, FrontendTarget>>,
+    claims: BTreeMap<Frontend, BTreeMap<Claim, Claimed>>,
     /// Frontends that more than one asks for, or that give way to a NodePort.
     contested: BTreeSet<Frontend>,
     /// Services and pods that ask for what they do not get.
@@ -149,7 +171,7 @@ pub struct Planner {
     draining: BTreeMap<BackendAddress, Duration>,
     backends: Ids<BackendAddress>,
     ports: Ids<PortKey>,
-    adopted_frontends: BTreeMap<Frontend, ServiceId>,
+    adopted: Adopted,
     nodes: BTreeMap<NodeName, Vec<IpAddr>>,
     zone: Option<String>,
     table: ServiceTable,
@@ -171,7 +193,7 @@ impl Planner {
             claims: BTreeMap::new(),
             holders: BTreeMap::new(),
             draining: BTreeMap::new(),
-            adopted_frontends: BTreeMap::new(),
+            adopted: Adopted::default(),
             nodes: BTreeMap::new(),
             zone: None,
             table: ServiceTable::default(),
@@ -179,21 +201,27 @@ impl Planner {
         }
     }
 
-    /// Takes over the ids that the kernel already has, once, before the first plan: connections refer to them across a
-    /// restart of the agent. TCP and SCTP backends among them drain for the grace period even if no Service lists them now.
+    /// Takes over the ids that the kernel already has (of [`ServiceTable::backends`], `frontends` and `inside`), once, before the
+    /// first plan: connections and affinity refer to them across a restart of the agent. TCP and SCTP backends among them drain for
+    /// the grace period even if no Service lists them now; UDP flows to one that still serves go on.
     pub fn adopt(
         &mut self,
         backends: impl IntoIterator<Item = (BackendId, BackendAddress)>,
         frontends: impl IntoIterator<Item = (Frontend, ServiceId)>,
+        inside: impl IntoIterator<Item = (Frontend, ServiceId)>,
         now: Duration,
     ) {
         for (id, backend) in backends {
             self.backends.adopt(backend, id.0, now);
             self.drain(backend, now);
+            if backend.protocol == Protocol::Udp {
+                self.adopted.udp.insert(backend);
+            }
         }
-        for (frontend, id) in frontends {
+        self.adopted.frontends.extend(frontends);
+        self.adopted.inside.extend(inside);
+        for id in self.adopted.frontends.values().chain(self.adopted.inside.values()) {
             self.ports.start_above(id.0);
-            self.adopted_frontends.insert(frontend, id);
         }
     }
 
@@ -218,7 +246,7 @@ impl Planner {
         }
         if matches!(changed, Changed::All) {
             self.claim_cluster_dns();
-            self.adopted_frontends.clear();
+            self.adopted = Adopted::default();
         }
         &self.table
     }
@@ -248,7 +276,7 @@ impl Planner {
             .filter(|(frontend, _)| frontend.address.is_none_or(|address| !addresses.contains(&address)))
             .flat_map(|(frontend, claims)| claims.iter().map(move |(claim, target)| (*frontend, claim, target)))
             .filter(|(_, claim, _)| ours(claim))
-            .map(|(frontend, claim, target)| (frontend, claim.clone(), target.clone()))
+            .map(|(frontend, claim, claimed)| (frontend, claim.clone(), claimed.target.clone()))
             .collect();
         for (frontend, claim, target) in given_up {
             if let Some(claims) = self.claims.get_mut(&frontend) {
@@ -326,7 +354,7 @@ impl Planner {
         let any = Frontend { address: None, ..*frontend };
         let of = |frontend: &Frontend| {
             let id = self.table.frontends.get(frontend)?.id;
-            let claim = self.claims.get(frontend)?.iter().find(|(_, target)| target.id == id);
+            let claim = self.claims.get(frontend)?.iter().find(|(_, claimed)| claimed.target.id == id);
             claim.map(|((_, key), _)| key)
         };
         of(frontend).or_else(|| of(&any))
@@ -393,36 +421,14 @@ impl Planner {
         for key in old.ports.difference(&new.ports) {
             self.ports.retire(key, now);
         }
-        for (frontend, target) in &old.inside {
-            if self.table.inside.get(frontend).is_some_and(|held| held.id == target.id) {
-                self.table.inside.remove(frontend);
-                self.touched.inside.insert(*frontend);
-            }
-        }
-        for (frontend, target) in &new.inside {
-            self.table.inside.entry(*frontend).or_insert_with(|| target.clone());
-            self.touched.inside.insert(*frontend);
-        }
-        for frontend in old.lingering.keys().chain(new.lingering.keys()) {
-            let backends = new.lingering.get(frontend).into_iter().flatten();
-            let ids = backends.filter_map(|backend| self.backends.known(backend)).map(BackendId);
-            let ids = Some(ids.collect::<BTreeSet<BackendId>>()).filter(|ids| !ids.is_empty());
-            let former = self.table.lingering.remove(frontend);
-            if former != ids {
-                self.touched.lingering.insert(*frontend);
-            }
-            if let Some(ids) = ids {
-                self.table.lingering.insert(*frontend, ids);
-            }
-        }
         let touched: BTreeSet<Frontend> = old.claims.keys().chain(new.claims.keys()).map(|(f, _)| *f).collect();
         for (frontend, claim) in old.claims.keys() {
             if let Some(claims) = self.claims.get_mut(frontend) {
                 claims.remove(claim);
             }
         }
-        for ((frontend, claim), target) in &new.claims {
-            self.claims.entry(*frontend).or_default().insert(claim.clone(), target.clone());
+        for ((frontend, claim), claimed) in &new.claims {
+            self.claims.entry(*frontend).or_default().insert(claim.clone(), claimed.clone());
         }
         for frontend in touched {
             self.settle(frontend);
@@ -439,28 +445,31 @@ impl Planner {
         }
         // A NodePort is every address of the node: host ports of its number are nobody's, whatever was there first.
         let node_port = frontend.address.is_some() && self.claims.contains_key(&Frontend { address: None, ..frontend });
-        let open: Vec<(Rank, &FrontendTarget)> = self
+        let open: Vec<(Rank, &Claimed)> = self
             .claims
             .get(&frontend)
             .into_iter()
             .flatten()
-            .map(|((rank, _), target)| (*rank, target))
+            .map(|((rank, _), claimed)| (*rank, claimed))
             .filter(|(rank, _)| *rank != Rank::HostPort || !node_port)
             .collect();
         let asked_for = self.claims.get(&frontend).map_or(0, BTreeMap::len);
         let held_back = open.len() < asked_for;
         let current = self.table.frontends.get(&frontend).map(|target| target.id);
         let best = open.first();
-        let keeps =
-            open.iter().find(|(rank, target)| Some(target.id) == current && best.is_some_and(|(r, _)| r == rank));
-        let target = keeps.or(best).map(|(_, target)| *target);
-        if self.table.frontends.get(&frontend) != target {
-            self.touched.frontends.insert(frontend);
-            match target.cloned() {
-                Some(target) => drop(self.table.frontends.insert(frontend, target)),
-                None => drop(self.table.frontends.remove(&frontend)),
-            }
-        }
+        let keeps = open
+            .iter()
+            .find(|(rank, claimed)| Some(claimed.target.id) == current && best.is_some_and(|(r, _)| r == rank));
+        let owner = keeps.or(best).map(|(_, claimed)| *claimed);
+        let lingering = owner.into_iter().flat_map(|claimed| &claimed.lingering);
+        let lingering = lingering.filter_map(|backend| self.backends.known(backend)).map(BackendId);
+        let lingering = Some(lingering.collect::<BTreeSet<BackendId>>()).filter(|ids| !ids.is_empty());
+        let target = owner.map(|claimed| claimed.target.clone());
+        let inside = owner.and_then(|claimed| claimed.inside.clone());
+        let (table, touched) = (&mut self.table, &mut self.touched);
+        exchange(&mut table.frontends, frontend, target, &mut touched.frontends);
+        exchange(&mut table.inside, frontend, inside, &mut touched.inside);
+        exchange(&mut table.lingering, frontend, lingering, &mut touched.lingering);
         if asked_for > 1 || held_back {
             self.contested.insert(frontend);
         } else {
@@ -537,7 +546,7 @@ impl Planner {
                 }
                 let backend = self.hold(BackendAddress { address: back, port: 53, protocol });
                 let target = FrontendTarget {
-                    id: self.port_id(&key, &[frontend]),
+                    id: self.port_id(&key, self.adopted_id(&[frontend])),
                     backends: vec![backend],
                     algorithm: Algorithm::default(),
                     table: Arc::default(),
@@ -547,15 +556,36 @@ impl Planner {
                     service: key.service.clone(),
                     port_name: key.port.clone(),
                 };
-                self.claims.entry(frontend).or_default().insert((Rank::ClusterDns, key), target);
+                self.claims.entry(frontend).or_default().insert((Rank::ClusterDns, key), target.into());
                 self.settle(frontend);
             }
         }
     }
 
-    fn port_id(&mut self, key: &PortKey, frontends: &[Frontend]) -> ServiceId {
-        let wanted = frontends.iter().find_map(|f| self.adopted_frontends.get(f)).map(|id| id.0);
-        ServiceId(self.ports.take_or(key, wanted))
+    /// The id that one of these frontends has in the kernel since an earlier run.
+    fn adopted_id(&self, frontends: &[Frontend]) -> Option<ServiceId> {
+        frontends.iter().find_map(|frontend| self.adopted.frontends.get(frontend)).copied()
+    }
+
+    fn port_id(&mut self, key: &PortKey, wanted: Option<ServiceId>) -> ServiceId {
+        ServiceId(self.ports.take_or(key, wanted.map(|id| id.0)))
+    }
+}
+
+/// Puts what somebody has now at a frontend in the place of what was there, and notes a difference.
+fn exchange<V: PartialEq>(
+    map: &mut BTreeMap<Frontend, V>,
+    frontend: Frontend,
+    new: Option<V>,
+    touched: &mut BTreeSet<Frontend>,
+) {
+    if map.get(&frontend) == new.as_ref() {
+        return;
+    }
+    touched.insert(frontend);
+    match new {
+        Some(new) => drop(map.insert(frontend, new)),
+        None => drop(map.remove(&frontend)),
     }
 }
 

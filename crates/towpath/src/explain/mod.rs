@@ -263,28 +263,38 @@ impl Case<'_> {
         // From inside, the sender's own node translates; from outside, the node that is addressed.
         let inside = from.node.clone().map(NodeName::new);
         let addressed = || by_node.map(|n| n.name.clone()).or_else(|| self.leads_to(to, facts));
-        let Some(place) = inside.clone().or_else(addressed) else {
+        let Some(mut place) = inside.clone().or_else(addressed) else {
             return (None, vec![(to, number)], is_service.then_some(Outcome::NoReply));
         };
-        let mut planner = Planner::new(facts.services.clone());
-        planner.plan(self.world, &place, Changed::All, Duration::ZERO);
-        planner.plan_host_ports(self.world, &place, &OwnPods::new(), Duration::ZERO);
-        let table = planner.table();
+        let mut planner = self.planned_on(&place, facts);
         let family = family_of(to);
         let exact = Frontend { address: Some(to), family, port: number, protocol };
         let any_node = Frontend { address: None, ..exact };
-        let found =
-            table.frontends.get(&exact).or_else(|| table.frontends.get(&any_node).filter(|_| by_node.is_some()));
-        let Some(target) = found else {
+        // What is sent to another node's NodePort that keeps to that node's endpoints is for that node to translate.
+        let mut own_clients = inside.is_some();
+        let table = planner.table();
+        if let Some(other) = by_node.filter(|node| own_clients && node.name != place)
+            && table.inside.contains_key(&any_node)
+            && !table.frontends.contains_key(&exact)
+        {
+            (place, own_clients) = (other.name.clone(), false);
+            planner = self.planned_on(&place, facts);
+        }
+        let table = planner.table();
+        let at = |frontend: &Frontend| {
+            let inside = table.inside.get(frontend).filter(|_| own_clients);
+            inside.or_else(|| table.frontends.get(frontend))
+        };
+        let Some(target) = at(&exact).or_else(|| at(&any_node).filter(|_| by_node.is_some())) else {
             let refused = is_service.then_some(Outcome::Refused);
             return (None, if is_service { Vec::new() } else { vec![(to, number)] }, refused);
         };
         let backends: Vec<BackendAddress> =
             target.backends.iter().filter_map(|id| table.backends.get(id)).copied().collect();
-        let place = match (&inside, by_node) {
-            (Some(node), _) => format!("on node {node}, when the socket connects"),
-            (None, Some(_)) => format!("on node {place}, at the uplink"),
-            (None, None) => format!("on the node that the address leads to (here {place}), at the uplink"),
+        let place = match by_node {
+            _ if own_clients => format!("on node {place}, when the socket connects"),
+            Some(_) => format!("on node {place}, at the uplink"),
+            None => format!("on the node that the address leads to (here {place}), at the uplink"),
         };
         let translation = Translation {
             service: target.service.clone(),
@@ -300,6 +310,13 @@ impl Case<'_> {
         }
         let refused = backends.is_empty().then_some(Outcome::Refused);
         (Some(translation), backends.iter().map(|b| (b.address, b.port)).collect(), refused)
+    }
+
+    fn planned_on(&self, node: &NodeName, facts: &Facts) -> Planner {
+        let mut planner = Planner::new(facts.services.clone());
+        planner.plan(self.world, node, Changed::All, Duration::ZERO);
+        planner.plan_host_ports(self.world, node, &OwnPods::new(), Duration::ZERO);
+        planner
     }
 
     /// A node to which an address for everybody may lead: where the Service keeps to a node's own endpoints, one that has some.

@@ -9,10 +9,13 @@ use libbpf_rs::Object;
 use towpath_model::desired::{BackendId, FrontendTarget};
 
 use super::is_over;
-use crate::abi::{Service, SlotKey};
+use crate::abi::{Backend, Service, SlotKey};
 use crate::bpf::config::Changes;
-use crate::bpf::error::Result;
+use crate::bpf::error::{Error, Result};
 use crate::bpf::mirror::Mirror;
+
+/// What of the map no look-up table may take, as a part of it: there is room for plain lists when tables have all that they get.
+const KEPT_FROM_TABLES: u32 = 4;
 
 /// Every list, by its number.
 #[derive(Debug)]
@@ -25,6 +28,25 @@ pub(super) struct Lists {
     /// Lists that entries no longer point to, how long they are, and since when.
     old: Vec<(u32, u32, Instant)>,
     next: u32,
+}
+
+/// A list that an entry may point to.
+#[derive(Debug)]
+pub(super) struct List {
+    /// 0: there is none.
+    pub(super) number: u32,
+    /// How long it is.
+    pub(super) count: u32,
+    /// What had to be written.
+    pub(super) changes: Changes,
+    /// Whether it is the look-up table that was asked for, if one was.
+    pub(super) tabled: Result<()>,
+}
+
+impl List {
+    fn found(number: u32, count: usize) -> Self {
+        Self { number, count: count as u32, changes: Changes::default(), tabled: Ok(()) }
+    }
 }
 
 impl Lists {
@@ -59,38 +81,71 @@ impl Lists {
     }
 
     /// The list of a target: that of its entry or of another entry of its Service port when it is the same, else a new one, written
-    /// whole. None is 0.
-    pub(super) fn list_for(&mut self, old: Option<&Service>, target: &FrontendTarget) -> Result<(u32, Changes)> {
-        let wanted = target.slots();
-        if wanted.is_empty() {
-            return Ok((0, Changes::default()));
+    /// whole. A look-up table for which there is no room is stood in for by a plain list, in the order of `backends`' addresses,
+    /// which is the same on every node.
+    pub(super) fn list_for(
+        &mut self,
+        old: Option<&Service>,
+        target: &FrontendTarget,
+        backends: &HashMap<u32, Backend>,
+    ) -> Result<List> {
+        if target.backends.is_empty() {
+            return Ok(List::found(0, 0));
         }
-        let large = !target.table.is_empty();
-        let written = self.tables.iter().find(|(_, table)| large && Arc::ptr_eq(table, &target.table));
+        if target.table.is_empty() {
+            return self.list_of(old, target, &target.backends, 0);
+        }
+        let written = self.tables.iter().find(|(_, table)| Arc::ptr_eq(table, &target.table));
         if let Some((list, _)) = written {
-            return Ok((*list, Changes::default()));
+            return Ok(List::found(*list, target.table.len()));
         }
-        let shared = self.of_port.get(&target.id.0).copied();
-        let mut former = old.map(|old| (old.list, old.count)).into_iter().chain(shared);
-        let (list, changes) = match former.find(|(list, count)| self.is_of(*list, *count, wanted)) {
-            Some((list, _)) => (list, Changes::default()),
-            None => self.write(wanted)?,
-        };
-        if large {
-            self.tables.insert(list, Arc::clone(&target.table));
+        match self.list_of(old, target, &target.table, self.slots.usage().2 / KEPT_FROM_TABLES) {
+            Ok(list) => {
+                self.tables.insert(list.number, Arc::clone(&target.table));
+                Ok(list)
+            }
+            Err(error @ Error::Full { .. }) => {
+                let mut plain = target.backends.clone();
+                plain.sort_unstable_by_key(|id| backends.get(&id.0).map(|at| (at.addr.ip(), at.port.get())));
+                Ok(List { tabled: Err(error), ..self.list_of(old, target, &plain, 0)? })
+            }
+            Err(error) => Err(error),
         }
-        self.of_port.insert(target.id.0, (list, wanted.len() as u32));
-        Ok((list, changes))
     }
 
-    fn write(&mut self, wanted: &[BackendId]) -> Result<(u32, Changes)> {
+    fn list_of(
+        &mut self,
+        old: Option<&Service>,
+        target: &FrontendTarget,
+        wanted: &[BackendId],
+        keep_free: u32,
+    ) -> Result<List> {
+        let shared = self.of_port.get(&target.id.0).copied();
+        let mut former = old.map(|old| (old.list, old.count)).into_iter().chain(shared);
+        let list = match former.find(|(list, count)| self.is_of(*list, *count, wanted)) {
+            Some((list, _)) => List::found(list, wanted.len()),
+            None => self.write(wanted, keep_free)?,
+        };
+        self.of_port.insert(target.id.0, (list.number, list.count));
+        Ok(list)
+    }
+
+    /// All of it, or nothing: a list that does not fit takes no room from those that do.
+    fn write(&mut self, wanted: &[BackendId], keep_free: u32) -> Result<List> {
+        let (_, used, limit) = self.slots.usage();
+        if used + wanted.len() + keep_free as usize > limit as usize {
+            return Err(self.slots.full());
+        }
         let list = self.next;
         self.next = self.next.wrapping_add(1).max(1);
         let slots = (0u32..).zip(wanted).map(|(index, BackendId(id))| (SlotKey { list, index }, *id));
         match self.slots.put_all(slots) {
-            Ok(changes) => Ok((list, changes)),
+            Ok(changes) => Ok(List { changes, ..List::found(list, wanted.len()) }),
             Err(error) => {
-                self.old.push((list, wanted.len() as u32, Instant::now()));
+                // Nothing ever pointed to it.
+                for index in 0..wanted.len() as u32 {
+                    self.slots.remove(&SlotKey { list, index })?;
+                }
                 Err(error)
             }
         }

@@ -1,6 +1,7 @@
 //! Open connections of the backends that are chosen by them (`tp_loads`); the programs count.
 
 use std::collections::{HashMap, HashSet};
+use std::time::{Duration, Instant};
 
 use libbpf_rs::Object;
 use towpath_model::desired::{Algorithm, FrontendTarget};
@@ -15,13 +16,21 @@ pub(super) struct Loads {
     map: Map<u32, Load>,
     translations: Map<Tuple, Nat>,
     counted: HashSet<u32>,
+    /// Backends that are gone, and since when. Sockets that were counted to one take themselves off when they close, and the id is
+    /// kept from others for a while: if the backend comes back, it has its count.
+    gone: HashMap<u32, Instant>,
 }
 
+/// For longer than any id is kept for a backend that is gone.
+const KEEP: Duration = Duration::from_secs(300);
+
 impl Loads {
-    pub(super) fn open(object: &Object) -> Result<Self> {
+    pub(super) fn open(object: &Object, now: Instant) -> Result<Self> {
         let map: Map<u32, Load> = Map::open(object, "tp_loads")?;
-        let counted = map.entries()?.into_iter().map(|(id, _)| id).collect();
-        Ok(Self { map, translations: Map::open(object, "tp_nat")?, counted })
+        let counted: HashSet<u32> = map.entries()?.into_iter().map(|(id, _)| id).collect();
+        // Until the table says that they are there.
+        let gone = counted.iter().map(|id| (*id, now)).collect();
+        Ok(Self { map, translations: Map::open(object, "tp_nat")?, counted, gone })
     }
 
     /// Has the connections of these targets' backends counted where they are chosen by them, from what is open by translation now; those
@@ -48,11 +57,26 @@ impl Loads {
         Ok(())
     }
 
-    /// A backend's count goes with the backend.
-    pub(super) fn forget(&mut self, backend: u32) -> Result<()> {
-        if self.counted.remove(&backend) {
-            self.map.delete(&backend)?;
+    /// A backend is in the table.
+    pub(super) fn remember(&mut self, backend: u32) {
+        self.gone.remove(&backend);
+    }
+
+    /// A backend's count goes with the backend, a while after it.
+    pub(super) fn forget(&mut self, backend: u32, now: Instant) {
+        if self.counted.contains(&backend) {
+            self.gone.entry(backend).or_insert(now);
         }
-        Ok(())
+    }
+
+    pub(super) fn sweep(&mut self, now: Instant) -> Result<usize> {
+        let over = |since: &Instant| now.saturating_duration_since(*since) >= KEEP;
+        let over: Vec<u32> = self.gone.iter().filter(|(_, since)| over(since)).map(|(id, _)| *id).collect();
+        for id in &over {
+            self.map.delete(id)?;
+            self.counted.remove(id);
+            self.gone.remove(id);
+        }
+        Ok(over.len())
     }
 }

@@ -23,10 +23,10 @@ use super::mirror::Mirror;
 use super::observe::End;
 use crate::abi::{
     self, Addr, Affinity, AffinityKey, Be16, ServiceKey, TP_ALGORITHM_SHIFT, TP_LEAST_CONNECTIONS, TP_RANDOM,
-    TP_ROUND_ROBIN, TP_SERVICE_AFFINITY, TP_SERVICE_NODEPORT, TP_SERVICE_PODS, TP_SERVICE_RANGES, TP_SOURCE_HASH,
-    TP_TUPLE_HASH,
+    TP_ROUND_ROBIN, TP_SERVICE_AFFINITY, TP_SERVICE_INSIDE, TP_SERVICE_NODEPORT, TP_SERVICE_PODS, TP_SERVICE_RANGES,
+    TP_SOURCE_HASH, TP_TUPLE_HASH,
 };
-use lists::Lists;
+use lists::{List, Lists};
 use loads::Loads;
 use sources::Sources;
 
@@ -70,6 +70,10 @@ pub(crate) struct ServiceMaps {
     udp_left: bool,
     /// UDP backends that take no new flows of an entry, and keep those they have.
     lingering: HashMap<ServiceKey, BTreeSet<BackendId>>,
+    /// Entries for which there was no room, until there is.
+    left_out: HashMap<ServiceKey, LeftOut>,
+    /// Backends for which there was none.
+    without_room: HashSet<u32>,
 }
 
 fn key_of(frontend: &Frontend) -> ServiceKey {
@@ -85,16 +89,29 @@ fn inside_key_of(frontend: &Frontend) -> ServiceKey {
     ServiceKey { inside: 1, ..key_of(frontend) }
 }
 
+/// Frontends and what is for this node's clients at them in the order in which it is written: what is found first comes first. A
+/// NodePort that comes to be for some nodes' endpoints only is so to nobody for whom there is an entry that leads elsewhere.
+fn in_order<'a, T>(
+    inside: impl Iterator<Item = (&'a Frontend, T)>,
+    frontends: impl Iterator<Item = (&'a Frontend, T)> + Clone,
+) -> impl Iterator<Item = (ServiceKey, &'a Frontend, T)> {
+    let of_node = |(frontend, _): &(&Frontend, T)| frontend.address.is_none();
+    let (first, last) = (frontends.clone().filter(move |entry| !of_node(entry)), frontends.filter(of_node));
+    let inside = inside.map(|(frontend, target)| (inside_key_of(frontend), frontend, target));
+    inside.chain(first.chain(last).map(|(frontend, target)| (key_of(frontend), frontend, target)))
+}
+
 /// Every entry that a table asks for, but for the marks of addresses.
 fn entries(table: &ServiceTable) -> impl Iterator<Item = (ServiceKey, &Frontend, &FrontendTarget)> {
-    let outside = table.frontends.iter().map(|(frontend, target)| (key_of(frontend), frontend, target));
-    outside.chain(table.inside.iter().map(|(frontend, target)| (inside_key_of(frontend), frontend, target)))
+    in_order(table.inside.iter(), table.frontends.iter())
 }
 
 /// As [`entries`], of changes; none: it is gone.
 fn changed(changes: &ServiceChanges) -> impl Iterator<Item = (ServiceKey, &Frontend, Option<&FrontendTarget>)> {
-    let outside = changes.frontends.iter().map(|(frontend, target)| (key_of(frontend), frontend, target.as_ref()));
-    outside.chain(changes.inside.iter().map(|(frontend, target)| (inside_key_of(frontend), frontend, target.as_ref())))
+    in_order(
+        changes.inside.iter().map(|(frontend, target)| (frontend, target.as_ref())),
+        changes.frontends.iter().map(|(frontend, target)| (frontend, target.as_ref())),
+    )
 }
 
 /// The key under which an address is marked as a Service's, of an entry there.
@@ -124,7 +141,8 @@ pub struct LeftOut {
 pub struct ServicesApplied {
     /// Entries of all maps.
     pub changes: Changes,
-    /// For what there was no room. Each has what it had before, or nothing; it is tried again with the next whole table.
+    /// For what there is no room, of all that was ever applied. Each has what it had before, or nothing; it is tried again with the
+    /// next whole table, for which there may be room after the grace period.
     pub left_out: Vec<LeftOut>,
 }
 
@@ -176,7 +194,7 @@ impl ServiceMaps {
             backends: Mirror::open(object, "tp_backends")?,
             lists: Lists::open(object, &lists_in_use(&services), now)?,
             sources: Sources::open(object)?,
-            loads: Loads::open(object)?,
+            loads: Loads::open(object, now)?,
             at: at_addresses(&services),
             whole: false,
             affinity: Map::open(object, "tp_affinity")?,
@@ -185,6 +203,8 @@ impl ServiceMaps {
             services,
             udp_left: true,
             lingering: HashMap::new(),
+            left_out: HashMap::new(),
+            without_room: HashSet::new(),
         })
     }
 
@@ -203,54 +223,127 @@ impl ServiceMaps {
         self.lists.retire(old, now);
     }
 
+    /// Whether all of it came to be is said last: an entry that is written is so with all that hangs on it. The second part of the
+    /// answer: what it is written without.
     fn apply_frontend(
         &mut self,
         key: ServiceKey,
         frontend: &Frontend,
         target: &FrontendTarget,
         now: Instant,
-    ) -> Result<Changes> {
+    ) -> Result<(Changes, Option<String>)> {
+        let (former, admitted) = self.sources.admit(key, target);
+        let (old, service, mut changes, tabled) = match self.write_frontend(key, frontend, target, now) {
+            Ok(written) => written,
+            Err(error) => {
+                // Whoever the entry as it is lets in, it still does.
+                self.sources.keep(key, former);
+                return Err(error);
+            }
+        };
+        if let Some(old) = old {
+            if old.list != service.list {
+                self.retire(&key, &old, &target.backends, now);
+            }
+            if old.id != service.id && old.flags & TP_SERVICE_AFFINITY != 0 {
+                let held_to = self.lists.backends_of(&old).into_iter();
+                self.unaffine.extend(held_to.map(|backend| ((old.id, backend), now)));
+            }
+        }
+        if !self.unaffine.is_empty() {
+            for BackendId(backend) in &target.backends {
+                self.unaffine.remove(&(service.id, *backend));
+            }
+        }
+        changes += self.mark_inside(&key, true)?;
+        changes += self.sources.drop_former(former)?;
+        if old.is_some() {
+            changes += self.count_at(&key, old.as_ref(), Some(&service))?;
+        }
+        // Said only now: the entry is for those that fit, and not for everybody.
+        changes += admitted?;
+        let without = |error: Error| {
+            format!(
+                "no room for its look-up table, so an endpoint that comes or goes changes most clients' choice: {error}"
+            )
+        };
+        Ok((changes, tabled.err().map(without)))
+    }
+
+    /// The entry, and what it needs to be there before. The last part of the answer: whether it has the look-up table that it asks for.
+    fn write_frontend(
+        &mut self,
+        key: ServiceKey,
+        frontend: &Frontend,
+        target: &FrontendTarget,
+        now: Instant,
+    ) -> Result<(Option<abi::Service>, abi::Service, Changes, Result<()>)> {
+        if !target.backends.iter().all(|id| self.backends.held().contains_key(&id.0)) {
+            return Err(self.backends.full());
+        }
         let old = self.services.held().get(&key).copied();
-        let (list, mut changes) = self.lists.list_for(old.as_ref(), target)?;
+        let List { number: list, count, mut changes, tabled } =
+            self.lists.list_for(old.as_ref(), target, self.backends.held())?;
         let affinity = if target.affinity_seconds.is_some() { TP_SERVICE_AFFINITY } else { 0 };
         let ranges = if target.sources.is_some() { TP_SERVICE_RANGES } else { 0 };
         let nodeport = if frontend.address.is_none() { TP_SERVICE_NODEPORT } else { 0 };
+        let beside = key.inside == 0 && self.services.held().contains_key(&ServiceKey { inside: 1, ..key });
+        let inside = if beside { TP_SERVICE_INSIDE } else { 0 };
         let service = abi::Service {
             id: target.id.0,
             list,
-            count: target.slots().len() as u32,
-            flags: affinity | nodeport | ranges | clients_flag(target.clients) | algorithm_flag(target.algorithm),
+            count,
+            flags: affinity
+                | nodeport
+                | inside
+                | ranges
+                | clients_flag(target.clients)
+                | algorithm_flag(target.algorithm),
             affinity_seconds: target.affinity_seconds.unwrap_or(0),
             // Counted up by programs from where it is; where a list begins, nobody is the first for ever.
             turn: old.filter(|old| old.list == list).map_or(list, |old| old.turn),
         };
-        let (former, admitted) = self.sources.admit(key, target);
-        match self.services.put(key, service) {
+        let marked = if old.is_none() { self.count_at(&key, None, Some(&service)) } else { Ok(Changes::default()) };
+        let written = marked.and_then(|marked| {
+            changes += marked;
+            self.services.put(key, service)
+        });
+        match written {
             Ok(written) => changes.written += usize::from(written),
             Err(error) => {
+                if old.is_none() {
+                    // Nothing but a mark that nobody needs is left when this fails, too.
+                    drop(self.count_at(&key, Some(&service), None));
+                }
                 if old.is_none_or(|old| old.list != list) {
                     self.retire(&key, &service, &target.backends, now);
                 }
                 return Err(error);
             }
         }
-        changes += self.sources.drop_former(former)?;
-        changes += self.count_at(&key, old.as_ref(), Some(&service))?;
-        if let Some(old) = old.filter(|old| old.list != list) {
-            self.retire(&key, &old, &target.backends, now);
-        }
-        // Said only now: the entry is for those that fit, and not for everybody.
-        changes += admitted?;
-        Ok(changes)
+        Ok((old, service, changes, tabled))
     }
 
     fn remove_frontend(&mut self, key: &ServiceKey, now: Instant) -> Result<Changes> {
         let Some(old) = self.services.held().get(key).copied() else { return Ok(Changes::default()) };
-        let mut changes = Changes { removed: usize::from(self.services.remove(key)?), ..Changes::default() };
+        let mut changes = self.mark_inside(key, false)?;
+        changes.removed += usize::from(self.services.remove(key)?);
+        self.left_out.remove(key);
         changes += self.sources.remove(key)?;
         changes += self.count_at(key, Some(&old), None)?;
         self.retire(key, &old, &[], now);
         Ok(changes)
+    }
+
+    /// Says of what is for clients from outside whether there is an entry for this node's own beside it.
+    fn mark_inside(&mut self, key: &ServiceKey, is_there: bool) -> Result<Changes> {
+        let outside = ServiceKey { inside: 0, ..*key };
+        let Some(held) = self.services.held().get(&outside).filter(|_| key.inside == 1).copied() else {
+            return Ok(Changes::default());
+        };
+        let flags = if is_there { held.flags | TP_SERVICE_INSIDE } else { held.flags & !TP_SERVICE_INSIDE };
+        let written = self.services.put(outside, abi::Service { flags, ..held })?;
+        Ok(Changes { written: usize::from(written), ..Changes::default() })
     }
 
     /// Marks an address as a Service's while there is an entry at it; for pods only if all entries are.
@@ -299,6 +392,8 @@ impl ServiceMaps {
         let mut wanted = Vec::new();
         for (BackendId(id), backend) in backends {
             self.old_backends.remove(id);
+            self.without_room.remove(id);
+            self.loads.remember(*id);
             let value = abi::Backend {
                 addr: Addr::new(backend.address),
                 port: Be16::new(backend.port),
@@ -317,7 +412,7 @@ impl ServiceMaps {
         for (id, value) in wanted {
             match self.backends.put(id, value) {
                 Ok(written) => changes.written += usize::from(written),
-                Err(Error::Full { .. }) => {}
+                Err(Error::Full { .. }) => drop(self.without_room.insert(id)),
                 Err(error) => return Err(error),
             }
         }
@@ -333,48 +428,66 @@ impl ServiceMaps {
         now: Instant,
         applied: &mut ServicesApplied,
     ) -> Result<()> {
-        let room = match target.backends.iter().all(|id| self.backends.held().contains_key(&id.0)) {
-            true => self.apply_frontend(key, frontend, target, now),
-            false => Err(self.backends.full()),
-        };
-        match room {
-            Ok(changes) => applied.changes += changes,
-            Err(error @ Error::Full { .. }) => {
-                applied.left_out.push(LeftOut {
-                    service: target.service.clone(),
-                    port_name: target.port_name.clone(),
-                    reason: error.to_string(),
-                });
+        let missing = match self.apply_frontend(key, frontend, target, now) {
+            Ok((changes, missing)) => {
+                applied.changes += changes;
+                missing
             }
+            Err(error @ Error::Full { .. }) => Some(error.to_string()),
             Err(error) => return Err(error),
+        };
+        match missing {
+            Some(reason) => {
+                let (service, port_name) = (target.service.clone(), target.port_name.clone());
+                self.left_out.insert(key, LeftOut { service, port_name, reason });
+            }
+            None => drop(self.left_out.remove(&key)),
         }
         Ok(())
     }
 
+    /// Whether what replaces an entry is found only when it is gone: then it goes last.
+    fn gives_way(&self, key: &ServiceKey) -> bool {
+        let any = [Addr::any(Family::V4), Addr::any(Family::V6)];
+        let at = |addr| self.services.held().contains_key(&ServiceKey { addr, inside: 0, ..*key });
+        key.inside == 1 || (!any.contains(&key.addr) && at(Addr::any(family_of(key.addr.ip()))))
+    }
+
     /// The whole table, whatever was there before.
     pub(crate) fn apply(&mut self, table: &ServiceTable, now: Instant) -> Result<ServicesApplied> {
-        self.whole = false;
-        // Whatever an earlier one left half done.
-        self.sources.forget();
+        if !std::mem::replace(&mut self.whole, false) {
+            // Whatever an earlier one left half done.
+            self.sources.forget();
+        }
         self.at = at_addresses(&self.services);
+        self.without_room.clear();
         Self::check(entries(table).map(|(.., target)| target), |id| table.backends.contains_key(id))?;
         let mut applied = ServicesApplied::default();
         // What goes makes room for what comes.
         let keys: HashSet<ServiceKey> = entries(table).map(|(key, ..)| key).collect();
-        let gone: Vec<ServiceKey> =
-            self.services.held().keys().filter(|key| !keys.contains(key) && !is_mark(key)).copied().collect();
-        for key in gone {
+        self.left_out.retain(|key, _| keys.contains(key));
+        let gone = self.services.held().keys().filter(|key| !keys.contains(key) && !is_mark(key)).copied();
+        let (last, first): (Vec<ServiceKey>, Vec<ServiceKey>) = gone.partition(|key| self.gives_way(key));
+        for key in first {
             applied.changes += self.remove_frontend(&key, now)?;
         }
         applied.changes += self.write_backends(table.backends.iter())?;
         self.loads.count(entries(table).map(|(.., target)| target))?;
+        for (frontend, backends) in &table.lingering {
+            self.lingering.entry(key_of(frontend)).or_default().extend(backends);
+        }
         for (key, frontend, target) in entries(table) {
             self.apply_entry(key, frontend, target, now, &mut applied)?;
+        }
+        for key in last {
+            applied.changes += self.remove_frontend(&key, now)?;
         }
         // What an earlier process left half done.
         let at = &self.at;
         applied.changes += self.services.retain(|key| !is_mark(key) || at.contains_key(key))?;
-        applied.changes += self.sources.drop_unreferred()?;
+        let as_they_were: HashSet<u32> =
+            self.left_out.keys().filter_map(|key| self.services.held().get(key)).map(|service| service.id).collect();
+        applied.changes += self.sources.drop_unreferred(&as_they_were)?;
         let unlisted: Vec<u32> =
             self.backends.held().keys().filter(|id| !table.backends.contains_key(&BackendId(**id))).copied().collect();
         self.retire_backends(unlisted, now)?;
@@ -388,7 +501,8 @@ impl ServiceMaps {
             self.linger(key, Some(backends));
         }
         self.drop_affinity()?;
-        self.whole = applied.left_out.is_empty();
+        self.whole = true;
+        applied.left_out = self.left_out.values().cloned().collect();
         Ok(applied)
     }
 
@@ -416,28 +530,39 @@ impl ServiceMaps {
             });
         }
         let held = self.backends.held();
-        let is_known = |id: &BackendId| wanted.backends.get(id).map_or(held.contains_key(&id.0), Option::is_some);
+        let was = |id: &BackendId| held.contains_key(&id.0) || self.without_room.contains(&id.0);
+        let is_known = |id: &BackendId| wanted.backends.get(id).map_or_else(|| was(id), Option::is_some);
         Self::check(changed(wanted).filter_map(|(.., target)| target), is_known)?;
         // Until all of it is done, only a whole table may follow.
         self.whole = false;
         let listed = wanted.backends.iter().filter_map(|(id, backend)| Some((id, backend.as_ref()?)));
         let mut applied = ServicesApplied { changes: self.write_backends(listed)?, ..ServicesApplied::default() };
         self.loads.count(changed(wanted).filter_map(|(.., target)| target))?;
-        for (key, _, _) in changed(wanted).filter(|(.., target)| target.is_none()) {
+        let gone = changed(wanted).filter(|(.., target)| target.is_none()).map(|(key, ..)| key);
+        let (last, first): (Vec<ServiceKey>, Vec<ServiceKey>) = gone.partition(|key| self.gives_way(key));
+        for key in first {
             applied.changes += self.remove_frontend(&key, now)?;
+        }
+        for (frontend, backends) in &wanted.lingering {
+            self.lingering.entry(key_of(frontend)).or_default().extend(backends.iter().flatten());
         }
         for (key, frontend, target) in changed(wanted).filter_map(|(key, f, target)| Some((key, f, target?))) {
             self.apply_entry(key, frontend, target, now, &mut applied)?;
         }
+        for key in last {
+            applied.changes += self.remove_frontend(&key, now)?;
+        }
         let unlisted = wanted.backends.iter().filter(|(_, backend)| backend.is_none());
-        let unlisted: Vec<u32> =
-            unlisted.map(|(id, _)| id.0).filter(|id| self.backends.held().contains_key(id)).collect();
+        let (unlisted, never): (Vec<u32>, Vec<u32>) =
+            unlisted.map(|(id, _)| id.0).partition(|id| self.backends.held().contains_key(id));
+        self.without_room.retain(|id| !never.contains(id));
         self.retire_backends(unlisted, now)?;
         for (frontend, backends) in &wanted.lingering {
             self.linger(key_of(frontend), backends.as_ref());
         }
         self.drop_affinity()?;
-        self.whole = applied.left_out.is_empty();
+        self.whole = true;
+        applied.left_out = self.left_out.values().cloned().collect();
         Ok(applied)
     }
 
@@ -449,14 +574,15 @@ impl ServiceMaps {
                 let udp = |backend: &abi::Backend| backend.proto == Protocol::Udp.number();
                 self.udp_left |= self.backends.held().get(&id).is_some_and(udp);
             }
-            self.loads.forget(id)?;
+            self.loads.forget(id, now);
         }
         Ok(())
     }
 
-    /// Whether UDP backends left a frontend or the table since this was asked last; yes at the first time.
+    /// Whether UDP backends left a frontend or the table since this was asked last; yes at the first time. Never before the
+    /// first table is known: what may go on is in it.
     pub(crate) fn take_udp_left(&mut self) -> bool {
-        std::mem::replace(&mut self.udp_left, false)
+        self.whole && std::mem::replace(&mut self.udp_left, false)
     }
 
     /// Where UDP flows may go, by what is in the kernel.
@@ -500,6 +626,11 @@ impl ServiceMaps {
             removed += self.drop_affinity()?;
             self.unaffine.retain(|_, since| !is_over(*since, now));
         }
+        // What has no room yet leads where it led.
+        let entries = self.left_out.keys().filter_map(|key| self.services.held().get(key));
+        let needed: HashSet<u32> = entries.flat_map(|service| self.lists.backends_of(service)).collect();
+        let dead: Vec<u32> = dead.into_iter().filter(|id| !needed.contains(id)).collect();
+        removed += self.loads.sweep(now)?;
         for id in &dead {
             removed += usize::from(self.backends.remove(id)?);
             self.old_backends.remove(id);

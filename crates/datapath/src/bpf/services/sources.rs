@@ -1,6 +1,6 @@
 //! Who may use the Services that are for some clients only (`tp_source_ranges`).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use ipnet::IpNet;
 use libbpf_rs::Object;
@@ -49,6 +49,22 @@ impl Sources {
         (former.unwrap_or_default(), written)
     }
 
+    /// The entry was not written: whoever it let in before is not to be forgotten. Who it would have let in is let in, too, where it is
+    /// for some clients only.
+    pub(super) fn keep(&mut self, entry: ServiceKey, former: Vec<SourceKey>) {
+        if former.is_empty() {
+            return;
+        }
+        let all = self.of_entry.entry(entry).or_default();
+        for key in former {
+            match all.contains(&key) {
+                // Counted twice now.
+                true => drop(self.refs.entry(key).and_modify(|refs| *refs = refs.saturating_sub(1))),
+                false => all.push(key),
+            }
+        }
+    }
+
     /// Lets nobody in any more by an entry that is gone.
     pub(super) fn remove(&mut self, entry: &ServiceKey) -> Result<Changes> {
         let former = self.of_entry.remove(entry).unwrap_or_default();
@@ -68,9 +84,9 @@ impl Sources {
         Ok(changes)
     }
 
-    /// Removes what no entry refers to: an earlier process left it.
-    pub(super) fn drop_unreferred(&mut self) -> Result<Changes> {
+    /// Removes what no entry refers to, but for those of `as_they_were`: an earlier process left it.
+    pub(super) fn drop_unreferred(&mut self, as_they_were: &HashSet<u32>) -> Result<Changes> {
         let refs = &self.refs;
-        self.map.retain(|key| refs.contains_key(key))
+        self.map.retain(|key| refs.contains_key(key) || as_they_were.contains(&key.service))
     }
 }

@@ -42,13 +42,11 @@ fn some_services() -> impl Strategy<Value = Vec<Service>> {
 
 /// Frontends as addresses, with contested ones left out: who keeps those depends on history, as it should.
 fn shape(planner: &Planner) -> Vec<(Frontend, NamespacedName, Vec<BackendAddress>)> {
-    planner
-        .table()
-        .frontends
-        .iter()
-        .filter(|(frontend, _)| planner.claims.get(frontend).is_none_or(|claims| claims.len() == 1))
+    let table = planner.table();
+    let all = table.frontends.iter().chain(&table.inside);
+    all.filter(|(frontend, _)| planner.claims.get(frontend).is_none_or(|claims| claims.len() == 1))
         .map(|(frontend, target)| {
-            let mut all: Vec<BackendAddress> = target.backends.iter().map(|id| planner.table().backends[id]).collect();
+            let mut all: Vec<BackendAddress> = target.backends.iter().map(|id| table.backends[id]).collect();
             all.sort();
             (*frontend, target.service.clone(), all)
         })
@@ -56,7 +54,7 @@ fn shape(planner: &Planner) -> Vec<(Frontend, NamespacedName, Vec<BackendAddress
 }
 
 fn follow(table: &mut ServiceTable, changes: ServiceChanges) {
-    fn each<K: Ord, V>(map: &mut std::collections::BTreeMap<K, V>, changes: std::collections::BTreeMap<K, Option<V>>) {
+    fn each<K: Ord, V>(map: &mut BTreeMap<K, V>, changes: BTreeMap<K, Option<V>>) {
         for (key, value) in changes {
             match value {
                 Some(value) => drop(map.insert(key, value)),
@@ -78,7 +76,7 @@ proptest! {
         worlds in prop::collection::vec((some_services(), some_slices(), 0u64..50), 1..6)
     ) {
         let mut planner = Planner::new(ServiceConfig::default());
-        let mut owner: std::collections::BTreeMap<BackendId, BackendAddress> = Default::default();
+        let mut owner: BTreeMap<BackendId, BackendAddress> = Default::default();
         let mut now = 0;
         let mut before = World::default();
         let mut replica = ServiceTable::default();
@@ -102,6 +100,9 @@ proptest! {
             prop_assert_eq!(told.len(), anew.len());
             prop_assert_eq!(plain(told), plain(anew));
             let table = planner.table();
+            for (frontend, target) in &table.inside {
+                prop_assert_eq!(&table.frontends[frontend].service, &target.service, "whose the port is, has its inside, too");
+            }
             for target in table.frontends.values() {
                 prop_assert!(target.backends.iter().all(|id| id.0 != 0 && table.backends.contains_key(id)));
                 prop_assert!(target.backends.is_sorted());

@@ -284,7 +284,7 @@ fn a_restarted_planner_gives_a_host_port_the_id_it_has_in_the_kernel() {
     let (frontend, target) = before.table().frontends.iter().next().unwrap();
     let mut after = Planner::new(ServiceConfig::default());
     let other = towpath_model::desired::ServiceId(target.id.0 + 40);
-    after.adopt(before.table().backends.iter().map(|(i, b)| (*i, *b)), [(*frontend, other)], START);
+    after.adopt(before.table().backends.iter().map(|(i, b)| (*i, *b)), [(*frontend, other)], [], START);
     after.plan_host_ports(&world, &NodeName::new("n1"), &OwnPods::new(), START);
     after.plan(&world, &NodeName::new("n1"), Changed::All, START);
     assert_eq!(after.table().frontends[frontend].id, other);

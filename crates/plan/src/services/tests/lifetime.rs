@@ -57,6 +57,65 @@ fn a_tcp_backend_that_is_not_ready_for_a_while_stays_for_its_connections() {
     assert_eq!(planner.table().backends.len(), 2);
 }
 
+/// A planner that knows what an earlier run left in the kernel.
+fn restarted(table: &ServiceTable) -> Planner {
+    let ids = |frontends: &BTreeMap<Frontend, FrontendTarget>| -> Vec<(Frontend, ServiceId)> {
+        frontends.iter().map(|(frontend, target)| (*frontend, target.id)).collect()
+    };
+    let mut new = Planner::new(ServiceConfig::default());
+    let backends = table.backends.iter().map(|(id, backend)| (*id, *backend));
+    new.adopt(backends, ids(&table.frontends), ids(&table.inside), at(0));
+    new
+}
+
+#[test]
+fn a_restart_leads_no_client_to_another_service_by_an_id_and_cuts_no_flow() {
+    let local = |name: &str, address: &str, number: u16| {
+        let mut local = service(name, &[address]);
+        local.kind = ServiceKind::NodePort;
+        (local.internal_policy, local.external_policy) = (TrafficPolicy::Local, TrafficPolicy::Local);
+        local.ports[0].node_port = Some(number);
+        local
+    };
+    let services = vec![local("a", "10.96.0.1", 30001), local("b", "10.96.0.2", 30002)];
+    let slices = |conditions: Conditions| {
+        let one = |name: &str, of: &str, address: &str| slice(name, of, vec![endpoint(address, "n1", conditions)]);
+        vec![one("s1", "a", "10.0.0.1"), one("s2", "b", "10.0.0.2")]
+    };
+    let table = planned(&world(services.clone(), slices(READY))).table().clone();
+    let mut new = restarted(&table);
+    // Without the first, what is left would come to have other numbers.
+    new.plan(&world(services[1..].to_vec(), slices(READY)), &node(), Changed::All, at(0));
+    let b = node_port(30002, Family::V4);
+    assert_eq!(new.table().inside[&b].id, table.inside[&b].id);
+    let given: BTreeSet<ServiceId> =
+        new.table().inside.values().chain(new.table().frontends.values()).map(|t| t.id).collect();
+    let of_a = [table.inside[&node_port(30001, Family::V4)].id, table.frontends[&cluster_ip("10.96.0.1")].id];
+    assert!(of_a.iter().all(|id| !given.contains(id)), "{given:?} has {of_a:?}");
+
+    // A UDP endpoint that is on its way out and serves keeps its flows through a restart, too.
+    let udp = |slices: Vec<EndpointSlice>| -> World {
+        let services = services.iter().cloned().map(|mut service| {
+            service.ports[0].protocol = Protocol::Udp;
+            service
+        });
+        let slices = slices.into_iter().map(|mut slice| {
+            slice.ports[0].protocol = Protocol::Udp;
+            slice
+        });
+        world(services.collect(), slices.collect())
+    };
+    let mut before = slices(READY);
+    before[0].endpoints.push(endpoint("10.0.0.3", "n1", READY));
+    let mut old = planned(&udp(before.clone()));
+    before[0].endpoints[1].conditions = DRAINING;
+    old.plan(&udp(before.clone()), &node(), Changed::All, at(1));
+    assert_eq!(old.table().lingering.len(), 2, "at the cluster address and the node port");
+    let mut new = restarted(old.table());
+    new.plan(&udp(before), &node(), Changed::All, at(0));
+    assert_eq!(new.table(), old.table());
+}
+
 #[test]
 fn ids_survive_a_restart_of_the_agent() {
     let endpoints = vec![endpoint("10.0.0.1", "n1", READY), endpoint("10.0.0.2", "n1", READY)];
@@ -74,8 +133,7 @@ fn ids_survive_a_restart_of_the_agent() {
     };
     old.plan(&before, &node(), Changed::All, at(1));
     let table = old.table().clone();
-    let mut new = Planner::new(ServiceConfig::default());
-    new.adopt(table.backends.iter().map(|(id, b)| (*id, *b)), table.frontends.iter().map(|(f, t)| (*f, t.id)), at(0));
+    let mut new = restarted(&table);
     new.plan(&before, &node(), Changed::All, at(0));
     assert_eq!(new.table().frontends, table.frontends);
     assert_eq!(new.table().backends, table.backends, "those that drain included");

@@ -170,6 +170,18 @@ fn clients_of_this_node_get_all_endpoints_of_a_local_node_port() {
     assert_eq!(inside.backends.len(), 2);
     assert!(inside.backends.iter().all(|id| planner.table().backends.contains_key(id)));
     assert_ne!(inside.id, planner.table().frontends[&any].id, "affinity of outside clients is another matter");
+
+    // The same at an address for everybody: a pod is not turned away where a client from outside would not come.
+    let mut balanced = service(ServiceKind::LoadBalancer);
+    (balanced.external_policy, balanced.load_balancer_ips) = (TrafficPolicy::Local, vec![ip("203.0.113.7")]);
+    balanced.source_ranges = Some(vec!["10.0.0.0/8".parse().unwrap()]);
+    let world = self::world(balanced, vec![endpoint(2, READY, &[], &[]), endpoint(3, READY, &[], &[])]);
+    planner.plan(&world, &n1, Changed::All, Duration::ZERO);
+    let table = planner.table();
+    let at = Frontend { address: Some(ip("203.0.113.7")), port: 80, ..any };
+    assert_eq!((table.inside[&at].backends.len(), table.frontends[&at].backends.len()), (2, 0));
+    assert!(table.inside[&at].sources.is_some(), "whom it is not for, it is not for from here either");
+    assert!(table.inside[&any].sources.is_none());
     planner.plan(&World::default(), &n1, Changed::All, Duration::ZERO);
     assert!(planner.table().inside.is_empty());
 }

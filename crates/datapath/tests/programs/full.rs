@@ -1,0 +1,111 @@
+//! Maps of Services that are full: what has no room takes none from others, and loses nothing that it had.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use towpath_datapath::bpf::Limits;
+use towpath_model::desired::{Algorithm, Frontend, FrontendTarget};
+use towpath_model::{Family, Protocol};
+
+use crate::frame::L4;
+use crate::world::*;
+
+fn address(n: u8) -> IpAddr {
+    IpAddr::from([10, 96, 2, n])
+}
+
+fn target(w: &mut World, n: u8) -> &mut FrontendTarget {
+    let frontend = Frontend { address: Some(address(n)), family: Family::V4, port: 80, protocol: Protocol::Tcp };
+    w.table.frontends.get_mut(&frontend).unwrap()
+}
+
+fn later(w: &mut World) {
+    w.programs.sweep(Instant::now() + Duration::from_secs(10)).unwrap();
+}
+
+/// Which backend port a pod's connection to a Service is led to.
+fn led_to(w: &World, n: u8, sport: u16) -> u16 {
+    let h = hosts(Family::V4);
+    w.from_pod(&sent_by(h.a, sport, address(n), 80, L4::syn())).into_pod(w.pod_b).dst.port()
+}
+
+#[test]
+fn a_look_up_table_without_room_is_stood_in_for_and_leaves_room_for_the_others() {
+    // A quarter is for plain lists only: room for two tables.
+    let limits = Limits { slots: 3000, ..Limits::default() };
+    in_world_with(limits, |w| {
+        let h = hosts(Family::V4);
+        // The first ids have the last addresses: the stand-in goes by addresses.
+        let backends = |n: u16| [SocketAddr::new(h.b, 8009 + 10 * n), SocketAddr::new(h.b, 8001 + 10 * n)];
+        for n in 1..=3 {
+            w.serve(u32::from(n), Family::V4, Some(address(n)), 80, Protocol::Tcp, &backends(n.into()));
+            let target = target(w, n);
+            target.algorithm = Algorithm::SourceHash;
+            target.table = target.backends.iter().copied().cycle().take(1021).collect();
+        }
+        w.serve(4, Family::V4, Some(address(4)), 80, Protocol::Tcp, &backends(4));
+        let applied = w.programs.apply_services(&w.table, Instant::now()).unwrap();
+        let [left_out] = applied.left_out.as_slice() else { panic!("{:?}", applied.left_out) };
+        assert!(left_out.reason.contains("look-up table") && left_out.reason.contains("tp_slots"), "{left_out:?}");
+        later(w);
+        let slots = || libbpf_rs::MapCore::keys(&w.map("tp_slots")).count();
+        assert_eq!(slots(), 2 * 1021 + 2 + 2);
+        for n in 1..=4 {
+            let first = led_to(w, n, 5000);
+            assert!([8001, 8009].contains(&(first - 10 * u16::from(n))), "{first}");
+            let hashes = n < 4;
+            assert!(!hashes || (5001..5009).all(|sport| led_to(w, n, sport) == first), "one client, one backend");
+        }
+        let list: Vec<(towpath_datapath::abi::SlotKey, u32)> = w.entries("tp_slots");
+        let stand_in = |index| list.iter().find(|(key, id)| key.index == index && [301, 302].contains(id)).unwrap().1;
+        let plain: Vec<u32> = (0..2).map(stand_in).collect();
+        let of_plain = list.iter().filter(|(_, id)| [301, 302].contains(id)).count();
+        assert_eq!((plain, of_plain), (vec![302, 301], 2), "by address, as on every other node");
+        // One goes, and after its grace the third has a table like the others.
+        w.table.frontends.retain(|frontend, _| frontend.address != Some(address(1)));
+        let applied = w.programs.apply_services(&w.table, Instant::now()).unwrap();
+        assert_eq!(applied.left_out.len(), 1);
+        later(w);
+        let applied = w.programs.apply_services(&w.table, Instant::now()).unwrap();
+        assert_eq!(applied.left_out, []);
+        later(w);
+        assert_eq!(libbpf_rs::MapCore::keys(&w.map("tp_slots")).count(), 2 * 1021 + 2);
+    });
+}
+
+#[test]
+fn what_is_left_out_keeps_its_clients_and_its_backends() {
+    let limits = Limits { slots: 4, ..Limits::default() };
+    in_world_with(limits, |w| {
+        let h = hosts(Family::V4);
+        let backends = |ports: &[u16]| -> Vec<SocketAddr> { ports.iter().map(|p| SocketAddr::new(h.b, *p)).collect() };
+        w.serve(1, Family::V4, Some(address(1)), 80, Protocol::Tcp, &backends(&[8001, 8002]));
+        target(w, 1).sources = Some(["10.1.0.10/32".parse().unwrap()].as_slice().into());
+        w.apply_services();
+        let before = led_to(w, 1, 5000);
+        assert!([8001, 8002].contains(&before));
+        // Two more endpoints, for whose list there is no room beside the one in use; and the first ones go.
+        w.serve(2, Family::V4, Some(address(1)), 80, Protocol::Tcp, &backends(&[8003, 8004, 8005]));
+        target(w, 1).sources =
+            Some(["10.1.0.10/32".parse().unwrap(), "10.3.0.0/24".parse().unwrap()].as_slice().into());
+        target(w, 1).id = towpath_model::desired::ServiceId(1);
+        w.table.backends.retain(|id, _| id.0 > 200);
+        for turn in 0..3u16 {
+            let applied = w.programs.apply_services(&w.table, Instant::now()).unwrap();
+            assert_eq!(applied.left_out.len(), 1, "{applied:?}");
+            later(w);
+            let now = led_to(w, 1, 5001 + turn);
+            assert!([8001, 8002].contains(&now), "it leads where it led: {now}");
+        }
+        // With less to ask for, it has it.
+        target(w, 1).backends.truncate(2);
+        assert_eq!(w.programs.apply_services(&w.table, Instant::now()).unwrap().left_out, []);
+        later(w);
+        let now = led_to(w, 1, 5010);
+        assert!([8003, 8004].contains(&now), "{now}");
+        let ids: Vec<u32> =
+            w.entries::<u32, towpath_datapath::abi::Backend>("tp_backends").iter().map(|(id, _)| *id).collect();
+        assert!(ids.iter().all(|id| *id > 200), "those that it led to are gone: {ids:?}");
+        assert_eq!(libbpf_rs::MapCore::keys(&w.map("tp_source_ranges")).count(), 2);
+    });
+}
