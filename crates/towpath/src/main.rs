@@ -99,6 +99,17 @@ pub(crate) fn print_json(value: &impl Serialize) -> Result<()> {
     print(&serde_json::to_string_pretty(value)?)
 }
 
+/// Writes an array to standard output, an element at a time.
+pub(crate) fn print_json_array<T: Serialize>(values: impl Iterator<Item = T>) -> Result<()> {
+    print("[")?;
+    let mut values = values.peekable();
+    while let Some(value) = values.next() {
+        let text = serde_json::to_string_pretty(&value)?;
+        print(&if values.peek().is_some() { text + "," } else { text })?;
+    }
+    print("]")
+}
+
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().collect();
     // Before anything else: a stage must find a process without threads.

@@ -145,11 +145,10 @@ async fn list(options: &ListOptions) -> Result<bool> {
     let wanted = |name: &NamespacedName| options.namespace.as_ref().is_none_or(|only| name.namespace == *only);
     let network = kubernetes::network(&cluster.client).await;
     let views = Views::new(&world, network.as_ref(), counted.as_ref());
-    let all: Vec<view::ServiceView> =
-        world.services.values().filter(|s| wanted(&s.name)).map(|s| views.of(s)).collect();
+    let all = world.services.values().filter(|s| wanted(&s.name)).map(|s| views.of(s));
     match options.place.output {
-        crate::Output::Json => crate::print_json(&all)?,
-        crate::Output::Text => crate::print(&show::list(&all, counted.as_ref()))?,
+        crate::Output::Json => crate::print_json_array(all)?,
+        crate::Output::Text => crate::print(&show::list(all, counted.as_ref()))?,
     }
     Ok(true)
 }

@@ -122,10 +122,8 @@ fn users(uses: &UseView) -> String {
 }
 
 /// All Services.
-pub(super) fn list(all: &[ServiceView], counted: Option<&Counted>) -> String {
-    if all.is_empty() {
-        return "no Services".to_owned();
-    }
+/// A view at a time: with every node's use of every endpoint they are large.
+pub(super) fn list(all: impl Iterator<Item = ServiceView>, counted: Option<&Counted>) -> String {
     let mut table = Table::new();
     table.load_style(NOTHING);
     let mut header = vec!["NAMESPACE", "NAME", "TYPE", "ADDRESSES", "PORTS", "ALGORITHM", "ENDPOINTS"];
@@ -153,6 +151,9 @@ pub(super) fn list(all: &[ServiceView], counted: Option<&Counted>) -> String {
     }
     notes.extend(counted.into_iter().flat_map(|counted| counted.incomplete.iter().cloned()));
     let mut text = table.to_string().lines().map(str::trim_end).collect::<Vec<_>>().join("\n");
+    if table.row_count() == 0 {
+        "no Services".clone_into(&mut text);
+    }
     if !notes.is_empty() {
         text.push_str("\n\n");
         text.push_str(&notes.join("\n"));

@@ -174,13 +174,13 @@ fn the_list_has_a_line_a_service_and_what_is_refused_below() {
     let (world, counted) = (world(), counted());
     let views = Views::new(&world, None, Some(&counted));
     let all: Vec<ServiceView> = world.services.values().map(|service| views.of(service)).collect();
-    let text = show::list(&all, Some(&counted));
+    let text = show::list(all.into_iter(), Some(&counted));
     let line = |name: &str| text.lines().find(|line| line.contains(&format!(" {name} "))).unwrap_or_default();
     let words = |name: &str| line(name).split_whitespace().collect::<Vec<_>>().join(" ");
     assert_eq!(words("web"), "shop web NodePort 10.96.0.1 80:30080/TCP random 2/5 6");
     assert_eq!(words("cache"), "shop cache ClusterIP 10.96.0.2 53/UDP random 0/0 0");
     assert!(text.contains("shop/web: EndpointSlice shop/web-abc: endpoint 127.0.0.1"), "{text}");
-    assert_eq!(show::list(&[], None), "no Services");
+    assert_eq!(show::list(std::iter::empty(), None), "no Services");
 }
 
 #[test]

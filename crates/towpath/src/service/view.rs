@@ -328,9 +328,10 @@ impl<'a> Views<'a> {
             (at.port() == port.port && addresses.contains(&at.ip()))
                 || (Some(at.port()) == port.node_port && !self.is_service(at.ip()))
         };
+        let named = port.protocol.to_string();
         let mut open: BTreeMap<SocketAddr, u64> = BTreeMap::new();
         for ((protocol, at, backend), count) in &self.counted?.open {
-            if *protocol == port.protocol.to_string() && ours(at) {
+            if *protocol == named && ours(at) {
                 *open.entry(*backend).or_default() += count;
             }
         }
