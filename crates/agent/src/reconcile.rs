@@ -11,6 +11,7 @@ use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Result;
+use ipnet::IpNet;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{sleep_until, timeout};
 use towpath_carry::feed;
@@ -33,6 +34,7 @@ use crate::ipam::LeaseStore;
 use crate::modes::{self, Follower};
 use crate::predecessor::Remains;
 use crate::proxy_health::HealthPorts;
+use crate::service_ranges::Ranges;
 use crate::settings::{OwnNode, Parsed};
 use crate::watch::Update;
 use crate::{SharedIndex, read, write};
@@ -43,6 +45,7 @@ mod before;
 mod names;
 mod peers;
 mod policy;
+mod service_ranges;
 
 /// Changes that come within it are planned together.
 const WINDOW: Duration = Duration::from_millis(1);
@@ -80,6 +83,10 @@ pub struct Report {
     pub refused: BTreeMap<String, Vec<String>>,
     /// The API server has not listed everything since the start: what an earlier run knew stands in.
     pub recalled: bool,
+    /// The ranges of Service addresses that hold.
+    pub service_ranges: Vec<IpNet>,
+    /// Why a ServiceCIDR's range does not count, by its name.
+    pub refused_ranges: BTreeMap<String, Vec<String>>,
     /// CNI configurations of others that the container runtime takes before ours.
     pub preferred: Vec<String>,
     /// What the network before still has on this node.
@@ -140,6 +147,7 @@ pub struct Reconciler {
     health_ports: HealthPorts,
     health_checked: BTreeSet<u16>,
     modes: Follower,
+    ranges: Ranges,
     peers: Vec<NodePeer>,
     /// Nodes whose agents were heard of, and our VXLAN.
     tunnels: Tunnels,
@@ -170,6 +178,7 @@ impl Reconciler {
         config: &AgentConfig,
         parsed: &Parsed,
         own: &OwnNode,
+        ranges: Ranges,
         index: SharedIndex,
         datapath: Datapath,
         leases: Arc<LeaseStore>,
@@ -184,7 +193,7 @@ impl Reconciler {
             cluster_dns: Vec::new(),
             clients: Clients::All,
             dns_addresses: settings.dns_addresses.clone(),
-            service_cidrs: parsed.service_cidrs.clone(),
+            service_cidrs: ranges.in_force().to_vec(),
             external_cidrs: parsed.external_cidrs.clone(),
             grace: Duration::from_secs(60),
         });
@@ -208,6 +217,7 @@ impl Reconciler {
             health_ports: HealthPorts::default(),
             health_checked: BTreeSet::new(),
             modes: Follower::new(config, &parsed.node, &config.dns_addresses),
+            ranges,
             peers: Vec::new(),
             tunnels: Tunnels { vni: config.vxlan_vni, ..Tunnels::default() },
             remains: Remains::default(),
@@ -378,6 +388,7 @@ impl Reconciler {
     /// Plans what is due and applies it, in the order peers, policy, Services, names; whether everything worked.
     async fn plan_and_apply(&mut self) -> bool {
         self.follow_modes().await;
+        let ranges = self.follow_service_ranges().await;
         let due = std::mem::take(&mut self.due);
         let expired = self.compiler.next_expiry().is_some_and(|at| at <= self.now());
         let drained = self.services.next_deadline().is_some_and(|at| at <= self.now());
@@ -395,6 +406,9 @@ impl Reconciler {
         self.moved |= due.any(&[Kind::Node]) && self.own_node_moved();
         let begun = Instant::now();
         let mut failures: BTreeMap<&'static str, String> = BTreeMap::new();
+        if let Err(error) = ranges {
+            failures.insert("service ranges", error);
+        }
         let joined = due.any(&[Kind::NodeNetwork]) && self.nodes_taken_over();
         if (due.any(&[Kind::Node]) || joined)
             && let Err(error) = self.apply_peers().await

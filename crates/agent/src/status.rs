@@ -101,6 +101,8 @@ async fn collected(
     }
     problems.extend(report.failures.iter().map(|(what, why)| format!("{what}: {why}")));
     problems.extend(report.refused.iter().flat_map(|(n, why)| why.iter().map(move |w| format!("node {n}: {w}"))));
+    let ranges = report.refused_ranges.iter();
+    problems.extend(ranges.flat_map(|(name, why)| why.iter().map(move |w| format!("ServiceCIDR {name}: {w}"))));
     problems.extend(report.refused_services.iter().map(ToString::to_string));
     problems.extend(report.in_charge.problems());
     problems.extend(report.remains.in_words());
@@ -128,6 +130,7 @@ async fn collected(
                 network: p.flannel.filter(|flannel| !flannel.taken_over).map(|_| "flannel".to_owned()),
             })
             .collect(),
+        service_ranges: report.service_ranges.iter().map(ToString::to_string).collect(),
         frontends: count(report.frontends),
         host_ports: count(report.host_ports),
         backends: count(report.backends),

@@ -21,6 +21,7 @@ pub mod pod;
 pub mod protocol;
 pub mod readable;
 pub mod service;
+pub mod service_cidr;
 pub mod slices;
 pub mod world;
 
@@ -37,5 +38,6 @@ pub use pod::{HostPort, NamedPort, Phase, Pod};
 pub use protocol::{Family, Protocol, canonical, family_of};
 pub use readable::Readable;
 pub use service::{ALGORITHM_ANNOTATION, Service, ServiceKind, ServicePort, TargetPort, TrafficPolicy};
+pub use service_cidr::ServiceCidr;
 pub use slices::Slices;
 pub use world::World;

@@ -18,6 +18,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use ipnet::IpNet;
 use towpath_model::NodeName;
 use towpath_model::desired::{Backend, NodePeer, PolicyImage, ServiceChanges, ServiceTable};
 
@@ -279,6 +280,13 @@ impl Node {
         }
         applied.note(self.ensure_nftables(false));
         Ok(applied)
+    }
+
+    /// See [`crate::Datapath::follow_service_ranges`].
+    pub(crate) fn follow_service_ranges(&mut self, ranges: Vec<IpNet>) -> Result<(), Error> {
+        self.config.settings.service_cidrs = ranges;
+        self.ensure_nftables(false)?;
+        Ok(())
     }
 
     /// See [`crate::Datapath::audit`].

@@ -229,6 +229,14 @@ impl Planner {
         std::mem::replace(&mut self.config.clients, clients) != clients
     }
 
+    /// From now on these are the ranges of Service addresses; whether they are others than before. What is planned is as before until
+    /// [`Planner::plan`] is told [`Changed::All`].
+    pub fn follow_service_ranges(&mut self, ranges: &[IpNet]) -> bool {
+        let other = self.config.service_cidrs != ranges;
+        self.config.service_cidrs = ranges.to_vec();
+        other
+    }
+
     /// Whose connections Services' frontends are for.
     pub fn clients(&self) -> Clients {
         self.config.clients
