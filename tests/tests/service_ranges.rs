@@ -51,7 +51,7 @@ spec:
 "#;
 
 fn from_node(cluster: &Cluster, url: &str) -> Result<String> {
-    Ok(cluster.node("n1", &format!("curl -sS -m 2 http://{url}/"))?.all())
+    Ok(cluster.node("n1", &format!("timeout 3 busybox wget -q -O - http://{url}/ 2>&1"))?.all())
 }
 
 fn from_pod(cluster: &Cluster, url: &str) -> Result<String> {

@@ -21,7 +21,7 @@ use towpath_model::desired::{Clients, NodePeer, PodSets};
 use towpath_plan::Changed;
 use towpath_plan::dns::FeedPlanner;
 use towpath_plan::peers::Tunnels;
-use towpath_plan::services::{Planner, Refusal, RefusedPart, ServiceConfig, api_server, asks, health};
+use towpath_plan::services::{Planner, Refusal, RefusedPart, ServiceConfig, api_server, asks};
 use towpath_policy::Compiler;
 use towpath_wire::config::AgentConfig;
 use tracing::{error, info, warn};
@@ -42,6 +42,7 @@ use crate::{SharedIndex, read, write};
 mod addresses;
 mod attach;
 mod before;
+mod health_checks;
 mod names;
 mod peers;
 mod policy;
@@ -189,6 +190,7 @@ impl Reconciler {
         let adopted = datapath.adopted().await?;
         let mut services = Planner::new(ServiceConfig {
             node_ports: config.node_ports,
+            node_port_addresses: parsed.node_port_addresses.clone(),
             // Both follow from who is in charge, which is decided before the first plan.
             cluster_dns: Vec::new(),
             clients: Clients::All,
@@ -267,7 +269,10 @@ impl Reconciler {
                     None => return,
                 },
                 () = sleep_until(retry.into()) => self.retry_at = None,
-                () = addresses.changed() => addresses::follow(&self.datapath).await,
+                () = addresses.changed() => {
+                    addresses::follow(&self.datapath).await;
+                    self.answer_health_checks().await;
+                }
                 _ = sweep.tick() => {
                     self.sweep().await;
                     if *ready.borrow() == Readiness::Ready {
@@ -525,19 +530,7 @@ impl Reconciler {
             report.host_ports = host_ports;
             report.refused_services = refused;
         });
-        // Whoever else serves the outside answers its load balancers, too.
-        let checks = match self.services.clients() {
-            Clients::All => {
-                let names = self.services.health_checked();
-                tokio::task::block_in_place(|| health::plan(read(&index).world(), &self.node, names))
-            }
-            Clients::Pods => BTreeMap::new(),
-        };
-        let ports: BTreeSet<u16> = checks.keys().copied().collect();
-        // No pod keeps a port on which a Service's health is asked for.
-        self.host_ports_due |= ports != self.health_checked;
-        self.health_checked = ports;
-        self.health_ports.apply(&checks);
+        self.answer_health_checks().await;
         Ok(())
     }
 

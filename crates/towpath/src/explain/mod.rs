@@ -17,7 +17,7 @@ use anyhow::{Result, bail};
 use serde::Serialize;
 use towpath_model::custom::NetworkConfigSpec;
 use towpath_model::desired::{Algorithm, BackendAddress, Frontend, RowProtocol, Verdict};
-use towpath_model::{NamespacedName, NodeName, Protocol, Service, TrafficPolicy, World, family_of};
+use towpath_model::{NamespacedName, NodeName, NodePortAddresses, Protocol, Service, TrafficPolicy, World, family_of};
 use towpath_plan::services::{OwnPods, Planner, ServiceConfig, host_port_of};
 use towpath_plan::{Changed, modes};
 use towpath_policy::{Decision, Evaluator, Flow, Holder, View};
@@ -158,6 +158,10 @@ impl Facts {
         let mut facts = Self::default();
         let external = network.and_then(|spec| spec.external_cidrs.as_ref()).into_iter().flatten();
         facts.services.external_cidrs = external.filter_map(|range| range.parse().ok()).collect();
+        let node_ports = network.and_then(|spec| spec.node_port_addresses.as_ref());
+        if let Some(Ok(chosen)) = node_ports.map(|list| NodePortAddresses::parse(list)) {
+            facts.services.node_port_addresses = chosen;
+        }
         // With servers behind it, it is a Service like any other.
         if modes::core_dns(world, &facts.dns).endpoints == 0 {
             facts.services.cluster_dns = modes::dns_addresses(world, &facts.services.cluster_dns).0;
@@ -273,8 +277,9 @@ impl Case<'_> {
         let family = family_of(to);
         let exact = Frontend { address: Some(to), family, port: number, protocol };
         let any_node = Frontend { address: None, ..exact };
+        let answers = by_node.is_some() && facts.services.node_port_addresses.has(to, true);
         let found =
-            table.frontends.get(&exact).or_else(|| table.frontends.get(&any_node).filter(|_| by_node.is_some()));
+            table.frontends.get(&exact).or_else(|| table.frontends.get(&any_node).filter(|_| answers));
         let Some(target) = found else {
             let refused = is_service.then_some(Outcome::Refused);
             return (None, if is_service { Vec::new() } else { vec![(to, number)] }, refused);
