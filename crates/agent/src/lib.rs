@@ -158,8 +158,20 @@ async fn run_until(config: AgentConfig, shutdown: CancellationToken) -> Result<(
         index.clone(),
     ));
     let publishing = owned(publisher.run());
-    let announcing_balancers =
-        announce::start(client.clone(), parsed.node.clone(), index.clone(), datapath.clone(), readiness.clone());
+    let announcing_balancers = announce::start(
+        client.clone(),
+        parsed.node.clone(),
+        &config.state_dir,
+        index.clone(),
+        datapath.clone(),
+        readiness.clone(),
+    );
+    let telling_who_announces = owned(events::announced::tell(
+        client.clone(),
+        parsed.node.clone(),
+        index.clone(),
+        announcing_balancers.announced(),
+    ));
     let pods = Arc::new(pods::Pods::new(client, index.clone(), datapath.clone(), requests));
     let mut cni =
         CniServer::start(CniServerConfig::new(&config), pods.clone(), pods, leases.clone(), readiness.clone()).await?;
@@ -172,6 +184,7 @@ async fn run_until(config: AgentConfig, shutdown: CancellationToken) -> Result<(
         index: index.clone(),
         node: parsed.node.clone(),
         carry: config.carry_socket(),
+        announced: announcing_balancers.announced(),
     });
     let clean = owned(forget_when_ready(config.clone(), readiness.clone()));
     let in_kube_proxys_place =
@@ -188,7 +201,7 @@ async fn run_until(config: AgentConfig, shutdown: CancellationToken) -> Result<(
     tokio::join!(cni.drain(Duration::from_secs(5)), announcing_balancers.drain());
     loop_task.abort();
     drop((status, telling, clean, watching_rules, health, in_kube_proxys_place, announcing, announcing_to_flannel));
-    drop((publishing, recalling, keeping, service_status, refusing));
+    drop((publishing, recalling, keeping, service_status, refusing, telling_who_announces));
     last_known.keep_now(index).await;
     outcome
 }

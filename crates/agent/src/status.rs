@@ -13,6 +13,7 @@ use towpath_wire::config::AgentConfig;
 use towpath_wire::status::{AgentStatus, PeerStatus};
 
 use crate::SharedIndex;
+use crate::announce::local_network::Announced;
 use crate::cni_server::Readiness;
 use crate::ipam::LeaseStore;
 use crate::json_socket;
@@ -32,6 +33,8 @@ pub struct Sources {
     pub node: NodeName,
     /// Where the DNS server answers what it counted.
     pub carry: PathBuf,
+    /// Addresses of load balancers that this node announces.
+    pub announced: Announced,
 }
 
 impl std::fmt::Debug for Sources {
@@ -68,7 +71,10 @@ fn dns_hints(left_out: &[String]) -> impl Iterator<Item = String> {
 /// The state of this agent now.
 pub async fn collect(node: &str, sources: &SharedSources, readiness: &watch::Receiver<Readiness>) -> AgentStatus {
     match sources.get() {
-        Some(sources) => collected(node, &sources.datapath, &sources.report, readiness).await,
+        Some(sources) => AgentStatus {
+            announced: sources.announced.addresses().into_iter().collect(),
+            ..collected(node, &sources.datapath, &sources.report, readiness).await
+        },
         None => AgentStatus {
             node: node.to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -216,7 +216,8 @@ async fn no_address_is_given_from_a_range_that_becomes_services_own() {
     let ranges = Api::<ServiceCIDR>::all(cluster.client.clone());
     ranges.create(&PostParams::default(), &range).await.unwrap();
     let overlaps = async |wanted: &str| {
-        let conditions = Api::<AddressPool>::all(cluster.client.clone()).get("p").await.unwrap().status.unwrap_or_default();
+        let conditions =
+            Api::<AddressPool>::all(cluster.client.clone()).get("p").await.unwrap().status.unwrap_or_default();
         let found = conditions.conditions.iter().find(|condition| condition.type_ == "Overlaps").cloned();
         match found {
             Some(found) if found.status == wanted => Ok(()),

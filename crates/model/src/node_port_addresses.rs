@@ -63,7 +63,8 @@ mod tests {
         let (own, vip, lo) = ("192.0.2.1", "192.0.2.200", "127.0.0.1");
         let at = |list: &[&str]| {
             let selected = parse(list).unwrap();
-            [(own, true), (vip, false), (lo, false)].map(|(address, primary)| selected.has(address.parse().unwrap(), primary))
+            [(own, true), (vip, false), (lo, false)]
+                .map(|(address, primary)| selected.has(address.parse().unwrap(), primary))
         };
         assert_eq!(at(&[]), [true, true, true]);
         assert_eq!(at(&["primary"]), [true, false, false]);

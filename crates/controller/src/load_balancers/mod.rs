@@ -197,13 +197,8 @@ impl Balancers {
 
     /// As [`Balancers::heard`]; nothing waits for a server that does not have the kind (Kubernetes before 1.33), or does not let it be
     /// read (rights of an older installation): what `NetworkConfig` names is known either way.
-    fn heard_of_ranges(
-        &mut self,
-        event: Option<Result<Event<Readable<ServiceCIDR>>, watcher::Error>>,
-    ) -> Option<bool> {
-        let refused = |error: &watcher::Error| {
-            matches!(error, watcher::Error::InitialListFailed(kube::Error::Api(status)) if matches!(status.code, 403 | 404))
-        };
+    fn heard_of_ranges(&mut self, event: Option<Result<Event<Readable<ServiceCIDR>>, watcher::Error>>) -> Option<bool> {
+        let refused = |error: &watcher::Error| matches!(error, watcher::Error::InitialListFailed(kube::Error::Api(status)) if matches!(status.code, 403 | 404));
         if let Some(Err(error)) = &event
             && refused(error)
             && !self.service_cidrs.complete

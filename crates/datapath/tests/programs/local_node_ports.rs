@@ -70,7 +70,14 @@ fn gets_to(family: Family, address: IpAddr) -> bool {
 fn an_address_that_was_not_chosen_has_no_node_ports_for_anybody() {
     in_sockets_world(|w, _| {
         for family in BOTH {
-            w.serve(51 + family as u32, family, None, PORT, Protocol::Tcp, &[SocketAddr::new(hosts(family).remote, 8080)]);
+            w.serve(
+                51 + family as u32,
+                family,
+                None,
+                PORT,
+                Protocol::Tcp,
+                &[SocketAddr::new(hosts(family).remote, 8080)],
+            );
         }
         // From another port each time: what is open goes on.
         let translated = |w: &World, sport: u16| {
@@ -96,7 +103,8 @@ fn an_address_that_was_not_chosen_has_no_node_ports_for_anybody() {
         let loopback: [IpAddr; 2] = ["127.0.0.1".parse().unwrap(), "::1".parse().unwrap()];
         let own = || [gets_to(Family::V4, loopback[0]), gets_to(Family::V6, loopback[1])];
         for chosen in [(true, true), (false, true), (true, false), (false, false)] {
-            let config = NodeConfig { loopback_node_ports: chosen, netns_cookie: netns_cookie(), ..node_config.clone() };
+            let config =
+                NodeConfig { loopback_node_ports: chosen, netns_cookie: netns_cookie(), ..node_config.clone() };
             w.programs.apply_node(&config).unwrap();
             assert_eq!(own(), [chosen.0, chosen.1], "IPv4 and IPv6");
         }

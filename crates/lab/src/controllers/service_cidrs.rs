@@ -22,7 +22,8 @@ const AGAIN: Duration = Duration::from_millis(500);
 pub(super) async fn run(context: Arc<Context>) {
     let all: Api<ServiceCIDR> = Api::all(context.client.clone());
     let controller = Controller::new(all, watcher::Config::default());
-    drive("servicecidr", controller, context, |object, context| async move { reconcile(&object, &context).await }).await;
+    drive("servicecidr", controller, context, |object, context| async move { reconcile(&object, &context).await })
+        .await;
 }
 
 async fn reconcile(object: &ServiceCIDR, context: &Context) -> Result<Action, Error> {
@@ -47,10 +48,12 @@ async fn reconcile(object: &ServiceCIDR, context: &Context) -> Result<Action, Er
         .flat_map(ranges)
         .collect();
     let orphans = |address: &IpAddr| {
-        ranges(object).iter().any(|range| range.contains(address)) && !others.iter().any(|range| range.contains(address))
+        ranges(object).iter().any(|range| range.contains(address))
+            && !others.iter().any(|range| range.contains(address))
     };
     if held.iter().any(orphans) {
-        let why = "There are still IPAddresses referencing the ServiceCIDR, please remove them or create a new ServiceCIDR";
+        let why =
+            "There are still IPAddresses referencing the ServiceCIDR, please remove them or create a new ServiceCIDR";
         say(&api, object, "False", "Terminating", why).await?;
         return Ok(Action::requeue(AGAIN));
     }
@@ -95,7 +98,9 @@ async fn say(
     for other in conditions.filter(|condition| condition.type_ != "Ready") {
         all.push(serde_json::to_value(other)?);
     }
-    all.push(json!({"type": "Ready", "status": status, "reason": reason, "message": message, "lastTransitionTime": now}));
+    all.push(
+        json!({"type": "Ready", "status": status, "reason": reason, "message": message, "lastTransitionTime": now}),
+    );
     let patch = json!({"status": {"conditions": all}});
     Ok(gone_is_fine(api.patch_status(&object.name_any(), &PatchParams::default(), &Patch::Merge(patch)).await)?)
 }

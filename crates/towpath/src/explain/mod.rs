@@ -278,8 +278,7 @@ impl Case<'_> {
         let exact = Frontend { address: Some(to), family, port: number, protocol };
         let any_node = Frontend { address: None, ..exact };
         let answers = by_node.is_some() && facts.services.node_port_addresses.has(to, true);
-        let found =
-            table.frontends.get(&exact).or_else(|| table.frontends.get(&any_node).filter(|_| answers));
+        let found = table.frontends.get(&exact).or_else(|| table.frontends.get(&any_node).filter(|_| answers));
         let Some(target) = found else {
             let refused = is_service.then_some(Outcome::Refused);
             return (None, if is_service { Vec::new() } else { vec![(to, number)] }, refused);
