@@ -52,6 +52,8 @@ enum tp_node_flag {
 	TP_NODE_PLAIN_ROUTING = 1 << 0,	/* no routing rules but the kernel's and ours: the main table decides */
 	TP_NODE_BORROWED_TUNNEL = 1 << 1,	/* the tunnel device is another network's, which knows peers by its own tables: what
 						 * cannot be put into an envelope here goes to the kernel's routes */
+	TP_NODE_SILENT_LO4 = 1 << 2,	/* no NodePort answers at 127.0.0.1 */
+	TP_NODE_SILENT_LO6 = 1 << 3,	/* nor at ::1 */
 };
 
 /* tp_node_config: array of one. */
@@ -109,9 +111,10 @@ struct tp_netns_pod {
 };
 
 enum tp_peer_flag {
-	TP_PEER_NODE = 1 << 0,		/* the prefix is a node's own address (NodePort answers there) */
+	TP_PEER_NODE = 1 << 0,		/* the prefix is a node's own address (NodePort answers there, unless SILENT) */
 	TP_PEER_LOCAL = 1 << 1,		/* it is this node's */
 	TP_PEER_PLAIN = 1 << 2,		/* reached by the kernel's routes, without an envelope */
+	TP_PEER_SILENT = 1 << 3,	/* no NodePort answers at this address of a node */
 };
 
 /* tp_peers: prefix tree, tp_cidr_key -> this. podCIDRs and node addresses of all nodes, this one included. Who is not

@@ -16,8 +16,9 @@ static __always_inline int tp_serve(struct __sk_buff *skb, struct tp_work *w, co
 
 		tp_full_prefix(&w->cidr, &w->lb.backend.addr);
 		peer = bpf_map_lookup_elem(&tp_peers, &w->cidr);
+		/* By the address that was asked, not by the one that it is aimed at already. */
 		if (!peer || (peer->flags & (TP_PEER_NODE | TP_PEER_LOCAL)))
-			return tp_refuse(skb, w, 0);
+			return tp_refuse_clash(skb, w, 0);
 		w->via = peer->tunnel;
 		w->has_via = 1;
 	}

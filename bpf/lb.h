@@ -323,7 +323,7 @@ static __noinline int tp_translate(struct tp_work *w, const struct tp_node_confi
 
 		tp_full_prefix(&w->cidr, &w->sent.daddr);
 		peer = bpf_map_lookup_elem(&tp_peers, &w->cidr);
-		if (!peer || !(peer->flags & TP_PEER_NODE))
+		if (!peer || (peer->flags & (TP_PEER_NODE | TP_PEER_SILENT)) != TP_PEER_NODE)
 			return TP_CHOICE_NONE;
 		/* What comes in from outside for another node's address is on its way there. */
 		if (nodeport == TP_NODEPORT_OUTSIDE && !(peer->flags & TP_PEER_LOCAL))

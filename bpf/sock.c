@@ -61,18 +61,20 @@ static __always_inline void tp_set_sock_addr(struct bpf_sock_addr *ctx, int v6, 
 	ctx->user_port = port;
 }
 
-/* Whether it is a node's address, this node's if so; -1: no node's. Loopback is this node's: pods that ask for theirs do not come
- * this far. */
-static __always_inline int tp_sock_node(const struct tp_addr *addr)
+/* Whether it is a node's address at which NodePorts answer, this node's if so; -1: it is none. Loopback is this node's: pods that ask for
+ * theirs do not come this far. */
+static __always_inline int tp_sock_node(const struct tp_node_config *cfg, const struct tp_addr *addr)
 {
 	struct tp_cidr_key key;
 	struct tp_peer *peer;
 
 	if (tp_is_loopback(addr))
-		return 1;
+		return cfg->flags & (tp_is_v4(addr) ? TP_NODE_SILENT_LO4 : TP_NODE_SILENT_LO6) ? -1 : 1;
 	tp_full_prefix(&key, addr);
 	peer = bpf_map_lookup_elem(&tp_peers, &key);
-	return peer && (peer->flags & TP_PEER_NODE) ? !!(peer->flags & TP_PEER_LOCAL) : -1;
+	if (!peer || (peer->flags & (TP_PEER_NODE | TP_PEER_SILENT)) != TP_PEER_NODE)
+		return -1;
+	return !!(peer->flags & TP_PEER_LOCAL);
 }
 
 static __always_inline int tp_sock_choose(struct tp_lb *lb, const struct tp_node_config *cfg, const struct tp_addr *client,
@@ -85,7 +87,7 @@ static __always_inline int tp_sock_choose(struct tp_lb *lb, const struct tp_node
 	choice = tp_choose(lb, client, who);
 	if (choice != TP_CHOICE_NONE || !tp_is_nodeport(cfg, lb->key.port))
 		return choice;
-	node = tp_sock_node(&lb->key.addr);
+	node = tp_sock_node(cfg, &lb->key.addr);
 	return node < 0 ? choice : tp_choose_nodeport(lb, cfg, client, node, who);
 }
 

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -192,6 +193,108 @@ fn one_node_announces_an_address_and_another_takes_over_when_it_is_gone() -> Res
     for address in &addresses {
         announced_by_one(&cluster, address)?;
     }
+    cluster.down()
+}
+
+/// The agent of a node has no way to the API server, or has it again: a neighbour entry that leads to nobody.
+fn cut_off(cluster: &Cluster, node: &str, server: &str, cut: bool) -> Result<()> {
+    let line = if cut {
+        format!("ip neigh replace {server} lladdr 02:00:00:00:00:99 dev eth0 nud permanent")
+    } else {
+        format!("ip neigh del {server} dev eth0")
+    };
+    let said = cluster.node(node, &line)?;
+    ensure!(said.ok, "{line} on {node}: {}", said.all());
+    Ok(())
+}
+
+/// Address of the API server, as the agent of a node has it.
+fn api_server(cluster: &Cluster, node: &str) -> Result<String> {
+    let said = cluster.node(node, "ss -Htn state established '( dport = :6443 )' | head -1")?;
+    let peer = said.out.split_whitespace().last().with_context(|| format!("no connection to it: {}", said.all()))?;
+    Ok(peer.rsplit_once(':').context("no port")?.0.to_owned())
+}
+
+/// Kills the agent of a node and waits until the next one is ready without the API server.
+fn restart_alone(cluster: &Cluster, node: &str) -> Result<()> {
+    let before = machine::lab_agent(cluster.name(), node)?;
+    machine::kill(before)?;
+    wait("another agent that goes on with what was known", Duration::from_secs(40), || {
+        ensure!(machine::lab_agent(cluster.name(), node)? != before, "process {before} is still there");
+        let output = Command::new(cluster.towpath()).args(["status", "--lab", cluster.name(), "-o", "json"]).output()?;
+        let all: Value = serde_json::from_slice(&output.stdout).context("towpath status")?;
+        let of_node = all.as_array().into_iter().flatten().find(|answer| field(answer, "/node") == node);
+        let status = of_node.and_then(|answer| answer.get("status")).context("no answer")?;
+        ensure!(status.get("ready") == Some(&Value::Bool(true)), "{status}");
+        ensure!(status.to_string().contains("earlier run"), "it has the API server: {status}");
+        Ok(())
+    })
+}
+
+#[test]
+fn an_agent_that_starts_without_the_api_server_announces_what_it_held_and_nothing_that_another_has() -> Result<()> {
+    if !can_run_labs()? {
+        return Ok(());
+    }
+    let cluster = Cluster::up("e2e-lb-alone", 2, Families::Ipv4)?;
+    cluster.apply_text(&(web("web", "n1") + &service("web", 80, "", "")))?;
+    cluster.wait_ready("app=web", 1)?;
+    let address = balancer_address(&cluster, "web")?;
+    answers_from_outside(&cluster, &address, 80)?;
+    let first = announced_by_one(&cluster, &address)?;
+    let second = if first == "n1" { "n2" } else { "n1" };
+    wait("the Event that says who announces it", PATIENCE, || {
+        let said = told(&cluster, "web", "nodeAssigned")?;
+        let wanted = format!("announcing {address} from node \"{first}\" with protocol \"layer2\"");
+        if said.contains(&wanted) { Ok(()) } else { bail!("{said:?}") }
+    })?;
+    let shown = Command::new(cluster.towpath())
+        .env("KUBECONFIG", cluster.kubeconfig())
+        .args(["service", "show", "default/web", "-o", "json"])
+        .output()?;
+    let shown: Value = serde_json::from_slice(&shown.stdout).context("towpath service show")?;
+    ensure!(field(&shown, "/announced/0/node") == first, "{shown}");
+
+    // What is known is kept every few seconds.
+    std::thread::sleep(Duration::from_secs(7));
+    let server = api_server(&cluster, &first)?;
+    for node in [first.as_str(), second] {
+        cut_off(&cluster, node, &server, true)?;
+    }
+    let of_first = BTreeSet::from([mac_of(&cluster, &first)?]);
+    wait("the last holder to go on alone", PATIENCE, || {
+        let answers = who_answers(&cluster, &address)?;
+        if answers == of_first { Ok(()) } else { bail!("{answers:?}") }
+    })?;
+    restart_alone(&cluster, &first)?;
+    wait("it to announce the address again", PATIENCE, || {
+        let answers = who_answers(&cluster, &address)?;
+        if answers == of_first { Ok(()) } else { bail!("{answers:?}") }
+    })?;
+
+    // The other one takes over while the first is cut off and dead; then the API server is gone for both.
+    let frozen = machine::freeze(machine::lab_agent(cluster.name(), &first)?)?;
+    cut_off(&cluster, second, &server, false)?;
+    wait("the other one to take over", Duration::from_secs(60), || {
+        let node = holder(&cluster, &address)?;
+        if node == second { Ok(()) } else { bail!("{node}") }
+    })?;
+    announced_by_one(&cluster, &address)?;
+    cut_off(&cluster, second, &server, true)?;
+    drop(frozen);
+    restart_alone(&cluster, &first)?;
+    let of_second = BTreeSet::from([mac_of(&cluster, second)?]);
+    let until = Instant::now() + Duration::from_secs(4);
+    while Instant::now() < until {
+        let answers = who_answers(&cluster, &address)?;
+        ensure!(answers == of_second, "{second} has it, and {answers:?} answer");
+    }
+    for node in [first.as_str(), second] {
+        cut_off(&cluster, node, &server, false)?;
+    }
+    announced_by_one(&cluster, &address)?;
+    // The router is the API server's host, so the outside was cut off, too.
+    answers_from_outside(&cluster, &address, 80)?;
     cluster.down()
 }
 

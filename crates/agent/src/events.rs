@@ -3,6 +3,7 @@
 //! A problem that `towpath status` names is written once when it has stood for a while ([`SETTLE`]); again only if it went away and
 //! came back. An Event that cannot be written is no problem of its own: the log and the status say the same.
 
+pub(crate) mod announced;
 pub(crate) mod refusals;
 
 use std::collections::BTreeMap;

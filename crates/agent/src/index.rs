@@ -15,7 +15,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use towpath_model::{
-    EndpointSlice, Invalid, Namespace, NamespacedName, NetworkPolicy, Node, NodeName, Pod, Service, World,
+    EndpointSlice, Invalid, Namespace, NamespacedName, NetworkPolicy, Node, NodeName, Pod, Service, ServiceCidr, World,
 };
 use towpath_plan::Changed;
 use towpath_plan::dns::rules::Sources;
@@ -41,6 +41,8 @@ pub enum Kind {
     /// What other nodes say of their new pods. Nothing waits for it: where it is not known, or not installed, pods are known by
     /// their status.
     NodeNetwork,
+    /// Ranges of Service addresses. Nothing waits for them: until they are known, the ranges are those that were in force last.
+    ServiceCidr,
     /// CoreDNS's and kube-dns's configuration. Nothing waits for it: until it is known, DNS is answered as before.
     DnsConfig,
 }
@@ -252,12 +254,25 @@ struct DnsConfig {
     kube_dns: Option<BTreeMap<String, String>>,
 }
 
+/// What the API has of ranges of Service addresses.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum ServiceCidrs {
+    /// It has not said yet, or does not let this agent know.
+    #[default]
+    Unknown,
+    /// It has no such kind: Kubernetes before 1.33.
+    NotServed,
+    /// These objects, by name.
+    Listed(BTreeMap<String, ServiceCidr>),
+}
+
 /// The world, what changed in it, and which kinds are known in full.
 #[derive(Debug, Default)]
 pub struct Index {
     world: World,
     given: BTreeMap<NodeName, Vec<Given>>,
     dns_config: DnsConfig,
+    service_cidrs: ServiceCidrs,
     changes: Changes,
     synced: BTreeSet<Kind>,
     /// Kinds of which only an earlier run's knowledge is there.
@@ -333,6 +348,32 @@ impl Index {
             self.given = all;
             self.changes.kinds.insert(Kind::NodeNetwork);
         }
+    }
+
+    /// Ranges of Service addresses, as far as the API says any.
+    pub fn service_cidrs(&self) -> &ServiceCidrs {
+        &self.service_cidrs
+    }
+
+    /// They are these now.
+    pub fn set_service_cidrs(&mut self, now: ServiceCidrs) {
+        if self.service_cidrs != now {
+            self.service_cidrs = now;
+            self.changes.kinds.insert(Kind::ServiceCidr);
+        }
+    }
+
+    /// One of them is so now; `None`: it is gone, or says nothing that can be understood.
+    pub fn set_service_cidr(&mut self, name: String, now: Option<ServiceCidr>) {
+        let mut all = match &self.service_cidrs {
+            ServiceCidrs::Listed(all) => all.clone(),
+            ServiceCidrs::Unknown | ServiceCidrs::NotServed => BTreeMap::new(),
+        };
+        match now {
+            Some(now) => drop(all.insert(name, now)),
+            None => drop(all.remove(&name)),
+        }
+        self.set_service_cidrs(ServiceCidrs::Listed(all));
     }
 
     /// The configuration of other DNS servers; none before all of it is known.

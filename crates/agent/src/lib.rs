@@ -38,22 +38,27 @@ pub mod predecessor;
 pub mod proxy_health;
 pub mod reconcile;
 mod relist;
+pub mod service_ranges;
 mod service_status;
 pub mod settings;
 mod sole;
 pub mod status;
 pub mod watch;
 
+use std::net::IpAddr;
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use ipnet::IpNet;
 use tokio::sync::{mpsc, watch as channel};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use towpath_carry::feed;
 use towpath_datapath::{Datapath, DatapathConfig};
 use towpath_model::custom::NetworkConfigSpec;
+use towpath_model::desired::NodeSettings;
+use towpath_plan::service_ranges::Own;
 use towpath_wire::config::AgentConfig;
 use tracing::info;
 
@@ -64,6 +69,7 @@ use last_known::LastKnown;
 use node_network::publish::{self, Publisher};
 use predecessor::host_local::HostLocal;
 use reconcile::{Reconciler, Request};
+use service_ranges::Ranges;
 use settings::{OwnNode, Parsed};
 use sole::Sole;
 use status::{SharedSources, Sources};
@@ -121,13 +127,14 @@ async fn run_until(config: AgentConfig, shutdown: CancellationToken) -> Result<(
     settings::refuse_underlay_overlap(&parsed.node, &own, &own_node::own_addresses().await?)?;
     info!(node = %parsed.node, addresses = ?own.addresses, pod_cidrs = ?own.pod_cidrs, "this node");
 
-    let datapath = open_datapath(&config, &parsed, &own).await?;
+    let ranges = ranges_at_start(&config, &parsed, &own, &index);
+    let datapath = open_datapath(&config, &parsed, &own, &ranges).await?;
     let before = HostLocal::new(&config.cni_state_dir);
     let leases = Arc::new(LeaseStore::open(&config.state_dir, &own.pod_cidrs, Arc::new(RealDisk))?.after(before));
     let (requests, request_inbox) = mpsc::channel::<Request>(1024);
     let feed = feed::Client::start(config.carry_socket());
     let reconciler =
-        Reconciler::new(&config, &parsed, &own, index.clone(), datapath.clone(), leases.clone(), feed).await?;
+        Reconciler::new(&config, &parsed, &own, ranges, index.clone(), datapath.clone(), leases.clone(), feed).await?;
     let (report, in_charge) = (reconciler.report(), reconciler.in_charge());
     let mut loop_task = tokio::spawn(reconciler.run(inbox, request_inbox, ready, config.clone()));
 
@@ -151,8 +158,20 @@ async fn run_until(config: AgentConfig, shutdown: CancellationToken) -> Result<(
         index.clone(),
     ));
     let publishing = owned(publisher.run());
-    let announcing_balancers =
-        announce::start(client.clone(), parsed.node.clone(), index.clone(), datapath.clone(), readiness.clone());
+    let announcing_balancers = announce::start(
+        client.clone(),
+        parsed.node.clone(),
+        &config.state_dir,
+        index.clone(),
+        datapath.clone(),
+        readiness.clone(),
+    );
+    let telling_who_announces = owned(events::announced::tell(
+        client.clone(),
+        parsed.node.clone(),
+        index.clone(),
+        announcing_balancers.announced(),
+    ));
     let pods = Arc::new(pods::Pods::new(client, index.clone(), datapath.clone(), requests));
     let mut cni =
         CniServer::start(CniServerConfig::new(&config), pods.clone(), pods, leases.clone(), readiness.clone()).await?;
@@ -165,6 +184,7 @@ async fn run_until(config: AgentConfig, shutdown: CancellationToken) -> Result<(
         index: index.clone(),
         node: parsed.node.clone(),
         carry: config.carry_socket(),
+        announced: announcing_balancers.announced(),
     });
     let clean = owned(forget_when_ready(config.clone(), readiness.clone()));
     let in_kube_proxys_place =
@@ -181,15 +201,16 @@ async fn run_until(config: AgentConfig, shutdown: CancellationToken) -> Result<(
     tokio::join!(cni.drain(Duration::from_secs(5)), announcing_balancers.drain());
     loop_task.abort();
     drop((status, telling, clean, watching_rules, health, in_kube_proxys_place, announcing, announcing_to_flannel));
-    drop((publishing, recalling, keeping, service_status, refusing));
+    drop((publishing, recalling, keeping, service_status, refusing, telling_who_announces));
     last_known.keep_now(index).await;
     outcome
 }
 
 /// The node's data path, as an earlier agent left it or anew.
-async fn open_datapath(config: &AgentConfig, parsed: &Parsed, own: &OwnNode) -> Result<Datapath> {
+async fn open_datapath(config: &AgentConfig, parsed: &Parsed, own: &OwnNode, ranges: &Ranges) -> Result<Datapath> {
+    let settings = settings::node_settings(config, parsed, own);
     let datapath = Datapath::open(DatapathConfig {
-        settings: settings::node_settings(config, parsed, own),
+        settings: NodeSettings { service_cidrs: ranges.in_force().to_vec(), ..settings },
         bpffs: config.bpffs.clone(),
         cgroup: config.cgroup.as_deref().map(settings::cgroup2).transpose()?,
         state_dir: config.run_dir.join("pods"),
@@ -198,6 +219,15 @@ async fn open_datapath(config: &AgentConfig, parsed: &Parsed, own: &OwnNode) -> 
         limits: settings::limits(&config.limits),
     });
     datapath.await.context("could not open the data path")
+}
+
+/// The ranges of Services as the run before knew them, unless they touch this node's own by now.
+fn ranges_at_start(config: &AgentConfig, parsed: &Parsed, own: &OwnNode, index: &SharedIndex) -> Ranges {
+    let index = read(index);
+    let cluster: Vec<IpNet> = parsed.cluster_cidrs.iter().chain(&own.pod_cidrs).copied().collect();
+    let addresses: Vec<IpAddr> = own.addresses.iter().chain(&config.dns_addresses).copied().collect();
+    let own = Own { world: index.world(), cluster: &cluster, dns: &addresses };
+    Ranges::at_start(&config.state_dir, &parsed.service_cidrs, &own)
 }
 
 /// A task that is cancelled when its handle is dropped.

@@ -112,6 +112,9 @@ pub fn overlay(mut config: AgentConfig, spec: &NetworkConfigSpec) -> Result<Agen
             *own = cidrs(named);
         }
     }
+    if let Some(addresses) = &spec.node_port_addresses {
+        config.node_port_addresses.clone_from(addresses);
+    }
     if let Some(devices) = &spec.devices {
         config.devices.clone_from(devices);
     }

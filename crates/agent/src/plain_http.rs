@@ -49,10 +49,18 @@ impl Answer {
 /// Listens on a port of every address of the node, in both families where the node has both.
 pub(crate) fn listen_everywhere(port: u16) -> std::io::Result<TcpListener> {
     let bind = |ip: IpAddr| std::net::TcpListener::bind(SocketAddr::new(ip, port));
-    let socket = match bind(Ipv6Addr::UNSPECIFIED.into()) {
+    asynchronous(match bind(Ipv6Addr::UNSPECIFIED.into()) {
         Err(error) if error.kind() != std::io::ErrorKind::AddrInUse => bind(Ipv4Addr::UNSPECIFIED.into())?,
         bound => bound?,
-    };
+    })
+}
+
+/// Listens on a port of one address.
+pub(crate) fn listen_at(at: SocketAddr) -> std::io::Result<TcpListener> {
+    asynchronous(std::net::TcpListener::bind(at)?)
+}
+
+fn asynchronous(socket: std::net::TcpListener) -> std::io::Result<TcpListener> {
     socket.set_nonblocking(true)?;
     TcpListener::from_std(socket)
 }

@@ -1,7 +1,8 @@
 //! What callers of kube-proxy ask a node: `:10256/healthz` and `:10249/proxyMode`, and the health check NodePorts of
 //! Services whose external policy is `Local` (`plan::services::health`).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
@@ -17,7 +18,7 @@ use tracing::{info, warn};
 use crate::cni_server::Readiness;
 use crate::counts;
 use crate::modes::State;
-use crate::plain_http::{Answer, listen_everywhere, serve};
+use crate::plain_http::{Answer, listen_at, listen_everywhere, serve};
 
 /// kube-proxy's health, on every address: cloud load balancers ask it.
 pub(crate) const HEALTHZ_PORT: u16 = 10256;
@@ -125,7 +126,18 @@ fn healthz(path: &str, readiness: &watch::Receiver<Readiness>) -> Answer {
 struct Port {
     service: NamespacedName,
     local_endpoints: Arc<AtomicUsize>,
-    _task: AbortOnDropHandle<()>,
+    /// One a listener.
+    _tasks: Vec<AbortOnDropHandle<()>>,
+}
+
+/// Where the ports are answered: as NodePorts.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum At {
+    /// At every address that the node has, whenever it has it.
+    #[default]
+    Everywhere,
+    /// At these, now.
+    These(BTreeSet<IpAddr>),
 }
 
 /// The health check ports that are answered at the moment.
@@ -134,11 +146,16 @@ pub struct HealthPorts {
     ports: BTreeMap<u16, Port>,
     /// Ports that could not be opened, said once.
     refused: BTreeMap<u16, NamespacedName>,
+    at: At,
 }
 
 impl HealthPorts {
-    /// Answers these and no others.
-    pub fn apply(&mut self, checks: &BTreeMap<u16, HealthCheck>) {
+    /// Answers these and no others, there and nowhere else.
+    pub fn apply(&mut self, checks: &BTreeMap<u16, HealthCheck>, at: &At) {
+        if self.at != *at {
+            self.ports.clear();
+            self.at = at.clone();
+        }
         let wanted = |port: &u16, service: &NamespacedName| checks.get(port).is_some_and(|c| c.service == *service);
         self.ports.retain(|port, open| wanted(port, &open.service));
         self.refused.retain(|port, service| wanted(port, service));
@@ -147,7 +164,7 @@ impl HealthPorts {
                 open.local_endpoints.store(check.local_endpoints, Ordering::Relaxed);
                 continue;
             }
-            match open(*port, check) {
+            match open(*port, check, at) {
                 Ok(open) => {
                     self.refused.remove(port);
                     self.ports.insert(*port, open);
@@ -163,14 +180,20 @@ impl HealthPorts {
     }
 }
 
-fn open(port: u16, check: &HealthCheck) -> std::io::Result<Port> {
-    let listener = listen_everywhere(port)?;
+fn open(port: u16, check: &HealthCheck, at: &At) -> std::io::Result<Port> {
+    let listeners = match at {
+        At::Everywhere => vec![listen_everywhere(port)?],
+        At::These(addresses) => {
+            addresses.iter().map(|address| listen_at((*address, port).into())).collect::<std::io::Result<_>>()?
+        }
+    };
     let local_endpoints = Arc::new(AtomicUsize::new(check.local_endpoints));
     let (service, count) = (check.service.clone(), local_endpoints.clone());
     let answer = move |_| std::future::ready(health(&service, count.load(Ordering::Relaxed)));
     info!(port, service = %check.service, "answering a health check node port");
-    let task = AbortOnDropHandle::new(tokio::spawn(serve(listener, answer)));
-    Ok(Port { service: check.service.clone(), local_endpoints, _task: task })
+    let task = |listener| AbortOnDropHandle::new(tokio::spawn(serve(listener, answer.clone())));
+    let tasks = listeners.into_iter().map(task).collect();
+    Ok(Port { service: check.service.clone(), local_endpoints, _tasks: tasks })
 }
 
 /// As kube-proxy: 503 tells a load balancer to send nothing here; the weight lets it send more where more endpoints are.
@@ -209,15 +232,31 @@ mod tests {
     #[tokio::test]
     async fn a_health_check_port_follows_the_local_endpoints_and_ends_with_its_service() {
         let (mut ports, port) = (HealthPorts::default(), free_port());
-        ports.apply(&BTreeMap::from([(port, check("web", 2))]));
+        ports.apply(&BTreeMap::from([(port, check("web", 2))]), &At::Everywhere);
         let answer = get(port).await.unwrap();
         assert!(answer.starts_with("HTTP/1.1 200 OK") && answer.contains("\"localEndpoints\":2"), "{answer}");
         assert!(answer.contains("X-Load-Balancing-Endpoint-Weight: 2\r\n"), "{answer}");
-        ports.apply(&BTreeMap::from([(port, check("web", 0))]));
+        ports.apply(&BTreeMap::from([(port, check("web", 0))]), &At::Everywhere);
         assert!(get(port).await.unwrap().starts_with("HTTP/1.1 503"));
-        ports.apply(&BTreeMap::new());
+        ports.apply(&BTreeMap::new(), &At::Everywhere);
         tokio::task::yield_now().await;
         assert_eq!(get(port).await, None, "the port is free again");
+    }
+
+    #[tokio::test]
+    async fn it_is_answered_at_the_chosen_addresses_only_and_follows_them() {
+        let (mut ports, port) = (HealthPorts::default(), free_port());
+        let checks = BTreeMap::from([(port, check("web", 1))]);
+        let at = |list: &[&str]| At::These(list.iter().map(|text| text.parse().unwrap()).collect());
+        ports.apply(&checks, &at(&["127.0.0.2", "127.0.0.3"]));
+        let answers = async |address: &str| tokio::net::TcpStream::connect((address, port)).await.is_ok();
+        assert!(answers("127.0.0.2").await && answers("127.0.0.3").await && !answers("127.0.0.1").await);
+        ports.apply(&checks, &at(&["127.0.0.1"]));
+        tokio::task::yield_now().await;
+        assert!(get(port).await.unwrap().starts_with("HTTP/1.1 200") && !answers("127.0.0.2").await);
+        ports.apply(&checks, &at(&[]));
+        tokio::task::yield_now().await;
+        assert!(!answers("127.0.0.1").await);
     }
 
     #[tokio::test]
@@ -226,10 +265,10 @@ mod tests {
         let port = taken.local_addr().unwrap().port();
         let checks = BTreeMap::from([(port, check("web", 1))]);
         let mut ports = HealthPorts::default();
-        ports.apply(&checks);
+        ports.apply(&checks, &At::Everywhere);
         assert!(ports.ports.is_empty());
         drop(taken);
-        ports.apply(&checks);
+        ports.apply(&checks, &At::Everywhere);
         assert!(get(port).await.unwrap().starts_with("HTTP/1.1 200"));
     }
 

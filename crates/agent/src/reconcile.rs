@@ -11,6 +11,7 @@ use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Result;
+use ipnet::IpNet;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{sleep_until, timeout};
 use towpath_carry::feed;
@@ -20,7 +21,7 @@ use towpath_model::desired::{Clients, NodePeer, PodSets};
 use towpath_plan::Changed;
 use towpath_plan::dns::FeedPlanner;
 use towpath_plan::peers::Tunnels;
-use towpath_plan::services::{Planner, Refusal, RefusedPart, ServiceConfig, api_server, asks, health};
+use towpath_plan::services::{Planner, Refusal, RefusedPart, ServiceConfig, api_server, asks};
 use towpath_policy::Compiler;
 use towpath_wire::config::AgentConfig;
 use tracing::{error, info, warn};
@@ -33,6 +34,7 @@ use crate::ipam::LeaseStore;
 use crate::modes::{self, Follower};
 use crate::predecessor::Remains;
 use crate::proxy_health::HealthPorts;
+use crate::service_ranges::Ranges;
 use crate::settings::{OwnNode, Parsed};
 use crate::watch::Update;
 use crate::{SharedIndex, read, write};
@@ -40,9 +42,11 @@ use crate::{SharedIndex, read, write};
 mod addresses;
 mod attach;
 mod before;
+mod health_checks;
 mod names;
 mod peers;
 mod policy;
+mod service_ranges;
 
 /// Changes that come within it are planned together.
 const WINDOW: Duration = Duration::from_millis(1);
@@ -83,6 +87,10 @@ pub struct Report {
     pub refused: BTreeMap<String, Vec<String>>,
     /// The API server has not listed everything since the start: what an earlier run knew stands in.
     pub recalled: bool,
+    /// The ranges of Service addresses that hold.
+    pub service_ranges: Vec<IpNet>,
+    /// Why a ServiceCIDR's range does not count, by its name.
+    pub refused_ranges: BTreeMap<String, Vec<String>>,
     /// CNI configurations of others that the container runtime takes before ours.
     pub preferred: Vec<String>,
     /// What the network before still has on this node.
@@ -147,6 +155,7 @@ pub struct Reconciler {
     health_ports: HealthPorts,
     health_checked: BTreeSet<u16>,
     modes: Follower,
+    ranges: Ranges,
     peers: Vec<NodePeer>,
     /// Nodes whose agents were heard of, and our VXLAN.
     tunnels: Tunnels,
@@ -177,6 +186,7 @@ impl Reconciler {
         config: &AgentConfig,
         parsed: &Parsed,
         own: &OwnNode,
+        ranges: Ranges,
         index: SharedIndex,
         datapath: Datapath,
         leases: Arc<LeaseStore>,
@@ -187,11 +197,12 @@ impl Reconciler {
         let adopted = datapath.adopted().await?;
         let mut services = Planner::new(ServiceConfig {
             node_ports: config.node_ports,
+            node_port_addresses: parsed.node_port_addresses.clone(),
             // Both follow from who is in charge, which is decided before the first plan.
             cluster_dns: Vec::new(),
             clients: Clients::All,
             dns_addresses: settings.dns_addresses.clone(),
-            service_cidrs: parsed.service_cidrs.clone(),
+            service_cidrs: ranges.in_force().to_vec(),
             external_cidrs: parsed.external_cidrs.clone(),
             grace: Duration::from_secs(60),
         });
@@ -217,6 +228,7 @@ impl Reconciler {
             health_ports: HealthPorts::default(),
             health_checked: BTreeSet::new(),
             modes: Follower::new(config, &parsed.node, &config.dns_addresses),
+            ranges,
             peers: Vec::new(),
             tunnels: Tunnels { vni: config.vxlan_vni, ..Tunnels::default() },
             remains: Remains::default(),
@@ -266,7 +278,10 @@ impl Reconciler {
                     None => return,
                 },
                 () = sleep_until(retry.into()) => self.retry_at = None,
-                () = addresses.changed() => addresses::follow(&self.datapath).await,
+                () = addresses.changed() => {
+                    addresses::follow(&self.datapath).await;
+                    self.answer_health_checks().await;
+                }
                 _ = sweep.tick() => {
                     self.sweep().await;
                     if *ready.borrow() == Readiness::Ready {
@@ -387,6 +402,7 @@ impl Reconciler {
     /// Plans what is due and applies it, in the order peers, policy, Services, names; whether everything worked.
     async fn plan_and_apply(&mut self) -> bool {
         self.follow_modes().await;
+        let ranges = self.follow_service_ranges().await;
         let due = std::mem::take(&mut self.due);
         let expired = self.compiler.next_expiry().is_some_and(|at| at <= self.now());
         let room = self.room.is_some_and(|(at, _)| at <= Instant::now());
@@ -405,6 +421,9 @@ impl Reconciler {
         self.moved |= due.any(&[Kind::Node]) && self.own_node_moved();
         let begun = Instant::now();
         let mut failures: BTreeMap<&'static str, String> = BTreeMap::new();
+        if let Err(error) = ranges {
+            failures.insert("service ranges", error);
+        }
         let joined = due.any(&[Kind::NodeNetwork]) && self.nodes_taken_over();
         if (due.any(&[Kind::Node]) || joined)
             && let Err(error) = self.apply_peers().await
@@ -532,19 +551,7 @@ impl Reconciler {
             report.host_ports = host_ports;
             report.refused_services = refused;
         });
-        // Whoever else serves the outside answers its load balancers, too.
-        let checks = match self.services.clients() {
-            Clients::All => {
-                let names = self.services.health_checked();
-                tokio::task::block_in_place(|| health::plan(read(&index).world(), &self.node, names))
-            }
-            Clients::Pods => BTreeMap::new(),
-        };
-        let ports: BTreeSet<u16> = checks.keys().copied().collect();
-        // No pod keeps a port on which a Service's health is asked for.
-        self.host_ports_due |= ports != self.health_checked;
-        self.health_checked = ports;
-        self.health_ports.apply(&checks);
+        self.answer_health_checks().await;
         Ok(())
     }
 

@@ -13,7 +13,7 @@ use towpath_datapath::bpf::Limits;
 use towpath_datapath::net::address::DeviceAddress;
 use towpath_model::custom::NodeNetworkSpec;
 use towpath_model::desired::{Backend, NodeSettings};
-use towpath_model::{Node, NodeName, family_of};
+use towpath_model::{Node, NodeName, NodePortAddresses, family_of};
 use towpath_wire::config::ipnet_text::Cidr;
 use towpath_wire::config::{AgentConfig, MapLimits};
 
@@ -30,6 +30,8 @@ pub struct Parsed {
     pub non_masquerade_cidrs: Vec<IpNet>,
     /// Ranges in which Services may have external addresses.
     pub external_cidrs: Vec<IpNet>,
+    /// At which of a node's addresses NodePorts answer.
+    pub node_port_addresses: NodePortAddresses,
 }
 
 fn cidrs(field: &str, list: &[Cidr]) -> Result<Vec<IpNet>> {
@@ -109,6 +111,7 @@ pub fn parse(config: &AgentConfig) -> Result<Parsed> {
         service_cidrs,
         non_masquerade_cidrs: cidrs("nonMasqueradeCidrs", &config.non_masquerade_cidrs)?,
         external_cidrs: cidrs("externalCidrs", &config.external_cidrs)?,
+        node_port_addresses: NodePortAddresses::parse(&config.node_port_addresses).context("agent configuration")?,
     })
 }
 
@@ -237,6 +240,7 @@ pub fn node_settings(config: &AgentConfig, parsed: &Parsed, own: &OwnNode) -> No
         non_masquerade_cidrs: parsed.non_masquerade_cidrs.clone(),
         dns_addresses: config.dns_addresses.iter().copied().filter(has).collect(),
         node_ports: config.node_ports,
+        node_port_addresses: parsed.node_port_addresses.clone(),
         backend: Backend::Vxlan { vni: config.vxlan_vni, port: config.vxlan_port },
         pod_mtu: config.pod_mtu,
     }

@@ -13,6 +13,7 @@ use towpath_wire::config::AgentConfig;
 use towpath_wire::status::{AgentStatus, PeerStatus};
 
 use crate::SharedIndex;
+use crate::announce::local_network::Announced;
 use crate::cni_server::Readiness;
 use crate::ipam::LeaseStore;
 use crate::json_socket;
@@ -32,6 +33,8 @@ pub struct Sources {
     pub node: NodeName,
     /// Where the DNS server answers what it counted.
     pub carry: PathBuf,
+    /// Addresses of load balancers that this node announces.
+    pub announced: Announced,
 }
 
 impl std::fmt::Debug for Sources {
@@ -68,7 +71,10 @@ fn dns_hints(left_out: &[String]) -> impl Iterator<Item = String> {
 /// The state of this agent now.
 pub async fn collect(node: &str, sources: &SharedSources, readiness: &watch::Receiver<Readiness>) -> AgentStatus {
     match sources.get() {
-        Some(sources) => collected(node, &sources.datapath, &sources.report, readiness).await,
+        Some(sources) => AgentStatus {
+            announced: sources.announced.addresses().into_iter().collect(),
+            ..collected(node, &sources.datapath, &sources.report, readiness).await
+        },
         None => AgentStatus {
             node: node.to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -101,6 +107,8 @@ async fn collected(
     }
     problems.extend(report.failures.iter().map(|(what, why)| format!("{what}: {why}")));
     problems.extend(report.refused.iter().flat_map(|(n, why)| why.iter().map(move |w| format!("node {n}: {w}"))));
+    let ranges = report.refused_ranges.iter();
+    problems.extend(ranges.flat_map(|(name, why)| why.iter().map(move |w| format!("ServiceCIDR {name}: {w}"))));
     problems.extend(report.refused_services.iter().map(ToString::to_string));
     problems.extend(report.in_charge.problems());
     problems.extend(report.remains.in_words());
@@ -128,6 +136,7 @@ async fn collected(
                 network: p.flannel.filter(|flannel| !flannel.taken_over).map(|_| "flannel".to_owned()),
             })
             .collect(),
+        service_ranges: report.service_ranges.iter().map(ToString::to_string).collect(),
         frontends: count(report.frontends),
         host_ports: count(report.host_ports),
         backends: count(report.backends),

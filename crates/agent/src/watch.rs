@@ -9,6 +9,7 @@ use std::fmt::Debug;
 use std::time::SystemTime;
 
 use k8s_openapi::api::core::v1::ConfigMap;
+use k8s_openapi::api::networking::v1::ServiceCIDR;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::Api;
@@ -17,11 +18,11 @@ use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use towpath_model::custom::NodeNetwork;
-use towpath_model::{EndpointSlice, Namespace, NetworkPolicy, Node, NodeName, Pod, Readable, Service};
+use towpath_model::{EndpointSlice, Namespace, NetworkPolicy, Node, NodeName, Pod, Readable, Service, ServiceCidr};
 use tracing::{debug, warn};
 
 use crate::counts;
-use crate::index::{DnsServer, Index, Kind, Noun};
+use crate::index::{DnsServer, Index, Kind, Noun, ServiceCidrs};
 use crate::node_network::given::{self, Given};
 use crate::relist::Watch;
 
@@ -38,6 +39,7 @@ pub fn watch_all(client: &kube::Client, updates: &mpsc::Sender<Update>) -> JoinS
     tasks.spawn(watch::<EndpointSlice>(Api::all(client.clone()), updates.clone()));
     tasks.spawn(watch::<NetworkPolicy>(Api::all(client.clone()), updates.clone()));
     tasks.spawn(watch_given(Api::all(client.clone()), updates.clone()));
+    tasks.spawn(watch_service_cidrs(Api::all(client.clone()), updates.clone()));
     for of in [DnsServer::CoreDns, DnsServer::KubeDns] {
         tasks.spawn(watch_dns_config(Api::namespaced(client.clone(), "kube-system"), of, updates.clone()));
     }
@@ -181,6 +183,65 @@ async fn watch_given(api: Api<Readable<NodeNetwork>>, updates: mpsc::Sender<Upda
             return;
         }
     }
+}
+
+/// The same for ranges of Service addresses. A server without the kind says so (404), and is asked again now and then.
+async fn watch_service_cidrs(api: Api<Readable<ServiceCIDR>>, updates: mpsc::Sender<Update>) {
+    let mut events = Watch::new(api, watcher::Config::default());
+    let (mut listed, mut complained) = (BTreeMap::new(), false);
+    let name = |object: &Readable<ServiceCIDR>| k8s_openapi::Metadata::metadata(object).name.clone();
+    loop {
+        let update: Update = match events.next().await {
+            Ok(watcher::Event::Init) => {
+                listed.clear();
+                continue;
+            }
+            Ok(watcher::Event::InitApply(object)) => {
+                listed.extend(name(&object).and_then(|name| Some((name, service_cidr(&object)?))));
+                continue;
+            }
+            Ok(watcher::Event::InitDone) => {
+                let all = ServiceCidrs::Listed(std::mem::take(&mut listed));
+                Box::new(move |index| index.set_service_cidrs(all))
+            }
+            Ok(watcher::Event::Apply(object)) => {
+                let (Some(name), now) = (name(&object), service_cidr(&object)) else { continue };
+                Box::new(move |index| index.set_service_cidr(name, now))
+            }
+            Ok(watcher::Event::Delete(object)) => {
+                let Some(name) = name(&object) else { continue };
+                Box::new(move |index| index.set_service_cidr(name, None))
+            }
+            Err(error) if is_not_served(&error) => Box::new(|index| index.set_service_cidrs(ServiceCidrs::NotServed)),
+            Err(error) => {
+                // Said once: without the right to it (an older installation) it would be said for ever.
+                if !std::mem::replace(&mut complained, true) {
+                    warn!(%error, "ServiceCIDRs cannot be watched: the ranges of Services stay as they are");
+                }
+                continue;
+            }
+        };
+        if updates.send(update).await.is_err() {
+            return;
+        }
+    }
+}
+
+fn service_cidr(object: &Readable<ServiceCIDR>) -> Option<ServiceCidr> {
+    let parsed = object.object().map_err(ToString::to_string);
+    match parsed.and_then(|object| ServiceCidr::try_from(object).map_err(|error| error.to_string())) {
+        Ok(range) => Some(range),
+        Err(error) => {
+            warn!(error, "a ServiceCIDR that cannot be understood counts as absent");
+            None
+        }
+    }
+}
+
+/// The API server does not know the kind.
+fn is_not_served(error: &watcher::Error) -> bool {
+    use watcher::Error::{InitialListFailed, WatchStartFailed};
+    matches!(error, InitialListFailed(kube::Error::Api(status)) | WatchStartFailed(kube::Error::Api(status)) if status.code == 404)
 }
 
 /// The same for the ConfigMap of another DNS server, and for no other ConfigMap.

@@ -20,7 +20,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
-use towpath_agent::announce::lease::{DURATION, Election, Place, lease_name};
+use towpath_agent::announce::lease::{DURATION, Election, Place, Since, lease_name};
 use towpath_agent::announce::{Announcer, NAMESPACE};
 use towpath_model::NodeName;
 
@@ -79,15 +79,20 @@ impl Announcer for Noted {
 struct Node {
     network: Noted,
     stop: CancellationToken,
-    task: JoinHandle<()>,
+    task: JoinHandle<bool>,
     _place: watch::Sender<Place>,
 }
 
 fn node(client: &kube::Client, name: &str, rank: usize) -> Node {
+    node_since(client, name, rank, Since::Now)
+}
+
+fn node_since(client: &kube::Client, name: &str, rank: usize, since: Since) -> Node {
     let api: Api<Lease> = Api::namespaced(client.clone(), NAMESPACE);
     let (network, stop) = (Noted::default(), CancellationToken::new());
     let (place, receiver) = watch::channel(Place { rank });
-    let election = Election::new(api, &NodeName::new(name), ADDRESS.parse().unwrap(), None, network.clone());
+    let election =
+        Election::new(api, &NodeName::new(name), ADDRESS.parse().unwrap(), None, network.clone()).since(since);
     let task = tokio::spawn(election.run(receiver, stop.clone()));
     Node { network, stop, task, _place: place }
 }
@@ -180,4 +185,48 @@ async fn who_could_not_reach_the_api_server_finds_that_another_took_over() {
         node.stop.cancel();
         timeout(PATIENCE, node.task).await.unwrap().unwrap();
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_starts_without_the_api_server_goes_on_with_what_it_announced_if_nobody_else_is_heard() {
+    let cluster = cluster().await;
+    let faults = Faults::default();
+    faults.add(LEASE, false, 100_000, Fault::Late(Duration::from_secs(60)));
+    let client = cluster.client_with(&faults);
+    let held = node_since(&client, "n1", 0, Since::BeforeTheStart);
+    let never = node(&client, "n2", 1);
+    until("it goes on", PATIENCE, || held.network.is_alone()).await;
+    assert!(held.network.0.lock().unwrap().probes >= 2, "it asked more than once before");
+    sleep(DURATION).await;
+    assert!(!never.network.answers());
+    held.stop.cancel();
+    assert!(timeout(PATIENCE, held.task).await.unwrap().unwrap(), "the next run goes on again");
+
+    // Somebody took over while it was down, and answers.
+    let lost = node_since(&client, "n1", 0, Since::BeforeTheStart);
+    lost.network.0.lock().unwrap().contested = Some(Instant::now() + Duration::from_millis(20));
+    let deadline = Instant::now() + DURATION * 4;
+    while Instant::now() < deadline {
+        assert!(!lost.network.answers(), "another has it");
+        sleep(Duration::from_millis(5)).await;
+    }
+    lost.stop.cancel();
+    assert!(!timeout(PATIENCE, lost.task).await.unwrap().unwrap(), "nor is it to be tried again");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn when_the_api_server_answers_after_all_its_lease_decides() {
+    let cluster = cluster().await;
+    let other = node(&cluster.client, "n2", 0);
+    until("the other announces", PATIENCE, || other.network.answers()).await;
+    let before = node_since(&cluster.client, "n1", 1, Since::BeforeTheStart);
+    let deadline = Instant::now() + DURATION * 2;
+    while Instant::now() < deadline {
+        assert!(!before.network.answers());
+        sleep(Duration::from_millis(5)).await;
+    }
+    assert!(other.network.answers());
+    other.stop.cancel();
+    assert!(!timeout(PATIENCE, other.task).await.unwrap().unwrap(), "given back in good order");
+    until("it is next", PATIENCE, || before.network.answers()).await;
 }

@@ -161,3 +161,25 @@ async fn a_server_that_only_fails_is_not_asked_without_a_pause() {
     }
     assert_eq!(index.missing().len(), 2);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ranges_of_services_are_followed_and_a_server_without_the_kind_is_known_as_such() {
+    use k8s_openapi::api::networking::v1::ServiceCIDR;
+    use towpath_agent::index::ServiceCidrs;
+    let cluster = cluster().await;
+    let faults = Faults::default();
+    faults.add("servicecidrs", false, 1, Fault::Status(404, None));
+    let (mut index, mut updates, _watches) = through(&cluster, &faults).await;
+    until(&mut index, &mut updates, "404", |index| *index.service_cidrs() == ServiceCidrs::NotServed).await;
+    let has = |index: &Index, names: &[&str]| match index.service_cidrs() {
+        ServiceCidrs::Listed(all) => all.keys().eq(names),
+        ServiceCidrs::Unknown | ServiceCidrs::NotServed => false,
+    };
+    until(&mut index, &mut updates, "the kind after an upgrade", |index| has(index, &["kubernetes"])).await;
+    let ranges = Api::<ServiceCIDR>::all(cluster.client.clone());
+    let more = json!({"metadata": {"name": "more"}, "spec": {"cidrs": ["10.222.0.0/16"]}});
+    ranges.create(&PostParams::default(), &serde_json::from_value(more).unwrap()).await.unwrap();
+    until(&mut index, &mut updates, "one that is added", |index| has(index, &["kubernetes", "more"])).await;
+    ranges.delete("more", &DeleteParams::default()).await.unwrap();
+    until(&mut index, &mut updates, "one that is gone", |index| has(index, &["kubernetes"])).await;
+}

@@ -1,5 +1,5 @@
-//! What every cluster has from the start: system namespaces, the RBAC roles people rely on, the Service
-//! `default/kubernetes` with its endpoints; and the hourly end of old events.
+//! What every cluster has from the start: system namespaces, the RBAC roles people rely on, the ranges of Services
+//! (`ServiceCIDR` `kubernetes`), the Service `default/kubernetes` with its endpoints; and the hourly end of old events.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -29,6 +29,7 @@ pub(crate) async fn run(core: &Arc<Core>) -> Result<(), StartError> {
         for (plural, object) in roles() {
             ensure(core, RBAC, plural, object).await?;
         }
+        ensure(core, "networking.k8s.io", "servicecidrs", core.services.first_object()).await?;
         kubernetes_service(core).await
     };
     result.await.map_err(|error: ApiError| StartError::Bootstrap(error.to_string()))?;

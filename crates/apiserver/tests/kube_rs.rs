@@ -346,3 +346,67 @@ async fn service_account_tokens_log_in_until_the_account_is_gone() {
     accounts.delete("robot", &DeleteParams::default()).await.unwrap();
     assert_eq!(status(whoami().await.unwrap_err()).0, 401);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn services_get_addresses_of_added_ranges_and_each_is_an_object() {
+    use k8s_openapi::api::networking::v1::{IPAddress, ServiceCIDR};
+    let cluster = Cluster::start().await;
+    let client = cluster.client().await;
+    let services: Api<Service> = Api::namespaced(client.clone(), "default");
+    let (ranges, addresses) = (Api::<ServiceCIDR>::all(client.clone()), Api::<IPAddress>::all(client));
+    let first = ranges.get("kubernetes").await.unwrap().spec.unwrap().cidrs.unwrap();
+    assert_eq!(first, ["10.96.0.0/12"]);
+    assert_eq!(addresses.get("10.96.0.1").await.unwrap().spec.parent_ref.name, "kubernetes");
+
+    let make = async |name: &str, address: Option<&str>| {
+        let object = json!({"metadata": {"name": name}, "spec": {"clusterIP": address, "ports": [{"port": 80}]}});
+        services.create(&PostParams::default(), &serde_json::from_value(object).unwrap()).await
+    };
+    let refused = make("early", Some("10.200.0.7")).await.unwrap_err();
+    assert!(refused.to_string().contains("10.96.0.0/12"), "{refused}");
+    let more: ServiceCIDR =
+        serde_json::from_value(json!({"metadata": {"name": "more"}, "spec": {"cidrs": ["10.200.0.0/28"]}})).unwrap();
+    ranges.create(&PostParams::default(), &more).await.unwrap();
+    make("asks", Some("10.200.0.7")).await.unwrap();
+    let address = addresses.get("10.200.0.7").await.unwrap();
+    let parent = address.spec.parent_ref;
+    let named = (parent.resource.as_str(), parent.namespace.as_deref(), parent.name.as_str());
+    assert_eq!(named, ("services", Some("default"), "asks"));
+    assert_eq!(address.metadata.labels.unwrap()["ipaddress.kubernetes.io/managed-by"], "ipallocator.k8s.io");
+
+    // An address that somebody else has taken by an object of its own.
+    let theirs = json!({"metadata": {"name": "10.200.0.8"},
+        "spec": {"parentRef": {"group": "example.com", "resource": "things", "name": "x"}}});
+    addresses.create(&PostParams::default(), &serde_json::from_value(theirs).unwrap()).await.unwrap();
+    assert!(make("late", Some("10.200.0.8")).await.unwrap_err().to_string().contains("already allocated"));
+
+    services.delete("asks", &DeleteParams::default()).await.unwrap();
+    assert!(addresses.get_opt("10.200.0.7").await.unwrap().is_none());
+    assert!(addresses.get_opt("10.200.0.8").await.unwrap().is_some(), "nobody's but its maker's");
+    ranges.delete("more", &DeleteParams::default()).await.unwrap();
+    assert!(make("again", Some("10.200.0.7")).await.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_first_range_is_followed_by_the_next() {
+    use k8s_openapi::api::networking::v1::ServiceCIDR;
+    let directory = tempfile::tempdir().unwrap();
+    let mut config = towpath_apiserver::Config::new(directory.path().join("data"));
+    config.service_cidrs = vec!["10.96.0.0/29".parse().unwrap()];
+    let server = towpath_apiserver::ApiServer::start(config).await.unwrap();
+    let client = kube::Client::new(server.loopback(UserInfo::admin()), "default");
+    let services: Api<Service> = Api::default_namespaced(client.clone());
+    let make = async |number: u8| {
+        let object = json!({"metadata": {"name": format!("s{number}")}, "spec": {"ports": [{"port": 80}]}});
+        let made = services.create(&PostParams::default(), &serde_json::from_value(object).unwrap()).await;
+        made.map(|service| service.spec.unwrap().cluster_ip.unwrap())
+    };
+    for number in 0..5 {
+        assert!(make(number).await.unwrap().starts_with("10.96.0."));
+    }
+    assert!(make(5).await.unwrap_err().to_string().contains("10.96.0.0/29 is full"));
+    let more: ServiceCIDR =
+        serde_json::from_value(json!({"metadata": {"name": "more"}, "spec": {"cidrs": ["10.200.0.0/29"]}})).unwrap();
+    Api::<ServiceCIDR>::all(client).create(&PostParams::default(), &more).await.unwrap();
+    assert!(make(6).await.unwrap().starts_with("10.200.0."));
+}

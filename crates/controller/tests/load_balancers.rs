@@ -201,6 +201,42 @@ async fn leaders_that_are_cut_off_leave_no_address_with_two_owners_and_none_lost
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn no_address_is_given_from_a_range_that_becomes_services_own() {
+    use k8s_openapi::api::networking::v1::ServiceCIDR;
+    let cluster = Cluster::start().await;
+    cluster.pool("p", &["192.0.2.16/29"]).await;
+    cluster.make("first").await;
+    let controller = cluster.controller("c");
+    eventually("it has one", async || {
+        cluster.standing().await.get("first").map(|_| ()).ok_or_else(|| "none yet".to_owned())
+    })
+    .await;
+    let range: ServiceCIDR =
+        serde_json::from_value(json!({"metadata": {"name": "more"}, "spec": {"cidrs": ["192.0.2.0/24"]}})).unwrap();
+    let ranges = Api::<ServiceCIDR>::all(cluster.client.clone());
+    ranges.create(&PostParams::default(), &range).await.unwrap();
+    let overlaps = async |wanted: &str| {
+        let conditions =
+            Api::<AddressPool>::all(cluster.client.clone()).get("p").await.unwrap().status.unwrap_or_default();
+        let found = conditions.conditions.iter().find(|condition| condition.type_ == "Overlaps").cloned();
+        match found {
+            Some(found) if found.status == wanted => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    };
+    eventually("the pool says so", async || overlaps("True").await).await;
+    cluster.make("second").await;
+    sleep(Duration::from_secs(1)).await;
+    assert!(!cluster.standing().await.contains_key("second"), "{:?}", cluster.standing().await);
+    ranges.delete("more", &DeleteParams::default()).await.unwrap();
+    eventually("it is given when the range is gone", async || {
+        cluster.standing().await.get("second").map(|_| ()).ok_or_else(|| "none yet".to_owned())
+    })
+    .await;
+    controller.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_another_implementation_wrote_stays_and_a_pool_that_becomes_nonsense_takes_nothing_away() {
     let cluster = Cluster::start().await;
     cluster.make("theirs").await;

@@ -40,6 +40,8 @@ pub const TP_MODE_VXLAN: u32 = 1;
 // enum tp_node_flag
 pub const TP_NODE_PLAIN_ROUTING: u32 = 1;
 pub const TP_NODE_BORROWED_TUNNEL: u32 = 2;
+pub const TP_NODE_SILENT_LO4: u32 = 4;
+pub const TP_NODE_SILENT_LO6: u32 = 8;
 
 // enum tp_pod_flag
 pub const TP_POD_HOST_ONLY: u32 = 1;
@@ -48,6 +50,7 @@ pub const TP_POD_HOST_ONLY: u32 = 1;
 pub const TP_PEER_NODE: u32 = 1;
 pub const TP_PEER_LOCAL: u32 = 2;
 pub const TP_PEER_PLAIN: u32 = 4;
+pub const TP_PEER_SILENT: u32 = 8;
 
 // enum tp_verdict
 pub const TP_VERDICT_NONE: u32 = 0;

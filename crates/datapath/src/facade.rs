@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::time::Instant;
 
+use ipnet::IpNet;
 use towpath_model::desired::{LocalPod, NodePeer, PolicyImage, ServiceChanges, ServiceTable};
 
 use crate::bpf::{Adopted, Changes, Connection, Count, Held, MapUsage, Programs, ServicesApplied, Snapshot};
@@ -92,6 +93,11 @@ impl Datapath {
     /// follow.
     pub async fn apply_service_changes(&self, changes: ServiceChanges) -> Result<ServicesApplied, Error> {
         self.worker.call(move |node| node.apply_service_changes(&changes)).await
+    }
+
+    /// The ranges of Service addresses: what no Service has there is refused on the node. Nothing is written when they are the same.
+    pub async fn follow_service_ranges(&self, ranges: Vec<IpNet>) -> Result<(), Error> {
+        self.worker.call(move |node| node.follow_service_ranges(ranges)).await
     }
 
     /// The compiled policy, with the sets of the pods that are attached.

@@ -5,12 +5,13 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 
 use crate::custom;
 use crate::{Family, Invalid, Labels, Selector, canonical, family_of};
 
 /// Addresses of one family from the first to the last, both in it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct AddressRange {
     first: IpAddr,
     last: IpAddr,
@@ -143,7 +144,7 @@ fn unusable(range: &AddressRange) -> Option<&'static str> {
 }
 
 /// A pool of addresses for load balancers.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AddressPool {
     /// Its name.
     pub name: String,

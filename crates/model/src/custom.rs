@@ -101,6 +101,9 @@ pub struct NetworkConfigSpec {
     /// Ranges in which Services may have external addresses (`spec.externalIPs`); nowhere, if there are none.
     #[serde(rename = "externalCIDRs", skip_serializing_if = "Option::is_none")]
     pub external_cidrs: Option<Vec<String>>,
+    /// At which of a node's addresses NodePorts answer: CIDRs, or `primary` alone; all, if there are none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node_port_addresses: Option<Vec<String>>,
     /// Devices that lead out of a node besides the uplink, by name or by the beginning of names (`eth*`).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub devices: Option<Vec<String>>,

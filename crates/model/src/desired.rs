@@ -9,7 +9,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::{Family, NamespacedName, NodeName, Protocol};
+use crate::{Family, NamespacedName, NodeName, NodePortAddresses, Protocol};
 
 /// Facts about this node that rarely change.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,6 +30,8 @@ pub struct NodeSettings {
     pub dns_addresses: Vec<IpAddr>,
     /// Lowest and highest NodePort.
     pub node_ports: (u16, u16),
+    /// Where they answer.
+    pub node_port_addresses: NodePortAddresses,
     /// Backend between nodes.
     pub backend: Backend,
     /// MTU of pod devices in bytes; none: the uplink's less the backend's overhead.

@@ -9,6 +9,7 @@ pub mod ipam;
 pub mod load_balancer;
 pub mod modes;
 pub mod peers;
+pub mod service_ranges;
 pub mod services;
 
 pub use changed::Changed;

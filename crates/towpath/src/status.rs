@@ -144,6 +144,10 @@ fn show(answers: &[NodeAnswer]) -> String {
             drops.to_string(),
         ]);
         notes.extend(status.problems.iter().chain(&status.hints).map(|p| format!("{}: {p}", status.node)));
+        if !status.announced.is_empty() {
+            let addresses: Vec<String> = status.announced.iter().map(ToString::to_string).collect();
+            notes.push(format!("{}: announces {}", status.node, addresses.join(", ")));
+        }
         for peer in &status.peers {
             let tunnel = peer.tunnel.map(|t| t.to_string()).unwrap_or_default();
             let network = peer.network.as_ref().map(|network| format!(" (still {network})")).unwrap_or_default();

@@ -59,6 +59,8 @@ pub struct AgentConfig {
     pub cluster_domain: String,
     /// Lowest and highest NodePort.
     pub node_ports: (u16, u16),
+    /// At which of a node's addresses NodePorts answer: CIDRs, or `primary` alone; all, if there are none.
+    pub node_port_addresses: Vec<String>,
     /// VXLAN network identifier.
     pub vxlan_vni: u32,
     /// VXLAN UDP port.
@@ -127,6 +129,7 @@ impl Default for AgentConfig {
             dns_addresses: vec![IpAddr::from([169, 254, 116, 10]), IpAddr::from([0xfd00, 0x7470, 0, 0, 0, 0, 0, 0x0a])],
             cluster_domain: "cluster.local".to_owned(),
             node_ports: (30000, 32767),
+            node_port_addresses: Vec::new(),
             vxlan_vni: 116,
             vxlan_port: 8472,
             uplink: None,

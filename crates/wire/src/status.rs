@@ -34,6 +34,12 @@ pub struct AgentStatus {
     pub peers: Vec<PeerStatus>,
     /// Pods with a device on this node.
     pub pods: u32,
+    /// Ranges of Service addresses: what no Service has there is refused on the node.
+    #[serde(default)]
+    pub service_ranges: Vec<String>,
+    /// Addresses of load balancers that this node announces to the network outside.
+    #[serde(default)]
+    pub announced: Vec<IpAddr>,
     /// Frontends in the kernel.
     pub frontends: u32,
     /// Host ports that this node's pods have.

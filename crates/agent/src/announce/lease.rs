@@ -6,6 +6,8 @@
 //! - A holder that was stopped (SIGSTOP, a frozen machine) is silent when it goes on, before it has asked anybody.
 //! - While the API server does not answer, nobody can take over either: the last holder goes on alone, as long as it hears of no other.
 //!   Whoever does take over announces itself to the same network, so one that was merely cut off from the API server hears it.
+//! - An agent that starts while the API server is away, and announced the address before, asks the network a few times, and goes on if
+//!   nobody answers.
 //! - A node whose agent ends in good order gives its Leases back.
 //!
 //! The load on the API server is 2.5 writes a second for each address, and two reads from its cache for each write, by the two nodes
@@ -79,6 +81,15 @@ pub fn lease_name(address: IpAddr) -> String {
     format!("towpath-lb-{text}")
 }
 
+/// Since when this node takes part in the election for an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Since {
+    /// It has not announced the address.
+    Now,
+    /// It did when its agent ended, and the API server has not said since who does.
+    BeforeTheStart,
+}
+
 /// One node's part in the election for one address.
 pub struct Election<A> {
     api: Api<Lease>,
@@ -97,6 +108,8 @@ pub struct Election<A> {
     free_since: Option<Instant>,
     /// The API server does not answer, and we go on.
     alone: bool,
+    /// That we had the Lease is of an earlier run.
+    resumed: bool,
 }
 
 impl<A: Announcer> Election<A> {
@@ -115,11 +128,19 @@ impl<A: Announcer> Election<A> {
             renewed: None,
             free_since: None,
             alone: false,
+            resumed: false,
         }
     }
 
-    /// Stands until told to stop, and then gives back what it has.
-    pub async fn run(mut self, mut place: watch::Receiver<Place>, stop: CancellationToken) {
+    /// The same, taking part since then.
+    pub fn since(self, since: Since) -> Self {
+        let resumed = since == Since::BeforeTheStart;
+        Self { resumed, renewed: resumed.then(Instant::now), ..self }
+    }
+
+    /// Stands until told to stop, and then gives back what it has; whether this node still is the last holder, because that could not be
+    /// said.
+    pub async fn run(mut self, mut place: watch::Receiver<Place>, stop: CancellationToken) -> bool {
         self.announcer.prepare(self.address);
         loop {
             let now = *place.borrow_and_update();
@@ -137,8 +158,9 @@ impl<A: Announcer> Election<A> {
             }
         }
         self.announcer.withdraw(self.address);
-        self.let_go().await;
+        let still_ours = self.let_go().await;
         self.announcer.forget(self.address);
+        still_ours
     }
 
     /// One look or renewal; how long after its beginning the next is due.
@@ -230,7 +252,7 @@ impl<A: Announcer> Election<A> {
     }
 
     fn has_it(&mut self, written: Lease, begun: Instant) {
-        if self.renewed.is_none() {
+        if self.renewed.is_none() || self.resumed {
             info!(address = %self.address, lease = self.name, "announcing this load balancer's address");
         } else if self.alone {
             info!(address = %self.address, "the API server answers again: its Lease is renewed");
@@ -239,13 +261,20 @@ impl<A: Announcer> Election<A> {
         self.held = Some(written);
         self.renewed = Some(begun);
         self.free_since = None;
-        self.alone = false;
+        (self.alone, self.resumed) = (false, false);
         self.announcer.announce(self.address, Some(begun + ANSWER_FOR));
     }
 
     /// The API server does not answer. Who held the Lease goes on when its time is over, if nobody else has been heard of.
     async fn without_answer(&mut self) {
-        let Some(renewed) = self.renewed.filter(|renewed| renewed.elapsed() >= ANSWER_FOR) else { return };
+        let Some(renewed) = self.renewed else { return };
+        if renewed.elapsed() < ANSWER_FOR {
+            // Nobody was asked yet in this run.
+            if self.resumed {
+                self.announcer.probe(self.address);
+            }
+            return;
+        }
         self.held = None;
         self.announcer.probe(self.address);
         if !self.alone {
@@ -266,7 +295,7 @@ impl<A: Announcer> Election<A> {
         self.announcer.withdraw(self.address);
         self.held = None;
         self.alone = false;
-        if self.renewed.take().is_some() {
+        if self.renewed.take().is_some() && !std::mem::take(&mut self.resumed) {
             info!(address = %self.address, why, "no longer announcing this load balancer's address");
         }
     }
@@ -294,16 +323,21 @@ impl<A: Announcer> Election<A> {
         lease
     }
 
-    /// Others need not wait for it to run out.
-    async fn let_go(&mut self) {
-        let Some(mut lease) = self.held.take() else { return };
+    /// Others need not wait for it to run out. Whether it is still ours as far as anybody can say.
+    async fn let_go(&mut self) -> bool {
+        let Some(mut lease) = self.held.take() else { return self.renewed.is_some() };
         if let Some(spec) = lease.spec.as_mut() {
             spec.holder_identity = None;
         }
         match timeout(REQUEST, self.api.replace(&self.name, &PostParams::default(), &lease)).await {
-            Ok(Ok(_)) => info!(address = %self.address, "no longer announcing this load balancer's address: given up"),
+            Ok(Ok(_)) => {
+                info!(address = %self.address, "no longer announcing this load balancer's address: given up");
+                false
+            }
+            Ok(Err(kube::Error::Api(status))) if matches!(status.code, 404 | 409) => false,
             other => {
-                debug!(lease = self.name, error = ?other.map(|given| given.err()), "not given back; it runs out by itself")
+                debug!(lease = self.name, error = ?other.map(|given| given.err()), "not given back; it runs out by itself");
+                true
             }
         }
     }

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr, UdpSocket};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -97,6 +97,20 @@ impl Shared {
     }
 }
 
+/// What is announced at the moment, for whoever reports it. Keeps nothing running.
+#[derive(Clone, Debug, Default)]
+pub struct Announced(Weak<Shared>);
+
+impl Announced {
+    /// The addresses that this node answers for now.
+    pub fn addresses(&self) -> BTreeSet<IpAddr> {
+        let Some(shared) = self.0.upgrade() else { return BTreeSet::new() };
+        let now = Instant::now();
+        let table = shared.table();
+        table.entries.iter().filter(|(_, entry)| entry.standing.answers(now)).map(|(address, _)| *address).collect()
+    }
+}
+
 /// A handle on the announcer; the last one that is dropped ends it.
 #[derive(Clone, Debug)]
 pub struct LocalNetwork {
@@ -111,6 +125,11 @@ impl LocalNetwork {
         let serving = Serving { shared: shared.clone(), datapath, devices: BTreeMap::new(), complained: String::new() };
         let task = AbortOnDropHandle::new(tokio::spawn(serving.run()));
         Self { shared, _task: Arc::new(task) }
+    }
+
+    /// What it announces.
+    pub fn announced(&self) -> Announced {
+        Announced(Arc::downgrade(&self.shared))
     }
 
     fn change(&self, address: IpAddr, change: impl FnOnce(&mut Entry)) {

@@ -10,12 +10,14 @@
 //! is missing is that it comes in, at one node. Which one a Lease says ([`lease`]); how the network is told is the [`Announcer`]'s business.
 
 mod frames;
+mod held;
 pub mod lease;
 pub mod local_network;
 mod pools;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::path::Path;
 use std::time::Duration;
 
 use k8s_openapi::api::coordination::v1::Lease;
@@ -34,8 +36,9 @@ use tracing::warn;
 use crate::cni_server::Readiness;
 use crate::index::Kind;
 use crate::{SharedIndex, read};
-use lease::{Election, Place};
-use local_network::LocalNetwork;
+use held::{Held, Kept};
+use lease::{Election, Place, Since};
+use local_network::{Announced, LocalNetwork};
 
 /// Namespace of the Leases.
 pub const NAMESPACE: &str = "kube-system";
@@ -66,9 +69,15 @@ pub trait Announcer: Clone + Send + Sync + 'static {
 pub struct Announcing {
     stop: CancellationToken,
     task: Option<JoinHandle<()>>,
+    announced: Announced,
 }
 
 impl Announcing {
+    /// What is announced at the moment.
+    pub fn announced(&self) -> Announced {
+        self.announced.clone()
+    }
+
     /// Ends them, and gives the Leases back, so that other nodes take over at once.
     pub async fn drain(mut self) {
         self.stop.cancel();
@@ -89,33 +98,39 @@ impl Drop for Announcing {
     }
 }
 
-/// Starts to announce what is this node's to announce, as soon as it is ready.
+/// Starts to announce what is this node's to announce, as soon as it is ready. What it announces is kept in `state_dir`.
 pub fn start(
     client: kube::Client,
     node: NodeName,
+    state_dir: &Path,
     index: SharedIndex,
     datapath: Datapath,
     readiness: watch::Receiver<Readiness>,
 ) -> Announcing {
     let stop = CancellationToken::new();
+    let announcer = LocalNetwork::start(datapath);
+    let announced = announcer.announced();
     let keeper = Keeper {
         client,
         node,
         index,
         readiness,
-        announcer: LocalNetwork::start(datapath),
+        announcer,
+        held: Held::open(state_dir),
+        resumed: BTreeSet::new(),
         running: BTreeMap::new(),
         seen: None,
     };
     let task = tokio::spawn(keeper.run(stop.clone()));
-    Announcing { stop, task: Some(task) }
+    Announcing { stop, task: Some(task), announced }
 }
 
 /// The task of one address.
 struct Running {
     place: watch::Sender<Place>,
     stop: CancellationToken,
-    task: JoinHandle<()>,
+    /// Whether this node still counts as the last holder.
+    task: JoinHandle<bool>,
 }
 
 impl Drop for Running {
@@ -133,6 +148,9 @@ struct Keeper {
     index: SharedIndex,
     readiness: watch::Receiver<Readiness>,
     announcer: LocalNetwork,
+    held: Held,
+    /// Addresses that an earlier run announced, and that no task stands for yet; none once the API server has answered.
+    resumed: BTreeSet<IpAddr>,
     running: BTreeMap<IpAddr, Running>,
     seen: Option<Seen>,
 }
@@ -142,7 +160,10 @@ impl Keeper {
         if self.readiness.wait_for(|state| *state == Readiness::Ready).await.is_err() {
             return;
         }
-        let mut pools = pools::watch(self.client.clone());
+        // Without the API server only what was known before it went can be gone by; with it, Leases say all there is to say.
+        let before = if self.is_recalled() { self.held.kept().clone() } else { Kept::default() };
+        self.resumed = before.addresses;
+        let mut pools = pools::watch(self.client.clone(), before.pools);
         let mut look = interval(LOOK);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut wanted = BTreeMap::new();
@@ -162,14 +183,29 @@ impl Keeper {
                 wanted = candidates(read(&self.index).world(), &known, &self.node);
             }
             self.follow(&wanted, &known);
+            if !self.is_recalled() {
+                self.resumed.clear();
+                let addresses = self.announcer.announced().addresses();
+                self.held.keep(Kept { addresses, pools: known }).await;
+            }
         }
+        let known = pools.borrow().clone();
         for running in self.running.values() {
             running.stop.cancel();
         }
-        for running in self.running.values_mut() {
+        let mut addresses = std::mem::take(&mut self.resumed);
+        for (address, running) in &mut self.running {
             // Each gives its Lease back and ends; whoever waits for all of this has an end of its own.
-            let _ended = (&mut running.task).await;
+            if (&mut running.task).await.unwrap_or(false) {
+                addresses.insert(*address);
+            }
         }
+        self.held.keep(Kept { addresses, pools: known }).await;
+    }
+
+    /// Whether the API server has been silent since the start.
+    fn is_recalled(&self) -> bool {
+        !read(&self.index).recalled().is_empty()
     }
 
     /// Whether something that candidates follow from is another than before.
@@ -202,15 +238,16 @@ impl Keeper {
                 continue;
             }
             let owner = pools.get(&candidate.pool).map(owner);
-            self.running.insert(*address, self.stand(*address, candidate.rank, owner));
+            let since = if self.resumed.remove(address) { Since::BeforeTheStart } else { Since::Now };
+            self.running.insert(*address, self.stand(*address, candidate.rank, owner, since));
         }
     }
 
-    fn stand(&self, address: IpAddr, rank: usize, owner: Option<OwnerReference>) -> Running {
+    fn stand(&self, address: IpAddr, rank: usize, owner: Option<OwnerReference>, since: Since) -> Running {
         let (place, receiver) = watch::channel(Place { rank });
         let stop = CancellationToken::new();
         let api: Api<Lease> = Api::namespaced(self.client.clone(), NAMESPACE);
-        let election = Election::new(api, &self.node, address, owner, self.announcer.clone());
+        let election = Election::new(api, &self.node, address, owner, self.announcer.clone()).since(since);
         let task = tokio::spawn(election.run(receiver, stop.clone()));
         Running { place, stop, task }
     }

@@ -13,9 +13,10 @@ use crate::relist::Watch;
 
 type Pools = BTreeMap<String, AddressPool>;
 
-/// Follows all pools, until nobody looks any more. Where the kind is not installed there are none.
-pub(super) fn watch(client: kube::Client) -> channel::Receiver<Pools> {
-    let (sender, receiver) = channel::channel(Pools::new());
+/// Follows all pools, until nobody looks any more. Where the kind is not installed there are none; until the API server answers they are
+/// those `before`.
+pub(super) fn watch(client: kube::Client, before: Pools) -> channel::Receiver<Pools> {
+    let (sender, receiver) = channel::channel(before);
     tokio::spawn(follow(client, sender));
     receiver
 }
@@ -29,7 +30,12 @@ async fn follow(client: kube::Client, sender: channel::Sender<Pools>) {
             event = events.next() => event,
         };
         match event {
-            Err(error) => debug!(%error, "AddressPools cannot be watched; trying again"),
+            Err(error) => {
+                debug!(%error, "AddressPools cannot be watched; trying again");
+                if matches!(&error, watcher::Error::InitialListFailed(kube::Error::Api(status)) if status.code == 404) {
+                    sender.send_if_modified(|pools| !std::mem::take(pools).is_empty());
+                }
+            }
             Ok(watcher::Event::Init) => listed.clear(),
             Ok(watcher::Event::InitApply(object)) => listed.extend(parsed(&object, &sender)),
             Ok(watcher::Event::InitDone) => {

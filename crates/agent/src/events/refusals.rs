@@ -35,15 +35,15 @@ const SETTLE: Duration = Duration::from_secs(5);
 /// As long as an API server keeps an Event (`--event-ttl`).
 const HOUR: Duration = Duration::from_secs(3600);
 /// Events an hour for the objects of one namespace, and for all.
-const OF_A_NAMESPACE: usize = 20;
-const OF_ALL: usize = 200;
+pub(super) const OF_A_NAMESPACE: usize = 20;
+pub(super) const OF_ALL: usize = 200;
 
 /// Events of the last hour.
 #[derive(Debug, Default)]
-struct Written(VecDeque<Instant>);
+pub(super) struct Written(pub(super) VecDeque<Instant>);
 
 impl Written {
-    fn may(&mut self, most: usize, now: Instant) -> bool {
+    pub(super) fn may(&mut self, most: usize, now: Instant) -> bool {
         while self.0.front().is_some_and(|at| now.duration_since(*at) >= HOUR) {
             self.0.pop_front();
         }
@@ -138,7 +138,11 @@ async fn say(client: &kube::Client, node: &NodeName, refusal: &Refusal) -> Resul
 }
 
 /// The object's uid: `kubectl describe` shows only Events that have it. Asked by a list, to which the agent has a right.
-async fn uid(client: &kube::Client, asks: Asks, name: &NamespacedName) -> Result<Option<String>, kube::Error> {
+pub(super) async fn uid(
+    client: &kube::Client,
+    asks: Asks,
+    name: &NamespacedName,
+) -> Result<Option<String>, kube::Error> {
     let only = ListParams::default().fields(&format!("metadata.name={}", name.name));
     let found: Vec<ObjectMeta> = match asks {
         Asks::Pod => {
@@ -194,7 +198,7 @@ fn event(node: &NodeName, refusal: &Refusal, uid: &str) -> Event {
 }
 
 /// FNV-1a of 64 bits: the same on every node, whatever it was built with.
-fn hash(parts: &[&str]) -> u64 {
+pub(super) fn hash(parts: &[&str]) -> u64 {
     let bytes = parts.iter().flat_map(|part| part.bytes().chain([0]));
     bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }

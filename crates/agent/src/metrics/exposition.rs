@@ -119,6 +119,11 @@ fn sync(page: &mut Page, sources: &Sources) {
         "Services and host ports that do not get what they ask for",
         report.refused_services.len(),
     );
+    page.gauge(
+        "lb_announced_addresses",
+        "Addresses of load balancers that this node announces to the network outside",
+        sources.announced.addresses().len(),
+    );
     page.gauge("policies", "NetworkPolicies that isolate a pod of this node", report.policies);
     page.gauge("policy_classes", "Address classes in the kernel", report.classes);
     page.gauge("policy_rules", "Rule rows in the kernel", report.rules);

@@ -1,9 +1,11 @@
 //! Service addresses and node ports: allocation, requested values, release.
 //!
 //! The rules and messages are those of `k8s.io/kubernetes/pkg/registry/core/service`. The lower part of each range is left
-//! to values that people ask for, as kube-apiserver does (KEP-3070, KEP-3668).
+//! to values that people ask for, as kube-apiserver does (KEP-3070, KEP-3668). Ranges come from `ServiceCIDR` objects, and each address that
+//! a Service has is an `IPAddress` object (KEP-1880).
 
 mod families;
+mod objects;
 mod ranges;
 
 use std::collections::HashMap;
@@ -43,7 +45,8 @@ enum Item {
 
 /// Values taken for a write that is not made yet; they go back unless it is kept.
 pub(crate) struct Reservation<'a> {
-    addresses: &'a ServiceAddresses,
+    core: &'a Core,
+    owner: String,
     taken: Vec<Item>,
     released: Vec<Item>,
     kept: bool,
@@ -53,13 +56,23 @@ impl Reservation<'_> {
     /// The write was made: what it took stays taken, what it gave up is free.
     pub(crate) fn keep(&mut self) {
         self.kept = true;
+        for item in &self.taken {
+            if let Item::Address(address) = item {
+                objects::publish(self.core, *address, &self.owner);
+            }
+        }
+        for item in &self.released {
+            if let Item::Address(address) = item {
+                objects::withdraw(self.core, *address);
+            }
+        }
     }
 }
 
 impl Drop for Reservation<'_> {
     fn drop(&mut self) {
         let gone = if self.kept { &self.released } else { &self.taken };
-        let mut taken = self.addresses.lock();
+        let mut taken = self.core.services.lock();
         for item in gone {
             match item {
                 Item::Address(address) => taken.addresses.remove(address),
@@ -67,6 +80,10 @@ impl Drop for Reservation<'_> {
             };
         }
     }
+}
+
+fn shown(ranges: &[&AddressRange]) -> String {
+    ranges.iter().map(|range| range.cidr().to_string()).collect::<Vec<_>>().join(", ")
 }
 
 fn is_service(kind: &ResourceKind) -> bool {
@@ -122,6 +139,11 @@ impl ServiceAddresses {
         self.ranges.iter().filter_map(|range| range.address(1)).collect()
     }
 
+    /// The `ServiceCIDR` that every cluster has.
+    pub(crate) fn first_object(&self) -> Value {
+        objects::first(&self.ranges.iter().map(AddressRange::cidr).collect::<Vec<_>>())
+    }
+
     /// Takes what the stored Services have.
     pub(crate) fn load(&self, core: &Core) {
         let (services, _) = core.store.list(&core.storage_key("", "services"), None);
@@ -129,7 +151,10 @@ impl ServiceAddresses {
         for service in services.iter().filter_map(|stored| stored.value().ok()) {
             for item in items_of(&service) {
                 match item {
-                    Item::Address(address) => taken.addresses.insert(address, owner(&service)),
+                    Item::Address(address) => {
+                        objects::publish(core, address, &owner(&service));
+                        taken.addresses.insert(address, owner(&service))
+                    }
                     Item::Port(port) => taken.ports.insert(port, owner(&service)),
                 };
             }
@@ -137,27 +162,31 @@ impl ServiceAddresses {
     }
 
     /// Gives back what a deleted Service had.
-    pub(crate) fn release(&self, kind: &ResourceKind, object: &Value) {
+    pub(crate) fn release(&self, core: &Core, kind: &ResourceKind, object: &Value) {
         if !is_service(kind) {
             return;
         }
         let mut taken = self.lock();
         for item in items_of(object) {
             match item {
-                Item::Address(address) => taken.addresses.remove(&address),
+                Item::Address(address) => {
+                    objects::withdraw(core, address);
+                    taken.addresses.remove(&address)
+                }
                 Item::Port(port) => taken.ports.remove(&port),
             };
         }
     }
 
     /// Fills in addresses, families and node ports of a Service and takes them. Other kinds pass.
-    pub(crate) fn reserve(
+    pub(crate) fn reserve<'a>(
         &self,
-        call: &Call,
+        call: &'a Call,
         service: &mut Value,
         old: Option<&Value>,
-    ) -> Result<Reservation<'_>, ApiError> {
-        let mut reservation = Reservation { addresses: self, taken: Vec::new(), released: Vec::new(), kept: false };
+    ) -> Result<Reservation<'a>, ApiError> {
+        let (core, owner) = (&*call.core, owner(service));
+        let mut reservation = Reservation { core, owner, taken: Vec::new(), released: Vec::new(), kept: false };
         if !is_service(&call.kind) || !service.get("spec").is_some_and(Value::is_object) {
             return Ok(reservation);
         }
@@ -196,13 +225,17 @@ impl ServiceAddresses {
         let given = meta::strings(service.pointer("/spec/clusterIPs"));
         let wanted = meta::strings(service.pointer("/spec/ipFamilies"));
         let mut addresses: Vec<String> = Vec::new();
+        let all = objects::ranges(&call.core, &self.ranges);
         for (index, family) in wanted.iter().enumerate() {
-            let range = self.ranges.iter().find(|range| range.family().name() == family);
-            let Some(range) = range else { continue };
+            let ranges: Vec<&AddressRange> = all.iter().filter(|range| range.family().name() == family).collect();
+            if ranges.is_empty() {
+                continue;
+            }
             let text = given.get(index).map(String::as_str).unwrap_or_default();
             let address = if text.is_empty() {
-                self.next_address(range, &owner(service)).ok_or_else(|| {
-                    ApiError::internal(format!("failed to allocate a serviceIP: range {} is full", range.cidr()))
+                let next = |range: &&AddressRange| self.next_address(&call.core, range, &owner(service));
+                ranges.iter().find_map(next).ok_or_else(|| {
+                    ApiError::internal(format!("failed to allocate a serviceIP: range {} is full", shown(&ranges)))
                 })?
             } else {
                 match text.parse::<IpAddr>() {
@@ -210,7 +243,7 @@ impl ServiceAddresses {
                         addresses.push(text.to_owned());
                         continue;
                     }
-                    Ok(address) => self.take_address(call, service, range, address)?,
+                    Ok(address) => self.take_address(call, service, &ranges, address)?,
                     // Validation names it.
                     Err(_) => {
                         addresses.push(text.to_owned());
@@ -229,9 +262,10 @@ impl ServiceAddresses {
         Ok(())
     }
 
-    fn next_address(&self, range: &AddressRange, owner: &str) -> Option<IpAddr> {
+    fn next_address(&self, core: &Core, range: &AddressRange, owner: &str) -> Option<IpAddr> {
         let mut taken = self.lock();
-        let address = range.candidates().find(|address| !taken.addresses.contains_key(address))?;
+        let free = |address: &IpAddr| !taken.addresses.contains_key(address) && !objects::is_taken(core, *address);
+        let address = range.candidates().find(free)?;
         taken.addresses.insert(address, owner.to_owned());
         Some(address)
     }
@@ -240,7 +274,7 @@ impl ServiceAddresses {
         &self,
         call: &Call,
         service: &Value,
-        range: &AddressRange,
+        ranges: &[&AddressRange],
         address: IpAddr,
     ) -> Result<IpAddr, ApiError> {
         let refuse = |why: &str| {
@@ -248,14 +282,14 @@ impl ServiceAddresses {
             let why = format!("failed to allocate IP {address}: {why}");
             Err(invalid(call, service, "spec.clusterIPs".to_owned(), value, &why))
         };
-        if !range.holds(address) {
-            let cidr = range.cidr();
+        if !ranges.iter().any(|range| range.holds(address)) {
+            let cidr = shown(ranges);
             return refuse(&format!(
                 "the provided IP ({address}) is not in the valid range. The range of valid IPs is {cidr}"
             ));
         }
         let mut taken = self.lock();
-        if taken.addresses.contains_key(&address) {
+        if taken.addresses.contains_key(&address) || objects::is_taken(&call.core, address) {
             return refuse("provided IP is already allocated");
         }
         taken.addresses.insert(address, owner(service));

@@ -107,7 +107,7 @@ pub(crate) fn is_finished(kind: &ResourceKind, object: &Value) -> bool {
 
 /// What follows the removal of an object: addresses go back, custom resources disappear.
 pub(crate) fn after_removal(call: &Call, object: &Value) {
-    call.core.services.release(&call.kind, object);
+    call.core.services.release(&call.core, &call.kind, object);
     crd::removed(&call.core, &call.kind, object);
 }
 

@@ -15,6 +15,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::{Namespace, Node, Service};
+use k8s_openapi::api::networking::v1::ServiceCIDR;
 use kube::api::{Api, ApiResource, DynamicObject};
 use kube::runtime::WatchStreamExt;
 use kube::runtime::events::EventType;
@@ -23,7 +24,7 @@ use kube::{Client, ResourceExt};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use towpath_model::custom::{AddressPool as PoolObject, NetworkConfig};
-use towpath_model::{Labels, NamespacedName, Readable};
+use towpath_model::{Labels, NamespacedName, Readable, ServiceCidr};
 use towpath_plan::load_balancer::{Plan, Refusal, View, plan};
 
 use crate::events::Events;
@@ -51,6 +52,7 @@ pub(crate) async fn work(client: Client, cluster_cidrs: Vec<IpNet>, identity: St
     let mut namespaces = watch(Api::<Namespace>::all(client.clone()), config()).default_backoff().boxed();
     let mut nodes = watch(Api::<Node>::all(client.clone()), config()).default_backoff().boxed();
     let mut configs = watch(Api::<NetworkConfig>::all(client.clone()), config()).default_backoff().boxed();
+    let mut ranges = watch(Api::<Readable<ServiceCIDR>>::all(client.clone()), config()).default_backoff().boxed();
     let mut balancers = Balancers::new(client, cluster_cidrs, identity);
     loop {
         let changed = tokio::select! {
@@ -60,6 +62,7 @@ pub(crate) async fn work(client: Client, cluster_cidrs: Vec<IpNet>, identity: St
             event = namespaces.next() => balancers.heard("Namespaces", event, Balancers::namespace),
             event = nodes.next() => balancers.heard("Nodes", event, Balancers::node),
             event = configs.next() => balancers.heard("NetworkConfigs", event, Balancers::network_config),
+            event = ranges.next() => balancers.heard_of_ranges(event),
             () = until(balancers.due) => {
                 balancers.pass().await;
                 Some(false)
@@ -89,6 +92,8 @@ struct Balancers {
     namespaces: Watched<Labels>,
     nodes: Watched<OwnOfNode>,
     configs: Watched<Vec<IpNet>>,
+    /// Ranges of Services; those of an object that is being deleted too, for it is there while Services have addresses in them.
+    service_cidrs: Watched<Vec<IpNet>>,
     /// When there is something to do.
     due: Option<Instant>,
     statuses_written: Option<Instant>,
@@ -107,6 +112,7 @@ impl Balancers {
             namespaces: Watched::default(),
             nodes: Watched::default(),
             configs: Watched::default(),
+            service_cidrs: Watched::default(),
             due: None,
             statuses_written: None,
             told: BTreeMap::new(),
@@ -175,17 +181,48 @@ impl Balancers {
         self.configs.take(event, |config| config.metadata.name.clone(), ranges)
     }
 
+    fn service_cidr(&mut self, event: Event<Readable<ServiceCIDR>>) -> bool {
+        let name = |object: &Readable<ServiceCIDR>| k8s_openapi::Metadata::metadata(object).name.clone();
+        self.service_cidrs.take(event, name, |object| {
+            let parsed = object.object().map_err(ToString::to_string);
+            match parsed.and_then(|object| ServiceCidr::try_from(object).map_err(|error| error.to_string())) {
+                Ok(range) => range.ranges,
+                Err(error) => {
+                    tracing::warn!(error, "the ranges of this ServiceCIDR are not known to load balancers");
+                    Vec::new()
+                }
+            }
+        })
+    }
+
+    /// As [`Balancers::heard`]; nothing waits for a server that does not have the kind (Kubernetes before 1.33), or does not let it be
+    /// read (rights of an older installation): what `NetworkConfig` names is known either way.
+    fn heard_of_ranges(&mut self, event: Option<Result<Event<Readable<ServiceCIDR>>, watcher::Error>>) -> Option<bool> {
+        let refused = |error: &watcher::Error| matches!(error, watcher::Error::InitialListFailed(kube::Error::Api(status)) if matches!(status.code, 403 | 404));
+        if let Some(Err(error)) = &event
+            && refused(error)
+            && !self.service_cidrs.complete
+        {
+            tracing::info!(%error, "ServiceCIDRs are not followed: addresses in the ranges that NetworkConfig names are not given");
+            self.service_cidrs.complete = true;
+            return Some(true);
+        }
+        self.heard("ServiceCIDRs", event, Self::service_cidr)
+    }
+
     fn is_complete(&self) -> bool {
         self.services.complete
             && self.pools.complete
             && self.namespaces.complete
             && self.nodes.complete
             && self.configs.complete
+            && self.service_cidrs.complete
     }
 
     fn view(&self) -> View {
         let mut own_ranges: BTreeSet<IpNet> = self.cluster_cidrs.iter().map(IpNet::trunc).collect();
         own_ranges.extend(self.configs.all.values().flatten().map(IpNet::trunc));
+        own_ranges.extend(self.service_cidrs.all.values().flatten());
         // A node's range that is in one of these says nothing new, and there are many nodes.
         let of_cluster: Vec<IpNet> = own_ranges.iter().copied().collect();
         let of_nodes = self.nodes.all.values().flat_map(|node| &node.ranges);

@@ -1,6 +1,6 @@
 //! What the loader and `apply_node` are told.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::PathBuf;
 
@@ -112,6 +112,8 @@ pub struct NodeConfig {
     pub tunnel_port: u16,
     /// Lowest and highest NodePort.
     pub node_ports: (u16, u16),
+    /// Whether NodePorts answer at `127.0.0.1` and at `::1`, for the node's own sockets.
+    pub loopback_node_ports: (bool, bool),
     /// The node has no routing rules but the kernel's and ours, so its main table alone says where packets go.
     pub plain_routing: bool,
     /// The tunnel device is another network's, without metadata: what it is given finds its node by that device's own tables.
@@ -128,6 +130,8 @@ pub struct Surroundings {
     pub plain: BTreeMap<NodeName, [u32; 2]>,
     /// Addresses in this node's ranges that are no pods of ours, with the device that each is reached by.
     pub elsewhere: Vec<(IpAddr, u32)>,
+    /// Addresses of nodes at which NodePorts do not answer.
+    pub silent: BTreeSet<IpAddr>,
 }
 
 /// What is known about the policies of a pod.

@@ -25,7 +25,7 @@ mod purge;
 mod services;
 mod translations;
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fs;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
@@ -246,6 +246,11 @@ impl Programs {
     /// What besides the tunnel packets come by; the next [`Programs::apply_peers`] writes it.
     pub fn surround(&mut self, surroundings: Surroundings) {
         self.node.surround(surroundings);
+    }
+
+    /// At which addresses of nodes NodePorts do not answer; the next [`Programs::apply_peers`] writes it.
+    pub fn silence(&mut self, silent: BTreeSet<IpAddr>) {
+        self.node.silence(silent);
     }
 
     /// Ranges and addresses of all nodes, this one included.

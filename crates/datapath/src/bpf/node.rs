@@ -1,6 +1,6 @@
 //! The node's own facts, its peers, and the revision under which verdicts are made.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 
 use libbpf_rs::Object;
@@ -11,8 +11,8 @@ use super::error::Result;
 use super::map::Map;
 use super::mirror::Mirror;
 use crate::abi::{
-    self, Addr, Be16, CidrKey, TP_MODE_VXLAN, TP_NODE_BORROWED_TUNNEL, TP_NODE_PLAIN_ROUTING, TP_PEER_LOCAL,
-    TP_PEER_NODE, TP_PEER_PLAIN,
+    self, Addr, Be16, CidrKey, TP_MODE_VXLAN, TP_NODE_BORROWED_TUNNEL, TP_NODE_PLAIN_ROUTING, TP_NODE_SILENT_LO4,
+    TP_NODE_SILENT_LO6, TP_PEER_LOCAL, TP_PEER_NODE, TP_PEER_PLAIN, TP_PEER_SILENT,
 };
 
 /// `tp_node_config`, `tp_peers` and `tp_revision`.
@@ -46,7 +46,9 @@ fn encode(node: &NodeConfig) -> abi::NodeConfig {
         nodeport_max: Be16::new(node.node_ports.1),
         tunnel_mac: node.tunnel_mac,
         flags: if node.plain_routing { TP_NODE_PLAIN_ROUTING } else { 0 }
-            | if node.borrowed_tunnel { TP_NODE_BORROWED_TUNNEL } else { 0 },
+            | if node.borrowed_tunnel { TP_NODE_BORROWED_TUNNEL } else { 0 }
+            | if node.loopback_node_ports.0 { 0 } else { TP_NODE_SILENT_LO4 }
+            | if node.loopback_node_ports.1 { 0 } else { TP_NODE_SILENT_LO6 },
         tunnel6_ifindex: node.borrowed_tunnel6,
     }
 }
@@ -66,12 +68,16 @@ fn prefixes(peers: &[NodePeer], surroundings: &Surroundings) -> HashMap<CidrKey,
             let ifindex = if net.addr().is_ipv4() { plain_v4 } else { plain_v6 };
             wanted.entry(CidrKey::new(*net)).or_insert(abi::Peer { ifindex, ..entry });
         }
+        let of_node = |address: &IpAddr| {
+            let silent = if surroundings.silent.contains(address) { TP_PEER_SILENT } else { 0 };
+            abi::Peer { flags: entry.flags | TP_PEER_NODE | silent, ..entry }
+        };
         for address in &peer.addresses {
-            wanted.insert(CidrKey::host(*address), abi::Peer { flags: entry.flags | TP_PEER_NODE, ..entry });
+            wanted.insert(CidrKey::host(*address), of_node(address));
         }
         // It may be one that the node's object does not list (Flannel's public-ip), and takes nothing from anybody.
         let tunnel = wanted.entry(CidrKey::host(peer.tunnel));
-        tunnel.or_insert(abi::Peer { flags: entry.flags | TP_PEER_NODE, ..entry });
+        tunnel.or_insert(of_node(&peer.tunnel));
     }
     for (address, ifindex) in &surroundings.elsewhere {
         let entry = abi::Peer { flags: TP_PEER_LOCAL, ifindex: *ifindex, ..abi::Peer::default() };
@@ -95,8 +101,14 @@ impl NodeMaps {
         Ok(Changes { written, removed: 0 })
     }
 
+    /// At which addresses NodePorts do not answer stays as it is.
     pub(crate) fn surround(&mut self, surroundings: Surroundings) {
-        self.surroundings = surroundings;
+        let silent = std::mem::take(&mut self.surroundings.silent);
+        self.surroundings = Surroundings { silent, ..surroundings };
+    }
+
+    pub(crate) fn silence(&mut self, silent: BTreeSet<IpAddr>) {
+        self.surroundings.silent = silent;
     }
 
     pub(crate) fn apply_peers(&mut self, peers: &[NodePeer]) -> Result<Changes> {

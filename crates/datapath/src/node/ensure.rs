@@ -1,6 +1,7 @@
 //! The steps that compare the kernel with what should be and repair it. Each returns what it changed, in words.
 
 use std::collections::BTreeSet;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use towpath_model::desired::Backend;
 
@@ -140,6 +141,10 @@ impl Node {
             vni,
             tunnel_port: port,
             node_ports: settings.node_ports,
+            loopback_node_ports: (
+                settings.node_port_addresses.has(Ipv4Addr::LOCALHOST.into(), false),
+                settings.node_port_addresses.has(Ipv6Addr::LOCALHOST.into(), false),
+            ),
             plain_routing,
             borrowed_tunnel: self.lent.is_some(),
             borrowed_tunnel6,

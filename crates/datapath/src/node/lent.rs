@@ -182,7 +182,7 @@ impl Node {
     /// Has the programs know the peers, and what besides our own devices packets come by.
     pub(super) fn ensure_surroundings(&mut self) -> Result<(), Error> {
         self.plain = self.devices_of_flannels_nodes()?;
-        let mut surroundings = Surroundings { plain: self.plain.clone(), elsewhere: Vec::new() };
+        let mut surroundings = Surroundings { plain: self.plain.clone(), ..Surroundings::default() };
         let links = link::list(&mut self.netlink)?;
         for address in &self.elsewhere {
             // Nobody there any more, or not yet: nothing comes from it.

@@ -18,6 +18,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use ipnet::IpNet;
 use towpath_model::NodeName;
 use towpath_model::desired::{Backend, NodePeer, PolicyImage, ServiceChanges, ServiceTable};
 
@@ -195,14 +196,27 @@ impl Node {
 
     /// Nodes' prefixes to the programs; this node's with the addresses that the API does not name.
     fn apply_prefixes(&mut self) -> Result<(), Error> {
+        let silent = self.silent();
         let mut peers = self.peers.clone();
         for own in peers.iter_mut().filter(|peer| peer.local) {
             own.addresses.extend(&self.facts.more_addresses);
         }
         if let Some(programs) = &mut self.programs {
+            programs.silence(silent);
             programs.apply_peers(&peers)?;
         }
         Ok(())
+    }
+
+    /// Addresses of nodes at which NodePorts do not answer.
+    fn silent(&self) -> BTreeSet<IpAddr> {
+        let chosen = &self.config.settings.node_port_addresses;
+        let named = self.peers.iter().flat_map(|peer| peer.addresses.iter().copied());
+        let named: BTreeSet<IpAddr> = named.chain(self.config.settings.addresses.iter().copied()).collect();
+        let tunnels = self.peers.iter().map(|peer| peer.tunnel);
+        let others = tunnels.chain(self.facts.more_addresses.iter().copied()).filter(|other| !named.contains(other));
+        let others: Vec<IpAddr> = others.filter(|other| !chosen.has(*other, false)).collect();
+        named.iter().copied().filter(|address| !chosen.has(*address, true)).chain(others).collect()
     }
 
     /// See [`crate::Datapath::apply_services`].
@@ -279,6 +293,13 @@ impl Node {
         }
         applied.note(self.ensure_nftables(false));
         Ok(applied)
+    }
+
+    /// See [`crate::Datapath::follow_service_ranges`].
+    pub(crate) fn follow_service_ranges(&mut self, ranges: Vec<IpNet>) -> Result<(), Error> {
+        self.config.settings.service_cidrs = ranges;
+        self.ensure_nftables(false)?;
+        Ok(())
     }
 
     /// See [`crate::Datapath::audit`].

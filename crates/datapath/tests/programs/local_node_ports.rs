@@ -2,12 +2,14 @@
 //! node's address is that node's to serve.
 
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::time::Duration;
 
+use towpath_datapath::bpf::NodeConfig;
 use towpath_model::desired::Frontend;
 use towpath_model::{Family, Protocol};
 
 use crate::frame::L4;
-use crate::sockets::{backend, hear, in_sockets_world, tcp_server};
+use crate::sockets::{backend, hear, in_sockets_world, netns_cookie, tcp_server};
 use crate::world::*;
 
 const PORT: u16 = 30090;
@@ -96,5 +98,60 @@ fn the_nodes_own_sockets_get_all_endpoints_at_its_own_address_only() {
         there.set_nonblocking(true).unwrap();
         let _stream = TcpStream::connect((other, PORT)).unwrap();
         assert!(there.accept().is_ok(), "what is sent to another node goes there");
+    });
+}
+
+/// Whether a socket of the node that connects there gets to the backend, which listens.
+fn gets_to(family: Family, address: IpAddr) -> bool {
+    let _listening = TcpListener::bind(backend(family, 8080)).unwrap();
+    TcpStream::connect_timeout(&SocketAddr::new(address, PORT), Duration::from_millis(500)).is_ok()
+}
+
+#[test]
+fn an_address_that_was_not_chosen_has_no_node_ports_for_anybody() {
+    in_sockets_world(|w, _| {
+        for family in BOTH {
+            w.serve(
+                51 + family as u32,
+                family,
+                None,
+                PORT,
+                Protocol::Tcp,
+                &[SocketAddr::new(hosts(family).remote, 8080)],
+            );
+        }
+        // From another port each time: what is open goes on.
+        let translated = |w: &World, sport: u16| {
+            BOTH.map(|family| {
+                let h = hosts(family);
+                let from_outside = w.from_uplink(&arriving(MAC_UPLINK, h.outside, sport, h.node, PORT, L4::syn()));
+                let from_pod = w.from_pod(&sent_by(h.a, sport, h.node, PORT, L4::syn()));
+                [from_outside, from_pod].map(|out| out.counted.contains(&"service_translated"))
+            })
+        };
+        let node_config = node_config(w.tunnel, w.uplink);
+        assert_eq!(translated(w, 4000), [[true; 2]; 2]);
+        w.programs.silence(BOTH.map(|family| hosts(family).node).into());
+        w.programs.apply_peers(&peers()).unwrap();
+        assert_eq!(translated(w, 4001), [[false; 2]; 2]);
+        w.programs.silence(Default::default());
+        w.programs.apply_peers(&peers()).unwrap();
+        assert_eq!(translated(w, 4002), [[true; 2]; 2]);
+
+        for family in BOTH {
+            w.serve(51 + family as u32, family, None, PORT, Protocol::Tcp, &[backend(family, 8080)]);
+        }
+        let loopback: [IpAddr; 2] = ["127.0.0.1".parse().unwrap(), "::1".parse().unwrap()];
+        let own = || [gets_to(Family::V4, loopback[0]), gets_to(Family::V6, loopback[1])];
+        for chosen in [(true, true), (false, true), (true, false), (false, false)] {
+            let config =
+                NodeConfig { loopback_node_ports: chosen, netns_cookie: netns_cookie(), ..node_config.clone() };
+            w.programs.apply_node(&config).unwrap();
+            assert_eq!(own(), [chosen.0, chosen.1], "IPv4 and IPv6");
+        }
+        assert!(BOTH.iter().all(|family| gets_to(*family, hosts(*family).node)), "the node's own address");
+        w.programs.silence(BOTH.map(|family| hosts(family).node).into());
+        w.programs.apply_peers(&peers()).unwrap();
+        assert!(!BOTH.iter().any(|family| gets_to(*family, hosts(*family).node)));
     });
 }

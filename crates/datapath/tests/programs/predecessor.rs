@@ -24,7 +24,7 @@ fn with_flannel(reach: Reach) -> impl FnOnce(&mut World) {
         peers[1].flannel = Some(FlannelPeer { reach, taken_over: false });
         let elsewhere = BOTH.map(|family| (old(family), BRIDGE)).to_vec();
         let plain = [(peers[1].name.clone(), [w.uplink; 2])].into();
-        w.programs.surround(Surroundings { plain, elsewhere });
+        w.programs.surround(Surroundings { plain, elsewhere, ..Surroundings::default() });
         w.programs.apply_peers(&peers).unwrap();
     }
 }

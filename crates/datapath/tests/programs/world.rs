@@ -255,6 +255,7 @@ pub fn node_config(tunnel: u32, uplink: u32) -> NodeConfig {
         vni: VNI,
         tunnel_port: 4789,
         node_ports: (30000, 32767),
+        loopback_node_ports: (true, true),
         plain_routing: true,
         borrowed_tunnel: false,
         borrowed_tunnel6: 0,

@@ -9,6 +9,7 @@
 //! | [`replicaset`], [`deployment`] | replicas, rolling updates, history |
 //! | [`daemonset`], [`statefulset`] | one pod a node; pods with names of their own |
 //! | [`endpoints`] | EndpointSlices and Endpoints of Services, mirroring of hand-made Endpoints |
+//! | [`service_cidrs`] | condition and end of ranges of Service addresses |
 //! | [`namespace`] | what every namespace has, and the end of one |
 //! | [`garbage`] | objects whose owners are gone |
 
@@ -22,6 +23,7 @@ mod owned;
 mod pods;
 mod replicaset;
 mod scheduler;
+mod service_cidrs;
 mod statefulset;
 mod template;
 
@@ -95,6 +97,7 @@ pub fn run(client: Client, cluster_ca: String, shutdown: CancellationToken) -> J
     start(Box::pin(statefulset::run(context.clone())));
     start(Box::pin(endpoints::run(context.clone())));
     start(Box::pin(endpoints::mirror::run(context.clone())));
+    start(Box::pin(service_cidrs::run(context.clone())));
     start(Box::pin(namespace::run(context.clone())));
     start(Box::pin(garbage::run(context)));
     tasks

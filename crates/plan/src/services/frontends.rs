@@ -170,7 +170,9 @@ impl Planner {
             found.values().filter_map(|state| state.node.as_ref()).filter(|other| *other != node).collect();
         for (wish, rank) in wishes.iter().filter(|(frontend, _)| frontend.address.is_none()) {
             for other in &others {
-                let address = self.nodes.get(*other).into_iter().flatten().find(|a| family_of(**a) == wish.family);
+                let answers = |a: &&IpAddr| self.config.node_port_addresses.has(**a, true);
+                let of_family = |a: &&IpAddr| family_of(**a) == wish.family;
+                let address = self.nodes.get(*other).into_iter().flatten().filter(answers).find(of_family);
                 let (Some(address), chosen) = (address.copied(), choose_on(other, found)) else { continue };
                 if chosen.is_empty() {
                     continue;

@@ -26,7 +26,7 @@ use ipnet::IpNet;
 use towpath_model::desired::{
     Algorithm, BackendAddress, BackendId, Clients, Frontend, FrontendTarget, ServiceChanges, ServiceId, ServiceTable,
 };
-use towpath_model::{EndpointSlice, NamespacedName, NodeName, Protocol, Service, World, family_of};
+use towpath_model::{EndpointSlice, NamespacedName, NodeName, NodePortAddresses, Protocol, Service, World, family_of};
 
 use crate::Changed;
 use ids::Ids;
@@ -40,6 +40,8 @@ pub use host_ports::{OwnPods, api_server, asks, host_port_of};
 pub struct ServiceConfig {
     /// Lowest and highest NodePort; others are refused.
     pub node_ports: (u16, u16),
+    /// At which of a node's addresses they answer.
+    pub node_port_addresses: NodePortAddresses,
     /// Cluster DNS Service addresses, at most one a family: port 53 there always leads to `dns_addresses`.
     pub cluster_dns: Vec<IpAddr>,
     /// Node-local addresses that DNS listens on, at most one a family.
@@ -60,6 +62,7 @@ impl Default for ServiceConfig {
     fn default() -> Self {
         Self {
             node_ports: (30000, 32767),
+            node_port_addresses: NodePortAddresses::All,
             cluster_dns: Vec::new(),
             dns_addresses: Vec::new(),
             service_cidrs: Vec::new(),
@@ -255,6 +258,14 @@ impl Planner {
     /// [`Planner::plan`] is told [`Changed::All`].
     pub fn serve(&mut self, clients: Clients) -> bool {
         std::mem::replace(&mut self.config.clients, clients) != clients
+    }
+
+    /// From now on these are the ranges of Service addresses; whether they are others than before. What is planned is as before until
+    /// [`Planner::plan`] is told [`Changed::All`].
+    pub fn follow_service_ranges(&mut self, ranges: &[IpNet]) -> bool {
+        let other = self.config.service_cidrs != ranges;
+        self.config.service_cidrs = ranges.to_vec();
+        other
     }
 
     /// Whose connections Services' frontends are for.

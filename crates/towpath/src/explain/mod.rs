@@ -17,7 +17,7 @@ use anyhow::{Result, bail};
 use serde::Serialize;
 use towpath_model::custom::NetworkConfigSpec;
 use towpath_model::desired::{Algorithm, BackendAddress, Frontend, RowProtocol, Verdict};
-use towpath_model::{NamespacedName, NodeName, Protocol, Service, TrafficPolicy, World, family_of};
+use towpath_model::{NamespacedName, NodeName, NodePortAddresses, Protocol, Service, TrafficPolicy, World, family_of};
 use towpath_plan::services::{OwnPods, Planner, ServiceConfig, host_port_of};
 use towpath_plan::{Changed, modes};
 use towpath_policy::{Decision, Evaluator, Flow, Holder, View};
@@ -158,6 +158,10 @@ impl Facts {
         let mut facts = Self::default();
         let external = network.and_then(|spec| spec.external_cidrs.as_ref()).into_iter().flatten();
         facts.services.external_cidrs = external.filter_map(|range| range.parse().ok()).collect();
+        let node_ports = network.and_then(|spec| spec.node_port_addresses.as_ref());
+        if let Some(Ok(chosen)) = node_ports.map(|list| NodePortAddresses::parse(list)) {
+            facts.services.node_port_addresses = chosen;
+        }
         // With servers behind it, it is a Service like any other.
         if modes::core_dns(world, &facts.dns).endpoints == 0 {
             facts.services.cluster_dns = modes::dns_addresses(world, &facts.services.cluster_dns).0;
@@ -281,11 +285,12 @@ impl Case<'_> {
             planner = self.planned_on(&place, facts);
         }
         let table = planner.table();
+        let answers = by_node.is_some() && facts.services.node_port_addresses.has(to, true);
         let at = |frontend: &Frontend| {
             let inside = table.inside.get(frontend).filter(|_| own_clients);
             inside.or_else(|| table.frontends.get(frontend))
         };
-        let Some(target) = at(&exact).or_else(|| at(&any_node).filter(|_| by_node.is_some())) else {
+        let Some(target) = at(&exact).or_else(|| at(&any_node).filter(|_| answers)) else {
             let refused = is_service.then_some(Outcome::Refused);
             return (None, if is_service { Vec::new() } else { vec![(to, number)] }, refused);
         };

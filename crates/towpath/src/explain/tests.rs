@@ -243,3 +243,19 @@ fn an_external_address_is_a_services_where_the_network_allows_it() {
     let spec = NetworkConfigSpec { external_cidrs: Some(vec!["203.0.113.0/28".to_owned()]), ..Default::default() };
     assert_eq!(asked(Some(&spec)).service.unwrap().backends.len(), 2);
 }
+
+#[test]
+fn a_node_port_is_a_services_only_at_the_addresses_that_the_network_chooses() {
+    let world = world();
+    let asked = |chosen: Option<&str>| {
+        let node_port_addresses = chosen.map(|chosen| vec![chosen.to_owned()]);
+        let spec = NetworkConfigSpec { node_port_addresses, ..Default::default() };
+        let (from, to) = (who::parse(&world, "default", "203.0.113.10"), who::parse(&world, "default", "node/n2"));
+        let facts = Facts::of(&world, Some(&spec));
+        explain(&world, &facts, &from.unwrap(), &to.unwrap(), "30000".parse().unwrap()).unwrap().service
+    };
+    assert!(asked(None).is_some());
+    assert!(asked(Some("primary")).is_some(), "a node's object names it");
+    assert!(asked(Some("192.168.255.12/32")).is_some());
+    assert!(asked(Some("10.0.0.0/8")).is_none(), "its own business");
+}

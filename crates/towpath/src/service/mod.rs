@@ -7,6 +7,7 @@
 //!
 //! Nodes are asked by a command in their agents' containers, those of a lab and the one this runs on over the agents' sockets.
 
+mod announcers;
 mod nodes;
 mod show;
 #[cfg(test)]
@@ -167,7 +168,8 @@ async fn show(options: &ShowOptions) -> Result<bool> {
         .with_context(|| format!("there is no Service {name}; `towpath service list` shows all that there are"))?;
     let counted = if options.no_connections { None } else { Some(cluster.counted().await) };
     let network = kubernetes::network(&cluster.client).await;
-    let view = Views::new(&world, network.as_ref(), counted.as_ref()).of(service);
+    let mut view = Views::new(&world, network.as_ref(), counted.as_ref()).of(service);
+    view.announced = announcers::of(&cluster.client, service).await;
     match options.place.output {
         crate::Output::Json => crate::print_json(&view)?,
         crate::Output::Text => crate::print(&show::one(&view, counted.as_ref()))?,

@@ -18,6 +18,7 @@ pub(super) fn one(view: &ServiceView, counted: Option<&Counted>) -> String {
     };
     say("cluster IPs", joined(&view.cluster_ips));
     say("load balancer", joined(&view.load_balancer_ips));
+    view.announced.iter().for_each(|one| say("announced", one.in_words()));
     say("external IPs", joined(&view.external_ips));
     if let Some(why) = &view.not_served {
         say("not served", why.clone());

@@ -15,6 +15,7 @@ use towpath_plan::Changed;
 use towpath_plan::services::describe::{self, Condition, DescribedBackend, Unused, Uses};
 use towpath_plan::services::{Asks, Planner, ServiceConfig};
 
+use super::announcers::Announcer;
 use super::nodes::Counted;
 use crate::explain::Facts;
 
@@ -40,6 +41,9 @@ pub(super) struct ServiceView {
     /// Addresses of load balancers.
     #[serde(rename = "loadBalancerIPs")]
     pub(super) load_balancer_ips: Vec<IpAddr>,
+    /// Who announces them, if that is Towpath's to do and was asked.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) announced: Vec<Announcer>,
     /// `spec.internalTrafficPolicy`.
     pub(super) internal_traffic_policy: &'static str,
     /// `spec.externalTrafficPolicy`.
@@ -229,6 +233,7 @@ impl<'a> Views<'a> {
             },
             cluster_ips: service.cluster_ips.clone(),
             load_balancer_ips: service.load_balancer_ips.clone(),
+            announced: Vec::new(),
             external_ips: service.external_ips.clone(),
             internal_traffic_policy: policy(service.internal_policy),
             external_traffic_policy: policy(service.external_policy),

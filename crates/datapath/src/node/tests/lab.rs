@@ -415,6 +415,7 @@ fn settings(number: u8, kind: Kind) -> NodeSettings {
         non_masquerade_cidrs: Vec::new(),
         dns_addresses: vec!["169.254.116.10".parse().unwrap(), "fd00:7470::a".parse().unwrap()],
         node_ports: (30000, 32767),
+        node_port_addresses: Default::default(),
         backend: Backend::Vxlan { vni: 116, port: 8472 },
         pod_mtu: None,
     };

@@ -207,3 +207,26 @@ fn external_addresses_are_served_in_the_ranges_that_are_allowed_and_nowhere_else
     }
     assert_eq!(reasons.len(), 3);
 }
+
+#[test]
+fn a_range_that_becomes_services_own_is_no_place_for_endpoints_and_external_addresses_any_more() {
+    let mut outside = service("web", &["10.96.0.1"]);
+    outside.external_ips = vec![ip("10.50.0.7")];
+    let world = world_of(outside);
+    let config = ServiceConfig { external_cidrs: vec!["10.50.0.0/16".parse().unwrap()], ..ServiceConfig::default() };
+    let mut planner = Planner::new(config);
+    planner.plan(&world, &node(), Changed::All, at(0));
+    assert!(planner.table().frontends.contains_key(&cluster_ip("10.50.0.7")));
+    assert_eq!(backends(&planner, cluster_ip("10.96.0.1")).unwrap(), ["10.0.0.1"]);
+
+    let ranges = ["10.50.0.0/24".parse().unwrap(), "10.0.0.0/24".parse().unwrap()];
+    assert!(planner.follow_service_ranges(&ranges) && !planner.follow_service_ranges(&ranges));
+    planner.plan(&world, &node(), Changed::All, at(1));
+    assert!(!planner.table().frontends.contains_key(&cluster_ip("10.50.0.7")));
+    assert_eq!(backends(&planner, cluster_ip("10.96.0.1")).unwrap(), [] as [&str; 0]);
+    assert_eq!(planner.refusals().len(), 2);
+
+    planner.follow_service_ranges(&[]);
+    planner.plan(&world, &node(), Changed::All, at(2));
+    assert_eq!(backends(&planner, cluster_ip("10.50.0.7")).unwrap(), ["10.0.0.1"]);
+}

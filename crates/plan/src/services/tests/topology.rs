@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use towpath_model::desired::Frontend;
 use towpath_model::{
-    Conditions, Endpoint, EndpointPort, EndpointSlice, Family, Hints, NamespacedName, Node, NodeName, Protocol,
+    Conditions, Endpoint, EndpointPort, EndpointSlice, Family, Hints, NamespacedName, Node, NodeName, NodePortAddresses, Protocol,
     Service, ServiceKind, ServicePort, TargetPort, TrafficPolicy, World,
 };
 
@@ -155,6 +155,28 @@ fn a_local_node_port_at_another_nodes_address_leads_to_that_nodes_endpoints() {
     assert_eq!(backends(&world, Some("10.96.0.1"), 80).unwrap(), [2]);
     let cluster = self::world(service(ServiceKind::NodePort), vec![endpoint(2, READY, &[], &[])]);
     assert_eq!(backends(&cluster, Some("192.168.0.2"), 30080), None, "one entry serves all nodes");
+}
+
+#[test]
+fn another_nodes_address_that_is_not_chosen_has_no_local_node_ports() {
+    let mut local = service(ServiceKind::NodePort);
+    local.external_policy = TrafficPolicy::Local;
+    let world = world(local, vec![endpoint(2, READY, &[], &[]), endpoint(3, READY, &[], &[])]);
+    let chosen = NodePortAddresses::parse(&["192.168.0.2/31".to_owned()]).unwrap();
+    let mut planner = Planner::new(ServiceConfig { node_port_addresses: chosen, ..ServiceConfig::default() });
+    planner.plan(&world, &NodeName::new("n1"), Changed::All, Duration::ZERO);
+    let at = |address: &str| Frontend {
+        address: Some(ip(address)),
+        family: Family::V4,
+        port: 30080,
+        protocol: Protocol::Tcp,
+    };
+    let has = |address: &str| planner.table().frontends.contains_key(&at(address));
+    assert!(has("192.168.0.2") && has("192.168.0.3"));
+    let mut planner =
+        Planner::new(ServiceConfig { node_port_addresses: NodePortAddresses::In(Vec::new()), ..Default::default() });
+    planner.plan(&world, &NodeName::new("n1"), Changed::All, Duration::ZERO);
+    assert!(!planner.table().frontends.contains_key(&at("192.168.0.2")));
 }
 
 #[test]
