@@ -198,14 +198,16 @@ int tp_from_pod(struct __sk_buff *skb)
 	if (w->reason)
 		return tp_drop(skb, w->reason);
 	if (w->translated) {
-		if (tp_rewrite(skb, w, 0, &w->lb.backend.addr, w->lb.backend.port))
-			return tp_drop(skb, TP_DROP_INTERNAL);
+		reason = tp_rewrite(skb, w, 0, &w->lb.backend.addr, w->lb.backend.port);
+		if (reason)
+			return tp_drop(skb, reason);
 		tp_count(TP_SERVICE_TRANSLATED, skb->len);
 	} else if (ct && w->reply && (ct->flags & TP_CT_DNAT)) {
 		answer = 1;
 		w->nat.daddr = ct->vip;
-		if (tp_rewrite(skb, w, 1, &w->nat.daddr, ct->vport))
-			return tp_drop(skb, TP_DROP_INTERNAL);
+		reason = tp_rewrite(skb, w, 1, &w->nat.daddr, ct->vport);
+		if (reason)
+			return tp_drop(skb, reason);
 	}
 	return tp_route_from_pod(skb, w, cfg, ct, answer);
 }

@@ -89,6 +89,8 @@ static __always_inline int tp_is_for_stack(struct tp_work *w, const struct tp_no
 static __always_inline int tp_tunnel_to_other(struct __sk_buff *skb, struct tp_work *w, const struct tp_node_config *cfg,
 					      struct tp_ct *ct)
 {
+	__u32 reason;
+
 	if (tp_is_for_stack(w, cfg)) {
 		if (w->p.flags & TP_PKT_FIRST_FRAG)
 			tp_frag_record(w, &w->p.t);
@@ -102,8 +104,9 @@ static __always_inline int tp_tunnel_to_other(struct __sk_buff *skb, struct tp_w
 	if (w->reason || !ct || !w->reply)
 		return tp_drop(skb, w->reason ? w->reason : TP_DROP_NO_POD);
 	w->nat.daddr = ct->vip;
-	if (tp_rewrite(skb, w, 1, &w->nat.daddr, ct->vport))
-		return tp_drop(skb, TP_DROP_INTERNAL);
+	reason = tp_rewrite(skb, w, 1, &w->nat.daddr, ct->vport);
+	if (reason)
+		return tp_drop(skb, reason);
 	return tp_wants_stack(w) ? tp_to_stack(skb) : tp_route_out(skb, w, cfg);
 }
 
@@ -122,6 +125,7 @@ static __noinline int tp_tunnel_to_pod(struct __sk_buff *skb, struct tp_work *w,
 				       struct tp_ct *ct)
 {
 	struct tp_pod *to;
+	__u32 reason;
 
 	w->has_via = 1;
 	ct = tp_track(w, cfg, ct);
@@ -129,8 +133,9 @@ static __noinline int tp_tunnel_to_pod(struct __sk_buff *skb, struct tp_work *w,
 		return tp_drop(skb, w->reason);
 	if (ct && w->reply && (ct->flags & TP_CT_DNAT)) {
 		w->nat.daddr = ct->vip;
-		if (tp_rewrite(skb, w, 1, &w->nat.daddr, ct->vport))
-			return tp_drop(skb, TP_DROP_INTERNAL);
+		reason = tp_rewrite(skb, w, 1, &w->nat.daddr, ct->vport);
+		if (reason)
+			return tp_drop(skb, reason);
 	}
 	if (tp_wants_stack(w))
 		return tp_to_stack(skb);

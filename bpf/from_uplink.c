@@ -10,6 +10,7 @@ static __always_inline int tp_serve(struct __sk_buff *skb, struct tp_work *w, co
 {
 	struct tp_pod *to = bpf_map_lookup_elem(&tp_pods, &w->lb.backend.addr);
 	struct tp_ct *ct;
+	__u32 reason;
 
 	if (!to) {
 		struct tp_peer *peer;
@@ -28,8 +29,9 @@ static __always_inline int tp_serve(struct __sk_buff *skb, struct tp_work *w, co
 	ct = tp_track(w, cfg, ct);
 	if (w->reason || !ct)
 		return tp_drop(skb, w->reason ? w->reason : TP_DROP_CT_FULL);
-	if (tp_rewrite(skb, w, 0, &w->lb.backend.addr, w->lb.backend.port))
-		return tp_drop(skb, TP_DROP_INTERNAL);
+	reason = tp_rewrite(skb, w, 0, &w->lb.backend.addr, w->lb.backend.port);
+	if (reason)
+		return tp_drop(skb, reason);
 	tp_count(TP_SERVICE_TRANSLATED, skb->len);
 	if (tp_wants_stack(w))
 		return tp_to_stack(skb);

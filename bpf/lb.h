@@ -320,9 +320,6 @@ static __noinline int tp_translate(struct tp_work *w, const struct tp_node_confi
 		w->reason = TP_DROP_SOURCE_RANGE;
 	if (choice != TP_CHOICE_BACKEND)
 		return choice;
-	/* The checksum of SCTP covers its ports and is not an incremental one: only the address can be changed. */
-	if (w->sent.proto == SCTP && w->lb.backend.port != w->sent.dport)
-		return TP_CHOICE_REFUSE;
 	tp_aim(w, 1);
 	return TP_CHOICE_BACKEND;
 }

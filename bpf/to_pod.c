@@ -80,8 +80,9 @@ int tp_to_pod(struct __sk_buff *skb)
 		return tp_drop(skb, w->reason);
 	if (ct && w->reply && (ct->flags & TP_CT_DNAT)) {
 		w->nat.daddr = ct->vip;
-		if (tp_rewrite(skb, w, 1, &w->nat.daddr, ct->vport))
-			return tp_drop(skb, TP_DROP_INTERNAL);
+		reason = tp_rewrite(skb, w, 1, &w->nat.daddr, ct->vport);
+		if (reason)
+			return tp_drop(skb, reason);
 	}
 	return TC_ACT_OK;
 }

@@ -26,6 +26,7 @@
 #include "budget.h"
 #include "ct.h"
 #include "lb.h"
+#include "sctp.h"
 #include "rewrite.h"
 #include "encap.h"
 #include "refuse.h"

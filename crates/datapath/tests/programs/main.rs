@@ -22,6 +22,7 @@ mod local_node_ports;
 mod node_paths;
 mod policy;
 mod predecessor;
+mod sctp;
 mod services;
 mod sockets;
 mod world;
