@@ -39,6 +39,8 @@ static __noinline int tp_may_send(struct tp_work *w, struct tp_addr *outer, __u3
 {
 	struct tp_peer *peer, *sender;
 
+	if (tp_is_hairpin(&w->p.t.saddr))
+		return 0;
 	tp_full_prefix(&w->cidr, &w->p.t.saddr);
 	peer = bpf_map_lookup_elem(&tp_peers, &w->cidr);
 	if (peer && (peer->flags & TP_PEER_LOCAL))

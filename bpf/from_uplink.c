@@ -122,7 +122,7 @@ int tp_from_uplink(struct __sk_buff *skb)
 	peer = bpf_map_lookup_elem(&tp_peers, &w->cidr);
 	/* Pods come in the tunnel only, but for those of a network that routes; this node does not come from outside at all. (Its further
 	 * addresses may: one that just moved to another node.) */
-	if (tp_is_own_node(cfg, &w->p.t.saddr) ||
+	if (tp_is_own_node(cfg, &w->p.t.saddr) || tp_is_hairpin(&w->p.t.saddr) ||
 	    (peer && !(peer->flags & TP_PEER_NODE) && ((peer->flags & TP_PEER_LOCAL) || peer->ifindex != skb->ifindex)))
 		return tp_drop(skb, TP_DROP_SPOOFED_NODE);
 	if (reason)

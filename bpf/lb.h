@@ -264,6 +264,7 @@ static __always_inline void tp_aim(struct tp_work *w, __u8 chosen)
 {
 	w->p.t.daddr = w->lb.backend.addr;
 	w->p.t.dport = w->lb.backend.port;
+	tp_tell_ends_apart(&w->p.t);
 	w->translated = 1;
 	w->chosen = chosen;
 }
@@ -278,6 +279,7 @@ static __always_inline int tp_is_new_connection(struct tp_work *w)
 	w->origin = w->sent;
 	w->origin.daddr = w->lb.backend.addr;
 	w->origin.dport = w->lb.backend.port;
+	tp_tell_ends_apart(&w->origin);
 	ct = tp_ct_find(w, &w->origin);
 	return !ct || (ct->flags & TP_CT_ESTABLISHED) || CT_CLOSED(ct->flags);
 }

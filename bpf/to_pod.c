@@ -14,6 +14,8 @@ static __always_inline int tp_is_forged(struct __sk_buff *skb, struct tp_work *w
 	struct tp_peer *peer;
 	struct tp_pod *from;
 
+	if (tp_is_hairpin(&w->p.t.saddr))
+		return 1;
 	if (!skb->ingress_ifindex)
 		return 0;
 	from = bpf_map_lookup_elem(&tp_pods, &w->p.t.saddr);

@@ -15,6 +15,7 @@ mod budget;
 mod envelope;
 mod frame;
 mod from_pod;
+mod hairpin;
 mod host_ports;
 mod live;
 mod loader;
