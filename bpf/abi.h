@@ -52,6 +52,7 @@ enum tp_node_flag {
 	TP_NODE_PLAIN_ROUTING = 1 << 0,	/* no routing rules but the kernel's and ours: the main table decides */
 	TP_NODE_BORROWED_TUNNEL = 1 << 1,	/* the tunnel device is another network's, which knows peers by its own tables: what
 						 * cannot be put into an envelope here goes to the kernel's routes */
+	TP_NODE_DIRECT_RETURN = 1 << 4,	/* an endpoint's node answers clients outside itself, with the Service's address as source */
 };
 
 /* tp_node_config: array of one. */
@@ -192,6 +193,8 @@ enum tp_ct_flag {
 	TP_CT_VIA_TUNNEL = 1 << 6,	/* the end that is not here is reached through the node `via`: a remote pod or node, or
 					 * an outside client that came in there */
 	TP_CT_ESTABLISHED = 1 << 7,	/* the opener has sent again after an answer; of TCP: past the handshake */
+	TP_CT_DIRECT = 1 << 8,		/* came in here for an endpoint whose node was asked to answer directly: unless TP_CT_REPLIED,
+					 * answers are not seen here */
 };
 
 /* An end that is a pod of this node: what the source check and the delivery need, so that an established connection costs
@@ -433,6 +436,7 @@ enum tp_reason {
 	TP_REFUSED = 6,			/* answered with a reset or port unreachable: the Service has no backend */
 	TP_UNTRACKED = 7,		/* new, allowed and without an entry, for which there was no room: its answers need none */
 	TP_CT_RECYCLED = 8,		/* an opening that gave way to a later one of its pod */
+	TP_DIRECT_RETURN = 12,		/* opened by way of another node and answered from here (TP_NODE_DIRECT_RETURN) */
 	TP_DROP_FIRST = 16,
 	TP_DROP_MALFORMED = 16,
 	TP_DROP_SOURCE_ADDRESS = 17,	/* not the sender's own */

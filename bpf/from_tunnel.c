@@ -128,11 +128,16 @@ static __noinline int tp_tunnel_to_pod(struct __sk_buff *skb, struct tp_work *w,
 {
 	struct tp_pod *to;
 	__u32 reason;
+	int direct = tp_answers_directly(w, cfg, ct);
 
-	w->has_via = 1;
+	if (direct < 0)
+		return tp_drop(skb, TP_DROP_NO_BACKEND);
+	w->has_via = !direct;
 	ct = tp_track(w, cfg, ct);
 	if (w->reason)
 		return tp_drop(skb, w->reason);
+	if (w->translated)
+		tp_count(TP_DIRECT_RETURN, skb->len);
 	if (ct && w->reply && (ct->flags & TP_CT_DNAT)) {
 		w->nat.daddr = ct->vip;
 		reason = tp_rewrite(skb, w, 1, &w->nat.daddr, ct->vport);

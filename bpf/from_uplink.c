@@ -26,9 +26,12 @@ static __always_inline int tp_serve(struct __sk_buff *skb, struct tp_work *w, co
 	/* Who is outside reaches no pod but so: an entry without a translation is of another proxy's time. */
 	if (ct && (ct->flags & TP_CT_DNAT) && tp_ct_clashes(w, ct))
 		return tp_refuse_clash(skb, w, 0);
+	w->direct = !to && tp_may_ask_direct_return(w, cfg);
 	ct = tp_track(w, cfg, ct);
 	if (w->reason || !ct)
 		return tp_drop(skb, w->reason ? w->reason : TP_DROP_CT_FULL);
+	/* A connection goes on as it began. */
+	w->direct = w->direct && (ct->flags & TP_CT_DIRECT);
 	reason = tp_rewrite(skb, w, 0, &w->lb.backend.addr, w->lb.backend.port);
 	if (reason)
 		return tp_drop(skb, reason);

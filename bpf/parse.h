@@ -262,6 +262,7 @@ static __always_inline __u32 tp_parse_at(struct __sk_buff *skb, struct tp_work *
 	w->has_via = 0;
 	w->resolve = 0;
 	w->restore = 0;
+	w->direct = 0;
 	w->own_node = TP_OWN_UNKNOWN;
 	if (protocol == bpf_htons(ETH_P_IP))
 		return tp_parse_v4(skb, w, base);

@@ -28,6 +28,7 @@
 #include "lb.h"
 #include "sctp.h"
 #include "rewrite.h"
+#include "direct_return.h"
 #include "encap.h"
 #include "refuse.h"
 

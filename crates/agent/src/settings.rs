@@ -239,6 +239,7 @@ pub fn node_settings(config: &AgentConfig, parsed: &Parsed, own: &OwnNode) -> No
         node_ports: config.node_ports,
         backend: Backend::Vxlan { vni: config.vxlan_vni, port: config.vxlan_port },
         pod_mtu: config.pod_mtu,
+        direct_server_return: config.direct_server_return,
     }
 }
 

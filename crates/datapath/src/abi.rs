@@ -40,6 +40,7 @@ pub const TP_MODE_VXLAN: u32 = 1;
 // enum tp_node_flag
 pub const TP_NODE_PLAIN_ROUTING: u32 = 1;
 pub const TP_NODE_BORROWED_TUNNEL: u32 = 2;
+pub const TP_NODE_DIRECT_RETURN: u32 = 16;
 
 // enum tp_pod_flag
 pub const TP_POD_HOST_ONLY: u32 = 1;
@@ -70,6 +71,7 @@ pub const TP_CT_FIN_B: u32 = 16;
 pub const TP_CT_RST: u32 = 32;
 pub const TP_CT_VIA_TUNNEL: u32 = 64;
 pub const TP_CT_ESTABLISHED: u32 = 128;
+pub const TP_CT_DIRECT: u32 = 256;
 
 // enum tp_holder
 pub const TP_HOLDER_OTHERS: u32 = 0;
@@ -98,6 +100,7 @@ pub const TP_IGNORED: u32 = 5;
 pub const TP_REFUSED: u32 = 6;
 pub const TP_UNTRACKED: u32 = 7;
 pub const TP_CT_RECYCLED: u32 = 8;
+pub const TP_DIRECT_RETURN: u32 = 12;
 pub const TP_DROP_FIRST: u32 = 16;
 pub const TP_DROP_MALFORMED: u32 = 16;
 pub const TP_DROP_SOURCE_ADDRESS: u32 = 17;

@@ -101,6 +101,10 @@ pub struct NetworkConfigSpec {
     /// Ranges in which Services may have external addresses (`spec.externalIPs`); nowhere, if there are none.
     #[serde(rename = "externalCIDRs", skip_serializing_if = "Option::is_none")]
     pub external_cidrs: Option<Vec<String>>,
+    /// The node of a Service's endpoint answers clients outside the cluster itself, with the Service's address as source, whichever node they
+    /// came in at.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub direct_server_return: Option<bool>,
     /// Devices that lead out of a node besides the uplink, by name or by the beginning of names (`eth*`).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub devices: Option<Vec<String>>,

@@ -11,8 +11,8 @@ use super::error::Result;
 use super::map::Map;
 use super::mirror::Mirror;
 use crate::abi::{
-    self, Addr, Be16, CidrKey, TP_MODE_VXLAN, TP_NODE_BORROWED_TUNNEL, TP_NODE_PLAIN_ROUTING, TP_PEER_LOCAL,
-    TP_PEER_NODE, TP_PEER_PLAIN,
+    self, Addr, Be16, CidrKey, TP_MODE_VXLAN, TP_NODE_BORROWED_TUNNEL, TP_NODE_DIRECT_RETURN, TP_NODE_PLAIN_ROUTING,
+    TP_PEER_LOCAL, TP_PEER_NODE, TP_PEER_PLAIN,
 };
 
 /// `tp_node_config`, `tp_peers` and `tp_revision`.
@@ -46,7 +46,8 @@ fn encode(node: &NodeConfig) -> abi::NodeConfig {
         nodeport_max: Be16::new(node.node_ports.1),
         tunnel_mac: node.tunnel_mac,
         flags: if node.plain_routing { TP_NODE_PLAIN_ROUTING } else { 0 }
-            | if node.borrowed_tunnel { TP_NODE_BORROWED_TUNNEL } else { 0 },
+            | if node.borrowed_tunnel { TP_NODE_BORROWED_TUNNEL } else { 0 }
+            | if node.direct_return { TP_NODE_DIRECT_RETURN } else { 0 },
         tunnel6_ifindex: node.borrowed_tunnel6,
     }
 }

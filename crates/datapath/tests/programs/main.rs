@@ -12,6 +12,7 @@
 
 mod algorithms;
 mod budget;
+mod direct_return;
 mod envelope;
 mod frame;
 mod from_pod;

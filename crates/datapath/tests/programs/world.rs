@@ -257,6 +257,7 @@ pub fn node_config(tunnel: u32, uplink: u32) -> NodeConfig {
         node_ports: (30000, 32767),
         plain_routing: true,
         borrowed_tunnel: false,
+        direct_return: false,
         borrowed_tunnel6: 0,
     }
 }
