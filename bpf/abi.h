@@ -354,6 +354,9 @@ struct tp_source_key {
 	struct tp_addr addr;
 };
 
+/* tp_service_names, tp_node_names: hash, 48 bits of a hash of an IPv6 address (direct_return.h) -> tp_addr: the address that has it. All
+ * addresses of Services, and all nodes' own. */
+
 /* tp_affinity: LRU. */
 struct tp_affinity_key {
 	struct tp_addr client;

@@ -3,8 +3,9 @@
  * Direct server return (TP_NODE_DIRECT_RETURN): the node where a client's packets come in tells the endpoint's node which address and
  * port they were sent to, and that one answers the client itself, with them as its source.
  *
- * It is told in the addresses of the frame in the envelope, which nobody needs there: 02:75 and the Service's IPv4 address as the
- * destination; 02:75, two bytes of 0 and its port as the source. The packet is otherwise the one that is sent in any case, translated
+ * It is told in the addresses of the frame in the envelope, which nobody needs there. Of IPv4: 02:75 and the Service's address as the
+ * destination; 02:75, two bytes of 0 and its port as the source. Of IPv6, whose addresses are too long: 02:76 and 48 bits of a hash of the
+ * address, four bytes in the destination, two in the source. The packet is otherwise the one that is sent in any case, translated
  * to the endpoint. So it costs no room, takes the same ways, and who does not know of this, or does not believe it, answers through the tunnel
  * as ever: the node where the packets came in is prepared for both.
  */
@@ -12,7 +13,8 @@
 #define TOWPATH_DIRECT_RETURN_H
 
 #define DIRECT_FIRST 0x02
-#define DIRECT_SECOND 0x75
+#define DIRECT_SECOND_V4 0x75
+#define DIRECT_SECOND_V6 0x76
 #define DIRECT_SCANNED 1024
 
 /* Another network's device takes no frame but its own. */
@@ -24,41 +26,65 @@ static __always_inline int tp_knows_direct_return(const struct tp_node_config *c
 /* Whether the other node can be told of w->sent. Who is in the cluster gets his answers by the cluster's ways. */
 static __always_inline int tp_may_ask_direct_return(struct tp_work *w, const struct tp_node_config *cfg)
 {
-	if (!tp_knows_direct_return(cfg) || !tp_is_v4(&w->sent.daddr))
+	if (!tp_knows_direct_return(cfg))
 		return 0;
 	tp_full_prefix(&w->cidr, &w->sent.saddr);
 	return !bpf_map_lookup_elem(&tp_peers, &w->cidr);
 }
 
+/* What stands for an IPv6 address; `Addr::name` of user space makes the same. */
+static __always_inline __u64 tp_name_of(const struct tp_addr *addr)
+{
+	return tp_mix_addr(0, addr) >> 16;
+}
+
 /* Writes w->sent into the addresses of w->h. */
 static __always_inline void tp_ask_direct_return(struct tp_work *w)
 {
-	__be32 addr = tp_word(&w->sent.daddr, 3);
+	int v4 = tp_is_v4(&w->sent.daddr);
+	__u64 name = v4 ? tp_word(&w->sent.daddr, 3) : tp_name_of(&w->sent.daddr);
+	__u32 low = name;
+	__u16 high = name >> 32;
 
 	w->h.eth_dst[0] = DIRECT_FIRST;
-	w->h.eth_dst[1] = DIRECT_SECOND;
-	__builtin_memcpy(w->h.eth_dst + 2, &addr, 4);
+	w->h.eth_dst[1] = v4 ? DIRECT_SECOND_V4 : DIRECT_SECOND_V6;
+	__builtin_memcpy(w->h.eth_dst + 2, &low, 4);
 	w->h.eth_src[0] = DIRECT_FIRST;
-	w->h.eth_src[1] = DIRECT_SECOND;
-	w->h.eth_src[2] = 0;
-	w->h.eth_src[3] = 0;
+	w->h.eth_src[1] = w->h.eth_dst[1];
+	__builtin_memcpy(w->h.eth_src + 2, &high, 2);
 	__builtin_memcpy(w->h.eth_src + 4, &w->sent.dport, 2);
 }
 
-/* Reads w->sent from them: what the client sent. 0: they are a frame's own. */
+/* Reads w->sent from them: what the client sent. 0: they are a frame's own, or name what nobody knows here. */
 static __always_inline int tp_read_direct_return(struct tp_work *w)
 {
 	const __u8 *dst = w->h.eth_dst, *src = w->h.eth_src;
-	__be32 addr;
+	int v4 = tp_is_v4(&w->p.t.daddr);
+	__u8 second = v4 ? DIRECT_SECOND_V4 : DIRECT_SECOND_V6;
+	struct tp_addr *addr;
+	__u64 name;
+	__u32 low;
+	__u16 high;
 
-	if (dst[0] != DIRECT_FIRST || src[0] != DIRECT_FIRST || dst[1] != DIRECT_SECOND || src[1] != DIRECT_SECOND || src[2] || src[3] ||
-	    !tp_is_v4(&w->p.t.daddr))
+	if (dst[0] != DIRECT_FIRST || src[0] != DIRECT_FIRST || dst[1] != second || src[1] != second)
 		return 0;
-	__builtin_memcpy(&addr, dst + 2, 4);
+	__builtin_memcpy(&low, dst + 2, 4);
+	__builtin_memcpy(&high, src + 2, 2);
 	w->sent = w->p.t;
-	tp_set_v4(&w->sent.daddr, addr);
 	__builtin_memcpy(&w->sent.dport, src + 4, 2);
-	return 1;
+	if (v4) {
+		tp_set_v4(&w->sent.daddr, low);
+		return !high;
+	}
+	name = low | (__u64)high << 32;
+	addr = bpf_map_lookup_elem(&tp_service_names, &name);
+	if (!addr)
+		addr = bpf_map_lookup_elem(&tp_node_names, &name);
+	if (!addr)
+		return 0;
+	w->sent.daddr = *addr;
+	/* The entry's memory may have become another's meanwhile. */
+	return tp_name_of(&w->sent.daddr) == name;
 }
 
 /* Looks for a backend in a list. */

@@ -20,6 +20,8 @@ use crate::abi::{
 pub(crate) struct NodeMaps {
     config: Mirror<u32, abi::NodeConfig>,
     peers: Mirror<CidrKey, abi::Peer>,
+    /// Nodes' IPv6 addresses by [`Addr::name`].
+    names: Mirror<u64, Addr>,
     revision: Map<u32, u32>,
     surroundings: Surroundings,
 }
@@ -86,6 +88,7 @@ impl NodeMaps {
         Ok(Self {
             config: Mirror::open(object, "tp_node_config")?,
             peers: Mirror::open(object, "tp_peers")?,
+            names: Mirror::open(object, "tp_node_names")?,
             revision: Map::open(object, "tp_revision")?,
             surroundings: Surroundings::default(),
         })
@@ -104,6 +107,10 @@ impl NodeMaps {
         let wanted = prefixes(peers, &self.surroundings);
         let mut changes = self.peers.put_all(wanted.iter().map(|(key, peer)| (*key, *peer)))?;
         changes += self.peers.retain(|key| wanted.contains_key(key))?;
+        let nodes = peers.iter().flat_map(|peer| &peer.addresses).map(|address| Addr::new(*address));
+        let names: HashMap<u64, Addr> = nodes.filter_map(|address| Some((address.name()?, address))).collect();
+        self.names.retain(|name| names.contains_key(name))?;
+        self.names.put_all(names)?;
         Ok(changes)
     }
 
