@@ -282,7 +282,14 @@ struct tp_frag_key {
 struct tp_frag {
 	__be16 sport;
 	__be16 dport;
-	__u32 pad;
+	__u32 way;			/* enum tp_frag_way */
+};
+
+/* Whither the fragments of a datagram go. */
+enum tp_frag_way {
+	TP_FRAG_FIRST = 0,		/* each after the first, as that went */
+	TP_FRAG_WHOLE = 1,		/* a later one came before the first: all to the kernel's stack, as they came */
+	TP_FRAG_TOO_BIG = 2,		/* the first was too big for the tunnel: all to the stack, translated */
 };
 
 /* ---- services -------------------------------------------------------------------------------------------------- */

@@ -228,8 +228,11 @@ static __noinline int tp_encapsulate(struct __sk_buff *skb, struct tp_work *w, c
 	__u32 len = tp_wire_len(skb, w);
 	int sent;
 
-	if (cfg->tunnel_mtu && len > cfg->tunnel_mtu)
+	if (cfg->tunnel_mtu && len > cfg->tunnel_mtu) {
+		if (w->p.flags & TP_PKT_FIRST_FRAG)
+			tp_frag_too_big(w, w->translated ? &w->sent : &w->p.t);
 		return tp_to_stack(skb);
+	}
 	tp_copy_mac(w->h.eth_src, cfg->tunnel_mac);
 	tp_take_one_hop(w);
 	if (tp_testing) {

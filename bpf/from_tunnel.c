@@ -158,6 +158,19 @@ static __always_inline int tp_asked_elsewhere(const struct tp_work *w, const str
 	return ct && !tp_ct_forward(w, ct) && !(ct->flags & TP_CT_VIA_TUNNEL);
 }
 
+/*
+ * A later fragment that comes before the first, and from then on all of that datagram: the kernel puts them together where it routes (it does so
+ * for its connection tracking, which masquerading needs), and cuts them again in order, for the pod's own device to judge. Ports are not
+ * known here, so who sends is judged by the addresses; a client from outside would need more than that.
+ */
+static __always_inline int tp_fragments_to_stack(struct __sk_buff *skb, struct tp_work *w, struct tp_addr *outer)
+{
+	if (tp_is_zero(outer) || !bpf_map_lookup_elem(&tp_pods, &w->p.t.daddr) || !tp_may_send(w, outer, 0))
+		return tp_drop(skb, TP_DROP_FRAGMENT);
+	tp_frag_leave(w);
+	return tp_to_stack(skb);
+}
+
 SEC("tc")
 int tp_from_tunnel(struct __sk_buff *skb)
 {
@@ -173,12 +186,14 @@ int tp_from_tunnel(struct __sk_buff *skb)
 	if (skb->protocol != bpf_htons(ETH_P_IP) && skb->protocol != bpf_htons(ETH_P_IPV6))
 		return tp_drop(skb, TP_DROP_ARP_ND);
 	reason = tp_parse(skb, w);
-	if (reason)
+	if (reason && reason != TP_DROP_FRAGMENT)
 		return tp_drop(skb, reason);
 	tp_outer_source(skb, w, cfg, &outer);
 	/* A sender may know this node by the MAC of a device that was here before. */
 	if (skb->pkt_type == PACKET_OTHERHOST)
 		bpf_skb_change_type(skb, PACKET_HOST);
+	if (reason || tp_is_out_of_order(w))
+		return tp_fragments_to_stack(skb, w, &outer);
 	ct = tp_ct_find(w, &w->p.t);
 	if (!tp_known_in_tunnel(w, ct, &outer)) {
 		to = bpf_map_lookup_elem(&tp_pods, &w->p.t.daddr);

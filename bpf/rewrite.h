@@ -131,6 +131,34 @@ static __noinline int tp_restore_quoted(struct __sk_buff *skb, struct tp_work *w
 	return tp_rewrite(skb, w, 1, &w->nat.daddr, 0);
 }
 
+/*
+ * The other way: gives the packet that an ICMP error quotes the source that its sender gave it, lb.backend, and the error that
+ * destination. 0, or the reason to drop it.
+ */
+static __noinline __u32 tp_aim_quoted(struct __sk_buff *skb, struct tp_work *w)
+{
+	__u32 ip = w->p.l4_off + 8, sum = w->p.l4_off + 2;
+	struct tp_addr *to = &w->lb.backend.addr;
+	__be16 port = w->lb.backend.port;
+
+	if (w->p.flags & TP_PKT_V6) {
+		__s64 diff = bpf_csum_diff((__be32 *)w->quoted.saddr.b, 16, (__be32 *)to->b, 16, 0);
+
+		if (diff < 0 || bpf_l4_csum_replace(skb, sum, 0, diff, 0) || bpf_skb_store_bytes(skb, ip + 8, to->b, 16, 0))
+			return TP_DROP_INTERNAL;
+	} else {
+		__be32 v4 = tp_word(to, 3);
+
+		if (bpf_l3_csum_replace(skb, ip + 10, tp_word(&w->quoted.saddr, 3), v4, 4) ||
+		    bpf_skb_store_bytes(skb, ip + 12, &v4, 4, 0))
+			return TP_DROP_INTERNAL;
+	}
+	if (port != w->quoted.sport && (bpf_l4_csum_replace(skb, sum, w->quoted.sport, port, 2) ||
+					bpf_skb_store_bytes(skb, w->quoted_l4, &port, 2, 0)))
+		return TP_DROP_INTERNAL;
+	return tp_rewrite(skb, w, 0, to, 0);
+}
+
 /* Takes one from the time to live of w->h, which is at least 2. */
 static __always_inline void tp_take_one_hop(struct tp_work *w)
 {

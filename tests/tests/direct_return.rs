@@ -1,7 +1,7 @@
 //! Direct server return: a client outside asks one node, the endpoint is on another, and that one answers: seen on both nodes' wires.
 
 use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 use std::process::Command;
@@ -59,19 +59,25 @@ impl Wire {
         })
     }
 
-    /// How many IPv4 packets went by, since the last time, from this address and port, outside of any envelope.
+    /// How many packets went by, since the last time, from this address and port, outside of any envelope.
     fn sent_by(&self, from: SocketAddr) -> usize {
         let mut frame = [0; 2048];
         let mut seen = 0;
         while let Ok(count) = recv(self.0.as_raw_fd(), &mut frame, nix::sys::socket::MsgFlags::empty()) {
-            let [_, _, _, _, _, _, _, _, _, _, _, _, 8, 0, ip @ ..] = frame.get(..count).unwrap_or_default() else { continue };
-            let Some([a, b, c, d]) = ip.get(12..16) else { continue };
-            let Some([high, low]) = ip.get(20..22) else { continue };
-            let source = (Ipv4Addr::new(*a, *b, *c, *d), u16::from_be_bytes([*high, *low]));
-            seen += usize::from(SocketAddr::from(source) == from);
+            let frame = frame.get(..count).unwrap_or_default();
+            let source = match frame.get(12..14) {
+                Some([8, 0]) => bytes(frame, 26).map(|ip: [u8; 4]| IpAddr::from(ip)).zip(bytes(frame, 34)),
+                Some([0x86, 0xdd]) => bytes(frame, 22).map(|ip: [u8; 16]| IpAddr::from(ip)).zip(bytes(frame, 54)),
+                _ => None,
+            };
+            seen += usize::from(source.is_some_and(|(ip, port)| SocketAddr::new(ip, u16::from_be_bytes(port)) == from));
         }
         seen
     }
+}
+
+fn bytes<const N: usize>(frame: &[u8], at: usize) -> Option<[u8; N]> {
+    frame.get(at..at + N)?.try_into().ok()
 }
 
 struct Fixture {
@@ -97,7 +103,8 @@ impl Fixture {
 
     fn ask_udp(&self, at: SocketAddr) -> Result<String> {
         self.outside.enter(|| {
-            let socket = UdpSocket::bind("0.0.0.0:0")?;
+            let any: IpAddr = if at.is_ipv4() { [0; 4].into() } else { [0; 16].into() };
+            let socket = UdpSocket::bind((any, 0))?;
             socket.connect(at)?;
             socket.set_read_timeout(Some(ANSWER))?;
             socket.send(b"whoami")?;
@@ -138,11 +145,15 @@ fn the_endpoints_node_answers_and_connections_outlive_the_switch_and_the_agents(
         own: Wire::tap(&Place::of_node(&cluster, "n2")?)?,
         cluster,
     };
-    run(&fixture, address(&n1)?)?;
+    let node = fixture.cluster.get("node", "n1")?;
+    let addresses = node.pointer("/status/addresses").and_then(|list| list.as_array()).cloned().unwrap_or_default();
+    let addresses = addresses.iter().filter_map(|a| a.get("address")?.as_str()?.parse::<IpAddr>().ok());
+    let n1_v6 = addresses.filter(IpAddr::is_ipv6).last().context("node n1 has no IPv6 address")?;
+    run(&fixture, address(&n1)?, n1_v6)?;
     fixture.cluster.down()
 }
 
-fn run(fixture: &Fixture, n1: IpAddr) -> Result<()> {
+fn run(fixture: &Fixture, n1: IpAddr, n1_v6: IpAddr) -> Result<()> {
     let node_port = SocketAddr::new(n1, 30080);
     let external = SocketAddr::new(address(EXTERNAL)?, 8080);
     let (udp_port, udp_external) = (SocketAddr::new(n1, 30053), SocketAddr::new(external.ip(), 53));
@@ -154,17 +165,17 @@ fn run(fixture: &Fixture, n1: IpAddr) -> Result<()> {
     old.ask(ANSWER)?;
 
     fixture.cluster.apply_text(&configured(true))?;
-    for at in [node_port, external] {
+    for at in [node_port, external, SocketAddr::new(n1_v6, 30080)] {
         wait(&format!("{at} to be answered by the endpoint's node"), PATIENCE, || {
             fixture.answers(at);
             let said = fixture.ask(at)?;
             let (by_entry, by_own) = fixture.answers(at);
             ensure!(by_entry == 0 && by_own > 0, "the entry sent {by_entry}, the endpoint's node {by_own}");
-            ensure!(said.lines().any(|line| line.starts_with("client: ") && seen(line) == seen(client_of(&client))), "{said}");
+            ensure!(at.is_ipv6() || seen(client_of(&said)) == seen(client_of(&client)), "{said}");
             Ok(())
         })?;
     }
-    for at in [udp_port, udp_external] {
+    for at in [udp_port, udp_external, SocketAddr::new(n1_v6, 30053)] {
         fixture.answers(at);
         fixture.ask_udp(at)?;
         let (by_entry, by_own) = fixture.answers(at);

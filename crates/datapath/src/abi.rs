@@ -77,6 +77,11 @@ pub const TP_CT_DIRECT: u32 = 256;
 pub const TP_HOLDER_OTHERS: u32 = 0;
 pub const TP_HOLDER_NODE: u32 = 0xffffffff;
 
+// enum tp_frag_way
+pub const TP_FRAG_FIRST: u32 = 0;
+pub const TP_FRAG_WHOLE: u32 = 1;
+pub const TP_FRAG_TOO_BIG: u32 = 2;
+
 // enum tp_service_flag
 pub const TP_SERVICE_AFFINITY: u32 = 1;
 pub const TP_SERVICE_NODEPORT: u32 = 2;
@@ -456,7 +461,7 @@ unsafe impl Plain for FragKey {}
 pub struct Frag {
     pub sport: Be16,
     pub dport: Be16,
-    pub pad: u32,
+    pub way: u32,
 }
 
 const _: () = assert!(size_of::<Frag>() == size_of::<Be16>() + size_of::<Be16>() + size_of::<u32>());
@@ -899,7 +904,7 @@ pub const LAYOUTS: &[Layout] = &[
         &[
             ("sport", std::mem::offset_of!(Frag, sport)),
             ("dport", std::mem::offset_of!(Frag, dport)),
-            ("pad", std::mem::offset_of!(Frag, pad)),
+            ("way", std::mem::offset_of!(Frag, way)),
         ],
     ),
     (
