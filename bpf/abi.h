@@ -54,6 +54,7 @@ enum tp_node_flag {
 						 * cannot be put into an envelope here goes to the kernel's routes */
 	TP_NODE_SILENT_LO4 = 1 << 2,	/* no NodePort answers at 127.0.0.1 */
 	TP_NODE_SILENT_LO6 = 1 << 3,	/* nor at ::1 */
+	TP_NODE_DIRECT_RETURN = 1 << 4,	/* an endpoint's node answers clients outside itself, with the Service's address as source */
 };
 
 /* tp_node_config: array of one. */
@@ -195,6 +196,8 @@ enum tp_ct_flag {
 	TP_CT_VIA_TUNNEL = 1 << 6,	/* the end that is not here is reached through the node `via`: a remote pod or node, or
 					 * an outside client that came in there */
 	TP_CT_ESTABLISHED = 1 << 7,	/* the opener has sent again after an answer; of TCP: past the handshake */
+	TP_CT_DIRECT = 1 << 8,		/* came in here for an endpoint whose node was asked to answer directly: unless TP_CT_REPLIED,
+					 * answers are not seen here */
 };
 
 /* An end that is a pod of this node: what the source check and the delivery need, so that an established connection costs
@@ -282,7 +285,14 @@ struct tp_frag_key {
 struct tp_frag {
 	__be16 sport;
 	__be16 dport;
-	__u32 pad;
+	__u32 way;			/* enum tp_frag_way */
+};
+
+/* Whither the fragments of a datagram go. */
+enum tp_frag_way {
+	TP_FRAG_FIRST = 0,		/* each after the first, as that went */
+	TP_FRAG_WHOLE = 1,		/* a later one came before the first: all to the kernel's stack, as they came */
+	TP_FRAG_TOO_BIG = 2,		/* the first was too big for the tunnel: all to the stack, translated */
 };
 
 /* ---- services -------------------------------------------------------------------------------------------------- */
@@ -354,6 +364,9 @@ struct tp_source_key {
 	__u32 family;
 	struct tp_addr addr;
 };
+
+/* tp_service_names, tp_node_names: hash, 48 bits of a hash of an IPv6 address (direct_return.h) -> tp_addr: the address that has it. All
+ * addresses of Services, and all nodes' own. */
 
 /* tp_affinity: LRU. */
 struct tp_affinity_key {
@@ -437,6 +450,7 @@ enum tp_reason {
 	TP_REFUSED = 6,			/* answered with a reset or port unreachable: the Service has no backend */
 	TP_UNTRACKED = 7,		/* new, allowed and without an entry, for which there was no room: its answers need none */
 	TP_CT_RECYCLED = 8,		/* an opening that gave way to a later one of its pod */
+	TP_DIRECT_RETURN = 12,		/* opened by way of another node and answered from here (TP_NODE_DIRECT_RETURN) */
 	TP_DROP_FIRST = 16,
 	TP_DROP_MALFORMED = 16,
 	TP_DROP_SOURCE_ADDRESS = 17,	/* not the sender's own */

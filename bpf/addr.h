@@ -80,6 +80,36 @@ static __always_inline int tp_is_link_local(const struct tp_addr *a)
 	return (tp_word(a, 0) & bpf_htonl(0xffc00000)) == bpf_htonl(0xfe800000);
 }
 
+/*
+ * What a pod sees as the source of what it sent to itself by way of a Service: 169.254.116.9 or fd00:7470::9. (A host takes no packet with
+ * its own source, and sends none to its own address out of a device.) Nobody has these addresses; what comes from them is forged.
+ */
+#define HAIRPIN_V4 bpf_htonl(0xa9fe7409)
+#define HAIRPIN_V6_FIRST bpf_htonl(0xfd007470)
+#define HAIRPIN_V6_LAST bpf_htonl(9)
+
+static __always_inline int tp_is_hairpin(const struct tp_addr *a)
+{
+	if (tp_word(a, 3) == HAIRPIN_V4)
+		return tp_is_v4(a);
+	return tp_word(a, 3) == HAIRPIN_V6_LAST && tp_word(a, 0) == HAIRPIN_V6_FIRST && !(tp_word(a, 1) | tp_word(a, 2));
+}
+
+/* The source of a tuple whose ends are one pod becomes the address that stands for it. */
+static __always_inline void tp_tell_ends_apart(struct tp_tuple *t)
+{
+	if (!tp_same(&t->saddr, &t->daddr))
+		return;
+	if (tp_is_v4(&t->daddr)) {
+		tp_set_v4(&t->saddr, HAIRPIN_V4);
+		return;
+	}
+	tp_set_word(&t->saddr, 0, HAIRPIN_V6_FIRST);
+	tp_set_word(&t->saddr, 1, 0);
+	tp_set_word(&t->saddr, 2, 0);
+	tp_set_word(&t->saddr, 3, HAIRPIN_V6_LAST);
+}
+
 static __always_inline int tp_same_mac(const __u8 *a, const __u8 *b)
 {
 	return a[0] == b[0] && a[1] == b[1] && a[2] == b[2] && a[3] == b[3] && a[4] == b[4] && a[5] == b[5];

@@ -93,6 +93,8 @@ static __always_inline void tp_nat_key_of(struct tp_tuple *sent, const struct tp
 	int from_a = ct->flags & TP_CT_FROM_A;
 
 	sent->saddr = from_a ? key->addr_a : key->addr_b;
+	if (tp_is_hairpin(&sent->saddr))
+		sent->saddr = from_a ? key->addr_b : key->addr_a;
 	sent->sport = from_a ? key->port_a : key->port_b;
 	sent->daddr = ct->vip;
 	sent->dport = ct->vport;

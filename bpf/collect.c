@@ -53,6 +53,7 @@ static long tp_collect_nat(void *map, struct tp_tuple *sent, struct tp_nat *nat,
 
 	t.daddr = nat->daddr;
 	t.dport = nat->dport;
+	tp_tell_ends_apart(&t);
 	from_a = tp_ct_key_of(&key, &t);
 	ct = bpf_map_lookup_elem(&tp_ct, &key);
 	if (ct && (ct->flags & TP_CT_DNAT) && !(ct->flags & TP_CT_FROM_A) == !from_a && ct->vport == sent->dport &&

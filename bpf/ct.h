@@ -10,6 +10,9 @@
 #define CT_TCP_ESTABLISHED (8 * 3600 * NSEC_PER_SEC)
 #define CT_TCP_HANDSHAKE (60 * NSEC_PER_SEC)
 #define CT_TCP_CLOSING (10 * NSEC_PER_SEC)
+/* Of which the answers are not seen: as long as RFC 5382 (REQ-5) has translators wait, open or half closed. */
+#define CT_TCP_ONE_WAY (124 * 60 * NSEC_PER_SEC)
+#define CT_TCP_ONE_WAY_CLOSING (4 * 60 * NSEC_PER_SEC)
 #define CT_STREAM (180 * NSEC_PER_SEC)
 #define CT_EXCHANGE (30 * NSEC_PER_SEC)
 
@@ -21,7 +24,11 @@ static __always_inline __u64 tp_ct_idle_limit(__u8 proto, __u32 flags)
 	if (proto == IPPROTO_TCP) {
 		if (CT_CLOSED(flags))
 			return CT_TCP_CLOSING;
-		return flags & TP_CT_ESTABLISHED ? CT_TCP_ESTABLISHED : CT_TCP_HANDSHAKE;
+		if (!(flags & TP_CT_ESTABLISHED))
+			return CT_TCP_HANDSHAKE;
+		if ((flags & (TP_CT_DIRECT | TP_CT_REPLIED)) != TP_CT_DIRECT)
+			return CT_TCP_ESTABLISHED;
+		return flags & (TP_CT_FIN_A | TP_CT_FIN_B) ? CT_TCP_ONE_WAY_CLOSING : CT_TCP_ONE_WAY;
 	}
 	/* A question and its answer are soon over, as in the kernel's own tracking (nf_conntrack_udp_timeout). */
 	if ((proto == IPPROTO_UDP || proto == SCTP) && (flags & TP_CT_ESTABLISHED))
@@ -228,9 +235,9 @@ static __always_inline void tp_ct_observe(struct tp_work *w, struct tp_ct *ct, _
 			add |= TP_CT_RST;
 		if (tcp & TCP_FIN)
 			add |= w->from_a ? TP_CT_FIN_A : TP_CT_FIN_B;
-		if (!w->reply && (tcp & TCP_ACK) && !(tcp & TCP_SYN) && (flags & TP_CT_REPLIED))
+		if (!w->reply && (tcp & TCP_ACK) && !(tcp & TCP_SYN) && (flags & (TP_CT_REPLIED | TP_CT_DIRECT)))
 			add |= TP_CT_ESTABLISHED;
-	} else if (!w->reply && (flags & TP_CT_REPLIED)) {
+	} else if (!w->reply && (flags & (TP_CT_REPLIED | TP_CT_DIRECT))) {
 		add |= TP_CT_ESTABLISHED;
 	}
 	if (add & ~flags)
@@ -332,6 +339,8 @@ static __always_inline struct tp_ct *tp_ct_open(struct tp_work *w, const struct 
 		fresh->flags |= TP_CT_VIA_TUNNEL;
 		fresh->via = w->via;
 	}
+	if (w->direct)
+		fresh->flags |= TP_CT_DIRECT;
 	fresh->egress_rule = w->j.egress_rule;
 	fresh->ingress_rule = w->j.ingress_rule;
 	fresh->egress = tp_judged(w->j.egress_verdict, revision);
@@ -351,7 +360,8 @@ static __always_inline int tp_ct_serves_again(const struct tp_work *w, const str
 
 	if (!(flags & TP_CT_ESTABLISHED) || now + NSEC_PER_SEC > ct->last_seen + tp_ct_idle_limit(w->p.t.proto, flags))
 		return 0;
-	if (!tp_ct_forward(w, ct) || !(flags & TP_CT_DNAT) != !w->translated || !(flags & TP_CT_VIA_TUNNEL) != !w->has_via)
+	if (!tp_ct_forward(w, ct) || !(flags & TP_CT_DNAT) != !w->translated || !(flags & TP_CT_VIA_TUNNEL) != !w->has_via ||
+	    !(flags & TP_CT_DIRECT) != !w->direct)
 		return 0;
 	if (w->translated && (ct->backend != w->lb.backend_id || ct->vport != w->sent.dport || !tp_same(&ct->vip, &w->sent.daddr)))
 		return 0;
@@ -377,7 +387,7 @@ static __always_inline struct tp_ct *tp_ct_reopen(struct tp_work *w, const struc
 	}
 	if (w->has_via && !tp_same(&ct->via, &w->via))
 		ct->via = w->via;
-	__sync_fetch_and_and(&ct->flags, TP_CT_FROM_A | TP_CT_DNAT | TP_CT_VIA_TUNNEL);
+	__sync_fetch_and_and(&ct->flags, TP_CT_FROM_A | TP_CT_DNAT | TP_CT_VIA_TUNNEL | TP_CT_DIRECT);
 	if (w->p.tcp_flags & TCP_RST)
 		__sync_fetch_and_or(&ct->flags, TP_CT_RST);
 	return ct;

@@ -207,6 +207,8 @@ static __always_inline int tp_envelop(struct __sk_buff *skb, struct tp_work *w, 
 	if (!hop || len + TP_ENVELOPE_LEN > hop->mtu)
 		return -1;
 	tp_copy_mac(w->h.eth_dst, hop->mac);
+	if (w->direct)
+		tp_ask_direct_return(w);
 	tp_write_envelope(skb, w, cfg, tp_word(to, 3));
 	if (bpf_skb_adjust_room(skb, TP_ENVELOPE_LEN, BPF_ADJ_ROOM_MAC,
 				BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 | BPF_F_ADJ_ROOM_ENCAP_L4_UDP |
@@ -226,8 +228,11 @@ static __noinline int tp_encapsulate(struct __sk_buff *skb, struct tp_work *w, c
 	__u32 len = tp_wire_len(skb, w);
 	int sent;
 
-	if (cfg->tunnel_mtu && len > cfg->tunnel_mtu)
+	if (cfg->tunnel_mtu && len > cfg->tunnel_mtu) {
+		if (w->p.flags & TP_PKT_FIRST_FRAG)
+			tp_frag_too_big(w, w->translated ? &w->sent : &w->p.t);
 		return tp_to_stack(skb);
+	}
 	tp_copy_mac(w->h.eth_src, cfg->tunnel_mac);
 	tp_take_one_hop(w);
 	if (tp_testing) {
@@ -245,6 +250,8 @@ static __noinline int tp_encapsulate(struct __sk_buff *skb, struct tp_work *w, c
 	if (cfg->flags & TP_NODE_BORROWED_TUNNEL)
 		return tp_to_stack(skb);
 	tp_inner_mac(w, to, w->h.eth_dst);
+	if (w->direct)
+		tp_ask_direct_return(w);
 	if (tp_write_headers(skb, w) || tp_set_tunnel(skb, w, cfg, to))
 		return tp_drop(skb, TP_DROP_INTERNAL);
 	tp_count(TP_TUNNEL_OUT, skb->len);

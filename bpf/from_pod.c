@@ -128,6 +128,57 @@ static __always_inline int tp_route_from_pod(struct __sk_buff *skb, struct tp_wo
 	return tp_to_stack(skb);
 }
 
+/* What a pod sent to itself by way of a Service, translated. It has not been anywhere, so no hop is taken from its life. */
+static __noinline int tp_back_to_sender(struct __sk_buff *skb, struct tp_work *w)
+{
+	if (tp_swap_macs(skb, w))
+		return tp_drop(skb, TP_DROP_INTERNAL);
+	tp_count(TP_LOCAL_DELIVERY, skb->len);
+	tp_note(1, skb->ifindex, TP_LOCAL_DELIVERY);
+	return bpf_redirect_peer(skb->ifindex, 0);
+}
+
+/* What it answers itself then. To that address nobody begins anything. */
+static __noinline int tp_hairpin_answer(struct __sk_buff *skb, struct tp_work *w, const struct tp_node_config *cfg, struct tp_ct *ct)
+{
+	__u32 reason;
+
+	if (!ct || tp_ct_restarts(w, ct, bpf_ktime_get_coarse_ns()))
+		return tp_drop(skb, TP_DROP_NO_POD);
+	ct = tp_track(w, cfg, ct);
+	if (w->reason || !ct || !w->reply || !(ct->flags & TP_CT_DNAT))
+		return tp_drop(skb, w->reason ? w->reason : TP_DROP_NO_POD);
+	w->nat.daddr = ct->vip;
+	reason = tp_rewrite(skb, w, 1, &w->nat.daddr, ct->vport);
+	if (!reason)
+		reason = tp_rewrite(skb, w, 0, &w->p.t.saddr, w->l4.dport);
+	return reason ? tp_drop(skb, reason) : tp_back_to_sender(skb, w);
+}
+
+/* And what it complains of: the quoted packet was sent by the pod, to the Service. */
+static __noinline int tp_hairpin_error(struct __sk_buff *skb, struct tp_work *w)
+{
+	__u32 ip = w->p.l4_off + 8;
+	struct tp_addr *pod = &w->quoted.daddr;
+	__be32 to = tp_word(pod, 3);
+	__s64 diff;
+
+	if (!w->restore)
+		return tp_drop(skb, TP_DROP_NO_POD);
+	if (w->p.flags & TP_PKT_V6) {
+		diff = bpf_csum_diff((__be32 *)w->quoted.saddr.b, 16, (__be32 *)pod->b, 16, 0);
+		if (diff < 0 || bpf_l4_csum_replace(skb, w->p.l4_off + 2, 0, diff, 0) ||
+		    bpf_skb_store_bytes(skb, ip + 8, pod->b, 16, 0))
+			return tp_drop(skb, TP_DROP_INTERNAL);
+	} else if (bpf_l3_csum_replace(skb, ip + 10, tp_word(&w->quoted.saddr, 3), to, 4) ||
+		   bpf_skb_store_bytes(skb, ip + 12, &to, 4, 0)) {
+		return tp_drop(skb, TP_DROP_INTERNAL);
+	}
+	if (tp_restore_quoted(skb, w) || tp_rewrite(skb, w, 0, pod, 0))
+		return tp_drop(skb, TP_DROP_INTERNAL);
+	return tp_back_to_sender(skb, w);
+}
+
 static __always_inline int tp_error_from_pod(struct __sk_buff *skb, struct tp_work *w, const struct tp_node_config *cfg)
 {
 	__u32 reason = tp_track_error(skb, w, cfg);
@@ -137,6 +188,8 @@ static __always_inline int tp_error_from_pod(struct __sk_buff *skb, struct tp_wo
 	/* A pod is no router: it complains of what was sent to it, and of nothing else. */
 	if (!tp_same(&w->quoted.daddr, &w->p.t.saddr))
 		return tp_drop(skb, TP_DROP_SOURCE_ADDRESS);
+	if (tp_is_hairpin(&w->p.t.daddr))
+		return tp_hairpin_error(skb, w);
 	/* For a client that came in at another node, that node restores what it translated. */
 	if (w->has_via && !tp_wants_stack(w) && !bpf_map_lookup_elem(&tp_pods, &w->p.t.daddr))
 		return tp_encapsulate(skb, w, cfg, &w->via);
@@ -174,6 +227,8 @@ int tp_from_pod(struct __sk_buff *skb)
 	w->resolve = 1;
 	if (w->p.flags & TP_PKT_ERROR)
 		return tp_error_from_pod(skb, w, cfg);
+	if (tp_is_hairpin(&w->p.t.daddr))
+		return tp_hairpin_answer(skb, w, cfg, ct);
 
 	if (!ct || (w->p.flags & TP_PKT_OPENS) || (!(ct->flags & TP_CT_REPLIED) && tp_ct_forward(w, ct))) {
 		if (tp_has_ports(w->p.t.proto)) {
@@ -198,14 +253,22 @@ int tp_from_pod(struct __sk_buff *skb)
 	if (w->reason)
 		return tp_drop(skb, w->reason);
 	if (w->translated) {
-		if (tp_rewrite(skb, w, 0, &w->lb.backend.addr, w->lb.backend.port))
-			return tp_drop(skb, TP_DROP_INTERNAL);
+		int itself = tp_is_hairpin(&w->p.t.saddr);
+
+		reason = tp_rewrite(skb, w, 0, &w->lb.backend.addr, w->lb.backend.port);
+		if (!reason && itself)
+			reason = tp_rewrite(skb, w, 1, &w->p.t.saddr, w->l4.sport);
+		if (reason)
+			return tp_drop(skb, reason);
 		tp_count(TP_SERVICE_TRANSLATED, skb->len);
+		if (itself)
+			return tp_back_to_sender(skb, w);
 	} else if (ct && w->reply && (ct->flags & TP_CT_DNAT)) {
 		answer = 1;
 		w->nat.daddr = ct->vip;
-		if (tp_rewrite(skb, w, 1, &w->nat.daddr, ct->vport))
-			return tp_drop(skb, TP_DROP_INTERNAL);
+		reason = tp_rewrite(skb, w, 1, &w->nat.daddr, ct->vport);
+		if (reason)
+			return tp_drop(skb, reason);
 	}
 	return tp_route_from_pod(skb, w, cfg, ct, answer);
 }

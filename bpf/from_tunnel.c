@@ -39,6 +39,8 @@ static __noinline int tp_may_send(struct tp_work *w, struct tp_addr *outer, __u3
 {
 	struct tp_peer *peer, *sender;
 
+	if (tp_is_hairpin(&w->p.t.saddr))
+		return 0;
 	tp_full_prefix(&w->cidr, &w->p.t.saddr);
 	peer = bpf_map_lookup_elem(&tp_peers, &w->cidr);
 	if (peer && (peer->flags & TP_PEER_LOCAL))
@@ -89,6 +91,8 @@ static __always_inline int tp_is_for_stack(struct tp_work *w, const struct tp_no
 static __always_inline int tp_tunnel_to_other(struct __sk_buff *skb, struct tp_work *w, const struct tp_node_config *cfg,
 					      struct tp_ct *ct)
 {
+	__u32 reason;
+
 	if (tp_is_for_stack(w, cfg)) {
 		if (w->p.flags & TP_PKT_FIRST_FRAG)
 			tp_frag_record(w, &w->p.t);
@@ -102,8 +106,9 @@ static __always_inline int tp_tunnel_to_other(struct __sk_buff *skb, struct tp_w
 	if (w->reason || !ct || !w->reply)
 		return tp_drop(skb, w->reason ? w->reason : TP_DROP_NO_POD);
 	w->nat.daddr = ct->vip;
-	if (tp_rewrite(skb, w, 1, &w->nat.daddr, ct->vport))
-		return tp_drop(skb, TP_DROP_INTERNAL);
+	reason = tp_rewrite(skb, w, 1, &w->nat.daddr, ct->vport);
+	if (reason)
+		return tp_drop(skb, reason);
 	return tp_wants_stack(w) ? tp_to_stack(skb) : tp_route_out(skb, w, cfg);
 }
 
@@ -122,15 +127,22 @@ static __noinline int tp_tunnel_to_pod(struct __sk_buff *skb, struct tp_work *w,
 				       struct tp_ct *ct)
 {
 	struct tp_pod *to;
+	__u32 reason;
+	int direct = tp_answers_directly(w, cfg, ct);
 
-	w->has_via = 1;
+	if (direct < 0)
+		return tp_drop(skb, TP_DROP_NO_BACKEND);
+	w->has_via = !direct;
 	ct = tp_track(w, cfg, ct);
 	if (w->reason)
 		return tp_drop(skb, w->reason);
+	if (w->translated)
+		tp_count(TP_DIRECT_RETURN, skb->len);
 	if (ct && w->reply && (ct->flags & TP_CT_DNAT)) {
 		w->nat.daddr = ct->vip;
-		if (tp_rewrite(skb, w, 1, &w->nat.daddr, ct->vport))
-			return tp_drop(skb, TP_DROP_INTERNAL);
+		reason = tp_rewrite(skb, w, 1, &w->nat.daddr, ct->vport);
+		if (reason)
+			return tp_drop(skb, reason);
 	}
 	if (tp_wants_stack(w))
 		return tp_to_stack(skb);
@@ -144,6 +156,19 @@ static __noinline int tp_tunnel_to_pod(struct __sk_buff *skb, struct tp_work *w,
 static __always_inline int tp_asked_elsewhere(const struct tp_work *w, const struct tp_ct *ct)
 {
 	return ct && !tp_ct_forward(w, ct) && !(ct->flags & TP_CT_VIA_TUNNEL);
+}
+
+/*
+ * A later fragment that comes before the first, and from then on all of that datagram: the kernel puts them together where it routes (it does so
+ * for its connection tracking, which masquerading needs), and cuts them again in order, for the pod's own device to judge. Ports are not
+ * known here, so who sends is judged by the addresses; a client from outside would need more than that.
+ */
+static __always_inline int tp_fragments_to_stack(struct __sk_buff *skb, struct tp_work *w, struct tp_addr *outer)
+{
+	if (tp_is_zero(outer) || !bpf_map_lookup_elem(&tp_pods, &w->p.t.daddr) || !tp_may_send(w, outer, 0))
+		return tp_drop(skb, TP_DROP_FRAGMENT);
+	tp_frag_leave(w);
+	return tp_to_stack(skb);
 }
 
 SEC("tc")
@@ -161,12 +186,14 @@ int tp_from_tunnel(struct __sk_buff *skb)
 	if (skb->protocol != bpf_htons(ETH_P_IP) && skb->protocol != bpf_htons(ETH_P_IPV6))
 		return tp_drop(skb, TP_DROP_ARP_ND);
 	reason = tp_parse(skb, w);
-	if (reason)
+	if (reason && reason != TP_DROP_FRAGMENT)
 		return tp_drop(skb, reason);
 	tp_outer_source(skb, w, cfg, &outer);
 	/* A sender may know this node by the MAC of a device that was here before. */
 	if (skb->pkt_type == PACKET_OTHERHOST)
 		bpf_skb_change_type(skb, PACKET_HOST);
+	if (reason || tp_is_out_of_order(w))
+		return tp_fragments_to_stack(skb, w, &outer);
 	ct = tp_ct_find(w, &w->p.t);
 	if (!tp_known_in_tunnel(w, ct, &outer)) {
 		to = bpf_map_lookup_elem(&tp_pods, &w->p.t.daddr);

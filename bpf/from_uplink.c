@@ -10,6 +10,7 @@ static __always_inline int tp_serve(struct __sk_buff *skb, struct tp_work *w, co
 {
 	struct tp_pod *to = bpf_map_lookup_elem(&tp_pods, &w->lb.backend.addr);
 	struct tp_ct *ct;
+	__u32 reason;
 
 	if (!to) {
 		struct tp_peer *peer;
@@ -26,15 +27,50 @@ static __always_inline int tp_serve(struct __sk_buff *skb, struct tp_work *w, co
 	/* Who is outside reaches no pod but so: an entry without a translation is of another proxy's time. */
 	if (ct && (ct->flags & TP_CT_DNAT) && tp_ct_clashes(w, ct))
 		return tp_refuse_clash(skb, w, 0);
+	w->direct = !to && tp_may_ask_direct_return(w, cfg);
 	ct = tp_track(w, cfg, ct);
 	if (w->reason || !ct)
 		return tp_drop(skb, w->reason ? w->reason : TP_DROP_CT_FULL);
-	if (tp_rewrite(skb, w, 0, &w->lb.backend.addr, w->lb.backend.port))
-		return tp_drop(skb, TP_DROP_INTERNAL);
+	/* A connection goes on as it began. */
+	w->direct = w->direct && (ct->flags & TP_CT_DIRECT);
+	reason = tp_rewrite(skb, w, 0, &w->lb.backend.addr, w->lb.backend.port);
+	if (reason)
+		return tp_drop(skb, reason);
 	tp_count(TP_SERVICE_TRANSLATED, skb->len);
 	if (tp_wants_stack(w))
 		return tp_to_stack(skb);
 	return to ? tp_deliver_to(skb, w, to) : tp_encapsulate(skb, w, cfg, &w->via);
+}
+
+/*
+ * Somebody on the way complains of an answer: too big for the path, say. It was sent to the Service's address and is for the endpoint, which
+ * knows nothing of that. Who is not a client of ours is the stack's to hear.
+ */
+static __noinline int tp_error_from_outside(struct __sk_buff *skb, struct tp_work *w, const struct tp_node_config *cfg)
+{
+	struct tp_pod *to;
+	__u32 reason;
+
+	if (tp_wants_stack(w) || tp_parse_quoted(skb, w) || !tp_has_ports(w->quoted.proto) || !tp_same(&w->quoted.saddr, &w->p.t.daddr))
+		return TC_ACT_OK;
+	w->sent = w->quoted;
+	w->sent.saddr = w->quoted.daddr;
+	w->sent.sport = w->quoted.dport;
+	w->sent.daddr = w->quoted.saddr;
+	w->sent.dport = w->quoted.sport;
+	if (!tp_nat_known(w))
+		return TC_ACT_OK;
+	reason = tp_aim_quoted(skb, w);
+	if (reason)
+		return tp_drop(skb, reason);
+	w->p.t.daddr = w->lb.backend.addr;
+	reason = tp_track_error(skb, w, cfg);
+	if (reason)
+		return tp_drop(skb, reason);
+	to = bpf_map_lookup_elem(&tp_pods, &w->p.t.daddr);
+	if (to)
+		return tp_deliver_to(skb, w, to);
+	return w->has_via ? tp_encapsulate(skb, w, cfg, &w->via) : tp_drop(skb, TP_DROP_NO_POD);
 }
 
 /* Whether this is one of our envelopes, to this node, and nothing odd about it. Then w->envelope holds it. */
@@ -68,7 +104,7 @@ static __noinline int tp_unwrap(struct __sk_buff *skb, struct tp_work *w, const 
 	struct tp_ct *ct;
 
 	tp_set_v4(&outer, w->envelope.ip.saddr);
-	if (tp_parse_inner(skb, w) || (w->p.flags & TP_PKT_ERROR) || tp_wants_stack(w))
+	if (tp_parse_inner(skb, w) || (w->p.flags & TP_PKT_ERROR) || tp_wants_stack(w) || tp_is_out_of_order(w))
 		return -1;
 	ct = tp_ct_find(w, &w->p.t);
 	if (!tp_known_in_tunnel(w, ct, &outer) &&
@@ -121,14 +157,17 @@ int tp_from_uplink(struct __sk_buff *skb)
 	peer = bpf_map_lookup_elem(&tp_peers, &w->cidr);
 	/* Pods come in the tunnel only, but for those of a network that routes; this node does not come from outside at all. (Its further
 	 * addresses may: one that just moved to another node.) */
-	if (tp_is_own_node(cfg, &w->p.t.saddr) ||
+	if (tp_is_own_node(cfg, &w->p.t.saddr) || tp_is_hairpin(&w->p.t.saddr) ||
 	    (peer && !(peer->flags & TP_PEER_NODE) && ((peer->flags & TP_PEER_LOCAL) || peer->ifindex != skb->ifindex)))
 		return tp_drop(skb, TP_DROP_SPOOFED_NODE);
+	/* Its first fragment is not here yet, or went to the stack. What is for a Service's address can only be lost: there it is for nobody. */
 	if (reason)
-		return TC_ACT_OK;
+		return tp_is_service_address(w, 0) ? tp_drop(skb, reason) : TC_ACT_OK;
 	if (w->p.t.proto == IPPROTO_UDP && w->p.t.dport == cfg->tunnel_port && tp_is_for_node(w, cfg))
 		return peer ? TC_ACT_OK : tp_drop(skb, TP_DROP_TUNNEL_OUTSIDER);
 	own = tp_is_own_node(cfg, &w->p.t.daddr);
+	if (w->p.flags & TP_PKT_ERROR)
+		return tp_error_from_outside(skb, w, cfg);
 	if (!tp_has_ports(w->p.t.proto)) {
 		if ((w->p.flags & TP_PKT_OPENS) && !own && tp_is_service_address(w, 0))
 			return tp_drop(skb, TP_DROP_SERVICE_ICMP);

@@ -282,6 +282,7 @@ static __always_inline void tp_aim(struct tp_work *w, __u8 chosen)
 {
 	w->p.t.daddr = w->lb.backend.addr;
 	w->p.t.dport = w->lb.backend.port;
+	tp_tell_ends_apart(&w->p.t);
 	w->translated = 1;
 	w->chosen = chosen;
 }
@@ -296,6 +297,7 @@ static __always_inline int tp_is_new_connection(struct tp_work *w)
 	w->origin = w->sent;
 	w->origin.daddr = w->lb.backend.addr;
 	w->origin.dport = w->lb.backend.port;
+	tp_tell_ends_apart(&w->origin);
 	ct = tp_ct_find(w, &w->origin);
 	return !ct || (ct->flags & TP_CT_ESTABLISHED) || CT_CLOSED(ct->flags);
 }
@@ -338,9 +340,6 @@ static __noinline int tp_translate(struct tp_work *w, const struct tp_node_confi
 		w->reason = TP_DROP_SOURCE_RANGE;
 	if (choice != TP_CHOICE_BACKEND)
 		return choice;
-	/* The checksum of SCTP covers its ports and is not an incremental one: only the address can be changed. */
-	if (w->sent.proto == SCTP && w->lb.backend.port != w->sent.dport)
-		return TP_CHOICE_REFUSE;
 	tp_aim(w, 1);
 	return TP_CHOICE_BACKEND;
 }

@@ -36,6 +36,8 @@ TP_MAP(tp_slots, BPF_MAP_TYPE_HASH, struct tp_slot_key, __u32, 65536, BPF_F_NO_P
 TP_MAP(tp_backends, BPF_MAP_TYPE_HASH, __u32, struct tp_backend, 65536, BPF_F_NO_PREALLOC);
 TP_MAP(tp_loads, BPF_MAP_TYPE_HASH, __u32, struct tp_load, 65536, BPF_F_NO_PREALLOC);
 TP_MAP(tp_source_ranges, BPF_MAP_TYPE_LPM_TRIE, struct tp_source_key, __u32, 65536, BPF_F_NO_PREALLOC);
+TP_MAP(tp_service_names, BPF_MAP_TYPE_HASH, __u64, struct tp_addr, 65536, BPF_F_NO_PREALLOC);
+TP_MAP(tp_node_names, BPF_MAP_TYPE_HASH, __u64, struct tp_addr, 65536, BPF_F_NO_PREALLOC);
 TP_MAP(tp_affinity, BPF_MAP_TYPE_LRU_HASH, struct tp_affinity_key, struct tp_affinity, 32768, 0);
 TP_MAP(tp_sock_peer, BPF_MAP_TYPE_SK_STORAGE, int, struct tp_sock_peer, 0, BPF_F_NO_PREALLOC);
 TP_MAP(tp_sock_load, BPF_MAP_TYPE_SK_STORAGE, int, struct tp_sock_load, 0, BPF_F_NO_PREALLOC);

@@ -121,7 +121,7 @@ static __noinline void tp_frag_record(struct tp_work *w, const struct tp_tuple *
 	tp_frag_key_of(w, t);
 	w->frag.sport = t->sport;
 	w->frag.dport = t->dport;
-	w->frag.pad = 0;
+	w->frag.way = TP_FRAG_FIRST;
 	bpf_map_update_elem(&tp_frags, &w->frag_key, &w->frag, BPF_ANY);
 }
 
@@ -131,11 +131,47 @@ static __always_inline __u32 tp_frag_follow(struct tp_work *w)
 
 	tp_frag_key_of(w, &w->p.t);
 	first = bpf_map_lookup_elem(&tp_frags, &w->frag_key);
-	if (!first)
+	if (!first || first->way == TP_FRAG_WHOLE)
 		return TP_DROP_FRAGMENT;
+	if (first->way == TP_FRAG_TOO_BIG)
+		w->p.flags |= TP_PKT_SLOW;
 	w->p.t.sport = first->sport;
 	w->p.t.dport = first->dport;
 	return 0;
+}
+
+/* Whether this is the first fragment of a datagram of which a later one came before. */
+static __always_inline int tp_is_out_of_order(struct tp_work *w)
+{
+	struct tp_frag *later;
+
+	if (!(w->p.flags & TP_PKT_FIRST_FRAG))
+		return 0;
+	tp_frag_key_of(w, &w->p.t);
+	later = bpf_map_lookup_elem(&tp_frags, &w->frag_key);
+	return later && later->way == TP_FRAG_WHOLE;
+}
+
+/*
+ * The first fragment goes to the stack, which puts the datagram together: so must those that follow, also the last, which is small. `t`: as
+ * they are sent.
+ */
+static __noinline void tp_frag_too_big(struct tp_work *w, const struct tp_tuple *t)
+{
+	tp_frag_key_of(w, t);
+	w->frag.sport = t->sport;
+	w->frag.dport = t->dport;
+	w->frag.way = TP_FRAG_TOO_BIG;
+	bpf_map_update_elem(&tp_frags, &w->frag_key, &w->frag, BPF_ANY);
+}
+
+/* Leaves all fragments of a datagram to the kernel. As with tp_frag_record, only once the source is believed. */
+static __always_inline void tp_frag_leave(struct tp_work *w)
+{
+	tp_frag_key_of(w, &w->p.t);
+	__builtin_memset(&w->frag, 0, sizeof(w->frag));
+	w->frag.way = TP_FRAG_WHOLE;
+	bpf_map_update_elem(&tp_frags, &w->frag_key, &w->frag, BPF_ANY);
 }
 
 static __always_inline __u32 tp_parse_rest(struct __sk_buff *skb, struct tp_work *w, const __u32 base, const __u32 usual)
@@ -262,6 +298,7 @@ static __always_inline __u32 tp_parse_at(struct __sk_buff *skb, struct tp_work *
 	w->has_via = 0;
 	w->resolve = 0;
 	w->restore = 0;
+	w->direct = 0;
 	w->own_node = TP_OWN_UNKNOWN;
 	if (protocol == bpf_htons(ETH_P_IP))
 		return tp_parse_v4(skb, w, base);

@@ -111,6 +111,12 @@ static __noinline __u32 tp_judge(struct tp_work *w, const struct tp_node_config 
 	struct tp_pod *from, *to;
 
 	__builtin_memset(j, 0, sizeof(*j));
+	if (tp_is_hairpin(&w->origin.saddr) && tp_pod_copy(&w->to, &w->origin.daddr)) {
+		tp_judge_self(j, &w->to);
+		/* The address that stands for the pod is nowhere, and nothing is known of who writes it. */
+		__builtin_memset(&j->from, 0, sizeof(j->from));
+		return 0;
+	}
 	from = tp_pod_copy(&w->from, &w->origin.saddr) ? &w->from : NULL;
 	if (from && tp_same(&w->origin.saddr, &w->origin.daddr)) {
 		tp_judge_self(j, from);

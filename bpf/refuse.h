@@ -153,6 +153,9 @@ static __noinline int tp_make_refusal(struct __sk_buff *skb, struct tp_work *w)
 /* `into_peer`: the packet came out of a pod and its refusal goes into it without passing the pod's policy. */
 static __always_inline int tp_refuse(struct __sk_buff *skb, struct tp_work *w, int into_peer)
 {
+	/* By the address that was asked. */
+	if (w->translated)
+		w->p.t = w->sent;
 	if (tp_make_refusal(skb, w))
 		return tp_drop(skb, TP_DROP_NO_BACKEND);
 	tp_count(TP_REFUSED, skb->len);
@@ -163,8 +166,6 @@ static __always_inline int tp_refuse(struct __sk_buff *skb, struct tp_work *w, i
 /* Of a packet that would share another connection's entry (tp_ct_clashes): whoever sent it tries again from another port. */
 static __always_inline int tp_refuse_clash(struct __sk_buff *skb, struct tp_work *w, int into_peer)
 {
-	if (w->translated)
-		w->p.t = w->sent;
 	return tp_refuse(skb, w, into_peer);
 }
 

@@ -68,29 +68,33 @@ static __always_inline int tp_rewrite_v6(struct __sk_buff *skb, struct tp_work *
 		return -1;
 	if (sum && bpf_l4_csum_replace(skb, sum, 0, diff, BPF_F_PSEUDO_HDR | tp_sum_flags(&w->p)))
 		return -1;
-	/* The line above took the checksum field's change out of a complete sum; this puts the address's change in. (IPv4
-	 * needs no such thing: there the header's own checksum makes up for the address.) */
-	if (bpf_skb_store_bytes(skb, off, to->b, 16, sum ? BPF_F_RECOMPUTE_CSUM : 0))
+	/* The line above took the checksum field's change out of a complete sum, if there is such a field; this puts the address's
+	 * change in. (IPv4 needs no such thing: there the header's own checksum makes up for the address.) */
+	if (bpf_skb_store_bytes(skb, off, to->b, 16, BPF_F_RECOMPUTE_CSUM))
 		return -1;
 	return bpf_skb_load_bytes(skb, ETH_LEN, &w->h.v6, sizeof(w->h.v6));
 }
 
-/* Gives the packet another source, or another destination. */
-static __noinline int tp_rewrite(struct __sk_buff *skb, struct tp_work *w, __u32 source, const struct tp_addr *addr,
-				 __be16 port)
+/* Gives the packet another source, or another destination. 0, or the reason to drop it. */
+static __noinline __u32 tp_rewrite(struct __sk_buff *skb, struct tp_work *w, __u32 source, const struct tp_addr *addr,
+				   __be16 port)
 {
 	__be16 old = source ? w->l4.sport : w->l4.dport;
-	__u32 sum = tp_sum_off(&w->p);
+	__u32 sum = tp_sum_off(&w->p), at = source ? 0 : 2, sctp = w->p.t.proto == SCTP, reason;
 
 	if (w->p.flags & TP_PKT_V6 ? tp_rewrite_v6(skb, w, source, addr) :
 				     tp_rewrite_v4(skb, w, source, tp_word(addr, 3)))
-		return -1;
+		return TP_DROP_INTERNAL;
 	if (w->p.flags & TP_PKT_LATER_FRAG || !tp_has_ports(w->p.t.proto) || old == port)
 		return 0;
+	reason = sctp ? tp_sctp_port(skb, w, at, old, port) : 0;
+	if (reason)
+		return reason;
 	/* Without a pseudo-header flag a partial sum is left alone: the device adds the ports when it completes it. */
 	if (sum && bpf_l4_csum_replace(skb, sum, old, port, tp_sum_flags(&w->p) | 2))
-		return -1;
-	return bpf_skb_store_bytes(skb, w->p.l4_off + (source ? 0 : 2), &port, 2, 0);
+		return TP_DROP_INTERNAL;
+	/* A sum of the whole packet stays as it is: the checksum makes up for the port. Not so that of SCTP. */
+	return bpf_skb_store_bytes(skb, w->p.l4_off + at, &port, 2, sctp ? BPF_F_RECOMPUTE_CSUM : 0) ? TP_DROP_INTERNAL : 0;
 }
 
 /*
@@ -125,6 +129,34 @@ static __noinline int tp_restore_quoted(struct __sk_buff *skb, struct tp_work *w
 	if (!tp_same(&w->p.t.saddr, &w->quoted.daddr))
 		return 0;
 	return tp_rewrite(skb, w, 1, &w->nat.daddr, 0);
+}
+
+/*
+ * The other way: gives the packet that an ICMP error quotes the source that its sender gave it, lb.backend, and the error that
+ * destination. 0, or the reason to drop it.
+ */
+static __noinline __u32 tp_aim_quoted(struct __sk_buff *skb, struct tp_work *w)
+{
+	__u32 ip = w->p.l4_off + 8, sum = w->p.l4_off + 2;
+	struct tp_addr *to = &w->lb.backend.addr;
+	__be16 port = w->lb.backend.port;
+
+	if (w->p.flags & TP_PKT_V6) {
+		__s64 diff = bpf_csum_diff((__be32 *)w->quoted.saddr.b, 16, (__be32 *)to->b, 16, 0);
+
+		if (diff < 0 || bpf_l4_csum_replace(skb, sum, 0, diff, 0) || bpf_skb_store_bytes(skb, ip + 8, to->b, 16, 0))
+			return TP_DROP_INTERNAL;
+	} else {
+		__be32 v4 = tp_word(to, 3);
+
+		if (bpf_l3_csum_replace(skb, ip + 10, tp_word(&w->quoted.saddr, 3), v4, 4) ||
+		    bpf_skb_store_bytes(skb, ip + 12, &v4, 4, 0))
+			return TP_DROP_INTERNAL;
+	}
+	if (port != w->quoted.sport && (bpf_l4_csum_replace(skb, sum, w->quoted.sport, port, 2) ||
+					bpf_skb_store_bytes(skb, w->quoted_l4, &port, 2, 0)))
+		return TP_DROP_INTERNAL;
+	return tp_rewrite(skb, w, 0, to, 0);
 }
 
 /* Takes one from the time to live of w->h, which is at least 2. */

@@ -14,6 +14,8 @@ static __always_inline int tp_is_forged(struct __sk_buff *skb, struct tp_work *w
 	struct tp_peer *peer;
 	struct tp_pod *from;
 
+	if (tp_is_hairpin(&w->p.t.saddr))
+		return 1;
 	if (!skb->ingress_ifindex)
 		return 0;
 	from = bpf_map_lookup_elem(&tp_pods, &w->p.t.saddr);
@@ -80,8 +82,9 @@ int tp_to_pod(struct __sk_buff *skb)
 		return tp_drop(skb, w->reason);
 	if (ct && w->reply && (ct->flags & TP_CT_DNAT)) {
 		w->nat.daddr = ct->vip;
-		if (tp_rewrite(skb, w, 1, &w->nat.daddr, ct->vport))
-			return tp_drop(skb, TP_DROP_INTERNAL);
+		reason = tp_rewrite(skb, w, 1, &w->nat.daddr, ct->vport);
+		if (reason)
+			return tp_drop(skb, reason);
 	}
 	return TC_ACT_OK;
 }

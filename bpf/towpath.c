@@ -26,7 +26,9 @@
 #include "budget.h"
 #include "ct.h"
 #include "lb.h"
+#include "sctp.h"
 #include "rewrite.h"
+#include "direct_return.h"
 #include "encap.h"
 #include "refuse.h"
 

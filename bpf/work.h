@@ -158,6 +158,7 @@ struct tp_work {
 	__u8 has_via;
 	__u8 resolve;			/* look the destination's node up for new and stale flows */
 	__u8 own_node;			/* enum tp_own_node */
+	__u8 direct;			/* the node that it is sent to is asked to answer `sent` itself */
 	__u8 restore;			/* the quoted packet was translated: its destination was nat.daddr, nat.dport */
 };
 

@@ -221,7 +221,8 @@ fn restart_alone(cluster: &Cluster, node: &str) -> Result<()> {
     machine::kill(before)?;
     wait("another agent that goes on with what was known", Duration::from_secs(40), || {
         ensure!(machine::lab_agent(cluster.name(), node)? != before, "process {before} is still there");
-        let output = Command::new(cluster.towpath()).args(["status", "--lab", cluster.name(), "-o", "json"]).output()?;
+        let output =
+            Command::new(cluster.towpath()).args(["status", "--lab", cluster.name(), "-o", "json"]).output()?;
         let all: Value = serde_json::from_slice(&output.stdout).context("towpath status")?;
         let of_node = all.as_array().into_iter().flatten().find(|answer| field(answer, "/node") == node);
         let status = of_node.and_then(|answer| answer.get("status")).context("no answer")?;

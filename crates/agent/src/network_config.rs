@@ -118,6 +118,7 @@ pub fn overlay(mut config: AgentConfig, spec: &NetworkConfigSpec) -> Result<Agen
     if let Some(devices) = &spec.devices {
         config.devices.clone_from(devices);
     }
+    config.direct_server_return = spec.direct_server_return.unwrap_or(config.direct_server_return);
     config.pod_mtu = spec.mtu.or(config.pod_mtu);
     config.service_proxy = spec.service_proxy.unwrap_or(config.service_proxy);
     config.dns = spec.dns.unwrap_or(config.dns);
@@ -196,6 +197,7 @@ mod tests {
         let own = AgentConfig { pod_mtu: Some(1400), cluster_domain: "own".to_owned(), ..AgentConfig::default() };
         let spec = NetworkConfigSpec {
             devices: Some(vec!["eth*".to_owned()]),
+            direct_server_return: Some(true),
             cluster_cidrs: Some(vec!["10.8.0.0/16".to_owned()]),
             vxlan: Some(VxlanConfig { vni: None, port: Some(4789) }),
             cluster_dns: Some(vec!["10.96.0.53".to_owned()]),
@@ -205,6 +207,7 @@ mod tests {
         assert_eq!(now.cluster_cidrs, [Cidr("10.8.0.0/16".to_owned())]);
         assert_eq!((now.vxlan_vni, now.vxlan_port), (own.vxlan_vni, 4789));
         assert_eq!(now.devices, ["eth*"]);
+        assert!(now.direct_server_return && !own.direct_server_return);
         assert_eq!(now.cluster_dns, ["10.96.0.53".parse::<IpAddr>().unwrap()]);
         assert_eq!(
             (now.pod_mtu, now.cluster_domain, now.service_cidrs),

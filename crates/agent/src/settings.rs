@@ -243,6 +243,7 @@ pub fn node_settings(config: &AgentConfig, parsed: &Parsed, own: &OwnNode) -> No
         node_port_addresses: parsed.node_port_addresses.clone(),
         backend: Backend::Vxlan { vni: config.vxlan_vni, port: config.vxlan_port },
         pod_mtu: config.pod_mtu,
+        direct_server_return: config.direct_server_return,
     }
 }
 

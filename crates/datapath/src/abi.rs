@@ -42,6 +42,7 @@ pub const TP_NODE_PLAIN_ROUTING: u32 = 1;
 pub const TP_NODE_BORROWED_TUNNEL: u32 = 2;
 pub const TP_NODE_SILENT_LO4: u32 = 4;
 pub const TP_NODE_SILENT_LO6: u32 = 8;
+pub const TP_NODE_DIRECT_RETURN: u32 = 16;
 
 // enum tp_pod_flag
 pub const TP_POD_HOST_ONLY: u32 = 1;
@@ -73,10 +74,16 @@ pub const TP_CT_FIN_B: u32 = 16;
 pub const TP_CT_RST: u32 = 32;
 pub const TP_CT_VIA_TUNNEL: u32 = 64;
 pub const TP_CT_ESTABLISHED: u32 = 128;
+pub const TP_CT_DIRECT: u32 = 256;
 
 // enum tp_holder
 pub const TP_HOLDER_OTHERS: u32 = 0;
 pub const TP_HOLDER_NODE: u32 = 0xffffffff;
+
+// enum tp_frag_way
+pub const TP_FRAG_FIRST: u32 = 0;
+pub const TP_FRAG_WHOLE: u32 = 1;
+pub const TP_FRAG_TOO_BIG: u32 = 2;
 
 // enum tp_service_flag
 pub const TP_SERVICE_AFFINITY: u32 = 1;
@@ -102,6 +109,7 @@ pub const TP_IGNORED: u32 = 5;
 pub const TP_REFUSED: u32 = 6;
 pub const TP_UNTRACKED: u32 = 7;
 pub const TP_CT_RECYCLED: u32 = 8;
+pub const TP_DIRECT_RETURN: u32 = 12;
 pub const TP_DROP_FIRST: u32 = 16;
 pub const TP_DROP_MALFORMED: u32 = 16;
 pub const TP_DROP_SOURCE_ADDRESS: u32 = 17;
@@ -457,7 +465,7 @@ unsafe impl Plain for FragKey {}
 pub struct Frag {
     pub sport: Be16,
     pub dport: Be16,
-    pub pad: u32,
+    pub way: u32,
 }
 
 const _: () = assert!(size_of::<Frag>() == size_of::<Be16>() + size_of::<Be16>() + size_of::<u32>());
@@ -900,7 +908,7 @@ pub const LAYOUTS: &[Layout] = &[
         &[
             ("sport", std::mem::offset_of!(Frag, sport)),
             ("dport", std::mem::offset_of!(Frag, dport)),
-            ("pad", std::mem::offset_of!(Frag, pad)),
+            ("way", std::mem::offset_of!(Frag, way)),
         ],
     ),
     (

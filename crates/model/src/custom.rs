@@ -104,6 +104,10 @@ pub struct NetworkConfigSpec {
     /// At which of a node's addresses NodePorts answer: CIDRs, or `primary` alone; all, if there are none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub node_port_addresses: Option<Vec<String>>,
+    /// The node of a Service's endpoint answers clients outside the cluster itself, with the Service's address as source, whichever node they
+    /// came in at.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub direct_server_return: Option<bool>,
     /// Devices that lead out of a node besides the uplink, by name or by the beginning of names (`eth*`).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub devices: Option<Vec<String>>,

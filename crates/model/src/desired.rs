@@ -36,6 +36,8 @@ pub struct NodeSettings {
     pub backend: Backend,
     /// MTU of pod devices in bytes; none: the uplink's less the backend's overhead.
     pub pod_mtu: Option<u32>,
+    /// The node of a Service's endpoint answers clients outside the cluster itself, whichever node they came in at.
+    pub direct_server_return: bool,
 }
 
 /// How packets reach another node.

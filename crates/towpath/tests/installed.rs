@@ -141,6 +141,7 @@ fn whole_config() -> NetworkConfigSpec {
         non_masquerade_cidrs: Some(vec!["192.168.0.0/16".to_owned()]),
         external_cidrs: Some(vec!["203.0.113.0/24".to_owned(), "2001:db8::/32".to_owned()]),
         node_port_addresses: Some(vec!["192.0.2.0/24".to_owned(), "2001:db8::/64".to_owned()]),
+        direct_server_return: Some(true),
         devices: Some(vec!["eth1".to_owned(), "bond*".to_owned()]),
         mtu: Some(1400),
         service_proxy: Some(Duty::Off),

@@ -76,6 +76,8 @@ pub struct AgentConfig {
     pub non_masquerade_cidrs: Vec<ipnet_text::Cidr>,
     /// Ranges in which Services may have external addresses (`spec.externalIPs`); none: nowhere.
     pub external_cidrs: Vec<ipnet_text::Cidr>,
+    /// The node of a Service's endpoint answers clients outside the cluster itself, with the Service's address as source.
+    pub direct_server_return: bool,
     /// How many entries the kernel's tables may hold.
     pub limits: MapLimits,
     /// Prometheus metrics and health; none: not served.
@@ -137,6 +139,7 @@ impl Default for AgentConfig {
             pod_mtu: None,
             non_masquerade_cidrs: Vec::new(),
             external_cidrs: Vec::new(),
+            direct_server_return: false,
             limits: MapLimits::default(),
             metrics_listen: None,
             kube_proxy_health: true,

@@ -35,6 +35,16 @@ impl Addr {
         }
     }
 
+    /// What stands for an IPv6 address where 48 bits must do (`tp_name_of` in `bpf/direct_return.h`); none for one of IPv4, which needs no such thing.
+    pub fn name(self) -> Option<u64> {
+        let mix = |hash: u64, word: [u8; 8]| {
+            let product = (hash ^ u64::from_ne_bytes(word)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            product ^ (product >> 29)
+        };
+        let [a, b, c, d, e, f, g, h, second @ ..] = self.b;
+        self.ip().is_ipv6().then(|| mix(mix(0, [a, b, c, d, e, f, g, h]), second) >> 16)
+    }
+
     /// Whether all bytes are zero: no address.
     pub fn is_zero(self) -> bool {
         self == Self::default()

@@ -118,6 +118,8 @@ pub struct NodeConfig {
     pub plain_routing: bool,
     /// The tunnel device is another network's, without metadata: what it is given finds its node by that device's own tables.
     pub borrowed_tunnel: bool,
+    /// An endpoint's node answers clients outside itself, with the Service's address as source.
+    pub direct_return: bool,
     /// The other network's tunnel device over IPv6; 0: none.
     pub borrowed_tunnel6: u32,
 }

@@ -11,8 +11,8 @@ use super::error::Result;
 use super::map::Map;
 use super::mirror::Mirror;
 use crate::abi::{
-    self, Addr, Be16, CidrKey, TP_MODE_VXLAN, TP_NODE_BORROWED_TUNNEL, TP_NODE_PLAIN_ROUTING, TP_NODE_SILENT_LO4,
-    TP_NODE_SILENT_LO6, TP_PEER_LOCAL, TP_PEER_NODE, TP_PEER_PLAIN, TP_PEER_SILENT,
+    self, Addr, Be16, CidrKey, TP_MODE_VXLAN, TP_NODE_BORROWED_TUNNEL, TP_NODE_DIRECT_RETURN, TP_NODE_PLAIN_ROUTING,
+    TP_NODE_SILENT_LO4, TP_NODE_SILENT_LO6, TP_PEER_LOCAL, TP_PEER_NODE, TP_PEER_PLAIN, TP_PEER_SILENT,
 };
 
 /// `tp_node_config`, `tp_peers` and `tp_revision`.
@@ -20,6 +20,8 @@ use crate::abi::{
 pub(crate) struct NodeMaps {
     config: Mirror<u32, abi::NodeConfig>,
     peers: Mirror<CidrKey, abi::Peer>,
+    /// Nodes' IPv6 addresses by [`Addr::name`].
+    names: Mirror<u64, Addr>,
     revision: Map<u32, u32>,
     surroundings: Surroundings,
 }
@@ -48,7 +50,8 @@ fn encode(node: &NodeConfig) -> abi::NodeConfig {
         flags: if node.plain_routing { TP_NODE_PLAIN_ROUTING } else { 0 }
             | if node.borrowed_tunnel { TP_NODE_BORROWED_TUNNEL } else { 0 }
             | if node.loopback_node_ports.0 { 0 } else { TP_NODE_SILENT_LO4 }
-            | if node.loopback_node_ports.1 { 0 } else { TP_NODE_SILENT_LO6 },
+            | if node.loopback_node_ports.1 { 0 } else { TP_NODE_SILENT_LO6 }
+            | if node.direct_return { TP_NODE_DIRECT_RETURN } else { 0 },
         tunnel6_ifindex: node.borrowed_tunnel6,
     }
 }
@@ -91,6 +94,7 @@ impl NodeMaps {
         Ok(Self {
             config: Mirror::open(object, "tp_node_config")?,
             peers: Mirror::open(object, "tp_peers")?,
+            names: Mirror::open(object, "tp_node_names")?,
             revision: Map::open(object, "tp_revision")?,
             surroundings: Surroundings::default(),
         })
@@ -115,6 +119,10 @@ impl NodeMaps {
         let wanted = prefixes(peers, &self.surroundings);
         let mut changes = self.peers.put_all(wanted.iter().map(|(key, peer)| (*key, *peer)))?;
         changes += self.peers.retain(|key| wanted.contains_key(key))?;
+        let nodes = peers.iter().flat_map(|peer| &peer.addresses).map(|address| Addr::new(*address));
+        let names: HashMap<u64, Addr> = nodes.filter_map(|address| Some((address.name()?, address))).collect();
+        self.names.retain(|name| names.contains_key(name))?;
+        self.names.put_all(names)?;
         Ok(changes)
     }
 

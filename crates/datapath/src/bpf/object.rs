@@ -21,7 +21,7 @@ use crate::abi::{Plain, TP_ABI_VERSION};
 static OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/towpath.o"));
 
 /// Maps that outlive the process. The others are scratch, constants and what only tests use.
-const PINNED: [&str; 25] = [
+const PINNED: [&str; 27] = [
     "tp_node_config",
     "tp_revision",
     "tp_pods",
@@ -42,6 +42,8 @@ const PINNED: [&str; 25] = [
     "tp_backends",
     "tp_loads",
     "tp_source_ranges",
+    "tp_service_names",
+    "tp_node_names",
     "tp_affinity",
     "tp_sock_load",
     "tp_sock_peer",
@@ -79,11 +81,11 @@ fn limit_of(limits: &Limits, name: &str) -> Option<u32> {
         "tp_services" => limits.services,
         "tp_slots" => limits.slots,
         "tp_backends" | "tp_loads" => limits.backends,
-        "tp_source_ranges" => limits.services,
+        "tp_source_ranges" | "tp_service_names" => limits.services,
         "tp_class_pods" | "tp_class_cidrs" => limits.classes,
         "tp_set_class" => limits.set_classes,
         "tp_rules" => limits.rules,
-        "tp_peers" => limits.peers,
+        "tp_peers" | "tp_node_names" => limits.peers,
         "tp_pods" | "tp_netns_pods" => limits.pods,
         // No pod has less than one address; and two holders are no pods.
         "tp_flows" => limits.pods.saturating_add(2),

@@ -147,6 +147,7 @@ impl Node {
             ),
             plain_routing,
             borrowed_tunnel: self.lent.is_some(),
+            direct_return: settings.direct_server_return,
             borrowed_tunnel6,
         })?;
         self.ensure_node_hooks()?;

@@ -26,7 +26,7 @@ pub fn open(bytes: &[u8]) -> (Frame, Vec<u8>) {
 }
 
 /// A frame in an envelope from the node at `from` to this one.
-fn wrap(inner: &[u8], from: &str) -> Frame {
+pub fn wrap(inner: &[u8], from: &str) -> Frame {
     let payload = [HEADER.as_slice(), inner].concat();
     arriving(MAC_UPLINK, ip(from), 50000, ip("192.168.50.1"), 4789, L4::Udp { payload, checksum: false })
 }

@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 pub const TCP: u8 = 6;
 pub const UDP: u8 = 17;
+pub const SCTP: u8 = 132;
 
 pub const FIN: u8 = 1;
 pub const SYN: u8 = 2;
@@ -31,6 +32,11 @@ pub enum L4 {
         code: u8,
         rest: [u8; 4],
         payload: Vec<u8>,
+    },
+    /// A header with verification tag 0x01020304 and what follows it. Without a checksum: 0 in its place.
+    Sctp {
+        payload: Vec<u8>,
+        checksum: bool,
     },
     Raw {
         proto: u8,
@@ -60,6 +66,12 @@ pub fn sum(parts: &[&[u8]]) -> u16 {
         total = (total & 0xffff) + (total >> 16);
     }
     !(total as u16)
+}
+
+/// CRC32c (RFC 9260 appendix A), bit by bit.
+pub fn crc32c(bytes: &[u8]) -> u32 {
+    let step = |crc: u32| if crc & 1 == 1 { crc >> 1 ^ 0x82f6_3b78 } else { crc >> 1 };
+    !bytes.iter().fold(!0, |crc: u32, byte| (0..8).fold(crc ^ u32::from(*byte), |crc, _| step(crc)))
 }
 
 fn pseudo(src: IpAddr, dst: IpAddr, proto: u8, len: usize) -> Vec<u8> {
@@ -110,6 +122,7 @@ impl L4 {
         match self {
             L4::Tcp { .. } => TCP,
             L4::Udp { .. } => UDP,
+            L4::Sctp { .. } => SCTP,
             L4::Icmp { .. } => {
                 if v4 {
                     1
@@ -139,6 +152,14 @@ impl L4 {
                 out.extend([0, 0]);
                 out.extend(payload);
                 out
+            }
+            L4::Sctp { payload, checksum } => {
+                let mut out = [ports.as_slice(), &[1, 2, 3, 4, 0, 0, 0, 0], payload].concat();
+                if *checksum {
+                    let crc = crc32c(&out).to_le_bytes();
+                    out[8..12].copy_from_slice(&crc);
+                }
+                return out;
             }
             L4::Icmp { kind, code, rest, payload } => [&[*kind, *code, 0, 0], rest.as_slice(), payload].concat(),
             L4::Raw { bytes, .. } => bytes.clone(),
@@ -233,6 +254,12 @@ pub fn read(bytes: &[u8]) -> Frame {
             let checksum = port(6) != 0;
             assert!(!checksum || sum(&[&head, l4]) == 0, "UDP checksum");
             ((port(0), port(2)), L4::Udp { payload: l4[8..].to_vec(), checksum })
+        }
+        SCTP => {
+            let said = u32::from_le_bytes(l4[8..12].try_into().unwrap());
+            let zeroed = [&l4[..8], &[0; 4], &l4[12..]].concat();
+            assert!(said == 0 || said == crc32c(&zeroed), "SCTP checksum");
+            ((port(0), port(2)), L4::Sctp { payload: l4[12..].to_vec(), checksum: said != 0 })
         }
         1 | 58 => {
             assert_eq!(if v4 { sum(&[l4]) } else { sum(&[&head, l4]) }, 0, "ICMP checksum");

@@ -12,10 +12,13 @@
 
 mod algorithms;
 mod budget;
+mod direct_return;
 mod envelope;
+mod fragments;
 mod frame;
 mod from_pod;
 mod full;
+mod hairpin;
 mod host_ports;
 mod live;
 mod loader;
@@ -23,6 +26,7 @@ mod local_node_ports;
 mod node_paths;
 mod policy;
 mod predecessor;
+mod sctp;
 mod services;
 mod sockets;
 mod world;

@@ -286,7 +286,7 @@ fn fragments_of_a_translated_datagram_go_the_same_way() {
 }
 
 /// An ICMP error of a backend about the translated packet `client` → `backend`.
-fn unreachable(mac: crate::frame::Mac, client: SocketAddr, backend: SocketAddr) -> crate::frame::Frame {
+pub fn unreachable(mac: crate::frame::Mac, client: SocketAddr, backend: SocketAddr) -> crate::frame::Frame {
     let inner = sent_by(client.ip(), client.port(), backend.ip(), backend.port(), L4::udp(b"hello")).packet();
     let (kind, code) = if client.is_ipv4() { (3, 3) } else { (1, 4) };
     let mut frame = sent_by(backend.ip(), 0, client.ip(), 0, L4::Icmp { kind, code, rest: [0; 4], payload: inner });
@@ -296,7 +296,7 @@ fn unreachable(mac: crate::frame::Mac, client: SocketAddr, backend: SocketAddr) 
 
 /// The error comes from the Service and quotes what the client sent.
 #[track_caller]
-fn speaks_of(error: &crate::frame::Frame, client: SocketAddr, service: SocketAddr) {
+pub fn speaks_of(error: &crate::frame::Frame, client: SocketAddr, service: SocketAddr) {
     assert_eq!((error.src.ip(), error.dst.ip()), (service.ip(), client.ip()));
     let L4::Icmp { payload: quoted, .. } = &error.l4 else { panic!("{error:?}") };
     let sent = sent_by(client.ip(), client.port(), service.ip(), service.port(), L4::udp(b"hello")).packet();

@@ -258,6 +258,7 @@ pub fn node_config(tunnel: u32, uplink: u32) -> NodeConfig {
         loopback_node_ports: (true, true),
         plain_routing: true,
         borrowed_tunnel: false,
+        direct_return: false,
         borrowed_tunnel6: 0,
     }
 }

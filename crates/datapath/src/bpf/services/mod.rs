@@ -57,6 +57,8 @@ pub(crate) struct ServiceMaps {
     backends: Mirror<u32, abi::Backend>,
     lists: Lists,
     sources: Sources,
+    /// IPv6 addresses of Services by [`Addr::name`].
+    names: Mirror<u64, Addr>,
     loads: Loads,
     at: HashMap<ServiceKey, AtAddress>,
     /// A whole table was applied: changes can follow.
@@ -194,6 +196,7 @@ impl ServiceMaps {
             backends: Mirror::open(object, "tp_backends")?,
             lists: Lists::open(object, &lists_in_use(&services), now)?,
             sources: Sources::open(object)?,
+            names: Mirror::open(object, "tp_service_names")?,
             loads: Loads::open(object, now)?,
             at: at_addresses(&services),
             whole: false,
@@ -361,10 +364,16 @@ impl ServiceMaps {
         let at = *at;
         if at.all == 0 {
             self.at.remove(&mark);
+            if let Some(name) = mark.addr.name() {
+                self.names.remove(&name)?;
+            }
             return Ok(Changes { removed: usize::from(self.services.remove(&mark)?), ..Changes::default() });
         }
         let flags = if at.all == at.for_pods { TP_SERVICE_PODS } else { 0 };
         let written = self.services.put(mark, abi::Service { flags, ..abi::Service::default() })?;
+        if let Some(name) = mark.addr.name() {
+            self.names.put(name, mark.addr)?;
+        }
         Ok(Changes { written: usize::from(written), ..Changes::default() })
     }
 
@@ -485,6 +494,10 @@ impl ServiceMaps {
         // What an earlier process left half done.
         let at = &self.at;
         applied.changes += self.services.retain(|key| !is_mark(key) || at.contains_key(key))?;
+        let names: HashMap<u64, Addr> =
+            at.keys().filter_map(|mark| mark.addr.name().map(|name| (name, mark.addr))).collect();
+        self.names.retain(|name| names.contains_key(name))?;
+        self.names.put_all(names)?;
         let as_they_were: HashSet<u32> =
             self.left_out.keys().filter_map(|key| self.services.held().get(key)).map(|service| service.id).collect();
         applied.changes += self.sources.drop_unreferred(&as_they_were)?;

@@ -418,6 +418,7 @@ fn settings(number: u8, kind: Kind) -> NodeSettings {
         node_port_addresses: Default::default(),
         backend: Backend::Vxlan { vni: 116, port: 8472 },
         pod_mtu: None,
+        direct_server_return: false,
     };
     let keep = |address: IpAddr| kind.only.is_none_or(|family| family_of(address) == family);
     settings.addresses.retain(|a| keep(*a));

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use towpath_model::desired::Frontend;
 use towpath_model::{
-    Conditions, Endpoint, EndpointPort, EndpointSlice, Family, Hints, NamespacedName, Node, NodeName, NodePortAddresses, Protocol,
-    Service, ServiceKind, ServicePort, TargetPort, TrafficPolicy, World,
+    Conditions, Endpoint, EndpointPort, EndpointSlice, Family, Hints, NamespacedName, Node, NodeName,
+    NodePortAddresses, Protocol, Service, ServiceKind, ServicePort, TargetPort, TrafficPolicy, World,
 };
 
 use crate::Changed;
