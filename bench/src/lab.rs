@@ -127,11 +127,6 @@ impl Lab {
         Ok(())
     }
 
-    /// Whether it goes away with the run, and all its objects with it.
-    pub(crate) fn is_own(&self) -> bool {
-        self.owned
-    }
-
     /// Name of its cgroup.
     pub(crate) fn cgroup_name(&self) -> String {
         cgroup_name(&self.name)

@@ -200,11 +200,6 @@ impl Node {
         Ok(self.agent.as_ref().context("no agent runs")?.0.id())
     }
 
-    /// A process's place on the node itself.
-    pub(crate) fn place(&self) -> Result<Place> {
-        Ok(Place { cgroup: Some(self.cgroup.child("system")?), ..self.netns.place() })
-    }
-
     /// Name of the cgroup of all processes of the node.
     pub(crate) fn cgroup_name(&self) -> String {
         self.cgroup.0.file_name().unwrap_or_default().to_string_lossy().into_owned()

@@ -167,11 +167,6 @@ impl ApiServer {
         }
         Ok(at)
     }
-
-    /// How many watches of a kind there are (`/api/v1/services`).
-    pub(crate) fn watches(&self, collection: &str) -> usize {
-        self.shared.state().collections.get(collection).map_or(0, |found| found.watches.len())
-    }
 }
 
 impl Drop for ApiServer {
@@ -386,6 +381,5 @@ mod tests {
         assert_eq!(next(), (json!("ADDED"), json!("three")));
         server.apply(object("one")).unwrap();
         assert_eq!(next(), (json!("MODIFIED"), json!("one")));
-        assert_eq!(server.watches("/apis/discovery.k8s.io/v1/endpointslices"), 1);
     }
 }

@@ -10,6 +10,7 @@ use anyhow::Result;
 use super::Run;
 use crate::cluster::{MEASURED, Node, PORT, address, filler, nobodys, service, slice};
 use crate::interrupt;
+use crate::lab::wait;
 use crate::load::Measure;
 use crate::noise::{Noise, Own, Snapshot};
 use crate::place::Place;
@@ -71,6 +72,8 @@ fn cold(run: &mut Run, node: &mut Node, client: &Place, many: usize) -> Result<(
         node.stop_agent();
         let mut client = Worker::start("a client", client, &["until-it-answers"])?;
         let own = Own { pids: [std::process::id(), client.pid()].into(), cgroup: Some(node.cgroup_name()) };
+        // With the agent its programs are gone: nobody knows the Service.
+        client.ask::<u64>(&Request { to: measured(), answers: false, patience: PATIENCE }, SLACK)?;
         let before = Snapshot::take()?;
         let begun = swap::now()?;
         node.start_agent()?;
@@ -78,7 +81,9 @@ fn cold(run: &mut Run, node: &mut Node, client: &Place, many: usize) -> Result<(
         let let_in = client.ask::<u64>(&request, SLACK).map_err(|error| error.context(node.end_of_log()))?;
         answered.push(seconds(begun, let_in));
         noise = noise.worst(before.until(&Snapshot::take()?, &own));
-        applied.push(node.metric("/metrics", SERVICES_SECONDS)?);
+        // Metrics are served a little later.
+        node.until_ready()?;
+        applied.push(wait("the agent's metrics", || Ok(node.metric("/metrics", SERVICES_SECONDS).ok()))?);
     }
     crate::report::progress("");
     let what = format!("{many} Services of {ENDPOINTS} endpoints");

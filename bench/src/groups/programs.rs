@@ -19,8 +19,6 @@ const NEW: &str = "new flow";
 const ESTABLISHED: &str = "established";
 /// Longest time of a block: 65,536 packets, three times.
 const SLACK: Duration = Duration::from_secs(30);
-/// Rounds at least: they are short.
-const ROUNDS: usize = 20;
 
 /// Measures it.
 ///
@@ -48,8 +46,7 @@ pub(super) fn measure(run: &mut Run) -> Result<()> {
         arm(ESTABLISHED, Request::Established),
     ];
     let title = "kernel programs".to_owned();
-    let protocol = rounds::Protocol { rounds: run.protocol.rounds.max(ROUNDS), ..run.protocol.clone() };
-    let series = rounds::measure(&title, &mut arms, &protocol, None, &mut run.random)?;
+    let series = rounds::measure(&title, &mut arms, &run.protocol, None, &mut run.random)?;
     drop(arms);
     let time = |arm: &str| stats::median(&series.values(arm)).unwrap_or(0.0);
     let note = format!(
