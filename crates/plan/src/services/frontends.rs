@@ -71,18 +71,23 @@ impl Planner {
                 let lingering: BTreeSet<BackendAddress> = going_on.difference(&taken).copied().collect();
                 planned.lingering.extend(frontends.iter().map(|frontend| (*frontend, lingering.clone())));
             }
-            let key = PortKey {
+            let key = Arc::new(PortKey {
                 service: service.name.clone(),
                 port: port.name.clone(),
                 protocol: port.protocol,
                 scope: if differ { scope } else { Scope::Internal },
-            };
+            });
             let target = self.target(service, port, &key, &frontends, &chosen);
             planned.held.extend(chosen);
-            planned.ports.insert(key.clone());
+            planned.ports.insert(key.clone(), ());
+            let target = Arc::new(target);
             for (frontend, rank) in wishes.iter().filter(|(_, r)| of_scope(*r)) {
-                let sources = service.source_ranges.as_deref().filter(|_| *rank == Rank::LoadBalancer).map(Arc::from);
-                planned.claims.insert((*frontend, (*rank, key.clone())), FrontendTarget { sources, ..target.clone() });
+                let sources = service.source_ranges.as_deref().filter(|_| *rank == Rank::LoadBalancer);
+                let target = match sources {
+                    Some(sources) => Arc::new(FrontendTarget { sources: Some(Arc::from(sources)), ..(*target).clone() }),
+                    None => target.clone(),
+                };
+                planned.claims.insert((*frontend, (*rank, key.clone())), target);
             }
         }
         planned.held.extend(going_on);
@@ -142,7 +147,7 @@ impl Planner {
             let chosen = choose(found);
             let target = self.target(service, port, &key, &[], &chosen);
             planned.held.extend(chosen);
-            planned.ports.insert(key);
+            planned.ports.insert(Arc::new(key), ());
             planned.inside.insert(*frontend, target);
         }
     }
@@ -169,16 +174,16 @@ impl Planner {
                     continue;
                 }
                 let frontend = Frontend { address: Some(address), ..*wish };
-                let key = PortKey {
+                let key = Arc::new(PortKey {
                     service: service.name.clone(),
                     port: format!("{} on {other}", port.name),
                     protocol: port.protocol,
                     scope: Scope::External,
-                };
+                });
                 let target = self.target(service, port, &key, &[frontend], &chosen);
                 planned.held.extend(chosen);
-                planned.ports.insert(key.clone());
-                planned.claims.insert((frontend, (*rank, key)), target);
+                planned.ports.insert(key.clone(), ());
+                planned.claims.insert((frontend, (*rank, key)), Arc::new(target));
             }
         }
     }

@@ -7,6 +7,7 @@
 
 mod choose;
 pub mod describe;
+mod few;
 mod frontends;
 pub mod health;
 mod host_ports;
@@ -35,6 +36,7 @@ use towpath_model::desired::{
 use towpath_model::{EndpointSlice, NamespacedName, NodeName, Protocol, Service, World, family_of};
 
 use crate::Changed;
+use few::Few;
 use ids::Ids;
 
 pub use refusal::{Asks, Refusal, RefusedPart};
@@ -115,16 +117,16 @@ enum Rank {
     HostPort,
 }
 
-type Claim = (Rank, PortKey);
+type Claim = (Rank, Arc<PortKey>);
 
 /// What one Service, or one pod with host ports, has in the table.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Planned {
-    claims: BTreeMap<(Frontend, Claim), FrontendTarget>,
+    claims: Few<(Frontend, Claim), Arc<FrontendTarget>>,
     inside: BTreeMap<Frontend, FrontendTarget>,
     /// UDP backends that serve and take no new flows.
     lingering: BTreeMap<Frontend, BTreeSet<BackendAddress>>,
-    ports: BTreeSet<PortKey>,
+    ports: Few<Arc<PortKey>, ()>,
     held: BTreeSet<BackendAddress>,
     refused: Vec<(RefusedPart, String)>,
 }
@@ -144,7 +146,7 @@ pub struct Planner {
     config: ServiceConfig,
     planned: BTreeMap<NamespacedName, Planned>,
     planned_pods: BTreeMap<NamespacedName, Planned>,
-    claims: BTreeMap<Frontend, BTreeMap<Claim, FrontendTarget>>,
+    claims: BTreeMap<Frontend, Few<Claim, Arc<FrontendTarget>>>,
     /// Frontends that more than one asks for, or that give way to a NodePort.
     contested: BTreeSet<Frontend>,
     /// Services and pods that ask for what they do not get.
@@ -248,7 +250,7 @@ impl Planner {
         }
         self.config.cluster_dns = addresses.to_vec();
         let ours = |(rank, _): &Claim| *rank == Rank::ClusterDns;
-        let given_up: Vec<(Frontend, Claim, FrontendTarget)> = self
+        let given_up: Vec<(Frontend, Claim, Arc<FrontendTarget>)> = self
             .claims
             .iter()
             .filter(|(frontend, _)| frontend.address.is_none_or(|address| !addresses.contains(&address)))
@@ -333,7 +335,7 @@ impl Planner {
         let of = |frontend: &Frontend| {
             let id = self.table.frontends.get(frontend)?.id;
             let claim = self.claims.get(frontend)?.iter().find(|(_, target)| target.id == id);
-            claim.map(|((_, key), _)| key)
+            claim.map(|((_, key), _)| &**key)
         };
         of(frontend).or_else(|| of(&any))
     }
@@ -396,7 +398,7 @@ impl Planner {
         for backend in &old.held {
             self.release(*backend, now);
         }
-        for key in old.ports.difference(&new.ports) {
+        for key in old.ports.keys().filter(|key| !new.ports.contains_key(key)) {
             self.ports.retire(key, now);
         }
         for (frontend, target) in &old.inside {
@@ -427,7 +429,7 @@ impl Planner {
                 claims.remove(claim);
             }
         }
-        for ((frontend, claim), target) in &new.claims {
+        for ((frontend, claim), target) in new.claims.iter() {
             self.claims.entry(*frontend).or_default().insert(claim.clone(), target.clone());
         }
         for frontend in touched {
@@ -440,7 +442,7 @@ impl Planner {
 
     /// Gives a frontend to whoever has the best claim; among equals, who has it keeps it.
     fn settle(&mut self, frontend: Frontend) {
-        if self.claims.get(&frontend).is_some_and(BTreeMap::is_empty) {
+        if self.claims.get(&frontend).is_some_and(Few::is_empty) {
             self.claims.remove(&frontend);
         }
         // A NodePort is every address of the node: host ports of its number are nobody's, whatever was there first.
@@ -449,11 +451,11 @@ impl Planner {
             .claims
             .get(&frontend)
             .into_iter()
-            .flatten()
-            .map(|((rank, _), target)| (*rank, target))
+            .flat_map(Few::iter)
+            .map(|((rank, _), target)| (*rank, &**target))
             .filter(|(rank, _)| *rank != Rank::HostPort || !node_port)
             .collect();
-        let asked_for = self.claims.get(&frontend).map_or(0, BTreeMap::len);
+        let asked_for = self.claims.get(&frontend).map_or(0, Few::len);
         let held_back = open.len() < asked_for;
         let current = self.table.frontends.get(&frontend).map(|target| target.id);
         let best = open.first();
@@ -532,12 +534,12 @@ impl Planner {
         for (front, back) in pairs {
             for (protocol, port_name) in [(Protocol::Udp, "dns"), (Protocol::Tcp, "dns-tcp")] {
                 let frontend = Frontend { address: Some(front), family: family_of(front), port: 53, protocol };
-                let key = PortKey {
+                let key = Arc::new(PortKey {
                     service: NamespacedName::new("kube-system", "kube-dns"),
                     port: port_name.to_owned(),
                     protocol,
                     scope: Scope::Internal,
-                };
+                });
                 if self.claims.get(&frontend).is_some_and(|c| c.contains_key(&(Rank::ClusterDns, key.clone()))) {
                     continue;
                 }
@@ -553,7 +555,7 @@ impl Planner {
                     service: key.service.clone(),
                     port_name: key.port.clone(),
                 };
-                self.claims.entry(frontend).or_default().insert((Rank::ClusterDns, key), target);
+                self.claims.entry(frontend).or_default().insert((Rank::ClusterDns, key), Arc::new(target));
                 self.settle(frontend);
             }
         }
