@@ -13,6 +13,7 @@
 mod algorithms;
 mod budget;
 mod envelope;
+mod flips;
 mod frame;
 mod from_pod;
 mod host_ports;
