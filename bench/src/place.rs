@@ -89,7 +89,8 @@ impl Place {
 fn mount_bpffs(path: &Path) -> Result<()> {
     let none: Option<&str> = None;
     unshare(CloneFlags::CLONE_NEWNS).context("make a mount namespace (are you root?)")?;
-    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).context("keep mounts to this mount namespace")?;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
+        .context("keep mounts to this mount namespace")?;
     mount(Some("bpf"), path, Some("bpf"), MsFlags::empty(), none)
         .with_context(|| format!("mount a BPF file system on {}", path.display()))
 }

@@ -318,7 +318,8 @@ mod tests {
 
     #[test]
     fn flows_are_all_different_and_their_checksums_right() {
-        let keys: std::collections::BTreeSet<Vec<u8>> = (0..FLOWS).map(|number| frame(number, SYN)[26..38].to_vec()).collect();
+        let keys: std::collections::BTreeSet<Vec<u8>> =
+            (0..FLOWS).map(|number| frame(number, SYN)[26..38].to_vec()).collect();
         assert_eq!(keys.len(), FLOWS as usize);
         let frame = frame(12_345, ACK);
         assert_eq!(checksum(&frame[14..34]), [0, 0]);

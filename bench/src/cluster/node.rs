@@ -145,12 +145,10 @@ impl Node {
         self.stop_agent();
         let _ = std::fs::remove_file(self.conflist());
         let log = File::create(self.file("agent.log"))?;
-        let place = Place {
-            cgroup: Some(self.cgroup.child("system")?),
-            bpffs: Some(self.file("bpf")),
-            ..self.netns.place()
-        };
-        let (towpath, config) = (beside("towpath")?.display().to_string(), self.file("agent.json").display().to_string());
+        let place =
+            Place { cgroup: Some(self.cgroup.child("system")?), bpffs: Some(self.file("bpf")), ..self.netns.place() };
+        let (towpath, config) =
+            (beside("towpath")?.display().to_string(), self.file("agent.json").display().to_string());
         let child = worker::command(&place, &["run", "--", &towpath, "agent", "--config", &config])?
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)

@@ -242,9 +242,9 @@ fn serve(shared: &Shared, stream: TcpStream) -> Result<()> {
             }
             // Also what is to be patched: as if it said so already.
             Some(target) => {
-                let found = target.key.and_then(|key| {
-                    shared.state().collections.get(&target.collection)?.items.get(&key).cloned()
-                });
+                let found = target
+                    .key
+                    .and_then(|key| shared.state().collections.get(&target.collection)?.items.get(&key).cloned());
                 match found {
                     Some(object) => answer(&stream, 200, &object)?,
                     None => answer(&stream, 404, &status(404, "NotFound"))?,
@@ -277,7 +277,8 @@ fn list(state: &State, collection: &str, request: &Request) -> String {
     let limit = request.number("limit").filter(|limit| *limit > 0).and_then(|limit| usize::try_from(limit).ok());
     let limit = limit.unwrap_or(usize::MAX);
     let all = items.map_or(0, BTreeMap::len);
-    let page: Vec<&str> = items.into_iter().flat_map(BTreeMap::values).skip(skip).take(limit).map(String::as_str).collect();
+    let page: Vec<&str> =
+        items.into_iter().flat_map(BTreeMap::values).skip(skip).take(limit).map(String::as_str).collect();
     let next = skip + page.len();
     let token = if next < all { format!(",\"continue\":\"{next}\"") } else { String::new() };
     format!(
@@ -346,7 +347,10 @@ mod tests {
     #[test]
     fn paths_name_kinds_and_objects() {
         let target = |path| Target::parse(path).unwrap();
-        let of = |collection: &str, key: Option<&str>| Target { collection: collection.to_owned(), key: key.map(str::to_owned) };
+        let of = |collection: &str, key: Option<&str>| Target {
+            collection: collection.to_owned(),
+            key: key.map(str::to_owned),
+        };
         assert_eq!(target("/api/v1/nodes"), of("/api/v1/nodes", None));
         assert_eq!(target("/api/v1/namespaces/x"), of("/api/v1/namespaces", Some("x")));
         assert_eq!(target("/api/v1/namespaces/x/pods/p/status"), of("/api/v1/pods", Some("x/p")));

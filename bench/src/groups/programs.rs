@@ -26,7 +26,12 @@ const SLACK: Duration = Duration::from_secs(30);
 /// The programs do not load, or a packet does not go where it should.
 pub(super) fn measure(run: &mut Run) -> Result<()> {
     let scratch = Scratch::new()?;
-    let place = Place { new_netns: true, bpffs: Some(scratch.path().to_owned()), cpu: Some(run.cpus.client), ..Place::default() };
+    let place = Place {
+        new_netns: true,
+        bpffs: Some(scratch.path().to_owned()),
+        cpu: Some(run.cpus.client),
+        ..Place::default()
+    };
     let mut worker = Worker::start("the kernel programs", &place, &["programs"])?;
     worker.ask::<f64>(&Request::Load { pin_dir: scratch.path().to_owned() }, SLACK)?;
     let pid = worker.pid();

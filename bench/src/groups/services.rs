@@ -97,8 +97,7 @@ fn pass(run: &mut Run, ends: &Ends, pod: IpAddr, count: usize) -> Result<Option<
         }
         interrupt::check()?;
     }
-    let mut arms =
-        vec![ends.to(OURS, address(MEASURED).into()), ends.to(NULL.one, pod), ends.to(NULL.other, pod)];
+    let mut arms = vec![ends.to(OURS, address(MEASURED).into()), ends.to(NULL.one, pod), ends.to(NULL.other, pod)];
     for (ruleset, baseline) in &others {
         // The first connection of a pod may wait for its neighbours.
         let arm = baseline.ends.to(ruleset.title(), baseline.to);

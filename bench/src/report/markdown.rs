@@ -61,6 +61,9 @@ mod tests {
         assert_eq!(between_markers(&once, "figures", "new\n"), once);
         let other = "<!-- figures of x -->\nmore\n<!-- /figures of x -->\n";
         assert_eq!(between_markers(&once, "figures of x", "more\n"), format!("{once}{other}"));
-        assert_eq!(between_markers(other, "figures", "new\n"), format!("{other}<!-- figures -->\nnew\n<!-- /figures -->\n"));
+        assert_eq!(
+            between_markers(other, "figures", "new\n"),
+            format!("{other}<!-- figures -->\nnew\n<!-- /figures -->\n")
+        );
     }
 }

@@ -101,7 +101,8 @@ impl Ruleset {
 /// Letters and digits as kube-proxy takes them from a hash: the same for the same name.
 fn hash(of: &str, length: usize) -> String {
     const LETTERS: &[u8; 32] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567";
-    let mut state = of.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
+    let mut state =
+        of.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
     let mut text = String::with_capacity(length);
     for _ in 0..length {
         // Numerical Recipes' linear congruential generator; the high bits are the random ones.

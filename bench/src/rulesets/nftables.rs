@@ -79,7 +79,8 @@ pub(super) fn is_whole(count: usize) -> bool {
 fn service(text: &mut String, port: &Port, chooses: bool) -> std::fmt::Result {
     let Port { name, address, endpoints } = port;
     let chain = format!("service-{}-bench/{name}/tcp/p", hash(name, 8));
-    let of = |endpoint| format!("endpoint-{}-bench/{name}/tcp/p__{endpoint}/{PORT}", hash(&format!("{name}{endpoint}"), 8));
+    let of =
+        |endpoint| format!("endpoint-{}-bench/{name}/tcp/p__{endpoint}/{PORT}", hash(&format!("{name}{endpoint}"), 8));
     writeln!(text, "add chain {TABLE} {chain}")?;
     for endpoint in endpoints {
         let chain = of(endpoint);
@@ -87,14 +88,22 @@ fn service(text: &mut String, port: &Port, chooses: bool) -> std::fmt::Result {
         writeln!(text, "add rule {TABLE} {chain} ip saddr {endpoint} jump mark-for-masquerade")?;
         writeln!(text, "add rule {TABLE} {chain} meta l4proto tcp dnat to {endpoint}:{PORT}")?;
     }
-    writeln!(text, "add rule {TABLE} {chain} ip daddr {address} tcp dport {PORT} ip saddr != {PODS} jump mark-for-masquerade")?;
+    writeln!(
+        text,
+        "add rule {TABLE} {chain} ip daddr {address} tcp dport {PORT} ip saddr != {PODS} jump mark-for-masquerade"
+    )?;
     if let (false, Some(first)) = (chooses, endpoints.first()) {
         writeln!(text, "add rule {TABLE} {chain} goto {}", of(first))?;
         return elements(text, port, &chain);
     }
     let choices: Vec<String> =
         endpoints.iter().enumerate().map(|(number, endpoint)| format!("{number} : goto {}", of(endpoint))).collect();
-    writeln!(text, "add rule {TABLE} {chain} numgen random mod {} vmap {{ {} }}", endpoints.len(), choices.join(" , "))?;
+    writeln!(
+        text,
+        "add rule {TABLE} {chain} numgen random mod {} vmap {{ {} }}",
+        endpoints.len(),
+        choices.join(" , ")
+    )?;
     elements(text, port, &chain)
 }
 

@@ -90,6 +90,9 @@ fn a_million_look_ups_against_a_thousand_changes_a_second_find_a_backend_each() 
         );
         assert_eq!(served.iter().sum::<u32>(), LOOKUPS);
         assert!(served.iter().all(|count| *count > LOOKUPS / 20), "both halves were in force: {served:?}");
-        assert!(f64::from(flips) > 500.0 * took.as_secs_f64(), "only {flips} changes in {took:?}: the machine is too busy");
+        assert!(
+            f64::from(flips) > 500.0 * took.as_secs_f64(),
+            "only {flips} changes in {took:?}: the machine is too busy"
+        );
     });
 }

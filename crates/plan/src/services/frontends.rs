@@ -84,7 +84,9 @@ impl Planner {
             for (frontend, rank) in wishes.iter().filter(|(_, r)| of_scope(*r)) {
                 let sources = service.source_ranges.as_deref().filter(|_| *rank == Rank::LoadBalancer);
                 let target = match sources {
-                    Some(sources) => Arc::new(FrontendTarget { sources: Some(Arc::from(sources)), ..(*target).clone() }),
+                    Some(sources) => {
+                        Arc::new(FrontendTarget { sources: Some(Arc::from(sources)), ..(*target).clone() })
+                    }
                     None => target.clone(),
                 };
                 planned.claims.insert((*frontend, (*rank, key.clone())), target);

@@ -294,6 +294,11 @@ impl Planner {
         }
     }
 
+    /// Forgets what became different: the table is taken whole.
+    pub fn forget_changes(&mut self) {
+        self.touched = Touched::default();
+    }
+
     /// When [`Planner::plan`] has something to do even if nothing changes: the next backend has drained.
     pub fn next_deadline(&self) -> Option<Duration> {
         self.draining.values().min().copied()
