@@ -281,7 +281,8 @@ fn once(program: &libbpf_rs::ProgramMut<'_>, frame: &[u8], ifindex: u32) -> Resu
 
 /// A TCP packet of the `number`th flow from the client to a Service.
 fn frame(number: u32, flags: u8) -> Vec<u8> {
-    let port = 1024 + u16::try_from(number % 60_000).unwrap_or(0);
+    // No divisor in common with the number of Services: no two flows are the same.
+    let port = 1024 + u16::try_from(number % 59_999).unwrap_or(0);
     let from = SocketAddrV4::new(CLIENT, port);
     let to = SocketAddrV4::new(Ipv4Addr::from(FIRST + number % SERVICES), 80);
     let mut ip = vec![0x45, 0, 0, 40, 0, 0, 0x40, 0, 64, 6, 0, 0];
