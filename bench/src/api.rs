@@ -1,4 +1,4 @@
-//! Kubernetes objects of a lab: through `kubectl proxy` (kept-alive requests, so that 20,000 objects take seconds), or through
+//! Kubernetes objects of a lab: through `kubectl proxy` (kept-alive requests, so that many objects take seconds), or through
 //! `towpath lab …` where there is no kubectl.
 
 use std::io::{BufRead, BufReader, Read, Write};
@@ -24,8 +24,6 @@ pub(crate) enum Kind {
     Namespace,
     ServiceAccount,
     Pod,
-    Service,
-    EndpointSlice,
     NetworkPolicy,
 }
 
@@ -34,8 +32,6 @@ impl Kind {
         Ok(match object.get("kind").and_then(Value::as_str).context("an object without a kind")? {
             "Namespace" => Kind::Namespace,
             "Pod" => Kind::Pod,
-            "Service" => Kind::Service,
-            "EndpointSlice" => Kind::EndpointSlice,
             "NetworkPolicy" => Kind::NetworkPolicy,
             other => bail!("the benchmark makes no {other}"),
         })
@@ -46,8 +42,6 @@ impl Kind {
             Kind::Namespace => "namespaces",
             Kind::ServiceAccount => "serviceaccounts",
             Kind::Pod => "pods",
-            Kind::Service => "services",
-            Kind::EndpointSlice => "endpointslices",
             Kind::NetworkPolicy => "networkpolicies",
         }
     }
@@ -56,27 +50,36 @@ impl Kind {
         let plural = self.plural();
         match self {
             Kind::Namespace => format!("/api/v1/{plural}"),
-            Kind::EndpointSlice => format!("/apis/discovery.k8s.io/v1/namespaces/{namespace}/{plural}"),
             Kind::NetworkPolicy => format!("/apis/networking.k8s.io/v1/namespaces/{namespace}/{plural}"),
             _ => format!("/api/v1/namespaces/{namespace}/{plural}"),
         }
     }
 }
 
-/// One HTTP/1.1 connection to the proxy.
+/// One HTTP/1.1 connection, to the proxy or to an agent.
 #[derive(Debug)]
-struct Connection(BufReader<TcpStream>);
+pub(crate) struct Connection(BufReader<TcpStream>);
 
 impl Connection {
     fn open(port: u16) -> Result<Self> {
-        let stream = TcpStream::connect(("127.0.0.1", port)).context("connect to kubectl proxy")?;
+        Self::over(TcpStream::connect(("127.0.0.1", port)).context("connect to kubectl proxy")?)
+    }
+
+    /// Over a stream that is connected.
+    ///
+    /// # Errors
+    /// It has no options.
+    pub(crate) fn over(stream: TcpStream) -> Result<Self> {
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(SILENCE))?;
         Ok(Self(BufReader::new(stream)))
     }
 
-    /// A request; status code and JSON answer.
-    fn request(&mut self, method: &str, path: &str, body: Option<&Value>) -> Result<(u16, Value)> {
+    /// A request; status code and JSON answer, or text where it is none.
+    ///
+    /// # Errors
+    /// The other side closed the connection, or speaks no HTTP.
+    pub(crate) fn request(&mut self, method: &str, path: &str, body: Option<&Value>) -> Result<(u16, Value)> {
         let body = body.map(Value::to_string).unwrap_or_default();
         let head = format!(
             "{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nAccept: application/json\r\n\
@@ -246,34 +249,6 @@ impl Api {
         }
     }
 
-    /// Puts an object in the place of the one that has its name.
-    ///
-    /// # Errors
-    /// It was refused.
-    pub(crate) fn put(&mut self, object: &Value) -> Result<()> {
-        match &mut self.way {
-            Way::Proxy(proxy) => {
-                let path = path_of(object, &self.namespace)?;
-                let (status, value) = proxy.request("PUT", &path, Some(object))?;
-                if status == 200 { Ok(()) } else { bail!("PUT {path}: {status} {value}") }
-            }
-            Way::Lab { .. } => self.create(std::slice::from_ref(object)),
-        }
-    }
-
-    /// Who changes objects beside this one, on a connection of its own.
-    ///
-    /// # Errors
-    /// There is no kubectl, or its proxy cannot be reached.
-    pub(crate) fn changer(&self) -> Result<Changer> {
-        match &self.way {
-            Way::Proxy(proxy) => {
-                Ok(Changer { connection: Connection::open(proxy.port)?, namespace: self.namespace.clone() })
-            }
-            Way::Lab { .. } => bail!("a hundred changes a second need a kubectl of 1.31 or newer"),
-        }
-    }
-
     /// Deletes objects at once, without a time of grace, several at a time; one that is not there is fine. They may be there for
     /// a moment longer.
     ///
@@ -298,30 +273,6 @@ impl Api {
                 Ok(())
             }
         }
-    }
-}
-
-fn path_of(object: &Value, namespace: &str) -> Result<String> {
-    let name = object.pointer("/metadata/name").and_then(Value::as_str).context("an object without a name")?;
-    Ok(format!("{}/{name}", Kind::of(object)?.path(namespace)))
-}
-
-/// See [`Api::changer`].
-#[derive(Debug)]
-pub(crate) struct Changer {
-    connection: Connection,
-    namespace: String,
-}
-
-impl Changer {
-    /// As [`Api::put`].
-    ///
-    /// # Errors
-    /// As [`Api::put`].
-    pub(crate) fn put(&mut self, object: &Value) -> Result<()> {
-        let path = path_of(object, &self.namespace)?;
-        let (status, value) = self.connection.request("PUT", &path, Some(object))?;
-        if status == 200 { Ok(()) } else { bail!("PUT {path}: {status} {value}") }
     }
 }
 

@@ -1,12 +1,15 @@
 //! What Towpath is compared with, made by hand from the kernel's own parts, in namespaces of our own.
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
 
 use anyhow::Result;
 
+use crate::cluster::{MEASURED, address};
 use crate::load::{Cpus, Ends};
 use crate::netns::Netns;
 use crate::place::Place;
+use crate::rulesets::Ruleset;
 
 /// Two ends and the network between them; all gone when dropped.
 #[derive(Debug)]
@@ -60,6 +63,23 @@ impl Baseline {
         Self::start("the Linux bridge", cpus, vec![a, b, hub], &client, &server, [10, 210, 0, 2])
     }
 
+    /// A node with two pods behind veth pairs, a host route each, that forwards between them by rules for `services` Services shaped as
+    /// kube-proxy's; and how long the rules took to load. No bridge: what a pod network costs besides is not counted against them.
+    ///
+    /// # Errors
+    /// As [`Baseline::veth`], or the rules are refused.
+    pub(crate) fn kube_proxy(ruleset: Ruleset, services: usize, cpus: Cpus) -> Result<(Self, Duration)> {
+        let node = Netns::new("kube-proxy")?;
+        node.sysctl("ipv4/ip_forward", "1")?;
+        let a = routed_pod("kube-proxy-a", &node, 2)?;
+        let b = routed_pod("kube-proxy-b", &node, 3)?;
+        let took = ruleset.load(&node, services, Ipv4Addr::new(10, 213, 0, 3).into())?;
+        let (client, server) = (a.place(), b.place());
+        let to = address(MEASURED).octets();
+        let baseline = Self::start(ruleset.title(), cpus, vec![a, b, node], &client, &server, to)?;
+        Ok((baseline, took))
+    }
+
     /// Two bare nodes on the same kind of underlay as the lab's: a bridge between their `eth0`.
     ///
     /// # Errors
@@ -93,6 +113,25 @@ fn plug(name: &str, hub: &Netns, bridge: &str, port: &str, address: &str) -> Res
     ))?;
     netns.ip(&format!("addr add {address} dev eth0\nlink set eth0 up"))?;
     Ok(netns)
+}
+
+/// A pod behind a veth pair, with a host route on its node.
+fn routed_pod(name: &str, node: &Netns, last: u8) -> Result<Netns> {
+    let pod = Netns::new(name)?;
+    node.ip(&format!(
+        "link add name pod-{last} type veth peer name eth0 netns {}\n\
+         link set pod-{last} up\n\
+         addr add 10.213.0.1/32 dev pod-{last}\n\
+         route add 10.213.0.{last}/32 dev pod-{last}",
+        pod.pid()
+    ))?;
+    pod.ip(&format!(
+        "addr add 10.213.0.{last}/32 dev eth0\n\
+         link set eth0 up\n\
+         route add 10.213.0.1/32 dev eth0\n\
+         route add default via 10.213.0.1"
+    ))?;
+    Ok(pod)
 }
 
 fn nodes(name: &str) -> Result<(Netns, Netns, Netns)> {

@@ -127,24 +127,13 @@ impl Lab {
         Ok(())
     }
 
-    /// Whether it goes away with the run, and all its objects with it.
-    pub(crate) fn is_own(&self) -> bool {
-        self.owned
-    }
-
     /// Name of its cgroup.
     pub(crate) fn cgroup_name(&self) -> String {
         cgroup_name(&self.name)
     }
 
     fn cgroup(&self) -> Result<PathBuf> {
-        let table = std::fs::read_to_string("/proc/self/mounts").context("read /proc/self/mounts")?;
-        let mut lines = table.lines().map(|line| line.split(' '));
-        let root = lines.find_map(|mut fields| {
-            let at = fields.nth(1)?;
-            (fields.next()? == "cgroup2").then(|| PathBuf::from(at))
-        });
-        Ok(root.context("no cgroup v2 hierarchy is mounted")?.join(self.cgroup_name()))
+        Ok(cgroup_root()?.join(self.cgroup_name()))
     }
 
     /// Runtime directory of a node.
@@ -254,31 +243,7 @@ impl Lab {
     /// # Errors
     /// No agent runs.
     pub(crate) fn agent_memory(&self) -> Result<Vec<f64>> {
-        Ok(self.agents()?.iter().filter_map(|pid| resident(pid)).collect())
-    }
-
-    /// What the kernel counts to the BPF maps of an agent, the largest sum of all agents, in MiB.
-    ///
-    /// # Errors
-    /// No agent runs, or its descriptors cannot be read.
-    pub(crate) fn map_memory(&self) -> Result<f64> {
-        let mut largest: f64 = 0.0;
-        for pid in self.agents()? {
-            let directory = format!("/proc/{pid}/fdinfo");
-            let mut maps: BTreeMap<u64, u64> = BTreeMap::new();
-            for entry in std::fs::read_dir(&directory).with_context(|| directory.clone())?.flatten() {
-                let info = std::fs::read_to_string(entry.path()).unwrap_or_default();
-                let field = |name: &str| {
-                    let line = info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-                    line.and_then(|value| value.trim().parse::<u64>().ok())
-                };
-                if let (Some(id), Some(bytes)) = (field("map_id"), field("memlock")) {
-                    maps.insert(id, bytes);
-                }
-            }
-            largest = largest.max(maps.values().sum::<u64>() as f64 / 1_048_576.0);
-        }
-        Ok(largest)
+        Ok(self.agents()?.iter().filter_map(|pid| resident(pid, "VmRSS:")).collect())
     }
 }
 
@@ -294,6 +259,40 @@ impl Drop for Lab {
             eprintln!("towpath-bench: {error:#}; run `kubectl delete namespace {NAMESPACE}`");
         }
     }
+}
+
+/// What the kernel counts to all BPF maps that a process holds, in MiB.
+///
+/// # Errors
+/// Its descriptors cannot be read.
+pub(crate) fn map_memory(pid: &str) -> Result<f64> {
+    let directory = format!("/proc/{pid}/fdinfo");
+    let mut maps: BTreeMap<u64, u64> = BTreeMap::new();
+    for entry in std::fs::read_dir(&directory).with_context(|| format!("read {directory}"))?.flatten() {
+        let info = std::fs::read_to_string(entry.path()).unwrap_or_default();
+        let field = |name: &str| {
+            let line = info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+            line.and_then(|value| value.trim().parse::<u64>().ok())
+        };
+        if let (Some(id), Some(bytes)) = (field("map_id"), field("memlock")) {
+            maps.insert(id, bytes);
+        }
+    }
+    Ok(maps.values().sum::<u64>() as f64 / 1_048_576.0)
+}
+
+/// Where the cgroup v2 hierarchy is mounted.
+///
+/// # Errors
+/// It is not.
+pub(crate) fn cgroup_root() -> Result<PathBuf> {
+    let table = std::fs::read_to_string("/proc/self/mounts").context("read /proc/self/mounts")?;
+    let mut lines = table.lines().map(|line| line.split(' '));
+    let root = lines.find_map(|mut fields| {
+        let at = fields.nth(1)?;
+        (fields.next()? == "cgroup2").then(|| PathBuf::from(at))
+    });
+    root.context("no cgroup v2 hierarchy is mounted")
 }
 
 fn cgroup_name(lab: &str) -> String {
@@ -339,9 +338,10 @@ fn is_agent(pid: &str) -> bool {
     line.split(|byte| *byte == 0).nth(1) == Some(b"agent")
 }
 
-fn resident(pid: &str) -> Option<f64> {
+/// A size in the status of a process (`VmRSS:`, `VmHWM:`), in MiB.
+pub(crate) fn resident(pid: &str, field: &str) -> Option<f64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix(field))?;
     Some(line.split_whitespace().next()?.parse::<f64>().ok()? / 1024.0)
 }
 

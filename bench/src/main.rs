@@ -6,6 +6,7 @@
 
 mod api;
 mod baseline;
+mod cluster;
 mod cni;
 mod fresh;
 mod groups;
@@ -16,9 +17,11 @@ mod netns;
 mod noise;
 mod options;
 mod place;
+mod programs;
 mod report;
 mod rounds;
 mod row;
+mod rulesets;
 mod stats;
 mod swap;
 mod worker;
@@ -65,6 +68,10 @@ fn inside(place: &Place, what: Inside) -> Result<()> {
         Inside::Plugins => worker::answer_questions(cni::block),
         Inside::FreshPods => worker::answer_questions(fresh::block),
         Inside::UntilItAnswers => worker::answer_questions(swap::until),
+        Inside::Programs => {
+            let mut bench = programs::Bench::default();
+            worker::answer_questions(move |request| bench.block(request))
+        }
         Inside::Run { argv } => {
             let (program, args) = argv.split_first().context("no command was given")?;
             Err(Command::new(program).args(args).exec()).with_context(|| format!("run {program}"))

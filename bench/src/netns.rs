@@ -9,6 +9,9 @@ use anyhow::{Context, Result, bail};
 use crate::place::Place;
 use crate::worker::{self, Worker};
 
+/// So much of a command's input is in the message when it fails, in bytes.
+const GIVEN: usize = 2000;
+
 /// A network namespace. `ps` shows its holder with its name.
 #[derive(Debug)]
 pub(crate) struct Netns {
@@ -74,7 +77,11 @@ impl Netns {
         self.feed(&["sh", "-c", "cat > /proc/sys/net/$0", path], value)
     }
 
-    fn feed(&self, argv: &[&str], input: &str) -> Result<()> {
+    /// Runs a command in it, with a text as its input.
+    ///
+    /// # Errors
+    /// It failed.
+    pub(crate) fn feed(&self, argv: &[&str], input: &str) -> Result<()> {
         let what = [&["run", "--"], argv].concat();
         let mut child = worker::command(&self.place(), &what)?
             .stdin(Stdio::piped())
@@ -89,7 +96,9 @@ impl Netns {
         let output = child.wait_with_output().context("wait for a command in a namespace")?;
         if !output.status.success() {
             let said = String::from_utf8_lossy(&output.stderr);
-            bail!("{} in namespace {}: {}; it was given:\n{input}", argv.join(" "), self.name, said.trim());
+            let given = input.get(..GIVEN).map_or_else(|| input.to_owned(), |begin| format!("{begin}…"));
+            let what = argv.join(" ");
+            bail!("{what} in namespace {}: {}, {}; it was given:\n{given}", self.name, output.status, said.trim());
         }
         Ok(())
     }

@@ -55,6 +55,8 @@ pub(crate) enum Inside {
     FreshPods,
     /// Waits until a Service answers, or refuses.
     UntilItAnswers,
+    /// Runs the kernel programs on packets.
+    Programs,
     /// Becomes a command.
     Run {
         /// The command.
@@ -76,10 +78,12 @@ pub(crate) enum Group {
     Cni,
     /// How soon other nodes know a new pod.
     Fresh,
-    /// ClusterIP against pod address, with few and many Services.
+    /// ClusterIP against pod address and against rules shaped as kube-proxy's, with few and many Services.
     Services,
-    /// How soon a change of endpoints is in force with many Services, and what they cost in memory.
+    /// With many Services: start of an agent, memory, and how soon a change of endpoints is in force.
     Endpoints,
+    /// What a packet to a Service costs in the kernel programs.
+    Programs,
 }
 
 /// CPUs of client and server.
@@ -109,9 +113,15 @@ pub(crate) struct Options {
     /// CPUs of client and server.
     #[arg(long, value_enum, default_value = "one")]
     pub(crate) pin: Pin,
-    /// How many Services are many.
+    /// With how many Services connections are measured.
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 1_000, 10_000, 50_000])]
+    pub(crate) services: Vec<usize>,
+    /// With how many Services, of ten endpoints each, changes, starts and memory are measured.
     #[arg(long, default_value_t = 10_000)]
-    pub(crate) services: usize,
+    pub(crate) many: usize,
+    /// How often an agent is started without anything of an earlier one in the kernel.
+    #[arg(long, default_value_t = 5)]
+    pub(crate) cold_starts: usize,
     /// Drop rounds in which the hypervisor took more of the CPU time than this, in percent.
     #[arg(long, default_value_t = 1.0)]
     pub(crate) max_steal: f64,
@@ -151,6 +161,12 @@ pub(crate) struct Options {
 }
 
 impl Options {
+    /// Whether a part is measured that needs a lab.
+    pub(crate) fn needs_lab(&self) -> bool {
+        let of_the_lab = [Group::Lab, Group::SameNode, Group::CrossNode, Group::Cni, Group::Fresh];
+        !self.baselines_only && of_the_lab.into_iter().any(|group| self.has(group))
+    }
+
     /// Whether a part is measured.
     pub(crate) fn has(&self, group: Group) -> bool {
         self.only.is_empty() || self.only.contains(&group)

@@ -1,9 +1,10 @@
 //! Where a process of the benchmark runs: network namespace, cgroup, CPU. A process enters its place before it has a thread.
 
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, CpuSet, sched_setaffinity, setns, unshare};
 use nix::unistd::Pid;
 use rustix::process::{Signal, set_parent_process_death_signal};
@@ -20,6 +21,9 @@ pub(crate) struct Place {
     /// Directory of a cgroup to join.
     #[arg(long)]
     pub(crate) cgroup: Option<PathBuf>,
+    /// Directory to mount a BPF file system on, in a mount namespace of the process's own: what is pinned there goes with it.
+    #[arg(long)]
+    pub(crate) bpffs: Option<PathBuf>,
     /// The only CPU to run on.
     #[arg(long)]
     pub(crate) cpu: Option<usize>,
@@ -42,6 +46,9 @@ impl Place {
         }
         if let Some(path) = &self.cgroup {
             arguments.extend(["--cgroup".to_owned(), path.display().to_string()]);
+        }
+        if let Some(path) = &self.bpffs {
+            arguments.extend(["--bpffs".to_owned(), path.display().to_string()]);
         }
         if let Some(cpu) = self.cpu {
             arguments.extend(["--cpu".to_owned(), cpu.to_string()]);
@@ -67,6 +74,9 @@ impl Place {
         if self.new_netns {
             unshare(CloneFlags::CLONE_NEWNET).context("make a network namespace (are you root?)")?;
         }
+        if let Some(path) = &self.bpffs {
+            mount_bpffs(path)?;
+        }
         if let Some(cpu) = self.cpu {
             let mut set = CpuSet::new();
             set.set(cpu).with_context(|| format!("CPU {cpu}"))?;
@@ -74,4 +84,13 @@ impl Place {
         }
         Ok(())
     }
+}
+
+fn mount_bpffs(path: &Path) -> Result<()> {
+    let none: Option<&str> = None;
+    unshare(CloneFlags::CLONE_NEWNS).context("make a mount namespace (are you root?)")?;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
+        .context("keep mounts to this mount namespace")?;
+    mount(Some("bpf"), path, Some("bpf"), MsFlags::empty(), none)
+        .with_context(|| format!("mount a BPF file system on {}", path.display()))
 }

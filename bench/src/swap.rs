@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 /// Between attempts: the resolution of the figure. Without a pause the client would take the CPU that the agent works on.
 const AGAIN: Duration = Duration::from_micros(100);
 /// How long it may take before that is a failure.
-const LIMIT: Duration = Duration::from_secs(10);
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// What to wait for.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -19,6 +19,8 @@ pub(crate) struct Request {
     pub(crate) to: SocketAddr,
     /// Whether it is to answer, or to refuse.
     pub(crate) answers: bool,
+    /// How long one attempt may take, in milliseconds: packets to a Service that nobody knows are lost.
+    pub(crate) patience: u64,
 }
 
 /// Nanoseconds of a clock that all processes of a machine share.
@@ -38,7 +40,8 @@ pub(crate) fn until(request: Request) -> Result<u64> {
     let deadline = Instant::now() + LIMIT;
     while Instant::now() < deadline {
         let begun = now()?;
-        if TcpStream::connect_timeout(&request.to, LIMIT).is_ok() == request.answers {
+        let patience = Duration::from_millis(request.patience.max(1));
+        if TcpStream::connect_timeout(&request.to, patience).is_ok() == request.answers {
             return Ok(begun);
         }
         std::thread::sleep(AGAIN);

@@ -1,17 +1,19 @@
-//! What many Services cost: how soon a change of endpoints is in force while others change, the agent's memory, the maps'.
+//! What many Services cost a node: the start of an agent that finds nothing in the kernel, its memory and its maps', and how soon a
+//! change of endpoints is in force while others change.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
 use super::Run;
-use super::services::{MEASURED, answers, cluster_ip, empty, fill, filler, nobodys, service, slice};
+use crate::cluster::{MEASURED, Node, PORT, address, filler, nobodys, service, slice};
 use crate::interrupt;
-use crate::lab::Lab;
-use crate::load::{Ends, PORT};
-use crate::noise::{Own, Snapshot};
+use crate::lab::wait;
+use crate::load::Measure;
+use crate::noise::{Noise, Own, Snapshot};
+use crate::place::Place;
 use crate::row::{About, Goal, Row, Unit};
 use crate::stats;
 use crate::swap::{self, Request};
@@ -22,104 +24,102 @@ const ENDPOINTS: usize = 10;
 /// Other Services' changes a second.
 const OTHERS: u32 = 100;
 /// Longest wait for one answer of the client.
-const SLACK: Duration = Duration::from_secs(20);
+const SLACK: Duration = Duration::from_secs(70);
+/// How long the agent is left alone before its memory is read.
+const IDLE: Duration = Duration::from_secs(3);
+/// How long an attempt to connect may take.
+const PATIENCE: u64 = 20;
+/// Time that the agent spent planning and applying Services, all told.
+const SERVICES_SECONDS: &str = "kubeproxy_sync_proxy_rules_duration_seconds_sum";
 
 /// Measures it.
 ///
 /// # Errors
-/// A Service does not answer in time, or an object is refused.
-pub(super) fn measure(run: &mut Run, lab: &mut Lab) -> Result<()> {
-    let (near, server) = (lab.pod("near", "n1")?, lab.pod("server", "n1")?);
-    let ends = Ends::start("a Service", &near.place, &server.place, run.cpus)?;
-    let idle = lab.agent_memory()?.into_iter().fold(0.0, f64::max);
-    let many = run.options.services;
+/// The agent does not come up, or a Service does not answer in time.
+pub(super) fn measure(run: &mut Run) -> Result<()> {
+    let mut node = Node::new()?;
+    node.start_agent()?;
+    node.until_ready()?;
+    let (near, server) = (node.pod("near")?, node.pod("server")?);
+    std::thread::sleep(IDLE);
+    let (idle, _) = node.agent_memory()?;
+    node.stop_agent();
+    let many = run.options.many;
     crate::report::progress(&format!("making {many} Services of {ENDPOINTS} endpoints"));
-    let begun = Instant::now();
-    fill(lab, many, ENDPOINTS, server.ip)?;
-    lab.api.create(&[service(MEASURED), slice(MEASURED, &[])])?;
-    let (last, address) = (cluster_ip(lab, &filler(many - 1))?, cluster_ip(lab, MEASURED)?);
-    answers(&ends, last)?;
-    let made = begun.elapsed().as_secs_f64();
+    for index in 0..many.saturating_sub(1) {
+        node.api.apply(service(&filler(index)))?;
+        node.api.apply(slice(&filler(index), &nobodys(index, ENDPOINTS)))?;
+    }
+    node.api.apply(service(MEASURED))?;
+    node.api.apply(slice(MEASURED, &[server.ip]))?;
+    let _server = Worker::start("the server", &server.place, &["serve-tcp"])?;
+    cold(run, &mut node, &near.place, many)?;
+    memory(run, &node, idle, many)?;
+    changes(run, &node, &near.place, server.ip, many)
+}
 
-    let mut client = Worker::start("a client", &near.place, &["until-it-answers"])?;
-    let own = Own { pids: [std::process::id(), client.pid()].into(), cgroup: Some(lab.cgroup_name()) };
-    let stop = AtomicBool::new(false);
-    let mut others = lab.api.changer()?;
-    let before = Snapshot::take()?;
-    let (times, changed) = std::thread::scope(|scope| {
-        let changing = scope.spawn(|| change_others(&mut others, many, &stop));
-        let times = swaps(run, lab, &mut client, SocketAddr::new(address, PORT), server.ip);
-        stop.store(true, Ordering::Relaxed);
-        let changed = changing.join().unwrap_or_else(|_| anyhow::bail!("the thread of the other changes died"));
-        (times, changed)
-    });
-    let (times, rate) = (times?, changed?);
-    let noise = before.until(&Snapshot::take()?, &own);
+fn measured() -> SocketAddr {
+    SocketAddr::new(address(MEASURED).into(), PORT)
+}
+
+/// Starts of an agent, each until the last Service answers.
+fn cold(run: &mut Run, node: &mut Node, client: &Place, many: usize) -> Result<()> {
+    let (mut answered, mut applied, mut noise) = (Vec::new(), Vec::new(), Noise::default());
+    for number in 0..run.options.cold_starts.max(1) {
+        interrupt::check()?;
+        crate::report::progress(&format!("start of an agent, {} of {}", number + 1, run.options.cold_starts));
+        // Its sockets end with the agent that it was told of.
+        node.stop_agent();
+        let mut client = Worker::start("a client", client, &["until-it-answers"])?;
+        let own = Own { pids: [std::process::id(), client.pid()].into(), cgroup: Some(node.cgroup_name()) };
+        // With the agent its programs are gone: nobody knows the Service.
+        client.ask::<u64>(&Request { to: measured(), answers: false, patience: PATIENCE }, SLACK)?;
+        let before = Snapshot::take()?;
+        let begun = swap::now()?;
+        node.start_agent()?;
+        let request = Request { to: measured(), answers: true, patience: PATIENCE };
+        let let_in = client.ask::<u64>(&request, SLACK).map_err(|error| error.context(node.end_of_log()))?;
+        answered.push(seconds(begun, let_in));
+        noise = noise.worst(before.until(&Snapshot::take()?, &own));
+        // Metrics are served a little later.
+        node.until_ready()?;
+        applied.push(wait("the agent's metrics", || Ok(node.metric("/metrics", SERVICES_SECONDS).ok()))?);
+    }
     crate::report::progress("");
-    let note = format!(
-        "{many} Services of {ENDPOINTS} endpoints (made in {made:.0} s), {rate:.0} other changes a second, {} changes; from the request to the API server to the first connection that is let in",
-        times.len()
-    );
-    for (id, what, goal, value) in [
-        ("endpoints.p50", "median", 2.0, stats::median(&times)),
-        ("endpoints.p99", "99th percentile", 10.0, stats::percentile(&times, 99.0)),
-    ] {
-        let about = About {
-            id: id.to_owned(),
-            title: format!("a Service gets its first endpoint, {what}"),
-            goal: Some(Goal::AtMost(goal)),
-        };
-        let row =
-            Row::of_samples(about, Unit::Milliseconds, value.into_iter().collect(), note.clone(), &mut run.random);
+    let what = format!("{many} Services of {ENDPOINTS} endpoints");
+    let times = applied.iter().map(|time| format!("{time:.2}")).collect::<Vec<_>>().join(", ");
+    let rows = [
+        (
+            "endpoints.cold",
+            format!("agent starts with {what} and nothing in the kernel, until the last Service answers"),
+            3.0,
+            answered,
+            "from the start of the process; programs loaded, objects listed in pages of 500 and decoded; a pod connects again and again".to_owned(),
+        ),
+        (
+            "endpoints.cold.services",
+            format!("of that, Services planned and written into the maps, {what}"),
+            1.0,
+            applied,
+            format!("as the agent's own metrics say ({SERVICES_SECONDS}: {times})"),
+        ),
+    ];
+    for (id, title, goal, samples, note) in rows {
+        let about = About { id: id.to_owned(), title, goal: Some(Goal::AtMost(goal)) };
+        let row = Row::of_samples(about, Unit::Seconds, samples, note, &mut run.random);
         run.add(row.taken_with(noise, run.protocol.limits));
     }
-    memory(run, lab, idle, many)?;
-    empty(lab, many)
+    Ok(())
 }
 
-/// Milliseconds from each change to the first connection.
-fn swaps(run: &Run, lab: &mut Lab, client: &mut Worker, to: SocketAddr, server: std::net::IpAddr) -> Result<Vec<f64>> {
-    let mut times = Vec::new();
-    for number in 0..run.options.swaps {
-        interrupt::check()?;
-        if number % 10 == 0 {
-            crate::report::progress(&format!("changes of endpoints, {number} of {}", run.options.swaps));
-        }
-        let asked = std::thread::scope(|scope| {
-            let waiting = scope.spawn(|| client.ask::<u64>(&Request { to, answers: true }, SLACK));
-            std::thread::sleep(Duration::from_millis(20));
-            let begun = swap::now()?;
-            lab.api.put(&slice(MEASURED, &[server]))?;
-            let let_in = waiting.join().unwrap_or_else(|_| anyhow::bail!("the thread of the client died"))?;
-            Ok::<_, anyhow::Error>((begun, let_in))
-        });
-        let (begun, let_in) = asked?;
-        times.push(Duration::from_nanos(let_in.saturating_sub(begun)).as_secs_f64() * 1000.0);
-        lab.api.put(&slice(MEASURED, &[]))?;
-        client.ask::<u64>(&Request { to, answers: false }, SLACK)?;
-    }
-    Ok(times)
+fn seconds(begun: u64, ended: u64) -> f64 {
+    Duration::from_nanos(ended.saturating_sub(begun)).as_secs_f64()
 }
 
-/// Has endpoints of other Services come and go until told to stop; changes a second.
-fn change_others(changer: &mut crate::api::Changer, many: usize, stop: &AtomicBool) -> Result<f64> {
-    let begun = Instant::now();
-    let mut count = 0u32;
-    while !stop.load(Ordering::Relaxed) {
-        let index = count as usize % (many - 1);
-        let fewer = ENDPOINTS - 1 + (count as usize / (many - 1)) % 2;
-        let mut endpoints = nobodys(index, ENDPOINTS);
-        endpoints.truncate(fewer);
-        changer.put(&slice(&filler(index), &endpoints))?;
-        count += 1;
-        std::thread::sleep((Duration::from_secs(1) / OTHERS * count).saturating_sub(begun.elapsed()));
-    }
-    Ok(f64::from(count) / begun.elapsed().as_secs_f64())
-}
-
-fn memory(run: &mut Run, lab: &Lab, idle: f64, many: usize) -> Result<()> {
-    let held = lab.agent_memory()?.into_iter().fold(0.0, f64::max);
-    let maps = lab.map_memory()?;
+fn memory(run: &mut Run, node: &Node, idle: f64, many: usize) -> Result<()> {
+    std::thread::sleep(IDLE);
+    let (held, most) = node.agent_memory()?;
+    let maps = node.map_memory()?;
     let services = format!("{many} Services of {ENDPOINTS} endpoints");
     for (id, title, goal, value, note) in [
         (
@@ -127,14 +127,14 @@ fn memory(run: &mut Run, lab: &Lab, idle: f64, many: usize) -> Result<()> {
             "agent, resident memory",
             64.0,
             held,
-            format!("VmRSS, the largest of 3 agents; {idle:.1} MiB before"),
+            format!("VmRSS some seconds after the start; {most:.1} MiB at most while it started; {idle:.1} MiB without Services"),
         ),
         (
             "endpoints.maps",
             "kernel maps of a node",
             48.0,
             maps,
-            "what the kernel counts to all maps that an agent holds".to_owned(),
+            "what the kernel counts to all maps that the agent holds; the table of connections, which is empty, with them".to_owned(),
         ),
     ] {
         let about = About { id: id.to_owned(), title: format!("{title}, {services}"), goal: Some(Goal::AtMost(goal)) };
@@ -142,4 +142,88 @@ fn memory(run: &mut Run, lab: &Lab, idle: f64, many: usize) -> Result<()> {
         run.add(row);
     }
     Ok(())
+}
+
+/// How soon a Service that gets its first endpoint leads there.
+fn changes(run: &mut Run, node: &Node, client: &Place, server: IpAddr, many: usize) -> Result<()> {
+    let mut client = Worker::start("a client", client, &["until-it-answers"])?;
+    let own = Own { pids: [std::process::id(), client.pid()].into(), cgroup: Some(node.cgroup_name()) };
+    let stop = AtomicBool::new(false);
+    let before = Snapshot::take()?;
+    let (times, changed) = std::thread::scope(|scope| {
+        let changing = scope.spawn(|| change_others(node, many, &stop));
+        let times = swaps(run, node, &mut client, server);
+        stop.store(true, Ordering::Relaxed);
+        let changed = changing.join().unwrap_or_else(|_| anyhow::bail!("the thread of the other changes died"));
+        (times, changed)
+    });
+    let (times, rate) = (times.map_err(|error| error.context(node.end_of_log()))?, changed?);
+    let noise = before.until(&Snapshot::take()?, &own);
+    crate::report::progress("");
+    let note = format!(
+        "{many} Services of {ENDPOINTS} endpoints, {rate:.0} other changes a second, {} changes; from the moment that the event is \
+         written to the agent's socket to the SYN that is let in; a {} client tries every 0.1 ms",
+        times.len(),
+        Measure::Crr.title().split(' ').next().unwrap_or_default()
+    );
+    for (id, what, goal, value) in [
+        ("endpoints.p50", "median", 2.0, stats::median(&times)),
+        ("endpoints.p99", "99th percentile", 10.0, stats::percentile(&times, 99.0)),
+    ] {
+        let about = About {
+            id: id.to_owned(),
+            title: format!("a Service gets its first endpoint, until its first SYN goes there, {what}"),
+            goal: Some(Goal::AtMost(goal)),
+        };
+        let row =
+            Row::of_samples(about, Unit::Milliseconds, value.into_iter().collect(), note.clone(), &mut run.random);
+        run.add(row.taken_with(noise, run.protocol.limits));
+    }
+    Ok(())
+}
+
+/// Milliseconds from each change to the first connection.
+fn swaps(run: &Run, node: &Node, client: &mut Worker, server: IpAddr) -> Result<Vec<f64>> {
+    let to = measured();
+    let refuse = Request { to, answers: false, patience: PATIENCE };
+    let mut times = Vec::new();
+    node.api.apply(slice(MEASURED, &[]))?;
+    client.ask::<u64>(&refuse, SLACK)?;
+    for number in 0..run.options.swaps {
+        interrupt::check()?;
+        if number % 10 == 0 {
+            crate::report::progress(&format!("changes of endpoints, {number} of {}", run.options.swaps));
+        }
+        let request = Request { to, answers: true, patience: PATIENCE };
+        let asked = std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| client.ask::<u64>(&request, SLACK));
+            // Not in step with the other changes.
+            std::thread::sleep(Duration::from_micros(20_000 + 137 * (number as u64 % 73)));
+            let begun = node.api.apply(slice(MEASURED, &[server]))?;
+            let let_in = waiting.join().unwrap_or_else(|_| anyhow::bail!("the thread of the client died"))?;
+            Ok::<_, anyhow::Error>((begun, let_in))
+        });
+        let (begun, let_in) = asked?;
+        times.push(seconds(begun, let_in) * 1000.0);
+        node.api.apply(slice(MEASURED, &[]))?;
+        client.ask::<u64>(&refuse, SLACK)?;
+    }
+    Ok(times)
+}
+
+/// Has endpoints of other Services come and go until told to stop; changes a second.
+fn change_others(node: &Node, many: usize, stop: &AtomicBool) -> Result<f64> {
+    let others = many.saturating_sub(1).max(1);
+    let begun = Instant::now();
+    let mut count = 0u32;
+    while !stop.load(Ordering::Relaxed) {
+        let index = count as usize % others;
+        let fewer = ENDPOINTS - 1 + (count as usize / others) % 2;
+        let mut endpoints = nobodys(index, ENDPOINTS);
+        endpoints.truncate(fewer);
+        node.api.apply(slice(&filler(index), &endpoints))?;
+        count += 1;
+        std::thread::sleep((Duration::from_secs(1) / OTHERS * count).saturating_sub(begun.elapsed()));
+    }
+    Ok(f64::from(count) / begun.elapsed().as_secs_f64())
 }

@@ -5,6 +5,7 @@ mod cni;
 mod cross_node;
 mod endpoints;
 mod fresh;
+mod programs;
 mod same_node;
 mod services;
 
@@ -58,7 +59,7 @@ impl Run {
     /// A part failed.
     pub(crate) fn measure(&mut self) -> Result<()> {
         let mut lab = match &self.options.use_lab {
-            _ if self.options.baselines_only => None,
+            _ if !self.options.needs_lab() => None,
             Some(name) => Some(Lab::existing(name)?),
             None if self.options.has(Group::Lab) => Some(Lab::up(self.options.lab_ups)?),
             None => Some(Lab::up(1)?),
@@ -78,11 +79,19 @@ impl Run {
         if let Some(lab) = lab.as_mut().filter(|_| self.options.has(Group::Fresh)) {
             fresh::measure(self, lab)?;
         }
-        if let Some(lab) = lab.as_mut().filter(|_| self.options.has(Group::Services)) {
-            services::measure(self, lab)?;
+        // What follows has a node of its own.
+        drop(lab);
+        if self.options.baselines_only {
+            return Ok(());
         }
-        if let Some(lab) = lab.as_mut().filter(|_| self.options.has(Group::Endpoints)) {
-            endpoints::measure(self, lab)?;
+        if self.options.has(Group::Programs) {
+            programs::measure(self)?;
+        }
+        if self.options.has(Group::Endpoints) {
+            endpoints::measure(self)?;
+        }
+        if self.options.has(Group::Services) {
+            services::measure(self)?;
         }
         Ok(())
     }

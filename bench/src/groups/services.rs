@@ -1,140 +1,152 @@
-//! Connections to a ClusterIP against connections to the pod behind it, with one Service and with many.
+//! Connections to a ClusterIP against connections to the pod behind it, and against rules shaped as kube-proxy's, with few and many
+//! Services.
 
-use std::net::{IpAddr, Ipv4Addr};
-use std::time::{Duration, Instant};
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
-use anyhow::{Context, Result};
-use serde_json::{Value, json};
+use anyhow::Result;
 
 use super::{Ratio, Run};
-use crate::api::Kind;
-use crate::lab::{Lab, NAMESPACE, wait};
-use crate::load::{Ends, Measure, PORT};
-use crate::row::{About, Goal, Null, Row};
+use crate::baseline::Baseline;
+use crate::cluster::{MEASURED, Node, PORT, address, filler, nobodys, service, slice};
+use crate::interrupt;
+use crate::lab::wait;
+use crate::load::{Ends, Measure};
+use crate::row::{About, Goal, Null, Row, Unit};
+use crate::rulesets::Ruleset;
 
 const NULL: Null = Null { one: "pod address", other: "pod address again" };
-pub(super) const MEASURED: &str = "measured";
+const OURS: &str = "ClusterIP";
+const RULESETS: [Ruleset; 2] = [Ruleset::Nftables, Ruleset::Iptables];
+/// Endpoints of each Service that nobody measures.
+const ENDPOINTS: usize = 2;
+/// How long a block must be at least to have any connection in it, and how long it takes until a probe of one is given up.
+const PROBE: Duration = Duration::from_millis(5);
 
 /// Measures them.
 ///
 /// # Errors
-/// A Service does not answer in time, or an object is refused.
-pub(super) fn measure(run: &mut Run, lab: &mut Lab) -> Result<()> {
-    let (client, server) = (lab.pod("near", "n1")?, lab.pod("server", "n1")?);
+/// A Service does not answer in time, or rules are refused.
+pub(super) fn measure(run: &mut Run) -> Result<()> {
+    let mut node = Node::new()?;
+    node.start_agent()?;
+    node.until_ready()?;
+    let (client, server) = (node.pod("near")?, node.pod("server")?);
     let ends = Ends::start("a Service", &client.place, &server.place, run.cpus)?;
-    lab.api.create(&[service(MEASURED), slice(MEASURED, &[server.ip])])?;
-    let address = cluster_ip(lab, MEASURED)?;
-    answers(&ends, address)?;
-    let few = pass(run, &ends, address, server.ip, 1)?;
-
-    let many = run.options.services;
-    crate::report::progress(&format!("making {many} Services"));
-    let started = Instant::now();
-    fill(lab, many, 2, server.ip)?;
-    let made = started.elapsed().as_secs_f64();
-    let last = cluster_ip(lab, &filler(many - 1))?;
-    answers(&ends, last)?;
-    let ready = started.elapsed().as_secs_f64();
-    let full = pass(run, &ends, address, server.ip, many)?;
-
-    if let (Some(few), Some(full)) = (few, full) {
+    node.api.apply(service(MEASURED))?;
+    node.api.apply(slice(MEASURED, &[server.ip]))?;
+    answers(&node, &ends, MEASURED)?;
+    let mut sizes = run.options.services.clone();
+    sizes.sort_unstable();
+    let mut rows = Vec::new();
+    let mut there = 1;
+    for size in sizes {
+        grow(&node, &ends, there, size, server.ip)?;
+        there = there.max(size);
+        rows.extend(pass(run, &ends, server.ip, size)?.map(|row| (size, row)));
+    }
+    if let [(few, first), .., (many, last)] = rows.as_slice() {
         let about = About {
             id: "services.crr.slope".to_owned(),
-            title: format!("ClusterIP, TCP CRR: with {many} Services ÷ with 1"),
-            goal: Some(Goal::AtLeast(0.98)),
+            title: format!("ClusterIP ÷ pod address, TCP CRR: with {many} Services ÷ with {few}"),
+            goal: Some(Goal::AtLeast(0.99)),
         };
-        let remark =
-            format!("{many} Services and EndpointSlices made in {made:.1} s, the last answered after {ready:.1} s");
-        let row = Row::of_rows(about, &full, &few, &mut run.random).remark(&remark);
+        let row = Row::of_rows(about, last, first, &mut run.random);
         run.add(row);
     }
-    empty(lab, many)
+    Ok(())
 }
 
-/// One measurement, its row.
-fn pass(run: &mut Run, ends: &Ends, service: IpAddr, pod: IpAddr, count: usize) -> Result<Option<Row>> {
-    let arms = [ends.to("ClusterIP", service), ends.to(NULL.one, pod), ends.to(NULL.other, pod)];
-    let id = format!("services.crr.{count}");
+/// Has the agent told of more Services, one event after the other, until there are `size`; the last one leads to the server, and
+/// answers before this returns.
+fn grow(node: &Node, ends: &Ends, there: usize, size: usize, server: IpAddr) -> Result<()> {
+    // The measured one is one of them.
+    let last = size.saturating_sub(2);
+    for index in there.saturating_sub(1)..size.saturating_sub(1) {
+        if index % 1000 == 0 {
+            interrupt::check()?;
+            crate::report::progress(&format!("Service {index} of {size}"));
+        }
+        let endpoints = if index == last { vec![server] } else { nobodys(index, ENDPOINTS) };
+        node.api.apply(service(&filler(index)))?;
+        node.api.apply(slice(&filler(index), &endpoints))?;
+    }
+    crate::report::progress("");
+    if size > there { answers(node, ends, &filler(last)) } else { Ok(()) }
+}
+
+/// Waits until connections to a Service work.
+fn answers(node: &Node, ends: &Ends, name: &str) -> Result<()> {
+    let to = SocketAddr::new(address(name).into(), PORT);
+    let answer = wait(&format!("{to} to answer"), || Ok(ends.block(Measure::Crr, to, PROBE).ok()));
+    answer.map(drop).map_err(|error| error.context(node.end_of_log()))
+}
+
+/// One measurement with all that it is compared with; the row of ClusterIP against pod.
+fn pass(run: &mut Run, ends: &Ends, pod: IpAddr, count: usize) -> Result<Option<Row>> {
+    let mut others = Vec::new();
+    for ruleset in RULESETS.into_iter().filter(|_| count > 1) {
+        crate::report::progress(&format!("loading {count} Services, {}", ruleset.title()));
+        match Baseline::kube_proxy(ruleset, count, run.cpus) {
+            Ok((baseline, took)) => {
+                loaded(run, ruleset, count, took);
+                others.push((ruleset, baseline));
+            }
+            // Rules that do not load are no reason to measure nothing else.
+            Err(error) => crate::report::note(&format!("{count} Services, {}: {error:#}", ruleset.title())),
+        }
+        interrupt::check()?;
+    }
+    let mut arms = vec![ends.to(OURS, address(MEASURED).into()), ends.to(NULL.one, pod), ends.to(NULL.other, pod)];
+    for (ruleset, baseline) in &others {
+        // The first connection of a pod may wait for its neighbours.
+        let arm = baseline.ends.to(ruleset.title(), baseline.to);
+        wait(&format!("{} to answer", ruleset.title()), || Ok(baseline.ends.block(Measure::Crr, arm.to, PROBE).ok()))?;
+        arms.push(arm);
+    }
     let plural = if count == 1 { "" } else { "s" };
-    let ratio = Ratio {
+    let id = format!("services.crr.{count}");
+    let mut ratios = vec![Ratio {
         id: id.clone(),
         title: format!("ClusterIP ÷ pod address, TCP CRR, {count} Service{plural}"),
-        over: "ClusterIP",
+        over: OURS,
         under: NULL.one,
-        goal: Some(Goal::AtLeast(0.95)),
-    };
-    run.compare(&format!("ClusterIP with {count} Service{plural}"), &arms, Measure::Crr, NULL, vec![ratio])?;
+        goal: Some(Goal::AtLeast(0.97)),
+    }];
+    for (ruleset, _) in &others {
+        let title = ruleset.title();
+        ratios.push(Ratio {
+            id: format!("{id}.{title}"),
+            title: format!("ClusterIP, TCP CRR, {count} Services: Towpath ÷ {title}"),
+            over: OURS,
+            under: title,
+            goal: goal(*ruleset, count),
+        });
+    }
+    run.compare(&format!("ClusterIP with {count} Service{plural}"), &arms, Measure::Crr, NULL, ratios)?;
     Ok(run.rows.iter().find(|row| row.id == id).cloned())
 }
 
-pub(super) fn service(name: &str) -> Value {
-    let port = json!({"name": "p", "port": PORT, "targetPort": PORT, "protocol": "TCP"});
-    json!({
-        "apiVersion": "v1", "kind": "Service",
-        "metadata": {"name": name, "namespace": NAMESPACE},
-        "spec": {"ports": [port]},
-    })
-}
-
-pub(super) fn slice(service: &str, endpoints: &[IpAddr]) -> Value {
-    let endpoints: Vec<Value> =
-        endpoints.iter().map(|ip| json!({"addresses": [ip], "conditions": {"ready": true}})).collect();
-    json!({
-        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
-        "metadata": {
-            "name": format!("{service}-a"), "namespace": NAMESPACE,
-            "labels": {"kubernetes.io/service-name": service},
-        },
-        "addressType": "IPv4",
-        "endpoints": endpoints,
-        "ports": [{"name": "p", "port": PORT, "protocol": "TCP"}],
-    })
-}
-
-pub(super) fn filler(index: usize) -> String {
-    format!("filler-{index:05}")
-}
-
-/// Endpoints of the `index`-th Service, nobody's: 198.18.0.0/15 is for benchmarks (RFC 2544).
-pub(super) fn nobodys(index: usize, count: usize) -> Vec<IpAddr> {
-    let number = |which: usize| u32::try_from(index * count + which).unwrap_or(0) % 0x1_fffe + 1;
-    (0..count).map(|which| IpAddr::from(Ipv4Addr::from(0xc612_0000 + number(which)))).collect()
-}
-
-/// Many Services with some endpoints each; the last one, made after all others, leads to the server.
-pub(super) fn fill(lab: &mut Lab, count: usize, endpoints: usize, server: IpAddr) -> Result<()> {
-    let last = count.saturating_sub(1);
-    let mut objects = Vec::with_capacity(count * 2);
-    for index in 0..last {
-        objects.extend([service(&filler(index)), slice(&filler(index), &nobodys(index, endpoints))]);
+fn goal(ruleset: Ruleset, count: usize) -> Option<Goal> {
+    match (ruleset, count) {
+        (Ruleset::Nftables, _) => Some(Goal::AtLeast(1.25)),
+        (Ruleset::Iptables, 50_000..) => Some(Goal::AtLeast(15.0)),
+        (Ruleset::Iptables, 10_000..) => Some(Goal::AtLeast(4.0)),
+        (Ruleset::Iptables, _) => None,
     }
-    lab.api.create(&objects)?;
-    lab.api.create(&[service(&filler(last)), slice(&filler(last), &[server])])
 }
 
-/// Removes what was made; the benchmark's own lab goes away whole.
-pub(super) fn empty(lab: &mut Lab, count: usize) -> Result<()> {
-    if lab.is_own() {
-        return Ok(());
+/// How long rules took to load, where they are all that kube-proxy would load.
+fn loaded(run: &mut Run, ruleset: Ruleset, count: usize, took: Duration) {
+    if !ruleset.is_whole(count) {
+        return;
     }
-    crate::report::progress("removing the Services");
-    let services: Vec<String> = (0..count).map(filler).chain([MEASURED.to_owned()]).collect();
-    let slices: Vec<String> = services.iter().map(|service| format!("{service}-a")).collect();
-    lab.api.delete(Kind::Service, &services)?;
-    lab.api.delete(Kind::EndpointSlice, &slices)?;
-    crate::report::progress("");
-    Ok(())
-}
-
-pub(super) fn cluster_ip(lab: &mut Lab, name: &str) -> Result<IpAddr> {
-    let service = lab.api.get(Kind::Service, name)?.with_context(|| format!("Service {name} is not there"))?;
-    let text = service.pointer("/spec/clusterIP").and_then(Value::as_str).unwrap_or_default();
-    text.parse().with_context(|| format!("Service {name} has the address {text:?}"))
-}
-
-/// Waits until connections to an address work.
-pub(super) fn answers(ends: &Ends, address: IpAddr) -> Result<()> {
-    let to = ends.to("probe", address).to;
-    wait(&format!("{to} to answer"), || Ok(ends.block(Measure::Crr, to, Duration::from_millis(5)).ok()))?;
-    Ok(())
+    let about = About {
+        id: format!("services.load.{count}.{}", ruleset.title()),
+        title: format!("{count} Services of {ENDPOINTS} endpoints, {}: rules loaded", ruleset.title()),
+        goal: None,
+    };
+    let note = format!("by {}, in one call", ruleset.loader());
+    let row = Row::of_samples(about, Unit::Seconds, vec![took.as_secs_f64()], note, &mut run.random);
+    run.add(row);
 }

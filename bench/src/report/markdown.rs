@@ -5,9 +5,6 @@ use std::fmt::Write as _;
 use super::{null, rounds};
 use crate::row::Row;
 
-const BEGIN: &str = "<!-- figures -->";
-const END: &str = "<!-- /figures -->";
-
 /// The table, the facts under it.
 pub(super) fn table(rows: &[Row], facts: &[String]) -> String {
     let mut text = String::from(
@@ -32,12 +29,13 @@ pub(super) fn table(rows: &[Row], facts: &[String]) -> String {
     text
 }
 
-/// A file's text with the figures between its markers; a file without them becomes the figures alone.
-pub(super) fn between_markers(file: &str, figures: &str) -> String {
-    let parts = file.split_once(BEGIN).and_then(|(before, rest)| Some((before, rest.split_once(END)?.1)));
+/// A file's text with the figures between the marks of this name (`<!-- name -->`, `<!-- /name -->`); at the end of a file that has none.
+pub(super) fn between_markers(file: &str, name: &str, figures: &str) -> String {
+    let (begin, end) = (format!("<!-- {name} -->"), format!("<!-- /{name} -->"));
+    let parts = file.split_once(&begin).and_then(|(before, rest)| Some((before, rest.split_once(&end)?.1)));
     match parts {
-        Some((before, after)) => format!("{before}{BEGIN}\n{figures}{END}{after}"),
-        None => figures.to_owned(),
+        Some((before, after)) => format!("{before}{begin}\n{figures}{end}{after}"),
+        None => format!("{file}{begin}\n{figures}{end}\n"),
     }
 }
 
@@ -58,9 +56,14 @@ mod tests {
     #[test]
     fn only_what_is_between_the_markers_changes() {
         let file = "# Title\n<!-- figures -->\nold\n<!-- /figures -->\nmethod\n";
-        let once = between_markers(file, "new\n");
+        let once = between_markers(file, "figures", "new\n");
         assert_eq!(once, "# Title\n<!-- figures -->\nnew\n<!-- /figures -->\nmethod\n");
-        assert_eq!(between_markers(&once, "new\n"), once);
-        assert_eq!(between_markers("something else", "new\n"), "new\n");
+        assert_eq!(between_markers(&once, "figures", "new\n"), once);
+        let other = "<!-- figures of x -->\nmore\n<!-- /figures of x -->\n";
+        assert_eq!(between_markers(&once, "figures of x", "more\n"), format!("{once}{other}"));
+        assert_eq!(
+            between_markers(other, "figures", "new\n"),
+            format!("{other}<!-- figures -->\nnew\n<!-- /figures -->\n")
+        );
     }
 }

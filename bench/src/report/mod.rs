@@ -65,6 +65,12 @@ pub(crate) fn progress(text: &str) {
     }
 }
 
+/// Says something that is no figure.
+pub(crate) fn note(text: &str) {
+    progress("");
+    eprintln!("{text}");
+}
+
 /// Says that a row is done.
 pub(crate) fn finished(row: &Row) {
     progress("");
@@ -89,15 +95,47 @@ pub(crate) fn write(run: &Run, machine: &Machine, seed: u64) -> Result<()> {
             json!({"machine": machine, "conditions": conditions(run, seed), "rows": run.rows, "measured": series});
         save(path, &format!("{value:#}\n"))?;
     }
-    if let Some(path) = &run.options.markdown {
-        let figures = markdown::table(&run.rows, &[machine.line(), conditions(run, seed)]);
-        let before = std::fs::read_to_string(path).unwrap_or_default();
-        save(path, &markdown::between_markers(&before, &figures))?;
-    }
-    if let Some(path) = &run.options.svg {
-        save(path, &svg::plot(&run.rows, &machine.line()))?;
+    let facts = [machine.line(), conditions(run, seed)];
+    let parts = [Part::Network, Part::Services].map(|part| {
+        let rows: Vec<Row> = run.rows.iter().filter(|row| Part::of(row) == part).cloned().collect();
+        (part, rows)
+    });
+    // What was not measured now stays as it was.
+    for (part, rows) in parts.iter().filter(|(_, rows)| !rows.is_empty()) {
+        if let Some(path) = &run.options.markdown {
+            let figures = markdown::table(rows, &facts);
+            let before = std::fs::read_to_string(path).unwrap_or_default();
+            save(path, &markdown::between_markers(&before, part.name(), &figures))?;
+        }
+        if let (Part::Network, Some(path)) = (part, &run.options.svg) {
+            save(path, &svg::plot(rows, &machine.line()))?;
+        }
     }
     Ok(())
+}
+
+/// Tables of the report, each with the machine that it was taken on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Part {
+    /// What all traffic meets.
+    Network,
+    /// Services and their scale.
+    Services,
+}
+
+impl Part {
+    fn of(row: &Row) -> Self {
+        let services = ["services.", "endpoints.", "programs."];
+        if services.iter().any(|prefix| row.id.starts_with(prefix)) { Part::Services } else { Part::Network }
+    }
+
+    /// What the marks in the report call it.
+    fn name(self) -> &'static str {
+        match self {
+            Part::Network => "figures",
+            Part::Services => "figures of Services",
+        }
+    }
 }
 
 fn save(path: &Path, text: &str) -> Result<()> {

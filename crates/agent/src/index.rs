@@ -438,7 +438,8 @@ impl Index {
 
     fn replace<N: Noun>(&mut self, all: BTreeMap<N::Key, N>) {
         if *N::all(&self.world) != all {
-            N::replace(&mut self.world, all);
+            // Made anew in one go, a tree's leaves are full; those that grew one by one are half empty.
+            N::replace(&mut self.world, all.into_iter().collect());
             self.touch(N::KIND);
             self.changes.all_services |= matches!(N::KIND, Kind::Service | Kind::EndpointSlice);
         }

@@ -504,20 +504,23 @@ impl Reconciler {
     async fn apply_services(&mut self, due: &Changes) -> Result<(), String> {
         let now = self.now();
         let index = self.index.clone();
+        // At the start, and after a failure, of which nobody knows how far it came, the whole table; and when there may be room again.
+        let room = self.room.filter(|(at, _)| *at <= Instant::now());
+        let followed = std::mem::replace(&mut self.services_followed, false) && room.is_none();
         let changes = tokio::task::block_in_place(|| {
             self.services.plan(read(&index).world(), &self.node, due.services(), now);
-            self.services.take_changes()
+            if followed {
+                return Some(self.services.take_changes());
+            }
+            self.services.forget_changes();
+            None
         });
         let host_ports = self.services.count_host_ports(read(&index).world(), &self.node);
         let mut refused = self.services.refusals();
         let (frontends, backends) = (self.services.table().frontends.len(), self.services.table().backends.len());
-        // At the start, and after a failure, of which nobody knows how far it came, the whole table; and when there may be room again.
-        let room = self.room.filter(|(at, _)| *at <= Instant::now());
-        let followed = std::mem::replace(&mut self.services_followed, false) && room.is_none();
-        let applied = if followed {
-            self.datapath.apply_service_changes(changes).await
-        } else {
-            self.datapath.apply_services(self.services.table().clone()).await
+        let applied = match changes {
+            Some(changes) => self.datapath.apply_service_changes(changes).await,
+            None => self.datapath.apply_services(self.services.table().clone()).await,
         };
         let applied = applied.map_err(|e| e.to_string())?;
         self.services_followed = true;
@@ -552,6 +555,10 @@ impl Reconciler {
             report.refused_services = refused;
         });
         self.answer_health_checks().await;
+        if !followed {
+            // Lists were read and a table of all was written: most of what that took is free now.
+            tokio::task::block_in_place(towpath_datapath::memory::give_back);
+        }
         Ok(())
     }
 

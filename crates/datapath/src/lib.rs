@@ -8,6 +8,7 @@ pub mod abi;
 pub mod bpf;
 mod error;
 mod facade;
+pub mod memory;
 pub mod net;
 mod node;
 pub mod predecessor;

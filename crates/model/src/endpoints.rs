@@ -46,8 +46,9 @@ pub struct Endpoint {
     pub node: Option<NodeName>,
     /// The pod behind it (`targetRef`).
     pub pod: Option<NamespacedName>,
-    /// Whose clients it is meant for.
-    pub hints: Hints,
+    /// Whose clients it is meant for; most say nothing of it.
+    #[serde(default)]
+    pub hints: Option<Box<Hints>>,
 }
 
 /// One port that all endpoints of a slice have.
@@ -102,11 +103,12 @@ impl TryFrom<&discovery::EndpointSlice> for EndpointSlice {
             let conditions = endpoint.conditions.clone().unwrap_or_default();
             let ready = conditions.ready.unwrap_or(true);
             let hints = endpoint.hints.clone().unwrap_or_default();
+            let hints = Hints {
+                zones: hints.for_zones.into_iter().flatten().map(|z| z.name).collect(),
+                nodes: hints.for_nodes.into_iter().flatten().map(|n| NodeName::new(n.name)).collect(),
+            };
             endpoints.push(Endpoint {
-                hints: Hints {
-                    zones: hints.for_zones.into_iter().flatten().map(|z| z.name).collect(),
-                    nodes: hints.for_nodes.into_iter().flatten().map(|n| NodeName::new(n.name)).collect(),
-                },
+                hints: Some(hints).filter(|hints| *hints != Hints::default()).map(Box::new),
                 address,
                 conditions: Conditions {
                     ready,
@@ -129,6 +131,9 @@ impl TryFrom<&discovery::EndpointSlice> for EndpointSlice {
             let Some(protocol) = Protocol::parse(port.protocol.as_deref()) else { continue };
             ports.push(EndpointPort { name: port.name.clone().unwrap_or_default(), protocol, port: number });
         }
+        // Kept for as long as the object is there: without the room that a growing list has.
+        endpoints.shrink_to_fit();
+        ports.shrink_to_fit();
         let headless = meta.labels.iter().flatten().any(|(label, _)| label == HEADLESS_LABEL);
         Ok(Self { service: NamespacedName::new(namespace, service), name, endpoints, ports, headless })
     }

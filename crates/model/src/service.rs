@@ -137,6 +137,7 @@ fn addresses(list: impl Iterator<Item = String>) -> Vec<IpAddr> {
             out.push(ip);
         }
     }
+    out.shrink_to_fit();
     out
 }
 
@@ -230,13 +231,15 @@ impl TryFrom<&core::Service> for Service {
             "LoadBalancer" => ServiceKind::LoadBalancer,
             other => return Err(Invalid::new(&who, "spec.type", format!("unknown type {other:?}"))),
         };
-        let ports = spec
+        let mut ports = spec
             .ports
             .iter()
             .flatten()
             .enumerate()
             .map(|(index, port)| parse_port(&who, index, port))
             .collect::<Result<Vec<_>, _>>()?;
+        // Kept for as long as the object is there: without the room that a growing list has.
+        ports.shrink_to_fit();
         let affinity_seconds = (spec.session_affinity.as_deref() == Some("ClientIP")).then(|| {
             let configured = spec
                 .session_affinity_config

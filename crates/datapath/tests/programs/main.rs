@@ -14,6 +14,7 @@ mod algorithms;
 mod budget;
 mod direct_return;
 mod envelope;
+mod flips;
 mod fragments;
 mod frame;
 mod from_pod;

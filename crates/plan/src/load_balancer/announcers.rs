@@ -110,7 +110,7 @@ fn weight(node: &NodeName, address: IpAddr) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use towpath_model::{Conditions, Endpoint, EndpointSlice, Hints, Node, Protocol, ServicePort, TargetPort};
+    use towpath_model::{Conditions, Endpoint, EndpointSlice, Node, Protocol, ServicePort, TargetPort};
 
     const READY: Conditions = Conditions { ready: true, serving: true, terminating: false };
 
@@ -168,7 +168,7 @@ mod tests {
             hostname: None,
             node: Some(NodeName::new(node)),
             pod: None,
-            hints: Hints::default(),
+            hints: None,
         };
         let slice = EndpointSlice {
             name: name.clone(),

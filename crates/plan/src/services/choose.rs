@@ -65,13 +65,14 @@ pub(super) fn candidates(
                     refused.push((RefusedPart::Endpoint, reason));
                     continue;
                 }
+                let hints = endpoint.hints.as_deref();
                 let state = State {
                     ready: endpoint.conditions.ready || service.publish_not_ready,
                     serving: endpoint.conditions.serving || service.publish_not_ready,
                     terminating: endpoint.conditions.terminating,
                     node: endpoint.node.clone(),
-                    by_node: Hint::of(&endpoint.hints.nodes, |node| node == here.node),
-                    by_zone: Hint::of(&endpoint.hints.zones, |zone| here.zone == Some(zone.as_str())),
+                    by_node: Hint::of(hints.map_or(&[], |hints| &hints.nodes), |node| node == here.node),
+                    by_zone: Hint::of(hints.map_or(&[], |hints| &hints.zones), |zone| here.zone == Some(zone.as_str())),
                 };
                 let key = BackendAddress { address: endpoint.address, port: slice_port.port, protocol: port.protocol };
                 // An endpoint may be in two slices while it moves: the better state counts.

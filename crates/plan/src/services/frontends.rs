@@ -70,19 +70,25 @@ impl Planner {
                 TrafficPolicy::Local => choose_on(node, found),
             };
             let lingering = lingering(port, &going_on, &chosen);
-            let key = PortKey {
+            let key = Arc::new(PortKey {
                 service: service.name.clone(),
                 port: port.name.clone(),
                 protocol: port.protocol,
                 scope: if differ { scope } else { Scope::Internal },
-            };
+            });
             let wanted = self.adopted_id(&frontends);
             let target = self.target(service, port, &key, wanted, &chosen);
             planned.held.extend(chosen);
-            planned.ports.insert(key.clone());
+            planned.ports.insert(key.clone(), ());
+            let target = Arc::new(target);
             for (frontend, rank) in wishes.iter().filter(|(_, r)| of_scope(*r)) {
-                let sources = service.source_ranges.as_deref().filter(|_| *rank == Rank::LoadBalancer).map(Arc::from);
-                let target = FrontendTarget { sources, ..target.clone() };
+                let sources = service.source_ranges.as_deref().filter(|_| *rank == Rank::LoadBalancer);
+                let target = match sources {
+                    Some(sources) => {
+                        Arc::new(FrontendTarget { sources: Some(Arc::from(sources)), ..(*target).clone() })
+                    }
+                    None => target.clone(),
+                };
                 let claimed = Claimed { target, inside: None, lingering: lingering.clone() };
                 planned.claims.insert((*frontend, (*rank, key.clone())), claimed);
             }
@@ -147,9 +153,9 @@ impl Planner {
             let sources = service.source_ranges.as_deref().filter(|_| *rank == Rank::LoadBalancer).map(Arc::from);
             let target = FrontendTarget { sources, ..self.target(service, port, &key, wanted, &chosen) };
             planned.held.extend(chosen);
-            planned.ports.insert(key);
+            planned.ports.insert(Arc::new(key), ());
             if let Some((_, claimed)) = planned.claims.iter_mut().find(|((claimed, _), _)| claimed == frontend) {
-                claimed.inside = Some(target);
+                claimed.inside = Some(Arc::new(target));
             }
         }
     }
@@ -178,17 +184,17 @@ impl Planner {
                     continue;
                 }
                 let frontend = Frontend { address: Some(address), ..*wish };
-                let key = PortKey {
+                let key = Arc::new(PortKey {
                     service: service.name.clone(),
                     port: format!("{} on {other}", port.name),
                     protocol: port.protocol,
                     scope: Scope::External,
-                };
+                });
                 let lingering = lingering(port, going_on, &chosen);
                 let wanted = self.adopted_id(&[frontend]);
-                let target = self.target(service, port, &key, wanted, &chosen);
+                let target = Arc::new(self.target(service, port, &key, wanted, &chosen));
                 planned.held.extend(chosen);
-                planned.ports.insert(key.clone());
+                planned.ports.insert(key.clone(), ());
                 planned.claims.insert((frontend, (*rank, key)), Claimed { target, inside: None, lingering });
             }
         }

@@ -181,12 +181,12 @@ impl Planner {
     ) {
         let frontend =
             Frontend { address: Some(front), family: family_of(front), port: port.port, protocol: port.protocol };
-        let key = PortKey {
+        let key = Arc::new(PortKey {
             service: pod.name.clone(),
             port: format!("{NAME}{} on {front}", port.port),
             protocol: port.protocol,
             scope: Scope::HostPort,
-        };
+        });
         let target = FrontendTarget {
             id: self.port_id(&key, self.adopted_id(&[frontend])),
             backends: vec![BackendId(self.backends.take(&backend))],
@@ -198,7 +198,7 @@ impl Planner {
             service: key.service.clone(),
             port_name: key.port.clone(),
         };
-        planned.ports.insert(key.clone());
+        planned.ports.insert(key.clone(), ());
         planned.held.insert(backend);
         planned.claims.insert((frontend, (Rank::HostPort, key)), target.into());
     }

@@ -7,6 +7,7 @@
 
 mod choose;
 pub mod describe;
+mod few;
 mod frontends;
 pub mod health;
 mod host_ports;
@@ -29,6 +30,7 @@ use towpath_model::desired::{
 use towpath_model::{EndpointSlice, NamespacedName, NodeName, NodePortAddresses, Protocol, Service, World, family_of};
 
 use crate::Changed;
+use few::Few;
 use ids::Ids;
 
 pub use refusal::{Asks, Refusal, RefusedPart};
@@ -112,29 +114,29 @@ enum Rank {
     HostPort,
 }
 
-type Claim = (Rank, PortKey);
+type Claim = (Rank, Arc<PortKey>);
 
 /// What whoever claims a frontend has there, if it gets it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Claimed {
-    target: FrontendTarget,
+    target: Arc<FrontendTarget>,
     /// Where this node's own clients are led, if elsewhere: see [`ServiceTable::inside`].
-    inside: Option<FrontendTarget>,
+    inside: Option<Arc<FrontendTarget>>,
     /// UDP backends that serve and take no new flows.
     lingering: BTreeSet<BackendAddress>,
 }
 
 impl From<FrontendTarget> for Claimed {
     fn from(target: FrontendTarget) -> Self {
-        Self { target, inside: None, lingering: BTreeSet::new() }
+        Self { target: Arc::new(target), inside: None, lingering: BTreeSet::new() }
     }
 }
 
 /// What one Service, or one pod with host ports, has in the table.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Planned {
-    claims: BTreeMap<(Frontend, Claim), Claimed>,
-    ports: BTreeSet<PortKey>,
+    claims: Few<(Frontend, Claim), Claimed>,
+    ports: Few<Arc<PortKey>, ()>,
     held: BTreeSet<BackendAddress>,
     refused: Vec<(RefusedPart, String)>,
 }
@@ -163,7 +165,7 @@ pub struct Planner {
     config: ServiceConfig,
     planned: BTreeMap<NamespacedName, Planned>,
     planned_pods: BTreeMap<NamespacedName, Planned>,
-    claims: BTreeMap<Frontend, BTreeMap<Claim, Claimed>>,
+    claims: BTreeMap<Frontend, Few<Claim, Claimed>>,
     /// Frontends that more than one asks for, or that give way to a NodePort.
     contested: BTreeSet<Frontend>,
     /// Services and pods that ask for what they do not get.
@@ -281,7 +283,7 @@ impl Planner {
         }
         self.config.cluster_dns = addresses.to_vec();
         let ours = |(rank, _): &Claim| *rank == Rank::ClusterDns;
-        let given_up: Vec<(Frontend, Claim, FrontendTarget)> = self
+        let given_up: Vec<(Frontend, Claim, Arc<FrontendTarget>)> = self
             .claims
             .iter()
             .filter(|(frontend, _)| frontend.address.is_none_or(|address| !addresses.contains(&address)))
@@ -325,6 +327,11 @@ impl Planner {
         }
     }
 
+    /// Forgets what became different: the table is taken whole.
+    pub fn forget_changes(&mut self) {
+        self.touched = Touched::default();
+    }
+
     /// When [`Planner::plan`] has something to do even if nothing changes: the next backend has drained.
     pub fn next_deadline(&self) -> Option<Duration> {
         self.draining.values().min().copied()
@@ -366,7 +373,7 @@ impl Planner {
         let of = |frontend: &Frontend| {
             let id = self.table.frontends.get(frontend)?.id;
             let claim = self.claims.get(frontend)?.iter().find(|(_, claimed)| claimed.target.id == id);
-            claim.map(|((_, key), _)| key)
+            claim.map(|((_, key), _)| &**key)
         };
         of(frontend).or_else(|| of(&any))
     }
@@ -429,7 +436,7 @@ impl Planner {
         for backend in &old.held {
             self.release(*backend, now);
         }
-        for key in old.ports.difference(&new.ports) {
+        for key in old.ports.keys().filter(|key| !new.ports.contains_key(key)) {
             self.ports.retire(key, now);
         }
         let touched: BTreeSet<Frontend> = old.claims.keys().chain(new.claims.keys()).map(|(f, _)| *f).collect();
@@ -438,7 +445,7 @@ impl Planner {
                 claims.remove(claim);
             }
         }
-        for ((frontend, claim), claimed) in &new.claims {
+        for ((frontend, claim), claimed) in new.claims.iter() {
             self.claims.entry(*frontend).or_default().insert(claim.clone(), claimed.clone());
         }
         for frontend in touched {
@@ -451,7 +458,7 @@ impl Planner {
 
     /// Gives a frontend to whoever has the best claim; among equals, who has it keeps it.
     fn settle(&mut self, frontend: Frontend) {
-        if self.claims.get(&frontend).is_some_and(BTreeMap::is_empty) {
+        if self.claims.get(&frontend).is_some_and(Few::is_empty) {
             self.claims.remove(&frontend);
         }
         // A NodePort is every address of the node: host ports of its number are nobody's, whatever was there first.
@@ -460,11 +467,11 @@ impl Planner {
             .claims
             .get(&frontend)
             .into_iter()
-            .flatten()
+            .flat_map(Few::iter)
             .map(|((rank, _), claimed)| (*rank, claimed))
             .filter(|(rank, _)| *rank != Rank::HostPort || !node_port)
             .collect();
-        let asked_for = self.claims.get(&frontend).map_or(0, BTreeMap::len);
+        let asked_for = self.claims.get(&frontend).map_or(0, Few::len);
         let held_back = open.len() < asked_for;
         let current = self.table.frontends.get(&frontend).map(|target| target.id);
         let best = open.first();
@@ -475,12 +482,12 @@ impl Planner {
         let lingering = owner.into_iter().flat_map(|claimed| &claimed.lingering);
         let lingering = lingering.filter_map(|backend| self.backends.known(backend)).map(BackendId);
         let lingering = Some(lingering.collect::<BTreeSet<BackendId>>()).filter(|ids| !ids.is_empty());
-        let target = owner.map(|claimed| claimed.target.clone());
-        let inside = owner.and_then(|claimed| claimed.inside.clone());
+        let (target, inside) =
+            (owner.map(|claimed| &*claimed.target), owner.and_then(|claimed| claimed.inside.as_deref()));
         let (table, touched) = (&mut self.table, &mut self.touched);
         exchange(&mut table.frontends, frontend, target, &mut touched.frontends);
         exchange(&mut table.inside, frontend, inside, &mut touched.inside);
-        exchange(&mut table.lingering, frontend, lingering, &mut touched.lingering);
+        exchange(&mut table.lingering, frontend, lingering.as_ref(), &mut touched.lingering);
         if asked_for > 1 || held_back {
             self.contested.insert(frontend);
         } else {
@@ -546,12 +553,12 @@ impl Planner {
         for (front, back) in pairs {
             for (protocol, port_name) in [(Protocol::Udp, "dns"), (Protocol::Tcp, "dns-tcp")] {
                 let frontend = Frontend { address: Some(front), family: family_of(front), port: 53, protocol };
-                let key = PortKey {
+                let key = Arc::new(PortKey {
                     service: NamespacedName::new("kube-system", "kube-dns"),
                     port: port_name.to_owned(),
                     protocol,
                     scope: Scope::Internal,
-                };
+                });
                 if self.claims.get(&frontend).is_some_and(|c| c.contains_key(&(Rank::ClusterDns, key.clone()))) {
                     continue;
                 }
@@ -584,18 +591,18 @@ impl Planner {
 }
 
 /// Puts what somebody has now at a frontend in the place of what was there, and notes a difference.
-fn exchange<V: PartialEq>(
+fn exchange<V: Clone + PartialEq>(
     map: &mut BTreeMap<Frontend, V>,
     frontend: Frontend,
-    new: Option<V>,
+    new: Option<&V>,
     touched: &mut BTreeSet<Frontend>,
 ) {
-    if map.get(&frontend) == new.as_ref() {
+    if map.get(&frontend) == new {
         return;
     }
     touched.insert(frontend);
     match new {
-        Some(new) => drop(map.insert(frontend, new)),
+        Some(new) => drop(map.insert(frontend, new.clone())),
         None => drop(map.remove(&frontend)),
     }
 }

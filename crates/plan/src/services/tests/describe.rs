@@ -52,7 +52,10 @@ fn endpoint(address: &str, on: &str, conditions: Conditions, zones: &[&str]) -> 
         hostname: None,
         node: Some(NodeName::new(on)),
         pod: Some(NamespacedName::new("default", address)),
-        hints: Hints { zones: zones.iter().map(|zone| (*zone).to_owned()).collect(), nodes: Vec::new() },
+        hints: Some(Box::new(Hints {
+            zones: zones.iter().map(|zone| (*zone).to_owned()).collect(),
+            nodes: Vec::new(),
+        })),
     }
 }
 

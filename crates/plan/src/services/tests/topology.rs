@@ -56,10 +56,10 @@ fn endpoint(n: u8, conditions: Conditions, zones: &[&str], nodes: &[&str]) -> En
         hostname: None,
         node: Some(NodeName::new(format!("n{n}"))),
         pod: None,
-        hints: Hints {
+        hints: Some(Box::new(Hints {
             zones: zones.iter().map(|z| (*z).to_owned()).collect(),
             nodes: nodes.iter().map(|n| NodeName::new(*n)).collect(),
-        },
+        })),
     }
 }
 

@@ -1,0 +1,81 @@
+//! What a packet from a pod to a Service costs in the kernel program that sees it, in units of a program that looks one thing up.
+
+use std::cell::RefCell;
+use std::time::Duration;
+
+use anyhow::Result;
+
+use super::{Ratio, Run};
+use crate::cni::Scratch;
+use crate::place::Place;
+use crate::programs::Request;
+use crate::rounds::{self, Arm, Block};
+use crate::row::{Goal, Null};
+use crate::stats;
+use crate::worker::Worker;
+
+const NULL: Null = Null { one: "one look-up", other: "one look-up again" };
+const NEW: &str = "new flow";
+const ESTABLISHED: &str = "established";
+/// Longest time of a block: 65,536 packets, three times.
+const SLACK: Duration = Duration::from_secs(30);
+
+/// Measures it.
+///
+/// # Errors
+/// The programs do not load, or a packet does not go where it should.
+pub(super) fn measure(run: &mut Run) -> Result<()> {
+    let scratch = Scratch::new()?;
+    let place = Place {
+        new_netns: true,
+        bpffs: Some(scratch.path().to_owned()),
+        cpu: Some(run.cpus.client),
+        ..Place::default()
+    };
+    let mut worker = Worker::start("the kernel programs", &place, &["programs"])?;
+    worker.ask::<f64>(&Request::Load { pin_dir: scratch.path().to_owned() }, SLACK)?;
+    let pid = worker.pid();
+    let worker = RefCell::new(worker);
+    let arm = |name, request: Request| Arm {
+        name,
+        pids: vec![pid],
+        run: Box::new({
+            let worker = &worker;
+            move || Ok(Block { value: worker.borrow_mut().ask(&request, SLACK)?, ..Block::default() })
+        }),
+    };
+    let mut arms = [
+        arm(NULL.one, Request::One),
+        arm(NULL.other, Request::Again),
+        arm(NEW, Request::New),
+        arm(ESTABLISHED, Request::Established),
+    ];
+    let title = "kernel programs".to_owned();
+    let series = rounds::measure(&title, &mut arms, &run.protocol, None, &mut run.random)?;
+    drop(arms);
+    let time = |arm: &str| stats::median(&series.values(arm)).unwrap_or(0.0);
+    let note = format!(
+        "65,536 flows to 10,000 Services, BPF_PROG_TEST_RUN once a flow, an empty program's time taken off: one look-up {:.0} ns, new \
+         flow {:.0} ns, established {:.0} ns",
+        time(NULL.one),
+        time(NEW),
+        time(ESTABLISHED)
+    );
+    let ratio = |id: &str, what: &str, over, goal| Ratio {
+        id: format!("programs.{id}"),
+        title: format!("{what}, from a pod to a Service: its program ÷ a program of one look-up"),
+        over,
+        under: NULL.one,
+        goal: Some(Goal::AtMost(goal)),
+    };
+    let ratios = vec![
+        ratio("new", "first packet of a flow", NEW, 10.0),
+        ratio("established", "later packet of a flow", ESTABLISHED, 4.0),
+    ];
+    let first = run.rows.len();
+    run.take(title, series, NULL, ratios);
+    for row in run.rows.iter_mut().skip(first) {
+        *row = row.clone().remark(&note);
+    }
+    Ok(())
+}
