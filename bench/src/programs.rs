@@ -189,6 +189,8 @@ impl Loaded {
             vni: 7,
             tunnel_port: 4789,
             node_ports: (30000, 32767),
+            loopback_node_ports: (true, true),
+            direct_return: false,
             plain_routing: true,
             borrowed_tunnel: false,
             borrowed_tunnel6: 0,

@@ -133,8 +133,8 @@ async fn run_until(config: AgentConfig, shutdown: CancellationToken) -> Result<(
     let leases = Arc::new(LeaseStore::open(&config.state_dir, &own.pod_cidrs, Arc::new(RealDisk))?.after(before));
     let (requests, request_inbox) = mpsc::channel::<Request>(1024);
     let feed = feed::Client::start(config.carry_socket());
-    let reconciler =
-        Reconciler::new(&config, &parsed, &own, ranges, index.clone(), datapath.clone(), leases.clone(), feed).await?;
+    let ends = reconcile::Ends { index: index.clone(), datapath: datapath.clone(), leases: leases.clone(), feed };
+    let reconciler = Reconciler::new(&config, &parsed, &own, ranges, ends).await?;
     let (report, in_charge) = (reconciler.report(), reconciler.in_charge());
     let mut loop_task = tokio::spawn(reconciler.run(inbox, request_inbox, ready, config.clone()));
 

@@ -177,6 +177,18 @@ pub struct Reconciler {
     report: SharedReport,
 }
 
+/// What the loop reads from and writes to.
+pub struct Ends {
+    /// The cluster.
+    pub index: SharedIndex,
+    /// The kernel.
+    pub datapath: Datapath,
+    /// Addresses of this node's pods.
+    pub leases: Arc<LeaseStore>,
+    /// What answers DNS.
+    pub feed: feed::Client,
+}
+
 impl Reconciler {
     /// Takes over what the kernel holds from an earlier run.
     ///
@@ -187,10 +199,7 @@ impl Reconciler {
         parsed: &Parsed,
         own: &OwnNode,
         ranges: Ranges,
-        index: SharedIndex,
-        datapath: Datapath,
-        leases: Arc<LeaseStore>,
-        feed: feed::Client,
+        Ends { index, datapath, leases, feed }: Ends,
     ) -> Result<Self> {
         let settings = crate::settings::node_settings(config, parsed, own);
         let started = Instant::now();
