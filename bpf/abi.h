@@ -447,7 +447,7 @@ enum tp_reason {
 	TP_SERVICE_TRANSLATED = 3,
 	TP_HOST_OUT = 4,		/* out of the uplink by the kernel's FIB, without its stack */
 	TP_IGNORED = 5,			/* link-local housekeeping that nobody here needs: router solicitations, MLD, DAD */
-	TP_REFUSED = 6,			/* answered with a reset or port unreachable: the Service has no backend */
+	TP_REFUSED = 6,			/* answered with a reset or an ICMP error: the Service has no backend, or the packet does not fit the tunnel */
 	TP_UNTRACKED = 7,		/* new, allowed and without an entry, for which there was no room: its answers need none */
 	TP_CT_RECYCLED = 8,		/* an opening that gave way to a later one of its pod */
 	TP_DIRECT_RETURN = 12,		/* opened by way of another node and answered from here (TP_NODE_DIRECT_RETURN) */

@@ -59,6 +59,12 @@ static __always_inline void tp_tunnel_mac(__u8 *mac, const struct tp_addr *tunne
 	__builtin_memcpy(mac + 2, &folded, 4);
 }
 
+/* Whether a peer's tunnel device is another network's. */
+static __always_inline int tp_names_mac(const struct tp_peer *peer)
+{
+	return peer->mac[0] | peer->mac[1] | peer->mac[2] | peer->mac[3] | peer->mac[4] | peer->mac[5];
+}
+
 /* Where a frame for the node with this tunnel address is sent to inside the envelope: another network's device takes none but its own. */
 static __always_inline void tp_inner_mac(struct tp_work *w, const struct tp_addr *tunnel, __u8 *mac)
 {
@@ -66,7 +72,7 @@ static __always_inline void tp_inner_mac(struct tp_work *w, const struct tp_addr
 
 	tp_full_prefix(&w->cidr, tunnel);
 	peer = bpf_map_lookup_elem(&tp_peers, &w->cidr);
-	if (peer && (peer->mac[0] | peer->mac[1] | peer->mac[2] | peer->mac[3] | peer->mac[4] | peer->mac[5]))
+	if (peer && tp_names_mac(peer))
 		tp_copy_mac(mac, peer->mac);
 	else
 		tp_tunnel_mac(mac, tunnel);

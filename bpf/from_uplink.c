@@ -11,6 +11,7 @@ static __always_inline int tp_serve(struct __sk_buff *skb, struct tp_work *w, co
 	struct tp_pod *to = bpf_map_lookup_elem(&tp_pods, &w->lb.backend.addr);
 	struct tp_ct *ct;
 	__u32 reason;
+	int other = 0;
 
 	if (!to) {
 		struct tp_peer *peer;
@@ -22,12 +23,20 @@ static __always_inline int tp_serve(struct __sk_buff *skb, struct tp_work *w, co
 			return tp_refuse_clash(skb, w, 0);
 		w->via = peer->tunnel;
 		w->has_via = 1;
+		other = tp_names_mac(peer);
 	}
 	ct = tp_ct_find(w, &w->p.t);
 	/* Who is outside reaches no pod but so: an entry without a translation is of another proxy's time. */
 	if (ct && (ct->flags & TP_CT_DNAT) && tp_ct_clashes(w, ct))
 		return tp_refuse_clash(skb, w, 0);
-	w->direct = !to && tp_may_ask_direct_return(w, cfg);
+	if (w->has_via && tp_is_too_big(skb, w, cfg)) {
+		if (tp_make_too_big(skb, w, cfg))
+			return tp_drop(skb, TP_DROP_INTERNAL);
+		tp_count(TP_REFUSED, skb->len);
+		tp_note(2, skb->ifindex, TP_REFUSED);
+		return bpf_redirect(skb->ifindex, 0);
+	}
+	w->direct = !to && !other && tp_may_ask_direct_return(w, cfg);
 	ct = tp_track(w, cfg, ct);
 	if (w->reason || !ct)
 		return tp_drop(skb, w->reason ? w->reason : TP_DROP_CT_FULL);
@@ -58,7 +67,9 @@ static __noinline int tp_error_from_outside(struct __sk_buff *skb, struct tp_wor
 	w->sent.sport = w->quoted.dport;
 	w->sent.daddr = w->quoted.saddr;
 	w->sent.dport = w->quoted.sport;
-	if (!tp_nat_known(w))
+	/* What the cluster says within itself nobody outside has seen. */
+	tp_full_prefix(&w->cidr, &w->sent.saddr);
+	if (bpf_map_lookup_elem(&tp_peers, &w->cidr) || !tp_nat_known(w))
 		return TC_ACT_OK;
 	reason = tp_aim_quoted(skb, w);
 	if (reason)

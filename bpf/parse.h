@@ -3,6 +3,7 @@
 #ifndef TOWPATH_PARSE_H
 #define TOWPATH_PARSE_H
 
+#define IP_DF 0x4000
 #define IP_MF 0x2000
 #define IP_OFFSET 0x1fff
 #define ICMP6 58

@@ -8,6 +8,7 @@
 
 #define IPV4_QUOTE 28			/* header and eight bytes (RFC 792) */
 #define IPV6_QUOTE 48
+#define IPV6_QUOTE_TOO_BIG 56		/* of a fragment, its own header comes between */
 
 static __always_inline int tp_swap_macs(struct __sk_buff *skb, struct tp_work *w)
 {
@@ -79,7 +80,8 @@ static __always_inline __u16 tp_finish_sum(__s64 sum)
 	return ~tp_fold(tp_fold((__u32)sum));
 }
 
-static __always_inline int tp_unreachable_v4(struct __sk_buff *skb, struct tp_work *w)
+/* `mtu`: in bytes, of what is too big (RFC 1191); 0: nobody listens at the port. */
+static __always_inline int tp_unreachable_v4(struct __sk_buff *skb, struct tp_work *w, __u32 mtu)
 {
 	struct iphdr *ip = (void *)w->quote;
 	struct tp_icmp *icmp = (void *)(w->quote + sizeof(*ip));
@@ -100,21 +102,24 @@ static __always_inline int tp_unreachable_v4(struct __sk_buff *skb, struct tp_wo
 	ip->daddr = w->h.v4.saddr;
 	ip->check = tp_finish_sum(bpf_csum_diff(NULL, 0, (__be32 *)w->quote, sizeof(*ip), 0));
 	icmp->type = 3;
-	icmp->code = 3;
+	icmp->code = mtu ? 4 : 3;
+	icmp->seq = bpf_htons(mtu);
 	icmp->sum = tp_finish_sum(bpf_csum_diff(NULL, 0, (__be32 *)icmp, sizeof(*icmp) + IPV4_QUOTE, 0));
 	return bpf_skb_store_bytes(skb, ETH_LEN, w->quote, sizeof(*ip) + sizeof(*icmp) + IPV4_QUOTE, 0);
 }
 
-static __always_inline int tp_unreachable_v6(struct __sk_buff *skb, struct tp_work *w)
+/* The same (RFC 8201). */
+static __always_inline int tp_unreachable_v6(struct __sk_buff *skb, struct tp_work *w, __u32 mtu)
 {
+	const __u32 quote = mtu ? IPV6_QUOTE_TOO_BIG : IPV6_QUOTE;
 	struct ipv6hdr *ip = (void *)w->quote;
 	struct tp_icmp *icmp = (void *)(w->quote + sizeof(*ip));
-	__u32 len = sizeof(*icmp) + IPV6_QUOTE;
+	const __u32 len = sizeof(*icmp) + quote;
 	__s64 sum;
 
-	if (bpf_skb_load_bytes(skb, ETH_LEN, w->quote + sizeof(*ip) + sizeof(*icmp), IPV6_QUOTE))
+	if (bpf_skb_load_bytes(skb, ETH_LEN, w->quote + sizeof(*ip) + sizeof(*icmp), quote))
 		return -1;
-	if (bpf_skb_change_tail(skb, ETH_LEN + IPV6_QUOTE, 0) ||
+	if (bpf_skb_change_tail(skb, ETH_LEN + quote, 0) ||
 	    bpf_skb_adjust_room(skb, sizeof(*ip) + sizeof(*icmp), BPF_ADJ_ROOM_MAC, 0))
 		return -1;
 	__builtin_memset(w->quote, 0, sizeof(*ip) + sizeof(*icmp));
@@ -123,14 +128,15 @@ static __always_inline int tp_unreachable_v6(struct __sk_buff *skb, struct tp_wo
 	ip->daddr = w->h.v6.saddr;
 	ip->payload_len = bpf_htons(len);
 	*(__be32 *)w->quote = bpf_htonl(ICMP6);
-	icmp->type = 1;
-	icmp->code = 4;
-	sum = bpf_csum_diff(NULL, 0, (__be32 *)w->quote, sizeof(*ip) + sizeof(*icmp) + IPV6_QUOTE, 0);
+	icmp->type = mtu ? 2 : 1;
+	icmp->code = mtu ? 0 : 4;
+	icmp->seq = bpf_htons(mtu);
+	sum = bpf_csum_diff(NULL, 0, (__be32 *)w->quote, sizeof(*ip) + sizeof(*icmp) + quote, 0);
 	icmp->sum = tp_finish_sum(sum);
 	*(__be32 *)w->quote = bpf_htonl(0x60000000);
 	ip->nexthdr = ICMP6;
 	ip->hop_limit = 64;
-	return bpf_skb_store_bytes(skb, ETH_LEN, w->quote, sizeof(*ip) + sizeof(*icmp) + IPV6_QUOTE, 0);
+	return bpf_skb_store_bytes(skb, ETH_LEN, w->quote, sizeof(*ip) + sizeof(*icmp) + quote, 0);
 }
 
 /* Turns the packet into its refusal. Nonzero: it cannot be answered, drop it. */
@@ -145,7 +151,7 @@ static __noinline int tp_make_refusal(struct __sk_buff *skb, struct tp_work *w)
 	}
 	if (w->p.t.proto != IPPROTO_UDP)
 		return -1;
-	if (w->p.flags & TP_PKT_V6 ? tp_unreachable_v6(skb, w) : tp_unreachable_v4(skb, w))
+	if (w->p.flags & TP_PKT_V6 ? tp_unreachable_v6(skb, w, 0) : tp_unreachable_v4(skb, w, 0))
 		return -1;
 	return tp_swap_macs(skb, w);
 }
@@ -161,6 +167,29 @@ static __always_inline int tp_refuse(struct __sk_buff *skb, struct tp_work *w, i
 	tp_count(TP_REFUSED, skb->len);
 	tp_note(into_peer ? 1 : 2, skb->ifindex, TP_REFUSED);
 	return into_peer ? bpf_redirect_peer(skb->ifindex, 0) : bpf_redirect(skb->ifindex, 0);
+}
+
+/* Whether a packet does not fit the tunnel, and nobody may cut it on the way. */
+static __always_inline int tp_is_too_big(struct __sk_buff *skb, const struct tp_work *w, const struct tp_node_config *cfg)
+{
+	if (!cfg->tunnel_mtu || skb->gso_size || skb->len - ETH_LEN <= cfg->tunnel_mtu)
+		return 0;
+	return (w->p.flags & TP_PKT_V6) || (w->h.v4.frag_off & bpf_htons(IP_DF));
+}
+
+/*
+ * Tells who sent it, of what it sent: the stack would speak of the translated packet, to a sender who knows of no such destination.
+ * Nonzero: it cannot be told, drop it.
+ */
+static __noinline int tp_make_too_big(struct __sk_buff *skb, struct tp_work *w, const struct tp_node_config *cfg)
+{
+	__u32 mtu = cfg->tunnel_mtu;
+
+	if (mtu > 0xffff || !mtu)
+		return -1;
+	if (w->p.flags & TP_PKT_V6 ? tp_unreachable_v6(skb, w, mtu) : tp_unreachable_v4(skb, w, mtu))
+		return -1;
+	return tp_swap_macs(skb, w);
 }
 
 /* Of a packet that would share another connection's entry (tp_ct_clashes): whoever sent it tries again from another port. */

@@ -113,8 +113,11 @@ impl Fixture {
             // In fragments both ways, which the endpoint sends back as they are.
             let large = vec![7; 4000];
             let mut echoed = vec![0; 8000];
-            socket.send(&large)?;
-            let length = socket.recv(&mut echoed).context("fragments and their answer")?;
+            let length = wait("fragments and their answer", PATIENCE, || {
+                // Of IPv6 the sender is told first how large they may be.
+                socket.send(&large)?;
+                socket.recv(&mut echoed).with_context(|| format!("from {at}"))
+            })?;
             ensure!(echoed.get(..length) == Some(large.as_slice()), "{length} bytes came back");
             Ok(String::from_utf8_lossy(buffer.get(..count).unwrap_or_default()).into_owned())
         })

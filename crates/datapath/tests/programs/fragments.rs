@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use towpath_model::Protocol;
+use towpath_model::{Family, Protocol};
 
 use crate::frame::{Frame, L4};
 use crate::services::unreachable;
@@ -59,10 +59,45 @@ fn fragments_for_a_service_that_come_before_the_first_are_counted_where_they_are
     });
 }
 
+/// The client is told of what it sent; of what became of that it knows nothing.
+#[test]
+fn who_sends_what_the_tunnel_has_no_room_for_is_told() {
+    in_world(|w| {
+        for family in BOTH {
+            let h = hosts(family);
+            w.serve(1 + family as u32, family, None, 30053, Protocol::Udp, &[SocketAddr::new(h.remote, 5353)]);
+            for size in [1450, 1440, 1404] {
+                let sent = arriving(MAC_UPLINK, h.outside, 4000, h.node, 30053, L4::udp(&vec![1; size]));
+                let mut bytes = sent.bytes();
+                if h.node.is_ipv4() {
+                    // May not be cut.
+                    bytes[20] |= 0x40;
+                    bytes[24..26].fill(0);
+                    let check = crate::frame::sum(&[&bytes[14..34]]).to_be_bytes();
+                    bytes[24..26].copy_from_slice(&check);
+                }
+                let got = w.run(towpath_datapath::bpf::Hook::FromUplink, &bytes, w.uplink, w.uplink, None);
+                let room = 1450 - if h.node.is_ipv4() { 28 } else { 48 };
+                if size <= room {
+                    assert_eq!((got.verdict, got.kind), (REDIRECT, 3), "{size} bytes");
+                    continue;
+                }
+                let told = got.out_of(2, w.uplink);
+                assert_eq!((told.src.ip(), told.dst.ip()), (h.node, h.outside));
+                let L4::Icmp { kind, code, rest, payload } = told.l4 else { panic!("{size} bytes: {told:?}") };
+                assert_eq!((kind, code), if h.node.is_ipv4() { (3, 4) } else { (2, 0) });
+                assert_eq!(u32::from_be_bytes(rest), 1450);
+                assert_eq!(payload, bytes[14..14 + payload.len()]);
+            }
+        }
+    });
+}
+
 #[test]
 fn the_last_fragment_goes_with_those_that_are_too_big_for_the_tunnel() {
     in_world(|w| {
-        for family in BOTH {
+        // Of IPv6 nobody on the way cuts a packet, nor a fragment.
+        for family in [Family::V4] {
             let h = hosts(family);
             w.serve(1 + family as u32, family, None, 30053, Protocol::Udp, &[SocketAddr::new(h.remote, 5353)]);
             let send = |id, size, offset, more| {
