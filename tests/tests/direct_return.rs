@@ -150,8 +150,8 @@ fn the_endpoints_node_answers_and_connections_outlive_the_switch_and_the_agents(
     };
     let node = fixture.cluster.get("node", "n1")?;
     let addresses = node.pointer("/status/addresses").and_then(|list| list.as_array()).cloned().unwrap_or_default();
-    let addresses = addresses.iter().filter_map(|a| a.get("address")?.as_str()?.parse::<IpAddr>().ok());
-    let n1_v6 = addresses.filter(IpAddr::is_ipv6).last().context("node n1 has no IPv6 address")?;
+    let mut addresses = addresses.iter().filter_map(|a| a.get("address")?.as_str()?.parse::<IpAddr>().ok());
+    let n1_v6 = addresses.rfind(IpAddr::is_ipv6).context("node n1 has no IPv6 address")?;
     run(&fixture, address(&n1)?, n1_v6)?;
     fixture.cluster.down()
 }

@@ -52,7 +52,7 @@ fn serve(w: &mut World, family: Family, to: SocketAddr) -> Hosts {
 
 #[test]
 fn the_entry_node_names_what_was_asked_and_keeps_a_connection_whose_answers_it_does_not_see() {
-    BOTH.map(|family| {
+    BOTH.into_iter().for_each(|family| {
         in_world(move |w| {
             let h = serve(w, family, SocketAddr::new(hosts(family).remote, 8080));
             let ask = |w: &World, sport, to: SocketAddr, l4| {
@@ -96,13 +96,13 @@ fn the_entry_node_names_what_was_asked_and_keeps_a_connection_whose_answers_it_d
             w.age(60);
             w.programs.collect().unwrap();
             assert!(w.programs.connections().unwrap().is_empty());
-        })
+        });
     });
 }
 
 #[test]
 fn the_endpoints_node_answers_the_client_itself() {
-    BOTH.map(|family| {
+    BOTH.into_iter().for_each(|family| {
         in_world(move |w| {
             let h = serve(w, family, SocketAddr::new(hosts(family).a, 8080));
             switch(w, true);
@@ -142,14 +142,14 @@ fn the_endpoints_node_answers_the_client_itself() {
             w.programs.collect().unwrap();
             assert!(w.programs.connections().unwrap().is_empty());
             assert!(w.entries::<Tuple, Nat>("tp_nat").is_empty());
-        })
+        });
     });
 }
 
 /// Not believed, not known or switched off: the answer goes back in the tunnel as ever.
 #[test]
 fn what_cannot_be_answered_directly_is_answered_through_the_tunnel() {
-    BOTH.map(|family| {
+    BOTH.into_iter().for_each(|family| {
         in_world(move |w| {
             let h = serve(w, family, SocketAddr::new(hosts(family).a, 8080));
             let mut sport = 4000;
@@ -166,7 +166,7 @@ fn what_cannot_be_answered_directly_is_answered_through_the_tunnel() {
             for (at, port) in [(h.outside, 80), (h.b, PORT), (h.service, 81), (h.node2, PORT + 1), (h.node2, 80)] {
                 ordinary(w, SocketAddr::new(at, port));
             }
-            if let IpAddr::V6(_) = h.a {
+            if h.a.is_ipv6() {
                 // A name that nobody has.
                 ordinary(w, (ip("2001:db8::77"), PORT).into());
             }
@@ -195,13 +195,13 @@ fn what_cannot_be_answered_directly_is_answered_through_the_tunnel() {
             switch(w, false);
             from_node2(w, &forwarded(&h, 5003, L4::tcp(ACK), port)).into_pod(w.pod_a);
             w.from_pod(&sent_by(h.a, 8080, h.outside, 5003, L4::data(b"x"))).out_of(3, w.uplink);
-        })
+        });
     });
 }
 
 #[test]
 fn policy_sees_the_client_and_fragments_follow() {
-    BOTH.map(|family| {
+    BOTH.into_iter().for_each(|family| {
         in_world(move |w| {
             let h = serve(w, family, SocketAddr::new(hosts(family).a, 8080));
             switch(w, true);
@@ -234,6 +234,6 @@ fn policy_sees_the_client_and_fragments_follow() {
             let second = forwarded(&h, 4002, L4::syn(), port);
             w.run(Hook::FromTunnel, &second.bytes(), w.tunnel, w.tunnel, Some(ip("192.168.50.2")))
                 .dropped("no_backend");
-        })
+        });
     });
 }
