@@ -129,7 +129,7 @@ static __noinline int tp_is_served(struct tp_work *w, const struct tp_node_confi
 
 		tp_full_prefix(&w->cidr, &w->sent.daddr);
 		peer = bpf_map_lookup_elem(&tp_peers, &w->cidr);
-		if (!peer || !(peer->flags & TP_PEER_NODE))
+		if (!peer || (peer->flags & (TP_PEER_NODE | TP_PEER_SILENT)) != TP_PEER_NODE)
 			return 0;
 		tp_nodeport_key(&lb->key);
 		service = bpf_map_lookup_elem(&tp_services, &lb->key);
