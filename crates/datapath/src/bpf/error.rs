@@ -3,6 +3,7 @@
 use std::io;
 
 use super::features::Feature;
+use super::object::limit_name;
 
 /// An error of the loader or of an `apply_*`.
 #[derive(Debug, thiserror::Error)]
@@ -50,9 +51,7 @@ pub enum Error {
         source: libbpf_rs::Error,
     },
     /// A map is at its limit.
-    #[error(
-        "map {map} is full at {limit} entries: raise `limits` in the agent's configuration (agent.yaml of ConfigMap towpath)"
-    )]
+    #[error("map {map} is full at {limit} entries: {}", how_to_raise(map))]
     Full {
         /// Name of the map.
         map: &'static str,
@@ -73,6 +72,16 @@ pub enum Error {
         /// What is wrong with it.
         reason: &'static str,
     },
+}
+
+fn how_to_raise(map: &str) -> String {
+    match limit_name(map) {
+        Some(name) => format!(
+            "raise limits.{name} in agent.yaml of ConfigMap kube-system/towpath, and restart DaemonSet kube-system/towpath \
+             (a larger map takes over what the smaller one holds)"
+        ),
+        None => "its size is not configured; have fewer of what it holds".to_owned(),
+    }
 }
 
 fn listed(missing: &[Feature]) -> String {

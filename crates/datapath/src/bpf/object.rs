@@ -93,6 +93,22 @@ fn limit_of(limits: &Limits, name: &str) -> Option<u32> {
     })
 }
 
+/// What the limit of a map is called in the agent's configuration (`limits` in agent.yaml).
+pub(super) fn limit_name(map: &str) -> Option<&'static str> {
+    Some(match map {
+        "tp_ct" | "tp_nat" => "connections",
+        "tp_services" | "tp_source_ranges" => "services",
+        "tp_slots" => "slots",
+        "tp_backends" | "tp_loads" => "backends",
+        "tp_class_pods" | "tp_class_cidrs" => "classes",
+        "tp_set_class" => "setClasses",
+        "tp_rules" => "rules",
+        "tp_peers" => "peers",
+        "tp_pods" | "tp_netns_pods" | "tp_flows" => "pods",
+        _ => return None,
+    })
+}
+
 /// This node's part of a bpffs.
 #[derive(Clone, Debug)]
 pub(crate) struct PinDir {
