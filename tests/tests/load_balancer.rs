@@ -129,6 +129,15 @@ fn answers_from_outside(cluster: &Cluster, address: &str, port: u16) -> Result<(
     })
 }
 
+/// Runs `ip` where the network outside of the nodes is.
+fn ip_outside(cluster: &Cluster, args: &[&str]) -> Result<()> {
+    underlay(cluster)?.enter(|| {
+        let out = std::process::Command::new("ip").args(args).output()?;
+        ensure!(out.status.success(), "ip {args:?}: {}", String::from_utf8_lossy(&out.stderr));
+        Ok(())
+    })
+}
+
 fn kubectl(cluster: &Cluster, args: &[&str]) -> Result<String> {
     cluster.kubectl(&Log::new(Voice::Plain), args)
 }
@@ -411,6 +420,60 @@ fn controller(cluster: &Cluster) -> Result<i32> {
     let nodes = machine::lab_cgroup(cluster.name())?.join("nodes");
     let is_one = |pid: &i32| machine::command_line(*pid).iter().any(|word| word == "controller");
     machine::processes_below(&nodes).into_iter().find(is_one).context("no controller runs")
+}
+
+#[test]
+fn an_address_that_another_machine_has_is_announced_when_it_is_free_and_a_deleted_lease_moves_nothing() -> Result<()> {
+    if !can_run_labs()? {
+        return Ok(());
+    }
+    let cluster = Cluster::up("e2e-lb-taken", 2, Families::Ipv4)?;
+    // The kernel of another machine answers for it.
+    let taken = "192.168.255.245";
+    ip_outside(&cluster, &["addr", "add", &format!("{taken}/32"), "dev", "nodes0"])?;
+    let wants = format!("  annotations: {{towpath.dev/load-balancer-ips: {taken}}}\n");
+    cluster.apply_text(&(web("web", "n1") + &service("web", 80, &wants, "")))?;
+    cluster.wait_ready("app=web", 1)?;
+    ensure!(balancer_address(&cluster, "web")? == taken);
+    wait("the Event that it is in use", PATIENCE, || {
+        let out = cluster.try_kubectl(&["get", "events", "-A", "-o", "json"])?;
+        let said = String::from_utf8_lossy(&out.stdout).into_owned();
+        if said.contains("AddressInUse") && said.contains(taken) { Ok(()) } else { bail!("no Event AddressInUse") }
+    })?;
+    std::thread::sleep(Duration::from_secs(2));
+    ensure!(holder(&cluster, taken).is_err(), "nobody announces what a stranger has");
+    ip_outside(&cluster, &["addr", "del", &format!("{taken}/32"), "dev", "nodes0"])?;
+    let node = announced_by_one(&cluster, taken)?;
+    answers_from_outside(&cluster, taken, 80)?;
+
+    // Whoever held it makes it again; the other node waits.
+    for _ in 0..3 {
+        kubectl(&cluster, &["delete", "lease", "-n", "kube-system", "towpath-lb-192-168-255-245"])?;
+        let until = Instant::now() + Duration::from_millis(1200);
+        while Instant::now() < until {
+            let answers = who_answers(&cluster, taken)?;
+            ensure!(answers.len() <= 1, "its Lease was deleted, and {answers:?} answer");
+        }
+    }
+    ensure!(announced_by_one(&cluster, taken)? == node, "it did not move");
+
+    // A tenant who takes our name off the status, and claims the address for another Service, changes nothing.
+    if cluster.driver() == Driver::Kubectl {
+        kubectl(&cluster, &["patch", "svc", "web", "--type=merge", "-p", r#"{"metadata": {"managedFields": [{}]}}"#])?;
+        let thief = format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: thief}}\nspec: {{ports: [{{port: 80}}], externalIPs: [{taken}]}}\n"
+        );
+        cluster.apply_text(&thief)?;
+        wait("our name to be on the status again", PATIENCE, || {
+            let fields = cluster.try_kubectl(&["get", "svc", "web", "-o", "json", "--show-managed-fields"])?;
+            let fields = String::from_utf8_lossy(&fields.stdout).into_owned();
+            if fields.contains("towpath-load-balancer") { Ok(()) } else { bail!("{fields}") }
+        })?;
+        ensure!(ingress(&cluster, "web")? == [taken], "{:?}", ingress(&cluster, "web")?);
+        ensure!(announced_by_one(&cluster, taken)? == node, "it did not move");
+        answers_from_outside(&cluster, taken, 80)?;
+    }
+    cluster.down()
 }
 
 #[test]

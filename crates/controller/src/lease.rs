@@ -8,7 +8,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, ObjectMeta, PostParams};
 use kube::{Client, ResourceExt};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use towpath_plan::election::{Observer, Record, Step};
@@ -17,8 +17,20 @@ use towpath_plan::election::{Observer, Record, Step};
 const LEASE_DURATION: Duration = Duration::from_secs(15);
 /// A leader that could not renew for so long stops working: well before anybody else may lead.
 const RENEW_DEADLINE: Duration = Duration::from_secs(10);
+/// One attempt to acquire or renew.
+const ATTEMPT: Duration = Duration::from_secs(5);
 /// Between attempts to acquire or renew.
 const RETRY: Duration = Duration::from_secs(2);
+
+/// How long things take at most.
+#[derive(Clone, Copy, Debug)]
+struct Timing {
+    attempt: Duration,
+    deadline: Duration,
+    retry: Duration,
+}
+
+const TIMING: Timing = Timing { attempt: ATTEMPT, deadline: RENEW_DEADLINE, retry: RETRY };
 
 /// Name of the Lease.
 pub(crate) const NAME: &str = "towpath-controller";
@@ -39,16 +51,17 @@ pub(crate) async fn lead<F, W>(
         identity: identity.to_owned(),
         observer: Observer::new(identity),
         start: Instant::now(),
+        timing: TIMING,
     };
     loop {
-        tokio::select! {
-            () = candidate.acquired() => {}
+        let since = tokio::select! {
+            since = candidate.acquired() => since,
             () = shutdown.cancelled() => return,
-        }
+        };
         tracing::info!(identity, "leading");
         let leading = shutdown.child_token();
         tokio::select! {
-            () = candidate.lost() => {
+            () = candidate.lost(since) => {
                 tracing::warn!(identity, "not leading any more: the Lease could not be renewed, or is another's");
             }
             _ = work(leading.clone()) => {
@@ -70,44 +83,48 @@ struct Candidate {
     identity: String,
     observer: Observer,
     start: Instant,
+    timing: Timing,
 }
 
 impl Candidate {
-    /// Tries until the Lease is ours.
-    async fn acquired(&mut self) {
+    /// Tries until the Lease is ours; since when it is. That is when the attempt began: the answer may have taken its time, and
+    /// others count from when the API server wrote it.
+    async fn acquired(&mut self) -> Instant {
         let mut told = String::new();
         loop {
-            match self.attempt().await {
-                Ok(true) => return,
-                Ok(false) => {}
-                Err(error) => {
-                    let error = error.to_string();
-                    if error != told {
-                        tracing::warn!(%error, lease = NAME, "leader election: will try again");
-                        told = error;
-                    }
-                }
+            let begun = Instant::now();
+            let error = match timeout(self.timing.attempt, self.attempt()).await {
+                Ok(Ok(true)) => return begun,
+                Ok(Ok(false)) => String::new(),
+                Ok(Err(error)) => error.to_string(),
+                Err(_) => "the API server did not answer in time".to_owned(),
+            };
+            if !error.is_empty() && error != told {
+                tracing::warn!(%error, lease = NAME, "leader election: will try again");
+                told = error;
             }
-            sleep(RETRY).await;
+            sleep(self.timing.retry).await;
         }
     }
 
-    /// Renews until that fails for too long.
-    async fn lost(&mut self) {
-        let mut renewed = Instant::now();
+    /// Renews until that fails for too long, from the beginning of the last attempt that succeeded.
+    async fn lost(&mut self, since: Instant) {
+        let Timing { attempt, deadline, retry } = self.timing;
+        let deadline = |since: Instant| since + deadline;
+        let mut renewed = since;
         loop {
-            sleep(RETRY).await;
-            let left = RENEW_DEADLINE.saturating_sub(renewed.elapsed());
-            match timeout(left, self.attempt()).await {
-                Ok(Ok(true)) => renewed = Instant::now(),
+            sleep(retry.min(deadline(renewed).saturating_duration_since(Instant::now()))).await;
+            let begun = Instant::now();
+            match timeout_at(deadline(renewed).min(begun + attempt), self.attempt()).await {
+                Ok(Ok(true)) => renewed = begun,
                 Ok(Ok(false)) => return,
                 Ok(Err(error)) => {
-                    tracing::warn!(%error, lease = NAME, "the Lease could not be renewed: will try again");
-                    if renewed.elapsed() >= RENEW_DEADLINE {
-                        return;
-                    }
+                    tracing::warn!(%error, lease = NAME, "the Lease could not be renewed: will try again")
                 }
-                Err(_) => return,
+                Err(_) => tracing::warn!(lease = NAME, "the Lease could not be renewed in time: will try again"),
+            }
+            if Instant::now() >= deadline(renewed) {
+                return;
             }
         }
     }
@@ -117,7 +134,7 @@ impl Candidate {
         let lease = self.api.get_opt(NAME).await?;
         let record = lease.as_ref().map(record);
         let step = self.observer.observe(record, self.start.elapsed());
-        if step == Step::Follow {
+        if matches!(step, Step::Follow | Step::Wait) {
             return Ok(false);
         }
         let written = match lease {
@@ -184,10 +201,82 @@ fn record(lease: &Lease) -> Record {
 
 #[cfg(test)]
 mod tests {
+    use std::convert::Infallible;
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicUsize;
+    use std::sync::atomic::Ordering::Relaxed;
+
+    use http::{Method, Request, Response};
+    use kube::client::Body;
+    use serde_json::json;
+
     use super::*;
 
     #[test]
     fn a_leader_stops_before_another_may_start() {
         assert!(RENEW_DEADLINE + RETRY < LEASE_DURATION);
+        assert!(RETRY + ATTEMPT < RENEW_DEADLINE, "a renewal that is lost is tried again");
+    }
+
+    type Answered = Result<Response<Body>, Infallible>;
+
+    /// An API server without any Lease that takes its time to make the first one, and answers nothing afterwards.
+    fn slow(takes: Duration) -> Client {
+        let writes = Arc::new(AtomicUsize::new(0));
+        let service = tower::service_fn(move |request: Request<Body>| {
+            let writes = writes.clone();
+            async move {
+                let answer = |code: u16, body: Vec<u8>| -> Answered {
+                    Ok(Response::builder().status(code).body(Body::from(body)).unwrap())
+                };
+                if writes.load(Relaxed) > 0 {
+                    return std::future::pending::<Answered>().await;
+                }
+                if request.method() == Method::GET {
+                    let missing = json!({"kind": "Status", "status": "Failure", "code": 404, "reason": "NotFound"});
+                    return answer(404, missing.to_string().into_bytes());
+                }
+                let body = request.into_body().collect_bytes().await.unwrap();
+                sleep(takes).await;
+                writes.fetch_add(1, Relaxed);
+                answer(201, body.to_vec())
+            }
+        });
+        Client::new(service, "default")
+    }
+
+    fn candidate(client: Client, timing: Timing) -> Candidate {
+        let (api, observer) = (Api::namespaced(client, "kube-system"), Observer::new("a"));
+        Candidate { api, identity: "a".to_owned(), observer, start: Instant::now(), timing }
+    }
+
+    #[tokio::test]
+    async fn a_leader_counts_from_when_it_asked_not_from_when_it_was_answered() {
+        let (takes, deadline) = (Duration::from_millis(800), Duration::from_millis(1200));
+        let timing = Timing { attempt: Duration::from_secs(2), deadline, retry: Duration::from_millis(50) };
+        let mut leader = candidate(slow(takes), timing);
+        let begun = Instant::now();
+        let since = leader.acquired().await;
+        assert!(begun.elapsed() >= takes);
+        leader.lost(since).await;
+        assert!(begun.elapsed() < takes + deadline, "it stopped after {:?}", begun.elapsed());
+    }
+
+    #[tokio::test]
+    async fn an_api_server_that_does_not_answer_holds_up_no_attempt_for_ever() {
+        let timing = Timing {
+            attempt: Duration::from_millis(20),
+            deadline: Duration::from_secs(10),
+            retry: Duration::from_millis(1),
+        };
+        let attempts = Arc::new(AtomicUsize::new(0));
+        let seen = attempts.clone();
+        let service = tower::service_fn(move |_: Request<Body>| {
+            seen.fetch_add(1, Relaxed);
+            std::future::pending::<Answered>()
+        });
+        let mut waiting = candidate(Client::new(service, "default"), timing);
+        let acquired = timeout(Duration::from_secs(1), waiting.acquired()).await;
+        assert!(acquired.is_err() && attempts.load(Relaxed) > 1, "{attempts:?}");
     }
 }

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use towpath_model::NodeName;
 use towpath_plan::cluster_cidrs::ClusterRanges;
 
-use crate::events::Events;
+use crate::events::{Events, Note};
 
 /// How long a deleted node's ranges are left alone: its pods may still be sending.
 const KEEP_RELEASED: Duration = Duration::from_secs(120);
@@ -131,11 +131,11 @@ impl Nodes {
                 Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {
                     tracing::debug!(node = %name, "node changed meanwhile");
                 }
-                Err(error) => self.tell(&name, format!("its pod ranges could not be written: {error}")).await,
+                Err(error) => self.tell(&name, format!("its pod ranges could not be written: {error}")),
             }
         }
         for (name, reason) in plan.refused {
-            self.tell(&name, reason).await;
+            self.tell(&name, reason);
         }
     }
 
@@ -150,15 +150,17 @@ impl Nodes {
     }
 
     /// Says what is wrong with a node, in the log and as an Event on it.
-    async fn tell(&mut self, name: &NodeName, reason: String) {
+    fn tell(&mut self, name: &NodeName, reason: String) {
         if self.told.get(name) == Some(&reason) {
             return;
         }
         tracing::warn!(node = %name, reason, "node has no pod ranges");
-        let note = reason.clone();
         if let Some(node) = self.nodes.get(name) {
-            let (reason, action) = ("CIDRNotAvailable", "AssignPodCIDRs");
-            self.events.write(&node.reference, EventType::Warning, reason, action, &note).await;
+            let (on, type_, note) = (node.reference.clone(), EventType::Warning, reason.clone());
+            let note = Note { on, type_, reason: "CIDRNotAvailable", action: "AssignPodCIDRs", note };
+            if !self.events.post(note) {
+                return;
+            }
         }
         self.told.insert(name.clone(), reason);
     }

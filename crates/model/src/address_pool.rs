@@ -158,6 +158,12 @@ pub struct AddressPool {
     pub services: Selector,
     /// Labels of the namespaces whose Services may have them.
     pub namespaces: Selector,
+    /// Whether Services of different namespaces may share one.
+    #[serde(default)]
+    pub shared_across_namespaces: bool,
+    /// Labels of the nodes that may announce them.
+    #[serde(default)]
+    pub nodes: Selector,
 }
 
 impl AddressPool {
@@ -169,6 +175,24 @@ impl AddressPool {
     /// Whether it is for Services of these labels, in a namespace of those.
     pub fn admits(&self, service: &Labels, namespace: &Labels) -> bool {
         self.services.matches(service) && self.namespaces.matches(namespace)
+    }
+
+    /// What can be understood of a pool in which something cannot: the addresses that are clear, and the nodes that may announce
+    /// them. Nothing may be given from it, but a mistake in one place need not silence what is in another.
+    pub fn readable(object: &custom::AddressPool) -> Self {
+        let spec = &object.spec;
+        let ranges = spec.addresses.iter().filter_map(|text| text.parse().ok());
+        let nodes = spec.node_selector.as_ref().map(|given| Selector::parse(given, "", "spec.nodeSelector"));
+        Self {
+            name: object.metadata.name.clone().unwrap_or_default(),
+            uid: object.metadata.uid.clone().unwrap_or_default(),
+            ranges: ranges.filter(|range| unusable(range).is_none()).collect(),
+            auto_assign: false,
+            services: Selector::everything(),
+            namespaces: Selector::everything(),
+            shared_across_namespaces: false,
+            nodes: nodes.and_then(Result::ok).unwrap_or_else(Selector::everything),
+        }
     }
 
     /// Whether it is for some Services only.
@@ -204,6 +228,8 @@ impl TryFrom<&custom::AddressPool> for AddressPool {
             services: selector(&spec.service_selector, "spec.serviceSelector")?,
             namespaces: selector(&spec.namespace_selector, "spec.namespaceSelector")?,
             auto_assign: spec.auto_assign.unwrap_or(true),
+            shared_across_namespaces: spec.allow_sharing_across_namespaces.unwrap_or(false),
+            nodes: selector(&spec.node_selector, "spec.nodeSelector")?,
             uid: object.metadata.uid.clone().unwrap_or_default(),
             ranges,
             name,
@@ -253,6 +279,16 @@ mod tests {
             let error = pool(&["192.0.2.0/30", bad]).unwrap_err().to_string();
             assert!(error.contains("AddressPool p: spec.addresses[1]") && error.contains(why), "{bad}: {error}");
         }
+    }
+
+    #[test]
+    fn of_a_pool_with_a_mistake_the_rest_can_be_read() {
+        let addresses =
+            ["192.0.2.300", "192.0.2.8/30", "192.0.2.9-192.0.2.1", "127.0.0.1", "192.0.2.20"].map(str::to_owned);
+        let spec = AddressPoolSpec { addresses: addresses.to_vec(), ..AddressPoolSpec::default() };
+        let read = AddressPool::readable(&custom::AddressPool::new("p", spec));
+        assert_eq!(read.ranges, [range("192.0.2.8-192.0.2.11"), range("192.0.2.20")]);
+        assert!(!read.auto_assign && read.name == "p");
     }
 
     #[test]

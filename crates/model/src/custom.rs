@@ -294,6 +294,12 @@ pub struct AddressPoolSpec {
     /// Whether Services that name neither a pool nor an address get one from here; absent: yes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub auto_assign: Option<bool>,
+    /// Whether Services of different namespaces may share one of its addresses; absent: no.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub allow_sharing_across_namespaces: Option<bool>,
+    /// Labels of the nodes that may announce its addresses; none: all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node_selector: Option<LabelSelector>,
 }
 
 /// What has become of a pool. Counts beyond an `int64` are its largest value.

@@ -17,6 +17,12 @@ pub const SHARING_ANNOTATION: &str = "towpath.dev/allow-shared-ip";
 pub const POOL_ANNOTATION: &str = "towpath.dev/address-pool";
 /// Field manager of addresses that we gave: how they are told from those of another implementation, also after a restart.
 pub const MANAGER: &str = "towpath-load-balancer";
+/// Annotation: the addresses that we gave, separated by commas. The second mark of ours: who may write a Service may take all of
+/// `metadata.managedFields` away (`[{}]`), by mistake, too.
+pub const ASSIGNED_ANNOTATION: &str = "towpath.dev/assigned-addresses";
+
+/// Where `managedFields` say who wrote the addresses of a Service's status.
+pub(crate) const INGRESS_FIELD: &str = "/f:status/f:loadBalancer/f:ingress";
 
 /// Whether a Service of type LoadBalancer and this class is ours.
 pub fn is_our_class(class: Option<&str>) -> bool {
@@ -86,8 +92,12 @@ pub struct BalancedService {
     pub standing: BTreeSet<IpAddr>,
     /// Whether what stands there was written by us.
     pub standing_is_ours: bool,
-    /// Its cluster and external addresses.
-    pub other_addresses: BTreeSet<IpAddr>,
+    /// Whether both marks say so ([`MANAGER`], [`ASSIGNED_ANNOTATION`]); else they are to be written again.
+    pub is_marked: bool,
+    /// `spec.clusterIPs`.
+    pub cluster_ips: BTreeSet<IpAddr>,
+    /// `spec.externalIPs`, which anybody may claim who may write a Service.
+    pub external_ips: BTreeSet<IpAddr>,
 }
 
 fn addresses<'a>(texts: impl Iterator<Item = &'a String>) -> BTreeSet<IpAddr> {
@@ -113,10 +123,13 @@ fn families(spec: &core::ServiceSpec, cluster_ips: &BTreeSet<IpAddr>) -> Vec<Fam
     families
 }
 
-/// The annotation, else the deprecated field.
+/// The annotation, else the deprecated field; what is empty says nothing.
 fn wish(annotation: Option<&String>, field: Option<&String>) -> Wish {
-    let Some(text) = annotation.or(field).filter(|text| !text.trim().is_empty()) else { return Wish::Any };
-    let from = if annotation.is_some() { ADDRESSES_ANNOTATION } else { "spec.loadBalancerIP" };
+    let says = |text: &&String| !text.trim().is_empty();
+    let annotated = annotation.filter(says).map(|text| (ADDRESSES_ANNOTATION, text));
+    let Some((from, text)) = annotated.or(field.filter(says).map(|text| ("spec.loadBalancerIP", text))) else {
+        return Wish::Any;
+    };
     let mut wanted: BTreeSet<IpAddr> = BTreeSet::new();
     for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
         // Whoever may write an annotation may write much of it: what is shown has an end.
@@ -129,22 +142,64 @@ fn wish(annotation: Option<&String>, field: Option<&String>) -> Wish {
         }
         wanted.insert(address);
     }
+    if wanted.is_empty() {
+        return Wish::Unclear(format!("{from}: it names no address"));
+    }
     Wish::Addresses(wanted)
 }
 
-/// Whether the status subresource's addresses are ours by `metadata.managedFields`.
-fn written_by_us(object: &core::Service) -> bool {
+fn ingress(object: &core::Service) -> &[core::LoadBalancerIngress] {
+    let status = object.status.as_ref().and_then(|status| status.load_balancer.as_ref());
+    status.and_then(|balancer| balancer.ingress.as_deref()).unwrap_or_default()
+}
+
+/// Whether the status's addresses are ours by `metadata.managedFields`.
+fn is_managed_by_us(object: &core::Service) -> bool {
     let entries = object.metadata.managed_fields.iter().flatten();
     entries.filter(|entry| entry.manager.as_deref() == Some(MANAGER)).any(|entry| {
         let fields = entry.fields_v1.as_ref().map(|fields| &fields.0);
-        fields.is_some_and(|fields| fields.pointer("/f:status/f:loadBalancer/f:ingress").is_some())
+        fields.is_some_and(|fields| fields.pointer(INGRESS_FIELD).is_some())
     })
+}
+
+/// Whether [`ASSIGNED_ANNOTATION`] names what stands in the status, and nothing else stands there.
+fn is_annotated_by_us(object: &core::Service) -> bool {
+    let Some(text) = object.metadata.annotations.as_ref().and_then(|all| all.get(ASSIGNED_ANNOTATION)) else {
+        return false;
+    };
+    let named: Option<BTreeSet<IpAddr>> =
+        text.split(',').map(|part| part.trim().parse::<IpAddr>().map(canonical).ok()).collect();
+    let ingress = ingress(object);
+    ingress.iter().all(|entry| entry.ip.is_some())
+        && named.is_some_and(|named| named == addresses(ingress.iter().filter_map(|entry| entry.ip.as_ref())))
+}
+
+/// Whether the addresses in a Service's status are ours: by either mark, or because its class names us, so that nobody else gives
+/// it any. Those of another implementation are neither announced nor changed.
+pub fn is_ours(object: &core::Service) -> bool {
+    let class = object.spec.as_ref().and_then(|spec| spec.load_balancer_class.as_deref());
+    class == Some(CLASS) || is_managed_by_us(object) || is_annotated_by_us(object)
+}
+
+/// What [`ASSIGNED_ANNOTATION`] says of these addresses.
+pub fn assigned<'a>(addresses: impl IntoIterator<Item = &'a IpAddr>) -> String {
+    addresses.into_iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
 }
 
 impl TryFrom<&core::Service> for BalancedService {
     type Error = Invalid;
 
     fn try_from(object: &core::Service) -> Result<Self, Invalid> {
+        Self::read(object, false)
+    }
+}
+
+impl BalancedService {
+    /// From the object. `known_as_ours`: that what stands in its status is ours is known from before, whatever its marks say now.
+    ///
+    /// # Errors
+    /// It has no name or no namespace.
+    pub fn read(object: &core::Service, known_as_ours: bool) -> Result<Self, Invalid> {
         let meta = &object.metadata;
         let (Some(namespace), Some(name)) = (&meta.namespace, &meta.name) else {
             return Err(Invalid::new("Service", "metadata", "namespace or name missing"));
@@ -152,14 +207,11 @@ impl TryFrom<&core::Service> for BalancedService {
         let name = NamespacedName::new(namespace, name);
         let spec = object.spec.clone().unwrap_or_default();
         let cluster_ips = addresses(spec.cluster_ips.iter().flatten());
-        let mut other_addresses = cluster_ips.clone();
-        other_addresses.extend(addresses(spec.external_ips.iter().flatten()));
-        let ingress = object.status.as_ref().and_then(|s| s.load_balancer.as_ref()).and_then(|l| l.ingress.as_ref());
-        let ingress = ingress.map(Vec::as_slice).unwrap_or_default();
+        let ingress = ingress(object);
         let class = spec.load_balancer_class.as_deref();
         let explicit = class == Some(CLASS);
-        let ours = written_by_us(object);
-        let foreign = !ingress.is_empty() && !ours && !explicit;
+        let ours = known_as_ours || is_ours(object);
+        let foreign = !ingress.is_empty() && !ours;
         let asks = spec.type_.as_deref() == Some("LoadBalancer") && is_our_class(class) && !foreign;
         let annotation = |key: &str| meta.annotations.as_ref().and_then(|all| all.get(key));
         let ports = spec
@@ -190,8 +242,10 @@ impl TryFrom<&core::Service> for BalancedService {
             created: meta.creation_timestamp.as_ref().map_or(i64::MAX, |time| time.0.as_second()),
             labels: meta.labels.clone().unwrap_or_default(),
             standing: addresses(ingress.iter().filter_map(|entry| entry.ip.as_ref())),
-            standing_is_ours: ours || (explicit && !ingress.is_empty()),
-            other_addresses,
+            standing_is_ours: ours && !ingress.is_empty(),
+            is_marked: is_managed_by_us(object) && is_annotated_by_us(object),
+            external_ips: addresses(spec.external_ips.iter().flatten()),
+            cluster_ips,
             request,
             name,
         })
@@ -248,6 +302,44 @@ mod tests {
     }
 
     #[test]
+    fn a_tenant_that_takes_the_managed_fields_away_does_not_make_an_address_of_ours_a_foreign_one() {
+        let with = |assigned: &str, ingress: Value| {
+            service(|s| {
+                s["status"] = json!({"loadBalancer": {"ingress": ingress}});
+                s["metadata"]["annotations"] = json!({ASSIGNED_ANNOTATION: assigned});
+            })
+        };
+        let one_left = with("192.0.2.1, 2001:db8::1", json!([{"ip": "2001:db8::1"}, {"ip": "192.0.2.1"}]));
+        assert!(
+            one_left.request.is_some() && one_left.standing_is_ours && !one_left.is_marked,
+            "one of the two marks is left"
+        );
+        for (assigned, ingress) in [
+            ("192.0.2.1", json!([{"ip": "192.0.2.2"}])),
+            ("192.0.2.1", json!([{"ip": "192.0.2.1"}, {"ip": "192.0.2.2"}])),
+            ("192.0.2.1", json!([{"ip": "192.0.2.1"}, {"hostname": "lb.example"}])),
+            ("192.0.2.1,web", json!([{"ip": "192.0.2.1"}])),
+        ] {
+            let theirs = with(assigned, ingress);
+            assert!(theirs.request.is_none() && !theirs.standing_is_ours, "{assigned} is not all that stands there");
+        }
+        let marked = service(|s| {
+            s["status"] = json!({"loadBalancer": {"ingress": [{"ip": "192.0.2.1"}]}});
+            s["metadata"] = json!({"name": "web", "namespace": "default", "managedFields": ours(),
+                "annotations": {ASSIGNED_ANNOTATION: assigned(&["192.0.2.1".parse().unwrap()])}});
+        });
+        assert!(marked.is_marked);
+        let object = json!({"metadata": {"name": "web", "namespace": "default"}, "spec": {"type": "LoadBalancer"},
+            "status": {"loadBalancer": {"ingress": [{"ip": "192.0.2.1"}]}}});
+        let bare: core::Service = serde_json::from_value(object).unwrap();
+        assert!(BalancedService::read(&bare, false).unwrap().request.is_none());
+        assert!(
+            BalancedService::read(&bare, true).unwrap().request.is_some(),
+            "who knows it from before is not fooled"
+        );
+    }
+
+    #[test]
     fn wishes_are_read_from_the_annotation_and_then_from_the_field() {
         let ip = |text: &str| text.parse::<IpAddr>().unwrap();
         let field = service(|s| s["spec"]["loadBalancerIP"] = "192.0.2.9".into());
@@ -257,7 +349,17 @@ mod tests {
             s["metadata"]["annotations"] = json!({ADDRESSES_ANNOTATION: "192.0.2.1, 2001:db8::1"});
         });
         assert_eq!(both.request.unwrap().wish, Wish::Addresses([ip("192.0.2.1"), ip("2001:db8::1")].into()));
-        for (bad, why) in [("192.0.2.1,192.0.2.2", "two addresses"), ("web", "no address")] {
+        let empty = service(|s| {
+            s["spec"]["loadBalancerIP"] = "192.0.2.9".into();
+            s["metadata"]["annotations"] = json!({ADDRESSES_ANNOTATION: " "});
+        });
+        assert_eq!(empty.request.unwrap().wish, Wish::Addresses([ip("192.0.2.9")].into()), "nothing hides nothing");
+        for (bad, why) in [
+            ("192.0.2.1,192.0.2.2", "two addresses"),
+            ("web", "no address"),
+            (",", "names no address"),
+            (" , ", "names no"),
+        ] {
             let service = service(|s| s["metadata"]["annotations"] = json!({ADDRESSES_ANNOTATION: bad}));
             let Wish::Unclear(reason) = service.request.unwrap().wish else { panic!("{bad}") };
             assert!(reason.contains(why) && reason.contains(ADDRESSES_ANNOTATION), "{reason}");

@@ -8,7 +8,9 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::{Metadata, Resource};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use serde_json::Value;
+use serde_json::{Value, json};
+
+use crate::load_balancer::{INGRESS_FIELD, MANAGER};
 
 /// An object of type `K`, or why it is none, with its metadata in either case.
 #[derive(Clone, Debug)]
@@ -76,11 +78,19 @@ impl<'de, K: DeserializeOwned> Deserialize<'de> for Readable<K> {
     }
 }
 
-/// Drops who wrote which field, which nobody here reads and which is often the larger half; and gives conditions the time that
-/// their type must have and a Go client may leave out.
+/// Drops who wrote which field, which is often the larger half, but for the one entry that says that a load balancer's addresses are
+/// ours; and gives conditions the time that their type must have and a Go client may leave out.
 fn trim(value: &mut Value) {
     if let Some(metadata) = value.get_mut("metadata").and_then(Value::as_object_mut) {
-        metadata.remove("managedFields");
+        let fields = metadata.remove("managedFields");
+        let is_ours = |entry: &Value| {
+            entry.get("manager").and_then(Value::as_str) == Some(MANAGER)
+                && entry.get("fieldsV1").and_then(|fields| fields.pointer(INGRESS_FIELD)).is_some()
+        };
+        if fields.as_ref().and_then(Value::as_array).is_some_and(|entries| entries.iter().any(is_ours)) {
+            let kept = json!([{"manager": MANAGER, "fieldsV1": {"f:status": {"f:loadBalancer": {"f:ingress": {}}}}}]);
+            metadata.insert("managedFields".to_owned(), kept);
+        }
     }
     let conditions = value.pointer_mut("/status/conditions").and_then(Value::as_array_mut);
     for condition in conditions.into_iter().flatten().filter_map(Value::as_object_mut) {
@@ -105,9 +115,9 @@ fn essentials(metadata: &Value) -> ObjectMeta {
 mod tests {
     use super::*;
     use crate::Service as Noun;
+    use crate::load_balancer::is_ours;
     use k8s_openapi::List;
     use k8s_openapi::api::core::v1::Service;
-    use serde_json::json;
 
     fn service(status: &Value) -> Value {
         json!({
@@ -125,6 +135,22 @@ mod tests {
         assert!(serde_json::from_value::<Service>(object.clone()).is_err(), "else this type is not needed any more");
         let read: Readable<Service> = serde_json::from_value(object).unwrap();
         assert_eq!(Noun::try_from(read.object().unwrap()).unwrap().cluster_ips.len(), 1);
+    }
+
+    #[test]
+    fn of_who_wrote_what_only_that_the_load_balancers_address_is_ours_is_kept() {
+        let mut object = service(&json!({"loadBalancer": {"ingress": [{"ip": "192.0.2.1"}]}}));
+        let read = |object: &Value| {
+            let read: Readable<Service> = serde_json::from_value(object.clone()).unwrap();
+            let object = read.into_object().unwrap();
+            (object.metadata.managed_fields.clone().unwrap_or_default().len(), is_ours(&object))
+        };
+        assert_eq!(read(&object), (0, false));
+        let wrote = |manager: &str, field: &str| json!({"manager": manager, "time": null, "fieldsV1": {"f:status": {"f:loadBalancer": {field: {}}}}});
+        object["metadata"]["managedFields"] = json!([wrote("metallb", "f:ingress"), wrote(MANAGER, "f:other")]);
+        assert_eq!(read(&object), (0, false));
+        object["metadata"]["managedFields"] = json!([wrote("metallb", "f:ingress"), wrote(MANAGER, "f:ingress")]);
+        assert_eq!(read(&object), (1, true));
     }
 
     #[test]

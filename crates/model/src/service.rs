@@ -90,6 +90,9 @@ pub struct Service {
     /// `spec.loadBalancerClass`.
     #[serde(default)]
     pub load_balancer_class: Option<String>,
+    /// Whether we gave it those addresses ([`crate::load_balancer::is_ours`]); else another implementation did, which announces them.
+    #[serde(default)]
+    pub balanced_by_us: bool,
     /// Its ports.
     pub ports: Vec<ServicePort>,
     /// Whether `spec.selector` is set (else endpoints are made by hand).
@@ -275,6 +278,7 @@ impl TryFrom<&core::Service> for Service {
             source_ranges: source_ranges(spec, &annotations, &mut misunderstood),
             misunderstood,
             load_balancer_class: spec.load_balancer_class.clone(),
+            balanced_by_us: crate::load_balancer::is_ours(object),
             ports,
             has_selector: spec.selector.as_ref().is_some_and(|s| !s.is_empty()),
             affinity_seconds,

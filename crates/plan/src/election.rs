@@ -1,5 +1,6 @@
 //! Who holds a Lease (`coordination.k8s.io/v1`), decided from it as it was read. Pure: clocks of other replicas are never compared with ours; a Lease is
-//! over when it has not changed for its duration since *we* first saw it so (as client-go's leader election does).
+//! over when it has not changed for its duration since *we* first saw it so (as client-go's leader election does). A Lease that was deleted is
+//! over no sooner: whoever held it may not know yet.
 
 use std::time::Duration;
 
@@ -23,6 +24,8 @@ pub enum Step {
     Renew,
     /// Somebody else leads.
     Follow,
+    /// There is no such Lease, and it is too early to make one: another's may just have been deleted.
+    Wait,
 }
 
 /// What one replica has seen of the Lease.
@@ -30,20 +33,40 @@ pub enum Step {
 pub struct Observer {
     identity: String,
     seen: Option<(Record, Duration)>,
+    /// Since when there is no such object.
+    absent: Option<Duration>,
+    /// How long it must be absent before one who never saw it makes it.
+    patience: Duration,
 }
 
 impl Observer {
     /// A replica that has seen nothing.
     pub fn new(identity: impl Into<String>) -> Self {
-        Self { identity: identity.into(), seen: None }
+        Self { identity: identity.into(), seen: None, absent: None, patience: Duration::ZERO }
+    }
+
+    /// Waits so long before it makes a Lease of which it has seen nothing: who held it, if it was deleted just before, is silent then.
+    pub fn waiting(mut self, patience: Duration) -> Self {
+        self.patience = patience;
+        self
+    }
+
+    /// How long the Lease must be absent: not at all if it was ours last, as long as it held if it was another's.
+    fn absent_for(&self) -> Duration {
+        match &self.seen {
+            Some((record, _)) if record.holder == self.identity => Duration::ZERO,
+            Some((record, _)) => record.duration.max(self.patience),
+            None => self.patience,
+        }
     }
 
     /// Decides from the Lease as just read (none: there is no such object). `now` is any monotonic count.
     pub fn observe(&mut self, record: Option<Record>, now: Duration) -> Step {
         let Some(record) = record else {
-            self.seen = None;
-            return Step::Acquire;
+            let since = *self.absent.get_or_insert(now);
+            return if now.saturating_sub(since) >= self.absent_for() { Step::Acquire } else { Step::Wait };
         };
+        self.absent = None;
         if record.holder == self.identity {
             self.seen = Some((record, now));
             return Step::Renew;
@@ -65,6 +88,9 @@ impl Observer {
 
     /// How long until the Lease, if it stays as it was last seen, may be taken; none: nothing of another holder was seen.
     pub fn expires_in(&self, now: Duration) -> Option<Duration> {
+        if let Some(since) = self.absent {
+            return Some(since.saturating_add(self.absent_for()).saturating_sub(now));
+        }
         let (record, since) = self.seen.as_ref().filter(|(record, _)| record.holder != self.identity)?;
         Some(since.saturating_add(record.duration).saturating_sub(now))
     }
@@ -89,6 +115,23 @@ mod tests {
         let mut me = Observer::new("me");
         assert_eq!(me.observe(None, at(0)), Step::Acquire);
         assert_eq!(me.observe(held("", "a"), at(1)), Step::Acquire);
+    }
+
+    #[test]
+    fn a_deleted_lease_is_anothers_until_whoever_held_it_knows() {
+        let mut me = Observer::new("me");
+        assert_eq!(me.observe(held("other", "a"), at(0)), Step::Follow);
+        assert_eq!(me.observe(None, at(10)), Step::Wait);
+        assert_eq!((me.observe(None, at(24)), me.expires_in(at(24))), (Step::Wait, Some(at(1))));
+        assert_eq!(me.observe(held("other", "b"), at(24)), Step::Follow, "the holder made it again");
+        assert_eq!(me.observe(None, at(30)), Step::Wait, "the wait begins anew");
+        assert_eq!(me.observe(None, at(45)), Step::Acquire);
+        let mut holder = Observer::new("me");
+        assert_eq!(holder.observe(held("me", "a"), at(0)), Step::Renew);
+        assert_eq!(holder.observe(None, at(1)), Step::Acquire, "it was ours, so nobody else answers");
+        let mut newcomer = Observer::new("me").waiting(at(1));
+        assert_eq!(newcomer.observe(None, at(0)), Step::Wait);
+        assert_eq!(newcomer.observe(None, at(1)), Step::Acquire);
     }
 
     #[test]

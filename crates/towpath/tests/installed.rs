@@ -14,13 +14,14 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::Client;
 use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 use towpath_apiserver::{ApiServer, Config, UserInfo};
 use towpath_model::custom::{
-    BackendName, Duty, GivenAddress, NetworkConfig, NetworkConfigSpec, NodeNetwork, NodeNetworkSpec, NodeNetworkStatus,
-    VxlanConfig,
+    AddressPool, AddressPoolSpec, BackendName, Duty, GivenAddress, NetworkConfig, NetworkConfigSpec, NodeNetwork,
+    NodeNetworkSpec, NodeNetworkStatus, VxlanConfig,
 };
 
 fn deploy(file: &str) -> PathBuf {
@@ -160,6 +161,19 @@ async fn our_types_are_what_the_definitions_say() {
     assert_eq!(written.spec, whole_config());
     assert_eq!(written.metadata.generation, Some(1));
 
+    let rack = LabelSelector { match_labels: Some([("rack".to_owned(), "a".to_owned())].into()), ..Default::default() };
+    let pool = AddressPoolSpec {
+        addresses: vec!["192.0.2.0/28".to_owned()],
+        service_selector: Some(rack.clone()),
+        namespace_selector: Some(rack.clone()),
+        auto_assign: Some(false),
+        allow_sharing_across_namespaces: Some(true),
+        node_selector: Some(rack),
+    };
+    let pools: Api<AddressPool> = Api::all(server.admin());
+    let written = pools.create(&PostParams::default(), &AddressPool::new("lan", pool.clone())).await.unwrap();
+    assert_eq!(written.spec, pool);
+
     let nodes: Api<NodeNetwork> = Api::all(server.admin());
     let spec = NodeNetworkSpec {
         tunnel_address: Some("fd00::1".to_owned()),
@@ -284,6 +298,9 @@ async fn the_controller_leads_and_gives_ranges_and_no_more() {
     let all: Api<Lease> = Api::namespaced(server.admin(), "kube-system");
     let foreign = all.create(&PostParams::default(), &lease("kube-scheduler")).await.unwrap();
     assert_eq!(code(leases.replace("kube-scheduler", &PostParams::default(), &foreign).await), 403);
+    all.create(&PostParams::default(), &lease("towpath-lb-192-0-2-1")).await.unwrap();
+    assert_eq!(code(leases.list(&Default::default()).await), 200);
+    assert_eq!(code(leases.delete("towpath-lb-192-0-2-1", &Default::default()).await), 200);
     assert_eq!(code(Api::<core::Pod>::all(controller.clone()).list(&Default::default()).await), 403);
     let services: Api<core::Service> = Api::namespaced(controller.clone(), "default");
     let externals = Patch::Merge(json!({"spec": {"externalIPs": ["192.0.2.1"]}}));
@@ -296,9 +313,13 @@ struct Policy(Value);
 
 impl Policy {
     fn load() -> Self {
-        Self(
-            documents("towpath.yaml").into_iter().find(|object| object["kind"] == "ValidatingAdmissionPolicy").unwrap(),
-        )
+        Self::named("towpath-node-writes-its-own")
+    }
+
+    fn named(name: &str) -> Self {
+        let is_it =
+            |object: &Value| object["kind"] == "ValidatingAdmissionPolicy" && object["metadata"]["name"] == name;
+        Self(documents("towpath.yaml").into_iter().find(is_it).unwrap())
     }
 
     fn evaluate(expression: &str, names: &[(&str, &Value)]) -> Value {
@@ -322,6 +343,7 @@ impl Policy {
                 &[("request", request), ("object", object), ("oldObject", old), ("variables", variables)],
             )
         };
+        let each = |field: &str| if spec[field].is_null() { Vec::new() } else { each(field) };
         if each("matchConditions")
             .iter()
             .any(|condition| run(&text(condition, "expression"), &variables) != json!(true))
@@ -508,6 +530,27 @@ fn a_node_holds_leases_of_load_balancers_in_its_own_name_and_takes_no_others() {
             assert!(ask(operation, theirs, Some("n1"), Some("n1")).unwrap().contains("towpath-lb-"), "{theirs}");
         }
     }
+}
+
+#[test]
+fn the_controller_deletes_leases_of_load_balancers_and_no_others() {
+    let policy = Policy::named("towpath-controller-deletes-its-own");
+    assert!(policy.covers("coordination.k8s.io", "leases", "DELETE"));
+    assert_eq!(policy.0["spec"]["failurePolicy"], "Fail");
+    let binding = documents("towpath.yaml").into_iter().find(|object| {
+        object["kind"] == "ValidatingAdmissionPolicyBinding"
+            && object["spec"]["policyName"] == policy.0["metadata"]["name"]
+    });
+    assert_eq!(binding.unwrap()["spec"]["validationActions"], json!(["Deny"]));
+    let ask = |user: &str, name: &str| {
+        policy.refuses(&request("DELETE", user, None), &Value::Null, &json!({"metadata": {"name": name}}))
+    };
+    let controller = "system:serviceaccount:kube-system:towpath-controller";
+    assert_eq!(ask(controller, "towpath-lb-192-0-2-1"), None);
+    for theirs in ["kube-scheduler", "towpath-controller"] {
+        assert!(ask(controller, theirs).unwrap().contains("towpath-lb-"), "{theirs}");
+    }
+    assert_eq!(ask("kube:admin", "kube-scheduler"), None, "others are others' business");
 }
 
 #[test]

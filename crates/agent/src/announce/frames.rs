@@ -88,15 +88,18 @@ fn read_discovery(frame: &[u8]) -> Option<Heard> {
     let source = Ipv6Addr::from(array::<16>(frame, ETHERNET + 8)?);
     let message = ETHERNET + IPV6;
     let [kind, code] = array(frame, message)?;
-    // RFC 4861 §7.1: what passed a router has another hop limit. The checksum is not looked at: a broken one costs an answer at most.
+    // RFC 4861 §7.1: what passed a router has another hop limit.
     if hop_limit != 255 || next_header != ICMPV6 || code != 0 {
         return None;
     }
+    let destination = Ipv6Addr::from(array::<16>(frame, ETHERNET + 24)?);
     let target = Ipv6Addr::from(array::<16>(frame, message + 8)?);
     let ethernet_source: Mac = array(frame, 6)?;
     let length = usize::from(word(frame, ETHERNET + 4)?);
-    let options = frame.get(message + 24..(message + length).min(frame.len()))?;
-    if target.is_multicast() {
+    let body = frame.get(message..message + length)?;
+    let options = body.get(24..)?;
+    // What was damaged on the way would make us believe in a neighbour that is none.
+    if target.is_multicast() || checksum(source, destination, body) != 0 {
         return None;
     }
     match kind {
@@ -327,6 +330,17 @@ mod tests {
         // RFC 1071's own example as a body: 0001 f203 f4f5 f6f7 sum to ddf2, pseudo-header of 8 bytes of ICMPv6 between :: added.
         let sum = checksum(Ipv6Addr::UNSPECIFIED, Ipv6Addr::UNSPECIFIED, &[0, 1, 0xf2, 3, 0xf4, 0xf5, 0xf6, 0xf7]);
         assert_eq!(sum, !(0xddf2 + 8 + 58));
+    }
+
+    #[test]
+    fn what_was_damaged_or_cut_on_the_way_is_nothing() {
+        let whole = announcement(ip("2001:db8::1"), MINE, Some(six("fe80::1"))).remove(0);
+        for at in ETHERNET + 8..whole.len() {
+            let mut damaged = whole.clone();
+            damaged[at] ^= 0x10;
+            assert_eq!(read(&damaged), Heard::default(), "byte {at}");
+        }
+        assert_eq!(read(&whole[..whole.len() - 8]), Heard::default(), "shorter than it says");
     }
 
     #[test]

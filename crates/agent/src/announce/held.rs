@@ -77,6 +77,8 @@ mod tests {
             auto_assign: true,
             services: Default::default(),
             namespaces: Default::default(),
+            shared_across_namespaces: false,
+            nodes: Default::default(),
         };
         let now = Kept {
             addresses: ["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()].into(),

@@ -5,7 +5,7 @@
 //! answer for, no socket is open.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv6Addr, UdpSocket};
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -21,72 +21,20 @@ use towpath_datapath::net::{address, link};
 use tracing::{debug, info, warn};
 
 use super::Announcer;
-use super::frames::{self, Mac};
+use super::frames;
+use super::groups::Groups;
+use super::table::{Entry, Speaker, Standing, Table};
 
-/// When everybody is told, after an announcement began: a frame may be lost, and a switch may just be learning.
-const TOLD_AT: [Duration; 6] = [
-    Duration::ZERO,
-    Duration::from_millis(100),
-    Duration::from_millis(500),
-    Duration::from_secs(1),
-    Duration::from_secs(2),
-    Duration::from_secs(5),
-];
 /// Devices come and go: they are looked at so often.
 const LOOK: Duration = Duration::from_secs(5);
-/// Another that claims an address of ours is answered so often at most (RFC 5227 §2.4).
-const DEFEND_EVERY: Duration = Duration::from_secs(1);
 /// Longer than any frame that is read.
 const FRAME: usize = 2048;
-
-/// Whether an address is answered for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Standing {
-    Silent,
-    Until(Instant),
-    Always,
-}
-
-impl Standing {
-    fn answers(self, now: Instant) -> bool {
-        match self {
-            Self::Silent => false,
-            Self::Until(end) => now < end,
-            Self::Always => true,
-        }
-    }
-}
-
-#[derive(Debug)]
-struct Entry {
-    standing: Standing,
-    /// When the announcement began, and how often it was told; none: nothing is left to tell.
-    telling: Option<(Instant, usize)>,
-    /// Who else was last heard to have it.
-    rival: Option<(Mac, Instant)>,
-    defended: Option<Instant>,
-    probe: bool,
-}
-
-impl Entry {
-    const NEW: Self = Self { standing: Standing::Silent, telling: None, rival: None, defended: None, probe: false };
-
-    /// When something is to be sent.
-    fn due(&self) -> Option<Instant> {
-        let (began, told) = self.telling?;
-        Some(began + *TOLD_AT.get(told)?)
-    }
-}
-
-/// What the sockets' tasks and the elections share.
-#[derive(Debug, Default)]
-struct Table {
-    entries: BTreeMap<IpAddr, Entry>,
-    own_macs: BTreeSet<Mac>,
-}
+/// So many frames are read before others have their turn: whoever floods the network is not to have all of this node's agent.
+const AT_ONCE: usize = 64;
 
 #[derive(Debug, Default)]
 struct Shared {
+    /// What the sockets' tasks and the elections share.
     table: Mutex<Table>,
     changed: Notify,
 }
@@ -105,9 +53,7 @@ impl Announced {
     /// The addresses that this node answers for now.
     pub fn addresses(&self) -> BTreeSet<IpAddr> {
         let Some(shared) = self.0.upgrade() else { return BTreeSet::new() };
-        let now = Instant::now();
-        let table = shared.table();
-        table.entries.iter().filter(|(_, entry)| entry.standing.answers(now)).map(|(address, _)| *address).collect()
+        shared.table().answered(Instant::now())
     }
 }
 
@@ -122,7 +68,13 @@ impl LocalNetwork {
     /// Starts it on the devices that lead out of this node.
     pub fn start(datapath: Datapath) -> Self {
         let shared: Arc<Shared> = Arc::default();
-        let serving = Serving { shared: shared.clone(), datapath, devices: BTreeMap::new(), complained: String::new() };
+        let serving = Serving {
+            shared: shared.clone(),
+            datapath,
+            devices: BTreeMap::new(),
+            complained: String::new(),
+            unjoined: String::new(),
+        };
         let task = AbortOnDropHandle::new(tokio::spawn(serving.run()));
         Self { shared, _task: Arc::new(task) }
     }
@@ -133,7 +85,7 @@ impl LocalNetwork {
     }
 
     fn change(&self, address: IpAddr, change: impl FnOnce(&mut Entry)) {
-        change(self.shared.table().entries.entry(address).or_insert(Entry::NEW));
+        change(self.shared.table().entry(address));
         self.shared.changed.notify_one();
     }
 }
@@ -144,48 +96,34 @@ impl Announcer for LocalNetwork {
     }
 
     fn announce(&self, address: IpAddr, until: Option<Instant>) {
-        let now = Instant::now();
-        self.change(address, |entry| {
-            if !entry.standing.answers(now) {
-                entry.telling = Some((now, 0));
-            }
-            entry.standing = until.map_or(Standing::Always, Standing::Until);
-        });
+        let standing = until.map_or(Standing::Always, Standing::Until);
+        self.change(address, |entry| entry.announce(standing, Instant::now()));
     }
 
     fn withdraw(&self, address: IpAddr) {
-        self.change(address, |entry| {
-            entry.standing = Standing::Silent;
-            entry.telling = None;
-        });
+        self.change(address, Entry::withdraw);
     }
 
     fn probe(&self, address: IpAddr) {
-        self.change(address, |entry| entry.probe = true);
+        self.change(address, Entry::probe);
     }
 
     fn is_contested_since(&self, address: IpAddr, since: Instant) -> bool {
-        let rival = self.shared.table().entries.get(&address).and_then(|entry| entry.rival);
-        rival.is_some_and(|(_, heard)| heard >= since)
+        self.shared.table().get(address).is_some_and(|entry| entry.is_contested_since(since))
     }
 
     fn forget(&self, address: IpAddr) {
-        self.shared.table().entries.remove(&address);
+        self.shared.table().forget(address);
         self.shared.changed.notify_one();
     }
 }
 
 /// A device that leads out, with its sockets.
 struct Device {
-    name: String,
-    mac: Mac,
-    /// Where our messages of IPv6 come from.
-    own: Option<Ipv6Addr>,
+    speaker: Speaker,
     /// What is sent leaves by it; whoever hears holds it, too.
     arp: Arc<AsyncFd<PacketSocket>>,
-    /// Holds the memberships; none where there is no IPv6.
-    groups: Option<UdpSocket>,
-    joined: BTreeSet<Ipv6Addr>,
+    groups: Groups,
     hearing: [AbortOnDropHandle<()>; 2],
 }
 
@@ -193,9 +131,7 @@ struct Device {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Found {
     index: u32,
-    name: String,
-    mac: Mac,
-    own: Option<Ipv6Addr>,
+    speaker: Speaker,
 }
 
 struct Serving {
@@ -203,13 +139,15 @@ struct Serving {
     datapath: Datapath,
     devices: BTreeMap<u32, Device>,
     complained: String,
+    /// Why groups could not be joined, so that it is said once.
+    unjoined: String,
 }
 
 impl Serving {
     async fn run(mut self) {
         let mut look_at = Instant::now();
         loop {
-            let wanted = !self.shared.table().entries.is_empty();
+            let wanted = !self.shared.table().is_empty();
             if !wanted {
                 self.devices.clear();
                 look_at = Instant::now();
@@ -237,21 +175,29 @@ impl Serving {
             Err(error) => return self.complain(format!("devices that lead out cannot be listed: {error}")),
         };
         self.devices.retain(|index, device| {
-            let same = |found: &&Found| found.index == *index && found.mac == device.mac && found.own == device.own;
+            let same = |found: &&Found| found.index == *index && found.speaker == device.speaker;
             found.iter().any(|now| same(&now)) && !device.hearing.iter().any(AbortOnDropHandle::is_finished)
         });
-        self.shared.table().own_macs = found.iter().map(|device| device.mac).collect();
+        self.shared.table().own_macs = found.iter().map(|device| device.speaker.mac).collect();
         let mut complaint = String::new();
+        let mut opened_one = false;
         for device in found {
             if self.devices.contains_key(&device.index) {
                 continue;
             }
             match open(&device, &self.shared) {
-                Ok(opened) => drop(self.devices.insert(device.index, opened)),
+                Ok(opened) => {
+                    self.devices.insert(device.index, opened);
+                    opened_one = true;
+                }
                 Err(error) => {
-                    complaint = format!("addresses cannot be announced at device {}: {error}", device.name);
+                    complaint = format!("addresses cannot be announced at device {}: {error}", device.speaker.name);
                 }
             }
+        }
+        // Who learnt a device's former address, or sits behind a device that was down, is told now.
+        if opened_one {
+            self.shared.table().tell_again(Instant::now());
         }
         self.complain(complaint);
     }
@@ -281,71 +227,47 @@ impl Serving {
             });
             // RFC 4861 §4.4 takes any address of the device; its link-local one is there whatever becomes of the others.
             let own = sixes.max_by_key(Ipv6Addr::is_unicast_link_local);
-            Some(Found { index: link.index, mac: link.mac?, name: link.name, own })
+            Some(Found { index: link.index, speaker: Speaker { name: link.name, mac: link.mac?, own } })
         });
         Ok(found.collect())
     }
 
-    /// Hears what is asked of the groups that the addresses belong to, also where a switch or a card filters groups.
+    /// Hears what is asked of the groups that the addresses belong to.
     fn join_groups(&mut self) {
-        let addresses: Vec<IpAddr> = self.shared.table().entries.keys().copied().collect();
-        let wanted: BTreeSet<Ipv6Addr> = addresses
-            .into_iter()
-            .filter_map(|address| match address {
-                IpAddr::V6(address) => Some(frames::solicited_node(address)),
-                IpAddr::V4(_) => None,
-            })
-            .collect();
-        for (index, device) in &mut self.devices {
-            let Some(groups) = &device.groups else { continue };
-            for group in device.joined.difference(&wanted) {
-                if let Err(error) = groups.leave_multicast_v6(group, *index) {
-                    debug!(%group, device = device.name, %error, "not left");
-                }
-            }
-            device.joined.retain(|group| wanted.contains(group));
-            for group in &wanted {
-                if device.joined.contains(group) {
-                    continue;
-                }
-                match groups.join_multicast_v6(group, *index) {
-                    Ok(()) => drop(device.joined.insert(*group)),
-                    Err(error) => debug!(%group, device = device.name, %error, "not joined"),
-                }
+        let sixes = |address| match address {
+            IpAddr::V6(address) => Some(frames::solicited_node(address)),
+            IpAddr::V4(_) => None,
+        };
+        let wanted: BTreeSet<Ipv6Addr> = self.shared.table().addresses().filter_map(sixes).collect();
+        let mut unjoined = String::new();
+        for device in self.devices.values_mut() {
+            let failed = device.groups.follow(&wanted);
+            if let Some((group, error)) = failed.first() {
+                let (count, device) = (failed.len(), &device.speaker.name);
+                unjoined = format!(
+                    "{count} groups of IPv6 could not be joined at device {device}, {group} among them: {error}"
+                );
             }
         }
+        if !unjoined.is_empty() && unjoined != self.unjoined {
+            warn!("load balancers: {unjoined}; where switches filter groups, who asks for an address is not heard");
+        }
+        self.unjoined = unjoined;
     }
 
     /// Tells everybody what is due; when the next is.
     fn send_what_is_due(&self) -> Option<Instant> {
-        let now = Instant::now();
-        let (mut told, mut probes, mut next) = (Vec::new(), Vec::new(), None::<Instant>);
-        for (address, entry) in &mut self.shared.table().entries {
-            if std::mem::take(&mut entry.probe) {
-                probes.push(*address);
-            }
-            if let Some((began, times)) = entry.telling
-                && entry.due().is_some_and(|due| due <= now)
-            {
-                if entry.standing.answers(now) {
-                    told.push(*address);
-                }
-                entry.telling = Some((began, times + 1));
-            }
-            next = entry.due().into_iter().chain(next).min();
-        }
-        for device in self.devices.values() {
-            let frames = told
-                .iter()
-                .flat_map(|address| frames::announcement(*address, device.mac, device.own))
-                .chain(probes.iter().map(|address| frames::probe(*address, device.mac, device.own)));
-            for frame in frames {
-                if let Err(error) = device.arp.get_ref().send(&frame) {
-                    debug!(device = device.name, %error, "not sent");
+        let due = self.shared.table().take_due(Instant::now());
+        for Device { speaker, arp, .. } in self.devices.values() {
+            let told = due.told.iter().flat_map(|address| frames::announcement(*address, speaker.mac, speaker.own));
+            let probes = due.probes.iter().map(|address| frames::probe(*address, speaker.mac, speaker.own));
+            for frame in told.chain(probes) {
+                if let Err(error) = arp.get_ref().send(&frame) {
+                    debug!(device = speaker.name, %error, "not sent");
                 }
             }
         }
-        next
+        due.next
     }
 }
 
@@ -355,36 +277,34 @@ fn open(device: &Found, shared: &Arc<Shared>) -> Result<Device, String> {
         socket.map(Arc::new).map_err(|error| error.to_string())
     };
     let (arp, discovery) = (socket(Listen::Arp)?, socket(Listen::NeighbourDiscovery)?);
-    let groups = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0))
-        .inspect_err(|error| debug!(device = device.name, %error, "no groups of IPv6 here"))
-        .ok();
     let hear = |socket: &Arc<AsyncFd<PacketSocket>>| {
-        let hearing = hear(socket.clone(), shared.clone(), device.clone());
+        let hearing = hear(socket.clone(), shared.clone(), device.speaker.clone());
         AbortOnDropHandle::new(tokio::spawn(hearing))
     };
     let hearing = [hear(&arp), hear(&discovery)];
-    info!(device = device.name, "answers for load balancers' addresses here");
-    Ok(Device {
-        name: device.name.clone(),
-        mac: device.mac,
-        own: device.own,
-        arp,
-        groups,
-        joined: BTreeSet::new(),
-        hearing,
-    })
+    info!(device = device.speaker.name, "answers for load balancers' addresses here");
+    Ok(Device { speaker: device.speaker.clone(), arp, groups: Groups::on(device.index), hearing })
 }
 
 /// Reads and answers until the device is gone.
-async fn hear(socket: Arc<AsyncFd<PacketSocket>>, shared: Arc<Shared>, device: Found) {
+async fn hear(socket: Arc<AsyncFd<PacketSocket>>, shared: Arc<Shared>, device: Speaker) {
     let mut buffer = vec![0_u8; FRAME];
     loop {
         let Ok(mut ready) = socket.readable().await else { return };
+        let mut read = 0_usize;
         loop {
+            read += 1;
+            if read.is_multiple_of(AT_ONCE) {
+                tokio::task::yield_now().await;
+            }
             match socket.get_ref().receive(&mut buffer) {
                 Ok(Some(length)) => {
                     let heard = frames::read(buffer.get(..length).unwrap_or_default());
-                    if let Some(answer) = answer(&shared, &heard, &device, Instant::now())
+                    let (answer, is_due) = shared.table().answer(&heard, &device, Instant::now());
+                    if is_due {
+                        shared.changed.notify_one();
+                    }
+                    if let Some(answer) = answer
                         && let Err(error) = socket.get_ref().send(&answer)
                     {
                         debug!(device = device.name, %error, "not answered");
@@ -403,95 +323,5 @@ async fn hear(socket: Arc<AsyncFd<PacketSocket>>, shared: Arc<Shared>, device: F
             }
         }
         ready.clear_ready();
-    }
-}
-
-/// What is to be said to what was heard.
-fn answer(shared: &Shared, heard: &frames::Heard, device: &Found, now: Instant) -> Option<Vec<u8>> {
-    let mut table = shared.table();
-    if let Some((address, mac)) = heard.claims
-        && !table.own_macs.contains(&mac)
-        && let Some(entry) = table.entries.get_mut(&address)
-    {
-        entry.rival = Some((mac, now));
-        if entry.standing == Standing::Always {
-            // No Lease says that it is ours, and another node says that it is its.
-            entry.standing = Standing::Silent;
-            entry.telling = None;
-        } else if entry.standing.answers(now) && entry.defended.is_none_or(|last| now - last >= DEFEND_EVERY) {
-            entry.defended = Some(now);
-            entry.telling = Some((now, 0));
-            shared.changed.notify_one();
-            let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
-            warn!(%address, mac, device = device.name, "another device claims this load balancer's address: is it in use elsewhere?");
-        }
-    }
-    let question = heard.asks?;
-    let entry = table.entries.get(&question.target)?;
-    entry.standing.answers(now).then(|| frames::answer(&question, device.mac, device.own))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::announce::frames::{Heard, Question};
-
-    const THEIRS: Mac = [2, 0, 0, 0, 0, 9];
-
-    fn device() -> Found {
-        Found { index: 2, name: "eth0".to_owned(), mac: [2, 0, 0, 0, 0, 1], own: None }
-    }
-
-    fn ip(text: &str) -> IpAddr {
-        text.parse().unwrap()
-    }
-
-    fn shared(standing: Standing) -> Shared {
-        let shared = Shared::default();
-        shared.table().entries.insert(ip("192.0.2.1"), Entry { standing, ..Entry::NEW });
-        shared.table().own_macs.insert(device().mac);
-        shared
-    }
-
-    fn asks(target: &str) -> Heard {
-        Heard { asks: Some(Question { target: ip(target), mac: THEIRS, from: Some(ip("192.0.2.9")) }), claims: None }
-    }
-
-    fn claims(mac: Mac) -> Heard {
-        Heard { asks: None, claims: Some((ip("192.0.2.1"), mac)) }
-    }
-
-    #[test]
-    fn an_address_is_answered_for_while_its_lease_holds_and_no_other_is() {
-        let now = Instant::now();
-        let shared = shared(Standing::Until(now + Duration::from_secs(1)));
-        assert!(answer(&shared, &asks("192.0.2.1"), &device(), now).is_some());
-        assert!(answer(&shared, &asks("192.0.2.2"), &device(), now).is_none());
-        let later = now + Duration::from_secs(1);
-        assert!(answer(&shared, &asks("192.0.2.1"), &device(), later).is_none(), "whoever else thinks it still holds");
-    }
-
-    #[test]
-    fn who_goes_on_without_a_lease_is_silent_as_soon_as_another_is_heard() {
-        let shared = shared(Standing::Always);
-        let now = Instant::now();
-        answer(&shared, &claims(device().mac), &device(), now);
-        assert!(answer(&shared, &asks("192.0.2.1"), &device(), now).is_some(), "it heard itself");
-        answer(&shared, &claims(THEIRS), &device(), now);
-        assert!(answer(&shared, &asks("192.0.2.1"), &device(), now).is_none());
-        assert!(shared.table().entries[&ip("192.0.2.1")].rival.is_some_and(|(_, heard)| heard == now));
-    }
-
-    #[test]
-    fn who_has_the_lease_says_so_again_when_another_claims_the_address_but_not_for_ever() {
-        let now = Instant::now();
-        let shared = shared(Standing::Until(now + Duration::from_secs(60)));
-        let told = || shared.table().entries.get_mut(&ip("192.0.2.1")).unwrap().telling.take().is_some();
-        answer(&shared, &claims(THEIRS), &device(), now);
-        assert!(told());
-        answer(&shared, &claims(THEIRS), &device(), now);
-        assert!(!told(), "two that defend themselves against each other would never stop");
-        answer(&shared, &claims(THEIRS), &device(), now + DEFEND_EVERY);
-        assert!(told() && answer(&shared, &asks("192.0.2.1"), &device(), now).is_some());
     }
 }

@@ -10,14 +10,17 @@
 //! is missing is that it comes in, at one node. Which one a Lease says ([`lease`]); how the network is told is the [`Announcer`]'s business.
 
 mod frames;
+mod groups;
 mod held;
 pub mod lease;
 pub mod local_network;
 mod pools;
+mod table;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::coordination::v1::Lease;
@@ -34,6 +37,7 @@ use towpath_plan::load_balancer::announcers::{self, Candidate, candidates};
 use tracing::warn;
 
 use crate::cni_server::Readiness;
+use crate::events::NodeEvents;
 use crate::index::Kind;
 use crate::{SharedIndex, read};
 use held::{Held, Kept};
@@ -111,6 +115,7 @@ pub fn start(
     let announcer = LocalNetwork::start(datapath);
     let announced = announcer.announced();
     let keeper = Keeper {
+        events: Arc::new(NodeEvents::new(client.clone(), &node)),
         client,
         node,
         index,
@@ -144,6 +149,7 @@ type Seen = [Option<u64>; 3];
 
 struct Keeper {
     client: kube::Client,
+    events: Arc<NodeEvents>,
     node: NodeName,
     index: SharedIndex,
     readiness: watch::Receiver<Readiness>,
@@ -157,7 +163,11 @@ struct Keeper {
 
 impl Keeper {
     async fn run(mut self, stop: CancellationToken) {
-        if self.readiness.wait_for(|state| *state == Readiness::Ready).await.is_err() {
+        let ready = tokio::select! {
+            () = stop.cancelled() => return,
+            ready = self.readiness.wait_for(|state| *state == Readiness::Ready) => ready.is_ok(),
+        };
+        if !ready {
             return;
         }
         // Without the API server only what was known before it went can be gone by; with it, Leases say all there is to say.
@@ -224,9 +234,8 @@ impl Keeper {
         for (address, running) in &self.running {
             match wanted.get(address) {
                 Some(candidate) => drop(running.place.send_if_modified(|place| {
-                    let changed = place.rank != candidate.rank;
-                    place.rank = candidate.rank;
-                    changed
+                    let now = place_of(candidate, pools);
+                    std::mem::replace(place, now.clone()) != now
                 })),
                 None => running.stop.cancel(),
             }
@@ -237,23 +246,27 @@ impl Keeper {
             if self.running.contains_key(address) {
                 continue;
             }
-            let owner = pools.get(&candidate.pool).map(owner);
             let since = if self.resumed.remove(address) { Since::BeforeTheStart } else { Since::Now };
-            self.running.insert(*address, self.stand(*address, candidate.rank, owner, since));
+            self.running.insert(*address, self.stand(*address, place_of(candidate, pools), since));
         }
     }
 
-    fn stand(&self, address: IpAddr, rank: usize, owner: Option<OwnerReference>, since: Since) -> Running {
-        let (place, receiver) = watch::channel(Place { rank });
+    fn stand(&self, address: IpAddr, place: Place, since: Since) -> Running {
+        let (place, receiver) = watch::channel(place);
         let stop = CancellationToken::new();
         let api: Api<Lease> = Api::namespaced(self.client.clone(), NAMESPACE);
-        let election = Election::new(api, &self.node, address, owner, self.announcer.clone()).since(since);
+        let election = Election::new(api, &self.node, address, self.announcer.clone()).since(since);
+        let election = election.with_events(self.events.clone());
         let task = tokio::spawn(election.run(receiver, stop.clone()));
         Running { place, stop, task }
     }
 }
 
-/// With its pool a Lease goes, too: nobody else deletes it.
+fn place_of(candidate: &Candidate, pools: &BTreeMap<String, AddressPool>) -> Place {
+    Place { rank: candidate.rank, owner: pools.get(&candidate.pool).map(owner) }
+}
+
+/// With its pool a Lease goes, too. (That of an address that nobody has, while its pool stays, the controller deletes.)
 fn owner(pool: &AddressPool) -> OwnerReference {
     OwnerReference {
         api_version: API_VERSION.to_owned(),

@@ -55,7 +55,8 @@ async fn follow(client: kube::Client, sender: channel::Sender<Pools>) {
     }
 }
 
-/// A pool; one that cannot be understood any more is as it was: a mistake in it moves no traffic. (Its condition says so.)
+/// A pool; one that cannot be understood any more is as it was: a mistake in it moves no traffic. (Its condition says so.) Who never knew
+/// it otherwise, because the agent has just started, takes what can be understood of it.
 fn parsed(object: &Readable<PoolObject>, before: &channel::Sender<Pools>) -> Option<(String, AddressPool)> {
     let name = k8s_openapi::Metadata::metadata(object).name.clone()?;
     let pool = match object.object() {
@@ -65,9 +66,40 @@ fn parsed(object: &Readable<PoolObject>, before: &channel::Sender<Pools>) -> Opt
     match pool {
         Ok(pool) => Some((name, pool)),
         Err(error) => {
-            warn!(pool = name, error, "this AddressPool cannot be understood; it counts as it was before");
             let known = before.borrow().get(&name).cloned();
-            known.map(|pool| (name, pool))
+            let counts = if known.is_some() { "it counts as it was before" } else { "the rest of it counts" };
+            warn!(pool = name, error, "this AddressPool cannot be understood; {counts}");
+            let pool = known.or_else(|| object.object().ok().map(AddressPool::readable));
+            pool.map(|pool| (name, pool))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn object(addresses: &[&str]) -> Readable<PoolObject> {
+        let object = json!({"apiVersion": "towpath.dev/v1alpha1", "kind": "AddressPool", "metadata": {"name": "p"},
+            "spec": {"addresses": addresses}});
+        serde_json::from_value(object).unwrap()
+    }
+
+    #[test]
+    fn a_mistake_in_a_pool_silences_nothing_but_itself() {
+        let (sender, _receiver) = channel::channel(Pools::new());
+        let ranges = |addresses: &[&str]| -> Vec<String> {
+            let pool = parsed(&object(addresses), &sender).map(|(_, pool)| pool.ranges).unwrap_or_default();
+            pool.iter().map(ToString::to_string).collect()
+        };
+        let mistaken = ["192.0.2.1-192.0.2.300", "192.0.2.8-192.0.2.9"];
+        assert_eq!(ranges(&mistaken), ["192.0.2.8-192.0.2.9"], "an agent that has just started");
+        sender.send_modify(|pools| pools.extend(parsed(&object(&["192.0.2.1-192.0.2.9"]), &sender_of_none())));
+        assert_eq!(ranges(&mistaken), ["192.0.2.1-192.0.2.9"], "one that knew it before");
+    }
+
+    fn sender_of_none() -> channel::Sender<Pools> {
+        channel::channel(Pools::new()).0
     }
 }

@@ -5,6 +5,7 @@
 //! Nothing is written before everything is known. What stands in Services' status is all the memory there is, so a new leader goes on
 //! where the last one was.
 
+mod leases;
 mod pool_status;
 mod services;
 
@@ -21,14 +22,15 @@ use kube::runtime::WatchStreamExt;
 use kube::runtime::events::EventType;
 use kube::runtime::watcher::{self, Event, watcher as watch};
 use kube::{Client, ResourceExt};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use towpath_model::custom::{AddressPool as PoolObject, NetworkConfig};
 use towpath_model::{Labels, NamespacedName, Readable, ServiceCidr};
 use towpath_plan::load_balancer::{Plan, Refusal, View, plan};
 
-use crate::events::Events;
+use crate::events::{Events, Note};
 use crate::watched::{Watched, until};
+use leases::Sweeping;
 use pool_status::SeenPool;
 use services::{Known, Written};
 
@@ -40,6 +42,9 @@ const RETRY: Duration = Duration::from_secs(5);
 const STATUS_EVERY: Duration = Duration::from_millis(500);
 /// So many Services are written at once.
 const AT_ONCE: usize = 8;
+/// One write, and all of a round: what is not done by then is left to the next pass, for others wait.
+const WRITE: Duration = Duration::from_secs(5);
+const ROUND: Duration = Duration::from_secs(15);
 /// Rounds of one pass: taking back, giving, and giving once more what others gave back. What is left comes with the next.
 const ROUNDS: usize = 4;
 
@@ -83,6 +88,15 @@ struct OwnOfNode {
     ranges: Vec<IpNet>,
 }
 
+/// What a `NetworkConfig` says of addresses.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Configured {
+    /// Ranges of pods and Services.
+    own: Vec<IpNet>,
+    /// Where Services may have external addresses.
+    external: Vec<IpNet>,
+}
+
 struct Balancers {
     client: Client,
     events: Events,
@@ -91,9 +105,10 @@ struct Balancers {
     pools: Watched<SeenPool>,
     namespaces: Watched<Labels>,
     nodes: Watched<OwnOfNode>,
-    configs: Watched<Vec<IpNet>>,
+    configs: Watched<Configured>,
     /// Ranges of Services; those of an object that is being deleted too, for it is there while Services have addresses in them.
     service_cidrs: Watched<Vec<IpNet>>,
+    sweeping: Sweeping,
     /// When there is something to do.
     due: Option<Instant>,
     statuses_written: Option<Instant>,
@@ -105,6 +120,7 @@ impl Balancers {
     fn new(client: Client, cluster_cidrs: Vec<IpNet>, identity: String) -> Self {
         Self {
             events: Events::new(client.clone(), identity),
+            sweeping: Sweeping::start(client.clone()),
             client,
             cluster_cidrs,
             services: Known::default(),
@@ -174,9 +190,13 @@ impl Balancers {
     }
 
     fn network_config(&mut self, event: Event<NetworkConfig>) -> bool {
+        let parsed = |texts: &Option<Vec<String>>| -> Vec<IpNet> {
+            texts.iter().flatten().filter_map(|text| text.parse::<IpNet>().ok()).map(|range| range.trunc()).collect()
+        };
         let ranges = |config: &NetworkConfig| {
-            let given = config.spec.cluster_cidrs.iter().chain(&config.spec.service_cidrs).flatten();
-            given.filter_map(|text| text.parse().ok()).collect()
+            let mut own = parsed(&config.spec.cluster_cidrs);
+            own.extend(parsed(&config.spec.service_cidrs));
+            Configured { own, external: parsed(&config.spec.external_cidrs) }
         };
         self.configs.take(event, |config| config.metadata.name.clone(), ranges)
     }
@@ -221,12 +241,12 @@ impl Balancers {
 
     fn view(&self) -> View {
         let mut own_ranges: BTreeSet<IpNet> = self.cluster_cidrs.iter().map(IpNet::trunc).collect();
-        own_ranges.extend(self.configs.all.values().flatten().map(IpNet::trunc));
+        own_ranges.extend(self.configs.all.values().flat_map(|config| &config.own));
         own_ranges.extend(self.service_cidrs.all.values().flatten());
         // A node's range that is in one of these says nothing new, and there are many nodes.
-        let of_cluster: Vec<IpNet> = own_ranges.iter().copied().collect();
-        let of_nodes = self.nodes.all.values().flat_map(|node| &node.ranges);
-        own_ranges.extend(of_nodes.filter(|range| !of_cluster.iter().any(|own| own.contains(*range))));
+        let of_nodes = self.nodes.all.values().flat_map(|node| &node.ranges).copied();
+        let node_ranges: BTreeSet<IpNet> =
+            of_nodes.filter(|range| !own_ranges.iter().any(|own| own.contains(range))).collect();
         let pools = self.pools.all.iter();
         View {
             pools: pools.filter_map(|(name, seen)| Some((name.clone(), seen.pool.clone()?))).collect(),
@@ -235,6 +255,8 @@ impl Balancers {
             namespaces: self.namespaces.all.clone(),
             node_addresses: self.nodes.all.values().flat_map(|node| node.addresses.iter().copied()).collect(),
             own_ranges: own_ranges.into_iter().collect(),
+            node_ranges: node_ranges.into_iter().collect(),
+            external_ranges: self.configs.all.values().flat_map(|config| config.external.iter().copied()).collect(),
         }
     }
 
@@ -261,7 +283,9 @@ impl Balancers {
             self.due_within(WINDOW);
         }
         if let Some(planned) = last {
-            self.tell(&planned).await;
+            self.tell(&planned);
+            let standing = self.services.all().into_values().flat_map(|service| service.standing);
+            self.sweeping.tell(standing.chain(planned.addresses.values().flatten().copied()).collect());
             self.write_pool_statuses(&planned).await;
         }
     }
@@ -271,17 +295,29 @@ impl Balancers {
         let changes: Vec<_> =
             planned.changes(view).into_iter().map(|(name, addresses)| (name.clone(), addresses.clone())).collect();
         let writes = changes.into_iter().filter_map(|(name, addresses)| {
-            let write = self.services.writing(&self.client, &name, &addresses)?;
-            Some(async move { (name, addresses, write.await) })
+            let write = timeout(WRITE, self.services.writing(&self.client, &name, &addresses)?);
+            let is_new = view.services.get(&name).is_none_or(|service| service.standing != addresses);
+            Some(async move { (name, addresses, is_new, write.await) })
         });
-        let done: Vec<_> = futures::stream::iter(writes).buffer_unordered(AT_ONCE).collect().await;
+        let writes: Vec<_> = writes.collect();
+        let (all, deadline) = (writes.len(), Instant::now() + ROUND);
         let mut written = Written::default();
-        for (name, addresses, outcome) in done {
+        let mut answers = futures::stream::iter(writes).buffer_unordered(AT_ONCE);
+        let mut done = 0_usize;
+        while let Ok(Some((name, addresses, is_new, outcome))) = timeout_at(deadline, answers.next()).await {
+            done += 1;
+            let Ok(outcome) = outcome else {
+                tracing::warn!(service = %name, "its load balancer's addresses were not written in time; trying again");
+                written.failed = true;
+                continue;
+            };
             match outcome {
                 Ok(object) => {
                     written.any = true;
-                    self.services.learn(&object);
-                    self.announce(&name, &addresses).await;
+                    self.services.learn_written(&object);
+                    if is_new {
+                        self.announce(&name, &addresses);
+                    }
                 }
                 // Changed or deleted meanwhile: the watch brings it. Where another implementation wrote the status a moment before, it stays.
                 Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {
@@ -294,23 +330,30 @@ impl Balancers {
                 }
             }
         }
+        if done < all {
+            tracing::warn!(
+                left = all - done,
+                "the API server is slow: addresses that are not written yet come with the next pass"
+            );
+            written.failed = true;
+        }
         written
     }
 
-    async fn announce(&mut self, name: &NamespacedName, addresses: &BTreeSet<IpAddr>) {
+    fn announce(&self, name: &NamespacedName, addresses: &BTreeSet<IpAddr>) {
         let texts: Vec<String> = addresses.iter().map(ToString::to_string).collect();
         let (reason, note) = match texts.as_slice() {
             [] => ("AddressReleased", "its load balancer's address was taken back".to_owned()),
             some => ("AddressAssigned", format!("its load balancer's address is {}", some.join(" and "))),
         };
         tracing::info!(service = %name, addresses = ?texts, "{note}");
-        if let Some(reference) = self.services.reference(name) {
-            self.events.write(&reference, EventType::Normal, reason, "AssignAddress", &note).await;
+        if let Some(on) = self.services.reference(name) {
+            let _said = self.events.post(Note { on, type_: EventType::Normal, reason, action: "AssignAddress", note });
         }
     }
 
     /// Says on each Service why it does not get all it asks for, once.
-    async fn tell(&mut self, planned: &Plan) {
+    fn tell(&mut self, planned: &Plan) {
         self.told.retain(|name, _| planned.refused.contains_key(name));
         for (name, refusal) in &planned.refused {
             // The watch of namespaces is a moment behind.
@@ -321,11 +364,15 @@ impl Balancers {
             if self.told.get(name) == Some(&note) {
                 continue;
             }
-            tracing::info!(service = %name, note, "no load balancer address");
-            if let Some(reference) = self.services.reference(name) {
+            if let Some(on) = self.services.reference(name) {
                 let (type_, reason) = kind_of(refusal);
-                self.events.write(&reference, type_, reason, "AssignAddress", &note).await;
+                if !self.events.post(Note { on, type_, reason, action: "AssignAddress", note: note.clone() }) {
+                    // Too much is to be said at once: the rest a little later.
+                    self.due_within(RETRY);
+                    return;
+                }
             }
+            tracing::info!(service = %name, note, "no load balancer address");
             self.told.insert(name.clone(), note);
         }
     }
@@ -342,10 +389,14 @@ impl Balancers {
         self.statuses_written = Some(Instant::now());
         let api: Api<PoolObject> = Api::all(self.client.clone());
         for (name, status) in stale {
-            if let Err(error) = pool_status::write(&api, &name, &status).await {
-                tracing::warn!(pool = name, %error, "the status of this AddressPool could not be written; trying again");
-                self.due_within(RETRY);
-            }
+            let error = match timeout(WRITE, pool_status::write(&api, &name, &status)).await {
+                Ok(Ok(())) => continue,
+                Ok(Err(error)) => error.to_string(),
+                Err(_) => "no answer in time".to_owned(),
+            };
+            tracing::warn!(pool = name, error, "the status of this AddressPool could not be written; trying again");
+            self.due_within(RETRY);
+            break;
         }
     }
 }

@@ -8,7 +8,7 @@ use kube::api::{Api, ApiResource, DynamicObject, Patch, PatchParams};
 use kube::runtime::watcher::Event;
 use kube::{Client, Resource, ResourceExt};
 use serde_json::{Value, json};
-use towpath_model::load_balancer::MANAGER;
+use towpath_model::load_balancer::{ASSIGNED_ANNOTATION, MANAGER, assigned};
 use towpath_model::{BalancedService, NamespacedName};
 
 /// What came of writing.
@@ -40,6 +40,8 @@ impl Seen {
 pub(super) struct Known {
     all: BTreeMap<NamespacedName, Seen>,
     listing: BTreeMap<NamespacedName, Seen>,
+    /// By uid, those whose marks do not last: somebody takes them away again at once. They are not written for ever.
+    unmarkable: BTreeSet<Option<String>>,
     /// Whether all are known: before that nothing may be given.
     pub(super) complete: bool,
 }
@@ -53,7 +55,7 @@ impl Known {
                 false
             }
             Event::InitApply(object) => {
-                if let Some(seen) = seen(&object) {
+                if let Some(seen) = self.seen(&object) {
                     self.listing.insert(seen.service.name.clone(), seen);
                 }
                 false
@@ -79,7 +81,7 @@ impl Known {
 
     /// A Service is so now, unless more recent things are known of it; whether that is another than before.
     pub(super) fn learn(&mut self, object: &DynamicObject) -> bool {
-        let Some(new) = seen(object) else { return false };
+        let Some(new) = self.seen(object) else { return false };
         let known = self.all.get(&new.service.name);
         if known.is_some_and(|known| new.is_older_than(known)) {
             return false;
@@ -89,9 +91,41 @@ impl Known {
         changed
     }
 
+    /// As [`Known::learn`], of what a write of ours answered.
+    pub(super) fn learn_written(&mut self, object: &DynamicObject) {
+        self.learn(object);
+        let name = NamespacedName::new(object.namespace().unwrap_or_default(), object.name_any());
+        let unmarked = self.all.get(&name).filter(|seen| seen.service.standing_is_ours && !seen.service.is_marked);
+        if let Some(seen) = unmarked
+            && self.unmarkable.insert(seen.uid.clone())
+        {
+            tracing::warn!(service = %name, "the marks that its load balancer's address is ours are not kept: does an admission webhook \
+                take the annotation {ASSIGNED_ANNOTATION} away?");
+        }
+    }
+
     /// For the planner.
     pub(super) fn all(&self) -> BTreeMap<NamespacedName, BalancedService> {
-        self.all.iter().map(|(name, seen)| (name.clone(), seen.service.clone())).collect()
+        let as_planned = |seen: &Seen| {
+            let mut service = seen.service.clone();
+            service.is_marked |= self.unmarkable.contains(&seen.uid);
+            service
+        };
+        self.all.iter().map(|(name, seen)| (name.clone(), as_planned(seen))).collect()
+    }
+
+    /// A Service as far as it matters here; none when its metadata name nothing. What was ours is ours while the same stands in its
+    /// status: who may write a Service may forge who wrote what of it.
+    fn seen(&self, object: &DynamicObject) -> Option<Seen> {
+        let fresh = seen(object, false)?;
+        let known = self.all.get(&fresh.service.name);
+        let is_known = |known: &Seen| {
+            known.uid == fresh.uid && known.service.standing_is_ours && known.service.standing == fresh.service.standing
+        };
+        if !fresh.service.standing_is_ours && known.is_some_and(is_known) {
+            return seen(object, true);
+        }
+        Some(fresh)
     }
 
     /// For Events.
@@ -119,10 +153,11 @@ impl Known {
         let kind = ApiResource::erase::<Service>(&());
         let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), &name.namespace, &kind);
         let patch = applied(name, seen.version.as_deref(), addresses);
-        // What another implementation wrote without a class of its own is not taken from it: the API server refuses (409).
+        // What another implementation wrote without a class of its own is not taken from it: the API server refuses (409). What is ours
+        // is, whoever claims to have written it: of the object as it was seen, by its version.
         let explicit = seen.service.request.as_ref().is_some_and(|request| request.explicit);
         let mut params = PatchParams::apply(MANAGER);
-        params.force = explicit;
+        params.force = explicit || seen.service.standing_is_ours;
         let name = name.name.clone();
         Some(async move { api.patch_status(&name, &params, &Patch::Apply(patch)).await })
     }
@@ -130,28 +165,29 @@ impl Known {
 
 /// The configuration that is applied: all that we say of the Service.
 fn applied(name: &NamespacedName, version: Option<&str>, addresses: &BTreeSet<IpAddr>) -> Value {
-    let mut ingress: Vec<&IpAddr> = addresses.iter().collect();
-    ingress.sort();
     // VIP: packets come to the node with this address as their destination (KEP-1860).
-    let ingress: Vec<Value> = ingress.into_iter().map(|address| json!({"ip": address, "ipMode": "VIP"})).collect();
+    let ingress: Vec<Value> = addresses.iter().map(|address| json!({"ip": address, "ipMode": "VIP"})).collect();
     let mut applied = json!({
         "apiVersion": "v1", "kind": "Service",
         "metadata": {"name": name.name, "namespace": name.namespace, "resourceVersion": version},
     });
-    // What is not applied any more goes, and with it our name from the status.
+    // What is not applied any more goes, and with it our marks.
     if let (Some(object), false) = (applied.as_object_mut(), ingress.is_empty()) {
         object.insert("status".to_owned(), json!({"loadBalancer": {"ingress": ingress}}));
+        if let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) {
+            metadata.insert("annotations".to_owned(), json!({ASSIGNED_ANNOTATION: assigned(addresses)}));
+        }
     }
     applied
 }
 
-/// A Service as far as it matters here; none when its metadata name nothing.
-fn seen(object: &DynamicObject) -> Option<Seen> {
+fn seen(object: &DynamicObject, known_as_ours: bool) -> Option<Seen> {
     let (uid, version) = (object.meta().uid.clone(), object.meta().resource_version.clone());
     let namespace = object.namespace()?;
     let name = NamespacedName::new(namespace, object.name_any());
     let typed = typed(object).map_err(|error| error.to_string());
-    let service = typed.and_then(|service| BalancedService::try_from(&service).map_err(|error| error.to_string()));
+    let service =
+        typed.and_then(|service| BalancedService::read(&service, known_as_ours).map_err(|error| error.to_string()));
     let service = service.unwrap_or_else(|error| {
         tracing::warn!(service = %name, error, "this Service cannot be read, so it gets no load balancer address");
         unreadable(name, object)
@@ -170,7 +206,9 @@ fn unreadable(name: NamespacedName, object: &DynamicObject) -> BalancedService {
         request: None,
         standing: texts.filter_map(|text| text.parse().ok()).collect(),
         standing_is_ours: false,
-        other_addresses: BTreeSet::new(),
+        is_marked: false,
+        cluster_ips: BTreeSet::new(),
+        external_ips: BTreeSet::new(),
     }
 }
 
@@ -250,6 +288,30 @@ mod tests {
             json!([{"ip": "192.0.2.1", "ipMode": "VIP"}, {"ip": "2001:db8::1", "ipMode": "VIP"}])
         );
         assert_eq!(patch["metadata"]["resourceVersion"], "7");
-        assert_eq!(applied(&name, None, &BTreeSet::new()).get("status"), None);
+        assert_eq!(patch["metadata"]["annotations"][ASSIGNED_ANNOTATION], "192.0.2.1,2001:db8::1");
+        let nothing = applied(&name, None, &BTreeSet::new());
+        assert_eq!((nothing.get("status"), nothing["metadata"].get("annotations")), (None, None));
+    }
+
+    #[test]
+    fn what_was_ours_stays_ours_whoever_is_said_to_have_written_it() {
+        let without_class = |version: &str, ingress: &str, ours: bool| {
+            let mut object = object(version, ingress);
+            object.data["spec"]["loadBalancerClass"] = Value::Null;
+            if ours {
+                object.metadata.annotations = Some([(ASSIGNED_ANNOTATION.to_owned(), ingress.to_owned())].into());
+            }
+            object
+        };
+        let mut known = Known::default();
+        let name = NamespacedName::new("default", "web");
+        known.take(Event::Apply(without_class("9", "192.0.2.1", true)));
+        known.take(Event::Apply(without_class("10", "192.0.2.1", false)));
+        assert!(known.all()[&name].request.is_some() && !known.all()[&name].is_marked);
+        // An answer to a write that is not marked either: it is not written for ever.
+        known.learn_written(&without_class("11", "192.0.2.1", false));
+        assert!(known.all()[&name].is_marked);
+        known.take(Event::Apply(without_class("12", "192.0.2.2", false)));
+        assert!(known.all()[&name].request.is_none(), "another address is another's");
     }
 }

@@ -12,7 +12,8 @@ use super::{Plan, Refusal, View, may_share};
 
 /// What every Service's status should hold, as things are.
 pub fn plan(view: &View) -> Plan {
-    let own: Vec<AddressRange> = view.own_ranges.iter().map(|net| AddressRange::from(*net)).collect();
+    let own: Vec<AddressRange> =
+        view.own_ranges.iter().chain(&view.node_ranges).map(|net| AddressRange::from(*net)).collect();
     let mut allocation = Allocation {
         view,
         sources: sources(view, &own),
@@ -49,7 +50,8 @@ type Asking<'a> = (&'a BalancedService, &'a LoadBalancerRequest);
 struct Allocation<'a> {
     view: &'a View,
     sources: Vec<Source<'a>>,
-    /// Addresses that are never given: Services' cluster and external addresses, and those of other implementations.
+    /// Addresses that are not given: Services' cluster addresses, their external ones where those mean anything, and those of other
+    /// implementations.
     reserved: BTreeMap<IpAddr, &'a NamespacedName>,
     /// Whose status holds an address now.
     standing: BTreeMap<IpAddr, BTreeSet<&'a NamespacedName>>,
@@ -61,7 +63,9 @@ struct Allocation<'a> {
 impl<'a> Allocation<'a> {
     fn note_what_stands(&mut self) {
         for (name, service) in &self.view.services {
-            self.reserved.extend(service.other_addresses.iter().map(|address| (*address, name)));
+            let allowed = |address: &&IpAddr| self.view.external_ranges.iter().any(|range| range.contains(*address));
+            let external = service.external_ips.iter().filter(allowed);
+            self.reserved.extend(service.cluster_ips.iter().chain(external).map(|address| (*address, name)));
             if service.request.is_none() && !service.standing_is_ours {
                 self.reserved.extend(service.standing.iter().map(|address| (*address, name)));
                 continue;
@@ -95,9 +99,12 @@ impl<'a> Allocation<'a> {
     ) -> Option<&'a NamespacedName> {
         let standing = self.standing.get(&address).filter(|_| or_standing);
         let holders = self.given.get(&address).into_iter().chain(standing).flatten().copied();
-        holders
-            .filter(|other| *other != name)
-            .find(|other| !self.request_of(other).is_some_and(|theirs| may_share(request, theirs)))
+        let mut others = holders.filter(|other| *other != name).peekable();
+        others.peek()?;
+        let across = self.view.is_shared_across_namespaces(address);
+        others.find(|other| {
+            !self.request_of(other).is_some_and(|theirs| may_share((name, request), (other, theirs), across))
+        })
     }
 
     fn namespace(&self, service: &BalancedService) -> Option<&'a Labels> {
@@ -114,6 +121,13 @@ impl<'a> Allocation<'a> {
             named(&pool.name) && gives && pool.admits(&service.labels, namespace)
         };
         self.sources.iter().enumerate().filter(|(_, source)| is_for(source)).map(|(index, _)| index).collect()
+    }
+
+    /// Whether what has the address may go on with it: it is in one of these pools, and not in a range of the cluster's own. That
+    /// somebody else claims it (a node in its status, another Service) takes it from nobody.
+    fn held(&self, pools: &[usize], address: IpAddr) -> bool {
+        let contains = |index: &usize| self.sources.get(*index).is_some_and(|source| source.pool.contains(address));
+        pools.iter().any(contains) && !self.view.own_ranges.iter().any(|range| range.contains(&address))
     }
 
     fn offered(&self, pools: &[usize], address: IpAddr) -> bool {
@@ -143,9 +157,8 @@ impl<'a> Allocation<'a> {
                 Wish::Any | Wish::Unclear(_) => true,
             };
             let fits = wished
-                && (unknown || self.offered(&pools, *address))
+                && (unknown || self.held(&pools, *address))
                 && request.families.contains(&family_of(*address))
-                && !self.is_own(&service.name, *address)
                 && self.in_the_way(&service.name, request, *address, false).is_none();
             if fits && families.insert(family_of(*address)) {
                 self.record(service, *address);

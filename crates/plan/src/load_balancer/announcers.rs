@@ -4,11 +4,11 @@
 //! who announces is decided by a Lease. The order (rendezvous hashing) spreads addresses over nodes, and a node that comes or goes
 //! moves no address but its own.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use towpath_model::load_balancer::is_our_class;
-use towpath_model::{AddressPool, NamespacedName, NodeName, Service, ServiceKind, TrafficPolicy, World};
+use towpath_model::{AddressPool, NamespacedName, Node, NodeName, Service, ServiceKind, TrafficPolicy, World};
 
 /// The label with which a node is no way in (KEP-1143).
 const EXCLUDED: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
@@ -22,41 +22,49 @@ pub struct Candidate {
     pub pool: String,
 }
 
-/// The addresses that this node may announce: of Services that are ours, in a pool, with a node's endpoint where only such a node leads
-/// to them.
+/// The addresses that this node may announce: those that we gave, in a pool that this node is for, with a node's endpoint where only such
+/// a node leads to them.
+///
+/// A node that says an address is its own announces it by itself, and is no candidate; it silences nobody else, or a kubelet could
+/// take any address away by a line in its status.
 pub fn candidates(world: &World, pools: &BTreeMap<String, AddressPool>, own: &NodeName) -> BTreeMap<IpAddr, Candidate> {
-    let mut holders: BTreeMap<IpAddr, (&str, Vec<&Service>)> = BTreeMap::new();
+    let mut holders: BTreeMap<IpAddr, (&AddressPool, Vec<&Service>)> = BTreeMap::new();
     for service in world.services.values() {
         let ours = service.kind == ServiceKind::LoadBalancer
+            && service.balanced_by_us
             && is_our_class(service.load_balancer_class.as_deref())
             && !service.for_other_proxies();
         for address in service.load_balancer_ips.iter().filter(|_| ours) {
             // Who may write a Service's status must not make a node answer for any address.
             let Some(pool) = pools.values().find(|pool| pool.contains(*address)) else { continue };
-            holders.entry(*address).or_insert((pool.name.as_str(), Vec::new())).1.push(service);
+            holders.entry(*address).or_insert((pool, Vec::new())).1.push(service);
         }
     }
-    holders.retain(|address, _| !world.nodes.values().any(|node| node.internal_ips.contains(address)));
     let local = local_nodes(world, holders.values().flat_map(|(_, services)| services.iter().copied()));
-    let eligible: Vec<&NodeName> = world
+    let eligible: Vec<&Node> = world
         .nodes
         .values()
         .filter(|node| (node.ready || node.name == *own) && !node.labels.contains_key(EXCLUDED))
-        .map(|node| &node.name)
         .collect();
-    let place = |address: IpAddr, services: &[&Service]| {
+    let place = |address: IpAddr, pool: &AddressPool, services: &[&Service]| {
         // Services that share an address under Local have the same pods; whichever of them has an endpoint here will do.
         let policies = services.iter().filter(|service| service.external_policy == TrafficPolicy::Local);
-        let only: Vec<&BTreeSet<&NodeName>> = policies.filter_map(|service| local.get(&service.name)).collect();
-        let may = |node: &NodeName| only.is_empty() || only.iter().any(|nodes| nodes.contains(node));
-        let mut nodes: Vec<(u64, &NodeName)> =
-            eligible.iter().filter(|node| may(node)).map(|node| (weight(node, address), *node)).collect();
+        let only: Vec<&BTreeMap<&NodeName, Endpoints>> =
+            policies.filter_map(|service| local.get(&service.name)).collect();
+        let endpoints = |node: &NodeName| match only.is_empty() {
+            true => Some(Endpoints::Ready),
+            false => only.iter().filter_map(|nodes| nodes.get(node)).min().copied(),
+        };
+        let may =
+            eligible.iter().filter(|node| !node.internal_ips.contains(&address) && pool.nodes.matches(&node.labels));
+        let mut nodes: Vec<(Endpoints, u64, &NodeName)> =
+            may.filter_map(|node| Some((endpoints(&node.name)?, weight(&node.name, address), &node.name))).collect();
         nodes.sort_unstable();
-        nodes.iter().position(|(_, node)| *node == own)
+        nodes.iter().position(|(_, _, node)| *node == own)
     };
     let with_rank = holders.into_iter().filter_map(|(address, (pool, services))| {
-        let rank = place(address, &services)?;
-        Some((address, Candidate { rank, pool: pool.to_owned() }))
+        let rank = place(address, pool, &services)?;
+        Some((address, Candidate { rank, pool: pool.name.clone() }))
     });
     with_rank.collect()
 }
@@ -68,14 +76,21 @@ pub fn follow_endpoints(world: &World) -> bool {
     world.services.values().any(is_local)
 }
 
+/// What endpoints a node has for an address: with those that stay it comes before one with those that go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Endpoints {
+    Ready,
+    Terminating,
+}
+
 /// Nodes with an endpoint that takes connections, of each Service whose external policy is `Local`.
 fn local_nodes<'a>(
     world: &'a World,
     services: impl Iterator<Item = &'a Service>,
-) -> BTreeMap<&'a NamespacedName, BTreeSet<&'a NodeName>> {
-    let mut nodes: BTreeMap<&NamespacedName, BTreeSet<&NodeName>> = services
+) -> BTreeMap<&'a NamespacedName, BTreeMap<&'a NodeName, Endpoints>> {
+    let mut nodes: BTreeMap<&NamespacedName, BTreeMap<&NodeName, Endpoints>> = services
         .filter(|service| service.external_policy == TrafficPolicy::Local)
-        .map(|service| (&service.name, BTreeSet::new()))
+        .map(|service| (&service.name, BTreeMap::new()))
         .collect();
     if nodes.is_empty() {
         return nodes;
@@ -84,10 +99,16 @@ fn local_nodes<'a>(
         let Some(found) = nodes.get_mut(&slice.service) else { continue };
         let all = world.services.get(&slice.service).is_some_and(|service| service.publish_not_ready);
         // Those that still serve while they terminate count, too: with them gone the address would be nobody's (KEP-1669).
-        let takes = |conditions: towpath_model::Conditions| {
-            all || conditions.ready || (conditions.serving && conditions.terminating)
+        let takes = |conditions: towpath_model::Conditions| match conditions.terminating {
+            false if all || conditions.ready => Some(Endpoints::Ready),
+            true if all || conditions.ready || conditions.serving => Some(Endpoints::Terminating),
+            _ => None,
         };
-        found.extend(slice.endpoints.iter().filter(|e| takes(e.conditions)).filter_map(|e| e.node.as_ref()));
+        for endpoint in &slice.endpoints {
+            let (Some(node), Some(has)) = (&endpoint.node, takes(endpoint.conditions)) else { continue };
+            let best = found.entry(node).or_insert(has);
+            *best = has.min(*best);
+        }
     }
     nodes
 }
@@ -109,8 +130,10 @@ fn weight(node: &NodeName, address: IpAddr) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
-    use towpath_model::{Conditions, Endpoint, EndpointSlice, Node, Protocol, ServicePort, TargetPort};
+    use towpath_model::{Conditions, Endpoint, EndpointSlice, Protocol, Selector, ServicePort, TargetPort};
 
     const READY: Conditions = Conditions { ready: true, serving: true, terminating: false };
 
@@ -145,6 +168,7 @@ mod tests {
             external_ips: Vec::new(),
             load_balancer_ips: vec![ip(address)],
             load_balancer_class: None,
+            balanced_by_us: true,
             ports: vec![ServicePort::new("", Protocol::Tcp, 80, TargetPort::Number(80), None)],
             has_selector: true,
             affinity_seconds: None,
@@ -188,6 +212,8 @@ mod tests {
             auto_assign: true,
             services: Default::default(),
             namespaces: Default::default(),
+            shared_across_namespaces: false,
+            nodes: Default::default(),
         };
         BTreeMap::from([("p".to_owned(), pool)])
     }
@@ -228,14 +254,53 @@ mod tests {
     }
 
     #[test]
-    fn nobody_answers_for_what_is_in_no_pool_or_another_implementations_or_a_nodes() {
+    fn nodes_whose_endpoints_stay_come_before_those_whose_endpoints_go() {
+        let mut world = world(5);
+        for number in 100..120 {
+            let (name, address) = (format!("s{number}"), format!("192.0.2.{number}"));
+            add(&mut world, &name, &address, TrafficPolicy::Local);
+            for node in ["n1", "n2", "n3", "n4"] {
+                endpoint(&mut world, &name, node, Conditions { ready: false, serving: true, terminating: true });
+            }
+            endpoint(&mut world, &name, "n5", READY);
+            let ranks = ranks(&world, &address);
+            assert!(ranks["n5"] == 0 && ranks.len() == 5, "{ranks:?}");
+        }
+    }
+
+    #[test]
+    fn nobody_answers_for_what_is_in_no_pool_or_another_implementations() {
         let mut world = world(2);
         add(&mut world, "stray", "198.51.100.1", TrafficPolicy::Cluster);
-        add(&mut world, "node", "192.0.2.1", TrafficPolicy::Cluster);
         add(&mut world, "theirs", "192.0.2.100", TrafficPolicy::Cluster);
-        let theirs = world.services.get_mut(&NamespacedName::new("default", "theirs")).unwrap();
-        theirs.load_balancer_class = Some("metallb".to_owned());
+        add(&mut world, "theirs-too", "192.0.2.101", TrafficPolicy::Cluster);
+        let mut of = |name: &str, change: fn(&mut Service)| {
+            change(world.services.get_mut(&NamespacedName::new("default", name)).unwrap());
+        };
+        of("theirs", |service| service.load_balancer_class = Some("metallb".to_owned()));
+        of("theirs-too", |service| service.balanced_by_us = false);
         assert_eq!(candidates(&world, &pools(), &NodeName::new("n2")), BTreeMap::new());
+    }
+
+    #[test]
+    fn a_node_that_claims_an_address_silences_only_itself() {
+        let mut world = world(3);
+        add(&mut world, "web", "192.0.2.100", TrafficPolicy::Cluster);
+        world.nodes.get_mut(&NodeName::new("n2")).unwrap().internal_ips.push(ip("192.0.2.100"));
+        let ranks = ranks(&world, "192.0.2.100");
+        assert_eq!(ranks.values().copied().collect::<BTreeSet<_>>(), (0..2).collect());
+        assert!(!ranks.contains_key("n2"), "{ranks:?}");
+    }
+
+    #[test]
+    fn only_nodes_that_the_pool_is_for_announce_its_addresses() {
+        let mut world = world(3);
+        add(&mut world, "web", "192.0.2.100", TrafficPolicy::Cluster);
+        world.nodes.get_mut(&NodeName::new("n3")).unwrap().labels.insert("rack".to_owned(), "a".to_owned());
+        let mut pools = pools();
+        pools.get_mut("p").unwrap().nodes = Selector::equals([("rack", "a")]);
+        let rank = |node: &str| candidates(&world, &pools, &NodeName::new(node)).values().map(|c| c.rank).next();
+        assert_eq!(["n1", "n2", "n3"].map(rank), [None, None, Some(0)]);
     }
 
     #[test]

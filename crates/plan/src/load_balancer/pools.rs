@@ -81,7 +81,7 @@ impl<'a> Source<'a> {
                 theirs.map(move |theirs| format!("{range} overlaps {theirs} of AddressPool {}", other.name))
             })
         });
-        let own = view.own_ranges.iter().flat_map(|own| {
+        let own = view.own_ranges.iter().chain(&view.node_ranges).flat_map(|own| {
             let overlapping = self.pool.ranges.iter().filter(|range| range.overlaps(&AddressRange::from(*own)));
             overlapping.map(move |range| format!("{range} overlaps {own}, a range of pods or Services"))
         });

@@ -7,6 +7,7 @@ use towpath_model::{Family, FamilyPolicy, Protocol, TrafficPolicy, Wish};
 
 use super::tests::{ip, named, pool, request, service, write};
 use super::{Plan, Refusal, View, may_share, plan};
+use towpath_model::NamespacedName;
 
 /// Something that happens to the cluster.
 #[derive(Clone, Debug)]
@@ -90,17 +91,24 @@ fn happen(view: &mut View, clock: i64, event: &Event) {
 /// Whichever of the plan's writes are done, in whatever order: nobody is given what another has, by the plan or still by its status,
 /// unless both may share it.
 fn grants_are_safe(view: &View, plan: &Plan) {
-    let share = |a: &_, b: &_| {
+    let share = |a: &NamespacedName, b: &NamespacedName, address| {
         let of = |name| view.services[name].request.as_ref();
-        of(a).zip(of(b)).is_some_and(|(a, b)| may_share(a, b))
+        let across = view.is_shared_across_namespaces(address);
+        of(a).zip(of(b)).is_some_and(|(of_a, of_b)| may_share((a, of_a), (b, of_b), across))
     };
     for (name, addresses) in &plan.addresses {
         for address in addresses {
             for (other, theirs) in plan.addresses.iter().filter(|(other, _)| *other != name) {
-                assert!(!theirs.contains(address) || share(name, other), "{name} and {other} both have {address}");
+                assert!(
+                    !theirs.contains(address) || share(name, other, *address),
+                    "{name} and {other} both have {address}"
+                );
                 let stands = view.services[other].standing.contains(address);
                 let new = !view.services[name].standing.contains(address);
-                assert!(!(stands && new) || share(name, other), "{name} is given {address}, which {other} still has");
+                assert!(
+                    !(stands && new) || share(name, other, *address),
+                    "{name} is given {address}, which {other} still has"
+                );
             }
         }
     }

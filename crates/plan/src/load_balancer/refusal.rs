@@ -136,7 +136,7 @@ impl fmt::Display for Refusal {
             Self::Taken { address, by } => write!(
                 f,
                 "the requested address {address} is in use by Service {by}: request another, or let both share it \
-                 (towpath.dev/allow-shared-ip on both, with ports that differ)"
+                 (towpath.dev/allow-shared-ip on both, in one namespace, with ports that differ)"
             ),
             Self::NoNamespace => write!(f, "its namespace is not known yet: it is tried again"),
         }

@@ -26,6 +26,8 @@ pub(super) fn pool(name: &str, ranges: &[&str]) -> AddressPool {
         auto_assign: true,
         services: Selector::everything(),
         namespaces: Selector::everything(),
+        shared_across_namespaces: false,
+        nodes: Selector::everything(),
     }
 }
 
@@ -52,7 +54,9 @@ pub(super) fn service(name: &str, created: i64, request: Option<LoadBalancerRequ
         request,
         standing: BTreeSet::new(),
         standing_is_ours: false,
-        other_addresses: BTreeSet::new(),
+        is_marked: true,
+        cluster_ips: BTreeSet::new(),
+        external_ips: BTreeSet::new(),
     }
 }
 
@@ -79,6 +83,7 @@ pub(super) fn write(view: &mut View, plan: &Plan) {
         let service = view.services.get_mut(name).unwrap();
         service.standing.clone_from(addresses);
         service.standing_is_ours = !addresses.is_empty();
+        service.is_marked = true;
     }
 }
 
@@ -277,9 +282,9 @@ fn what_is_the_clusters_own_is_never_given_and_the_pool_says_so() {
     let mut view = view(&[pool("p", &["192.0.2.0/29"]), pool("q", &["192.0.2.6-192.0.2.9"])], &["web"]);
     view.own_ranges = vec!["192.0.2.0/30".parse().unwrap()];
     view.node_addresses = [ip("192.0.2.4")].into();
-    view.services.get_mut(&named("web")).unwrap().other_addresses = [ip("10.96.0.1")].into();
+    view.services.get_mut(&named("web")).unwrap().cluster_ips = [ip("10.96.0.1")].into();
     let mut other = service("other", 9, None);
-    other.other_addresses = [ip("192.0.2.5")].into();
+    other.cluster_ips = [ip("192.0.2.5")].into();
     view.services.insert(named("other"), other);
     let first = plan(&view);
     assert_eq!(has(&first, "web"), ["192.0.2.6"]);
@@ -315,4 +320,111 @@ fn a_service_that_is_being_deleted_keeps_what_it_has_and_gets_nothing_new() {
     }
     let plan = plan(&view);
     assert_eq!((has(&plan, "has"), has(&plan, "has-not")), (vec!["192.0.2.2".to_owned()], Vec::new()));
+}
+
+#[test]
+fn who_merely_claims_an_address_takes_it_from_nobody() {
+    let mut view = view(&[pool("p", &["192.0.2.1-192.0.2.4"])], &["web"]);
+    let first = plan(&view);
+    write(&mut view, &first);
+    assert_eq!(has(&first, "web"), ["192.0.2.1"]);
+    let mut thief = service("thief", 9, None);
+    thief.external_ips = [1, 2, 3, 4].map(|last| ip(&format!("192.0.2.{last}"))).into();
+    view.services.insert(named("thief"), thief);
+    view.services.insert(named("waits"), service("waits", 10, Some(request(&[Family::V4]))));
+    let second = plan(&view);
+    assert_eq!(
+        (has(&second, "web"), has(&second, "waits")),
+        (vec!["192.0.2.1".to_owned()], vec!["192.0.2.2".to_owned()]),
+        "external addresses mean nothing where none are allowed"
+    );
+    assert_eq!(second.pools["p"].available, 2);
+    view.external_ranges = vec!["192.0.2.0/30".parse().unwrap()];
+    let third = plan(&view);
+    assert_eq!(
+        (has(&third, "web"), has(&third, "waits")),
+        (vec!["192.0.2.1".to_owned()], vec!["192.0.2.4".to_owned()])
+    );
+    view.external_ranges.clear();
+    // Nor do a node's status, its ranges, or another Service's cluster address.
+    view.node_addresses = [ip("192.0.2.1")].into();
+    assert_eq!(has(&plan(&view), "web"), ["192.0.2.1"]);
+    view.node_ranges = vec!["192.0.2.0/24".parse().unwrap()];
+    let all_claimed = plan(&view);
+    assert_eq!((has(&all_claimed, "web"), has(&all_claimed, "waits")), (vec!["192.0.2.1".to_owned()], Vec::new()));
+    view.services.get_mut(&named("thief")).unwrap().cluster_ips = [ip("192.0.2.1")].into();
+    assert_eq!(has(&plan(&view), "web"), ["192.0.2.1"]);
+    view.own_ranges = vec!["192.0.2.0/24".parse().unwrap()];
+    assert_eq!(has(&plan(&view), "web"), Vec::<String>::new(), "who runs the cluster says what is its own");
+}
+
+#[test]
+fn a_key_is_good_in_its_namespace_only_unless_the_pool_says_otherwise() {
+    let mut shared = pool("p", &["192.0.2.1-192.0.2.9"]);
+    let mut view = view(&[shared.clone()], &["web"]);
+    ask(&mut view, "web", |request| request.sharing_key = Some("key".to_owned()));
+    let guest = NamespacedName::new("other", "guest");
+    let mut guessed = service("guest", 9, Some(request(&[Family::V4])));
+    guessed.name = guest.clone();
+    let asks = guessed.request.as_mut().unwrap();
+    asks.sharing_key = Some("key".to_owned());
+    asks.ports = [(Protocol::Tcp, 443)].into();
+    view.services.insert(guest.clone(), guessed);
+    view.namespaces.insert("other".to_owned(), BTreeMap::new());
+    assert_eq!(plan(&view).addresses[&guest], [ip("192.0.2.2")].into());
+    shared.shared_across_namespaces = true;
+    view.pools.insert("p".to_owned(), shared.clone());
+    let together = plan(&view);
+    assert_eq!(together.addresses[&guest], [ip("192.0.2.1")].into());
+    write(&mut view, &together);
+    view.pools.clear();
+    view.some_pool_is_unclear = true;
+    assert_eq!(plan(&view).addresses[&guest], [ip("192.0.2.1")].into(), "a mistake in the pool parts nobody");
+    view.some_pool_is_unclear = false;
+    view.pools.insert("p".to_owned(), shared);
+    // The same selector selects other pods in another namespace.
+    ask(&mut view, "web", |request| request.external_policy = TrafficPolicy::Local);
+    view.services.get_mut(&guest).unwrap().request.as_mut().unwrap().external_policy = TrafficPolicy::Local;
+    assert_ne!(plan(&view).addresses[&guest], [ip("192.0.2.1")].into());
+}
+
+#[test]
+fn under_local_services_without_a_selector_share_nothing() {
+    let mut view = view(&[pool("p", &["192.0.2.1-192.0.2.9"])], &["a", "b"]);
+    for (name, port) in [("a", 80), ("b", 443)] {
+        ask(&mut view, name, |request| {
+            request.sharing_key = Some("key".to_owned());
+            request.ports = [(Protocol::Tcp, port)].into();
+            request.external_policy = TrafficPolicy::Local;
+            request.selector.clear();
+        });
+    }
+    let plan = plan(&view);
+    assert_ne!(has(&plan, "a"), has(&plan, "b"), "whose endpoints are made by hand may be anywhere");
+}
+
+#[test]
+fn what_lacks_a_mark_of_ours_is_written_again() {
+    let mut view = view(&[pool("p", &["192.0.2.1-192.0.2.9"])], &["web"]);
+    let first = plan(&view);
+    write(&mut view, &first);
+    assert_eq!(plan(&view).changes(&view), []);
+    view.services.get_mut(&named("web")).unwrap().is_marked = false;
+    let again = plan(&view);
+    assert_eq!(again.changes(&view), [(&named("web"), &BTreeSet::from([ip("192.0.2.1")]))]);
+}
+
+#[test]
+fn of_two_families_one_stays_when_the_others_pool_goes_and_that_is_said() {
+    let mut view = view(&[pool("four", &["192.0.2.1"]), pool("six", &["2001:db8::1"])], &["web"]);
+    ask(&mut view, "web", |request| {
+        request.families = vec![Family::V4, Family::V6];
+        request.policy = FamilyPolicy::RequireDual;
+    });
+    let both = plan(&view);
+    write(&mut view, &both);
+    view.pools.remove("six");
+    let left = plan(&view);
+    assert_eq!(has(&left, "web"), ["192.0.2.1"], "clients of one family need not suffer for the other's pool");
+    assert!(why(&left, "web").contains("no IPv6 range"), "{}", why(&left, "web"));
 }

@@ -74,6 +74,7 @@ fn world() -> World {
                 external_ips: Vec::new(),
                 load_balancer_ips: Vec::new(),
                 load_balancer_class: None,
+                balanced_by_us: false,
                 ports: vec![ServicePort::new("", Protocol::Tcp, 8080, TargetPort::Number(80), Some(30000))],
                 has_selector: true,
                 affinity_seconds: None,

@@ -143,7 +143,10 @@ fn rights_are_these_and_no_others() {
     );
     assert_eq!(
         role("Role kube-system/towpath-controller"),
-        ["coordination.k8s.io/leases [towpath-controller]: get update", "coordination.k8s.io/leases: create"]
+        [
+            "coordination.k8s.io/leases [towpath-controller]: get update",
+            "coordination.k8s.io/leases: create list delete"
+        ]
     );
     let mut bindings = BTreeSet::new();
     for (name, object) in all() {

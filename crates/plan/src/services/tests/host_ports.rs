@@ -73,6 +73,7 @@ fn node_port_service(number: u16) -> Service {
         external_ips: Vec::new(),
         load_balancer_ips: Vec::new(),
         load_balancer_class: None,
+        balanced_by_us: false,
         ports: vec![ServicePort::new("", Protocol::Tcp, 80, TargetPort::Number(80), Some(number))],
         has_selector: true,
         affinity_seconds: None,

@@ -49,6 +49,7 @@ fn service(name: &str, cluster_ips: &[&str]) -> Service {
         external_ips: Vec::new(),
         load_balancer_ips: Vec::new(),
         load_balancer_class: None,
+        balanced_by_us: false,
         ports: vec![ServicePort::new("http", Protocol::Tcp, 80, TargetPort::Number(8080), None)],
         has_selector: true,
         affinity_seconds: None,

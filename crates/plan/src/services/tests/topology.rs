@@ -35,6 +35,7 @@ fn service(kind: ServiceKind) -> Service {
         external_ips: Vec::new(),
         load_balancer_ips: Vec::new(),
         load_balancer_class: None,
+        balanced_by_us: false,
         ports: vec![ServicePort::new("", Protocol::Tcp, 80, TargetPort::Number(8080), node_port)],
         has_selector: true,
         affinity_seconds: None,
