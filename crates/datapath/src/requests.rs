@@ -106,8 +106,8 @@ pub struct NodeStatus {
     pub problems: Vec<String>,
     /// Devices whose drivers forward packets of Services.
     pub accelerated: Vec<String>,
-    /// Devices that were to, and cannot, with the reason.
-    pub unaccelerated: Vec<String>,
+    /// What is to be said of it: of devices that were to and cannot, and of what they depend on.
+    pub acceleration_notes: Vec<String>,
     /// What was let go of when UDP backends went.
     pub released: Released,
 }

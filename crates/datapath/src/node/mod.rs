@@ -167,7 +167,7 @@ impl Node {
             peers: self.peers.iter().filter(|p| !p.local).count(),
             problems: self.problems.iter().chain(&released.problem).cloned().collect(),
             accelerated: self.wires.accelerated(),
-            unaccelerated: self.wires.refused(),
+            acceleration_notes: self.wires.notes(),
             released,
         }
     }

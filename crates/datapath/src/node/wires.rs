@@ -13,43 +13,62 @@ use crate::bpf::{self, Programs};
 use crate::error::Error;
 use crate::net::link::{self, Link};
 
+/// What became of a device that was to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Outcome {
+    Forwards,
+    /// It does, and what it sends arrives only if the other end runs a program, too: its driver gives frames to nobody else, and says nothing.
+    ForwardsToVeth,
+    Cannot(String),
+}
+
+impl Outcome {
+    fn in_words(&self, device: &str) -> Option<String> {
+        match self {
+            Self::Forwards => None,
+            Self::ForwardsToVeth => Some(format!(
+                "Services are accelerated (XDP) on device {device}, which is a veth: what it forwards is lost unless the other end runs an XDP \
+                 program, too; where it does not, set services.acceleration to best-effort"
+            )),
+            Self::Cannot(reason) => Some(format!("Services are not accelerated (XDP) on device {device}: {reason}")),
+        }
+    }
+}
+
 /// What became of the devices that were to.
 #[derive(Debug, Default)]
 pub(super) struct Wires {
-    /// By name; none: it forwards.
-    outcomes: BTreeMap<String, Option<String>>,
-    /// Whether refusals are to be told by the status.
+    /// By name.
+    outcomes: BTreeMap<String, Outcome>,
+    /// Whether they are to be told by the status.
     told: bool,
 }
 
 impl Wires {
     /// Devices that forward.
     pub(super) fn accelerated(&self) -> Vec<String> {
-        self.outcomes.iter().filter(|(_, refusal)| refusal.is_none()).map(|(device, _)| device.clone()).collect()
+        let forward = self.outcomes.iter().filter(|(_, outcome)| !matches!(outcome, Outcome::Cannot(_)));
+        forward.map(|(device, _)| device.clone()).collect()
     }
 
-    /// Devices that were to and cannot, each with its reason.
-    pub(super) fn refused(&self) -> Vec<String> {
-        let refused = self.outcomes.iter().filter(|_| self.told);
-        refused.filter_map(|(device, refusal)| Some(sentence(device, refusal.as_ref()?))).collect()
+    /// What the status has to say.
+    pub(super) fn notes(&self) -> Vec<String> {
+        let told = self.outcomes.iter().filter(|_| self.told);
+        told.filter_map(|(device, outcome)| outcome.in_words(device)).collect()
     }
 
-    fn note(&mut self, outcomes: BTreeMap<String, Option<String>>, acceleration: Acceleration) {
+    fn note(&mut self, outcomes: BTreeMap<String, Outcome>, acceleration: Acceleration) {
         self.told = acceleration == Acceleration::Native;
         for (device, outcome) in outcomes.iter().filter(|(device, outcome)| self.outcomes.get(*device) != Some(outcome))
         {
-            match outcome {
+            match outcome.in_words(device) {
                 None => tracing::info!(device, "packets of Services are forwarded by its driver (XDP)"),
-                Some(reason) if self.told => tracing::warn!("{}", sentence(device, reason)),
-                Some(reason) => tracing::info!("{}", sentence(device, reason)),
+                Some(words) if self.told => tracing::warn!("{words}"),
+                Some(words) => tracing::info!("{words}"),
             }
         }
         self.outcomes = outcomes;
     }
-}
-
-fn sentence(device: &str, reason: &str) -> String {
-    format!("Services are not accelerated (XDP) on device {device}: {reason}")
 }
 
 /// Devices that are software: what the machine itself sends them has checksums that nobody computed yet, and there is no driver to save.
@@ -97,16 +116,17 @@ impl Node {
         let mut outcomes = BTreeMap::new();
         if acceleration == Acceleration::BestEffort {
             for link in wanted.extract_if(.., |link| is_software(link)) {
-                outcomes.insert(link.name, Some("it is no device of hardware".to_owned()));
+                outcomes.insert(link.name, Outcome::Cannot("it is no device of hardware".to_owned()));
             }
         }
         for link in &wanted {
-            match ensure_one(programs, link, self.awaited.is_empty()) {
-                Ok(false) => {}
-                done => {
-                    outcomes.insert(link.name.clone(), done.err());
-                }
-            }
+            let outcome = match ensure_one(programs, link, self.awaited.is_empty()) {
+                Ok(false) => continue,
+                Ok(true) if link.kind == Some(InfoKind::Veth) => Outcome::ForwardsToVeth,
+                Ok(true) => Outcome::Forwards,
+                Err(reason) => Outcome::Cannot(reason),
+            };
+            outcomes.insert(link.name.clone(), outcome);
         }
         let kept: Vec<u32> = wanted.iter().map(|link| link.index).collect();
         if self.awaited.is_empty() {
