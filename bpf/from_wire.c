@@ -19,16 +19,21 @@
  * not the device's, everything goes on. */
 TP_MAP(tp_wires, BPF_MAP_TYPE_HASH, __u32, struct tp_wire, 256, 0);
 
-/* As tp_hops, with the neighbour: XDP resolves none. */
+/*
+ * Where packets for a backend on another node go, with the neighbour, for XDP resolves none. Believed for HOP_LIFE, and as long as the
+ * revision is the same, which every change of pods and of nodes' ranges raises.
+ */
 struct tp_wire_hop {
 	__u64 until;			/* ktime, ns */
-	__be32 to;
+	struct tp_addr backend;
+	struct tp_addr via;		/* its node's tunnel address */
+	__u32 revision;
 	__u32 ifindex;
 	__u32 mtu;			/* bytes, of the path */
 	__u8 dst[6];
 	__u8 src[6];
 	__u8 inner[6];			/* inner destination */
-	__u8 pad[6];
+	__u8 pad[2];
 };
 TP_MAP(tp_wire_hops, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct tp_wire_hop, HOPS, 0);
 
@@ -128,35 +133,70 @@ static __always_inline int tp_wire_route(struct xdp_md *ctx, struct tp_work *w, 
 	return fib->ifindex == ctx->ingress_ifindex ? 0 : -1;
 }
 
-/* The next hop towards w->via, for an inner packet of `len` bytes; NULL: not from here. */
-static __noinline struct tp_wire_hop *tp_wire_hop_to(struct xdp_md *ctx, struct tp_work *w, const struct tp_node_config *cfg, __u32 len)
-{
-	__be32 to = tp_word(&w->via, 3);
-	__u32 slot = (bpf_ntohl(to) ^ bpf_ntohl(to) >> 8) % HOPS;
-	struct tp_wire_hop *hop = bpf_map_lookup_elem(&tp_wire_hops, &slot);
-	__u64 now = bpf_ktime_get_coarse_ns();
-	struct bpf_fib_lookup *fib = &w->fib;
+enum tp_wire_place {
+	TP_WIRE_NOWHERE = -1,		/* behind no node that is known */
+	TP_WIRE_ELSEWHERE = -2,		/* not from here: it is a pod of this node, or the way is not for XDP */
+};
 
-	if (!hop || !tp_is_v4(&w->via) || (cfg->tunnel_mtu && len > cfg->tunnel_mtu) || len > 0xffff - TP_ENVELOPE_LEN)
-		return NULL;
-	if (hop->to != to || hop->ifindex != ctx->ingress_ifindex || hop->until <= now) {
-		__builtin_memset(fib, 0, sizeof(*fib));
-		fib->family = FAMILY_V4;
-		fib->l4_protocol = IPPROTO_UDP;
-		fib->tot_len = len + TP_ENVELOPE_LEN;
-		fib->ipv4_src = tp_word(&cfg->node4, 3);
-		fib->ipv4_dst = to;
-		if (tp_wire_route(ctx, w, cfg))
-			return NULL;
-		hop->until = now + HOP_LIFE;
-		hop->to = to;
-		hop->ifindex = fib->ifindex;
-		hop->mtu = fib->mtu_result;
-		tp_copy_mac(hop->dst, fib->dmac);
-		tp_copy_mac(hop->src, fib->smac);
-		tp_inner_mac(w, &w->via, hop->inner);
+/* Looks up where w->lb.backend is, and the way there for an inner packet of `len` bytes. 0, or enum tp_wire_place. */
+static __noinline int tp_wire_find(struct xdp_md *ctx, struct tp_work *w, const struct tp_node_config *cfg, struct tp_wire_hop *hop,
+				   __u32 len)
+{
+	struct bpf_fib_lookup *fib = &w->fib;
+	__u32 revision = tp_revision_now();
+
+	if (!hop)
+		return TP_WIRE_ELSEWHERE;
+	hop->until = 0;
+	if (bpf_map_lookup_elem(&tp_pods, &w->lb.backend.addr))
+		return TP_WIRE_ELSEWHERE;
+	if (tp_backend_node(w))
+		return TP_WIRE_NOWHERE;
+	if (!tp_is_v4(&w->via))
+		return TP_WIRE_ELSEWHERE;
+	__builtin_memset(fib, 0, sizeof(*fib));
+	fib->family = FAMILY_V4;
+	fib->l4_protocol = IPPROTO_UDP;
+	fib->tot_len = len + TP_ENVELOPE_LEN;
+	fib->ipv4_src = tp_word(&cfg->node4, 3);
+	fib->ipv4_dst = tp_word(&w->via, 3);
+	if (tp_wire_route(ctx, w, cfg))
+		return TP_WIRE_ELSEWHERE;
+	hop->backend = w->lb.backend.addr;
+	hop->via = w->via;
+	hop->revision = revision;
+	hop->ifindex = fib->ifindex;
+	hop->mtu = fib->mtu_result;
+	tp_copy_mac(hop->dst, fib->dmac);
+	tp_copy_mac(hop->src, fib->smac);
+	tp_inner_mac(w, &w->via, hop->inner);
+	hop->until = bpf_ktime_get_coarse_ns() + HOP_LIFE;
+	return 0;
+}
+
+/* The same, as it was found lately: w->via and `found`. */
+static __always_inline int tp_wire_hop_to(struct xdp_md *ctx, struct tp_work *w, const struct tp_node_config *cfg, __u32 len,
+					  struct tp_wire_hop **found)
+{
+	const struct tp_addr *backend = &w->lb.backend.addr;
+	__u32 word = bpf_ntohl(tp_word(backend, 3)), slot = (word ^ word >> 8) % HOPS;
+	struct tp_wire_hop *hop = bpf_map_lookup_elem(&tp_wire_hops, &slot);
+	int place;
+
+	if (hop && tp_same(&hop->backend, backend) && hop->ifindex == ctx->ingress_ifindex && hop->revision == tp_revision_now() &&
+	    hop->until > bpf_ktime_get_coarse_ns()) {
+		w->via = hop->via;
+		w->has_via = 1;
+	} else {
+		place = tp_wire_find(ctx, w, cfg, hop, len);
+		if (place)
+			return place;
 	}
-	return len + TP_ENVELOPE_LEN > hop->mtu ? NULL : hop;
+	if (!hop || len + TP_ENVELOPE_LEN > hop->mtu || (cfg->tunnel_mtu && len > cfg->tunnel_mtu) ||
+	    len > 0xffff - TP_ENVELOPE_LEN)
+		return TP_WIRE_ELSEWHERE;
+	*found = hop;
+	return 0;
 }
 
 /* Writes a port, 0 the source's or 2 the destination's, and the checksum that is its and the addresses' change. */
@@ -285,7 +325,6 @@ static __always_inline int tp_wire_ask(struct xdp_md *ctx, struct tp_work *w, co
 {
 	struct tp_wire_hop *hop = NULL;
 	struct tp_peer *peer;
-	int here;
 
 	if (tp_parse(ctx, w) || !tp_is_ordinary(ctx, w, 0) ||
 	    (w->p.t.proto == IPPROTO_UDP && w->p.t.dport == cfg->tunnel_port))
@@ -297,12 +336,8 @@ static __always_inline int tp_wire_ask(struct xdp_md *ctx, struct tp_work *w, co
 	w->sent = w->p.t;
 	if (tp_translate(w, cfg, TP_NODEPORT_OUTSIDE) != TP_CHOICE_BACKEND)
 		return w->reason ? tp_drop(ctx, w->reason) : XDP_PASS;
-	here = bpf_map_lookup_elem(&tp_pods, &w->lb.backend.addr) != NULL;
-	if (!here) {
-		if (tp_backend_node(w))
-			return XDP_PASS;
-		hop = tp_wire_hop_to(ctx, w, cfg, tp_len(ctx) - ETH_LEN);
-	}
+	if (tp_wire_hop_to(ctx, w, cfg, tp_len(ctx) - ETH_LEN, &hop) == TP_WIRE_NOWHERE)
+		return XDP_PASS;
 	/* A choice that was made here is entered, that the next hook makes no other. */
 	if ((!hop && !w->chosen) || tp_track_aimed(w, cfg))
 		return XDP_PASS;

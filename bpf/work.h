@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
 /*
- * What one run of a tc program works on: too much for a stack of 512 bytes, so it lives in a per-CPU array.
+ * What one run of a tc or XDP program works on: too much for a stack of 512 bytes, so it lives in a per-CPU array.
  *
- * tc programs run with bottom halves off and none of ours calls another, so nothing else writes here meanwhile. The socket
+ * Both run with bottom halves off (XDP in the device's NAPI poll), none of ours calls another, and those of XDP have an array of
+ * their own: so nothing else writes here meanwhile. The socket
  * hooks and the collector run in other contexts and must not use it. It is never cleared as a whole: whoever reads a
  * field is preceded by who wrote it.
  */
