@@ -277,11 +277,11 @@ static __always_inline __u32 tp_flow_hash(const struct tp_tuple *t)
 	return tp_mix(hash, tp_word(&t->daddr, 3)) >> 32;
 }
 
-/* Into an envelope for w->via, and back out of the device that it came by. */
+/* Into an envelope for w->via, and back out of the device that it came by. `len`: of the frame, in bytes. */
 static __noinline int tp_wire_encapsulate(struct xdp_md *ctx, struct tp_work *w, const struct tp_node_config *cfg,
-					  const struct tp_wire_hop *hop)
+					  const struct tp_wire_hop *hop, __u32 len)
 {
-	__u32 len = tp_len(ctx), diff;
+	__u32 diff;
 	const __u16 *envelope = (const __u16 *)&w->envelope;
 	const __u16 *link;
 	const void *end;
@@ -295,6 +295,8 @@ static __noinline int tp_wire_encapsulate(struct xdp_md *ctx, struct tp_work *w,
 	tp_take_one_hop(w);
 	tp_copy_mac(w->h.eth_dst, hop->inner);
 	tp_copy_mac(w->h.eth_src, cfg->tunnel_mac);
+	if (w->direct)
+		tp_ask_direct_return(w);
 	tp_write_envelope(w, cfg, tp_word(&w->via, 3), len, tp_flow_hash(&w->p.t));
 	if (tp_wire_headers(ctx, w, TP_ENVELOPE_LEN) ||
 	    tp_wire_transport(ctx, w, TP_ENVELOPE_LEN, 2, w->lb.backend.port, diff))
@@ -325,6 +327,7 @@ static __always_inline int tp_wire_ask(struct xdp_md *ctx, struct tp_work *w, co
 {
 	struct tp_wire_hop *hop = NULL;
 	struct tp_peer *peer;
+	__u32 len;
 
 	if (tp_parse(ctx, w) || !tp_is_ordinary(ctx, w, 0) ||
 	    (w->p.t.proto == IPPROTO_UDP && w->p.t.dport == cfg->tunnel_port))
@@ -336,14 +339,15 @@ static __always_inline int tp_wire_ask(struct xdp_md *ctx, struct tp_work *w, co
 	w->sent = w->p.t;
 	if (tp_translate(w, cfg, TP_NODEPORT_OUTSIDE) != TP_CHOICE_BACKEND)
 		return w->reason ? tp_drop(ctx, w->reason) : XDP_PASS;
-	if (tp_wire_hop_to(ctx, w, cfg, tp_len(ctx) - ETH_LEN, &hop) == TP_WIRE_NOWHERE)
+	len = tp_len(ctx);
+	if (tp_wire_hop_to(ctx, w, cfg, len - ETH_LEN, &hop) == TP_WIRE_NOWHERE)
 		return XDP_PASS;
 	/* A choice that was made here is entered, that the next hook makes no other. */
-	if ((!hop && !w->chosen) || tp_track_aimed(w, cfg))
+	if ((!hop && !w->chosen) || tp_track_aimed(w, cfg, w->has_via))
 		return XDP_PASS;
 	if (w->reason)
 		return tp_drop(ctx, w->reason);
-	return hop ? tp_wire_encapsulate(ctx, w, cfg, hop) : XDP_PASS;
+	return hop ? tp_wire_encapsulate(ctx, w, cfg, hop, len) : XDP_PASS;
 }
 
 /* Leaves in w->fib where the client of a connection is reached, for a packet of `len` bytes from its Service's address. */

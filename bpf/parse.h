@@ -185,15 +185,15 @@ static __always_inline __u32 tp_parse_v4(tp_context *ctx, struct tp_work *w, con
 {
 	struct tp_packet *p = &w->p;
 	struct iphdr *ip = &w->h.v4;
-	__u32 header, total, frag;
+	__u32 header, total, frag, len = tp_len(ctx);
 
 	if (tp_load_network(ctx, w, base, sizeof(*ip) / 4))
 		return TP_DROP_MALFORMED;
 	header = ip->ihl * 4;
 	total = bpf_ntohs(ip->tot_len);
 	/* A total length of 0 is how the kernel writes segments above 64 KiB (BIG TCP). */
-	if (ip->version != 4 || header < sizeof(*ip) || base + ETH_LEN + header > tp_len(ctx) ||
-	    (total ? total < header || base + ETH_LEN + total > tp_len(ctx) : !tp_segment_size(ctx)))
+	if (ip->version != 4 || header < sizeof(*ip) || base + ETH_LEN + header > len ||
+	    (total ? total < header || base + ETH_LEN + total > len : !tp_segment_size(ctx)))
 		return TP_DROP_MALFORMED;
 	tp_set_v4(&p->t.saddr, ip->saddr);
 	tp_set_v4(&p->t.daddr, ip->daddr);

@@ -108,9 +108,9 @@ pub struct NetworkConfigSpec {
     /// came in at.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub direct_server_return: Option<bool>,
-    /// How Services are forwarded.
+    /// Whether Services are forwarded by drivers of devices (XDP).
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub services: Option<ServicesConfig>,
+    pub service_acceleration: Option<Acceleration>,
     /// Devices that lead out of a node besides the uplink, by name or by the beginning of names (`eth*`).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub devices: Option<Vec<String>>,
@@ -129,15 +129,6 @@ pub struct NetworkConfigSpec {
     /// Domain of the cluster, without a trailing dot.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cluster_domain: Option<String>,
-}
-
-/// How Services are forwarded.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct ServicesConfig {
-    /// Whether by the drivers of devices (XDP).
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub acceleration: Option<Acceleration>,
 }
 
 /// A backend by name.

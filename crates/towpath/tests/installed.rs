@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use towpath_apiserver::{ApiServer, Config, UserInfo};
 use towpath_model::custom::{
     Acceleration, BackendName, Duty, GivenAddress, NetworkConfig, NetworkConfigSpec, NodeNetwork, NodeNetworkSpec,
-    NodeNetworkStatus, ServicesConfig, VxlanConfig,
+    NodeNetworkStatus, VxlanConfig,
 };
 
 fn deploy(file: &str) -> PathBuf {
@@ -142,7 +142,7 @@ fn whole_config() -> NetworkConfigSpec {
         external_cidrs: Some(vec!["203.0.113.0/24".to_owned(), "2001:db8::/32".to_owned()]),
         node_port_addresses: Some(vec!["192.0.2.0/24".to_owned(), "2001:db8::/64".to_owned()]),
         direct_server_return: Some(true),
-        services: Some(ServicesConfig { acceleration: Some(Acceleration::BestEffort) }),
+        service_acceleration: Some(Acceleration::BestEffort),
         devices: Some(vec!["eth1".to_owned(), "bond*".to_owned()]),
         mtu: Some(1400),
         service_proxy: Some(Duty::Off),

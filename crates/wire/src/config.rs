@@ -93,7 +93,7 @@ pub struct AgentConfig {
     /// The node of a Service's endpoint answers clients outside the cluster itself, with the Service's address as source.
     pub direct_server_return: bool,
     /// Whether Services are forwarded by drivers (XDP).
-    pub acceleration: Acceleration,
+    pub service_acceleration: Acceleration,
     /// How many entries the kernel's tables may hold.
     pub limits: MapLimits,
     /// Prometheus metrics and health; none: not served.
@@ -156,7 +156,7 @@ impl Default for AgentConfig {
             non_masquerade_cidrs: Vec::new(),
             external_cidrs: Vec::new(),
             direct_server_return: false,
-            acceleration: Acceleration::Disabled,
+            service_acceleration: Acceleration::Disabled,
             limits: MapLimits::default(),
             metrics_listen: None,
             kube_proxy_health: true,

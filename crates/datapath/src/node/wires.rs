@@ -28,7 +28,7 @@ impl Outcome {
             Self::Forwards => None,
             Self::ForwardsToVeth => Some(format!(
                 "Services are accelerated (XDP) on device {device}, which is a veth: what it forwards is lost unless the other end runs an XDP \
-                 program, too; where it does not, set services.acceleration to best-effort"
+                 program, too; where it does not, set serviceAcceleration to best-effort"
             )),
             Self::Cannot(reason) => Some(format!("Services are not accelerated (XDP) on device {device}: {reason}")),
         }

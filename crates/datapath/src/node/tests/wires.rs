@@ -50,9 +50,10 @@ fn serve(node: &TestNode, table: &ServiceTable) {
     node.call(move |node| node.apply_services(&table)).unwrap();
 }
 
-fn counted(node: &TestNode, name: &str) -> u64 {
+/// Packets by what became of them, all looked at together.
+fn counted<const N: usize>(node: &TestNode, names: [&str; N]) -> [u64; N] {
     let counters = node.call(|node| node.observe(Programs::counters)).unwrap();
-    counters.iter().find(|count| count.reason.name() == name).unwrap().packets
+    names.map(|name| counters.iter().find(|count| count.reason.name() == name).unwrap().packets)
 }
 
 fn status(node: &TestNode) -> NodeStatus {
@@ -75,7 +76,10 @@ fn comes_to_run_none(node: &TestNode) {
 
 /// How many packets the driver forwards while `work` runs, and how many leave the node by the stack or by tc instead.
 fn forwarded<R>(node: &TestNode, work: impl FnOnce() -> R) -> (u64, u64) {
-    let count = || (counted(node, "accelerated"), counted(node, "tunnel_out") + counted(node, "host_out"));
+    let count = || {
+        let [accelerated, to_node, to_client] = counted(node, ["accelerated", "tunnel_out", "host_out"]);
+        (accelerated, to_node + to_client)
+    };
     let before = count();
     work();
     let after = count();
@@ -211,7 +215,7 @@ fn a_connection_outlives_the_agent_the_program_and_its_coming_back() {
     let talk = Talk::start(Flow::between(&lab.outside, &pod.ns, ENTRIES[0].parse().unwrap(), 80));
     let table = services(&pod.pod.addresses);
     talk.goes_on();
-    let before = counted(&lab.n1, "accelerated");
+    let [before] = counted(&lab.n1, ["accelerated"]);
     lab.n1.close();
     talk.goes_on();
     assert!(runs_xdp(&lab.n1), "it needs no agent");
@@ -223,7 +227,7 @@ fn a_connection_outlives_the_agent_the_program_and_its_coming_back() {
         serve(&lab.n1, &table);
     };
     start(&mut lab, Acceleration::Native);
-    let meanwhile = counted(&lab.n1, "accelerated") - before;
+    let meanwhile = counted(&lab.n1, ["accelerated"])[0] - before;
     assert!(meanwhile >= 40, "{meanwhile} packets while there was no agent");
     let (by_driver, otherwise) = forwarded(&lab.n1, || talk.goes_on());
     assert!(by_driver >= 40 && otherwise <= 9, "{by_driver} by the new program, {otherwise} otherwise");
