@@ -130,6 +130,12 @@ struct tp_peer {
 	__u8 pad[2];
 };
 
+/* tp_wires: hash, ifindex -> this. */
+struct tp_wire {
+	__u8 mac[6];			/* of the device that runs the program of XDP */
+	__u8 pad[2];
+};
+
 /* ---- policy ---------------------------------------------------------------------------------------------------- */
 
 /* tp_class_pods: hash, address -> __u32 class. Every address of a pod that some policy in force on this node can tell
@@ -450,6 +456,7 @@ enum tp_reason {
 	TP_REFUSED = 6,			/* answered with a reset or an ICMP error: the Service has no backend, or the packet does not fit the tunnel */
 	TP_UNTRACKED = 7,		/* new, allowed and without an entry, for which there was no room: its answers need none */
 	TP_CT_RECYCLED = 8,		/* an opening that gave way to a later one of its pod */
+	TP_ACCELERATED = 9,		/* forwarded by XDP; also counted as what it is */
 	TP_DIRECT_RETURN = 12,		/* opened by way of another node and answered from here (TP_NODE_DIRECT_RETURN) */
 	TP_DROP_FIRST = 16,
 	TP_DROP_MALFORMED = 16,

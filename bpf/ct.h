@@ -432,7 +432,7 @@ static __always_inline struct tp_ct *tp_track(struct tp_work *w, const struct tp
  * An ICMP error is as welcome as the flow that it quotes, at whose sender it must be aimed. Without such a flow it is
  * judged like any packet, and leaves no entry.
  */
-static __noinline __u32 tp_track_error(struct __sk_buff *skb, struct tp_work *w, const struct tp_node_config *cfg)
+static __noinline __u32 tp_track_error(tp_context *skb, struct tp_work *w, const struct tp_node_config *cfg)
 {
 	__u32 revision = tp_revision_now();
 	struct tp_ct *ct;

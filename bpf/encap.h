@@ -3,19 +3,7 @@
 #ifndef TOWPATH_ENCAP_H
 #define TOWPATH_ENCAP_H
 
-#define FAMILY_V4 2			/* AF_INET */
-#define FAMILY_V6 10			/* AF_INET6 */
 #define EINVAL 22
-#define TUNNEL_TTL 64
-#define ECN_MASK 3
-#define ECN_ECT_0 2
-#define ECN_CE 3
-
-/* Whether forwarding this packet is for the kernel: it will be answered, or its header is an odd one. */
-static __always_inline int tp_wants_stack(const struct tp_work *w)
-{
-	return w->p.ttl <= 1 || (w->p.flags & TP_PKT_SLOW);
-}
 
 /* Straight into a pod's namespace. */
 static __noinline int tp_deliver(struct __sk_buff *skb, struct tp_work *w, const struct tp_ct_end *pod)
@@ -47,35 +35,6 @@ static __always_inline __u32 tp_wire_len(struct __sk_buff *skb, const struct tp_
 	if (w->p.t.proto == IPPROTO_TCP)
 		return header + (w->l4.offset >> 4) * 4 + skb->gso_size;
 	return header + 8 + skb->gso_size;
-}
-
-/* See abi.h for how a tunnel device's address follows from its node's tunnel address. */
-static __always_inline void tp_tunnel_mac(__u8 *mac, const struct tp_addr *tunnel)
-{
-	__be32 folded = tp_word(tunnel, 0) ^ tp_word(tunnel, 1) ^ tp_word(tunnel, 2) ^ tp_word(tunnel, 3);
-
-	mac[0] = 0x02;
-	mac[1] = 0x74;
-	__builtin_memcpy(mac + 2, &folded, 4);
-}
-
-/* Whether a peer's tunnel device is another network's. */
-static __always_inline int tp_names_mac(const struct tp_peer *peer)
-{
-	return peer->mac[0] | peer->mac[1] | peer->mac[2] | peer->mac[3] | peer->mac[4] | peer->mac[5];
-}
-
-/* Where a frame for the node with this tunnel address is sent to inside the envelope: another network's device takes none but its own. */
-static __always_inline void tp_inner_mac(struct tp_work *w, const struct tp_addr *tunnel, __u8 *mac)
-{
-	struct tp_peer *peer;
-
-	tp_full_prefix(&w->cidr, tunnel);
-	peer = bpf_map_lookup_elem(&tp_peers, &w->cidr);
-	if (peer && tp_names_mac(peer))
-		tp_copy_mac(mac, peer->mac);
-	else
-		tp_tunnel_mac(mac, tunnel);
 }
 
 static __always_inline int tp_set_tunnel(struct __sk_buff *skb, struct tp_work *w, const struct tp_node_config *cfg,
@@ -125,49 +84,6 @@ static __always_inline int tp_next_hop(struct __sk_buff *skb, struct tp_work *w,
 	return 0;
 }
 
-/* Congestion notification of the outer header (RFC 6040 4.1, as the kernel's tunnels do it). */
-static __always_inline __u8 tp_outer_ecn(const struct tp_work *w)
-{
-	const __u8 *first = (const __u8 *)&w->h.v4;
-	__u8 inner = w->p.flags & TP_PKT_V6 ? first[1] >> 4 : first[1];
-
-	return (inner & ECN_MASK) == ECN_CE ? ECN_ECT_0 : inner & ECN_MASK;
-}
-
-static __always_inline void tp_write_envelope(struct __sk_buff *skb, struct tp_work *w, const struct tp_node_config *cfg,
-					      __be32 to)
-{
-	struct tp_envelope *e = &w->envelope;
-	const __u16 *inner = (const __u16 *)&w->h.v4;
-	__u32 hash = bpf_get_hash_recalc(skb);
-	__be16 words[] = { bpf_htons(0x4500 | tp_outer_ecn(w)), bpf_htons(skb->len - ETH_LEN + TP_ENVELOPE_LEN),
-			   (__u16)bpf_get_prandom_u32(), 0, bpf_htons(TUNNEL_TTL << 8 | IPPROTO_UDP) };
-	__be32 from = tp_word(&cfg->node4, 3);
-	__u32 sum = (from & 0xffff) + (from >> 16) + (to & 0xffff) + (to >> 16);
-
-#pragma unroll
-	for (int i = 0; i < 5; i++) {
-		((__u16 *)&e->ip)[i] = words[i];
-		sum += words[i];
-	}
-	e->ip.check = ~tp_fold(sum);
-	e->ip.saddr = from;
-	e->ip.daddr = to;
-	/* The flow's entropy for whoever spreads by ports on the way (RFC 7348 5), in 49152-65535. */
-	e->sport = bpf_htons(0xc000 | ((hash ^ hash >> 16) & 0x3fff));
-	e->dport = cfg->tunnel_port;
-	e->len = bpf_htons(skb->len - ETH_LEN + TP_ENVELOPE_LEN - sizeof(e->ip));
-	e->check = 0;
-	e->flags = TP_VXLAN_FLAGS;
-	e->vni = bpf_htonl(cfg->tunnel_id << 8);
-	tp_copy_mac(e->eth_dst, w->h.eth_dst);
-	tp_copy_mac(e->eth_src, w->h.eth_src);
-	e->eth_type = w->h.eth_type;
-#pragma unroll
-	for (int i = 0; i < 6; i++)
-		e->inner[i] = inner[i];
-}
-
 /* The next hop towards another node's tunnel address; NULL: the kernel knows none. */
 static __always_inline struct tp_hop *tp_hop_to(struct __sk_buff *skb, struct tp_work *w, const struct tp_node_config *cfg,
 						const struct tp_addr *tunnel, __u32 len)
@@ -215,7 +131,7 @@ static __always_inline int tp_envelop(struct __sk_buff *skb, struct tp_work *w, 
 	tp_copy_mac(w->h.eth_dst, hop->mac);
 	if (w->direct)
 		tp_ask_direct_return(w);
-	tp_write_envelope(skb, w, cfg, tp_word(to, 3));
+	tp_write_envelope(w, cfg, tp_word(to, 3), skb->len, bpf_get_hash_recalc(skb));
 	if (bpf_skb_adjust_room(skb, TP_ENVELOPE_LEN, BPF_ADJ_ROOM_MAC,
 				BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 | BPF_F_ADJ_ROOM_ENCAP_L4_UDP |
 				BPF_F_ADJ_ROOM_ENCAP_L2(ETH_LEN) | BPF_F_ADJ_ROOM_ENCAP_L2_ETH))
@@ -241,15 +157,7 @@ static __noinline int tp_encapsulate(struct __sk_buff *skb, struct tp_work *w, c
 	}
 	tp_copy_mac(w->h.eth_src, cfg->tunnel_mac);
 	tp_take_one_hop(w);
-	if (tp_testing) {
-		__u32 zero = 0;
-		struct tp_trace *trace = bpf_map_lookup_elem(&tp_trace, &zero);
-
-		if (trace) {
-			trace->tunnel_remote = *to;
-			trace->tunnel_id = cfg->tunnel_id;
-		}
-	}
+	tp_note_tunnel(cfg, to);
 	sent = tp_envelop(skb, w, cfg, to, len);
 	if (sent >= 0)
 		return sent;

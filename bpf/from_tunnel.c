@@ -30,35 +30,6 @@ static __always_inline void tp_outer_source(struct __sk_buff *skb, struct tp_wor
 	}
 }
 
-/*
- * Whether `outer` may send this inner source here: it is the node that owns it, or, with `forwards`, a node at all that
- * brings an outside client. The node may send from another of its addresses than that of its tunnel (a network with a tunnel a
- * family does); then `outer` becomes the latter, by which it is answered.
- */
-static __noinline int tp_may_send(struct tp_work *w, struct tp_addr *outer, __u32 forwards)
-{
-	struct tp_peer *peer, *sender;
-
-	if (tp_is_hairpin(&w->p.t.saddr))
-		return 0;
-	tp_full_prefix(&w->cidr, &w->p.t.saddr);
-	peer = bpf_map_lookup_elem(&tp_peers, &w->cidr);
-	if (peer && (peer->flags & TP_PEER_LOCAL))
-		return 0;
-	if (peer && tp_same(&peer->tunnel, outer))
-		return 1;
-	tp_full_prefix(&w->cidr, outer);
-	sender = bpf_map_lookup_elem(&tp_peers, &w->cidr);
-	if (!sender || (sender->flags & (TP_PEER_NODE | TP_PEER_LOCAL)) != TP_PEER_NODE)
-		return 0;
-	if (!peer)
-		return forwards;
-	if (!tp_same(&peer->tunnel, &sender->tunnel))
-		return 0;
-	*outer = peer->tunnel;
-	return 1;
-}
-
 /* A backend complains to the client that came in here. */
 static __always_inline int tp_tunnel_error_to_other(struct __sk_buff *skb, struct tp_work *w,
 						    const struct tp_node_config *cfg)
@@ -70,21 +41,6 @@ static __always_inline int tp_tunnel_error_to_other(struct __sk_buff *skb, struc
 	if (tp_restore_quoted(skb, w))
 		return tp_drop(skb, TP_DROP_INTERNAL);
 	return tp_route_out(skb, w, cfg);
-}
-
-/*
- * One of the node's own addresses, also one that its object does not name, or one in its range that is no pod of ours: another
- * network's pod, or this node towards such a network.
- */
-static __always_inline int tp_is_for_stack(struct tp_work *w, const struct tp_node_config *cfg)
-{
-	struct tp_peer *peer;
-
-	if (tp_is_own_node(cfg, &w->p.t.daddr))
-		return 1;
-	tp_full_prefix(&w->cidr, &w->p.t.daddr);
-	peer = bpf_map_lookup_elem(&tp_peers, &w->cidr);
-	return peer && (peer->flags & TP_PEER_LOCAL) && ((peer->flags & TP_PEER_NODE) || peer->ifindex);
 }
 
 /* For none of our pods: our own address, or the answer to a client that came in here. */
@@ -100,11 +56,9 @@ static __always_inline int tp_tunnel_to_other(struct __sk_buff *skb, struct tp_w
 	}
 	if (w->p.flags & TP_PKT_ERROR)
 		return tp_tunnel_error_to_other(skb, w, cfg);
-	if (!ct || tp_ct_forward(w, ct) || !(ct->flags & TP_CT_DNAT))
-		return tp_drop(skb, TP_DROP_NO_POD);
-	ct = tp_track(w, cfg, ct);
-	if (w->reason || !ct || !w->reply)
-		return tp_drop(skb, w->reason ? w->reason : TP_DROP_NO_POD);
+	ct = tp_track_answer(w, cfg, ct);
+	if (!ct)
+		return tp_drop(skb, w->reason);
 	w->nat.daddr = ct->vip;
 	reason = tp_rewrite(skb, w, 1, &w->nat.daddr, ct->vport);
 	if (reason)

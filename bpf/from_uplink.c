@@ -9,25 +9,10 @@
 static __always_inline int tp_serve(struct __sk_buff *skb, struct tp_work *w, const struct tp_node_config *cfg)
 {
 	struct tp_pod *to = bpf_map_lookup_elem(&tp_pods, &w->lb.backend.addr);
-	struct tp_ct *ct;
 	__u32 reason;
-	int other = 0;
 
-	if (!to) {
-		struct tp_peer *peer;
-
-		tp_full_prefix(&w->cidr, &w->lb.backend.addr);
-		peer = bpf_map_lookup_elem(&tp_peers, &w->cidr);
-		/* By the address that was asked, not by the one that it is aimed at already. */
-		if (!peer || (peer->flags & (TP_PEER_NODE | TP_PEER_LOCAL)))
-			return tp_refuse_clash(skb, w, 0);
-		w->via = peer->tunnel;
-		w->has_via = 1;
-		other = tp_names_mac(peer);
-	}
-	ct = tp_ct_find(w, &w->p.t);
-	/* Who is outside reaches no pod but so: an entry without a translation is of another proxy's time. */
-	if (ct && (ct->flags & TP_CT_DNAT) && tp_ct_clashes(w, ct))
+	/* By the address that was asked, not by the one that it is aimed at already. */
+	if (!to && tp_backend_node(w))
 		return tp_refuse_clash(skb, w, 0);
 	if (w->has_via && tp_is_too_big(skb, w, cfg)) {
 		if (tp_make_too_big(skb, w, cfg))
@@ -36,12 +21,10 @@ static __always_inline int tp_serve(struct __sk_buff *skb, struct tp_work *w, co
 		tp_note(2, skb->ifindex, TP_REFUSED);
 		return bpf_redirect(skb->ifindex, 0);
 	}
-	w->direct = !to && !other && tp_may_ask_direct_return(w, cfg);
-	ct = tp_track(w, cfg, ct);
-	if (w->reason || !ct)
-		return tp_drop(skb, w->reason ? w->reason : TP_DROP_CT_FULL);
-	/* A connection goes on as it began. */
-	w->direct = w->direct && (ct->flags & TP_CT_DIRECT);
+	if (tp_track_aimed(w, cfg, !to))
+		return tp_refuse_clash(skb, w, 0);
+	if (w->reason)
+		return tp_drop(skb, w->reason);
 	reason = tp_rewrite(skb, w, 0, &w->lb.backend.addr, w->lb.backend.port);
 	if (reason)
 		return tp_drop(skb, reason);
@@ -82,26 +65,6 @@ static __noinline int tp_error_from_outside(struct __sk_buff *skb, struct tp_wor
 	if (to)
 		return tp_deliver_to(skb, w, to);
 	return w->has_via ? tp_encapsulate(skb, w, cfg, &w->via) : tp_drop(skb, TP_DROP_NO_POD);
-}
-
-/* Whether this is one of our envelopes, to this node, and nothing odd about it. Then w->envelope holds it. */
-static __always_inline int tp_is_envelope(struct __sk_buff *skb, struct tp_work *w, const struct tp_node_config *cfg)
-{
-	const void *data = (void *)(long)skb->data;
-	const void *end = (void *)(long)skb->data_end;
-	struct tp_envelope *e = &w->envelope;
-
-	if (skb->protocol != bpf_htons(ETH_P_IP) || data + ETH_LEN + TP_ENVELOPE_LEN > end ||
-	    ((const struct iphdr *)(data + ETH_LEN))->protocol != IPPROTO_UDP)
-		return 0;
-#pragma unroll
-	for (int i = 0; i < TP_ENVELOPE_LEN / 2; i++)
-		((__u16 *)e)[i] = ((const __u16 *)(data + ETH_LEN))[i];
-	/* Congestion that was met on the way and a checksum are for the kernel to carry over and to verify. */
-	return e->dport == cfg->tunnel_port && e->ip.daddr == tp_word(&cfg->node4, 3) && tp_is_v4(&cfg->node4) &&
-	       *(__u8 *)&e->ip == 0x45 && !(e->ip.frag_off & bpf_htons(IP_MF | IP_OFFSET)) &&
-	       (e->ip.tos & ECN_MASK) != ECN_CE && !e->check && e->flags == TP_VXLAN_FLAGS &&
-	       e->vni == bpf_htonl(cfg->tunnel_id << 8);
 }
 
 /*
@@ -166,10 +129,7 @@ int tp_from_uplink(struct __sk_buff *skb)
 		return TC_ACT_OK;
 	tp_full_prefix(&w->cidr, &w->p.t.saddr);
 	peer = bpf_map_lookup_elem(&tp_peers, &w->cidr);
-	/* Pods come in the tunnel only, but for those of a network that routes; this node does not come from outside at all. (Its further
-	 * addresses may: one that just moved to another node.) */
-	if (tp_is_own_node(cfg, &w->p.t.saddr) || tp_is_hairpin(&w->p.t.saddr) ||
-	    (peer && !(peer->flags & TP_PEER_NODE) && ((peer->flags & TP_PEER_LOCAL) || peer->ifindex != skb->ifindex)))
+	if (tp_is_inside_source(w, cfg, peer, skb->ifindex))
 		return tp_drop(skb, TP_DROP_SPOOFED_NODE);
 	/* Its first fragment is not here yet, or went to the stack. What is for a Service's address can only be lost: there it is for nobody. */
 	if (reason)

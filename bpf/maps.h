@@ -108,18 +108,6 @@ static __always_inline void tp_count(__u32 reason, __u32 bytes)
 	}
 }
 
-static __always_inline int tp_drop(struct __sk_buff *skb, __u32 reason)
-{
-	tp_count(reason, skb->len);
-	return TC_ACT_SHOT;
-}
-
-static __always_inline int tp_to_stack(struct __sk_buff *skb)
-{
-	tp_count(TP_TO_STACK, skb->len);
-	return TC_ACT_OK;
-}
-
 static __always_inline void tp_note(__u32 kind, __u32 ifindex, __u32 reason)
 {
 	__u32 zero = 0;
@@ -133,6 +121,20 @@ static __always_inline void tp_note(__u32 kind, __u32 ifindex, __u32 reason)
 	trace->redirect_kind = kind;
 	trace->redirect_ifindex = ifindex;
 	trace->reason = reason;
+}
+
+static __always_inline void tp_note_tunnel(const struct tp_node_config *cfg, const struct tp_addr *to)
+{
+	__u32 zero = 0;
+	struct tp_trace *trace;
+
+	if (!tp_testing)
+		return;
+	trace = bpf_map_lookup_elem(&tp_trace, &zero);
+	if (!trace)
+		return;
+	trace->tunnel_remote = *to;
+	trace->tunnel_id = cfg->tunnel_id;
 }
 
 #endif

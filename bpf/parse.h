@@ -21,15 +21,15 @@ static __always_inline int tp_has_ports(__u8 proto)
  *
  * `base`, here and below: where the packet's Ethernet header lies, 0 or inside an envelope.
  */
-static __always_inline int tp_load_network(struct __sk_buff *skb, struct tp_work *w, const __u32 base, const __u32 words)
+static __always_inline int tp_load_network(tp_context *ctx, struct tp_work *w, const __u32 base, const __u32 words)
 {
-	const void *data = (void *)(long)skb->data;
-	const void *end = (void *)(long)skb->data_end;
+	const void *data = (void *)(long)ctx->data;
+	const void *end = (void *)(long)ctx->data_end;
 	__u16 *link = (__u16 *)w->h.eth_dst;
 	__u32 *network = (__u32 *)&w->h.v4;
 
 	if (data + base + ETH_LEN + words * 4 > end)
-		return bpf_skb_load_bytes(skb, base, w->h.eth_dst, ETH_LEN + words * 4);
+		return tp_load(ctx, base, w->h.eth_dst, ETH_LEN + words * 4);
 #pragma unroll
 	for (int i = 0; i < ETH_LEN / 2; i++)
 		link[i] = ((const __u16 *)(data + base))[i];
@@ -40,14 +40,14 @@ static __always_inline int tp_load_network(struct __sk_buff *skb, struct tp_work
 }
 
 /* `usual`: where the transport header begins after a network header without options. */
-static __always_inline int tp_load_transport(struct __sk_buff *skb, struct tp_work *w, const __u32 base, const __u32 usual,
+static __always_inline int tp_load_transport(tp_context *ctx, struct tp_work *w, const __u32 base, const __u32 usual,
 					     const __u32 words)
 {
-	const void *data = (void *)(long)skb->data;
-	const void *end = (void *)(long)skb->data_end;
+	const void *data = (void *)(long)ctx->data;
+	const void *end = (void *)(long)ctx->data_end;
 
 	if (w->p.l4_off != usual || data + base + usual + words * 4 > end)
-		return bpf_skb_load_bytes(skb, base + w->p.l4_off, &w->l4, words * 4);
+		return tp_load(ctx, base + w->p.l4_off, &w->l4, words * 4);
 #pragma unroll
 	for (int i = 0; i < words; i++)
 		((__u32 *)&w->l4)[i] = ((const __u32 *)(data + base + usual))[i];
@@ -74,27 +74,27 @@ static __always_inline void tp_parse_icmp(struct tp_packet *p, const struct tp_i
 }
 
 /* Ports, flags and identifiers; p.l4_off and p.t.proto are set. */
-static __always_inline __u32 tp_parse_l4(struct __sk_buff *skb, struct tp_work *w, const __u32 base, const __u32 usual)
+static __always_inline __u32 tp_parse_l4(tp_context *ctx, struct tp_work *w, const __u32 base, const __u32 usual)
 {
 	struct tp_packet *p = &w->p;
 	__u8 proto = p->t.proto;
 
 	if (proto == IPPROTO_TCP) {
-		if (tp_load_transport(skb, w, base, usual, 4))
+		if (tp_load_transport(ctx, w, base, usual, 4))
 			return TP_DROP_MALFORMED;
 		p->tcp_flags = w->l4.flags;
 		if ((w->l4.flags & (TCP_SYN | TCP_ACK | TCP_RST)) == TCP_SYN)
 			p->flags |= TP_PKT_OPENS;
 	} else if (proto == IPPROTO_UDP || proto == SCTP) {
 		/* Both have eight bytes at least: as many as a sequence number takes after the ports. */
-		if (tp_load_transport(skb, w, base, usual, 2))
+		if (tp_load_transport(ctx, w, base, usual, 2))
 			return TP_DROP_MALFORMED;
 	} else if (proto == IPPROTO_ICMP || proto == ICMP6) {
 		int v6 = p->flags & TP_PKT_V6;
 
 		if ((proto == ICMP6) != !!v6)
 			return TP_DROP_MALFORMED;
-		if (bpf_skb_load_bytes(skb, base + p->l4_off, &w->icmp, sizeof(w->icmp)))
+		if (tp_load(ctx, base + p->l4_off, &w->icmp, sizeof(w->icmp)))
 			return TP_DROP_MALFORMED;
 		tp_parse_icmp(p, &w->icmp, v6);
 		return 0;
@@ -175,26 +175,26 @@ static __always_inline void tp_frag_leave(struct tp_work *w)
 	bpf_map_update_elem(&tp_frags, &w->frag_key, &w->frag, BPF_ANY);
 }
 
-static __always_inline __u32 tp_parse_rest(struct __sk_buff *skb, struct tp_work *w, const __u32 base, const __u32 usual)
+static __always_inline __u32 tp_parse_rest(tp_context *ctx, struct tp_work *w, const __u32 base, const __u32 usual)
 {
 	if (w->p.flags & TP_PKT_LATER_FRAG)
 		return tp_frag_follow(w);
-	return tp_parse_l4(skb, w, base, usual);
+	return tp_parse_l4(ctx, w, base, usual);
 }
 
-static __always_inline __u32 tp_parse_v4(struct __sk_buff *skb, struct tp_work *w, const __u32 base)
+static __always_inline __u32 tp_parse_v4(tp_context *ctx, struct tp_work *w, const __u32 base)
 {
 	struct tp_packet *p = &w->p;
 	struct iphdr *ip = &w->h.v4;
-	__u32 header, total, frag;
+	__u32 header, total, frag, len = tp_len(ctx);
 
-	if (tp_load_network(skb, w, base, sizeof(*ip) / 4))
+	if (tp_load_network(ctx, w, base, sizeof(*ip) / 4))
 		return TP_DROP_MALFORMED;
 	header = ip->ihl * 4;
 	total = bpf_ntohs(ip->tot_len);
 	/* A total length of 0 is how the kernel writes segments above 64 KiB (BIG TCP). */
-	if (ip->version != 4 || header < sizeof(*ip) || base + ETH_LEN + header > skb->len ||
-	    (total ? total < header || base + ETH_LEN + total > skb->len : !skb->gso_size))
+	if (ip->version != 4 || header < sizeof(*ip) || base + ETH_LEN + header > len ||
+	    (total ? total < header || base + ETH_LEN + total > len : !tp_segment_size(ctx)))
 		return TP_DROP_MALFORMED;
 	tp_set_v4(&p->t.saddr, ip->saddr);
 	tp_set_v4(&p->t.daddr, ip->daddr);
@@ -211,7 +211,7 @@ static __always_inline __u32 tp_parse_v4(struct __sk_buff *skb, struct tp_work *
 		if ((frag & IP_OFFSET) == 1 && ip->protocol == IPPROTO_TCP)
 			return TP_DROP_MALFORMED;
 	}
-	return tp_parse_rest(skb, w, base, ETH_LEN + sizeof(*ip));
+	return tp_parse_rest(ctx, w, base, ETH_LEN + sizeof(*ip));
 }
 
 #define NEXT_HOP 0
@@ -222,7 +222,7 @@ static __always_inline __u32 tp_parse_v4(struct __sk_buff *skb, struct tp_work *
 #define EXTENSIONS_MAX 6
 
 /* Walks the extension headers to the transport header. */
-static __always_inline __u32 tp_parse_extensions(struct __sk_buff *skb, struct tp_packet *p, const __u32 base,
+static __always_inline __u32 tp_parse_extensions(tp_context *ctx, struct tp_packet *p, const __u32 base,
 						__u8 next)
 {
 	struct {
@@ -239,7 +239,7 @@ static __always_inline __u32 tp_parse_extensions(struct __sk_buff *skb, struct t
 			p->l4_off = off;
 			return 0;
 		}
-		if (bpf_skb_load_bytes(skb, base + off, &ext, sizeof(ext)))
+		if (tp_load(ctx, base + off, &ext, sizeof(ext)))
 			return TP_DROP_MALFORMED;
 		if (next == NEXT_HOP && i)
 			return TP_DROP_MALFORMED;
@@ -266,15 +266,15 @@ static __always_inline __u32 tp_parse_extensions(struct __sk_buff *skb, struct t
 	return TP_DROP_MALFORMED;
 }
 
-static __always_inline __u32 tp_parse_v6(struct __sk_buff *skb, struct tp_work *w, const __u32 base)
+static __always_inline __u32 tp_parse_v6(tp_context *ctx, struct tp_work *w, const __u32 base)
 {
 	struct tp_packet *p = &w->p;
 	struct ipv6hdr *ip = &w->h.v6;
 	__u32 reason;
 
-	if (tp_load_network(skb, w, base, sizeof(*ip) / 4) || ip->version != 6)
+	if (tp_load_network(ctx, w, base, sizeof(*ip) / 4) || ip->version != 6)
 		return TP_DROP_MALFORMED;
-	if (base + ETH_LEN + sizeof(*ip) + bpf_ntohs(ip->payload_len) > skb->len)
+	if (base + ETH_LEN + sizeof(*ip) + bpf_ntohs(ip->payload_len) > tp_len(ctx))
 		return TP_DROP_MALFORMED;
 	p->flags |= TP_PKT_V6;
 	tp_set_v6(&p->t.saddr, &ip->saddr);
@@ -282,13 +282,13 @@ static __always_inline __u32 tp_parse_v6(struct __sk_buff *skb, struct tp_work *
 	if (tp_embeds_v4(&p->t.saddr) || tp_embeds_v4(&p->t.daddr))
 		return TP_DROP_MAPPED_V4;
 	p->ttl = ip->hop_limit;
-	reason = tp_parse_extensions(skb, p, base, ip->nexthdr);
+	reason = tp_parse_extensions(ctx, p, base, ip->nexthdr);
 	if (reason)
 		return reason;
-	return tp_parse_rest(skb, w, base, ETH_LEN + sizeof(*ip));
+	return tp_parse_rest(ctx, w, base, ETH_LEN + sizeof(*ip));
 }
 
-static __always_inline __u32 tp_parse_at(struct __sk_buff *skb, struct tp_work *w, const __u32 base, __be16 protocol)
+static __always_inline __u32 tp_parse_at(tp_context *ctx, struct tp_work *w, const __u32 base, __be16 protocol)
 {
 	struct tp_packet *p = &w->p;
 
@@ -302,25 +302,25 @@ static __always_inline __u32 tp_parse_at(struct __sk_buff *skb, struct tp_work *
 	w->direct = 0;
 	w->own_node = TP_OWN_UNKNOWN;
 	if (protocol == bpf_htons(ETH_P_IP))
-		return tp_parse_v4(skb, w, base);
+		return tp_parse_v4(ctx, w, base);
 	if (protocol == bpf_htons(ETH_P_IPV6))
-		return tp_parse_v6(skb, w, base);
+		return tp_parse_v6(ctx, w, base);
 	return TP_DROP_MALFORMED;
 }
 
-static __noinline __u32 tp_parse(struct __sk_buff *skb, struct tp_work *w)
+static __noinline __u32 tp_parse(tp_context *ctx, struct tp_work *w)
 {
-	return tp_parse_at(skb, w, 0, skb->protocol);
+	return tp_parse_at(ctx, w, 0, tp_protocol(ctx));
 }
 
 /* The packet inside the envelope that tp_is_envelope has seen. Offsets are those that it has once the envelope is off. */
-static __noinline __u32 tp_parse_inner(struct __sk_buff *skb, struct tp_work *w)
+static __noinline __u32 tp_parse_inner(tp_context *ctx, struct tp_work *w)
 {
-	return tp_parse_at(skb, w, TP_ENVELOPE_LEN, w->envelope.eth_type);
+	return tp_parse_at(ctx, w, TP_ENVELOPE_LEN, w->envelope.eth_type);
 }
 
 /* The tuple of the packet that an ICMP error quotes, as the quoted packet has it. */
-static __noinline __u32 tp_parse_quoted(struct __sk_buff *skb, struct tp_work *w)
+static __noinline __u32 tp_parse_quoted(tp_context *ctx, struct tp_work *w)
 {
 	struct tp_tuple *t = &w->quoted;
 	__u32 off = w->p.l4_off + 8;
@@ -329,7 +329,7 @@ static __noinline __u32 tp_parse_quoted(struct __sk_buff *skb, struct tp_work *w
 	if (w->p.flags & TP_PKT_V6) {
 		struct ipv6hdr ip;
 
-		if (bpf_skb_load_bytes(skb, off, &ip, sizeof(ip)) || ip.version != 6)
+		if (tp_load(ctx, off, &ip, sizeof(ip)) || ip.version != 6)
 			return TP_DROP_MALFORMED;
 		tp_set_v6(&t->saddr, &ip.saddr);
 		tp_set_v6(&t->daddr, &ip.daddr);
@@ -338,7 +338,7 @@ static __noinline __u32 tp_parse_quoted(struct __sk_buff *skb, struct tp_work *w
 	} else {
 		struct iphdr ip;
 
-		if (bpf_skb_load_bytes(skb, off, &ip, sizeof(ip)) || ip.version != 4 || ip.ihl < 5)
+		if (tp_load(ctx, off, &ip, sizeof(ip)) || ip.version != 4 || ip.ihl < 5)
 			return TP_DROP_MALFORMED;
 		tp_set_v4(&t->saddr, ip.saddr);
 		tp_set_v4(&t->daddr, ip.daddr);
@@ -349,14 +349,14 @@ static __noinline __u32 tp_parse_quoted(struct __sk_buff *skb, struct tp_work *w
 	if (tp_has_ports(t->proto)) {
 		__be16 ports[2];
 
-		if (bpf_skb_load_bytes(skb, off, ports, sizeof(ports)))
+		if (tp_load(ctx, off, ports, sizeof(ports)))
 			return TP_DROP_MALFORMED;
 		t->sport = ports[0];
 		t->dport = ports[1];
 	} else if (t->proto == IPPROTO_ICMP || t->proto == ICMP6) {
 		struct tp_icmp icmp;
 
-		if (bpf_skb_load_bytes(skb, off, &icmp, sizeof(icmp)))
+		if (tp_load(ctx, off, &icmp, sizeof(icmp)))
 			return TP_DROP_MALFORMED;
 		if (t->proto == ICMP6 ? (icmp.type == 128 || icmp.type == 129) : (icmp.type == 8 || icmp.type == 0)) {
 			t->sport = icmp.id;

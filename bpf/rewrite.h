@@ -14,13 +14,6 @@
 #define V6_SADDR_OFF (ETH_LEN + 8)
 #define V6_DADDR_OFF (ETH_LEN + 24)
 
-static __always_inline __u16 tp_fold(__u32 sum)
-{
-	sum = (sum & 0xffff) + (sum >> 16);
-	sum = (sum & 0xffff) + (sum >> 16);
-	return sum;
-}
-
 /* Offset of the transport checksum, 0: this packet has none that depends on addresses (ICMP, SCTP, later fragments). */
 static __always_inline __u32 tp_sum_off(const struct tp_packet *p)
 {
@@ -157,21 +150,6 @@ static __noinline __u32 tp_aim_quoted(struct __sk_buff *skb, struct tp_work *w)
 					bpf_skb_store_bytes(skb, w->quoted_l4, &port, 2, 0)))
 		return TP_DROP_INTERNAL;
 	return tp_rewrite(skb, w, 0, to, 0);
-}
-
-/* Takes one from the time to live of w->h, which is at least 2. */
-static __always_inline void tp_take_one_hop(struct tp_work *w)
-{
-	struct iphdr *ip = &w->h.v4;
-	/* RFC 1624 with the known difference of 0x0100. */
-	__u32 check = (__u32)ip->check + bpf_htons(0x0100);
-
-	if (w->p.flags & TP_PKT_V6) {
-		w->h.v6.hop_limit--;
-		return;
-	}
-	ip->check = (__u16)(check + (check >= 0xffff));
-	ip->ttl--;
 }
 
 /*

@@ -20,6 +20,7 @@
 #include "abi.h"
 #include "work.h"
 #include "maps.h"
+#include "tc.h"
 #include "addr.h"
 #include "parse.h"
 #include "policy.h"
@@ -27,8 +28,9 @@
 #include "ct.h"
 #include "lb.h"
 #include "sctp.h"
-#include "rewrite.h"
 #include "direct_return.h"
+#include "forward.h"
+#include "rewrite.h"
 #include "encap.h"
 #include "refuse.h"
 

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
 /*
- * What one run of a tc program works on: too much for a stack of 512 bytes, so it lives in a per-CPU array.
+ * What one run of a tc or XDP program works on: too much for a stack of 512 bytes, so it lives in a per-CPU array.
  *
- * tc programs run with bottom halves off and none of ours calls another, so nothing else writes here meanwhile. The socket
+ * Both run with bottom halves off (XDP in the device's NAPI poll), none of ours calls another, and those of XDP have an array of
+ * their own: so nothing else writes here meanwhile. The socket
  * hooks and the collector run in other contexts and must not use it. It is never cleared as a whole: whoever reads a
  * field is preceded by who wrote it.
  */
@@ -156,6 +157,7 @@ struct tp_work {
 	__u8 translated;		/* destination is to become lb.backend */
 	__u8 chosen;			/* with translated: by this packet, no earlier one */
 	__u8 has_via;
+	__u8 foreign;			/* with has_via: that node is another network's */
 	__u8 resolve;			/* look the destination's node up for new and stale flows */
 	__u8 own_node;			/* enum tp_own_node */
 	__u8 direct;			/* the node that it is sent to is asked to answer `sent` itself */

@@ -216,6 +216,7 @@ async fn open_datapath(config: &AgentConfig, parsed: &Parsed, own: &OwnNode, ran
         state_dir: config.run_dir.join("pods"),
         uplink: config.uplink.clone(),
         devices: config.devices.clone(),
+        acceleration: config.service_acceleration,
         limits: settings::limits(&config.limits),
     });
     datapath.await.context("could not open the data path")

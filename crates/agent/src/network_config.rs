@@ -121,6 +121,7 @@ pub fn overlay(mut config: AgentConfig, spec: &NetworkConfigSpec) -> Result<Agen
     config.direct_server_return = spec.direct_server_return.unwrap_or(config.direct_server_return);
     config.pod_mtu = spec.mtu.or(config.pod_mtu);
     config.service_proxy = spec.service_proxy.unwrap_or(config.service_proxy);
+    config.service_acceleration = spec.service_acceleration.unwrap_or(config.service_acceleration);
     config.dns = spec.dns.unwrap_or(config.dns);
     if let Some(list) = &spec.cluster_dns {
         let parse = |text: &String| text.parse::<IpAddr>().with_context(|| format!("{}: {text:?}", said("clusterDNS")));
@@ -190,7 +191,7 @@ pub async fn changed(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use towpath_model::custom::{Duty, VxlanConfig};
+    use towpath_model::custom::{Acceleration, Duty, VxlanConfig};
 
     #[test]
     fn what_is_named_wins_and_the_rest_stays() {
@@ -200,6 +201,7 @@ mod tests {
             direct_server_return: Some(true),
             cluster_cidrs: Some(vec!["10.8.0.0/16".to_owned()]),
             vxlan: Some(VxlanConfig { vni: None, port: Some(4789) }),
+            service_acceleration: Some(Acceleration::BestEffort),
             cluster_dns: Some(vec!["10.96.0.53".to_owned()]),
             ..NetworkConfigSpec::default()
         };
@@ -208,6 +210,7 @@ mod tests {
         assert_eq!((now.vxlan_vni, now.vxlan_port), (own.vxlan_vni, 4789));
         assert_eq!(now.devices, ["eth*"]);
         assert!(now.direct_server_return && !own.direct_server_return);
+        assert_eq!(now.service_acceleration, Acceleration::BestEffort);
         assert_eq!(now.cluster_dns, ["10.96.0.53".parse::<IpAddr>().unwrap()]);
         assert_eq!(
             (now.pod_mtu, now.cluster_domain, now.service_cidrs),

@@ -154,6 +154,7 @@ async fn collected(
             status.pod_mtu = kernel.facts.pod_mtu;
             problems.extend(kernel.problems);
             status.hints.extend(kernel.released.lost);
+            status.hints.extend(kernel.acceleration_notes);
         }
         Err(error) => problems.push(error.to_string()),
     }

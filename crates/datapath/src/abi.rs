@@ -109,6 +109,7 @@ pub const TP_IGNORED: u32 = 5;
 pub const TP_REFUSED: u32 = 6;
 pub const TP_UNTRACKED: u32 = 7;
 pub const TP_CT_RECYCLED: u32 = 8;
+pub const TP_ACCELERATED: u32 = 9;
 pub const TP_DIRECT_RETURN: u32 = 12;
 pub const TP_DROP_FIRST: u32 = 16;
 pub const TP_DROP_MALFORMED: u32 = 16;
@@ -274,6 +275,17 @@ const _: () = assert!(
 );
 // SAFETY: repr(C), the line above shows that there is no padding, all fields are plain.
 unsafe impl Plain for Peer {}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Wire {
+    pub mac: [u8; 6],
+    pub pad: [u8; 2],
+}
+
+const _: () = assert!(size_of::<Wire>() == size_of::<[u8; 6]>() + size_of::<[u8; 2]>());
+// SAFETY: repr(C), the line above shows that there is no padding, all fields are plain.
+unsafe impl Plain for Wire {}
 
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -801,6 +813,11 @@ pub const LAYOUTS: &[Layout] = &[
             ("mac", std::mem::offset_of!(Peer, mac)),
             ("pad", std::mem::offset_of!(Peer, pad)),
         ],
+    ),
+    (
+        "tp_wire",
+        size_of::<Wire>(),
+        &[("mac", std::mem::offset_of!(Wire, mac)), ("pad", std::mem::offset_of!(Wire, pad))],
     ),
     (
         "tp_set_class_key",

@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 use towpath_model::NamespacedName;
+use towpath_model::custom::Acceleration;
 use towpath_model::desired::{NodeSettings, PodSets};
 
 use crate::bpf;
@@ -26,6 +27,8 @@ pub struct DatapathConfig {
     /// Further devices that lead out of the node, by name or by the beginning of names (`eth*`); none: those of default routes, and network
     /// cards, bonds and VLANs with an address.
     pub devices: Vec<String>,
+    /// Which of them forward packets of Services in their drivers.
+    pub acceleration: Acceleration,
     /// Limits of the maps.
     pub limits: bpf::Limits,
 }
@@ -101,6 +104,10 @@ pub struct NodeStatus {
     pub peers: usize,
     /// What the last `apply_peers` or `audit` could not do, in words; tried again at the next.
     pub problems: Vec<String>,
+    /// Devices whose drivers forward packets of Services.
+    pub accelerated: Vec<String>,
+    /// What is to be said of it: of devices that were to and cannot, and of what they depend on.
+    pub acceleration_notes: Vec<String>,
     /// What was let go of when UDP backends went.
     pub released: Released,
 }

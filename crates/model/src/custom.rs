@@ -7,7 +7,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector, O
 use k8s_openapi::{ClusterResourceScope, Metadata, Resource};
 use serde::{Deserialize, Serialize};
 
-pub use towpath_wire::config::Duty;
+pub use towpath_wire::config::{Acceleration, Duty};
 
 /// The API group of all kinds here.
 pub const GROUP: &str = "towpath.dev";
@@ -108,6 +108,9 @@ pub struct NetworkConfigSpec {
     /// came in at.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub direct_server_return: Option<bool>,
+    /// Whether Services are forwarded by drivers of devices (XDP).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub service_acceleration: Option<Acceleration>,
     /// Devices that lead out of a node besides the uplink, by name or by the beginning of names (`eth*`).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub devices: Option<Vec<String>>,

@@ -20,8 +20,8 @@ use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind, Patch, PatchP
 use serde_json::{Value, json};
 use towpath_apiserver::{ApiServer, Config, UserInfo};
 use towpath_model::custom::{
-    AddressPool, AddressPoolSpec, BackendName, Duty, GivenAddress, NetworkConfig, NetworkConfigSpec, NodeNetwork,
-    NodeNetworkSpec, NodeNetworkStatus, VxlanConfig,
+    Acceleration, AddressPool, AddressPoolSpec, BackendName, Duty, GivenAddress, NetworkConfig, NetworkConfigSpec,
+    NodeNetwork, NodeNetworkSpec, NodeNetworkStatus, VxlanConfig,
 };
 
 fn deploy(file: &str) -> PathBuf {
@@ -143,6 +143,7 @@ fn whole_config() -> NetworkConfigSpec {
         external_cidrs: Some(vec!["203.0.113.0/24".to_owned(), "2001:db8::/32".to_owned()]),
         node_port_addresses: Some(vec!["192.0.2.0/24".to_owned(), "2001:db8::/64".to_owned()]),
         direct_server_return: Some(true),
+        service_acceleration: Some(Acceleration::BestEffort),
         devices: Some(vec!["eth1".to_owned(), "bond*".to_owned()]),
         mtu: Some(1400),
         service_proxy: Some(Duty::Off),

@@ -19,6 +19,20 @@ pub enum Duty {
     Off,
 }
 
+/// Whether packets for Services are forwarded by the drivers of the devices that they come in by (native XDP), before the kernel has made
+/// buffers of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Acceleration {
+    /// No.
+    #[default]
+    Disabled,
+    /// Where the driver can, and the device is one of hardware.
+    BestEffort,
+    /// On every device that leads out; one that cannot is named by `towpath status`, and does without.
+    Native,
+}
+
 /// `towpath agent --config FILE`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default, rename_all = "camelCase")]
@@ -78,6 +92,8 @@ pub struct AgentConfig {
     pub external_cidrs: Vec<ipnet_text::Cidr>,
     /// The node of a Service's endpoint answers clients outside the cluster itself, with the Service's address as source.
     pub direct_server_return: bool,
+    /// Whether Services are forwarded by drivers (XDP).
+    pub service_acceleration: Acceleration,
     /// How many entries the kernel's tables may hold.
     pub limits: MapLimits,
     /// Prometheus metrics and health; none: not served.
@@ -140,6 +156,7 @@ impl Default for AgentConfig {
             non_masquerade_cidrs: Vec::new(),
             external_cidrs: Vec::new(),
             direct_server_return: false,
+            service_acceleration: Acceleration::Disabled,
             limits: MapLimits::default(),
             metrics_listen: None,
             kube_proxy_health: true,

@@ -72,11 +72,13 @@ pub enum Hook {
     FromTunnel,
     /// The uplink, packets from outside.
     FromUplink,
+    /// The same devices, before the kernel has made a buffer of a packet (XDP).
+    FromWire,
 }
 
 impl Hook {
-    /// All four.
-    pub const ALL: [Hook; 4] = [Hook::FromPod, Hook::ToPod, Hook::FromTunnel, Hook::FromUplink];
+    /// All of them.
+    pub const ALL: [Hook; 5] = [Hook::FromPod, Hook::ToPod, Hook::FromTunnel, Hook::FromUplink, Hook::FromWire];
 
     /// Name of the program.
     pub fn program(self) -> &'static str {
@@ -85,6 +87,7 @@ impl Hook {
             Hook::ToPod => "tp_to_pod",
             Hook::FromTunnel => "tp_from_tunnel",
             Hook::FromUplink => "tp_from_uplink",
+            Hook::FromWire => "tp_from_wire",
         }
     }
 }

@@ -75,14 +75,22 @@ fn open_pinned(path: &Path) -> io::Result<Option<OwnedFd>> {
 fn target(link: BorrowedFd<'_>) -> Target {
     match LinkInfo::from_fd(link).map(|info| info.info) {
         Ok(LinkTypeInfo::Tcx(info)) => Target::Device(info.ifindex),
+        Ok(LinkTypeInfo::Xdp(info)) => Target::Device(info.ifindex),
         Ok(LinkTypeInfo::Cgroup(info)) => Target::Cgroup(info.cgroup_id),
         _ => Target::Other,
     }
 }
 
 fn create(program: BorrowedFd<'_>, on: i32, kind: libbpf_sys::bpf_attach_type, pin: &Path) -> io::Result<()> {
-    // SAFETY: no options are given; the other arguments are numbers.
-    let fd = unsafe { libbpf_sys::bpf_link_create(program.as_raw_fd(), on, kind, ptr::null()) };
+    // In its driver, or not at all: what the stack does in the driver's place (generic XDP) costs more than it saves.
+    let flags = if kind == libbpf_sys::BPF_XDP { libbpf_sys::XDP_FLAGS_DRV_MODE } else { 0 };
+    let options = libbpf_sys::bpf_link_create_opts {
+        sz: size_of::<libbpf_sys::bpf_link_create_opts>() as libbpf_sys::size_t,
+        flags,
+        ..Default::default()
+    };
+    // SAFETY: the options outlive the call and name no other memory; the other arguments are numbers.
+    let fd = unsafe { libbpf_sys::bpf_link_create(program.as_raw_fd(), on, kind, ptr::from_ref(&options)) };
     check(fd)?;
     // SAFETY: the call just made this descriptor, and nobody else knows it.
     let link = unsafe { OwnedFd::from_raw_fd(fd) };
@@ -139,6 +147,7 @@ fn kind_of(hook: Hook) -> libbpf_sys::bpf_attach_type {
     match hook {
         Hook::ToPod => libbpf_sys::BPF_TCX_EGRESS,
         Hook::FromPod | Hook::FromTunnel | Hook::FromUplink => libbpf_sys::BPF_TCX_INGRESS,
+        Hook::FromWire => libbpf_sys::BPF_XDP,
     }
 }
 
@@ -250,6 +259,11 @@ impl Links {
         Hook::ALL.iter().try_for_each(|hook| self.unlink_everywhere(&device_pin(ifindex, *hook)))
     }
 
+    /// Detaches one hook of a device.
+    pub(crate) fn detach_hook(&self, ifindex: u32, hook: Hook) -> Result<()> {
+        self.unlink_everywhere(&device_pin(ifindex, hook))
+    }
+
     /// Attaches one socket program to a cgroup.
     pub(crate) fn attach_cgroup(
         &self,
@@ -312,6 +326,21 @@ impl Links {
         }
         attached.sort_unstable();
         Ok(attached)
+    }
+
+    /// Devices that have a hook's link, ours or another version's.
+    pub(crate) fn devices_of(&self, hook: Hook) -> Result<Vec<u32>> {
+        let mut devices = Vec::new();
+        for pin in self.pins()? {
+            let name = pin.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+            let device = name.strip_prefix("dev-").and_then(|rest| rest.split_once('-'));
+            devices.extend(
+                device
+                    .filter(|(_, program)| *program == hook.program())
+                    .and_then(|(index, _)| index.parse::<u32>().ok()),
+            );
+        }
+        Ok(devices)
     }
 
     /// Removes all of them, other versions' too.

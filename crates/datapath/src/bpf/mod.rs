@@ -24,6 +24,7 @@ mod policy;
 mod purge;
 mod services;
 mod translations;
+mod wire;
 
 use std::collections::{BTreeSet, HashSet};
 use std::fs;
@@ -45,6 +46,7 @@ use node::NodeMaps;
 use object::PinDir;
 use policy::PolicyMaps;
 use services::ServiceMaps;
+use wire::Wire;
 
 pub use adopt::Adopted;
 pub use budget::{Held, Holder};
@@ -66,6 +68,9 @@ pub struct Programs {
     object: Object,
     pins: PinDir,
     links: Links,
+    /// None until it is to run somewhere.
+    wire: Option<Wire>,
+    testing: bool,
     /// What another version left, until nothing of it is at work any more.
     inheritance: Option<Inheritance>,
     node: NodeMaps,
@@ -120,6 +125,8 @@ impl Programs {
         let accounts = Accounts::open(&object, connections.limit(), policy.pods().values().map(|pod| pod.pod_id))?;
         let programs = Self {
             links: Links::new(pins.links(), pins.former_links()?),
+            wire: None,
+            testing,
             node: NodeMaps::open(&object)?,
             policy,
             services: ServiceMaps::open(&object, Instant::now())?,
@@ -155,8 +162,12 @@ impl Programs {
     /// when the maps hold what they should. Whatever fails stays at work, and the next call tries again. How many links there
     /// were.
     pub fn take_over(&mut self) -> Result<usize> {
-        let object = &self.object;
-        let find = |name: &str| object::program(object, name).ok()?.as_fd().try_clone_to_owned().ok();
+        let (object, wire) = (&self.object, self.wire.as_ref());
+        let find = |name: &str| {
+            let wire = wire.filter(|_| name == Hook::FromWire.program());
+            let program = wire.map_or_else(|| object::program(object, name), Wire::program);
+            program.ok()?.as_fd().try_clone_to_owned().ok()
+        };
         self.links.take_over(find)
     }
 
@@ -199,6 +210,42 @@ impl Programs {
     pub fn attach_device(&mut self, ifindex: u32, hook: Hook) -> Result<()> {
         let program = object::program(&self.object, hook.program())?;
         self.links.attach_device(ifindex, hook, object::descriptor(&program))
+    }
+
+    /// Loads the program of XDP, if it is not loaded, for a device with that MAC; attaches nothing.
+    ///
+    /// # Errors
+    /// The kernel refuses the program.
+    pub fn prepare_wire(&mut self, ifindex: u32, mac: [u8; 6]) -> Result<()> {
+        if self.wire.is_none() {
+            self.wire = Some(Wire::load(&self.object, self.testing)?);
+        }
+        self.wire.as_ref().map_or(Ok(()), |wire| wire.set_mac(ifindex, mac))
+    }
+
+    /// As [`Programs::attach_device`], for the program of XDP, in the device's driver: see [`Programs::prepare_wire`].
+    ///
+    /// # Errors
+    /// The driver cannot run such programs, or not with this device's settings; or it runs somebody else's.
+    pub fn attach_wire(&mut self, ifindex: u32) -> Result<()> {
+        let Some(wire) = &self.wire else {
+            return Err(Error::Invalid {
+                object: format!("device {ifindex}"),
+                reason: "the program of XDP is not loaded",
+            });
+        };
+        self.links.attach_device(ifindex, Hook::FromWire, object::descriptor(&wire.program()?))
+    }
+
+    /// Detaches the program of XDP from every device but these.
+    ///
+    /// # Errors
+    /// Pins cannot be listed or removed.
+    pub fn retain_wires(&mut self, devices: &[u32]) -> Result<Vec<u32>> {
+        let mut gone = self.links.devices_of(Hook::FromWire)?;
+        gone.retain(|device| !devices.contains(device));
+        gone.iter().try_for_each(|device| self.links.detach_hook(*device, Hook::FromWire))?;
+        Ok(gone)
     }
 
     /// Detaches all hooks of a device. Idempotent; the device may be gone.
@@ -434,6 +481,12 @@ impl Programs {
     #[doc(hidden)]
     pub fn object(&self) -> &Object {
         &self.object
+    }
+
+    /// The program of XDP's object, as [`Programs::object`], once it is loaded.
+    #[doc(hidden)]
+    pub fn wire_object(&self) -> Option<&Object> {
+        self.wire.as_ref().map(Wire::object)
     }
 
     /// Where this node's pins are.

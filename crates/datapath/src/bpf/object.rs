@@ -284,7 +284,7 @@ fn prepare_map(map: &mut OpenMapMut<'_>, name: &str, maps: &Path) -> Result<()> 
     map.set_pin_path(&pin).map_err(failed)
 }
 
-fn set_testing(map: &mut OpenMapMut<'_>) {
+pub(super) fn set_testing(map: &mut OpenMapMut<'_>) {
     // The object's only constant is tp_testing.
     if let Some(first) = map.initial_value_mut().and_then(|data| data.first_mut()) {
         *first = 1;

@@ -38,6 +38,7 @@ impl Reason {
             TP_UNTRACKED => "untracked",
             TP_CT_RECYCLED => "ct_recycled",
             TP_DIRECT_RETURN => "direct_return",
+            TP_ACCELERATED => "accelerated",
             TP_DROP_MALFORMED => "malformed",
             TP_DROP_SOURCE_ADDRESS => "source_address",
             TP_DROP_SOURCE_MAC => "source_mac",

@@ -154,7 +154,7 @@ impl Node {
                 (Attachment::Links, None) => {}
             }
         }
-        Ok(())
+        self.ensure_wires()
     }
 
     /// Where another network's tunnel is at work (whose device says nothing of outer sources, and is not ours to judge), the uplink's

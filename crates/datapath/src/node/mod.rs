@@ -11,6 +11,7 @@ mod reaper;
 mod release;
 #[cfg(test)]
 mod tests;
+mod wires;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -65,6 +66,7 @@ pub(crate) struct Node {
     unlinked: BTreeMap<u32, String>,
     /// Devices that lead out and run the uplink's program; unknown at the start, when those of an earlier run may have it.
     hooked: Option<Vec<(u32, String)>>,
+    wires: wires::Wires,
     /// What is to be applied before another version's programs go.
     awaited: BTreeSet<Part>,
     peers: Vec<NodePeer>,
@@ -132,6 +134,7 @@ impl Node {
             buried: BTreeSet::new(),
             unlinked: BTreeMap::new(),
             hooked: None,
+            wires: wires::Wires::default(),
             awaited,
             lent: None,
             plain: BTreeMap::new(),
@@ -163,6 +166,8 @@ impl Node {
             pods: self.records.iter().count(),
             peers: self.peers.iter().filter(|p| !p.local).count(),
             problems: self.problems.iter().chain(&released.problem).cloned().collect(),
+            accelerated: self.wires.accelerated(),
+            acceleration_notes: self.wires.notes(),
             released,
         }
     }

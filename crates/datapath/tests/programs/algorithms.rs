@@ -49,7 +49,7 @@ fn loads(w: &World) -> Vec<Load> {
 
 #[test]
 fn one_after_the_other() {
-    in_world(|w| {
+    in_both_worlds(|w| {
         serve(w, Family::V4, 5, Algorithm::RoundRobin);
         let order: Vec<u16> = (4000..4050).map(|sport| chosen(w, Family::V4, sport)).collect();
         assert!(order.windows(2).all(|two| two[1] == (two[0] - 8000) % 5 + 8001), "{order:?}");
@@ -63,7 +63,7 @@ fn one_after_the_other() {
 
 #[test]
 fn the_one_with_the_fewest_open_connections() {
-    in_world(|w| {
+    in_both_worlds(|w| {
         serve(w, Family::V4, 3, Algorithm::LeastConnections);
         let first = counts((4000..4030).map(|sport| chosen(w, Family::V4, sport)));
         assert_eq!(first, BTreeMap::from([(8001, 10), (8002, 10), (8003, 10)]));
@@ -80,7 +80,7 @@ fn the_one_with_the_fewest_open_connections() {
 
 #[test]
 fn what_was_open_before_is_counted_too() {
-    in_world(|w| {
+    in_both_worlds(|w| {
         serve(w, Family::V4, 1, Algorithm::Random);
         (4000..4007).for_each(|sport| assert_eq!(chosen(w, Family::V4, sport), 8001));
         serve(w, Family::V4, 2, Algorithm::LeastConnections);
@@ -91,7 +91,7 @@ fn what_was_open_before_is_counted_too() {
 
 #[test]
 fn of_many_some_are_looked_at() {
-    in_world(|w| {
+    in_both_worlds(|w| {
         serve(w, Family::V4, 200, Algorithm::LeastConnections);
         let seen = counts((10_000..10_400).map(|sport| chosen(w, Family::V4, sport)));
         let most = seen.values().max().copied().unwrap();
@@ -119,7 +119,7 @@ fn clients(family: Family, count: u8) -> Vec<IpAddr> {
 
 #[test]
 fn by_the_clients_address() {
-    in_world(|w| {
+    in_both_worlds(|w| {
         for family in BOTH {
             serve(w, family, 4, Algorithm::SourceHash);
             let of: Vec<u16> = clients(family, 100)
@@ -143,7 +143,7 @@ fn by_the_clients_address() {
 
 #[test]
 fn by_addresses_and_ports() {
-    in_world(|w| {
+    in_both_worlds(|w| {
         for family in BOTH {
             serve(w, family, 4, Algorithm::Maglev);
             let client = clients(family, 1)[0];
@@ -158,7 +158,7 @@ fn by_addresses_and_ports() {
 
 #[test]
 fn frontends_of_a_service_share_a_table() {
-    in_world(|w| {
+    in_both_worlds(|w| {
         serve(w, Family::V4, 4, Algorithm::Maglev);
         let slots = |w: &World| w.map("tp_slots").keys().count();
         w.programs.sweep(Instant::now() + std::time::Duration::from_secs(5)).unwrap();
@@ -188,7 +188,7 @@ fn frontends_of_a_service_share_a_table() {
 
 #[test]
 fn only_clients_in_its_ranges_use_a_load_balancer() {
-    in_world(|w| {
+    in_both_worlds(|w| {
         for family in BOTH {
             let h = hosts(family);
             serve(w, family, 2, Algorithm::Random);

@@ -53,7 +53,7 @@ fn serve(w: &mut World, family: Family, to: SocketAddr) -> Hosts {
 #[test]
 fn the_entry_node_names_what_was_asked_and_keeps_a_connection_whose_answers_it_does_not_see() {
     BOTH.into_iter().for_each(|family| {
-        in_world(move |w| {
+        in_both_worlds(move |w| {
             let h = serve(w, family, SocketAddr::new(hosts(family).remote, 8080));
             let ask = |w: &World, sport, to: SocketAddr, l4| {
                 let frame = arriving(MAC_UPLINK, h.outside, sport, to.ip(), to.port(), l4);

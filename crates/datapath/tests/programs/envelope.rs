@@ -48,7 +48,7 @@ fn uplink(w: &World, bytes: &[u8]) -> Outcome {
 
 #[test]
 fn an_envelope_of_the_owning_node_is_opened_at_the_uplink() {
-    in_world(|w| {
+    in_both_worlds(|w| {
         for h in BOTH.map(hosts) {
             let syn = arriving(MAC_TUNNEL, h.remote, 4000, h.a, 80, L4::syn());
             let got = w.from_uplink(&wrap(&syn.bytes(), "192.168.50.2")).into_pod(w.pod_a);
@@ -70,7 +70,7 @@ fn an_envelope_of_the_owning_node_is_opened_at_the_uplink() {
 
 #[test]
 fn what_the_uplink_does_not_open_goes_on_as_it_came() {
-    in_world(|w| {
+    in_both_worlds(|w| {
         for h in BOTH.map(hosts) {
             let syn = arriving(MAC_TUNNEL, h.remote, 4000, h.a, 80, L4::syn());
             let same = |what: &str, bytes: &[u8]| {
@@ -109,7 +109,7 @@ fn what_the_uplink_does_not_open_goes_on_as_it_came() {
 
 #[test]
 fn a_cut_envelope_harms_nobody() {
-    in_world(|w| {
+    in_both_worlds(|w| {
         for h in BOTH.map(hosts) {
             let whole = wrap(&arriving(MAC_TUNNEL, h.remote, 4000, h.a, 80, L4::syn()).bytes(), "192.168.50.2").bytes();
             for len in OUTER + 20..whole.len() {
@@ -123,7 +123,7 @@ fn a_cut_envelope_harms_nobody() {
 
 #[test]
 fn policy_holds_for_what_is_opened() {
-    in_world(|w| {
+    in_both_worlds(|w| {
         w.isolate(&w.local_a(), 1, 0);
         for h in BOTH.map(hosts) {
             w.allow(1, h.remote, RowProtocol::Ports(Protocol::Tcp), 80, 5);
@@ -139,7 +139,7 @@ fn policy_holds_for_what_is_opened() {
 
 #[test]
 fn the_answer_of_a_remote_backend_is_the_services() {
-    in_world(|w| {
+    in_both_worlds(|w| {
         for (id, family) in (1..).zip([Family::V4, Family::V6]) {
             let h = hosts(family);
             w.serve(id, family, Some(h.service), 80, Protocol::Tcp, &[SocketAddr::new(h.remote, 8080)]);
@@ -153,7 +153,7 @@ fn the_answer_of_a_remote_backend_is_the_services() {
 
 #[test]
 fn the_outer_header_carries_the_inner_ones_congestion_bits() {
-    in_world(|w| {
+    in_both_worlds(|w| {
         for h in BOTH.map(hosts) {
             for (n, (inner, outer)) in [(0u8, 0u8), (1, 1), (2, 2), (3, 2)].into_iter().enumerate() {
                 let mut bytes = sent_by(h.a, 4000 + n as u16, h.remote, 80, L4::syn()).bytes();
@@ -175,7 +175,7 @@ fn the_outer_header_carries_the_inner_ones_congestion_bits() {
 
 #[test]
 fn without_a_way_for_the_envelope_the_tunnel_device_takes_the_packet() {
-    in_world(|w| {
+    in_both_worlds(|w| {
         let mut far = peers();
         far[1].tunnel = ip("203.0.113.2");
         sh("ip route add unreachable 203.0.113.2");

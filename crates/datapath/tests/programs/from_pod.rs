@@ -9,7 +9,7 @@ use crate::world::*;
 
 #[test]
 fn a_pod_of_the_same_node_is_reached_directly_and_answers() {
-    in_world(|w| {
+    in_both_worlds(|w| {
         for h in BOTH.map(hosts) {
             for (ask, answer) in [(L4::syn(), L4::tcp(SYN | ACK)), (L4::udp(b"question"), L4::udp(b"answer"))] {
                 let got = w.from_pod(&sent_by(h.a, 4000, h.b, 80, ask.clone())).into_pod(w.pod_b);
@@ -30,7 +30,7 @@ fn a_pod_of_the_same_node_is_reached_directly_and_answers() {
 
 #[test]
 fn a_remote_pod_and_a_remote_node_are_reached_through_the_tunnel() {
-    in_world(|w| {
+    in_both_worlds(|w| {
         for h in BOTH.map(hosts) {
             for to in [h.remote, h.node2] {
                 let first = w.from_pod(&sent_by(h.a, 4000, to, 80, L4::syn())).into_tunnel(w, ip("192.168.50.2"));
@@ -47,7 +47,7 @@ fn a_remote_pod_and_a_remote_node_are_reached_through_the_tunnel() {
 
 #[test]
 fn a_peer_that_moves_is_followed_by_running_connections() {
-    in_world(|w| {
+    in_both_worlds(|w| {
         let h = hosts(Family::V4);
         w.from_pod(&sent_by(h.a, 4000, h.remote, 80, L4::syn())).into_tunnel(w, ip("192.168.50.2"));
         let mut moved = peers();
@@ -59,7 +59,7 @@ fn a_peer_that_moves_is_followed_by_running_connections() {
 
 #[test]
 fn what_the_short_cut_cannot_do_goes_to_the_stack() {
-    in_world(|w| {
+    in_both_worlds(|w| {
         for h in BOTH.map(hosts) {
             for to in [h.node, h.outside] {
                 w.from_pod(&sent_by(h.a, 4000, to, 80, L4::syn())).passed();
@@ -82,7 +82,7 @@ fn what_the_short_cut_cannot_do_goes_to_the_stack() {
 
 #[test]
 fn a_pod_speaks_only_for_itself() {
-    in_world(|w| {
+    in_both_worlds(|w| {
         for h in BOTH.map(hosts) {
             let honest = sent_by(h.a, 4000, h.outside, 80, L4::syn());
             for src in [h.b, h.remote, h.node, h.outside] {
@@ -99,7 +99,7 @@ fn a_pod_speaks_only_for_itself() {
 
 #[test]
 fn a_known_connection_lends_its_address_to_nobody_else() {
-    in_world(|w| {
+    in_both_worlds(|w| {
         for h in BOTH.map(hosts) {
             let frame = sent_by(h.a, 4000, h.b, 80, L4::syn());
             w.from_pod(&frame).into_pod(w.pod_b);
@@ -134,7 +134,7 @@ fn arp(sender_mac: [u8; 6], sender: [u8; 4]) -> Vec<u8> {
 
 #[test]
 fn arp_only_about_the_pods_own_address() {
-    in_world(|w| {
+    in_both_worlds(|w| {
         let run = |bytes: &[u8]| w.run(Hook::FromPod, bytes, w.pod_a, w.pod_a, None);
         run(&arp(MAC_A, [10, 1, 0, 10])).passed();
         for (mac, sender) in [(MAC_A, [10, 1, 0, 11]), (MAC_A, [10, 1, 0, 1]), (MAC_B, [10, 1, 0, 10]), (MAC_A, [0; 4])]
@@ -157,7 +157,7 @@ use std::net::IpAddr;
 
 #[test]
 fn neighbour_discovery_only_about_the_pods_own_address() {
-    in_world(|w| {
+    in_both_worlds(|w| {
         let run = |bytes: &[u8]| w.run(Hook::FromPod, bytes, w.pod_a, w.pod_a, None);
         run(&nd(135, "fd01::10", "fd01::1")).passed();
         run(&nd(136, "fd01::10", "fd01::10")).passed();
@@ -179,7 +179,7 @@ fn neighbour_discovery_only_about_the_pods_own_address() {
 
 #[test]
 fn ipv6_that_carries_ipv4_is_dropped_at_every_hook() {
-    in_world(|w| {
+    in_both_worlds(|w| {
         for other in ["::ffff:10.1.0.11", "::10.1.0.11", "::ffff:0:10.1.0.11"] {
             let to = sent_by(ip("fd01::10"), 4000, ip(other), 80, L4::syn());
             w.from_pod(&to).dropped("mapped_v4");
@@ -194,7 +194,7 @@ fn ipv6_that_carries_ipv4_is_dropped_at_every_hook() {
 
 #[test]
 fn later_fragments_follow_the_first() {
-    in_world(|w| {
+    in_both_worlds(|w| {
         for h in BOTH.map(hosts) {
             let mut first = sent_by(h.a, 4000, h.b, 80, L4::udp(&[1; 64]));
             let mut later = first.clone();
@@ -220,7 +220,7 @@ fn later_fragments_follow_the_first() {
 
 #[test]
 fn malformed_packets_are_dropped_and_counted() {
-    in_world(|w| {
+    in_both_worlds(|w| {
         let run = |bytes: &[u8]| w.run(Hook::FromPod, bytes, w.pod_a, w.pod_a, None);
         for h in BOTH.map(hosts) {
             let good = sent_by(h.a, 4000, h.b, 80, L4::udp(b"payload")).bytes();
@@ -240,7 +240,7 @@ fn malformed_packets_are_dropped_and_counted() {
 
 #[test]
 fn nobody_plants_the_first_fragment_of_anothers_datagram() {
-    in_world(|w| {
+    in_both_worlds(|w| {
         let h = hosts(Family::V4);
         let mut first = sent_by(h.b, 4000, h.outside, 53, L4::udp(&[1; 64]));
         let mut later = first.clone();

@@ -13,7 +13,7 @@ use crate::world::*;
 
 #[test]
 fn a_host_port_is_reached_from_outside_and_by_pods_and_answers_as_the_node() {
-    in_world(|w| {
+    in_both_worlds(|w| {
         for family in BOTH {
             let h = hosts(family);
             let node = SocketAddr::new(h.node, 80);
@@ -39,7 +39,7 @@ fn a_host_port_is_reached_from_outside_and_by_pods_and_answers_as_the_node() {
 
 #[test]
 fn a_neighbour_or_pod_that_writes_a_loopback_address_gets_no_host_port_there() {
-    in_world(|w| {
+    in_both_worlds(|w| {
         for (family, loopback) in [(Family::V4, ip("127.0.0.1")), (Family::V6, ip("::1"))] {
             let h = hosts(family);
             w.serve(1 + family as u32, family, Some(loopback), 80, Protocol::Tcp, &[SocketAddr::new(h.a, 8080)]);

@@ -26,7 +26,7 @@ fn serve(w: &mut World, family: Family, outside: &[SocketAddr], inside: &[Socket
 
 #[test]
 fn who_asks_decides_whose_endpoints_answer() {
-    in_world(|w| {
+    in_both_worlds(|w| {
         for family in BOTH {
             let h = hosts(family);
             serve(w, family, &[], &[SocketAddr::new(h.remote, 8080)]);

@@ -30,4 +30,5 @@ mod predecessor;
 mod sctp;
 mod services;
 mod sockets;
+mod wire;
 mod world;

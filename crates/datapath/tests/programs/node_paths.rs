@@ -10,7 +10,7 @@ use crate::world::*;
 
 #[test]
 fn the_tunnel_delivers_what_the_owning_node_sends() {
-    in_world(|w| {
+    in_both_worlds(|w| {
         for h in BOTH.map(hosts) {
             for (src, port, outer) in
                 [(h.remote, 4000, "192.168.50.2"), (h.node2, 4000, "192.168.50.2"), (h.remote, 4001, "fd50::2")]
@@ -30,7 +30,7 @@ fn the_tunnel_delivers_what_the_owning_node_sends() {
 
 #[test]
 fn the_tunnel_takes_no_source_from_who_does_not_own_it() {
-    in_world(|w| {
+    in_both_worlds(|w| {
         for h in BOTH.map(hosts) {
             let good = arriving(MAC_TUNNEL, h.remote, 4000, h.a, 80, L4::syn());
             w.from_tunnel(&good, "192.168.50.2").into_pod(w.pod_a);
@@ -62,7 +62,7 @@ fn the_tunnel_takes_no_source_from_who_does_not_own_it() {
 
 #[test]
 fn ingress_policy_holds_for_what_the_tunnel_brings() {
-    in_world(|w| {
+    in_both_worlds(|w| {
         let a = w.local_a();
         w.isolate(&a, 5, 0);
         for h in BOTH.map(hosts) {
@@ -79,7 +79,7 @@ fn ingress_policy_holds_for_what_the_tunnel_brings() {
 
 #[test]
 fn the_uplink_takes_no_address_of_the_cluster_from_outside() {
-    in_world(|w| {
+    in_both_worlds(|w| {
         for h in BOTH.map(hosts) {
             for src in [h.node, h.a, h.remote] {
                 let frame = arriving(MAC_UPLINK, src, 4000, h.node, 22, L4::syn());
@@ -114,7 +114,7 @@ fn the_uplink_takes_no_address_of_the_cluster_from_outside() {
 
 #[test]
 fn a_node_port_reaches_a_local_backend_and_the_answer_leaves_by_the_routes() {
-    in_world(|w| {
+    in_both_worlds(|w| {
         for family in BOTH {
             let h = hosts(family);
             w.serve(1 + family as u32, family, None, 30080, Protocol::Tcp, &[SocketAddr::new(h.a, 8080)]);
@@ -133,7 +133,7 @@ fn a_node_port_reaches_a_local_backend_and_the_answer_leaves_by_the_routes() {
 
 #[test]
 fn ingress_policy_sees_the_outside_clients_own_address() {
-    in_world(|w| {
+    in_both_worlds(|w| {
         let a = w.local_a();
         w.isolate(&a, 5, 0);
         let h = hosts(Family::V4);
@@ -157,7 +157,7 @@ fn ingress_policy_sees_the_outside_clients_own_address() {
 
 #[test]
 fn a_node_port_reaches_a_remote_backend_with_the_clients_address() {
-    in_world(|w| {
+    in_both_worlds(|w| {
         for family in BOTH {
             let h = hosts(family);
             w.serve(1 + family as u32, family, None, 30080, Protocol::Tcp, &[SocketAddr::new(h.remote, 8080)]);
@@ -184,7 +184,7 @@ fn a_node_port_reaches_a_remote_backend_with_the_clients_address() {
 
 #[test]
 fn a_node_port_without_backends_is_refused_at_once() {
-    in_world(|w| {
+    in_both_worlds(|w| {
         for family in BOTH {
             let h = hosts(family);
             w.serve(1 + family as u32, family, None, 30080, Protocol::Tcp, &[]);
@@ -220,7 +220,7 @@ fn a_backend_that_is_no_pod_is_refused_by_the_address_that_was_asked() {
 
 #[test]
 fn a_pod_reaches_a_node_port_of_any_node() {
-    in_world(|w| {
+    in_both_worlds(|w| {
         for family in BOTH {
             let h = hosts(family);
             w.serve(1 + family as u32, family, None, 30080, Protocol::Tcp, &[SocketAddr::new(h.b, 8080)]);
@@ -237,7 +237,7 @@ fn a_pod_reaches_a_node_port_of_any_node() {
 
 #[test]
 fn an_ipv6_tunnel_endpoint_is_its_own_address_not_a_mapped_one() {
-    in_world(|w| {
+    in_both_worlds(|w| {
         let mut v6 = peers();
         v6[1].tunnel = ip("fd50::2");
         w.programs.apply_peers(&v6).unwrap();
@@ -257,7 +257,7 @@ fn an_ipv6_tunnel_endpoint_is_its_own_address_not_a_mapped_one() {
 
 #[test]
 fn where_another_proxy_serves_the_outside_only_pods_are_translated() {
-    in_world(|w| {
+    in_both_worlds(|w| {
         for family in BOTH {
             let h = hosts(family);
             let backend = SocketAddr::new(h.b, 8080);
@@ -280,7 +280,7 @@ fn where_another_proxy_serves_the_outside_only_pods_are_translated() {
 
 #[test]
 fn a_node_port_changes_hands_without_a_connection_noticing() {
-    in_world(|w| {
+    in_both_worlds(|w| {
         let h = hosts(Family::V4);
         let backend = SocketAddr::new(h.a, 8080);
         let serve = |w: &mut World, clients| {

@@ -12,7 +12,7 @@ use crate::world::*;
 
 #[test]
 fn a_service_is_translated_and_its_answer_translated_back() {
-    in_world(|w| {
+    in_both_worlds(|w| {
         for family in BOTH {
             let h = hosts(family);
             let backend = SocketAddr::new(h.b, 8080);
@@ -38,7 +38,7 @@ fn a_service_is_translated_and_its_answer_translated_back() {
 /// second sends is refused while the first is open, so that neither gets the other's answers.
 #[test]
 fn who_asks_one_backend_by_two_addresses_from_one_port_gets_no_answer_of_the_others() {
-    in_world(|w| {
+    in_both_worlds(|w| {
         for family in BOTH {
             let h = hosts(family);
             let backend = SocketAddr::new(h.b, 8080);
@@ -87,7 +87,7 @@ fn who_asks_one_backend_by_two_addresses_from_one_port_gets_no_answer_of_the_oth
 
 #[test]
 fn who_is_outside_is_told_apart_by_the_address_that_was_asked() {
-    in_world(|w| {
+    in_both_worlds(|w| {
         for family in BOTH {
             let h = hosts(family);
             for (n, port) in [(1, 30080), (11, 30081)] {
@@ -105,7 +105,7 @@ fn who_is_outside_is_told_apart_by_the_address_that_was_asked() {
 
 #[test]
 fn a_udp_packet_without_a_checksum_stays_without() {
-    in_world(|w| {
+    in_both_worlds(|w| {
         let h = hosts(Family::V4);
         w.serve(1, Family::V4, Some(h.service), 53, Protocol::Udp, &[SocketAddr::new(h.b, 5353)]);
         let bare = L4::Udp { payload: b"query".to_vec(), checksum: false };
@@ -116,7 +116,7 @@ fn a_udp_packet_without_a_checksum_stays_without() {
 
 #[test]
 fn a_remote_backend_is_reached_through_the_tunnel_and_its_answer_restored() {
-    in_world(|w| {
+    in_both_worlds(|w| {
         for family in BOTH {
             let h = hosts(family);
             w.serve(1 + family as u32, family, Some(h.service), 80, Protocol::Tcp, &[SocketAddr::new(h.remote, 8080)]);
@@ -131,7 +131,7 @@ fn a_remote_backend_is_reached_through_the_tunnel_and_its_answer_restored() {
 
 #[test]
 fn a_connection_keeps_its_backend_and_a_new_one_chooses_again() {
-    in_world(|w| {
+    in_both_worlds(|w| {
         let h = hosts(Family::V4);
         let backends: Vec<SocketAddr> = (1..=8).map(|n| SocketAddr::new(h.b, 8000 + n)).collect();
         w.serve(1, Family::V4, Some(h.service), 80, Protocol::Tcp, &backends);
@@ -160,7 +160,7 @@ fn a_connection_keeps_its_backend_and_a_new_one_chooses_again() {
 
 #[test]
 fn a_backend_that_is_gone_lets_go_of_what_was_pinned_to_it() {
-    in_world(|w| {
+    in_both_worlds(|w| {
         let h = hosts(Family::V4);
         w.serve(1, Family::V4, Some(h.service), 53, Protocol::Udp, &[SocketAddr::new(h.remote, 53)]);
         w.from_pod(&sent_by(h.a, 4000, h.service, 53, L4::udp(b"x"))).into_tunnel(w, ip("192.168.50.2"));
@@ -175,7 +175,7 @@ fn a_backend_that_is_gone_lets_go_of_what_was_pinned_to_it() {
 
 #[test]
 fn client_affinity_holds_a_client_until_its_backend_leaves_the_list() {
-    in_world(|w| {
+    in_both_worlds(|w| {
         let h = hosts(Family::V4);
         let backends: Vec<SocketAddr> = (1..=8).map(|n| SocketAddr::new(h.b, 8000 + n)).collect();
         w.serve(1, Family::V4, Some(h.service), 80, Protocol::Tcp, &backends);
@@ -201,7 +201,7 @@ fn client_affinity_holds_a_client_until_its_backend_leaves_the_list() {
 
 #[test]
 fn without_a_backend_tcp_gets_a_reset() {
-    in_world(|w| {
+    in_both_worlds(|w| {
         for family in BOTH {
             let h = hosts(family);
             w.serve(1 + family as u32, family, Some(h.service), 80, Protocol::Tcp, &[]);
@@ -223,7 +223,7 @@ fn without_a_backend_tcp_gets_a_reset() {
 
 #[test]
 fn without_a_backend_udp_gets_port_unreachable() {
-    in_world(|w| {
+    in_both_worlds(|w| {
         for family in BOTH {
             let h = hosts(family);
             w.serve(1 + family as u32, family, Some(h.service), 53, Protocol::Udp, &[]);
@@ -242,7 +242,7 @@ fn without_a_backend_udp_gets_port_unreachable() {
 
 #[test]
 fn a_service_address_does_not_answer_pings() {
-    in_world(|w| {
+    in_both_worlds(|w| {
         for family in BOTH {
             let h = hosts(family);
             w.serve(1 + family as u32, family, Some(h.service), 80, Protocol::Tcp, &[SocketAddr::new(h.b, 80)]);
@@ -253,7 +253,7 @@ fn a_service_address_does_not_answer_pings() {
 
 #[test]
 fn egress_policy_sees_the_backend_and_not_the_service() {
-    in_world(|w| {
+    in_both_worlds(|w| {
         let h = hosts(Family::V4);
         let a = w.local_a();
         w.serve(1, Family::V4, Some(h.service), 80, Protocol::Tcp, &[SocketAddr::new(h.b, 8080)]);
@@ -269,7 +269,7 @@ fn egress_policy_sees_the_backend_and_not_the_service() {
 
 #[test]
 fn fragments_of_a_translated_datagram_go_the_same_way() {
-    in_world(|w| {
+    in_both_worlds(|w| {
         let h = hosts(Family::V4);
         w.serve(1, Family::V4, Some(h.service), 53, Protocol::Udp, &[SocketAddr::new(h.b, 5353)]);
         let mut first = sent_by(h.a, 4000, h.service, 53, L4::udp(&[1; 64]));
@@ -307,7 +307,7 @@ pub fn speaks_of(error: &crate::frame::Frame, client: SocketAddr, service: Socke
 
 #[test]
 fn an_icmp_error_of_a_backend_speaks_of_the_service() {
-    in_world(|w| {
+    in_both_worlds(|w| {
         for family in BOTH {
             let h = hosts(family);
             let (name, backend) = (SocketAddr::new(h.service, 53), SocketAddr::new(h.b, 5353));
@@ -400,7 +400,7 @@ fn difference(from: &ServiceTable, to: &ServiceTable) -> ServiceChanges {
 
 #[test]
 fn changes_one_by_one_end_where_the_whole_table_does() {
-    in_world(|w| {
+    in_both_worlds(|w| {
         let mut now = Instant::now();
         let mut table = some_table(0);
         assert!(

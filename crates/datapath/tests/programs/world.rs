@@ -22,6 +22,9 @@ use crate::frame::{Frame, L4, Mac, read};
 pub const DROP: u32 = 2;
 pub const PASS: u32 = 0;
 pub const REDIRECT: u32 = 7;
+const XDP_DROP: u32 = 1;
+const XDP_PASS: u32 = 2;
+const XDP_TX: u32 = 3;
 
 pub const MAC_A: Mac = [2, 0, 0, 0, 0, 0xa];
 pub const MAC_B: Mac = [2, 0, 0, 0, 0, 0xb];
@@ -110,6 +113,12 @@ impl Outcome {
         assert_eq!((self.verdict, self.kind, self.ifindex), (REDIRECT, 2, world.tunnel), "{self:?}");
         self.frame()
     }
+    /// Forwarded by the program of XDP.
+    #[track_caller]
+    pub fn by_wire(&self) -> &Self {
+        assert!(self.counted.contains(&"accelerated"), "{self:?}");
+        self
+    }
     #[track_caller]
     pub fn out_of(&self, kind: u32, ifindex: u32) -> Frame {
         assert_eq!((self.verdict, self.kind, self.ifindex), (REDIRECT, kind, ifindex), "{self:?}");
@@ -127,6 +136,8 @@ pub struct World {
     /// Whom the frontends are for that [`World::serve`] adds.
     pub clients: Clients,
     pub image: PolicyImage,
+    /// Whether packets meet the program of XDP before those of tc.
+    pub accelerated: bool,
 }
 
 pub fn sh(line: &str) {
@@ -182,6 +193,21 @@ pub fn in_world_with(limits: Limits, test: impl FnOnce(&mut World) + Send + 'sta
     });
 }
 
+/// Runs a test on a fresh world, and again on one where the program of XDP meets packets first: nothing may come out otherwise.
+pub fn in_both_worlds(test: impl Fn(&mut World) + Clone + Send + 'static) {
+    in_world(test.clone());
+    in_accelerated_world(test);
+}
+
+/// Runs a test on a fresh world where the program of XDP meets packets first.
+pub fn in_accelerated_world(test: impl FnOnce(&mut World) + Send + 'static) {
+    in_world(|w| {
+        w.programs.prepare_wire(w.uplink, MAC_UPLINK).unwrap();
+        w.accelerated = true;
+        test(w);
+    });
+}
+
 const SETUP: &str = "set -e
 ip link set lo up
 ip link add tpa address 02:74:70:00:00:01 type veth peer name pa
@@ -194,6 +220,8 @@ ip addr add fd50::1/64 dev up0 nodad
 ip route add default via 192.168.50.254
 ip -6 route add default via fd50::fe
 ip neigh add 192.168.50.254 lladdr 02:00:00:00:00:ee dev up0
+ip neigh add 192.168.50.2 lladdr 02:00:00:00:00:02 dev up0
+ip neigh add 192.168.50.3 lladdr 02:00:00:00:00:03 dev up0
 ip neigh add fd50::fe lladdr 02:00:00:00:00:ee dev up0
 echo 1 > /proc/sys/net/ipv4/ip_forward
 echo 1 > /proc/sys/net/ipv6/conf/all/forwarding
@@ -304,6 +332,7 @@ impl World {
             table: ServiceTable::default(),
             clients: Clients::All,
             image: PolicyImage::default(),
+            accelerated: false,
         };
         for pod in [world.local_a(), world.local_b()] {
             world.programs.set_pod(&pod, Isolation::Sets(PodSets::default())).unwrap();
@@ -341,16 +370,56 @@ impl World {
 
     /// Runs one program on one frame.
     pub fn run(&self, hook: Hook, frame: &[u8], ifindex: u32, ingress: u32, outer: Option<IpAddr>) -> Outcome {
-        self.arm_trace(outer);
-        let before = self.counts();
+        if self.accelerated && hook == Hook::FromUplink {
+            let first = self.on_wire(frame, ifindex);
+            return if first.verdict == PASS { self.run_tc(hook, frame, ifindex, ingress, outer) } else { first };
+        }
+        self.run_tc(hook, frame, ifindex, ingress, outer)
+    }
+
+    /// Runs the program of XDP on one frame. PASS: it is as it was.
+    pub fn on_wire(&self, frame: &[u8], ifindex: u32) -> Outcome {
+        // struct xdp_md: data_end at 4, ingress_ifindex at 12.
+        let mut context = [0u8; 24];
+        context[4..8].copy_from_slice(&(frame.len() as u32).to_ne_bytes());
+        context[12..16].copy_from_slice(&ifindex.to_ne_bytes());
+        let object = self.programs.wire_object().unwrap();
+        let mut outcome = self.run_on(object, Hook::FromWire, frame, &mut context, None);
+        outcome.verdict = match outcome.verdict {
+            XDP_DROP => DROP,
+            XDP_PASS => PASS,
+            XDP_TX => REDIRECT,
+            other => panic!("verdict {other}: {outcome:?}"),
+        };
+        if outcome.verdict == PASS {
+            assert_eq!(outcome.bytes, frame, "passed on, and changed");
+            assert_eq!(outcome.counted, Vec::<&str>::new());
+        }
+        outcome
+    }
+
+    fn run_tc(&self, hook: Hook, frame: &[u8], ifindex: u32, ingress: u32, outer: Option<IpAddr>) -> Outcome {
         // struct __sk_buff: ingress_ifindex at 36, ifindex at 40.
         let mut context = [0u8; 192];
         context[36..40].copy_from_slice(&ingress.to_ne_bytes());
         context[40..44].copy_from_slice(&ifindex.to_ne_bytes());
+        self.run_on(self.programs.object(), hook, frame, &mut context, outer)
+    }
+
+    fn run_on(
+        &self,
+        object: &libbpf_rs::Object,
+        hook: Hook,
+        frame: &[u8],
+        context: &mut [u8],
+        outer: Option<IpAddr>,
+    ) -> Outcome {
+        self.arm_trace(outer);
+        let before = self.counts();
         let mut out = vec![0u8; frame.len() + 256];
-        let program = self.programs.object().progs_mut().find(|p| p.name() == hook.program()).unwrap();
+        let program = object.progs_mut().find(|p| p.name() == hook.program()).unwrap();
         let input = ProgramInput {
-            context_in: Some(&mut context),
+            context_in: Some(context),
             data_in: Some(frame),
             data_out: Some(&mut out),
             ..ProgramInput::default()
@@ -385,7 +454,14 @@ impl World {
         self.run(Hook::ToPod, &frame.bytes(), pod, ingress, None)
     }
 
+    /// In an envelope from `outer`, where the program of XDP may open it; else out of the tunnel device.
     pub fn from_tunnel(&self, frame: &Frame, outer: &str) -> Outcome {
+        if self.accelerated && ip(outer).is_ipv4() {
+            let first = self.on_wire(&envelope::wrap(&frame.bytes(), outer).bytes(), self.uplink);
+            if first.verdict != PASS {
+                return first;
+            }
+        }
         self.run(Hook::FromTunnel, &frame.bytes(), self.tunnel, self.tunnel, Some(ip(outer)))
     }
 

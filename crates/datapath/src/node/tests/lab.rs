@@ -202,6 +202,7 @@ impl TestNode {
             state_dir: directory.path().join("state"),
             uplink: None,
             devices: Vec::new(),
+            acceleration: Default::default(),
             limits: crate::bpf::Limits::default(),
         };
         Self { ns, config, worker: None, kind, directory, cgroup }

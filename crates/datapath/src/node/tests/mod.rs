@@ -11,3 +11,4 @@ mod scenarios;
 mod several_cards;
 mod shortcut;
 mod speed;
+mod wires;

@@ -1,0 +1,42 @@
+/* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
+/* What a packet is to the programs of tc, in the words that the headers have for every kind of hook (xdp.h: the other). */
+#ifndef TOWPATH_TC_H
+#define TOWPATH_TC_H
+
+typedef struct __sk_buff tp_context;
+
+/* Bytes from the Ethernet header on. */
+static __always_inline __u32 tp_len(const struct __sk_buff *skb)
+{
+	return skb->len;
+}
+
+/* Payload bytes of the packets that this one is cut into, 0: it stays whole. */
+static __always_inline __u32 tp_segment_size(const struct __sk_buff *skb)
+{
+	return skb->gso_size;
+}
+
+static __always_inline __be16 tp_protocol(const struct __sk_buff *skb)
+{
+	return skb->protocol;
+}
+
+static __always_inline long tp_load(struct __sk_buff *skb, __u32 off, void *to, __u32 len)
+{
+	return bpf_skb_load_bytes(skb, off, to, len);
+}
+
+static __always_inline int tp_drop(struct __sk_buff *skb, __u32 reason)
+{
+	tp_count(reason, skb->len);
+	return TC_ACT_SHOT;
+}
+
+static __always_inline int tp_to_stack(struct __sk_buff *skb)
+{
+	tp_count(TP_TO_STACK, skb->len);
+	return TC_ACT_OK;
+}
+
+#endif
