@@ -172,6 +172,17 @@ pub(crate) fn cpu_nanoseconds(pid: u32) -> Result<u64> {
     first.with_context(|| format!("{path} holds {text:?}, no number"))
 }
 
+/// CPU time that a process with all its threads has used, in seconds.
+///
+/// # Errors
+/// The process ended.
+pub(crate) fn process_seconds(pid: u32) -> Result<f64> {
+    let path = format!("/proc/{pid}/stat");
+    let text = std::fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
+    let (own, _) = times(&text).with_context(|| format!("{path} is not as proc(5) says"))?;
+    Ok(own as f64 / ticks_a_second())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

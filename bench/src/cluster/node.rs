@@ -24,6 +24,8 @@ use crate::worker;
 const NAME: &str = "n1";
 const ADDRESS: &str = "192.168.77.1";
 const RANGE: &str = "10.244.1.0/24";
+/// Entries for Services that an agent has room for if nobody says otherwise.
+const DEFAULT_ENTRIES: usize = 65_536;
 /// Where the agent serves its metrics, on the node's loopback.
 const METRICS: u16 = 9116;
 
@@ -89,11 +91,11 @@ impl Drop for Cgroup {
 }
 
 impl Node {
-    /// Makes a node whose agent does not run yet.
+    /// Makes a node whose agent does not run yet, and has room for so many Services of one port.
     ///
     /// # Errors
     /// Not root, or something of it cannot be made.
-    pub(crate) fn new() -> Result<Self> {
+    pub(crate) fn new(services: usize) -> Result<Self> {
         let scratch = Scratch::new()?;
         for directory in ["bpf", "state", "run", "cni", "cni-state"] {
             std::fs::create_dir_all(scratch.path().join(directory))?;
@@ -119,7 +121,7 @@ impl Node {
             scratch,
         };
         std::fs::write(node.file("kubeconfig"), node.api.kubeconfig())?;
-        std::fs::write(node.file("agent.json"), node.config().to_string())?;
+        std::fs::write(node.file("agent.json"), node.config(services).to_string())?;
         Ok(node)
     }
 
@@ -127,13 +129,19 @@ impl Node {
         self.scratch.path().join(name)
     }
 
-    fn config(&self) -> Value {
-        json!({
+    fn config(&self, services: usize) -> Value {
+        let mut config = json!({
             "nodeName": NAME, "kubeconfig": self.file("kubeconfig"), "bpffs": self.file("bpf"), "cgroup": self.cgroup.0,
             "stateDir": self.file("state"), "runDir": self.file("run"), "cniConfDir": self.file("cni"),
             "cniStateDir": self.file("cni-state"), "serviceProxy": "towpath", "dns": "off",
             "metricsListen": format!("127.0.0.1:{METRICS}"),
-        })
+        });
+        // An entry for the port, and one for the address.
+        let entries = services.saturating_mul(2).saturating_add(1024);
+        if let (true, Some(config)) = (entries > DEFAULT_ENTRIES, config.as_object_mut()) {
+            config.insert("limits".to_owned(), json!({"services": entries}));
+        }
+        config
     }
 
     /// Starts the agent with nothing of an earlier one in the kernel: what is pinned is so in a mount namespace of the agent's own

@@ -11,8 +11,7 @@ use super::Run;
 use crate::cluster::{MEASURED, Node, PORT, address, filler, nobodys, service, slice};
 use crate::interrupt;
 use crate::lab::wait;
-use crate::load::Measure;
-use crate::noise::{Noise, Own, Snapshot};
+use crate::noise::{Noise, Own, Snapshot, process_seconds};
 use crate::place::Place;
 use crate::row::{About, Goal, Row, Unit};
 use crate::stats;
@@ -37,14 +36,14 @@ const SERVICES_SECONDS: &str = "kubeproxy_sync_proxy_rules_duration_seconds_sum"
 /// # Errors
 /// The agent does not come up, or a Service does not answer in time.
 pub(super) fn measure(run: &mut Run) -> Result<()> {
-    let mut node = Node::new()?;
+    let many = run.options.many;
+    let mut node = Node::new(many)?;
     node.start_agent()?;
     node.until_ready()?;
     let (near, server) = (node.pod("near")?, node.pod("server")?);
     std::thread::sleep(IDLE);
     let (idle, _) = node.agent_memory()?;
     node.stop_agent();
-    let many = run.options.many;
     crate::report::progress(&format!("making {many} Services of {ENDPOINTS} endpoints"));
     for index in 0..many.saturating_sub(1) {
         node.api.apply(service(&filler(index)))?;
@@ -64,7 +63,7 @@ fn measured() -> SocketAddr {
 
 /// Starts of an agent, each until the last Service answers.
 fn cold(run: &mut Run, node: &mut Node, client: &Place, many: usize) -> Result<()> {
-    let (mut answered, mut applied, mut noise) = (Vec::new(), Vec::new(), Noise::default());
+    let (mut answered, mut applied, mut used, mut noise) = (Vec::new(), Vec::new(), Vec::new(), Noise::default());
     for number in 0..run.options.cold_starts.max(1) {
         interrupt::check()?;
         crate::report::progress(&format!("start of an agent, {} of {}", number + 1, run.options.cold_starts));
@@ -80,6 +79,7 @@ fn cold(run: &mut Run, node: &mut Node, client: &Place, many: usize) -> Result<(
         let request = Request { to: measured(), answers: true, patience: PATIENCE };
         let let_in = client.ask::<u64>(&request, SLACK).map_err(|error| error.context(node.end_of_log()))?;
         answered.push(seconds(begun, let_in));
+        used.push(process_seconds(node.agent()?)?);
         noise = noise.worst(before.until(&Snapshot::take()?, &own));
         // Metrics are served a little later.
         node.until_ready()?;
@@ -94,7 +94,11 @@ fn cold(run: &mut Run, node: &mut Node, client: &Place, many: usize) -> Result<(
             format!("agent starts with {what} and nothing in the kernel, until the last Service answers"),
             3.0,
             answered,
-            "from the start of the process; programs loaded, objects listed in pages of 500 and decoded; a pod connects again and again".to_owned(),
+            format!(
+                "from the start of the process; programs loaded, objects listed in pages of 500 and decoded; the agent used {:.2} s of CPU \
+                 time until then",
+                stats::median(&used).unwrap_or(0.0)
+            ),
         ),
         (
             "endpoints.cold.services",
@@ -162,9 +166,8 @@ fn changes(run: &mut Run, node: &Node, client: &Place, server: IpAddr, many: usi
     crate::report::progress("");
     let note = format!(
         "{many} Services of {ENDPOINTS} endpoints, {rate:.0} other changes a second, {} changes; from the moment that the event is \
-         written to the agent's socket to the SYN that is let in; a {} client tries every 0.1 ms",
-        times.len(),
-        Measure::Crr.title().split(' ').next().unwrap_or_default()
+         written to the agent's socket to the SYN that is let in; a client tries every 0.1 ms",
+        times.len()
     );
     for (id, what, goal, value) in [
         ("endpoints.p50", "median", 2.0, stats::median(&times)),

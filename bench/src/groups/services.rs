@@ -28,7 +28,9 @@ const PROBE: Duration = Duration::from_millis(5);
 /// # Errors
 /// A Service does not answer in time, or rules are refused.
 pub(super) fn measure(run: &mut Run) -> Result<()> {
-    let mut node = Node::new()?;
+    let mut sizes = run.options.services.clone();
+    sizes.sort_unstable();
+    let mut node = Node::new(sizes.last().copied().unwrap_or(1))?;
     node.start_agent()?;
     node.until_ready()?;
     let (client, server) = (node.pod("near")?, node.pod("server")?);
@@ -36,8 +38,6 @@ pub(super) fn measure(run: &mut Run) -> Result<()> {
     node.api.apply(service(MEASURED))?;
     node.api.apply(slice(MEASURED, &[server.ip]))?;
     answers(&node, &ends, MEASURED)?;
-    let mut sizes = run.options.services.clone();
-    sizes.sort_unstable();
     let mut rows = Vec::new();
     let mut there = 1;
     for size in sizes {

@@ -36,7 +36,7 @@ const REST_FACTOR: u32 = 200;
 /// Objects that are written under one lock of the index.
 const CHUNK: usize = 500;
 /// What a file says first. Another number: another shape of the nouns, or of the file.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 #[derive(Serialize, Deserialize, PartialEq, Eq)]
 struct Header {

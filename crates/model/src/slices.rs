@@ -1,7 +1,7 @@
 //! EndpointSlices by their own name, and by the Service that they are of: with tens of thousands of them, a change of one Service looks
 //! at no other's.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::ops::Deref;
 
 use crate::{EndpointSlice, NamespacedName};
@@ -10,14 +10,15 @@ use crate::{EndpointSlice, NamespacedName};
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Slices {
     by_name: BTreeMap<NamespacedName, EndpointSlice>,
-    by_service: BTreeMap<NamespacedName, BTreeSet<NamespacedName>>,
+    /// Sorted lists: most have one name, and the least tree has room for eleven.
+    by_service: BTreeMap<NamespacedName, Vec<NamespacedName>>,
 }
 
 impl Slices {
     /// Puts one in; the one that had the name.
     pub fn insert(&mut self, name: NamespacedName, slice: EndpointSlice) -> Option<EndpointSlice> {
         let former = self.remove(&name);
-        self.by_service.entry(slice.service.clone()).or_default().insert(name.clone());
+        list(&mut self.by_service, &slice.service, &name);
         self.by_name.insert(name, slice);
         former
     }
@@ -26,7 +27,7 @@ impl Slices {
     pub fn remove(&mut self, name: &NamespacedName) -> Option<EndpointSlice> {
         let former = self.by_name.remove(name)?;
         if let Some(names) = self.by_service.get_mut(&former.service) {
-            names.remove(name);
+            names.retain(|other| other != name);
             if names.is_empty() {
                 self.by_service.remove(&former.service);
             }
@@ -40,6 +41,21 @@ impl Slices {
     }
 }
 
+fn list(
+    by_service: &mut BTreeMap<NamespacedName, Vec<NamespacedName>>,
+    service: &NamespacedName,
+    name: &NamespacedName,
+) {
+    match by_service.get_mut(service) {
+        Some(names) => {
+            if let Err(at) = names.binary_search(name) {
+                names.insert(at, name.clone());
+            }
+        }
+        None => drop(by_service.insert(service.clone(), vec![name.clone()])),
+    }
+}
+
 impl Deref for Slices {
     type Target = BTreeMap<NamespacedName, EndpointSlice>;
 
@@ -50,11 +66,7 @@ impl Deref for Slices {
 
 impl FromIterator<(NamespacedName, EndpointSlice)> for Slices {
     fn from_iter<I: IntoIterator<Item = (NamespacedName, EndpointSlice)>>(slices: I) -> Self {
-        let mut all = Self::default();
-        for (name, slice) in slices {
-            all.insert(name, slice);
-        }
-        all
+        slices.into_iter().collect::<BTreeMap<_, _>>().into()
     }
 }
 
@@ -65,8 +77,12 @@ impl<const N: usize> From<[(NamespacedName, EndpointSlice); N]> for Slices {
 }
 
 impl From<BTreeMap<NamespacedName, EndpointSlice>> for Slices {
-    fn from(slices: BTreeMap<NamespacedName, EndpointSlice>) -> Self {
-        slices.into_iter().collect()
+    fn from(by_name: BTreeMap<NamespacedName, EndpointSlice>) -> Self {
+        let mut by_service = BTreeMap::new();
+        for (name, slice) in &by_name {
+            list(&mut by_service, &slice.service, name);
+        }
+        Self { by_name, by_service }
     }
 }
 
