@@ -180,7 +180,6 @@ impl Loaded {
         let node = IpAddr::from([192, 168, 50, 1]);
         programs.apply_node(&NodeConfig {
             addresses: vec![node],
-            dns_addresses: Vec::new(),
             netns_cookie: 1,
             uplink_ifindex: index("up0")?,
             tunnel_ifindex: index("vx0")?,
@@ -192,8 +191,7 @@ impl Loaded {
             loopback_node_ports: (true, true),
             direct_return: false,
             plain_routing: true,
-            borrowed_tunnel: false,
-            borrowed_tunnel6: 0,
+            ..NodeConfig::default()
         })?;
         programs.apply_peers(&[NodePeer {
             name: NodeName::new("n1"),

@@ -93,7 +93,7 @@ impl Hook {
 }
 
 /// Facts about this node that the programs need (`tp_node_config`).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NodeConfig {
     /// This node's addresses, at most one a family.
     pub addresses: Vec<IpAddr>,
