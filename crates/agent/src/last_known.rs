@@ -332,7 +332,10 @@ mod tests {
             ("cut in an object", whole[..whole.len() / 2].to_owned()),
             ("one is missing", without_one),
             ("another version", whole.replacen(env!("CARGO_PKG_VERSION"), "99.0.0", 1)),
-            ("another format", whole.replacen("\"format\":1", "\"format\":2", 1)),
+            (
+                "another format",
+                whole.replacen(&format!("\"format\":{FORMAT}"), &format!("\"format\":{}", FORMAT + 1), 1),
+            ),
         ] {
             fs::write(&file, text).unwrap();
             assert!(last_known.recall().is_err(), "{damage}");
