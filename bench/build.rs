@@ -18,10 +18,14 @@ fn clang() -> Result<String, String> {
 }
 
 fn run() -> Result<(), String> {
-    let var = |name: &str| env::var(name).map_err(|error| format!("{name}: {error}"));
-    let source = Path::new(&var("CARGO_MANIFEST_DIR")?).join("bpf/unit.c");
-    println!("cargo::rerun-if-changed={}", source.display());
     println!("cargo::rerun-if-env-changed=CLANG");
+    ["unit", "wires"].into_iter().try_for_each(compile)
+}
+
+fn compile(name: &str) -> Result<(), String> {
+    let var = |name: &str| env::var(name).map_err(|error| format!("{name}: {error}"));
+    let source = Path::new(&var("CARGO_MANIFEST_DIR")?).join(format!("bpf/{name}.c"));
+    println!("cargo::rerun-if-changed={}", source.display());
     let mut command = Command::new(clang()?);
     command.args(["-O2", "-g", "-target", "bpf", "-mcpu=v3", "-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter"]);
     command.arg("-I").arg(var("DEP_BPF_INCLUDE")?);
@@ -29,7 +33,7 @@ fn run() -> Result<(), String> {
     if arch.is_dir() {
         command.arg("-I").arg(arch);
     }
-    let object = Path::new(&var("OUT_DIR")?).join("unit.o");
+    let object = Path::new(&var("OUT_DIR")?).join(format!("{name}.o"));
     command.arg("-c").arg(&source).arg("-o").arg(object);
     let output = command.output().map_err(|error| format!("cannot run clang: {error}"))?;
     if output.status.success() {

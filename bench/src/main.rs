@@ -24,6 +24,7 @@ mod row;
 mod rulesets;
 mod stats;
 mod swap;
+mod wires;
 mod worker;
 
 use std::io::Read;
@@ -70,6 +71,10 @@ fn inside(place: &Place, what: Inside) -> Result<()> {
         Inside::UntilItAnswers => worker::answer_questions(swap::until),
         Inside::Programs => {
             let mut bench = programs::Bench::default();
+            worker::answer_questions(move |request| bench.block(request))
+        }
+        Inside::Wires => {
+            let mut bench = wires::Bench::default();
             worker::answer_questions(move |request| bench.block(request))
         }
         Inside::Run { argv } => {

@@ -57,6 +57,8 @@ pub(crate) enum Inside {
     UntilItAnswers,
     /// Runs the kernel programs on packets.
     Programs,
+    /// Sends frames over veths to nodes that forward in their drivers.
+    Wires,
     /// Becomes a command.
     Run {
         /// The command.
@@ -84,6 +86,8 @@ pub(crate) enum Group {
     Endpoints,
     /// What a packet to a Service costs in the kernel programs.
     Programs,
+    /// NodePorts through the driver of a device.
+    Wires,
 }
 
 /// CPUs of client and server.

@@ -8,6 +8,7 @@ mod fresh;
 mod programs;
 mod same_node;
 mod services;
+mod wires;
 
 use anyhow::Result;
 
@@ -86,6 +87,9 @@ impl Run {
         }
         if self.options.has(Group::Programs) {
             programs::measure(self)?;
+        }
+        if self.options.has(Group::Wires) {
+            wires::measure(self)?;
         }
         if self.options.has(Group::Endpoints) {
             endpoints::measure(self)?;
