@@ -186,7 +186,8 @@ static __always_inline int tp_is_inside_source(const struct tp_work *w, const st
 	       (peer && !(peer->flags & TP_PEER_NODE) && ((peer->flags & TP_PEER_LOCAL) || peer->ifindex != ifindex));
 }
 
-/* Makes the node of w->lb.backend, which is no pod here, the packet's way. -1: it is behind no other node either. */
+/* Makes the node of w->lb.backend, which is no pod here, the packet's way, and notes in w->direct whether it can be asked anything. -1: it is
+ * behind no other node either. */
 static __always_inline int tp_backend_node(struct tp_work *w)
 {
 	struct tp_peer *peer;
@@ -197,29 +198,28 @@ static __always_inline int tp_backend_node(struct tp_work *w)
 		return -1;
 	w->via = peer->tunnel;
 	w->has_via = 1;
-	w->foreign = !!tp_names_mac(peer);
+	w->direct = !tp_names_mac(peer);
 	return 0;
 }
 
-/*
- * The connection of a packet from outside that tp_translate has aimed: judged, and entered if it is new. `elsewhere`: its backend is behind
- * another node. -1: it would share another's entry. Else w->reason says why to drop it, if it is to be dropped, and w->direct whether the
- * other node is to be asked to answer itself.
- */
-static __always_inline int tp_track_aimed(struct tp_work *w, const struct tp_node_config *cfg, int elsewhere)
+/* Whether a packet from outside that tp_translate has aimed would share another's entry; `ct`: what it has, if it has one. */
+static __always_inline int tp_aimed_clashes(struct tp_work *w, struct tp_ct **ct)
 {
-	struct tp_ct *ct = tp_ct_find(w, &w->p.t);
-
+	*ct = tp_ct_find(w, &w->p.t);
 	/* Who is outside reaches no pod but so: an entry without a translation is of another proxy's time. */
-	if (ct && (ct->flags & TP_CT_DNAT) && tp_ct_clashes(w, ct))
-		return -1;
-	w->direct = elsewhere && !w->foreign && tp_may_ask_direct_return(w, cfg);
+	return *ct && ((*ct)->flags & TP_CT_DNAT) && tp_ct_clashes(w, *ct);
+}
+
+/* Its connection: judged, and entered if it is new. Leaves the reason to drop it in w->reason, and in w->direct whether the other node is to
+ * be asked to answer itself. */
+static __always_inline void tp_track_aimed(struct tp_work *w, const struct tp_node_config *cfg, struct tp_ct *ct)
+{
+	w->direct = w->direct && tp_may_ask_direct_return(w, cfg);
 	ct = tp_track(w, cfg, ct);
 	if (!ct && !w->reason)
 		w->reason = TP_DROP_CT_FULL;
 	/* A connection goes on as it began. */
 	w->direct = w->direct && ct && (ct->flags & TP_CT_DIRECT);
-	return 0;
 }
 
 /*

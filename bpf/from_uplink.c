@@ -9,10 +9,11 @@
 static __always_inline int tp_serve(struct __sk_buff *skb, struct tp_work *w, const struct tp_node_config *cfg)
 {
 	struct tp_pod *to = bpf_map_lookup_elem(&tp_pods, &w->lb.backend.addr);
+	struct tp_ct *ct;
 	__u32 reason;
 
 	/* By the address that was asked, not by the one that it is aimed at already. */
-	if (!to && tp_backend_node(w))
+	if ((!to && tp_backend_node(w)) || tp_aimed_clashes(w, &ct))
 		return tp_refuse_clash(skb, w, 0);
 	if (w->has_via && tp_is_too_big(skb, w, cfg)) {
 		if (tp_make_too_big(skb, w, cfg))
@@ -21,8 +22,7 @@ static __always_inline int tp_serve(struct __sk_buff *skb, struct tp_work *w, co
 		tp_note(2, skb->ifindex, TP_REFUSED);
 		return bpf_redirect(skb->ifindex, 0);
 	}
-	if (tp_track_aimed(w, cfg, !to))
-		return tp_refuse_clash(skb, w, 0);
+	tp_track_aimed(w, cfg, ct);
 	if (w->reason)
 		return tp_drop(skb, w->reason);
 	reason = tp_rewrite(skb, w, 0, &w->lb.backend.addr, w->lb.backend.port);

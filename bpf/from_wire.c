@@ -33,7 +33,7 @@ struct tp_wire_hop {
 	__u8 dst[6];
 	__u8 src[6];
 	__u8 inner[6];			/* inner destination */
-	__u8 foreign;			/* as in tp_work */
+	__u8 asked;			/* may be asked to answer clients itself */
 	__u8 pad;
 };
 TP_MAP(tp_wire_hops, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct tp_wire_hop, HOPS, 0);
@@ -165,13 +165,13 @@ static __noinline int tp_wire_find(struct xdp_md *ctx, struct tp_work *w, const 
 		return TP_WIRE_ELSEWHERE;
 	hop->backend = w->lb.backend.addr;
 	hop->via = w->via;
+	hop->asked = w->direct;
 	hop->revision = revision;
 	hop->ifindex = fib->ifindex;
 	hop->mtu = fib->mtu_result;
 	tp_copy_mac(hop->dst, fib->dmac);
 	tp_copy_mac(hop->src, fib->smac);
 	tp_inner_mac(w, &w->via, hop->inner);
-	hop->foreign = w->foreign;
 	hop->until = bpf_ktime_get_coarse_ns() + HOP_LIFE;
 	return 0;
 }
@@ -189,7 +189,7 @@ static __always_inline int tp_wire_hop_to(struct xdp_md *ctx, struct tp_work *w,
 	    hop->until > bpf_ktime_get_coarse_ns()) {
 		w->via = hop->via;
 		w->has_via = 1;
-		w->foreign = hop->foreign;
+		w->direct = hop->asked;
 	} else {
 		place = tp_wire_find(ctx, w, cfg, hop, len);
 		if (place)
@@ -330,6 +330,7 @@ static __always_inline int tp_wire_ask(struct xdp_md *ctx, struct tp_work *w, co
 {
 	struct tp_wire_hop *hop = NULL;
 	struct tp_peer *peer;
+	struct tp_ct *ct;
 	__u32 len;
 
 	if (tp_parse(ctx, w) || !tp_is_ordinary(ctx, w, 0) ||
@@ -346,8 +347,9 @@ static __always_inline int tp_wire_ask(struct xdp_md *ctx, struct tp_work *w, co
 	if (tp_wire_hop_to(ctx, w, cfg, len - ETH_LEN, &hop) == TP_WIRE_NOWHERE)
 		return XDP_PASS;
 	/* A choice that was made here is entered, that the next hook makes no other. */
-	if ((!hop && !w->chosen) || tp_track_aimed(w, cfg, w->has_via))
+	if ((!hop && !w->chosen) || tp_aimed_clashes(w, &ct))
 		return XDP_PASS;
+	tp_track_aimed(w, cfg, ct);
 	if (w->reason)
 		return tp_drop(ctx, w->reason);
 	return hop ? tp_wire_encapsulate(ctx, w, cfg, hop, len) : XDP_PASS;

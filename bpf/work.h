@@ -157,7 +157,6 @@ struct tp_work {
 	__u8 translated;		/* destination is to become lb.backend */
 	__u8 chosen;			/* with translated: by this packet, no earlier one */
 	__u8 has_via;
-	__u8 foreign;			/* with has_via: that node is another network's */
 	__u8 resolve;			/* look the destination's node up for new and stale flows */
 	__u8 own_node;			/* enum tp_own_node */
 	__u8 direct;			/* the node that it is sent to is asked to answer `sent` itself */

@@ -254,8 +254,10 @@ fn towpath(up0: u32, pin_dir: &Path) -> Result<Programs> {
         vni: 7,
         tunnel_port: 4789,
         node_ports: (30000, 32767),
+        loopback_node_ports: (true, true),
         plain_routing: true,
         borrowed_tunnel: false,
+        direct_return: false,
         borrowed_tunnel6: 0,
     })?;
     let peer = |name: &str, address: Ipv4Addr, range: &str, local| -> Result<NodePeer> {
