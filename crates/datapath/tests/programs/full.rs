@@ -74,6 +74,28 @@ fn a_look_up_table_without_room_is_stood_in_for_and_leaves_room_for_the_others()
 }
 
 #[test]
+fn a_port_with_more_endpoints_than_there_is_room_for_takes_none_of_it() {
+    let limits = Limits { backends: 6, ..Limits::default() };
+    in_world_with(limits, |w| {
+        let h = hosts(Family::V4);
+        let backends = |from: u16, count: u16| -> Vec<SocketAddr> {
+            (from..from + count).map(|port| SocketAddr::new(h.b, port)).collect()
+        };
+        let mut whole = towpath_model::desired::ServiceTable::default();
+        for (n, from, count) in [(1, 8101, 8), (2, 8201, 2), (3, 8301, 4)] {
+            w.table = whole;
+            w.serve(n, Family::V4, Some(address(n as u8)), 80, Protocol::Tcp, &backends(from, count));
+            whole = w.table.clone();
+        }
+        let applied = w.programs.apply_services(&whole, Instant::now()).unwrap();
+        let names: Vec<&str> = applied.left_out.iter().map(|left| left.reason.as_str()).collect();
+        assert!(names.len() == 1 && names[0].contains("tp_backends"), "{names:?}");
+        assert!([8201, 8202].contains(&led_to(w, 2, 5000)));
+        assert!((8301..8305).contains(&led_to(w, 3, 5000)));
+    });
+}
+
+#[test]
 fn what_is_left_out_keeps_its_clients_and_its_backends() {
     let limits = Limits { slots: 4, ..Limits::default() };
     in_world_with(limits, |w| {

@@ -1,19 +1,17 @@
 //! Services: entries and backends, with the [`lists`] that entries point to, who may use them ([`sources`]) and how busy their backends are
 //! ([`loads`]). Applied whole, or by what became different.
 
+mod backends;
 mod lists;
 mod loads;
 mod sources;
 
-use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use libbpf_rs::Object;
-use towpath_model::desired::{
-    Algorithm, BackendAddress, BackendId, Clients, Frontend, FrontendTarget, ServiceChanges, ServiceTable,
-};
+use towpath_model::desired::{Algorithm, BackendId, Clients, Frontend, FrontendTarget, ServiceChanges, ServiceTable};
 use towpath_model::{Family, NamespacedName, Protocol, family_of};
 
 use super::config::Changes;
@@ -26,6 +24,7 @@ use crate::abi::{
     TP_ROUND_ROBIN, TP_SERVICE_AFFINITY, TP_SERVICE_INSIDE, TP_SERVICE_NODEPORT, TP_SERVICE_PODS, TP_SERVICE_RANGES,
     TP_SOURCE_HASH, TP_TUPLE_HASH,
 };
+use backends::Backends;
 use lists::{List, Lists};
 use loads::Loads;
 use sources::Sources;
@@ -54,7 +53,7 @@ pub struct UdpTarget {
 #[derive(Debug)]
 pub(crate) struct ServiceMaps {
     services: Mirror<ServiceKey, abi::Service>,
-    backends: Mirror<u32, abi::Backend>,
+    backends: Backends,
     lists: Lists,
     sources: Sources,
     /// IPv6 addresses of Services by [`Addr::name`].
@@ -64,8 +63,6 @@ pub(crate) struct ServiceMaps {
     /// A whole table was applied: changes can follow.
     whole: bool,
     affinity: Map<AffinityKey, Affinity>,
-    /// Backends that the table no longer has, and since when.
-    old_backends: HashMap<u32, Instant>,
     /// (Service, backend) pairs that clients must not be held to, and since when.
     unaffine: HashMap<(u32, u32), Instant>,
     /// UDP backends left a frontend, or the table; or an earlier process may have seen that.
@@ -74,8 +71,6 @@ pub(crate) struct ServiceMaps {
     lingering: HashMap<ServiceKey, BTreeSet<BackendId>>,
     /// Entries for which there was no room, until there is.
     left_out: HashMap<ServiceKey, LeftOut>,
-    /// Backends for which there was none.
-    without_room: HashSet<u32>,
 }
 
 fn key_of(frontend: &Frontend) -> ServiceKey {
@@ -193,7 +188,7 @@ impl ServiceMaps {
     pub(crate) fn open(object: &Object, now: Instant) -> Result<Self> {
         let services = Mirror::open(object, "tp_services")?;
         Ok(Self {
-            backends: Mirror::open(object, "tp_backends")?,
+            backends: Backends::open(object)?,
             lists: Lists::open(object, &lists_in_use(&services), now)?,
             sources: Sources::open(object)?,
             names: Mirror::open(object, "tp_service_names")?,
@@ -201,13 +196,11 @@ impl ServiceMaps {
             at: at_addresses(&services),
             whole: false,
             affinity: Map::open(object, "tp_affinity")?,
-            old_backends: HashMap::new(),
             unaffine: HashMap::new(),
             services,
             udp_left: true,
             lingering: HashMap::new(),
             left_out: HashMap::new(),
-            without_room: HashSet::new(),
         })
     }
 
@@ -393,41 +386,6 @@ impl ServiceMaps {
         Ok(())
     }
 
-    /// Writes what there is room for; the rest is missed by the Services that lead there.
-    fn write_backends<'a>(
-        &mut self,
-        backends: impl Iterator<Item = (&'a BackendId, &'a BackendAddress)>,
-    ) -> Result<Changes> {
-        let mut wanted = Vec::new();
-        for (BackendId(id), backend) in backends {
-            self.old_backends.remove(id);
-            self.without_room.remove(id);
-            self.loads.remember(*id);
-            let value = abi::Backend {
-                addr: Addr::new(backend.address),
-                port: Be16::new(backend.port),
-                proto: backend.protocol.number(),
-                pad: 0,
-                flags: 0,
-            };
-            wanted.push((*id, value));
-        }
-        match self.backends.put_all(wanted.iter().copied()) {
-            Err(Error::Full { .. }) => {}
-            written => return written,
-        }
-        // One by one, for those that are there already and only change.
-        let mut changes = Changes::default();
-        for (id, value) in wanted {
-            match self.backends.put(id, value) {
-                Ok(written) => changes.written += usize::from(written),
-                Err(Error::Full { .. }) => drop(self.without_room.insert(id)),
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(changes)
-    }
-
     /// Applies what is known of an entry; what there is no room for is left out, by name.
     fn apply_entry(
         &mut self,
@@ -469,7 +427,7 @@ impl ServiceMaps {
             self.sources.forget();
         }
         self.at = at_addresses(&self.services);
-        self.without_room.clear();
+        self.backends.begin();
         Self::check(entries(table).map(|(.., target)| target), |id| table.backends.contains_key(id))?;
         let mut applied = ServicesApplied::default();
         // What goes makes room for what comes.
@@ -480,7 +438,8 @@ impl ServiceMaps {
         for key in first {
             applied.changes += self.remove_frontend(&key, now)?;
         }
-        applied.changes += self.write_backends(table.backends.iter())?;
+        table.backends.keys().for_each(|id| self.loads.remember(id.0));
+        applied.changes += self.backends.write(table.backends.iter(), entries(table).map(|(.., target)| target))?;
         self.loads.count(entries(table).map(|(.., target)| target))?;
         for (frontend, backends) in &table.lingering {
             self.lingering.entry(key_of(frontend)).or_default().extend(backends);
@@ -503,7 +462,7 @@ impl ServiceMaps {
         applied.changes += self.sources.drop_unreferred(&as_they_were)?;
         let unlisted: Vec<u32> =
             self.backends.held().keys().filter(|id| !table.backends.contains_key(&BackendId(**id))).copied().collect();
-        self.retire_backends(unlisted, now)?;
+        self.retire_backends(&unlisted, now);
         let former: Vec<ServiceKey> = self.lingering.keys().copied().collect();
         let lingering: HashMap<ServiceKey, &BTreeSet<BackendId>> =
             table.lingering.iter().map(|(frontend, backends)| (key_of(frontend), backends)).collect();
@@ -542,14 +501,16 @@ impl ServiceMaps {
                 reason: "the table that they are changes of was not applied whole",
             });
         }
-        let held = self.backends.held();
-        let was = |id: &BackendId| held.contains_key(&id.0) || self.without_room.contains(&id.0);
-        let is_known = |id: &BackendId| wanted.backends.get(id).map_or_else(|| was(id), Option::is_some);
+        let was = &self.backends;
+        let is_known = |id: &BackendId| wanted.backends.get(id).map_or_else(|| was.is_known(id), Option::is_some);
         Self::check(changed(wanted).filter_map(|(.., target)| target), is_known)?;
         // Until all of it is done, only a whole table may follow.
         self.whole = false;
         let listed = wanted.backends.iter().filter_map(|(id, backend)| Some((id, backend.as_ref()?)));
-        let mut applied = ServicesApplied { changes: self.write_backends(listed)?, ..ServicesApplied::default() };
+        listed.clone().for_each(|(id, _)| self.loads.remember(id.0));
+        let targets = changed(wanted).filter_map(|(.., target)| target);
+        let changes = self.backends.write(listed, targets)?;
+        let mut applied = ServicesApplied { changes, ..ServicesApplied::default() };
         self.loads.count(changed(wanted).filter_map(|(.., target)| target))?;
         let gone = changed(wanted).filter(|(.., target)| target.is_none()).map(|(key, ..)| key);
         let (last, first): (Vec<ServiceKey>, Vec<ServiceKey>) = gone.partition(|key| self.gives_way(key));
@@ -566,10 +527,7 @@ impl ServiceMaps {
             applied.changes += self.remove_frontend(&key, now)?;
         }
         let unlisted = wanted.backends.iter().filter(|(_, backend)| backend.is_none());
-        let (unlisted, never): (Vec<u32>, Vec<u32>) =
-            unlisted.map(|(id, _)| id.0).partition(|id| self.backends.held().contains_key(id));
-        self.without_room.retain(|id| !never.contains(id));
-        self.retire_backends(unlisted, now)?;
+        self.retire_backends(&unlisted.map(|(id, _)| id.0).collect::<Vec<u32>>(), now);
         for (frontend, backends) in &wanted.lingering {
             self.linger(key_of(frontend), backends.as_ref());
         }
@@ -579,17 +537,10 @@ impl ServiceMaps {
         Ok(applied)
     }
 
-    /// Backends that the table no longer has: they go after the grace period, the counts of their connections at once.
-    fn retire_backends(&mut self, ids: Vec<u32>, now: Instant) -> Result<()> {
-        for id in ids {
-            if let Entry::Vacant(place) = self.old_backends.entry(id) {
-                place.insert(now);
-                let udp = |backend: &abi::Backend| backend.proto == Protocol::Udp.number();
-                self.udp_left |= self.backends.held().get(&id).is_some_and(udp);
-            }
-            self.loads.forget(id, now);
-        }
-        Ok(())
+    /// Backends that the table no longer has.
+    fn retire_backends(&mut self, ids: &[u32], now: Instant) {
+        self.udp_left |= self.backends.retire(ids, now);
+        ids.iter().for_each(|id| self.loads.forget(*id, now));
     }
 
     /// Whether UDP backends left a frontend or the table since this was asked last; yes at the first time. Never before the
@@ -631,8 +582,6 @@ impl ServiceMaps {
     /// Deletes old lists and backends after the grace period. Whether backends went, and so translations must be released.
     pub(crate) fn sweep(&mut self, now: Instant) -> Result<(usize, bool)> {
         let mut removed = self.lists.sweep(&lists_in_use(&self.services), now)?;
-        let dead: Vec<u32> =
-            self.old_backends.iter().filter(|(_, since)| is_over(**since, now)).map(|(id, _)| *id).collect();
         if self.unaffine.values().any(|since| is_over(*since, now)) {
             // Once more, for what a program wrote while the entry flipped. Before the backends go: nothing that leads to one may
             // outlive it, or a program could be copying what the kernel has given to another.
@@ -642,13 +591,9 @@ impl ServiceMaps {
         // What has no room yet leads where it led.
         let entries = self.left_out.keys().filter_map(|key| self.services.held().get(key));
         let needed: HashSet<u32> = entries.flat_map(|service| self.lists.backends_of(service)).collect();
-        let dead: Vec<u32> = dead.into_iter().filter(|id| !needed.contains(id)).collect();
         removed += self.loads.sweep(now)?;
-        for id in &dead {
-            removed += usize::from(self.backends.remove(id)?);
-            self.old_backends.remove(id);
-        }
-        Ok((removed, !dead.is_empty()))
+        let dead = self.backends.sweep(&needed, now)?;
+        Ok((removed + dead, dead > 0))
     }
 
     pub(crate) fn services(&self) -> &HashMap<ServiceKey, abi::Service> {
