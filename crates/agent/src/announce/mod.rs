@@ -48,6 +48,9 @@ use local_network::{Announced, LocalNetwork};
 pub const NAMESPACE: &str = "kube-system";
 /// How often it is looked whether the candidates may be others.
 const LOOK: Duration = Duration::from_millis(200);
+/// How long an address that is not announced any more counts as one that was. That it might be another's by then does no harm: a start
+/// without the API server asks the network first.
+const LATELY: Duration = Duration::from_secs(5);
 /// How long Leases are given back at the end of the process.
 const PATIENCE: Duration = Duration::from_millis(1500);
 
@@ -122,6 +125,7 @@ pub fn start(
         readiness,
         announcer,
         held: Held::open(state_dir),
+        lately: BTreeMap::new(),
         resumed: BTreeSet::new(),
         running: BTreeMap::new(),
         seen: None,
@@ -155,6 +159,8 @@ struct Keeper {
     readiness: watch::Receiver<Readiness>,
     announcer: LocalNetwork,
     held: Held,
+    /// When each address was announced last.
+    lately: BTreeMap<IpAddr, Instant>,
     /// Addresses that an earlier run announced, and that no task stands for yet; none once the API server has answered.
     resumed: BTreeSet<IpAddr>,
     running: BTreeMap<IpAddr, Running>,
@@ -195,7 +201,7 @@ impl Keeper {
             self.follow(&wanted, &known);
             if !self.is_recalled() {
                 self.resumed.clear();
-                let addresses = self.announcer.announced().addresses();
+                let addresses = self.announced_lately();
                 self.held.keep(Kept { addresses, pools: known }).await;
             }
         }
@@ -211,6 +217,14 @@ impl Keeper {
             }
         }
         self.held.keep(Kept { addresses, pools: known }).await;
+    }
+
+    /// What is announced, or was a moment ago: who goes on alone listens first, and is the last holder meanwhile.
+    fn announced_lately(&mut self) -> BTreeSet<IpAddr> {
+        let now = Instant::now();
+        self.lately.extend(self.announcer.announced().addresses().into_iter().map(|address| (address, now)));
+        self.lately.retain(|_, since| now.saturating_duration_since(*since) < LATELY);
+        self.lately.keys().copied().collect()
     }
 
     /// Whether the API server has been silent since the start.
