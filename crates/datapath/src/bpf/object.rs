@@ -75,38 +75,27 @@ fn keep_log(level: PrintLevel, line: String) {
     }
 }
 
-fn limit_of(limits: &Limits, name: &str) -> Option<u32> {
-    Some(match name {
-        "tp_ct" | "tp_nat" => limits.connections,
-        "tp_services" => limits.services,
-        "tp_slots" => limits.slots,
-        "tp_backends" | "tp_loads" => limits.backends,
-        "tp_source_ranges" | "tp_service_names" => limits.services,
-        "tp_class_pods" | "tp_class_cidrs" => limits.classes,
-        "tp_set_class" => limits.set_classes,
-        "tp_rules" => limits.rules,
-        "tp_peers" | "tp_node_names" => limits.peers,
-        "tp_pods" | "tp_netns_pods" => limits.pods,
+/// The limit of a map, and what it is called in the agent's configuration (`limits` in agent.yaml).
+fn limit_of(limits: &Limits, map: &str) -> Option<(&'static str, u32)> {
+    Some(match map {
+        "tp_ct" | "tp_nat" => ("connections", limits.connections),
+        "tp_services" | "tp_source_ranges" | "tp_service_names" => ("services", limits.services),
+        "tp_slots" => ("slots", limits.slots),
+        "tp_backends" | "tp_loads" => ("backends", limits.backends),
+        "tp_class_pods" | "tp_class_cidrs" => ("classes", limits.classes),
+        "tp_set_class" => ("setClasses", limits.set_classes),
+        "tp_rules" => ("rules", limits.rules),
+        "tp_peers" | "tp_node_names" => ("peers", limits.peers),
+        "tp_pods" | "tp_netns_pods" => ("pods", limits.pods),
         // No pod has less than one address; and two holders are no pods.
-        "tp_flows" => limits.pods.saturating_add(2),
+        "tp_flows" => ("pods", limits.pods.saturating_add(2)),
         _ => return None,
     })
 }
 
-/// What the limit of a map is called in the agent's configuration (`limits` in agent.yaml).
+/// What the limit of a map is called in the agent's configuration.
 pub(super) fn limit_name(map: &str) -> Option<&'static str> {
-    Some(match map {
-        "tp_ct" | "tp_nat" => "connections",
-        "tp_services" | "tp_source_ranges" => "services",
-        "tp_slots" => "slots",
-        "tp_backends" | "tp_loads" => "backends",
-        "tp_class_pods" | "tp_class_cidrs" => "classes",
-        "tp_set_class" => "setClasses",
-        "tp_rules" => "rules",
-        "tp_peers" => "peers",
-        "tp_pods" | "tp_netns_pods" | "tp_flows" => "pods",
-        _ => return None,
-    })
+    limit_of(&Limits::default(), map).map(|(name, _)| name)
 }
 
 /// This node's part of a bpffs.
@@ -236,7 +225,7 @@ fn smaller_maps(maps: &Path, limits: &Limits) -> Vec<&'static str> {
     let is_small = |name: &&str| {
         let wanted = limit_of(limits, name);
         let pinned = wanted.and_then(|_| MapHandle::from_pinned_path(maps.join(name)).ok());
-        pinned.is_some_and(|pinned| wanted.is_some_and(|wanted| pinned.max_entries() < wanted))
+        pinned.is_some_and(|pinned| wanted.is_some_and(|(_, wanted)| pinned.max_entries() < wanted))
     };
     PINNED.into_iter().filter(is_small).collect()
 }
@@ -301,7 +290,7 @@ fn prepare(open: &mut OpenObject, pins: &PinDir, limits: &Limits, testing: bool)
         if testing && name.ends_with(".rodata") {
             set_testing(&mut map);
         }
-        if let Some(limit) = limit_of(limits, &name) {
+        if let Some((_, limit)) = limit_of(limits, &name) {
             map.set_max_entries(limit.max(1)).map_err(|e| Error::bpf("prepare map", name.as_str(), e))?;
         }
         if let Some(types) = types.as_ref().filter(|_| PINNED.contains(&name.as_str())) {

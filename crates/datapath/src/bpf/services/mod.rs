@@ -2,6 +2,7 @@
 //! ([`loads`]). Applied whole, or by what became different.
 
 mod backends;
+mod keys;
 mod lists;
 mod loads;
 mod sources;
@@ -20,11 +21,12 @@ use super::map::Map;
 use super::mirror::Mirror;
 use super::observe::End;
 use crate::abi::{
-    self, Addr, Affinity, AffinityKey, Be16, ServiceKey, TP_ALGORITHM_SHIFT, TP_LEAST_CONNECTIONS, TP_RANDOM,
-    TP_ROUND_ROBIN, TP_SERVICE_AFFINITY, TP_SERVICE_INSIDE, TP_SERVICE_NODEPORT, TP_SERVICE_PODS, TP_SERVICE_RANGES,
-    TP_SOURCE_HASH, TP_TUPLE_HASH,
+    self, Addr, Affinity, AffinityKey, ServiceKey, TP_ALGORITHM_SHIFT, TP_LEAST_CONNECTIONS, TP_RANDOM, TP_ROUND_ROBIN,
+    TP_SERVICE_AFFINITY, TP_SERVICE_INSIDE, TP_SERVICE_NODEPORT, TP_SERVICE_PODS, TP_SERVICE_RANGES, TP_SOURCE_HASH,
+    TP_TUPLE_HASH,
 };
 use backends::Backends;
+use keys::{changed, entries, is_mark, key_of, mark_of};
 use lists::{List, Lists};
 use loads::Loads;
 use sources::Sources;
@@ -71,55 +73,6 @@ pub(crate) struct ServiceMaps {
     lingering: HashMap<ServiceKey, BTreeSet<BackendId>>,
     /// Entries for which there was no room, until there is.
     left_out: HashMap<ServiceKey, LeftOut>,
-}
-
-fn key_of(frontend: &Frontend) -> ServiceKey {
-    ServiceKey {
-        addr: frontend.address.map(Addr::new).unwrap_or_else(|| Addr::any(frontend.family)),
-        port: Be16::new(frontend.port),
-        proto: frontend.protocol.number(),
-        inside: 0,
-    }
-}
-
-fn inside_key_of(frontend: &Frontend) -> ServiceKey {
-    ServiceKey { inside: 1, ..key_of(frontend) }
-}
-
-/// Frontends and what is for this node's clients at them in the order in which it is written: what is found first comes first. A
-/// NodePort that comes to be for some nodes' endpoints only is so to nobody for whom there is an entry that leads elsewhere.
-fn in_order<'a, T>(
-    inside: impl Iterator<Item = (&'a Frontend, T)>,
-    frontends: impl Iterator<Item = (&'a Frontend, T)> + Clone,
-) -> impl Iterator<Item = (ServiceKey, &'a Frontend, T)> {
-    let of_node = |(frontend, _): &(&Frontend, T)| frontend.address.is_none();
-    let (first, last) = (frontends.clone().filter(move |entry| !of_node(entry)), frontends.filter(of_node));
-    let inside = inside.map(|(frontend, target)| (inside_key_of(frontend), frontend, target));
-    inside.chain(first.chain(last).map(|(frontend, target)| (key_of(frontend), frontend, target)))
-}
-
-/// Every entry that a table asks for, but for the marks of addresses.
-fn entries(table: &ServiceTable) -> impl Iterator<Item = (ServiceKey, &Frontend, &FrontendTarget)> {
-    in_order(table.inside.iter(), table.frontends.iter())
-}
-
-/// As [`entries`], of changes; none: it is gone.
-fn changed(changes: &ServiceChanges) -> impl Iterator<Item = (ServiceKey, &Frontend, Option<&FrontendTarget>)> {
-    in_order(
-        changes.inside.iter().map(|(frontend, target)| (frontend, target.as_ref())),
-        changes.frontends.iter().map(|(frontend, target)| (frontend, target.as_ref())),
-    )
-}
-
-/// The key under which an address is marked as a Service's, of an entry there.
-fn mark_of(key: &ServiceKey) -> Option<ServiceKey> {
-    let any = [Addr::any(Family::V4), Addr::any(Family::V6)].contains(&key.addr);
-    (!any && key.inside == 0 && key.port != Be16::default())
-        .then(|| ServiceKey { addr: key.addr, ..ServiceKey::default() })
-}
-
-fn is_mark(key: &ServiceKey) -> bool {
-    key.proto == 0 && key.port == Be16::default()
 }
 
 /// A Service that is not in the kernel as it should be.
