@@ -49,6 +49,8 @@ pub(crate) enum Unit {
     Milliseconds,
     /// MiB.
     Mebibytes,
+    /// Hundredths.
+    Percent,
 }
 
 impl Unit {
@@ -59,6 +61,7 @@ impl Unit {
             Unit::Seconds => format!("{value:.2} s"),
             Unit::Milliseconds => format!("{value:.1} ms"),
             Unit::Mebibytes => format!("{value:.1} MiB"),
+            Unit::Percent => format!("{value:.2} %"),
         }
     }
 }
@@ -311,6 +314,7 @@ fn plain(goal: f64, unit: Unit) -> String {
         Unit::Seconds => format!("{goal} s"),
         Unit::Mebibytes => format!("{goal} MiB"),
         Unit::Milliseconds => format!("{goal} ms"),
+        Unit::Percent => format!("{goal} %"),
     }
 }
 

@@ -26,6 +26,8 @@ const OTHERS: u32 = 100;
 const SLACK: Duration = Duration::from_secs(70);
 /// How long the agent is left alone before its memory is read.
 const IDLE: Duration = Duration::from_secs(3);
+/// How long it is looked at while nothing changes: longer than all that it does now and then is apart.
+const QUIET: Duration = Duration::from_secs(31);
 /// How long an attempt to connect may take.
 const PATIENCE: u64 = 20;
 /// Time that the agent spent planning and applying Services, all told.
@@ -43,6 +45,7 @@ pub(super) fn measure(run: &mut Run) -> Result<()> {
     let (near, server) = (node.pod("near")?, node.pod("server")?);
     std::thread::sleep(IDLE);
     let (idle, _) = node.agent_memory()?;
+    let few = idle_percent(&node)?;
     node.stop_agent();
     crate::report::progress(&format!("making {many} Services of {ENDPOINTS} endpoints"));
     for index in 0..many.saturating_sub(1) {
@@ -54,6 +57,7 @@ pub(super) fn measure(run: &mut Run) -> Result<()> {
     let _server = Worker::start("the server", &server.place, &["serve-tcp"])?;
     cold(run, &mut node, &near.place, many)?;
     memory(run, &node, idle, many)?;
+    nothing_changes(run, &node, few, many)?;
     changes(run, &node, &near.place, server.ip, many)
 }
 
@@ -146,6 +150,33 @@ fn memory(run: &mut Run, node: &Node, idle: f64, many: usize) -> Result<()> {
         run.add(row);
     }
     Ok(())
+}
+
+/// What the agent takes of a CPU while nothing changes.
+fn nothing_changes(run: &mut Run, node: &Node, few: f64, many: usize) -> Result<()> {
+    let own = Own { pids: [std::process::id()].into(), cgroup: Some(node.cgroup_name()) };
+    let before = Snapshot::take()?;
+    let used = idle_percent(node)?;
+    let noise = before.until(&Snapshot::take()?, &own);
+    let about = About {
+        id: "endpoints.idle".to_owned(),
+        title: format!("agent while nothing changes, {many} Services of {ENDPOINTS} endpoints: of one CPU"),
+        goal: Some(Goal::AtMost(0.5)),
+    };
+    let note = format!("its CPU time over {} s; {few:.2} % without Services", QUIET.as_secs());
+    let row = Row::of_samples(about, Unit::Percent, vec![used], note, &mut run.random);
+    run.add(row.taken_with(noise, run.protocol.limits));
+    Ok(())
+}
+
+fn idle_percent(node: &Node) -> Result<f64> {
+    crate::report::progress(&format!("the agent is left alone for {} s", QUIET.as_secs()));
+    let (agent, begun) = (node.agent()?, Instant::now());
+    let before = process_seconds(agent)?;
+    std::thread::sleep(QUIET);
+    let used = process_seconds(agent)? - before;
+    crate::report::progress("");
+    Ok(100.0 * used / begun.elapsed().as_secs_f64())
 }
 
 /// How soon a Service that gets its first endpoint leads there.

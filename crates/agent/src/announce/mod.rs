@@ -129,6 +129,7 @@ pub fn start(
         resumed: BTreeSet::new(),
         running: BTreeMap::new(),
         seen: None,
+        where_endpoints_are: Matters::default(),
     };
     let task = tokio::spawn(keeper.run(stop.clone()));
     Announcing { stop, task: Some(task), announced }
@@ -151,6 +152,22 @@ impl Drop for Running {
 /// What the candidates follow from, by revision: Services, nodes and, where it matters where endpoints are, EndpointSlices.
 type Seen = [Option<u64>; 3];
 
+/// Whether it matters where endpoints are. That is asked of all Services, of which there may be many: only when one of them changed.
+#[derive(Debug, Default)]
+struct Matters {
+    /// The answer, and the revision of Services that it is of.
+    known: Option<(u64, bool)>,
+}
+
+impl Matters {
+    fn at(&mut self, revision: u64, ask: impl FnOnce() -> bool) -> bool {
+        match self.known {
+            Some((of, answer)) if of == revision => answer,
+            _ => self.known.insert((revision, ask())).1,
+        }
+    }
+}
+
 struct Keeper {
     client: kube::Client,
     events: Arc<NodeEvents>,
@@ -165,6 +182,7 @@ struct Keeper {
     resumed: BTreeSet<IpAddr>,
     running: BTreeMap<IpAddr, Running>,
     seen: Option<Seen>,
+    where_endpoints_are: Matters,
 }
 
 impl Keeper {
@@ -237,8 +255,10 @@ impl Keeper {
         let now = {
             let index = read(&self.index);
             // Endpoints change most often, and mostly that is nothing to whoever announces.
-            let local = announcers::follow_endpoints(index.world()).then(|| index.revision(Kind::EndpointSlice));
-            [Some(index.revision(Kind::Service)), Some(index.revision(Kind::Node)), local]
+            let services = index.revision(Kind::Service);
+            let matters = self.where_endpoints_are.at(services, || announcers::follow_endpoints(index.world()));
+            let local = matters.then(|| index.revision(Kind::EndpointSlice));
+            [Some(services), Some(index.revision(Kind::Node)), local]
         };
         self.seen.replace(now) != Some(now)
     }
@@ -288,5 +308,25 @@ fn owner(pool: &AddressPool) -> OwnerReference {
         name: pool.name.clone(),
         uid: pool.uid.clone(),
         ..OwnerReference::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Matters;
+
+    #[test]
+    fn services_are_asked_when_one_changed_and_not_every_second() {
+        let (mut matters, mut asked) = (Matters::default(), 0);
+        let mut look = |revision: u64, answer: bool| {
+            matters.at(revision, || {
+                asked += 1;
+                answer
+            })
+        };
+        let answers: Vec<bool> = (0..100).map(|_| look(1, true)).collect();
+        assert!(answers.iter().all(|answer| *answer));
+        assert!(!look(2, false) && !look(2, true), "another revision is asked once, too");
+        assert_eq!(asked, 2);
     }
 }

@@ -20,6 +20,7 @@ use tracing::debug;
 
 use super::refusals::{OF_A_NAMESPACE, OF_ALL, Written, hash, uid};
 use crate::announce::local_network::Announced;
+use crate::index::Kind;
 use crate::{SharedIndex, read};
 
 /// How often it is looked what is announced.
@@ -66,10 +67,20 @@ fn pairs(world: &World, announced: &BTreeSet<IpAddr>) -> BTreeSet<Pair> {
 /// Writes an Event whenever this node begins to announce an address. Runs for ever.
 pub(crate) async fn tell(client: kube::Client, node: NodeName, index: SharedIndex, announced: Announced) {
     let mut told = Told::default();
+    let mut seen = None;
     loop {
         tokio::time::sleep(LOOK).await;
         let addresses = announced.addresses();
-        let now = if addresses.is_empty() { BTreeSet::new() } else { pairs(read(&index).world(), &addresses) };
+        let now = {
+            let index = read(&index);
+            // Both as they were: every Service would be looked at to find what stands already.
+            let state = (addresses, index.revision(Kind::Service));
+            if seen.as_ref() == Some(&state) {
+                continue;
+            }
+            let (addresses, _) = seen.insert(state);
+            if addresses.is_empty() { BTreeSet::new() } else { pairs(index.world(), addresses) }
+        };
         for (service, address) in told.look(now, Instant::now()) {
             if let Err(error) = say(&client, &node, &service, address).await {
                 debug!(%error, %service, %address, "event not written");

@@ -1,7 +1,8 @@
 //! Lists of backends (`tp_slots`): a list is written whole before an entry points to it, never changed, and deleted when nothing that runs can
 //! still be reading it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -163,18 +164,16 @@ impl Lists {
         self.old.push((service.list, service.count, now));
     }
 
-    /// Deletes those whose grace period is over, but for what `used` still points to; how many slots.
-    pub(super) fn sweep(&mut self, used: &HashMap<u32, u32>, now: Instant) -> Result<usize> {
+    /// Deletes those whose grace period is over, but for what is still pointed to; how many slots. `used` is asked only when there are
+    /// such lists, and only for those: how long each is of them that entries point to.
+    pub(super) fn sweep(
+        &mut self,
+        used: impl FnOnce(&HashSet<u32>) -> HashMap<u32, u32>,
+        now: Instant,
+    ) -> Result<usize> {
         let mut removed = 0;
-        let due: Vec<(u32, u32)> = self
-            .old
-            .iter()
-            .filter(|(.., since)| is_over(*since, now))
-            .map(|(list, count, _)| (*list, *count))
-            .collect();
-        for (list, count) in due {
-            let first = used.get(&list).copied().unwrap_or(0);
-            for index in first..count {
+        for (list, slots) in over(&self.old, used, now) {
+            for index in slots {
                 removed += usize::from(self.slots.remove(&SlotKey { list, index })?);
             }
         }
@@ -184,5 +183,42 @@ impl Lists {
 
     pub(super) fn usage(&self) -> (&'static str, usize, u32) {
         self.slots.usage()
+    }
+}
+
+/// What of the lists whose grace period is over nobody points to: their numbers, and which slots.
+fn over(
+    old: &[(u32, u32, Instant)],
+    used: impl FnOnce(&HashSet<u32>) -> HashMap<u32, u32>,
+    now: Instant,
+) -> Vec<(u32, Range<u32>)> {
+    let due: Vec<(u32, u32)> =
+        old.iter().filter(|(.., since)| is_over(*since, now)).map(|(list, count, _)| (*list, *count)).collect();
+    if due.is_empty() {
+        return Vec::new();
+    }
+    let used = used(&due.iter().map(|(list, _)| *list).collect());
+    due.into_iter().map(|(list, count)| (list, used.get(&list).copied().unwrap_or(0)..count)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::bpf::services::GRACE;
+
+    #[test]
+    fn entries_are_looked_at_only_when_a_list_is_due_and_only_for_that_list() {
+        let start = Instant::now();
+        let old = [(7, 3, start), (8, 2, start), (9, 5, start + GRACE)];
+        let nobody = |_: &HashSet<u32>| panic!("nothing is due");
+        assert_eq!(over(&[], nobody, start + GRACE), []);
+        assert_eq!(over(&old, nobody, start + GRACE - Duration::from_millis(1)), []);
+        let used = |asked: &HashSet<u32>| {
+            assert_eq!(*asked, HashSet::from([7, 8]), "9 still rests");
+            HashMap::from([(8, 1)])
+        };
+        assert_eq!(over(&old, used, start + GRACE), [(7, 0..3), (8, 1..2)]);
     }
 }

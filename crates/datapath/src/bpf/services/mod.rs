@@ -122,8 +122,10 @@ fn algorithm_flag(algorithm: Algorithm) -> u32 {
     number << TP_ALGORITHM_SHIFT
 }
 
-fn lists_in_use(services: &Mirror<ServiceKey, abi::Service>) -> HashMap<u32, u32> {
-    services.held().values().filter(|service| service.count > 0).map(|service| (service.list, service.count)).collect()
+/// How long each list is that an entry points to, of those that are asked for.
+fn in_use(services: &HashMap<ServiceKey, abi::Service>, asked: impl Fn(u32) -> bool) -> HashMap<u32, u32> {
+    let used = services.values().filter(|service| service.count > 0 && asked(service.list));
+    used.map(|service| (service.list, service.count)).collect()
 }
 
 fn at_addresses(services: &Mirror<ServiceKey, abi::Service>) -> HashMap<ServiceKey, AtAddress> {
@@ -142,7 +144,7 @@ impl ServiceMaps {
         let services = Mirror::open(object, "tp_services")?;
         Ok(Self {
             backends: Backends::open(object)?,
-            lists: Lists::open(object, &lists_in_use(&services), now)?,
+            lists: Lists::open(object, &in_use(services.held(), |_| true), now)?,
             sources: Sources::open(object)?,
             names: Mirror::open(object, "tp_service_names")?,
             loads: Loads::open(object, now)?,
@@ -534,7 +536,9 @@ impl ServiceMaps {
 
     /// Deletes old lists and backends after the grace period. Whether backends went, and so translations must be released.
     pub(crate) fn sweep(&mut self, now: Instant) -> Result<(usize, bool)> {
-        let mut removed = self.lists.sweep(&lists_in_use(&self.services), now)?;
+        // Every second, and mostly for nothing: what entries there are is looked at only for lists whose time has come.
+        let services = self.services.held();
+        let mut removed = self.lists.sweep(|lists| in_use(services, |list| lists.contains(&list)), now)?;
         if self.unaffine.values().any(|since| is_over(*since, now)) {
             // Once more, for what a program wrote while the entry flipped. Before the backends go: nothing that leads to one may
             // outlive it, or a program could be copying what the kernel has given to another.
