@@ -10,10 +10,10 @@ use nix::libc;
 use socket2::{Domain, Protocol, Socket, Type};
 use towpath_walkthrough::place::Place;
 
-pub struct Tap(Socket);
+pub(crate) struct Tap(Socket);
 
 impl Tap {
-    pub fn in_pod(place: &Place) -> Result<Self> {
+    pub(crate) fn in_pod(place: &Place) -> Result<Self> {
         place.enter(|| {
             let all = i32::from((libc::ETH_P_ALL as u16).to_be());
             let socket = Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(all)))?;
@@ -24,12 +24,12 @@ impl Tap {
     }
 
     /// Where packets from this port went since it was last asked; TCP and UDP.
-    pub fn went_from(&mut self, port: u16) -> BTreeSet<SocketAddr> {
+    pub(crate) fn went_from(&mut self, port: u16) -> BTreeSet<SocketAddr> {
         self.went().into_iter().filter(|(from, _)| *from == port).map(|(_, to)| to).collect()
     }
 
     /// Source ports and destinations of all packets since it was last asked.
-    pub fn went(&mut self) -> BTreeSet<(u16, SocketAddr)> {
+    pub(crate) fn went(&mut self) -> BTreeSet<(u16, SocketAddr)> {
         let mut buffer = [0; 2048];
         let mut all = BTreeSet::new();
         while let Ok(count) = self.0.read(&mut buffer) {
