@@ -103,7 +103,10 @@ struct tp_pod {
 	__u8 host_mac[6];		/* the host side's */
 };
 
-/* tp_netns_pods: hash, netns cookie (__u64) -> this. Lets the socket hooks name the client as the veth path would. */
+/*
+ * tp_netns_pods: hash, netns cookie (__u64) -> this. Lets the socket hooks name the client as the veth path would. They leave the sockets
+ * of a namespace alone that is neither here nor the node's: a pod's that is translated at its device.
+ */
 struct tp_netns_pod {
 	struct tp_addr addr4;
 	struct tp_addr addr6;

@@ -182,8 +182,12 @@ static __always_inline int tp_sock_forward(struct bpf_sock_addr *ctx, int v6, in
 		return 1;
 	tp_sock_addr(ctx, v6, &addr);
 	asker = tp_asker(ctx, cfg, &addr, &client);
-	if (asker == TP_ASKER_NOBODY)
+	if (asker == TP_ASKER_NOBODY) {
+		/* Its pod may have been ours to translate when it connected before. */
+		if (connects)
+			tp_sock_count(ctx, &lb, TP_CHOICE_NONE);
 		return tp_sock_plain(ctx, connects);
+	}
 	tp_service_key_of(&lb.key, &addr, port, proto);
 	choice = tp_sock_choose(&lb, cfg, &client, asker == TP_ASKER_POD ? TP_CLIENT_POD : TP_CLIENT_NODE);
 	if (connects)

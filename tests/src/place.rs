@@ -114,6 +114,14 @@ impl Session {
         Ok(Self(stream))
     }
 
+    /// Whom it believes to talk to.
+    ///
+    /// # Errors
+    /// It is not connected any more.
+    pub fn peer(&self) -> Result<SocketAddr> {
+        Ok(self.0.peer_addr()?)
+    }
+
     /// One request and its answer over the open connection.
     ///
     /// # Errors

@@ -2,6 +2,7 @@
 //! discovery of the kernel that asks, and moved when that node is gone.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -11,14 +12,15 @@ use serde_json::Value;
 use towpath_datapath::net::packet::{Listen, PacketSocket};
 use towpath_walkthrough::cluster::{Cluster, Driver, Families, Said, field, host, wait};
 use towpath_walkthrough::log::{Log, Voice};
-use towpath_walkthrough::machine::{self, can_run_labs};
+use towpath_walkthrough::machine::{self, Frozen, can_run_labs};
 use towpath_walkthrough::place::Place;
 use towpath_walkthrough::rows::balancer_address;
 
 const PATIENCE: Duration = Duration::from_secs(10);
-/// From the death of the node that announces an address to its announcement by another. The Lease runs out after one second; one more is for
-/// a machine that is busy with other things.
-const MOVED_WITHIN: Duration = Duration::from_secs(3);
+/// From the death of the node that announces an address to its announcement by another, as `docs/load-balancer.md` promises it.
+const MOVED_WITHIN: Duration = Duration::from_secs(2);
+/// So often it is measured.
+const MOVES: usize = 4;
 
 fn web(name: &str, node: &str) -> String {
     format!(
@@ -56,32 +58,71 @@ fn mac(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(":")
 }
 
+/// What the underlay's router hears of an address: answers and announcements, in ARP or neighbour discovery.
+struct Ear {
+    socket: PacketSocket,
+    address: IpAddr,
+}
+
+impl Ear {
+    /// In the thread's network namespace.
+    fn open(address: IpAddr) -> Result<Self> {
+        let device = nix::net::if_::if_nametoindex("nodes0").context("device nodes0")?;
+        let listen = if address.is_ipv4() { Listen::Arp } else { Listen::NeighbourDiscovery };
+        Ok(Self { socket: PacketSocket::open(device, listen)?, address })
+    }
+
+    /// The next device that says that it has the address; none when nothing more was said.
+    fn next(&self) -> Result<Option<String>> {
+        let mut frame = [0_u8; 2048];
+        while let Some(length) = self.socket.receive(&mut frame)? {
+            let frame = frame.get(..length).unwrap_or_default();
+            // ARP, reply or announcement: the sender's address (a probe has none). A neighbour advertisement: the target.
+            let says = match self.address {
+                IpAddr::V4(v4) => frame.get(14 + 14..14 + 18) == Some(&v4.octets()),
+                IpAddr::V6(v6) => frame.get(14 + 40) == Some(&136) && frame.get(62..62 + 16) == Some(&v6.octets()),
+            };
+            if says {
+                return Ok(Some(mac(frame.get(6..12).unwrap_or_default())));
+            }
+        }
+        Ok(None)
+    }
+}
+
 /// Every device that answers when the underlay's router asks who has the address: the kernel asks anew, and all answers are collected, not
 /// only the one that it believes.
 fn who_answers(cluster: &Cluster, address: &str) -> Result<BTreeSet<String>> {
-    let ip: std::net::IpAddr = address.parse()?;
-    let (listen, at) = if ip.is_ipv4() { (Listen::Arp, 14 + 14) } else { (Listen::NeighbourDiscovery, 14 + 40 + 8) };
-    let octets = match ip {
-        std::net::IpAddr::V4(v4) => v4.octets().to_vec(),
-        std::net::IpAddr::V6(v6) => v6.octets().to_vec(),
-    };
+    let ip: IpAddr = address.parse()?;
     underlay(cluster)?.enter(|| {
-        let device = nix::net::if_::if_nametoindex("nodes0").context("device nodes0")?;
-        let socket = PacketSocket::open(device, listen)?;
-        let run = |program: &str, args: &[&str]| std::process::Command::new(program).args(args).output();
+        let ear = Ear::open(ip)?;
+        let run = |program: &str, args: &[&str]| Command::new(program).args(args).output();
         run("ip", &["neigh", "del", address, "dev", "nodes0"])?;
         run("ping", &["-c", "1", "-W", "1", address])?;
         let mut answers = BTreeSet::new();
-        let mut frame = [0_u8; 2048];
-        while let Some(length) = socket.receive(&mut frame)? {
-            let frame = frame.get(..length).unwrap_or_default();
-            // An ARP reply, or a neighbour advertisement, about this address.
-            let says = if ip.is_ipv4() { frame.get(21) == Some(&2) } else { frame.get(14 + 40) == Some(&136) };
-            if says && frame.get(at..at + octets.len()) == Some(&octets) {
-                answers.insert(mac(frame.get(6..12).unwrap_or_default()));
-            }
+        while let Some(mac) = ear.next()? {
+            answers.insert(mac);
         }
         Ok(answers)
+    })
+}
+
+/// The node that announces an address freezes: until when another one tells the network, and which.
+fn freezes(cluster: &Cluster, address: &str) -> Result<(Frozen, String, Duration)> {
+    let first = announced_by_one(cluster, address)?;
+    let (of_first, agent) = (mac_of(cluster, &first)?, machine::lab_agent(cluster.name(), &first)?);
+    underlay(cluster)?.enter(|| {
+        let ear = Ear::open(address.parse()?)?;
+        let frozen = machine::freeze(agent)?;
+        let begun = Instant::now();
+        while begun.elapsed() < PATIENCE {
+            match ear.next()? {
+                Some(mac) if mac != of_first => return Ok((frozen, first, begun.elapsed())),
+                Some(_) => {}
+                None => std::thread::sleep(Duration::from_millis(1)),
+            }
+        }
+        bail!("{first} is frozen and nobody announces {address}")
     })
 }
 
@@ -161,19 +202,19 @@ fn one_node_announces_an_address_and_another_takes_over_when_it_is_gone() -> Res
     }
 
     // Its node freezes: everything of it stops in the midst of what it does, and later goes on as if nothing had been.
+    let mut moves = Vec::new();
+    for address in addresses.iter().cycle().take(MOVES - 1) {
+        let (frozen, _, took) = freezes(&cluster, address)?;
+        moves.push(took);
+        announced_by_one(&cluster, address)?;
+        drop(frozen);
+    }
     let address = addresses.first().context("an address")?;
-    let first = announced_by_one(&cluster, address)?;
-    let frozen = machine::freeze(machine::lab_agent(cluster.name(), &first)?)?;
-    let begun = Instant::now();
-    let second = loop {
-        match holder(&cluster, address) {
-            Ok(node) if node != first => break node,
-            _ if begun.elapsed() > PATIENCE => bail!("{first} is frozen and nobody took {address} over"),
-            _ => std::thread::sleep(Duration::from_millis(20)),
-        }
-    };
-    let taken = begun.elapsed();
-    ensure!(taken <= MOVED_WITHIN, "{second} took {address} over after {taken:?}");
+    let (frozen, first, took) = freezes(&cluster, address)?;
+    moves.push(took);
+    println!("announced by another node after {moves:?}");
+    ensure!(moves.iter().all(|took| *took <= MOVED_WITHIN), "announced by another node after {moves:?}");
+    let second = holder(&cluster, address)?;
     answers_from_outside(&cluster, address, 80)?;
     for number in 0..20 {
         let said = from_outside(&cluster, address, 80)?;

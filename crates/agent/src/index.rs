@@ -451,7 +451,7 @@ mod tests {
     use super::*;
 
     fn namespace(name: &str) -> Namespace {
-        Namespace { name: name.to_owned(), labels: Default::default() }
+        Namespace { name: name.to_owned(), labels: Default::default(), socket_services: Default::default() }
     }
 
     #[test]

@@ -36,7 +36,7 @@ const REST_FACTOR: u32 = 200;
 /// Objects that are written under one lock of the index.
 const CHUNK: usize = 500;
 /// What a file says first. Another number: another shape of the nouns, or of the file.
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
 
 #[derive(Serialize, Deserialize, PartialEq, Eq)]
 struct Header {
@@ -249,12 +249,13 @@ fn read_objects<N: Noun>(path: &Path) -> Result<BTreeMap<N::Key, N>> {
 
 #[cfg(test)]
 mod tests {
-    use towpath_model::NamespacedName;
+    use towpath_model::{NamespacedName, SocketServices};
 
     use super::*;
 
     fn namespace(name: &str) -> Namespace {
-        Namespace { name: name.to_owned(), labels: BTreeMap::from([("a/b".to_owned(), "c".to_owned())]) }
+        let labels = BTreeMap::from([("a/b".to_owned(), "c".to_owned())]);
+        Namespace { name: name.to_owned(), labels, socket_services: SocketServices::Disabled }
     }
 
     fn policy(text: &str) -> NetworkPolicy {

@@ -47,6 +47,7 @@ mod names;
 mod peers;
 mod policy;
 mod service_ranges;
+mod socket_services;
 
 /// Changes that come within it are planned together.
 const WINDOW: Duration = Duration::from_millis(1);
@@ -97,6 +98,10 @@ pub struct Report {
     pub remains: Remains,
     /// Why a Service, or a pod with host ports, does not get what it asks for.
     pub refused_services: Vec<Refusal>,
+    /// Annotations of pods of this node that mean nothing.
+    pub misread_pods: Vec<Refusal>,
+    /// Pods of this node whose sockets are left alone because they, or their namespaces, ask for it, as `namespace/name`.
+    pub at_device: Vec<String>,
     /// Who is in charge of Services and DNS.
     pub in_charge: modes::State,
     /// What is not done of CoreDNS's and kube-dns's configuration.
@@ -163,6 +168,8 @@ pub struct Reconciler {
     remains: Remains,
     /// Sets of this node's pods in the image that was applied last.
     pod_sets: BTreeMap<IpAddr, PodSets>,
+    /// Addresses of this node's pods whose sockets are left alone.
+    at_device: BTreeSet<IpAddr>,
     started: Instant,
     /// What must be planned at the next opportunity; failed applies put it back.
     due: Changes,
@@ -242,6 +249,7 @@ impl Reconciler {
             tunnels: Tunnels { vni: config.vxlan_vni, ..Tunnels::default() },
             remains: Remains::default(),
             pod_sets: BTreeMap::new(),
+            at_device: BTreeSet::new(),
             started,
             due: Changes::everything(),
             policy_due: true,
@@ -446,6 +454,9 @@ impl Reconciler {
             match outcome {
                 Ok(()) => self.policy_due = false,
                 Err(error) => drop(failures.insert("policy", error)),
+            }
+            if let Err(error) = self.apply_socket_services().await {
+                failures.insert("socket services", error);
             }
         }
         let host_ports = std::mem::take(&mut self.host_ports_due) && self.plan_host_ports();

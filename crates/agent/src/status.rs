@@ -109,7 +109,7 @@ async fn collected(
     problems.extend(report.refused.iter().flat_map(|(n, why)| why.iter().map(move |w| format!("node {n}: {w}"))));
     let ranges = report.refused_ranges.iter();
     problems.extend(ranges.flat_map(|(name, why)| why.iter().map(move |w| format!("ServiceCIDR {name}: {w}"))));
-    problems.extend(report.refused_services.iter().map(ToString::to_string));
+    problems.extend(report.refused_services.iter().chain(&report.misread_pods).map(ToString::to_string));
     problems.extend(report.in_charge.problems());
     problems.extend(report.remains.in_words());
     problems.extend(report.preferred.iter().map(|name| {
@@ -139,6 +139,7 @@ async fn collected(
         service_ranges: report.service_ranges.iter().map(ToString::to_string).collect(),
         frontends: count(report.frontends),
         host_ports: count(report.host_ports),
+        translated_at_device: report.at_device,
         backends: count(report.backends),
         policies: count(report.policies),
         classes: count(report.classes),

@@ -13,6 +13,7 @@ mod cluster;
 use std::time::{Duration, Instant};
 
 use futures::{StreamExt, TryStreamExt};
+use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod, Service};
 use kube::api::{Api, AttachParams, DeleteParams, ListParams, Patch, PatchParams, PostParams, WatchParams};
 use kube::core::WatchEvent;
@@ -111,6 +112,27 @@ async fn old_versions_are_gone_and_writers_conflict() {
     let refused = maps.create(&PostParams::default(), &map("m", "a")).await.unwrap_err();
     assert_eq!(status(refused), (409, "AlreadyExists".to_owned()));
     assert_eq!(status(maps.get("none").await.unwrap_err()), (404, "NotFound".to_owned()));
+}
+
+/// A kind of which an update makes an object that is not there (`AllowCreateOnUpdate`): not the one that it names by its uid.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_update_of_a_deleted_lease_conflicts_and_one_that_names_none_creates_it() {
+    let cluster = Cluster::start().await;
+    let leases: Api<Lease> = Api::namespaced(cluster.client().await, "default");
+    let lease: Lease =
+        serde_json::from_value(json!({"metadata": {"name": "l"}, "spec": {"holderIdentity": "a"}})).unwrap();
+    let first = leases.create(&PostParams::default(), &lease).await.unwrap();
+    leases.delete("l", &DeleteParams::default()).await.unwrap();
+    let refused = leases.replace("l", &PostParams::default(), &first).await.unwrap_err();
+    assert_eq!(status(refused), (409, "Conflict".to_owned()));
+    assert_eq!(leases.get_opt("l").await.unwrap(), None);
+    let mut anew = first.clone();
+    anew.metadata.uid = None;
+    let made = leases.replace("l", &PostParams::default(), &anew).await.unwrap();
+    assert_ne!(made.metadata.uid, first.metadata.uid);
+    // Another of that name.
+    let refused = leases.replace("l", &PostParams::default(), &first).await.unwrap_err();
+    assert_eq!(status(refused), (409, "Conflict".to_owned()));
 }
 
 #[tokio::test(flavor = "multi_thread")]

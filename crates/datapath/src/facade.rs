@@ -1,5 +1,6 @@
 //! The door to the kernel: an async, cloneable handle on the node's data path thread.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Instant;
 
@@ -103,6 +104,12 @@ impl Datapath {
     /// The compiled policy, with the sets of the pods that are attached.
     pub async fn apply_policy(&self, image: PolicyImage) -> Result<Changes, Error> {
         self.worker.call(move |node| node.apply_policy(&image)).await
+    }
+
+    /// The pods of this node with these addresses have what they send to Services translated at their device, all others in their sockets;
+    /// how many that is a change for. Open connections go on as they are.
+    pub async fn apply_translated_at(&self, device: BTreeSet<IpAddr>) -> Result<usize, Error> {
+        self.worker.call(move |node| node.apply_translated_at(&device)).await
     }
 
     /// Deletes what a grace period protected. Call it every second or so.

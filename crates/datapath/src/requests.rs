@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use towpath_model::NamespacedName;
 use towpath_model::custom::Acceleration;
-use towpath_model::desired::{NodeSettings, PodSets};
+use towpath_model::desired::{NodeSettings, PodSets, TranslatedAt};
 
 use crate::bpf;
 
@@ -51,6 +51,8 @@ pub struct AttachRequest {
     /// Its policy sets, whose rows were applied before; none: its labels are not known, deny all but its node until a later
     /// `apply_policy` names it.
     pub sets: Option<PodSets>,
+    /// Where what it sends to Services is translated, from its first packet on.
+    pub translated_at: TranslatedAt,
 }
 
 /// A pod to compare with what was set up for it (CNI CHECK).

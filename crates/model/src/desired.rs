@@ -114,6 +114,16 @@ pub struct LocalPod {
     pub pod_id: u32,
 }
 
+/// Where what a pod sends to Services is translated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum TranslatedAt {
+    /// In its sockets, when they connect or send; at its device what did not come from one that the hooks see.
+    #[default]
+    Sockets,
+    /// At its device, all of it.
+    Device,
+}
+
 // ---- services ------------------------------------------------------------------------------------------------------
 
 /// Stable id of a Service port (one frontend set). Never 0, not reused while anything refers to it.

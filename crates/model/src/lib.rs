@@ -24,6 +24,7 @@ pub mod readable;
 pub mod service;
 pub mod service_cidr;
 pub mod slices;
+pub mod socket_services;
 pub mod world;
 
 pub use address_pool::{AddressPool, AddressRange};
@@ -42,4 +43,5 @@ pub use readable::Readable;
 pub use service::{ALGORITHM_ANNOTATION, Service, ServiceKind, ServicePort, TargetPort, TrafficPolicy};
 pub use service_cidr::ServiceCidr;
 pub use slices::Slices;
+pub use socket_services::{SOCKET_SERVICES_ANNOTATION, SocketServices};
 pub use world::World;

@@ -1,9 +1,9 @@
-//! Namespaces, as far as selectors need them.
+//! Namespaces, as far as the network needs them.
 
 use k8s_openapi::api::core::v1 as core;
 use serde::{Deserialize, Serialize};
 
-use crate::{Invalid, Labels};
+use crate::{Invalid, Labels, SocketServices};
 
 /// A namespace and its labels.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -12,6 +12,8 @@ pub struct Namespace {
     pub name: String,
     /// Its labels; the API server adds `kubernetes.io/metadata.name`.
     pub labels: Labels,
+    /// What holds for those of its pods that do not say so themselves.
+    pub socket_services: SocketServices,
 }
 
 impl TryFrom<&core::Namespace> for Namespace {
@@ -19,6 +21,7 @@ impl TryFrom<&core::Namespace> for Namespace {
 
     fn try_from(object: &core::Namespace) -> Result<Self, Invalid> {
         let name = object.metadata.name.clone().ok_or_else(|| Invalid::new("Namespace", "metadata.name", "missing"))?;
-        Ok(Self { name, labels: object.metadata.labels.clone().unwrap_or_default() })
+        let socket_services = SocketServices::of(object.metadata.annotations.as_ref());
+        Ok(Self { name, labels: object.metadata.labels.clone().unwrap_or_default(), socket_services })
     }
 }

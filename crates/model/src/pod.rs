@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use k8s_openapi::api::core::v1 as core;
 use serde::{Deserialize, Serialize};
 
-use crate::{Invalid, Labels, NamespacedName, NodeName, Protocol, canonical};
+use crate::{Invalid, Labels, NamespacedName, NodeName, Protocol, SocketServices, canonical};
 
 /// A named container port: what a named port of a policy or a Service resolves to in this pod.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -73,6 +73,8 @@ pub struct Pod {
     pub hostname: Option<String>,
     /// `spec.subdomain`, for DNS.
     pub subdomain: Option<String>,
+    /// Whether its sockets are translated when they connect to a Service.
+    pub socket_services: SocketServices,
 }
 
 impl Pod {
@@ -163,6 +165,7 @@ impl TryFrom<&core::Pod> for Pod {
             ready: status.conditions.iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True"),
             hostname: spec.hostname.clone().filter(|h| !h.is_empty()),
             subdomain: spec.subdomain.clone().filter(|s| !s.is_empty()),
+            socket_services: SocketServices::of(meta.annotations.as_ref()),
             name,
         })
     }

@@ -11,5 +11,6 @@ pub mod modes;
 pub mod peers;
 pub mod service_ranges;
 pub mod services;
+pub mod socket_services;
 
 pub use changed::Changed;

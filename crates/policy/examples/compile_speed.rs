@@ -53,6 +53,7 @@ fn pod(index: usize, nodes: usize) -> Pod {
         ready: true,
         hostname: None,
         subdomain: None,
+        socket_services: Default::default(),
     }
 }
 
@@ -97,7 +98,7 @@ fn world(policies: usize, pods: usize) -> World {
     for n in 0..NAMESPACES {
         let name = format!("ns{n}");
         let labels = labels(&[("kubernetes.io/metadata.name", name.clone())]);
-        world.namespaces.insert(name.clone(), Namespace { name, labels });
+        world.namespaces.insert(name.clone(), Namespace { name, labels, socket_services: Default::default() });
     }
     world.pods = (0..pods).map(|i| pod(i, nodes)).map(|p| (p.name.clone(), p)).collect();
     let apps = pods.div_ceil(REPLICAS).max(1);

@@ -12,6 +12,7 @@ use comfy_table::{Table, presets::NOTHING};
 use serde::Serialize;
 use towpath_agent::failure::last_words;
 use towpath_lab::layout::{LabName, Layout};
+use towpath_model::SOCKET_SERVICES_ANNOTATION;
 use towpath_wire::config::AgentConfig;
 use towpath_wire::status::AgentStatus;
 
@@ -147,6 +148,13 @@ fn show(answers: &[NodeAnswer]) -> String {
         if !status.announced.is_empty() {
             let addresses: Vec<String> = status.announced.iter().map(ToString::to_string).collect();
             notes.push(format!("{}: announces {}", status.node, addresses.join(", ")));
+        }
+        if !status.translated_at_device.is_empty() {
+            let pods = status.translated_at_device.join(", ");
+            notes.push(format!(
+                "{}: sockets left alone ({SOCKET_SERVICES_ANNOTATION}), Services translated at the device: {pods}",
+                status.node
+            ));
         }
         for peer in &status.peers {
             let tunnel = peer.tunnel.map(|t| t.to_string()).unwrap_or_default();

@@ -45,6 +45,10 @@ pub struct AgentStatus {
     /// Host ports that this node's pods have.
     #[serde(default)]
     pub host_ports: u32,
+    /// Pods of this node, as `namespace/name`, whose sockets are left alone because they or their namespaces ask for it
+    /// (`towpath.dev/socket-services: disabled`).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub translated_at_device: Vec<String>,
     /// Backends in the kernel.
     pub backends: u32,
     /// Policies in force on this node.

@@ -47,18 +47,53 @@ pub const ROWS: &[Row] = &[
     Row { id: "W19", title: "troubleshooting with kubectl", run: pods::w19 },
 ];
 
-/// A request over HTTP from a shell with busybox, bounded in time (busybox's own `-T` crashes on Debian 12).
+/// Whether a probe is to be answered. What is not to be is given less time: a second attempt of TCP's falls into it, too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Hope {
+    Answer,
+    Silence,
+}
+
+impl Hope {
+    pub(crate) fn of(works: bool) -> Self {
+        if works { Self::Answer } else { Self::Silence }
+    }
+
+    fn seconds(self) -> u32 {
+        match self {
+            Self::Answer => 4,
+            Self::Silence => 2,
+        }
+    }
+
+    /// A request over HTTP from a shell with busybox, bounded in time (busybox's own `-T` crashes on Debian 12).
+    pub(crate) fn fetch(self, url: &str) -> String {
+        format!("timeout {} wget -q -O - {url}", self.seconds())
+    }
+
+    /// The same on a node or a host outside, where the machine's own tools are.
+    pub(crate) fn fetch_from_host(self, url: &str) -> String {
+        format!("curl -sS -m {} {url}", self.seconds())
+    }
+
+    /// `ping` with the family that an address has.
+    pub(crate) fn ping(self, address: &str) -> String {
+        let tool = if address.contains(':') { "ping -6" } else { "ping" };
+        format!("{tool} -c 1 -W {} {address}", self.seconds().div_ceil(2))
+    }
+}
+
+/// A request that is to be answered.
 pub(crate) fn fetch(url: &str) -> String {
-    format!("timeout 4 wget -q -O - {url}")
+    Hope::Answer.fetch(url)
 }
 
-/// The same on a node or a host outside, where the machine's own tools are.
+/// The same on a node or a host outside.
 pub(crate) fn fetch_from_host(url: &str) -> String {
-    format!("curl -sS -m 4 {url}")
+    Hope::Answer.fetch_from_host(url)
 }
 
-/// `ping` with the family that an address has.
+/// A ping that is to be answered.
 pub(crate) fn ping(address: &str) -> String {
-    let tool = if address.contains(':') { "ping -6" } else { "ping" };
-    format!("{tool} -c 1 -W 2 {address}")
+    Hope::Answer.ping(address)
 }

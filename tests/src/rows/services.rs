@@ -3,10 +3,10 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 
-use super::{fetch, fetch_from_host, ping};
-use crate::cluster::{Cluster, field, host, template, wait};
+use super::{Hope, fetch, fetch_from_host};
+use crate::cluster::{Cluster, Pod, field, host, template, wait};
 use crate::log::Log;
 
 /// Requests until every one of `names` has answered, at most `limit` of them.
@@ -89,29 +89,41 @@ fn scale(cluster: &Cluster, log: &Log, replicas: usize) -> Result<()> {
     })
 }
 
+fn replicas_come_and_go(cluster: &Cluster, log: &mut Log, before: &[Pod]) -> Result<()> {
+    let victim = before.first().map(|p| p.name.clone()).unwrap_or_default();
+    let victim_uid = before.first().map(|p| p.uid.clone()).unwrap_or_default();
+    cluster.kubectl(log, &["delete", "pod", &victim])?;
+    let after = cluster.wait_ready("run=httpd", 3)?;
+    let fresh = after.iter().find(|p| before.iter().all(|b| b.uid != p.uid));
+    log.expect(
+        "the deleted pod comes back as another",
+        after.iter().all(|p| p.uid != victim_uid) && fresh.is_some(),
+        format!("{after:?}"),
+    );
+    scale(cluster, log, 5)?;
+    scale(cluster, log, 1)?;
+    // What still goes to who has just left.
+    std::thread::sleep(Duration::from_secs(1));
+    Ok(())
+}
+
 pub(super) fn w4(cluster: &Cluster, log: &mut Log) -> Result<()> {
     let before = cluster.wait_ready("run=httpd", 3)?;
     let address = field(&cluster.get("svc", "httpd-svc")?, "/spec/clusterIP");
     let url = format!("http://{}:8080/", host(&address));
     let script = format!(
-        "n=0; end=$(($(date +%s) + 8)); while [ $(date +%s) -lt $end ]; do n=$((n+1)); \
-         timeout 4 wget -q -O /dev/null {url} || echo FAILED $n; done; echo TRIED $n"
+        "n=0; while [ ! -e /tmp/over ]; do n=$((n+1)); timeout 4 wget -q -O /dev/null {url} || echo FAILED $n; done; \
+         rm /tmp/over; echo TRIED $n"
     );
     let traffic = std::thread::scope(|scope| -> Result<_> {
         let near = scope.spawn(|| cluster.exec("near", &script));
         let far = scope.spawn(|| cluster.exec("far", &script));
-        let victim = before.first().map(|p| p.name.clone()).unwrap_or_default();
-        let victim_uid = before.first().map(|p| p.uid.clone()).unwrap_or_default();
-        cluster.kubectl(log, &["delete", "pod", &victim])?;
-        let after = cluster.wait_ready("run=httpd", 3)?;
-        let fresh = after.iter().find(|p| before.iter().all(|b| b.uid != p.uid));
-        log.expect(
-            "the deleted pod comes back as another",
-            after.iter().all(|p| p.uid != victim_uid) && fresh.is_some(),
-            format!("{after:?}"),
-        );
-        scale(cluster, log, 5)?;
-        scale(cluster, log, 1)?;
+        let done = replicas_come_and_go(cluster, log, &before);
+        for pod in ["near", "far"] {
+            let said = cluster.exec(pod, "touch /tmp/over")?;
+            ensure!(said.ok, "{}", said.all());
+        }
+        done?;
         let ended = |thread: std::thread::ScopedJoinHandle<'_, Result<crate::cluster::Said>>| match thread.join() {
             Ok(said) => said,
             Err(_) => bail!("the traffic thread panicked"),
@@ -157,9 +169,10 @@ pub(super) fn w4(cluster: &Cluster, log: &mut Log) -> Result<()> {
 
 pub(super) fn w6(cluster: &Cluster, log: &mut Log) -> Result<()> {
     let address = field(&cluster.get("svc", "httpd-svc")?, "/spec/clusterIP");
-    for (place, said) in
-        [("a pod", cluster.exec("near", &ping(&address))?), ("a node", cluster.node("n1", &ping(&address))?)]
-    {
+    for (place, said) in [
+        ("a pod", cluster.exec("near", &Hope::Silence.ping(&address))?),
+        ("a node", cluster.node("n1", &Hope::Silence.ping(&address))?),
+    ] {
         log.expect(format!("ping {address} from {place} gets no reply"), !said.ok, said.all());
     }
     Ok(())

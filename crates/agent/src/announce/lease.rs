@@ -26,14 +26,14 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, OwnerReference};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, GetParams, ObjectMeta, PostParams};
 use tokio::sync::watch;
-use tokio::time::error::Elapsed;
-use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use towpath_model::NodeName;
 use towpath_plan::election::{Observer, Record, Step};
 use tracing::{debug, info, warn};
 
 use super::Announcer;
+use super::twice::{ONCE_MORE, once_or_twice};
 use crate::events::NodeEvents;
 
 /// How long a Lease holds without being renewed: whole seconds, as `spec.leaseDurationSeconds` has them.
@@ -44,8 +44,6 @@ pub const ANSWER_FOR: Duration = Duration::from_millis(900);
 pub const RENEW: Duration = Duration::from_millis(340);
 /// One request to the API server.
 const REQUEST: Duration = Duration::from_millis(500);
-/// A renewal that is not answered within it is sent once more, beside the first: that may be slow, or lost.
-const ONCE_MORE: Duration = Duration::from_millis(250);
 /// From the beginning of a renewal that failed to the next, at least.
 const AGAIN: Duration = Duration::from_millis(100);
 /// Who comes next in the order waits so much longer before it takes a Lease.
@@ -479,35 +477,6 @@ impl<A: Announcer> Election<A> {
     }
 }
 
-/// The answer to a request that is sent again when there is none yet; the better one, if there are two until then. Of two writes of the same
-/// version one fails.
-async fn once_or_twice<T, E, F>(ask: impl Fn() -> F, until: Instant) -> Result<Result<T, E>, Elapsed>
-where
-    F: Future<Output = Result<T, E>>,
-{
-    let first = ask();
-    tokio::pin!(first);
-    if let Ok(answer) = timeout(ONCE_MORE, &mut first).await {
-        return Ok(answer);
-    }
-    let second = ask();
-    tokio::pin!(second);
-    let failed = tokio::select! {
-        answer = &mut first => answer.map_err(|error| (error, true)),
-        answer = &mut second => answer.map_err(|error| (error, false)),
-        () = sleep_until(until) => return timeout(Duration::ZERO, std::future::pending()).await,
-    };
-    let (error, was_first) = match failed {
-        Ok(answer) => return Ok(Ok(answer)),
-        Err(failed) => failed,
-    };
-    let other = async { if was_first { second.await } else { first.await } };
-    match timeout_at(until, other).await {
-        Ok(Ok(answer)) => Ok(Ok(answer)),
-        _ => Ok(Err(error)),
-    }
-}
-
 fn record(lease: &Lease) -> Record {
     let spec = lease.spec.clone().unwrap_or_default();
     let seconds = spec.lease_duration_seconds.and_then(|s| u64::try_from(s).ok()).filter(|s| *s > 0);
@@ -536,32 +505,6 @@ mod tests {
         assert!(ANSWER_FOR < DURATION);
         assert!(RENEW + ONCE_MORE * 2 < ANSWER_FOR, "a request that is lost and one that is slow");
         assert!(REQUEST < DURATION && AGAIN <= ONCE_MORE);
-    }
-
-    #[tokio::test]
-    async fn of_two_answers_the_better_one_counts_and_a_slow_one_is_waited_for() {
-        // What the first and the second request are answered with, and after how many milliseconds.
-        let answered = async |first: (u64, Result<u8, u8>), second: (u64, Result<u8, u8>), until: u64| {
-            let asked = std::cell::Cell::new(0_u64);
-            let ask = || {
-                asked.set(asked.get() + 1);
-                let (after, answer) = if asked.get() == 1 { first } else { second };
-                async move {
-                    sleep(Duration::from_millis(after)).await;
-                    answer
-                }
-            };
-            let answer = once_or_twice(ask, Instant::now() + Duration::from_millis(until)).await;
-            (answer.ok(), asked.get())
-        };
-        let never = (60_000, Ok(9));
-        assert_eq!(answered((0, Ok(1)), never, 5000).await, (Some(Ok(1)), 1));
-        assert_eq!(answered((0, Err(1)), never, 5000).await, (Some(Err(1)), 1), "a refusal is an answer");
-        assert_eq!(answered(never, (0, Ok(2)), 5000).await, (Some(Ok(2)), 2), "the first is lost");
-        assert_eq!(answered((700, Ok(1)), never, 5000).await, (Some(Ok(1)), 2), "the first is slow");
-        assert_eq!(answered((700, Ok(1)), (10, Err(2)), 5000).await, (Some(Ok(1)), 2), "the first was written, late");
-        assert_eq!(answered(never, (10, Err(2)), 500).await, (Some(Err(2)), 2));
-        assert_eq!(answered(never, never, 400).await, (None, 2));
     }
 
     #[test]

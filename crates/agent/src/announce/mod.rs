@@ -16,6 +16,7 @@ pub mod lease;
 pub mod local_network;
 mod pools;
 mod table;
+mod twice;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;

@@ -3,8 +3,8 @@
 //! Every node refuses the same of a Service, and one says it: of the nodes that are ready and run this network, the one whose name sorts
 //! first. All know who that is without asking each other, nothing is written for it, and where two take themselves for the one for
 //! a moment, both write the same Event: its name is made of what it says, and the API server takes it once. The price: while that one's
-//! agent is down and its node is not, nobody says it; every node's `towpath status` does. A pod's host ports are refused by its own node,
-//! which says so.
+//! agent is down and its node is not, nobody says it; every node's `towpath status` does. What a pod asks for is refused by its own
+//! node, which says so.
 //!
 //! An Event is written once for as long as the refusal stands, when it has stood for a moment, and not again within the hour that it
 //! lives. Who can make Services can make refusals: a namespace gets so many Events an hour, and all together so many.
@@ -105,7 +105,8 @@ fn speaks(index: &Index, node: &NodeName) -> bool {
 }
 
 fn refused(sources: &Sources) -> Vec<Refusal> {
-    sources.report.read().unwrap_or_else(PoisonError::into_inner).refused_services.clone()
+    let report = sources.report.read().unwrap_or_else(PoisonError::into_inner);
+    report.refused_services.iter().chain(&report.misread_pods).cloned().collect()
 }
 
 /// Writes an Event for every refusal that stays. Runs for ever.
@@ -116,7 +117,7 @@ pub(crate) async fn announce(client: kube::Client, sources: SharedSources) {
         let Some(sources) = sources.get() else { continue };
         let mut refusals = refused(sources);
         let all = speaks(&read(&sources.index), &sources.node);
-        refusals.retain(|refusal| all || refusal.part == RefusedPart::HostPort);
+        refusals.retain(|refusal| all || refusal.asks == Asks::Pod);
         for refusal in told.look(refusals, Instant::now()) {
             if let Err(error) = say(&client, &sources.node, &refusal).await {
                 // The log and the status say the same.

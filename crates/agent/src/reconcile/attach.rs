@@ -1,6 +1,6 @@
 //! ADDs: a device for a pod, made when the policy that isolates it is in the kernel.
 
-use towpath_model::desired::PodSets;
+use towpath_model::desired::{PodSets, TranslatedAt};
 use tracing::warn;
 
 use super::{Attach, Reconciler};
@@ -42,6 +42,14 @@ impl Reconciler {
             Isolation::Policy if !synced => None,
             Isolation::Policy => request.addresses.first().and_then(|address| self.pod_sets.get(address).copied()),
         };
+        let translated_at = match request.isolation {
+            Isolation::NotAPod => TranslatedAt::Sockets,
+            Isolation::Policy if synced && !request.addresses.iter().any(|ip| self.at_device.contains(ip)) => {
+                TranslatedAt::Sockets
+            }
+            // What it says is not known yet, or that its sockets are to be left alone.
+            Isolation::Policy | Isolation::HostOnly => TranslatedAt::Device,
+        };
         let facts = self.datapath.facts().await.map_err(|e| PlumbError::Failed(e.to_string()))?;
         let attach = towpath_datapath::AttachRequest {
             netns: request.netns,
@@ -51,6 +59,7 @@ impl Reconciler {
             addresses: request.addresses,
             mtu: None,
             sets,
+            translated_at,
         };
         let pod = self.datapath.attach_pod(attach).await.map_err(|e| PlumbError::Failed(e.to_string()))?;
         Ok(Attached { pod, mtu: facts.pod_mtu })

@@ -56,6 +56,9 @@ pub(crate) async fn replace(call: &Arc<Call>, body: &[u8], subresource: &'static
     }
     check_fields(call, &mut object)?;
     if subresource.is_empty() && creates_on_update(call) {
+        // Whoever names a uid means an object that is gone; a version alone is not looked at.
+        same_uid(call, &call.target.name, "", &object)?;
+        meta::remove_meta(&mut object, "resourceVersion");
         let tracking = Tracking::Update { manager: call.manager(), subresource: String::new() };
         return Ok(Reply::Object(201, create_object(call, object, CreateOptions { tracking }).await?));
     }
@@ -215,14 +218,7 @@ fn after_write(call: &Call, key: &Key, object: &Value) {
 
 /// Checks uid and resource version of the new object, where it has them.
 fn preconditions(call: &Call, name: &str, old: &Value, new: &Value, version: u64) -> Result<(), ApiError> {
-    let (had, given) = (meta::meta(old, "uid"), meta::meta(new, "uid"));
-    if !given.is_empty() && given != had {
-        let why = format!(
-            "StorageError: invalid object, Code: 4, Key: {}/{name}, ResourceVersion: 0, AdditionalErrorMsg: Precondition failed: UID in precondition: {given}, UID in object meta: {had}",
-            call.target.namespace
-        );
-        return Err(ApiError::conflict(&call.kind, name, &why));
-    }
+    same_uid(call, name, meta::meta(old, "uid"), new)?;
     let given = meta::meta(new, "resourceVersion");
     if given.is_empty() {
         return Ok(());
@@ -232,6 +228,19 @@ fn preconditions(call: &Call, name: &str, old: &Value, new: &Value, version: u64
         Ok(_) => Err(ApiError::modified(&call.kind, name)),
         Err(_) => Err(ApiError::bad_request(format!("resourceVersion {given:?} is not a version of this server"))),
     }
+}
+
+/// A uid that the new object names must be the one that is stored.
+fn same_uid(call: &Call, name: &str, had: &str, new: &Value) -> Result<(), ApiError> {
+    let given = meta::meta(new, "uid");
+    if given.is_empty() || given == had {
+        return Ok(());
+    }
+    let why = format!(
+        "StorageError: invalid object, Code: 4, Key: {}/{name}, ResourceVersion: 0, AdditionalErrorMsg: Precondition failed: UID in precondition: {given}, UID in object meta: {had}",
+        call.target.namespace
+    );
+    Err(ApiError::conflict(&call.kind, name, &why))
 }
 
 /// What no client may change.

@@ -35,7 +35,7 @@ use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use libbpf_rs::Object;
-use towpath_model::desired::{LocalPod, NodePeer, PolicyImage, ServiceChanges, ServiceTable};
+use towpath_model::desired::{LocalPod, NodePeer, PolicyImage, ServiceChanges, ServiceTable, TranslatedAt};
 
 use crate::abi::{self, Addr, Ct, CtKey, Removed, Tuple};
 use budget::Accounts;
@@ -328,10 +328,15 @@ impl Programs {
         self.policy.apply(image, || node.raise_revision())
     }
 
-    /// Makes a pod known. To be called before its device is up. Idempotent.
+    /// Makes a pod known whose sockets are translated. To be called before its device is up. Idempotent.
     pub fn set_pod(&mut self, pod: &LocalPod, isolation: Isolation) -> Result<()> {
+        self.enter_pod(pod, isolation, TranslatedAt::Sockets)
+    }
+
+    /// Makes a pod known. To be called before its device is up. Idempotent.
+    pub fn enter_pod(&mut self, pod: &LocalPod, isolation: Isolation, translated_at: TranslatedAt) -> Result<()> {
         self.accounts.add(pod.pod_id)?;
-        let (changes, reused) = self.policy.set_pod(pod, isolation)?;
+        let (changes, reused) = self.policy.set_pod(pod, isolation, translated_at)?;
         for address in reused {
             self.purge(&[address])?;
         }
@@ -342,10 +347,16 @@ impl Programs {
     }
 
     /// Makes a pod known that an earlier process attached: its sets stay as the pinned entry has them, so nothing opens or
-    /// closes before the first [`Programs::apply_policy`]. Without an entry everything is denied but its node.
+    /// closes before the first [`Programs::apply_policy`]. Without an entry everything is denied but its node. Where its Services are
+    /// translated stays, too.
     pub fn adopt_pod(&mut self, pod: &LocalPod) -> Result<()> {
-        let isolation = self.policy.isolation_of(pod);
-        self.set_pod(pod, isolation)
+        let (isolation, translated_at) = (self.policy.isolation_of(pod), self.policy.translated_at(pod));
+        self.enter_pod(pod, isolation, translated_at)
+    }
+
+    /// Where what a pod sends to Services is translated from now on; whether that is a change. Its open connections go on as they are.
+    pub fn set_translated_at(&mut self, pod: &LocalPod, translated_at: TranslatedAt) -> Result<bool> {
+        self.policy.set_translated_at(pod, translated_at)
     }
 
     /// Forgets every pod that is not among these and purges its connections; how many addresses there were.

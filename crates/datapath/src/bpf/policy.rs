@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use libbpf_rs::Object;
 use towpath_model::desired::{
-    ClassId, LocalClass, LocalPod, PodSets, PolicyImage, Row, RowKey, RowProtocol, RuleId, SetId, Verdict,
+    ClassId, LocalClass, LocalPod, PodSets, PolicyImage, Row, RowKey, RowProtocol, RuleId, SetId, TranslatedAt, Verdict,
 };
 
 use super::config::{Changes, Isolation};
@@ -55,6 +55,17 @@ fn rule(row: &Row) -> abi::Rule {
         Verdict::Deny => TP_VERDICT_DENY,
     };
     abi::Rule { verdict, rule_id: row.rule.0 }
+}
+
+/// A pod as its network namespace is known.
+fn netns_pod(pod: &LocalPod) -> NetnsPod {
+    let of_family = |v4: bool| pod.addresses.iter().find(|a| a.is_ipv4() == v4).map(|a| Addr::new(*a));
+    NetnsPod {
+        addr4: of_family(true).unwrap_or_default(),
+        addr6: of_family(false).unwrap_or_default(),
+        pod_id: pod.pod_id,
+        pad: 0,
+    }
 }
 
 /// An entry with another isolation.
@@ -142,20 +153,24 @@ impl PolicyMaps {
     }
 
     /// Enters a pod. Whether a pod was entered before under one of its addresses: another one's connections must be purged.
-    pub(crate) fn set_pod(&mut self, pod: &LocalPod, isolation: Isolation) -> Result<(Changes, Vec<Addr>)> {
+    pub(crate) fn set_pod(
+        &mut self,
+        pod: &LocalPod,
+        isolation: Isolation,
+        translated_at: TranslatedAt,
+    ) -> Result<(Changes, Vec<Addr>)> {
         if pod.addresses.is_empty() || pod.pod_id == 0 || pod.ifindex == 0 {
             return Err(Error::Invalid {
                 object: format!("pod {}", pod.name),
                 reason: "it has no address, no id or no device",
             });
         }
-        let of_family = |v4: bool| pod.addresses.iter().find(|a| a.is_ipv4() == v4).map(|a| Addr::new(*a));
-        let netns = NetnsPod {
-            addr4: of_family(true).unwrap_or_default(),
-            addr6: of_family(false).unwrap_or_default(),
-            pod_id: pod.pod_id,
-            pad: 0,
-        };
+        // Before its addresses: [`PolicyMaps::translated_at`] tells by this.
+        match translated_at {
+            _ if pod.netns_cookie == 0 => {}
+            TranslatedAt::Sockets => drop(self.netns.put(pod.netns_cookie, netns_pod(pod))?),
+            TranslatedAt::Device => drop(self.netns.remove(&pod.netns_cookie)?),
+        }
         let fresh = abi::Pod {
             ifindex: pod.ifindex,
             pod_id: pod.pod_id,
@@ -171,10 +186,31 @@ impl PolicyMaps {
             }
             changes.written += usize::from(self.pods.put(address, isolated(fresh, isolation))?);
         }
-        if pod.netns_cookie != 0 {
-            self.netns.put(pod.netns_cookie, netns)?;
-        }
         Ok((changes, reused))
+    }
+
+    /// Has the socket hooks know a pod, or leave its sockets alone; whether that was different. Connections that are open stay as they
+    /// are: a socket remembers what it was translated to, and what was not translated is, at the device.
+    pub(crate) fn set_translated_at(&mut self, pod: &LocalPod, translated_at: TranslatedAt) -> Result<bool> {
+        match translated_at {
+            TranslatedAt::Device => self.netns.remove(&pod.netns_cookie),
+            // A pod with two devices has one namespace.
+            TranslatedAt::Sockets if pod.netns_cookie == 0 || self.netns.held().contains_key(&pod.netns_cookie) => {
+                Ok(false)
+            }
+            TranslatedAt::Sockets => self.netns.put(pod.netns_cookie, netns_pod(pod)),
+        }
+    }
+
+    /// Where it is as the pinned entries have it: a pod that is known by its addresses and not by its namespace was taken out.
+    pub(crate) fn translated_at(&self, pod: &LocalPod) -> TranslatedAt {
+        let known =
+            |address: &IpAddr| self.pods.held().get(&Addr::new(*address)).is_some_and(|held| held.pod_id == pod.pod_id);
+        if pod.addresses.iter().any(known) && !self.netns.held().contains_key(&pod.netns_cookie) {
+            TranslatedAt::Device
+        } else {
+            TranslatedAt::Sockets
+        }
     }
 
     /// How a pod is isolated now: as its pinned entry says, else denied all but its node.

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-use towpath_model::desired::LocalPod;
+use towpath_model::desired::{LocalPod, TranslatedAt};
 
 use super::Node;
 use super::reaper::Remains;
@@ -153,7 +153,7 @@ impl Node {
         let isolation = request.sets.map_or(Isolation::HostOnly, Isolation::Sets);
         self.attach_programs(link.index, &pod.host_device)?;
         if let Some(programs) = &mut self.programs {
-            programs.set_pod(&pod, isolation)?;
+            programs.enter_pod(&pod, isolation, request.translated_at)?;
         }
         let nodes = &self.config.settings.addresses;
         let requests = pod::host_side(link.index, &pod.host_device, pod.mac, &pod.addresses, nodes);
@@ -235,6 +235,21 @@ impl Node {
         self.buried.extend(index.or(known.map(|p| p.ifindex)));
         self.reaper.bury(Remains { device: device.to_owned(), index, addresses, tombstone });
         Ok(())
+    }
+
+    /// See [`crate::Datapath::apply_translated_at`].
+    pub(crate) fn apply_translated_at(&mut self, at_device: &BTreeSet<IpAddr>) -> Result<usize, Error> {
+        let Some(programs) = &mut self.programs else { return Ok(0) };
+        let (mut changed, mut errors) = (0, Vec::new());
+        for Record { pod, .. } in self.records.iter() {
+            let device = pod.addresses.iter().any(|address| at_device.contains(address));
+            let where_to = if device { TranslatedAt::Device } else { TranslatedAt::Sockets };
+            match programs.set_translated_at(pod, where_to) {
+                Ok(different) => changed += usize::from(different),
+                Err(error) => errors.push(Error::Pod { pod: pod.name.to_string(), source: Box::new(error.into()) }),
+            }
+        }
+        Error::collect(errors).map(|()| changed)
     }
 
     /// After a restart: what a former process had not yet taken away. Devices without a record are found by

@@ -146,6 +146,32 @@ fn the_endpoints_node_answers_the_client_itself() {
     });
 }
 
+/// A load balancer's address that this node announced moves to another one: what was open to an endpoint here comes in the tunnel then.
+#[test]
+fn a_connection_to_an_endpoint_here_goes_on_when_the_address_moves_away() {
+    BOTH.into_iter().for_each(|family| {
+        in_world(move |w| {
+            let h = serve(w, family, SocketAddr::new(hosts(family).a, 8080));
+            let service = SocketAddr::new(h.service, 80);
+            for (n, on) in [(0, false), (1, true)] {
+                switch(w, on);
+                let sport = 4000 + n;
+                let client = SocketAddr::new(h.outside, sport);
+                let here = |l4| arriving(MAC_UPLINK, h.outside, sport, h.service, 80, l4);
+                for (question, reply) in [(L4::syn(), L4::tcp(SYN | ACK)), (L4::tcp(ACK), L4::data(b"hello"))] {
+                    assert_eq!(w.from_uplink(&here(question)).into_pod(w.pod_a).dst, SocketAddr::new(h.a, 8080));
+                    let back = w.from_pod(&sent_by(h.a, 8080, h.outside, sport, reply)).out_of(3, w.uplink);
+                    assert_eq!((back.src, back.dst), (service, client));
+                }
+                let moved = from_node2(w, &forwarded(&h, sport, L4::data(b"more"), service)).into_pod(w.pod_a);
+                assert_eq!((moved.src, moved.dst), (client, SocketAddr::new(h.a, 8080)));
+                let back = w.from_pod(&sent_by(h.a, 8080, h.outside, sport, L4::data(b"answer"))).out_of(3, w.uplink);
+                assert_eq!((back.src, back.dst), (service, client));
+            }
+        });
+    });
+}
+
 /// Not believed, not known or switched off: the answer goes back in the tunnel as ever.
 #[test]
 fn what_cannot_be_answered_directly_is_answered_through_the_tunnel() {

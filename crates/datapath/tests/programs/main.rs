@@ -21,6 +21,7 @@ mod from_pod;
 mod full;
 mod hairpin;
 mod host_ports;
+mod left_alone;
 mod live;
 mod loader;
 mod local_node_ports;

@@ -40,7 +40,10 @@ fn world() -> World {
     .unwrap();
     let slice = EndpointSlice::try_from(&slice).unwrap();
     world.slices.insert(slice.name.clone(), slice);
-    world.namespaces.insert("default".to_owned(), Namespace { name: "default".to_owned(), labels: Default::default() });
+    world.namespaces.insert(
+        "default".to_owned(),
+        Namespace { name: "default".to_owned(), labels: Default::default(), socket_services: Default::default() },
+    );
     for (name, phase) in [("db-0", "Running"), ("done", "Succeeded")] {
         let pod: core::Pod = serde_json::from_value(json!({
             "metadata": {"name": name, "namespace": "default"}, "spec": {"containers": []},

@@ -17,9 +17,12 @@ use anyhow::{Result, bail};
 use serde::Serialize;
 use towpath_model::custom::NetworkConfigSpec;
 use towpath_model::desired::{Algorithm, BackendAddress, Frontend, RowProtocol, Verdict};
-use towpath_model::{NamespacedName, NodeName, NodePortAddresses, Protocol, Service, TrafficPolicy, World, family_of};
+use towpath_model::{
+    NamespacedName, NodeName, NodePortAddresses, Protocol, SOCKET_SERVICES_ANNOTATION, Service, SocketServices,
+    TrafficPolicy, World, family_of,
+};
 use towpath_plan::services::{OwnPods, Planner, ServiceConfig, host_port_of};
-use towpath_plan::{Changed, modes};
+use towpath_plan::{Changed, modes, socket_services};
 use towpath_policy::{Decision, Evaluator, Flow, Holder, View};
 use towpath_wire::config::AgentConfig;
 
@@ -297,7 +300,7 @@ impl Case<'_> {
         let backends: Vec<BackendAddress> =
             target.backends.iter().filter_map(|id| table.backends.get(id)).copied().collect();
         let place = match by_node {
-            _ if own_clients => format!("on node {place}, when the socket connects"),
+            _ if own_clients => format!("on node {place}, {}", self.moment(from)),
             Some(_) => format!("on node {place}, at the uplink"),
             None => format!("on the node that the address leads to (here {place}), at the uplink"),
         };
@@ -315,6 +318,22 @@ impl Case<'_> {
         }
         let refused = backends.is_empty().then_some(Outcome::Refused);
         (Some(translation), backends.iter().map(|b| (b.address, b.port)).collect(), refused)
+    }
+
+    /// When what somebody inside sends is translated.
+    fn moment(&self, from: &End) -> String {
+        let Some(Holder::Pod(pod)) = self.evaluator.holder(from.address) else {
+            return "when the socket connects".to_owned();
+        };
+        let of_namespace = socket_services::of_namespace(self.world, &pod.name.namespace);
+        if pod.socket_services.translates(of_namespace) {
+            return "when the socket connects".to_owned();
+        }
+        let who = match &pod.socket_services {
+            SocketServices::Disabled => format!("pod {}", pod.name),
+            _ => format!("namespace {}", pod.name.namespace),
+        };
+        format!("at the pod's device ({who} says {SOCKET_SERVICES_ANNOTATION}: {})", SocketServices::DISABLED)
     }
 
     fn planned_on(&self, node: &NodeName, facts: &Facts) -> Planner {

@@ -24,6 +24,7 @@ fn pod(name: &str, node: &str, ip: &str, label: &str) -> (NamespacedName, Pod) {
         ready: true,
         hostname: None,
         subdomain: None,
+        socket_services: Default::default(),
     };
     (name, pod)
 }
@@ -57,7 +58,7 @@ fn world() -> World {
         ]),
         namespaces: BTreeMap::from([(
             "default".to_owned(),
-            Namespace { name: "default".to_owned(), labels: Labels::new() },
+            Namespace { name: "default".to_owned(), labels: Labels::new(), socket_services: Default::default() },
         )]),
         pods: BTreeMap::from([
             pod("client", "n1", "10.244.0.2", "client"),
@@ -131,6 +132,20 @@ fn a_service_is_translated_and_every_endpoint_judged() {
     assert_eq!(answer.ways.len(), 2);
     assert!(answer.ways[0].path[1].contains("straight into the other pod"), "{:?}", answer.ways[0].path);
     assert!(answer.ways[1].path[1].contains("VXLAN to node n2"), "{:?}", answer.ways[1].path);
+}
+
+#[test]
+fn a_pod_whose_sockets_are_left_alone_is_translated_at_its_device() {
+    let place = |world: &World, from: &str| ask(world, from, "svc/web", "8080").service.unwrap().place;
+    let mut world = world();
+    assert_eq!(place(&world, "pod/client"), "on node n1, when the socket connects");
+    world.namespaces.get_mut("default").unwrap().socket_services = SocketServices::Disabled;
+    let said = "on node n1, at the pod's device (namespace default says towpath.dev/socket-services: disabled)";
+    assert_eq!(place(&world, "pod/client"), said);
+    assert_eq!(place(&world, "node/n1"), "on node n1, when the socket connects", "the node is no pod");
+    let client = world.pods.get_mut(&NamespacedName::new("default", "client")).unwrap();
+    client.socket_services = SocketServices::Enabled;
+    assert_eq!(place(&world, "pod/client"), "on node n1, when the socket connects");
 }
 
 #[test]

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
 use tempfile::TempDir;
-use towpath_model::desired::{Backend, LocalPod, NodePeer, NodeSettings, PodSets};
+use towpath_model::desired::{Backend, LocalPod, NodePeer, NodeSettings, PodSets, TranslatedAt};
 use towpath_model::{Family, NamespacedName, NodeName, family_of};
 
 use crate::net::link::{self, Veth};
@@ -273,6 +273,7 @@ impl TestNode {
             addresses,
             mtu: None,
             sets,
+            translated_at: TranslatedAt::Sockets,
         }
     }
 

@@ -41,6 +41,7 @@ fn pod(name: &str, on: &str, ips: &[&str], host_ports: Vec<HostPort>) -> Pod {
         ready: false,
         hostname: None,
         subdomain: None,
+        socket_services: Default::default(),
     }
 }
 
