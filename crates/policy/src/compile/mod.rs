@@ -31,7 +31,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use towpath_model::desired::{
-    ClassId, LocalClass, PodSets, PolicyImage, Row, RowKey, RuleId, RuleInfo, SetId, Verdict,
+    ClassId, LocalClass, PodSets, PolicyImage, PolicyRef, Row, RowKey, RuleId, RuleInfo, SetId, Verdict,
 };
 use towpath_model::{Direction, NamespacedName, NetworkPolicy, NodeName};
 
@@ -316,7 +316,8 @@ impl Compiler {
                         image.rules.insert(
                             rule,
                             RuleInfo {
-                                policy: program.policy.clone(),
+                                policy: PolicyRef::Namespaced(program.policy.clone()),
+                                name: String::new(),
                                 direction: program.direction,
                                 rule: clause.rule,
                                 peer: clause.peer,
