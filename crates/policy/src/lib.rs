@@ -15,6 +15,7 @@
 pub mod compile;
 pub mod evaluate;
 pub mod image;
+pub mod verify;
 pub mod view;
 
 pub use compile::Compiler;
