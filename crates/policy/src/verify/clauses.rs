@@ -6,23 +6,14 @@
 
 use std::collections::BTreeMap;
 
-use towpath_model::{Direction, NetworkPolicy, Peer, PortMatch, Protocol, Selector, World};
+pub(super) use towpath_model::Action;
+use towpath_model::{
+    ClusterNetworkPolicy, ClusterPeer, Direction, NetworkPolicy, Peer, PolicyPort, PortMatch, Protocol, ProtocolMatch,
+    Selector, Subject, Tier, World,
+};
 
 use super::addresses::Addresses;
 use super::ports::Ports;
-
-/// What a clause does with a flow that it matches.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Action {
-    /// Lets it pass.
-    Accept,
-    /// Drops it.
-    #[cfg_attr(not(test), expect(dead_code, reason = "NetworkPolicy has no rule that denies"))]
-    Deny,
-    /// Leaves it to the next tier.
-    #[cfg_attr(not(test), expect(dead_code, reason = "NetworkPolicy has no rule that leaves it to others"))]
-    Pass,
-}
 
 /// Namespaces that a clause speaks of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -47,6 +38,8 @@ pub(super) enum PeerSet<'a> {
     Anyone,
     /// Pods.
     Pods(PodSet<'a>),
+    /// Nodes, at any of their addresses.
+    Nodes(&'a Selector),
     /// Whoever has one of these addresses.
     Addresses(Addresses),
 }
@@ -114,6 +107,11 @@ impl<'a> Tiers<'a> {
                 tiers.isolation.entry(&policy.name.namespace).or_default().push(isolation);
             }
         }
+        for (tier, list) in [(Tier::Admin, &mut tiers.admin), (Tier::Baseline, &mut tiers.baseline)] {
+            for policy in world.cluster_policies_of(tier) {
+                rank(policy, direction, list);
+            }
+        }
         tiers
     }
 
@@ -132,13 +130,63 @@ impl<'a> Tiers<'a> {
     pub(super) fn pod_sets(&self) -> impl Iterator<Item = PodSet<'a>> + '_ {
         let peers = self.clauses().filter_map(|clause| match &clause.peer {
             PeerSet::Pods(set) => Some(*set),
-            PeerSet::Anyone | PeerSet::Addresses(_) => None,
+            PeerSet::Anyone | PeerSet::Nodes(_) | PeerSet::Addresses(_) => None,
         });
         let isolated = self.isolation.iter().flat_map(|(namespace, list)| {
             list.iter().map(|i| PodSet { namespaces: Namespaces::Named(namespace), pods: i.selector })
         });
         peers.chain(isolated).chain(self.ranked().map(|ranked| ranked.subject))
     }
+}
+
+/// The clauses of a ClusterNetworkPolicy, in their order.
+fn rank<'a>(policy: &'a ClusterNetworkPolicy, direction: Direction, list: &mut Vec<Ranked<'a>>) {
+    let (rules, below) = match direction {
+        Direction::Ingress => ("ingress", "from"),
+        Direction::Egress => ("egress", "to"),
+    };
+    let pods = |subject: &'a Subject| PodSet {
+        namespaces: Namespaces::Matching(&subject.namespaces),
+        pods: &subject.pods,
+    };
+    for (index, rule) in policy.rules(direction).iter().enumerate() {
+        let ports = protocols_of(&rule.protocols);
+        for (number, peer) in rule.peers.iter().enumerate() {
+            let peer = match peer {
+                ClusterPeer::Everybody => PeerSet::Anyone,
+                ClusterPeer::Pods(subject) => PeerSet::Pods(pods(subject)),
+                ClusterPeer::Nodes(selector) => PeerSet::Nodes(selector),
+                ClusterPeer::Networks(networks) => PeerSet::Addresses(Addresses::of_all(networks)),
+                // They are not learned yet: nobody matches.
+                ClusterPeer::DomainNames(_) => continue,
+            };
+            let source = Source {
+                policy: format!("ClusterNetworkPolicy {}", policy.name),
+                path: format!("spec.{rules}[{index}].{below}[{number}]"),
+            };
+            let clause = Clause { peer, ports: ports.clone(), action: rule.action, source };
+            list.push(Ranked { subject: pods(&policy.subject), clause });
+        }
+    }
+}
+
+fn protocols_of(list: &[ProtocolMatch]) -> PortSet<'_> {
+    if list.is_empty() {
+        return PortSet { fixed: Ports::all(), named: Vec::new() };
+    }
+    let numbered = list.iter().filter_map(|entry| match entry {
+        ProtocolMatch::Ports(ports) => Some(ports),
+        ProtocolMatch::NamedPort(_) => None,
+    });
+    let mut set = ports_of_each(numbered);
+    for entry in list {
+        if let ProtocolMatch::NamedPort(name) = entry {
+            set.named.extend(Protocol::ALL.map(|protocol| (name.as_str(), protocol)));
+        }
+    }
+    set.named.sort_unstable();
+    set.named.dedup();
+    set
 }
 
 fn clauses_of(policy: &NetworkPolicy, direction: Direction) -> Option<Vec<Clause<'_>>> {
@@ -175,10 +223,14 @@ fn clauses_of(policy: &NetworkPolicy, direction: Direction) -> Option<Vec<Clause
     Some(clauses)
 }
 
-fn ports_of(list: &[towpath_model::PolicyPort]) -> PortSet<'_> {
-    if list.is_empty() {
-        return PortSet { fixed: Ports::all(), named: Vec::new() };
+fn ports_of(list: &[PolicyPort]) -> PortSet<'_> {
+    match list {
+        [] => PortSet { fixed: Ports::all(), named: Vec::new() },
+        some => ports_of_each(some.iter()),
     }
+}
+
+fn ports_of_each<'a>(list: impl Iterator<Item = &'a PolicyPort>) -> PortSet<'a> {
     let mut set = PortSet::default();
     let mut numbers = Vec::new();
     for entry in list {

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use towpath_model::{Direction, Family, Labels, NamedPort};
+use towpath_model::{Direction, Family, Labels, NamedPort, Selector};
 
 use super::addresses::Addresses;
 use super::clauses::{Action, Clause, Namespaces, PeerSet, PodSet, PortSet, Tiers};
@@ -73,6 +73,7 @@ impl Ledger {
 enum Wanted {
     Anyone,
     Pods(usize),
+    Nodes(usize),
     Block(usize),
 }
 
@@ -129,7 +130,8 @@ impl<'u> Program<'u> {
         for (ports, action) in part(&self.baseline) {
             let hit = ports.and(&undecided);
             undecided = undecided.without(&hit);
-            if action == Action::Accept {
+            // After the last tier there is nobody to leave it to but the default.
+            if action != Action::Deny {
                 open = open.or(&hit);
             }
         }
@@ -218,6 +220,8 @@ impl Table {
 struct Index<'u> {
     pods: HashMap<PodSet<'u>, usize>,
     pods_match: Vec<Vec<bool>>,
+    nodes: HashMap<&'u Selector, usize>,
+    nodes_match: Vec<Vec<bool>>,
     blocks: HashMap<&'u Addresses, usize>,
     /// By block: by family and endpoint.
     blocks_match: Vec<[Vec<bool>; 2]>,
@@ -226,15 +230,21 @@ struct Index<'u> {
 impl<'u> Index<'u> {
     fn of(universe: &Universe, tiers: &'u Tiers<'u>) -> Self {
         let endpoints = &universe.endpoints;
-        let mut index =
-            Self { pods: HashMap::new(), pods_match: Vec::new(), blocks: HashMap::new(), blocks_match: Vec::new() };
+        let mut index = Self {
+            pods: HashMap::new(),
+            pods_match: Vec::new(),
+            nodes: HashMap::new(),
+            nodes_match: Vec::new(),
+            blocks: HashMap::new(),
+            blocks_match: Vec::new(),
+        };
         let namespaces: HashMap<&str, Labels> = endpoints
             .iter()
             .filter_map(Endpoint::namespace)
             .map(|name| (name, universe.world.namespace_labels(name)))
             .collect();
         let mut memo: HashMap<Namespaces<'u>, BTreeSet<&str>> = HashMap::new();
-        let mut by_selector: HashMap<&towpath_model::Selector, Vec<bool>> = HashMap::new();
+        let mut by_selector: HashMap<&Selector, Vec<bool>> = HashMap::new();
         for set in tiers.pod_sets() {
             if index.pods.contains_key(&set) {
                 continue;
@@ -252,6 +262,13 @@ impl<'u> Index<'u> {
             index.pods_match.push(list);
         }
         for clause in tiers.clauses() {
+            if let PeerSet::Nodes(selector) = &clause.peer
+                && !index.nodes.contains_key(selector)
+            {
+                index.nodes.insert(selector, index.nodes_match.len());
+                let is = |e: &Endpoint| e.namespace().is_none() && selector.matches(&e.labels);
+                index.nodes_match.push(endpoints.iter().map(is).collect());
+            }
             let PeerSet::Addresses(block) = &clause.peer else { continue };
             if !index.blocks.contains_key(block) {
                 index.blocks.insert(block, index.blocks_match.len());
@@ -268,6 +285,7 @@ impl<'u> Index<'u> {
         let wanted = match &clause.peer {
             PeerSet::Anyone => Wanted::Anyone,
             PeerSet::Pods(set) => Wanted::Pods(self.pods.get(set).copied().unwrap_or(usize::MAX)),
+            PeerSet::Nodes(selector) => Wanted::Nodes(self.nodes.get(selector).copied().unwrap_or(usize::MAX)),
             PeerSet::Addresses(block) => Wanted::Block(self.blocks.get(block).copied().unwrap_or(usize::MAX)),
         };
         // Towards the subject, a port's name is the subject's own, whoever the peer is.
@@ -282,6 +300,7 @@ impl<'u> Index<'u> {
         match wanted {
             Wanted::Anyone => true,
             Wanted::Pods(set) => self.pods_match.get(set).and_then(|list| list.get(peer)).copied().unwrap_or(false),
+            Wanted::Nodes(set) => self.nodes_match.get(set).and_then(|list| list.get(peer)).copied().unwrap_or(false),
             Wanted::Block(block) => {
                 let list = self.blocks_match.get(block).and_then(|lists| lists.get(slot(family)));
                 list.and_then(|list| list.get(peer)).copied().unwrap_or(false)
@@ -427,7 +446,7 @@ fn outside(
             Wanted::Anyone => {
                 active.insert(number);
             }
-            Wanted::Pods(_) => {}
+            Wanted::Pods(_) | Wanted::Nodes(_) => {}
             Wanted::Block(block) => {
                 for (first, last) in blocks.get(&block).into_iter().flat_map(|block| block.0.iter()) {
                     events.push((first, number, true));

@@ -85,7 +85,7 @@ pub struct Universe {
     pub endpoints: Vec<Endpoint>,
     /// Where pods have their addresses.
     pub pod_ranges: Vec<IpNet>,
-    /// What is outside: no pod's range.
+    /// What is outside: in no pod's range, and no address of a node.
     pub outside: Addresses,
     /// Workloads on their nodes' addresses, which NetworkPolicy does not apply to.
     pub on_nodes: Vec<Workload>,
@@ -117,8 +117,9 @@ impl Universe {
             addresses: node.internal_ips.clone(),
             pods: Vec::new(),
         }));
+        let of_nodes = world.nodes.values().flat_map(towpath_model::Node::addresses);
         let outside = Addresses::all().without(&ranges);
-        let held: Vec<IpAddr> = world.pods.values().flat_map(|pod| &pod.ips).copied().collect();
+        let held: Vec<IpAddr> = world.pods.values().flat_map(|pod| &pod.ips).copied().chain(of_nodes).collect();
         let held = Addresses(Ranges::collect(held.into_iter().map(|ip| (number(ip), number(ip)))));
         let inner_blocks = inner.len();
         Self { outside: outside.without(&held), world, endpoints, pod_ranges, on_nodes, placed, inner_blocks }

@@ -155,6 +155,8 @@ impl<'s> Case<'s> {
         match peers {
             PeerSet::Anyone => Some(Vec::new()),
             PeerSet::Pods(set) => self.in_pods(which, set),
+            // An end that is no pod is no node either: see the module above.
+            PeerSet::Nodes(_) => None,
             PeerSet::Addresses(block) => self.in_addresses(which, block),
         }
     }

@@ -9,7 +9,7 @@
 //!
 //! What a possible pod is: on the pod network, with an address of [`Universe::pod_ranges`], in a namespace that is known (then with its labels) or, unless
 //! [`Limits::known_namespaces`], in any other. Two pods are two: what a pod sends to itself is not spoken of. A possible address outside is any that is in no pod range;
-//! a pod's own node always reaches it and is not among them.
+//! a pod's own node always reaches it, and no node is among them.
 
 mod cases;
 mod realize;

@@ -197,7 +197,11 @@ pub(super) fn judge(
     port: u16,
     names: &[String],
 ) -> Decision {
-    let mut world = World { policies: universe.world.policies.clone(), ..World::default() };
+    let mut world = World {
+        policies: universe.world.policies.clone(),
+        cluster_policies: universe.world.cluster_policies.clone(),
+        ..World::default()
+    };
     for (which, actor) in ends.into_iter().enumerate() {
         let Some(namespace) = &actor.namespace else { continue };
         let labels = actor.namespace_labels.clone();
