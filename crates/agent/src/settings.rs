@@ -260,6 +260,7 @@ mod tests {
             name: NodeName::new("n1"),
             labels: Default::default(),
             internal_ips: ips.iter().map(|i| i.parse().unwrap()).collect(),
+            other_ips: Vec::new(),
             flannel: None,
             pod_cidrs: cidrs.iter().map(|c| c.parse().unwrap()).collect(),
             ready: true,

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::{Family, NamespacedName, NodeName, NodePortAddresses, Protocol};
+use crate::{Family, NamespacedName, NodeName, NodePortAddresses, Protocol, Tier};
 
 /// Facts about this node that rarely change.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -282,7 +282,7 @@ impl ServiceChanges {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct ClassId(pub u32);
 
-/// A policy set: the compiled rules of one direction that one or more pods share. 0: not isolated.
+/// A policy set: the compiled rules of one direction that one or more pods share. 0: no policy selects the pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct SetId(pub u32);
 
@@ -295,7 +295,7 @@ pub struct LocalClass(pub u32);
 pub struct RuleId(pub u32);
 
 impl RuleId {
-    /// No policy selects the pod in this direction.
+    /// No NetworkPolicy isolates the pod in this direction, and no rule of a ClusterNetworkPolicy decides.
     pub const NOT_ISOLATED: RuleId = RuleId(0);
     /// Isolated, and no rule matched.
     pub const DEFAULT_DENY: RuleId = RuleId(0xffff_ffff);
@@ -374,21 +374,72 @@ pub struct PolicyImage {
     pub pods: BTreeMap<IpAddr, PodSets>,
     /// What a rule id stands for.
     pub rules: BTreeMap<RuleId, RuleInfo>,
-    /// Policies that isolate the pods of a set: what a default deny resolves to.
+    /// NetworkPolicies that isolate the pods of a set: what a default deny resolves to. Every set is here; one of ClusterNetworkPolicies
+    /// only has none.
     pub isolating: BTreeMap<SetId, BTreeSet<NamespacedName>>,
+}
+
+/// Which policy a rule is of.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum PolicyRef {
+    /// A ClusterNetworkPolicy.
+    Cluster {
+        /// Its tier.
+        tier: Tier,
+        /// Its name.
+        name: String,
+    },
+    /// A NetworkPolicy.
+    Namespaced(NamespacedName),
+}
+
+impl std::fmt::Display for PolicyRef {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            PolicyRef::Cluster { tier: Tier::Admin, name } => write!(f, "ClusterNetworkPolicy admin/{name}"),
+            PolicyRef::Cluster { tier: Tier::Baseline, name } => write!(f, "ClusterNetworkPolicy baseline/{name}"),
+            PolicyRef::Namespaced(name) => write!(f, "NetworkPolicy {name}"),
+        }
+    }
 }
 
 /// What a rule id stands for.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct RuleInfo {
     /// The policy.
-    pub policy: NamespacedName,
+    pub policy: PolicyRef,
     /// The direction.
     pub direction: crate::Direction,
     /// Index into `spec.ingress` or `spec.egress`.
     pub rule: u32,
+    /// The name that a ClusterNetworkPolicy gives it; may be empty.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub name: String,
     /// Index into the rule's `from` or `to`; none: the rule has no peers, so everyone matches.
     pub peer: Option<u32>,
-    /// Index into the rule's `ports`; none: the rule has no ports, so all match.
+    /// Index into the rule's `ports` (a ClusterNetworkPolicy's `protocols`); none: the rule has none, so all match.
     pub port: Option<u32>,
+}
+
+impl std::fmt::Display for RuleInfo {
+    /// The field path, as `kubectl explain` and the API server's errors write it.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (direction, peers) = match self.direction {
+            crate::Direction::Ingress => ("ingress", "from"),
+            crate::Direction::Egress => ("egress", "to"),
+        };
+        let ports = match self.policy {
+            PolicyRef::Cluster { .. } => "protocols",
+            PolicyRef::Namespaced(_) => "ports",
+        };
+        write!(f, "{}: spec.{direction}[{}]", self.policy, self.rule)?;
+        if !self.name.is_empty() {
+            write!(f, " {:?}", self.name)?;
+        }
+        if let Some(peer) = self.peer {
+            write!(f, " {peers}[{peer}]")?;
+        }
+        self.port.map_or(Ok(()), |port| write!(f, " {ports}[{port}]"))
+    }
 }

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod address_pool;
+pub mod cluster_policy;
 pub mod custom;
 pub mod desired;
 pub mod endpoints;
@@ -28,6 +29,9 @@ pub mod socket_services;
 pub mod world;
 
 pub use address_pool::{AddressPool, AddressRange};
+pub use cluster_policy::{
+    Action, ClusterNetworkPolicy, ClusterPeer, ClusterRule, DomainName, ProtocolMatch, Subject, Tier,
+};
 pub use endpoints::{Conditions, Endpoint, EndpointPort, EndpointSlice, Hints};
 pub use error::Invalid;
 pub use labels::{Labels, Selector};

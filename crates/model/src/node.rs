@@ -18,6 +18,10 @@ pub struct Node {
     pub labels: Labels,
     /// `status.addresses` of type `InternalIP`, in order, at most one a family.
     pub internal_ips: Vec<IpAddr>,
+    /// All others of `status.addresses` that are addresses (`ExternalIP`, further `InternalIP`s), sorted: by these too a policy's peer of
+    /// nodes knows it.
+    #[serde(default)]
+    pub other_ips: Vec<IpAddr>,
     /// `spec.podCIDRs`, at most one a family; empty until somebody assigns them.
     pub pod_cidrs: Vec<IpNet>,
     /// The `Ready` condition.
@@ -31,6 +35,11 @@ impl Node {
     /// Its zone (`topology.kubernetes.io/zone`).
     pub fn zone(&self) -> Option<&str> {
         self.labels.get("topology.kubernetes.io/zone").map(String::as_str).filter(|zone| !zone.is_empty())
+    }
+
+    /// All of its addresses.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        self.internal_ips.iter().chain(&self.other_ips).copied()
     }
 
     /// The node's address of a family.
@@ -59,20 +68,26 @@ impl TryFrom<&core::Node> for Node {
             pod_cidrs.push(cidr.trunc());
         }
         let status = object.status.clone().unwrap_or_default();
-        let mut internal_ips: Vec<IpAddr> = Vec::new();
-        for address in status.addresses.iter().flatten().filter(|a| a.type_ == "InternalIP") {
+        let (mut internal_ips, mut other_ips): (Vec<IpAddr>, Vec<IpAddr>) = (Vec::new(), Vec::new());
+        for address in status.addresses.iter().flatten() {
             // Kubelet may list what a cloud provider calls it; what does not parse is no address of ours.
-            if let Ok(ip) = address.address.parse::<IpAddr>().map(canonical)
-                && internal_ips.iter().all(|have| family_of(*have) != family_of(ip))
-            {
+            let Ok(ip) = address.address.parse::<IpAddr>().map(canonical) else { continue };
+            let first = internal_ips.iter().all(|have| family_of(*have) != family_of(ip));
+            if address.type_ == "InternalIP" && first {
                 internal_ips.push(ip);
+            } else {
+                other_ips.push(ip);
             }
         }
+        other_ips.sort();
+        other_ips.dedup();
+        other_ips.retain(|ip| !internal_ips.contains(ip));
         let ready = status.conditions.iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True");
         Ok(Self {
             name: NodeName::new(name),
             labels: object.metadata.labels.clone().unwrap_or_default(),
             internal_ips,
+            other_ips,
             pod_cidrs,
             ready,
             flannel: object.metadata.annotations.as_ref().and_then(Flannel::of),

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use crate::{Namespace, NamespacedName, NetworkPolicy, Node, NodeName, Pod, Service, Slices};
+use crate::{
+    ClusterNetworkPolicy, Namespace, NamespacedName, NetworkPolicy, Node, NodeName, Pod, Service, Slices, Tier,
+};
 
 /// The cluster as last heard of. Planners read it; the agent's index keeps it up to date; tests and `verify` build it from
 /// manifests.
@@ -20,6 +22,8 @@ pub struct World {
     pub slices: Slices,
     /// NetworkPolicies by name.
     pub policies: BTreeMap<NamespacedName, NetworkPolicy>,
+    /// ClusterNetworkPolicies by name.
+    pub cluster_policies: BTreeMap<String, ClusterNetworkPolicy>,
 }
 
 impl World {
@@ -29,5 +33,13 @@ impl World {
             || crate::Labels::from([("kubernetes.io/metadata.name".to_owned(), namespace.to_owned())]),
             |n| n.labels.clone(),
         )
+    }
+
+    /// The ClusterNetworkPolicies of a tier in the order in which they are asked: by priority, then by name. The API leaves open
+    /// which of two of the same priority decides.
+    pub fn cluster_policies_of(&self, tier: Tier) -> Vec<&ClusterNetworkPolicy> {
+        let mut policies: Vec<_> = self.cluster_policies.values().filter(|policy| policy.tier == tier).collect();
+        policies.sort_by_key(|policy| policy.precedence());
+        policies
     }
 }

@@ -1,4 +1,4 @@
-//! Tests only: a naive NetworkPolicy evaluator written from the Kubernetes documentation.
+//! Tests only: a naive evaluator of NetworkPolicy and ClusterNetworkPolicy, written from their documentation.
 //!
 //! It shares no code with `model` or `policy`: it reads the API objects as they are, one rule at a time, in the words of
 //! <https://kubernetes.io/docs/concepts/services-networking/network-policies/> and of the `networking.k8s.io/v1` reference.
@@ -11,6 +11,7 @@
 #![forbid(unsafe_code)]
 
 mod block;
+mod cluster;
 mod selector;
 
 use std::net::IpAddr;
@@ -18,6 +19,7 @@ use std::net::IpAddr;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use k8s_openapi::api::networking::v1::{NetworkPolicy, NetworkPolicyPeer, NetworkPolicyPort};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use k8s_openapi::serde_json::Value;
 
 /// The objects that decide.
 #[derive(Clone, Debug, Default)]
@@ -30,6 +32,8 @@ pub struct Cluster {
     pub pods: Vec<Pod>,
     /// All policies.
     pub policies: Vec<NetworkPolicy>,
+    /// All ClusterNetworkPolicies, as JSON.
+    pub cluster_policies: Vec<Value>,
 }
 
 /// A connection attempt, after Service translation.
@@ -58,6 +62,10 @@ pub fn egress_allowed(cluster: &Cluster, traffic: &Traffic<'_>) -> bool {
     if destination.is_some_and(|d| same(d, source)) {
         return true; // "a Pod cannot block access to itself"
     }
+    // "Policy tiers are evaluated in the following order: Admin tier, NetworkPolicy tier, Baseline tier."
+    if let Some(decision) = cluster::decides(cluster, "Admin", "egress", source, traffic.to, traffic) {
+        return decision;
+    }
     let mut isolated = false;
     for policy in &cluster.policies {
         if !selects(policy, source) || !has_type(policy, "Egress") {
@@ -75,7 +83,9 @@ pub fn egress_allowed(cluster: &Cluster, traffic: &Traffic<'_>) -> bool {
             }
         }
     }
-    !isolated
+    // "v1.NetworkPolicy always makes a final decision for selected pods. Further evaluation only happens for Pods not selected by a
+    // v1.NetworkPolicy." And at last: "all pods can communicate with each other."
+    !isolated && cluster::decides(cluster, "Baseline", "egress", source, traffic.to, traffic).unwrap_or(true)
 }
 
 /// Whether the destination may receive it. What is no pod may receive everything.
@@ -87,6 +97,9 @@ pub fn ingress_allowed(cluster: &Cluster, traffic: &Traffic<'_>) -> bool {
     }
     if is_own_node(cluster, destination, traffic.from) {
         return true; // "traffic to and from the node where a Pod is running is always allowed"
+    }
+    if let Some(decision) = cluster::decides(cluster, "Admin", "ingress", destination, traffic.from, traffic) {
+        return decision;
     }
     let mut isolated = false;
     for policy in &cluster.policies {
@@ -104,7 +117,9 @@ pub fn ingress_allowed(cluster: &Cluster, traffic: &Traffic<'_>) -> bool {
             }
         }
     }
-    !isolated
+    // "v1.NetworkPolicy always makes a final decision for selected pods. Further evaluation only happens for Pods not selected by a
+    // v1.NetworkPolicy." And at last: "all pods can communicate with each other."
+    !isolated && cluster::decides(cluster, "Baseline", "ingress", destination, traffic.from, traffic).unwrap_or(true)
 }
 
 /// Whether policies look at the address as a pod.
@@ -131,7 +146,7 @@ fn is_own_node(cluster: &Cluster, pod: &Pod, address: IpAddr) -> bool {
     let Some(name) = pod.spec.as_ref().and_then(|s| s.node_name.as_ref()) else { return false };
     cluster.nodes.iter().filter(|n| n.metadata.name.as_ref() == Some(name)).any(|node| {
         let addresses = node.status.iter().flat_map(|s| s.addresses.iter().flatten());
-        addresses.filter(|a| a.type_ == "InternalIP").any(|a| a.address.parse() == Ok(address))
+        addresses.into_iter().any(|a| a.address.parse() == Ok(address))
     })
 }
 

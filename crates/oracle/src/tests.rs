@@ -23,6 +23,7 @@ fn cluster(spec: Value) -> Cluster {
             pod("two", "cli", "cli", "10.0.1.2"),
         ],
         policies: vec![from_value(json!({"metadata": {"namespace": "one", "name": "p"}, "spec": spec})).unwrap()],
+        cluster_policies: Vec::new(),
     }
 }
 
@@ -79,4 +80,28 @@ fn named_ports_are_those_of_the_destination() {
         cluster(json!({"podSelector": {}, "policyTypes": ["Egress"], "egress": [{"ports": [{"port": "http"}]}]}));
     assert!(reaches(&egress, "10.0.0.1", "10.0.1.2", "TCP", 80));
     assert!(!reaches(&egress, "10.0.0.1", "198.51.100.1", "TCP", 80));
+}
+
+fn admin(priority: i32, ingress: Value) -> Value {
+    json!({"metadata": {"name": format!("p{priority}")}, "spec": {"tier": "Admin", "priority": priority,
+        "subject": {"namespaces": {"matchLabels": {"team": "one"}}}, "ingress": ingress}})
+}
+
+#[test]
+fn the_admin_tier_comes_before_network_policies_and_the_baseline_behind_them() {
+    let deny = json!([{"action": "Deny", "from": [{"namespaces": {}}]}]);
+    let mut cluster = cluster(json!({"podSelector": {}, "ingress": [{}]}));
+    let mut baseline = admin(1, deny.clone());
+    baseline["spec"]["tier"] = json!("Baseline");
+    cluster.cluster_policies = vec![baseline];
+    assert!(reaches(&cluster, "10.0.1.2", "10.0.0.1", "TCP", 80), "a NetworkPolicy selects it");
+    let open = std::mem::take(&mut cluster.policies);
+    assert!(!reaches(&cluster, "10.0.1.2", "10.0.0.1", "TCP", 80));
+    cluster.cluster_policies = vec![admin(1, deny.clone())];
+    cluster.policies = open;
+    assert!(!reaches(&cluster, "10.0.1.2", "10.0.0.1", "TCP", 80));
+    assert!(reaches(&cluster, "198.51.100.1", "10.0.0.1", "TCP", 80), "no isolation");
+    let pass = json!([{"action": "Pass", "from": [{"pods": {"namespaceSelector": {}, "podSelector": {"matchLabels": {"app": "cli"}}}}]}]);
+    cluster.cluster_policies.push(admin(0, pass));
+    assert!(reaches(&cluster, "10.0.1.2", "10.0.0.1", "TCP", 80), "passed to the NetworkPolicy");
 }

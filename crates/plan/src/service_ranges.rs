@@ -84,6 +84,7 @@ mod tests {
             name: NodeName::new("n1"),
             labels: Default::default(),
             internal_ips: vec!["192.0.2.1".parse().unwrap()],
+            other_ips: Vec::new(),
             pod_cidrs: nets(&["10.5.0.0/24"]),
             ready: true,
             flannel: None,

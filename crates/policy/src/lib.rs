@@ -1,4 +1,4 @@
-//! NetworkPolicy compiled to peer classes; evaluated and explained.
+//! NetworkPolicy and ClusterNetworkPolicy compiled to peer classes; evaluated and explained.
 //!
 //! Two independent ways to the same answer. [`Compiler`] turns the policies in force on one node into a
 //! [`PolicyImage`](towpath_model::desired::PolicyImage), which the kernel holds and [`image`] interprets exactly as the
@@ -15,6 +15,7 @@
 pub mod compile;
 pub mod evaluate;
 pub mod image;
+pub mod verify;
 pub mod view;
 
 pub use compile::Compiler;

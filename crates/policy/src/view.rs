@@ -1,14 +1,14 @@
 //! What policy looks at: the world, plus what only the node knows; and who holds which address.
 //!
-//! An address has one holder. The order of trust: the node-local DNS addresses, addresses of nodes, what the agent itself
-//! gave out ([`View::pod_ips`]), and last what pod statuses claim; among those, a pod whose node owns the address's range comes
+//! An address has one holder. The order of trust: the node-local DNS addresses, primary addresses of nodes, what the agent itself
+//! gave out ([`View::pod_ips`]), what pod statuses claim, and last what else nodes call theirs (`ExternalIP`); among pod statuses, a pod whose node owns the address's range comes
 //! before one whose node does not, then a pod that stays before one that terminates, then the first by name.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::LazyLock;
 
-use towpath_model::{Labels, NamedPort, NamespacedName, NodeName, Pod, Protocol, World};
+use towpath_model::{Labels, NamedPort, NamespacedName, Node, NodeName, Pod, Protocol, World};
 
 /// Everything a compilation or an evaluation reads.
 #[derive(Clone, Copy, Debug)]
@@ -98,6 +98,8 @@ impl<'a> Holder<'a> {
 #[derive(Clone, Debug, Default)]
 pub struct Holders<'a> {
     by_address: HashMap<IpAddr, Holder<'a>>,
+    /// All nodes that list an address, for the addresses that nodes hold.
+    nodes: HashMap<IpAddr, Vec<&'a Node>>,
 }
 
 /// Whether `challenger` is the likelier holder of `address` than `holder`, both by their status only.
@@ -150,7 +152,25 @@ impl<'a> Holders<'a> {
                 }
             }
         }
-        Self { by_address }
+        let mut nodes: HashMap<IpAddr, Vec<&'a Node>> = HashMap::with_capacity(world.nodes.len());
+        for node in world.nodes.values() {
+            for ip in node.addresses() {
+                if let Holder::Node(_) = by_address.entry(ip).or_insert(Holder::Node(&node.name)) {
+                    nodes.entry(ip).or_default().push(node);
+                }
+            }
+        }
+        Self { by_address, nodes }
+    }
+
+    /// The nodes that list an address, if a node holds it.
+    pub fn nodes_at(&self, address: IpAddr) -> &[&'a Node] {
+        self.nodes.get(&address).map(Vec::as_slice).unwrap_or_default()
+    }
+
+    /// All addresses that nodes hold, in no order, with the nodes that list them.
+    pub fn node_addresses(&self) -> impl Iterator<Item = (IpAddr, &[&'a Node])> + '_ {
+        self.nodes.iter().map(|(ip, nodes)| (*ip, nodes.as_slice()))
     }
 
     /// Who holds an address; none: it is outside the cluster.

@@ -53,6 +53,10 @@ struct Asked {
     all: u64,
     by_rule: u64,
     by_default: u64,
+    /// Denied by a rule of a ClusterNetworkPolicy; decided behind one that passes; open to all behind ClusterNetworkPolicies.
+    denied: u64,
+    passed: u64,
+    open: u64,
 }
 
 fn check(spec: &Spec) -> Result<Asked, TestCaseError> {
@@ -97,6 +101,12 @@ fn check(spec: &Spec) -> Result<Asked, TestCaseError> {
                         .map_err(|e| TestCaseError::fail(format!("image differs: {flow:?}: {side}: {e}")))?;
                     asked.all += 1;
                     asked.by_rule += u64::from(matches!(side.reason, Reason::Rule { .. }));
+                    let ruled = matches!(side.reason, Reason::Rule { .. });
+                    asked.denied += u64::from(ruled && side.verdict == Verdict::Deny);
+                    asked.passed += u64::from(!side.passed.is_empty());
+                    let set = images[node].pods[own];
+                    let set = if direction == Direction::Ingress { set.ingress } else { set.egress };
+                    asked.open += u64::from(side.reason == Reason::NotIsolated && set != SetId::default());
                     asked.by_default += u64::from(matches!(side.reason, Reason::DefaultDeny { .. }));
                 }
             }
@@ -116,7 +126,7 @@ proptest! {
         let world = world(&spec.objects());
         let image = Compiler::new(Duration::ZERO).compile(&View::of(&world), &NodeName::new("m0"), Duration::ZERO);
         for (row, value) in &image.rows {
-            prop_assert!(image.rules.contains_key(&value.rule));
+            prop_assert!(image.rules.contains_key(&value.rule) || value.rule == RuleId::NOT_ISOLATED);
             prop_assert!(image.isolating.contains_key(&row.set));
             prop_assert!(row.port_bits <= 16);
             for (other, _) in image.rows.iter().filter(|(o, _)| o.set == row.set && o.class == row.class && o.protocol == row.protocol) {
@@ -151,7 +161,11 @@ fn the_generator_asks_enough_and_sees_every_kind_of_answer() {
         total.all += asked.all;
         total.by_rule += asked.by_rule;
         total.by_default += asked.by_default;
+        total.denied += asked.denied;
+        total.passed += asked.passed;
+        total.open += asked.open;
     }
     assert!(total.all > 50_000, "{total:?}");
     assert!(total.by_rule * 10 > total.all && total.by_default * 10 > total.all, "{total:?}");
+    assert!([total.denied, total.passed, total.open].iter().all(|count| count * 50 > total.all), "{total:?}");
 }

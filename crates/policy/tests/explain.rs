@@ -41,6 +41,7 @@ fn cluster(busybox: Value, policies: Vec<Value>) -> World {
         namespaces: Vec::new(),
         pods: [pod("nginx", json!({"aa": "aa1"}), NGINX), pod("busybox", busybox, BUSYBOX)].map(from).to_vec(),
         policies: policies.into_iter().map(cluster::policy_object).collect(),
+        cluster_policies: Vec::new(),
     })
 }
 

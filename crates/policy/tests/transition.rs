@@ -22,6 +22,8 @@ const GRACE: Duration = Duration::from_secs(5);
 enum Change {
     Policy(usize, serde_json::Value),
     DropPolicy(usize),
+    ClusterPolicy(usize, serde_json::Value),
+    DropClusterPolicy(usize),
     Pod(usize, PodSpec),
     Namespace(usize, BTreeMap<String, String>),
     /// Nothing but time.
@@ -32,6 +34,8 @@ fn change() -> impl Strategy<Value = Change> {
     prop_oneof![
         4 => (0usize..7, cluster::policy()).prop_map(|(i, p)| Change::Policy(i, p)),
         2 => (0usize..7).prop_map(Change::DropPolicy),
+        4 => (0usize..6, cluster::cluster_policy()).prop_map(|(i, p)| Change::ClusterPolicy(i, p)),
+        2 => (0usize..6).prop_map(Change::DropClusterPolicy),
         3 => (0usize..8, cluster::pod()).prop_map(|(i, p)| Change::Pod(i, p)),
         1 => (0usize..3, cluster::labels()).prop_map(|(i, l)| Change::Namespace(i, l)),
         1 => Just(Change::Wait),
@@ -45,6 +49,15 @@ fn apply(spec: &mut Spec, change: &Change) {
         Change::DropPolicy(index) => {
             if *index < spec.policies.len() {
                 spec.policies.remove(*index);
+            }
+        }
+        Change::ClusterPolicy(index, policy) if *index < spec.cluster_policies.len() => {
+            spec.cluster_policies[*index] = policy.clone();
+        }
+        Change::ClusterPolicy(_, policy) => spec.cluster_policies.push(policy.clone()),
+        Change::DropClusterPolicy(index) => {
+            if *index < spec.cluster_policies.len() {
+                spec.cluster_policies.remove(*index);
             }
         }
         Change::Pod(index, pod) => {

@@ -14,8 +14,9 @@ use kube::api::{Api, AttachParams, ListParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use serde::de::DeserializeOwned;
 use tokio::io::AsyncReadExt;
+use towpath_model::cluster_policy::object::ClusterNetworkPolicy as ClusterPolicyObject;
 use towpath_model::custom::{NETWORK_CONFIG_NAME, NetworkConfig, NetworkConfigSpec};
-use towpath_model::{Invalid, NamespacedName, NetworkPolicy, Readable, World};
+use towpath_model::{ClusterNetworkPolicy, Invalid, NamespacedName, NetworkPolicy, Readable, World};
 
 /// A client for `kubeconfig`, else for what `KUBECONFIG`, `~/.kube/config` or the pod's service account say.
 ///
@@ -85,6 +86,18 @@ async fn policies(client: &kube::Client) -> Result<BTreeMap<NamespacedName, Netw
     Ok(parsed.map(|policy| (policy.name.clone(), policy)).collect())
 }
 
+/// The same for those of the whole cluster; none where the kind is not installed.
+async fn cluster_policies(client: &kube::Client) -> Result<BTreeMap<String, ClusterNetworkPolicy>> {
+    let api: Api<Readable<ClusterPolicyObject>> = Api::all(client.clone());
+    let list = match api.list(&ListParams::default()).await {
+        Ok(list) => list,
+        Err(kube::Error::Api(status)) if status.code == 404 => return Ok(BTreeMap::new()),
+        Err(error) => return Err(error).context("could not list clusternetworkpolicies.policy.networking.k8s.io"),
+    };
+    let parsed = list.items.iter().filter_map(|read| ClusterNetworkPolicy::fail_closed(read.object().ok()?).ok());
+    Ok(parsed.map(|(policy, _)| (policy.name.clone(), policy)).collect())
+}
+
 /// Everything that decides over packets, listed once.
 ///
 /// # Errors
@@ -102,6 +115,7 @@ pub(crate) async fn world(client: &kube::Client) -> Result<World> {
         .await?
         .into(),
         policies: policies(client).await?,
+        cluster_policies: cluster_policies(client).await?,
     })
 }
 

@@ -270,6 +270,7 @@ mod tests {
             name: NodeName::new(name),
             labels: BTreeMap::new(),
             internal_ips: Vec::new(),
+            other_ips: Vec::new(),
             pod_cidrs: Vec::new(),
             ready,
             flannel: None,

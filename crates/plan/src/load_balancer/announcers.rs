@@ -149,6 +149,7 @@ mod tests {
                 name: name.clone(),
                 labels: Default::default(),
                 internal_ips: vec![ip(&format!("192.0.2.{number}"))],
+                other_ips: Vec::new(),
                 pod_cidrs: Vec::new(),
                 ready: true,
                 flannel: None,

@@ -12,6 +12,7 @@ fn node(name: &str, addresses: &[&str], cidrs: &[&str]) -> Node {
         name: NodeName::new(name),
         labels: Default::default(),
         internal_ips: addresses.iter().map(|a| a.parse().unwrap()).collect(),
+        other_ips: Vec::new(),
         flannel: None,
         pod_cidrs: cidrs.iter().map(|c| c.parse().unwrap()).collect(),
         ready: true,

@@ -21,12 +21,14 @@ pub(super) struct Member<'a> {
     pub(super) local: Option<&'a NamespacedName>,
 }
 
-/// All peers of a view by group: same namespace, labels and named ports.
+/// All peers of a view by group: pods of the same namespace, labels and named ports; behind those, nodes of the same labels.
 #[derive(Debug)]
 pub(super) struct Groups<'a> {
     /// All addresses, sorted.
     pub(super) members: Vec<Member<'a>>,
     kinds: Vec<PeerPod<'a>>,
+    /// Labels of the nodes that list the addresses of a group; the groups are counted from where `kinds` ends.
+    nodes: Vec<Vec<&'a Labels>>,
     by_namespace: HashMap<&'a str, Bits>,
     by_label: HashMap<&'a str, HashMap<&'a str, Vec<usize>>>,
     namespaces: Vec<(&'a str, Labels)>,
@@ -35,8 +37,8 @@ pub(super) struct Groups<'a> {
 }
 
 impl<'a> Groups<'a> {
-    /// Groups the peers of a view.
-    pub(super) fn of(view: &View<'a>, holders: &Holders<'a>, node: &NodeName) -> Self {
+    /// Groups the peers of a view. `with_nodes`: some program in force can tell nodes apart.
+    pub(super) fn of(view: &View<'a>, holders: &Holders<'a>, node: &NodeName, with_nodes: bool) -> Self {
         type Identity<'a> = (&'a str, &'a Labels, &'a [NamedPort]);
         let mut known: HashMap<Identity<'a>, usize> = HashMap::new();
         let mut kinds: Vec<PeerPod<'a>> = Vec::new();
@@ -54,10 +56,12 @@ impl<'a> Groups<'a> {
             };
             members.push(Member { address, group, local });
         }
+        let nodes = if with_nodes { group_nodes(holders, kinds.len(), &mut members) } else { Vec::new() };
+        let count = kinds.len() + nodes.len();
         let mut by_namespace: HashMap<&'a str, Bits> = HashMap::new();
         let mut by_label: HashMap<&'a str, HashMap<&'a str, Vec<usize>>> = HashMap::new();
         for (group, kind) in kinds.iter().enumerate() {
-            by_namespace.entry(kind.namespace).or_insert_with(|| Bits::none(kinds.len())).insert(group);
+            by_namespace.entry(kind.namespace).or_insert_with(|| Bits::none(count)).insert(group);
             for (key, value) in kind.labels {
                 by_label.entry(key).or_default().entry(value).or_default().push(group);
             }
@@ -66,6 +70,7 @@ impl<'a> Groups<'a> {
         Self {
             members,
             kinds,
+            nodes,
             by_namespace,
             by_label,
             namespaces,
@@ -76,7 +81,18 @@ impl<'a> Groups<'a> {
 
     /// How many groups there are.
     pub(super) fn len(&self) -> usize {
-        self.kinds.len()
+        self.kinds.len() + self.nodes.len()
+    }
+
+    /// The groups of nodes of which a selector matches one.
+    pub(super) fn of_nodes(&self, selector: &Selector) -> Bits {
+        let mut bits = Bits::none(self.len());
+        for (group, nodes) in (self.kinds.len()..).zip(&self.nodes) {
+            if nodes.iter().any(|labels| selector.matches(labels)) {
+                bits.insert(group);
+            }
+        }
+        bits
     }
 
     /// The number a named port has in the pods of a group.
@@ -110,7 +126,8 @@ impl<'a> Groups<'a> {
         bits
     }
 
-    /// The groups, of any namespace, whose pods a selector matches.
+    /// The groups, of any namespace, whose pods a selector matches. Where the selector wants that something is not, groups of nodes are among
+    /// them: who asks for pods intersects with namespaces.
     pub(super) fn with_labels(&mut self, selector: &Selector) -> Arc<Bits> {
         if let Some(known) = self.pods_memo.get(selector) {
             return known.clone();
@@ -142,4 +159,22 @@ impl<'a> Groups<'a> {
         }
         bits
     }
+}
+
+/// Groups the addresses that nodes hold, and adds them to the members; the first group has the number `first`.
+fn group_nodes<'a>(holders: &Holders<'a>, first: usize, members: &mut Vec<Member<'a>>) -> Vec<Vec<&'a Labels>> {
+    let mut known: HashMap<Vec<&'a Labels>, usize> = HashMap::new();
+    let mut groups: Vec<Vec<&'a Labels>> = Vec::new();
+    let mut addresses: Vec<_> = holders.node_addresses().collect();
+    addresses.sort_unstable_by_key(|(address, _)| *address);
+    for (address, nodes) in addresses {
+        let labels: Vec<&'a Labels> = nodes.iter().map(|node| &node.labels).collect();
+        let group = *known.entry(labels).or_insert_with_key(|labels| {
+            groups.push(labels.clone());
+            first + groups.len() - 1
+        });
+        members.push(Member { address, group, local: None });
+    }
+    members.sort_unstable_by_key(|member| member.address);
+    groups
 }

@@ -31,16 +31,16 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use towpath_model::desired::{
-    ClassId, LocalClass, PodSets, PolicyImage, Row, RowKey, RuleId, RuleInfo, SetId, Verdict,
+    ClassId, LocalClass, PodSets, PolicyImage, PolicyRef, Row, RowKey, RuleId, RuleInfo, SetId, Verdict,
 };
-use towpath_model::{Direction, NamespacedName, NetworkPolicy, NodeName};
+use towpath_model::{Action, ClusterNetworkPolicy, Direction, NetworkPolicy, NodeName, Tier};
 
 use self::bits::Bits;
 use self::classes::{Classes, Content, Members};
 use self::groups::Groups;
 use self::ids::Ids;
 use self::partition::{Atoms, Sample};
-use self::program::Program;
+use self::program::{Program, Rules, Stage};
 use self::set::{Set, SetKey};
 use crate::view::{Holders, View};
 
@@ -61,6 +61,9 @@ pub struct UsedIds {
     pub rules: BTreeSet<RuleId>,
 }
 
+/// The programs of each group of pods, in the order in which they are asked.
+type Selected = BTreeMap<(usize, Direction), Vec<Arc<Program>>>;
+
 /// Where a rule id comes from: version of the program, rule, peer, port.
 type RuleKey = (u64, u32, Option<u32>, Option<u32>);
 
@@ -68,7 +71,7 @@ type RuleKey = (u64, u32, Option<u32>, Option<u32>);
 #[derive(Debug)]
 pub struct Compiler {
     grace: Duration,
-    programs: HashMap<(NamespacedName, Direction), Arc<Program>>,
+    programs: HashMap<(PolicyRef, Direction), Arc<Program>>,
     next_version: u64,
     sets: BTreeMap<SetKey, Set>,
     set_ids: Ids,
@@ -112,7 +115,10 @@ impl Compiler {
         self.classes.ids.rested(now, self.grace);
         self.rule_ids.rested(now, self.grace);
         let holders = Holders::of(view);
-        let mut groups = Groups::of(view, &holders, node);
+        // Sets that are only kept for the grace period must still see nodes as they did.
+        let with_nodes = view.world.cluster_policies.values().any(ClusterNetworkPolicy::has_nodes)
+            || self.programs.values().any(|program| program.has_nodes());
+        let mut groups = Groups::of(view, &holders, node, with_nodes);
         let of_group = self.choose_sets(view, &mut groups, now);
         let image = self.compile_sets(&mut groups, now);
         let image = self.with_pods(image, &groups, &of_group);
@@ -128,8 +134,9 @@ impl Compiler {
     fn choose_sets(&mut self, view: &View<'_>, groups: &mut Groups<'_>, now: Duration) -> HashMap<usize, PodSets> {
         let mut local = Bits::none(groups.len());
         groups.members.iter().filter(|m| m.local.is_some()).for_each(|m| local.insert(m.group));
+        let mut selected = Selected::new();
+        self.select_cluster(view, groups, &local, Tier::Admin, &mut selected);
         let namespaces: BTreeSet<&str> = local.iter().filter_map(|g| groups.namespace(g)).collect();
-        let mut selected: BTreeMap<(usize, Direction), Vec<Arc<Program>>> = BTreeMap::new();
         for policy in view.world.policies.values().filter(|p| namespaces.contains(p.name.namespace.as_str())) {
             let mut bits = groups.in_namespace(&policy.name.namespace);
             bits.intersect(&local);
@@ -142,6 +149,7 @@ impl Compiler {
                 }
             }
         }
+        self.select_cluster(view, groups, &local, Tier::Baseline, &mut selected);
         let mut live: HashSet<SetId> = HashSet::new();
         let mut of_group: HashMap<usize, PodSets> = HashMap::new();
         for ((group, direction), programs) in selected {
@@ -157,16 +165,60 @@ impl Compiler {
         of_group
     }
 
+    /// Adds the programs of a tier, in the order in which they are asked.
+    fn select_cluster(
+        &mut self,
+        view: &View<'_>,
+        groups: &mut Groups<'_>,
+        local: &Bits,
+        tier: Tier,
+        selected: &mut Selected,
+    ) {
+        for policy in view.world.cluster_policies_of(tier) {
+            let mut bits = groups.in_namespaces(&policy.subject.namespaces).as_ref().clone();
+            bits.intersect(local);
+            bits.intersect(&groups.with_labels(&policy.subject.pods));
+            for direction in [Direction::Ingress, Direction::Egress] {
+                let mut program = None;
+                for group in bits.iter().filter(|_| !policy.rules(direction).is_empty()) {
+                    let programs = selected.entry((group, direction)).or_default();
+                    // What a NetworkPolicy isolates never gets to the baseline.
+                    if tier == Tier::Baseline && programs.iter().any(|p| p.stage == Stage::Namespaced) {
+                        continue;
+                    }
+                    let program = program.get_or_insert_with(|| self.cluster_program(policy, direction));
+                    programs.push(program.clone());
+                }
+            }
+        }
+        selected.retain(|_, programs| !programs.is_empty());
+    }
+
     fn program(&mut self, policy: &NetworkPolicy, direction: Direction) -> Arc<Program> {
         let rules = policy.rules(direction).unwrap_or_default();
-        let key = (policy.name.clone(), direction);
+        let key = (PolicyRef::Namespaced(policy.name.clone()), direction);
         if let Some(known) = self.programs.get(&key)
-            && known.rules == rules
+            && matches!(&known.rules, Rules::Namespaced(same) if same == rules)
         {
             return known.clone();
         }
         self.next_version += 1;
         let program = Arc::new(Program::of(&policy.name, direction, rules, self.next_version));
+        self.programs.insert(key, program.clone());
+        program
+    }
+
+    fn cluster_program(&mut self, policy: &ClusterNetworkPolicy, direction: Direction) -> Arc<Program> {
+        let rules = policy.rules(direction);
+        let key = (PolicyRef::Cluster { tier: policy.tier, name: policy.name.clone() }, direction);
+        if let Some(known) = self.programs.get(&key)
+            && matches!(&known.rules, Rules::Cluster(same) if same == rules)
+        {
+            return known.clone();
+        }
+        self.next_version += 1;
+        let program = Program::of_cluster(&policy.name, policy.tier, direction, rules, self.next_version);
+        let program = Arc::new(program);
         self.programs.insert(key, program.clone());
         program
     }
@@ -302,29 +354,14 @@ impl Compiler {
         let mut rules: HashMap<RuleKey, RuleId> = HashMap::with_capacity(self.rules.len());
         for set in self.sets.values() {
             let clauses: Vec<_> = set.clauses().collect();
-            let names = set.programs.iter().map(|p| p.policy.clone()).collect();
+            let names = set.programs.iter().filter_map(|program| match &program.policy {
+                PolicyRef::Namespaced(name) => Some(name.clone()),
+                PolicyRef::Cluster { .. } => None,
+            });
+            let names = names.collect();
             image.isolating.insert(set.id, names);
             for (class, rows) in set.rows() {
                 for draft in rows.iter() {
-                    let position = usize::try_from(draft.clause).unwrap_or(usize::MAX);
-                    let Some((index, clause)) = clauses.get(position) else { continue };
-                    let Some(program) = set.programs.get(*index) else { continue };
-                    let key = (program.version, clause.rule, clause.peer, draft.port_index);
-                    let rule = *rules.entry(key).or_insert_with(|| {
-                        let known = self.rules.get(&key).copied();
-                        let rule = known.unwrap_or_else(|| RuleId(self.rule_ids.take()));
-                        image.rules.insert(
-                            rule,
-                            RuleInfo {
-                                policy: program.policy.clone(),
-                                direction: program.direction,
-                                rule: clause.rule,
-                                peer: clause.peer,
-                                port: draft.port_index,
-                            },
-                        );
-                        rule
-                    });
                     let row = RowKey {
                         set: set.id,
                         class,
@@ -332,7 +369,30 @@ impl Compiler {
                         port: draft.port,
                         port_bits: draft.port_bits,
                     };
-                    image.rows.insert(row, Row { verdict: Verdict::Allow, rule });
+                    let Some(position) = draft.clause else {
+                        image.rows.insert(row, Row { verdict: Verdict::Allow, rule: RuleId::NOT_ISOLATED });
+                        continue;
+                    };
+                    let position = usize::try_from(position).unwrap_or(usize::MAX);
+                    let Some((index, clause)) = clauses.get(position) else { continue };
+                    let Some(program) = set.programs.get(*index) else { continue };
+                    let key = (program.version, clause.rule, clause.peer, draft.port_index);
+                    let rule = *rules.entry(key).or_insert_with(|| {
+                        let known = self.rules.get(&key).copied();
+                        let rule = known.unwrap_or_else(|| RuleId(self.rule_ids.take()));
+                        let info = RuleInfo {
+                            policy: program.policy.clone(),
+                            direction: program.direction,
+                            rule: clause.rule,
+                            name: program.rule_name(clause.rule).to_owned(),
+                            peer: clause.peer,
+                            port: draft.port_index,
+                        };
+                        image.rules.insert(rule, info);
+                        rule
+                    });
+                    let verdict = if clause.action == Action::Deny { Verdict::Deny } else { Verdict::Allow };
+                    image.rows.insert(row, Row { verdict, rule });
                 }
             }
         }

@@ -38,9 +38,13 @@ impl<'p> Atoms<'p> {
         }
         let mut borders: BTreeSet<IpNet> = BTreeSet::new();
         for atom in &list {
-            if let Atom::Block { cidr, except } = atom {
-                borders.insert(*cidr);
-                borders.extend(except);
+            match atom {
+                Atom::Block { cidr, except } => {
+                    borders.insert(*cidr);
+                    borders.extend(except);
+                }
+                Atom::Networks(networks) => borders.extend(networks),
+                Atom::Pods { .. } | Atom::Nodes(_) => {}
             }
         }
         let regions = Regions::of(&borders);
@@ -48,6 +52,12 @@ impl<'p> Atoms<'p> {
             .iter()
             .map(|atom| match atom {
                 Atom::Block { cidr, except } => Extent::Regions(regions.in_block(cidr, except)),
+                Atom::Networks(networks) => {
+                    let mut bits = Bits::none(regions.len());
+                    networks.iter().for_each(|net| bits.unite(&regions.in_block(net, &[])));
+                    Extent::Regions(bits)
+                }
+                Atom::Nodes(selector) => Extent::Groups(groups.of_nodes(selector)),
                 Atom::Pods { within, pods } => {
                     let mut bits = match within {
                         Within::Namespace(name) => groups.in_namespace(name),
@@ -122,7 +132,7 @@ pub(super) struct Kinds {
     pub(super) samples: Vec<(Option<usize>, Option<usize>)>,
     /// Kind of each of [`Groups::members`].
     pub(super) of_member: Vec<usize>,
-    /// Kind of what is no pod in each region.
+    /// Kind of what is in no group in each region.
     pub(super) of_region: Vec<usize>,
     /// Kinds that each atom matches.
     matched: Vec<Bits>,

@@ -1,8 +1,8 @@
-//! Port ranges cut into disjoint prefixes, each with the first range that covers it.
+//! Port ranges cut into disjoint prefixes, each with the range that decides of those that cover it.
 
 use std::collections::BTreeMap;
 
-/// A range of ports, both ends included, and its rank: of several that cover a port the lowest decides.
+/// A range of ports, both ends included, and its rank: of several that cover a port the lowest is asked first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Span {
     pub(super) first: u16,
@@ -10,8 +10,9 @@ pub(super) struct Span {
     pub(super) rank: u32,
 }
 
-/// Disjoint spans, ascending; neighbours differ in rank.
-pub(super) fn flatten(spans: &[Span]) -> Vec<Span> {
+/// Disjoint spans, ascending; neighbours differ in rank. `decide` is given the ranks that cover a port, ascending, and says which of
+/// them decides.
+pub(super) fn flatten(spans: &[Span], decide: impl Fn(&mut dyn Iterator<Item = u32>) -> Option<u32>) -> Vec<Span> {
     let mut changes: BTreeMap<u32, (Vec<u32>, Vec<u32>)> = BTreeMap::new();
     for span in spans.iter().filter(|s| s.first <= s.last) {
         changes.entry(u32::from(span.first)).or_default().0.push(span.rank);
@@ -33,7 +34,7 @@ pub(super) fn flatten(spans: &[Span]) -> Vec<Span> {
                 }
             }
         }
-        let winner = active.keys().next().copied();
+        let winner = decide(&mut active.keys().copied());
         if begin.map(|(_, rank)| rank) == winner {
             continue;
         }
@@ -81,7 +82,7 @@ mod tests {
             raw in prop::collection::vec((edge(), edge()), 0..8), probe in prop::collection::vec(edge(), 20)
         ) {
             let spans: Vec<Span> = (0u32..).zip(raw).map(|(rank, (a, b))| Span { first: a.min(b), last: a.max(b), rank }).collect();
-            let flat = flatten(&spans);
+            let flat = flatten(&spans, |ranks| ranks.next());
             for port in probe {
                 let truth = spans.iter().find(|s| (s.first..=s.last).contains(&port)).map(|s| s.rank);
                 let hits: Vec<u32> = flat.iter().filter(|s| (s.first..=s.last).contains(&port)).map(|s| s.rank).collect();

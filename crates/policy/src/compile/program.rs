@@ -1,7 +1,11 @@
 //! One direction of one policy, flattened to clauses: a clause is one peer of one rule with the rule's ports.
 
 use ipnet::IpNet;
-use towpath_model::{Direction, NamespacedName, Peer, PolicyRule, PortMatch, Protocol, Selector};
+use towpath_model::desired::PolicyRef;
+use towpath_model::{
+    Action, ClusterPeer, ClusterRule, Direction, NamespacedName, Peer, PolicyPort, PolicyRule, PortMatch, Protocol,
+    ProtocolMatch, Selector, Subject, Tier,
+};
 
 /// What of a peer a clause asks for. Equal atoms are looked up once.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -10,6 +14,40 @@ pub(super) enum Atom {
     Pods { within: Within, pods: Selector },
     /// Addresses.
     Block { cidr: IpNet, except: Vec<IpNet> },
+    /// Addresses in any of these.
+    Networks(Vec<IpNet>),
+    /// Addresses of nodes with these labels.
+    Nodes(Selector),
+}
+
+/// Where a program stands among those of a pod. A rule that passes goes on at the next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) enum Stage {
+    Admin,
+    /// NetworkPolicies.
+    Namespaced,
+    Baseline,
+    /// Behind all programs.
+    Default,
+}
+
+impl Stage {
+    pub(super) fn next(self) -> Self {
+        match self {
+            Stage::Admin => Stage::Namespaced,
+            Stage::Namespaced => Stage::Baseline,
+            Stage::Baseline | Stage::Default => Stage::Default,
+        }
+    }
+}
+
+impl From<Tier> for Stage {
+    fn from(tier: Tier) -> Self {
+        match tier {
+            Tier::Admin => Stage::Admin,
+            Tier::Baseline => Stage::Baseline,
+        }
+    }
 }
 
 /// The namespaces of a pod atom.
@@ -21,7 +59,7 @@ pub(super) enum Within {
     Matching(Selector),
 }
 
-/// An entry of a rule's `ports`.
+/// An entry of a rule's `ports` or `protocols`; a named port of any protocol is three of one index.
 #[derive(Clone, Debug)]
 pub(super) struct ClausePort {
     pub(super) index: u32,
@@ -40,6 +78,8 @@ pub(super) struct Clause {
     pub(super) atom: Option<Atom>,
     /// On which ports; none: all of every protocol.
     pub(super) ports: Option<Vec<ClausePort>>,
+    /// What it does with them.
+    pub(super) action: Action,
 }
 
 impl Clause {
@@ -51,23 +91,33 @@ impl Clause {
         })
     }
 
-    /// Whether it allows something even where no named port resolves.
-    pub(super) fn allows_numbers(&self) -> bool {
+    /// Whether it matches something even where no named port resolves.
+    pub(super) fn has_numbers(&self) -> bool {
         self.ports
             .as_ref()
             .is_none_or(|ports| ports.iter().any(|p| matches!(p.wanted, PortMatch::Any | PortMatch::Range(..))))
     }
 }
 
+/// The rules of a program, as the model has them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Rules {
+    /// Of a NetworkPolicy.
+    Namespaced(Vec<PolicyRule>),
+    /// Of a ClusterNetworkPolicy.
+    Cluster(Vec<ClusterRule>),
+}
+
 /// One direction of one policy as it was at one time.
 #[derive(Clone, Debug)]
 pub(super) struct Program {
-    pub(super) policy: NamespacedName,
+    pub(super) policy: PolicyRef,
+    pub(super) stage: Stage,
     pub(super) direction: Direction,
     /// Tells it from what the policy said before.
     pub(super) version: u64,
     /// What it was made from.
-    pub(super) rules: Vec<PolicyRule>,
+    pub(super) rules: Rules,
     /// In the order in which they decide.
     pub(super) clauses: Vec<Clause>,
     /// All named ports, sorted.
@@ -75,16 +125,18 @@ pub(super) struct Program {
 }
 
 impl Program {
-    /// Flattens rules.
+    /// Flattens the rules of a NetworkPolicy.
     pub(super) fn of(policy: &NamespacedName, direction: Direction, rules: &[PolicyRule], version: u64) -> Self {
         let mut clauses = Vec::new();
         for (rule_index, rule) in (0u32..).zip(rules) {
             let ports = (!rule.ports.is_empty()).then(|| {
                 let list = (0u32..).zip(&rule.ports);
-                list.map(|(index, p)| ClausePort { index, protocol: p.protocol, wanted: p.port.clone() }).collect()
+                list.map(|(index, port)| clause_port(index, port)).collect()
             });
+            let clause =
+                |peer, atom| Clause { rule: rule_index, peer, atom, ports: ports.clone(), action: Action::Accept };
             if rule.peers.is_empty() {
-                clauses.push(Clause { rule: rule_index, peer: None, atom: None, ports });
+                clauses.push(clause(None, None));
                 continue;
             }
             for (index, peer) in (0u32..).zip(&rule.peers) {
@@ -98,13 +150,87 @@ impl Program {
                         pods: pods.clone(),
                     },
                 };
-                clauses.push(Clause { rule: rule_index, peer: Some(index), atom: Some(atom), ports: ports.clone() });
+                clauses.push(clause(Some(index), Some(atom)));
             }
         }
+        let rules = Rules::Namespaced(rules.to_vec());
+        Self::new(PolicyRef::Namespaced(policy.clone()), Stage::Namespaced, direction, version, rules, clauses)
+    }
+
+    /// Flattens the rules of a ClusterNetworkPolicy.
+    pub(super) fn of_cluster(
+        name: &str,
+        tier: Tier,
+        direction: Direction,
+        rules: &[ClusterRule],
+        version: u64,
+    ) -> Self {
+        let mut clauses = Vec::new();
+        for (rule_index, rule) in (0u32..).zip(rules) {
+            let ports = (!rule.protocols.is_empty()).then(|| {
+                let list = (0u32..).zip(&rule.protocols);
+                list.flat_map(|(index, protocol)| clause_ports(index, protocol)).collect()
+            });
+            for (index, peer) in (0u32..).zip(&rule.peers) {
+                let (peer, atom) = match peer {
+                    ClusterPeer::Everybody => (None, None),
+                    ClusterPeer::Pods(Subject { namespaces, pods }) => (
+                        Some(index),
+                        Some(Atom::Pods { within: Within::Matching(namespaces.clone()), pods: pods.clone() }),
+                    ),
+                    ClusterPeer::Nodes(selector) => (Some(index), Some(Atom::Nodes(selector.clone()))),
+                    ClusterPeer::Networks(networks) => (Some(index), Some(Atom::Networks(networks.clone()))),
+                    // Nobody matches them until names are learned.
+                    ClusterPeer::DomainNames(_) => continue,
+                };
+                clauses.push(Clause { rule: rule_index, peer, atom, ports: ports.clone(), action: rule.action });
+            }
+        }
+        let policy = PolicyRef::Cluster { tier, name: name.to_owned() };
+        Self::new(policy, tier.into(), direction, version, Rules::Cluster(rules.to_vec()), clauses)
+    }
+
+    fn new(
+        policy: PolicyRef,
+        stage: Stage,
+        direction: Direction,
+        version: u64,
+        rules: Rules,
+        clauses: Vec<Clause>,
+    ) -> Self {
         let mut named: Vec<(String, Protocol)> =
             clauses.iter().flat_map(Clause::named).map(|(name, protocol)| (name.to_owned(), protocol)).collect();
         named.sort();
         named.dedup();
-        Self { policy: policy.clone(), direction, version, rules: rules.to_vec(), clauses, named }
+        Self { policy, stage, direction, version, rules, clauses, named }
+    }
+
+    /// What a rule is called.
+    pub(super) fn rule_name(&self, rule: u32) -> &str {
+        match &self.rules {
+            Rules::Namespaced(_) => "",
+            Rules::Cluster(rules) => {
+                usize::try_from(rule).ok().and_then(|rule| rules.get(rule)).map_or("", |rule| rule.name.as_str())
+            }
+        }
+    }
+
+    /// Whether a clause is about nodes.
+    pub(super) fn has_nodes(&self) -> bool {
+        self.clauses.iter().any(|clause| matches!(clause.atom, Some(Atom::Nodes(_))))
+    }
+}
+
+fn clause_port(index: u32, port: &PolicyPort) -> ClausePort {
+    ClausePort { index, protocol: port.protocol, wanted: port.port.clone() }
+}
+
+fn clause_ports(index: u32, protocol: &ProtocolMatch) -> Vec<ClausePort> {
+    match protocol {
+        ProtocolMatch::Ports(port) => vec![clause_port(index, port)],
+        ProtocolMatch::NamedPort(name) => Protocol::ALL
+            .into_iter()
+            .map(|protocol| ClausePort { index, protocol, wanted: PortMatch::Named(name.clone()) })
+            .collect(),
     }
 }

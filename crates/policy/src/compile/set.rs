@@ -8,16 +8,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use towpath_model::desired::{LocalClass, RowProtocol, SetId};
-use towpath_model::{Direction, PortMatch, Protocol};
+use towpath_model::{Action, Direction, PortMatch, Protocol};
 
 use super::ports::{self, Span};
-use super::program::{Clause, Program};
+use super::program::{Clause, Program, Stage};
 
 /// What makes two pods share a set.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct SetKey {
     pub(super) direction: Direction,
-    /// Versions of the programs, in order of policy name.
+    /// Versions of the programs, in the order in which they are asked.
     pub(super) versions: Vec<u64>,
     /// Ingress: what the programs' named ports are in the pods, in the order of [`Program::named`].
     pub(super) resolved: Vec<Option<u16>>,
@@ -29,8 +29,8 @@ pub(super) struct RowDraft {
     pub(super) protocol: RowProtocol,
     pub(super) port: u16,
     pub(super) port_bits: u8,
-    /// Index over the clauses of all programs.
-    pub(super) clause: u32,
+    /// Index over the clauses of all programs; none: no clause decides, and nothing isolates.
+    pub(super) clause: Option<u32>,
     /// Index into the rule's ports.
     pub(super) port_index: Option<u32>,
 }
@@ -176,7 +176,7 @@ impl Set {
             }
             let before = out.len();
             out.push(index);
-            let mut differs = atom.is_some() && clause.allows_numbers();
+            let mut differs = atom.is_some() && clause.has_numbers();
             if egress {
                 for (name, protocol) in clause.named() {
                     let number = peer.named_port(name, protocol);
@@ -194,29 +194,16 @@ impl Set {
 
     /// The rows of a peer. Without `atoms`: of a stranger.
     fn draft(&self, atoms: &[Option<usize>], peer: &impl Seen) -> Arc<[RowDraft]> {
-        let mut candidates: Vec<(u32, Option<u32>)> = Vec::new();
-        let mut spans: BTreeMap<RowProtocol, Vec<Span>> = BTreeMap::new();
-        let mut add = |protocol: RowProtocol, first: u16, last: u16, clause: u32, port: Option<u32>| {
-            if candidates.last() != Some(&(clause, port)) {
-                candidates.push((clause, port));
-            }
-            let rank = u32::try_from(candidates.len()).unwrap_or(u32::MAX) - 1;
-            spans.entry(protocol).or_default().push(Span { first, last, rank });
-        };
+        let mut candidates = Candidates::default();
         for (position, (program, clause)) in self.clauses().enumerate() {
             let Ok(index) = u32::try_from(position) else { break };
             let matched = match &clause.atom {
                 None => true,
                 Some(_) => atoms.get(position).copied().flatten().is_some_and(|a| peer.matches(a)),
             };
-            if !matched {
-                continue;
-            }
+            let Some(stage) = self.programs.get(program).map(|p| p.stage).filter(|_| matched) else { continue };
             let Some(list) = &clause.ports else {
-                for protocol in Protocol::ALL {
-                    add(RowProtocol::Ports(protocol), 0, u16::MAX, index, None);
-                }
-                add(RowProtocol::Other, 0, 0, index, None);
+                candidates.add_all(Candidate { clause: Some(index), port: None, stage, action: clause.action });
                 continue;
             };
             for port in list {
@@ -226,16 +213,86 @@ impl Set {
                     PortMatch::Named(name) => self.named_port(program, name, port.protocol, peer).map(|n| (n, n)),
                 };
                 if let Some((first, last)) = range {
-                    add(RowProtocol::Ports(port.protocol), first, last, index, Some(port.index));
+                    let entry = Candidate { clause: Some(index), port: Some(port.index), stage, action: clause.action };
+                    candidates.add(entry, RowProtocol::Ports(port.protocol), first, last);
                 }
             }
         }
+        if !self.isolates() {
+            candidates.add_all(Candidate { clause: None, port: None, stage: Stage::Default, action: Action::Accept });
+        }
+        candidates.rows()
+    }
+
+    /// Whether a NetworkPolicy is among its programs: then what no rule allows is denied.
+    pub(super) fn isolates(&self) -> bool {
+        self.programs.iter().any(|program| program.stage == Stage::Namespaced)
+    }
+
+    fn named_port(&self, program: usize, name: &str, protocol: Protocol, peer: &impl Seen) -> Option<u16> {
+        match self.key.direction {
+            Direction::Ingress => self.own_ports.get(&(program, name.to_owned(), protocol)).copied(),
+            Direction::Egress => peer.named_port(name, protocol),
+        }
+    }
+}
+
+/// A clause with one of its ports, as it stands for some traffic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Candidate {
+    clause: Option<u32>,
+    port: Option<u32>,
+    stage: Stage,
+    action: Action,
+}
+
+/// All clauses that match a peer, in the order in which they are asked, with the traffic that each is about.
+#[derive(Default)]
+struct Candidates {
+    list: Vec<Candidate>,
+    spans: BTreeMap<RowProtocol, Vec<Span>>,
+}
+
+impl Candidates {
+    fn add(&mut self, candidate: Candidate, protocol: RowProtocol, first: u16, last: u16) {
+        if self.list.last() != Some(&candidate) {
+            self.list.push(candidate);
+        }
+        let rank = u32::try_from(self.list.len()).unwrap_or(u32::MAX) - 1;
+        self.spans.entry(protocol).or_default().push(Span { first, last, rank });
+    }
+
+    /// For all traffic.
+    fn add_all(&mut self, candidate: Candidate) {
+        for protocol in Protocol::ALL {
+            self.add(candidate, RowProtocol::Ports(protocol), 0, u16::MAX);
+        }
+        self.add(candidate, RowProtocol::Other, 0, 0);
+    }
+
+    fn get(&self, rank: u32) -> Option<&Candidate> {
+        self.list.get(usize::try_from(rank).ok()?)
+    }
+
+    /// The first that decides: one that passes takes the rest of its stage with it.
+    fn decide(&self, ranks: &mut dyn Iterator<Item = u32>) -> Option<u32> {
+        let mut stage = Stage::Admin;
+        for rank in ranks {
+            match self.get(rank) {
+                Some(candidate) if candidate.stage < stage => {}
+                Some(candidate) if candidate.action == Action::Pass => stage = candidate.stage.next(),
+                Some(_) => return Some(rank),
+                None => {}
+            }
+        }
+        None
+    }
+
+    fn rows(&self) -> Arc<[RowDraft]> {
         let mut rows = Vec::new();
-        for (protocol, spans) in &spans {
-            for span in ports::flatten(spans) {
-                let Some((clause, port_index)) = usize::try_from(span.rank).ok().and_then(|r| candidates.get(r)) else {
-                    continue;
-                };
+        for (protocol, spans) in &self.spans {
+            for span in ports::flatten(spans, |ranks| self.decide(ranks)) {
+                let Some(candidate) = self.get(span.rank) else { continue };
                 let pieces = match protocol {
                     RowProtocol::Ports(_) => ports::prefixes(span.first, span.last),
                     RowProtocol::Other => vec![(0, 0)],
@@ -244,18 +301,11 @@ impl Set {
                     protocol: *protocol,
                     port,
                     port_bits,
-                    clause: *clause,
-                    port_index: *port_index,
+                    clause: candidate.clause,
+                    port_index: candidate.port,
                 }));
             }
         }
         rows.into()
-    }
-
-    fn named_port(&self, program: usize, name: &str, protocol: Protocol, peer: &impl Seen) -> Option<u16> {
-        match self.key.direction {
-            Direction::Ingress => self.own_ports.get(&(program, name.to_owned(), protocol)).copied(),
-            Direction::Egress => peer.named_port(name, protocol),
-        }
     }
 }

@@ -4,13 +4,18 @@
 
 mod nearest;
 mod show;
+mod tiers;
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::net::IpAddr;
 
 use serde::Serialize;
-use towpath_model::desired::{RowProtocol, RuleInfo, Verdict};
-use towpath_model::{Direction, NamespacedName, NetworkPolicy, Peer, Pod, PolicyPort, PortMatch};
+use towpath_model::desired::{PolicyRef, RowProtocol, RuleInfo, Verdict};
+use towpath_model::{
+    ClusterNetworkPolicy, Direction, Labels, NamespacedName, NetworkPolicy, Peer, Pod, PolicyPort, PortMatch, Protocol,
+    Tier,
+};
 
 pub use nearest::{Mismatch, Nearest};
 
@@ -48,9 +53,9 @@ pub enum Reason {
     OwnNode,
     /// The API has not told us of the pod yet: only its own node is in reach.
     Unknown,
-    /// No policy selects the pod in this direction.
+    /// No NetworkPolicy isolates the pod in this direction, and no rule of a ClusterNetworkPolicy decides.
     NotIsolated,
-    /// This rule allows it.
+    /// This rule decides: one of a NetworkPolicy allows it, one of a ClusterNetworkPolicy allows or denies it.
     Rule {
         /// The rule.
         rule: RuleInfo,
@@ -75,6 +80,9 @@ pub struct Side {
     pub verdict: Verdict,
     /// Why.
     pub reason: Reason,
+    /// Rules with `action: Pass` that led there, in order: at most one a tier.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub passed: Vec<RuleInfo>,
 }
 
 /// The verdict on a flow.
@@ -94,6 +102,11 @@ pub struct Evaluator<'a> {
     view: View<'a>,
     holders: Holders<'a>,
     policies: HashMap<&'a str, Vec<&'a NetworkPolicy>>,
+    /// In the order in which they are asked.
+    admin: Vec<&'a ClusterNetworkPolicy>,
+    baseline: Vec<&'a ClusterNetworkPolicy>,
+    /// Labels of all namespaces that have pods.
+    namespaces: HashMap<&'a str, Labels>,
 }
 
 /// Judges one flow; see [`Evaluator`] for many.
@@ -108,7 +121,20 @@ impl<'a> Evaluator<'a> {
         for policy in view.world.policies.values() {
             policies.entry(&policy.name.namespace).or_default().push(policy);
         }
-        Self { view: *view, holders: Holders::of(view), policies }
+        let holders = Holders::of(view);
+        let peers = holders.peers().map(|(_, _, peer)| peer.namespace);
+        let mut namespaces: HashMap<&'a str, Labels> = HashMap::new();
+        for name in peers {
+            namespaces.entry(name).or_insert_with(|| view.world.namespace_labels(name));
+        }
+        Self {
+            view: *view,
+            holders,
+            policies,
+            admin: view.world.cluster_policies_of(Tier::Admin),
+            baseline: view.world.cluster_policies_of(Tier::Baseline),
+            namespaces,
+        }
     }
 
     /// Who holds an address.
@@ -132,18 +158,15 @@ impl<'a> Evaluator<'a> {
         };
         match self.holders.holder(own)? {
             Holder::Pod(pod) => {
-                let reason = self.judge(pod, direction, other, flow);
-                let verdict = match reason {
-                    Reason::DefaultDeny { .. } | Reason::Unknown => Verdict::Deny,
-                    Reason::Itself | Reason::OwnNode | Reason::NotIsolated | Reason::Rule { .. } => Verdict::Allow,
-                };
-                Some(Side { pod: pod.name.clone(), direction, verdict, reason })
+                let mut passed = Vec::new();
+                let (verdict, reason) = self.judge(pod, direction, other, flow, &mut passed);
+                Some(Side { pod: pod.name.clone(), direction, verdict, reason, passed })
             }
             Holder::UnknownPod(pod) => {
                 let own_node = self.is_node_of(other, own) && (direction == Direction::Egress || !flow.forwarded);
                 let (verdict, reason) =
                     if own_node { (Verdict::Allow, Reason::OwnNode) } else { (Verdict::Deny, Reason::Unknown) };
-                Some(Side { pod: pod.clone(), direction, verdict, reason })
+                Some(Side { pod: pod.clone(), direction, verdict, reason, passed: Vec::new() })
             }
             Holder::Dns | Holder::Node(_) => None,
         }
@@ -156,16 +179,27 @@ impl<'a> Evaluator<'a> {
         node.is_some_and(|n| n.pod_cidrs.iter().any(|cidr| cidr.contains(&pod)))
     }
 
-    fn judge(&self, pod: &'a Pod, direction: Direction, other: IpAddr, flow: &Flow) -> Reason {
+    fn judge(
+        &self,
+        pod: &'a Pod,
+        direction: Direction,
+        other: IpAddr,
+        flow: &Flow,
+        passed: &mut Vec<RuleInfo>,
+    ) -> (Verdict, Reason) {
         let peer = self.holders.holder(other);
         match peer {
-            Some(Holder::Pod(same)) if same.name == pod.name => return Reason::Itself,
+            Some(Holder::Pod(same)) if same.name == pod.name => return (Verdict::Allow, Reason::Itself),
             Some(Holder::Node(node))
                 if direction == Direction::Ingress && !flow.forwarded && pod.node.as_ref() == Some(node) =>
             {
-                return Reason::OwnNode;
+                return (Verdict::Allow, Reason::OwnNode);
             }
             _ => {}
+        }
+        let case = Case { of: self, pod, direction, other, peer, flow };
+        if let Some(decided) = case.tier(&self.admin, passed) {
+            return decided;
         }
         let isolating: Vec<&NetworkPolicy> = self
             .policies
@@ -176,22 +210,30 @@ impl<'a> Evaluator<'a> {
             .filter(|p| p.rules(direction).is_some() && p.pod_selector.matches(&pod.labels))
             .collect();
         if isolating.is_empty() {
-            return Reason::NotIsolated;
+            return case.tier(&self.baseline, passed).unwrap_or((Verdict::Allow, Reason::NotIsolated));
         }
-        let case = Case { view: &self.view, pod, direction, other, peer, flow };
         match isolating.iter().find_map(|policy| case.allowed_by(policy)) {
-            Some(rule) => Reason::Rule { rule },
-            None => Reason::DefaultDeny {
-                nearest: case.nearest(&isolating),
-                isolating: isolating.into_iter().map(|p| p.name.clone()).collect(),
-            },
+            Some(rule) => (Verdict::Allow, Reason::Rule { rule }),
+            None => {
+                let nearest = case.nearest(&isolating);
+                let isolating = isolating.into_iter().map(|p| p.name.clone()).collect();
+                (Verdict::Deny, Reason::DefaultDeny { nearest, isolating })
+            }
+        }
+    }
+
+    /// The labels of a namespace.
+    fn namespace_labels(&self, namespace: &str) -> Cow<'_, Labels> {
+        match self.namespaces.get(namespace) {
+            Some(labels) => Cow::Borrowed(labels),
+            None => Cow::Owned(self.view.world.namespace_labels(namespace)),
         }
     }
 }
 
 /// One end of one flow: what a rule is held against.
 struct Case<'c, 'a> {
-    view: &'c View<'a>,
+    of: &'c Evaluator<'a>,
     pod: &'a Pod,
     direction: Direction,
     other: IpAddr,
@@ -206,7 +248,7 @@ fn entries<T>(list: &[T]) -> impl Iterator<Item = Option<(u32, &T)>> {
 }
 
 impl Case<'_, '_> {
-    /// The first rule of a policy that allows the flow.
+    /// The first rule of a NetworkPolicy that allows the flow.
     fn allowed_by(&self, policy: &NetworkPolicy) -> Option<RuleInfo> {
         for (index, rule) in (0u32..).zip(policy.rules(self.direction)?) {
             for peer in entries(&rule.peers).filter(|p| p.is_none_or(|(_, p)| self.peer_matches(policy, p))) {
@@ -226,9 +268,10 @@ impl Case<'_, '_> {
         port: Option<(u32, &PolicyPort)>,
     ) -> RuleInfo {
         RuleInfo {
-            policy: policy.name.clone(),
+            policy: PolicyRef::Namespaced(policy.name.clone()),
             direction: self.direction,
             rule,
+            name: String::new(),
             peer: peer.map(|(i, _)| i),
             port: port.map(|(i, _)| i),
         }
@@ -243,7 +286,7 @@ impl Case<'_, '_> {
                 pods.matches(peer.labels)
                     && match namespaces {
                         None => peer.namespace == policy.name.namespace,
-                        Some(selector) => selector.matches(&self.view.world.namespace_labels(peer.namespace)),
+                        Some(selector) => selector.matches(&self.of.namespace_labels(peer.namespace)),
                     }
             }),
         }
@@ -261,15 +304,15 @@ impl Case<'_, '_> {
         match &wanted.port {
             PortMatch::Any => true,
             PortMatch::Range(first, last) => (*first..=*last).contains(&self.flow.port),
-            PortMatch::Named(name) => self.named_port(name, wanted) == Some(self.flow.port),
+            PortMatch::Named(name) => self.named_port(name, wanted.protocol) == Some(self.flow.port),
         }
     }
 
     /// What a named port means here: a container port of the pod that the flow leads to.
-    fn named_port(&self, name: &str, wanted: &PolicyPort) -> Option<u16> {
+    fn named_port(&self, name: &str, protocol: Protocol) -> Option<u16> {
         match self.direction {
-            Direction::Ingress => self.pod.named_port(name, wanted.protocol),
-            Direction::Egress => self.peer.and_then(|p| p.as_peer())?.named_port(name, wanted.protocol),
+            Direction::Ingress => self.pod.named_port(name, protocol),
+            Direction::Egress => self.peer.and_then(|p| p.as_peer())?.named_port(name, protocol),
         }
     }
 }

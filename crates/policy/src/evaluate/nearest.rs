@@ -104,7 +104,7 @@ impl Case<'_, '_> {
                     Direction::Ingress => "the pod",
                     Direction::Egress => "the peer",
                 };
-                match self.named_port(name, wanted) {
+                match self.named_port(name, wanted.protocol) {
                     Some(number) => format!("{name} ({number} in {whose})"),
                     None => format!("{name} ({whose} has no {} port of that name)", wanted.protocol),
                 }

@@ -3,29 +3,9 @@
 use std::fmt;
 
 use towpath_model::Direction;
-use towpath_model::desired::{RuleInfo, Verdict};
+use towpath_model::desired::Verdict;
 
 use super::{Decision, Mismatch, Reason, Side};
-
-/// Field path of a rule, as `kubectl explain` and the API server's errors write it.
-struct Path<'a>(&'a RuleInfo);
-
-impl fmt::Display for Path<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (direction, peers) = match self.0.direction {
-            Direction::Ingress => ("ingress", "from"),
-            Direction::Egress => ("egress", "to"),
-        };
-        write!(f, "NetworkPolicy {}: spec.{direction}[{}]", self.0.policy, self.0.rule)?;
-        if let Some(peer) = self.0.peer {
-            write!(f, " {peers}[{peer}]")?;
-        }
-        match self.0.port {
-            Some(port) => write!(f, " ports[{port}]"),
-            None => Ok(()),
-        }
-    }
-}
 
 impl fmt::Display for Mismatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -57,14 +37,14 @@ impl fmt::Display for Side {
             Reason::OwnNode => f.write_str("a pod whose labels are not known yet may reach its own node"),
             Reason::Unknown => f.write_str("its labels are not known yet, so only its own node is in reach"),
             Reason::NotIsolated => f.write_str("no NetworkPolicy isolates it"),
-            Reason::Rule { rule } => write!(f, "{}", Path(rule)),
+            Reason::Rule { rule } => write!(f, "{rule}"),
             Reason::DefaultDeny { isolating, nearest } => {
                 let names: Vec<String> = isolating.iter().map(ToString::to_string).collect();
                 write!(f, "isolated by NetworkPolicy {}; ", names.join(", "))?;
                 match nearest {
                     None => f.write_str("no rule allows anything"),
                     Some(nearest) => {
-                        write!(f, "nearest rule {}: ", Path(&nearest.rule))?;
+                        write!(f, "nearest rule {}: ", nearest.rule)?;
                         for (index, mismatch) in nearest.mismatches.iter().enumerate() {
                             let separator = if index == 0 { "" } else { "; " };
                             write!(f, "{separator}{mismatch}")?;
@@ -73,7 +53,8 @@ impl fmt::Display for Side {
                     }
                 }
             }
-        }
+        }?;
+        self.passed.iter().try_for_each(|rule| write!(f, "; passed on by {rule}"))
     }
 }
 

@@ -9,7 +9,7 @@ use k8s_openapi::api::networking::v1 as networking;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use towpath_model::desired::RowProtocol;
-use towpath_model::{Namespace, NamespacedName, NetworkPolicy, Node, Pod, Protocol, World};
+use towpath_model::{ClusterNetworkPolicy, Namespace, NamespacedName, NetworkPolicy, Node, Pod, Protocol, World};
 use towpath_oracle::Cluster;
 
 pub const NAMESPACES: [&str; 3] = ["n0", "n1", "kube-system"];
@@ -19,6 +19,9 @@ pub const DNS: [&str; 2] = ["169.254.20.10", "fd99::10"];
 pub fn dns() -> Vec<IpAddr> {
     DNS.iter().map(|ip| ip.parse().unwrap()).collect()
 }
+
+/// Inside one of [`BLOCKS`], and outside of all.
+const NODE_EXTERNAL: [&str; 2] = ["198.51.100.70", "192.0.2.70"];
 
 fn node_ips(node: usize) -> [String; 2] {
     [format!("10.9.0.{}", node + 1), format!("fd09::{}", node + 1)]
@@ -54,6 +57,7 @@ pub struct Spec {
     pub namespaces: Vec<BTreeMap<String, String>>,
     pub pods: Vec<PodSpec>,
     pub policies: Vec<Value>,
+    pub cluster_policies: Vec<Value>,
 }
 
 pub fn labels() -> impl Strategy<Value = BTreeMap<String, String>> {
@@ -63,7 +67,7 @@ pub fn labels() -> impl Strategy<Value = BTreeMap<String, String>> {
     })
 }
 
-fn selector() -> impl Strategy<Value = Value> {
+fn selector() -> BoxedStrategy<Value> {
     let key = || prop::sample::select(vec!["a", "b", "c", "kubernetes.io/metadata.name"]);
     let values = || prop::sample::subsequence(vec!["x", "y", "n0", "n1"], 1..=3);
     let expression = prop_oneof![
@@ -78,6 +82,7 @@ fn selector() -> impl Strategy<Value = Value> {
         3 => (labels(), prop::collection::vec(expression, 1..3))
             .prop_map(|(l, e)| json!({"matchLabels": l, "matchExpressions": e})),
     ]
+    .boxed()
 }
 
 const BLOCKS: [&str; 14] = [
@@ -102,29 +107,30 @@ fn inside(outer: &str, inner: &str) -> bool {
     outer.contains(&inner) && outer != inner
 }
 
-fn block() -> impl Strategy<Value = Value> {
-    (prop::sample::select(BLOCKS.to_vec()), prop::sample::subsequence(BLOCKS.to_vec(), 0..=4)).prop_map(
-        |(cidr, holes)| {
+fn block() -> BoxedStrategy<Value> {
+    (prop::sample::select(BLOCKS.to_vec()), prop::sample::subsequence(BLOCKS.to_vec(), 0..=4))
+        .prop_map(|(cidr, holes)| {
             let except: Vec<&str> = holes.into_iter().filter(|hole| inside(cidr, hole)).collect();
             if except.is_empty() {
                 json!({"ipBlock": {"cidr": cidr}})
             } else {
                 json!({"ipBlock": {"cidr": cidr, "except": except}})
             }
-        },
-    )
+        })
+        .boxed()
 }
 
-fn peer() -> impl Strategy<Value = Value> {
+fn peer() -> BoxedStrategy<Value> {
     prop_oneof![
         2 => selector().prop_map(|s| json!({"podSelector": s})),
         2 => selector().prop_map(|s| json!({"namespaceSelector": s})),
         3 => (selector(), selector()).prop_map(|(n, p)| json!({"namespaceSelector": n, "podSelector": p})),
         4 => block(),
     ]
+    .boxed()
 }
 
-fn port() -> impl Strategy<Value = Value> {
+fn port() -> BoxedStrategy<Value> {
     let protocol = prop::sample::select(vec![None, Some("TCP"), Some("UDP"), Some("SCTP")]);
     let port = prop_oneof![
         1 => Just((json!(null), json!(null))),
@@ -132,10 +138,12 @@ fn port() -> impl Strategy<Value = Value> {
         2 => prop::sample::select(vec![(79, 81), (80, 8080), (1, 65535), (8000, 8100)]).prop_map(|(a, b)| (json!(a), json!(b))),
         4 => prop::sample::select(vec!["http", "alt", "dns", "none"]).prop_map(|n| (json!(n), json!(null))),
     ];
-    (protocol, port).prop_map(|(protocol, (port, end))| json!({"protocol": protocol, "port": port, "endPort": end}))
+    (protocol, port)
+        .prop_map(|(protocol, (port, end))| json!({"protocol": protocol, "port": port, "endPort": end}))
+        .boxed()
 }
 
-fn rules(peers: &'static str) -> impl Strategy<Value = Value> {
+fn rules(peers: &'static str) -> BoxedStrategy<Value> {
     let rule =
         (prop::collection::vec(peer(), 0..3), prop::collection::vec(port(), 0..3)).prop_map(move |(p, ports)| {
             let mut rule = serde_json::Map::new();
@@ -147,7 +155,9 @@ fn rules(peers: &'static str) -> impl Strategy<Value = Value> {
             }
             Value::Object(rule)
         });
-    prop::collection::vec(rule, 0..4).prop_map(|rules| if rules.is_empty() { json!(null) } else { json!(rules) })
+    prop::collection::vec(rule, 0..4)
+        .prop_map(|rules| if rules.is_empty() { json!(null) } else { json!(rules) })
+        .boxed()
 }
 
 /// Most of what there is shares a namespace and a node, so that it meets.
@@ -160,18 +170,18 @@ fn pod_selector() -> impl Strategy<Value = Value> {
 }
 
 /// A policy without a name.
-pub fn policy() -> impl Strategy<Value = Value> {
+pub fn policy() -> BoxedStrategy<Value> {
     let types =
         prop::sample::select(vec![json!(null), json!(["Ingress"]), json!(["Egress"]), json!(["Ingress", "Egress"])]);
-    (namespace().prop_map(|n| NAMESPACES[n]), pod_selector(), types, rules("from"), rules("to")).prop_map(
-        |(namespace, selector, types, ingress, egress)| {
+    (namespace().prop_map(|n| NAMESPACES[n]), pod_selector(), types, rules("from"), rules("to"))
+        .prop_map(|(namespace, selector, types, ingress, egress)| {
             json!({"metadata": {"namespace": namespace}, "spec": {
                 "podSelector": selector, "policyTypes": types, "ingress": ingress, "egress": egress}})
-        },
-    )
+        })
+        .boxed()
 }
 
-pub fn pod() -> impl Strategy<Value = PodSpec> {
+pub fn pod() -> BoxedStrategy<PodSpec> {
     let kind = prop_oneof![
         12 => Just(Kind::Plain),
         1 => Just(Kind::Terminating),
@@ -202,15 +212,101 @@ pub fn pod() -> impl Strategy<Value = PodSpec> {
             families,
             ports,
         })
+        .boxed()
 }
 
-pub fn spec() -> impl Strategy<Value = Spec> {
+pub fn spec() -> BoxedStrategy<Spec> {
     (
         prop::collection::vec(labels(), NAMESPACES.len()),
         prop::collection::vec(pod(), 2..9),
-        prop::collection::vec(policy(), 0..7),
+        prop_oneof![2 => prop::collection::vec(policy(), 0..3), 3 => prop::collection::vec(policy(), 0..7)],
+        prop_oneof![1 => Just(Vec::new()), 3 => prop::collection::vec(cluster_policy(), 0..6)],
     )
-        .prop_map(|(namespaces, pods, policies)| Spec { namespaces, pods, policies })
+        .prop_map(|(namespaces, pods, policies, cluster_policies)| Spec {
+            namespaces,
+            pods,
+            policies,
+            cluster_policies,
+        })
+        .boxed()
+}
+
+fn namespaced_pod() -> BoxedStrategy<Value> {
+    (selector(), selector()).prop_map(|(n, p)| json!({"namespaceSelector": n, "podSelector": p})).boxed()
+}
+
+fn cluster_port() -> BoxedStrategy<Value> {
+    let number = prop::sample::select(vec![53, 80, 81, 8080, 65535]).prop_map(|n| json!({"number": n}));
+    let range = prop::sample::select(vec![(79, 81), (80, 8080), (1, 65535), (8000, 8100)])
+        .prop_map(|(start, end)| json!({"range": {"start": start, "end": end}}));
+    (prop::sample::select(vec!["tcp", "tcp", "udp", "sctp"]), prop_oneof![number, range])
+        .prop_map(|(protocol, port)| json!({protocol: {"destinationPort": port}}))
+        .boxed()
+}
+
+/// A rule of a ClusterNetworkPolicy.
+fn cluster_rule(direction: &'static str) -> BoxedStrategy<Value> {
+    let peers = if direction == "ingress" { "from" } else { "to" };
+    let pods = || {
+        prop_oneof![
+            3 => Just(json!({"namespaces": {}})),
+            3 => selector().prop_map(|s| json!({"namespaces": s})),
+            4 => selector().prop_map(|s| json!({"pods": {"namespaceSelector": {}, "podSelector": s}})),
+            3 => namespaced_pod().prop_map(|p| json!({"pods": p})),
+        ]
+    };
+    let networks = || prop::sample::subsequence(BLOCKS.to_vec(), 1..=4).prop_map(|n| json!({"networks": n}));
+    let others = prop_oneof![
+        12 => pods(),
+        6 => selector().prop_map(|s| json!({"nodes": s})),
+        12 => networks(),
+        1 => Just(json!({"domainNames": ["*.example.com"]})),
+        1 => Just(json!({"ofALaterVersion": {}})),
+    ];
+    let named =
+        prop::sample::select(vec!["http", "alt", "dns", "none"]).prop_map(|n| json!({"destinationNamedPort": n}));
+    let wide = if direction == "ingress" {
+        prop::collection::vec(pods(), 1..3).boxed()
+    } else {
+        prop::collection::vec(others, 1..3).boxed()
+    };
+    // Named ports stand beside pods only.
+    let what = prop_oneof![
+        4 => (wide.clone(), Just(Vec::new())),
+        2 => (wide, prop::collection::vec(cluster_port(), 1..3)),
+        2 => (prop::collection::vec(pods(), 1..3), prop::collection::vec(prop_oneof![named, cluster_port()], 1..3)),
+    ];
+    (prop::sample::select(vec!["Accept", "Deny", "Pass"]), what)
+        .prop_map(move |(action, (to, protocols))| {
+            // Domain names stand in rules that accept only.
+            let names = to.iter().any(|peer| peer.get("domainNames").is_some());
+            let mut rule = json!({"action": if names { "Accept" } else { action }, peers: to});
+            if !protocols.is_empty() {
+                rule["protocols"] = json!(protocols);
+            }
+            rule
+        })
+        .boxed()
+}
+
+/// A ClusterNetworkPolicy without a name. Priorities are few, so that some are equal.
+pub fn cluster_policy() -> BoxedStrategy<Value> {
+    let subject = prop_oneof![
+        4 => Just(json!({"namespaces": {}})),
+        2 => selector().prop_map(|s| json!({"namespaces": s})),
+        2 => selector().prop_map(|s| json!({"pods": {"namespaceSelector": {}, "podSelector": s}})),
+        2 => namespaced_pod().prop_map(|p| json!({"pods": p})),
+    ];
+    (
+        prop::sample::select(vec!["Admin", "Baseline"]),
+        0..3,
+        subject,
+        prop::collection::vec(cluster_rule("ingress"), 0..4),
+        prop::collection::vec(cluster_rule("egress"), 0..4),
+    )
+        .prop_map(|(tier, priority, subject, ingress, egress)| {
+            json!({"metadata": {}, "spec": {"tier": tier, "priority": priority, "subject": subject, "ingress": ingress, "egress": egress}})
+        }).boxed()
 }
 
 /// Addresses of the pod with an index. An ended pod shows those of the pod before it.
@@ -257,9 +353,16 @@ impl Spec {
     pub fn objects(&self) -> Cluster {
         let from = |v: Value| v;
         let nodes = (0..NODES.len()).map(|n| {
-            let addresses: Vec<Value> =
+            let mut addresses: Vec<Value> =
                 node_ips(n).iter().map(|ip| json!({"type": "InternalIP", "address": ip})).collect();
-            serde_json::from_value(json!({"metadata": {"name": NODES[n]}, "status": {"addresses": addresses}})).unwrap()
+            addresses.push(json!({"type": "Hostname", "address": NODES[n]}));
+            addresses.push(json!({"type": "ExternalIP", "address": NODE_EXTERNAL[n]}));
+            let zone = ["x", "y"][n];
+            let labels = json!({"a": zone, "kubernetes.io/hostname": NODES[n]});
+            serde_json::from_value(
+                json!({"metadata": {"name": NODES[n], "labels": labels}, "status": {"addresses": addresses}}),
+            )
+            .unwrap()
         });
         let namespaces = NAMESPACES.iter().zip(&self.namespaces).map(|(name, labels)| {
             let mut labels = labels.clone();
@@ -272,7 +375,14 @@ impl Spec {
             object["metadata"]["name"] = json!(format!("q{i}"));
             serde_json::from_value(object).unwrap()
         });
+        // The names go against the order in which they were made.
+        let cluster_policies = self.cluster_policies.iter().enumerate().map(|(i, p)| {
+            let mut object = from(p.clone());
+            object["metadata"]["name"] = json!(format!("c{}", 9 - i % 10));
+            object
+        });
         Cluster {
+            cluster_policies: cluster_policies.collect(),
             nodes: nodes.collect(),
             namespaces: namespaces.collect(),
             pods: pods.collect(),
@@ -299,6 +409,12 @@ pub fn world(objects: &Cluster) -> World {
     for object in &objects.policies {
         let policy = NetworkPolicy::try_from(object).unwrap();
         world.policies.insert(policy.name.clone(), policy);
+    }
+    for object in &objects.cluster_policies {
+        let object: towpath_model::cluster_policy::object::ClusterNetworkPolicy =
+            serde_json::from_value(object.clone()).unwrap();
+        let (policy, _) = ClusterNetworkPolicy::fail_closed(&object).unwrap();
+        world.cluster_policies.insert(policy.name.clone(), policy);
     }
     world
 }
@@ -329,6 +445,7 @@ pub fn addresses(spec: &Spec) -> Vec<IpAddr> {
     let mut all: Vec<String> = (0..spec.pods.len()).flat_map(|i| pod_ips(spec, i)).collect();
     all.extend((0..NODES.len()).flat_map(node_ips));
     all.extend(DNS.map(str::to_owned));
+    all.extend(NODE_EXTERNAL.map(str::to_owned));
     all.extend(
         [
             "198.51.100.7",

@@ -34,6 +34,7 @@ fn node(name: &str, ip: &str, cidr: &str) -> (NodeName, Node) {
         name: NodeName::new(name),
         labels: Labels::new(),
         internal_ips: vec![ip.parse().unwrap()],
+        other_ips: Vec::new(),
         flannel: None,
         pod_cidrs: vec![cidr.parse().unwrap()],
         ready: true,
@@ -99,6 +100,7 @@ fn world() -> World {
             },
         )]),
         policies: BTreeMap::new(),
+        cluster_policies: BTreeMap::new(),
     }
 }
 

@@ -25,6 +25,7 @@ fn node(name: &str, zone: &str) -> Node {
         name: NodeName::new(name),
         labels: [("topology.kubernetes.io/zone".to_owned(), zone.to_owned())].into(),
         internal_ips: Vec::new(),
+        other_ips: Vec::new(),
         pod_cidrs: Vec::new(),
         ready: true,
         flannel: None,

@@ -1,0 +1,27 @@
+//! Questions about policies that need no cluster: who reaches whom, what a change changes, whether expectations hold, whether a statement
+//! holds for all possible pods, and what in the policies is likely a mistake.
+//!
+//! All of it is exact over ports and addresses: sets of them are ranges, never samples. [`reach()`](reach::reach), [`diff()`](reach::diff) and
+//! [`expect`] look at pods that exist ([`Universe`]), [`prove()`](prove::prove) at all that could. They read policies as the clauses of one
+//! private module, independently of the evaluator; the tests hold both against each other, and reasons that are shown are the evaluator's.
+
+pub mod addresses;
+mod clauses;
+mod engine;
+pub mod expect;
+mod membership;
+pub mod ports;
+pub mod prove;
+mod ranges;
+pub mod reach;
+mod rows;
+pub mod statement;
+pub mod universe;
+pub mod words;
+
+pub use addresses::Addresses;
+pub use expect::{Expectation, Outcome};
+pub use ports::Ports;
+pub use rows::{Parties, Row};
+pub use statement::Statement;
+pub use universe::{Owners, Universe, Workload};
