@@ -78,6 +78,7 @@ pub struct Programs {
     services: ServiceMaps,
     connections: Map<CtKey, Ct>,
     translations: Map<Tuple, abi::Nat>,
+    snat: Map<Tuple, abi::Snat>,
     accounts: Accounts,
     /// Peers were written, perhaps not all of them, and the revision was not raised for it.
     unraised: bool,
@@ -134,6 +135,7 @@ impl Programs {
             accounts,
             inheritance,
             translations: Map::open(&object, "tp_nat")?,
+            snat: Map::open(&object, "tp_snat")?,
             unraised: false,
             collected: None,
             config,
@@ -446,9 +448,9 @@ impl Programs {
         observe::counters(&self.object)
     }
 
-    /// Every tracked connection. Reads the whole table: milliseconds for 100,000.
+    /// Every tracked connection, those with backends that are no pods included. Reads the whole tables: milliseconds for 100,000.
     pub fn connections(&self) -> Result<Vec<Connection>> {
-        observe::connections(&self.connections)
+        observe::connections(&self.connections, &self.snat)
     }
 
     /// How the connection table is held by pods.
@@ -461,6 +463,7 @@ impl Programs {
         let tracked = [
             ("tp_ct", self.accounts.all()? as usize, self.connections.limit()),
             ("tp_nat", self.translations.entries()?.len(), self.translations.limit()),
+            ("tp_snat", self.snat.entries()?.len(), self.snat.limit()),
         ];
         let mirrored = self.node.usage().into_iter().chain(self.policy.usage()).chain(self.services.usage());
         Ok(mirrored.chain(tracked).map(|(map, entries, limit)| MapUsage { map, entries, limit }).collect())
