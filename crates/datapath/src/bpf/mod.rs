@@ -88,6 +88,10 @@ pub struct Programs {
 /// How often [`Programs::sweep`] runs the collector: well within the time after which the kernel does it by itself.
 const COLLECT_EVERY: Duration = Duration::from_secs(10);
 
+/// How often, and after what time, the collector's timer is tried to be armed.
+const ARM_TRIES: u32 = 10;
+const ARM_PAUSE: Duration = Duration::from_millis(5);
+
 /// What the maps hold, for status and tests.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
@@ -145,7 +149,16 @@ impl Programs {
         if programs.node.revision()? == 0 {
             programs.node.raise_revision()?;
         }
-        match object::call(&programs.object, "tp_arm", &mut 0u64)? {
+        // The kernel allocates the timer without waiting for a lock, and fails where another CPU has it just then (Linux 6.18).
+        let arm = || object::call(&programs.object, "tp_arm", &mut 0u64);
+        let mut step = arm()?;
+        for _ in 1..ARM_TRIES {
+            if step != 0 {
+                std::thread::sleep(ARM_PAUSE);
+                step = arm()?;
+            }
+        }
+        match step {
             0 => Ok(programs),
             step => Err(Error::Invalid {
                 object: format!("the collector's timer (step {step})"),
