@@ -282,6 +282,36 @@ struct tp_nat {
 	__u32 backend;
 };
 
+/*
+ * Clients outside whose backend is no pod (a node's own address, or one outside the cluster): there is no tunnel by which its answers would
+ * come back, so the source is translated too, to an address of the node and a port of these; but of a backend that is this node itself,
+ * whose answers pass its devices in any case. The one place where the range is said: it is disjoint from nftables' masquerading
+ * (MASQUERADE_PORTS) and from the ports that Linux gives to sockets (ip_local_port_range, 32768-60999).
+ */
+#define TP_SNAT_PORT_MIN 61000
+#define TP_SNAT_PORT_MAX 65535
+
+/* tp_snat: hash, tp_tuple as the backend answers -> this. Whoever enters it has its port; deleted with the entry in tp_snat_asked that leads
+ * to it. */
+struct tp_snat {
+	__u64 last_seen;		/* ktime, ns */
+	__u64 created;
+	struct tp_addr client;
+	struct tp_addr vip;
+	__be16 client_port;
+	__be16 vport;
+	__u32 flags;			/* enum tp_ct_flag; side A is the client */
+};
+
+/* tp_snat_asked: hash, tp_tuple as the client sends -> this: what it becomes. */
+struct tp_snat_way {
+	struct tp_addr source;		/* the client's own address and port, if the backend is this node */
+	struct tp_addr backend;
+	__be16 source_port;
+	__be16 backend_port;
+	__u32 backend_id;		/* tp_backends id */
+};
+
 /* tp_frags: LRU, first fragment's facts for those that follow. */
 struct tp_frag_key {
 	struct tp_addr saddr;
@@ -361,7 +391,7 @@ struct tp_backend {
 /* tp_loads: hash, __u32 backend id -> this. Open connections that go to the backend from here, of the backends that are chosen by
  * it. What was open before its entry was there is counted where it is in tp_nat. */
 struct tp_load {
-	__u32 flows;			/* in tp_nat */
+	__u32 flows;			/* in tp_nat and tp_snat_asked */
 	__u32 sockets;			/* translated when they connected */
 };
 
@@ -480,6 +510,10 @@ enum tp_reason {
 	TP_DROP_NO_POD = 31,		/* for an address that no pod has here */
 	TP_DROP_CT_BUDGET = 32,		/* a new connection of a pod that holds as many as it may */
 	TP_DROP_SOURCE_RANGE = 33,	/* to a Service that is not for this client (loadBalancerSourceRanges) */
+	TP_DROP_SNAT_PORTS = 34,	/* a new connection to a backend that is no pod: no source port towards it is free */
+	TP_DROP_SNAT_FULL = 35,		/* the same: tp_snat or tp_snat_asked has no room */
+	TP_DROP_SNAT_ODD = 36,		/* IP options, or the end of its time to live, towards or from such a backend: the kernel, whose
+					 * business that is, forwards nothing that has its own address as the source */
 	TP_REASON_MAX = 64,
 };
 

@@ -9,9 +9,14 @@
 #define CROWDED (5 * NSEC_PER_SEC)
 #define CLOCK_MONOTONIC 1
 
+/* Connections to backends that are no pods: of more than these, what is not established is not waited for. */
+#define SNAT_MANY 8192
+
 struct tp_sweep {
 	__u64 now;
 	struct tp_removed removed;
+	__u32 crowded;
+	__u32 pad;
 };
 
 /* Not established, idle for a moment, and of a pod that has all of its share while others may soon need theirs. */
@@ -63,12 +68,54 @@ static long tp_collect_nat(void *map, struct tp_tuple *sent, struct tp_nat *nat,
 	return 0;
 }
 
+/* Goes when it is idle, or nothing leads to it; of many, also what is not established and idle for a moment. */
+static long tp_collect_snat(void *map, struct tp_tuple *answer, struct tp_snat *snat, struct tp_sweep *sweep)
+{
+	__u64 last_seen = snat->last_seen, created = snat->created;
+	int over = tp_snat_over(answer->proto, snat, sweep->now), removed;
+	struct tp_tuple sent;
+
+	if (!over && sweep->crowded)
+		over = !(snat->flags & TP_CT_ESTABLISHED) && sweep->now > last_seen && sweep->now - last_seen > CROWDED;
+	if (!over) {
+		tp_snat_sent_of(&sent, snat, answer->proto);
+		/* It is entered a moment before what leads to it. */
+		over = !tp_snat_leads(bpf_map_lookup_elem(&tp_snat_asked, &sent), answer) && sweep->now > created &&
+		       sweep->now - created > NSEC_PER_SEC;
+	}
+	if (!over)
+		return 0;
+	removed = tp_snat_remove(answer, snat);
+	sweep->removed.connections += !!removed;
+	sweep->removed.translations += removed == 2;
+	return 0;
+}
+
+/* What leads to nothing. */
+static long tp_collect_asked(void *map, struct tp_tuple *sent, struct tp_snat_way *way, struct tp_sweep *sweep)
+{
+	struct tp_tuple answer;
+	struct tp_snat *snat;
+
+	tp_snat_answer_of(&answer, way, sent->proto);
+	snat = bpf_map_lookup_elem(&tp_snat, &answer);
+	if (!snat || !tp_snat_is_of(snat, sent))
+		sweep->removed.translations += tp_snat_forget(sent, way);
+	return 0;
+}
+
 static __noinline void tp_collect_all(struct tp_sweep *sweep)
 {
 	/* The fine clock: programs of this kind are not given the coarse one, which is at most a tick behind. */
 	sweep->now = bpf_ktime_get_ns();
 	bpf_for_each_map_elem(&tp_ct, tp_collect_ct, sweep, 0);
 	bpf_for_each_map_elem(&tp_nat, tp_collect_nat, sweep, 0);
+	sweep->crowded = 0;
+	if (bpf_for_each_map_elem(&tp_snat, tp_collect_snat, sweep, 0) > SNAT_MANY) {
+		sweep->crowded = 1;
+		bpf_for_each_map_elem(&tp_snat, tp_collect_snat, sweep, 0);
+	}
+	bpf_for_each_map_elem(&tp_snat_asked, tp_collect_asked, sweep, 0);
 }
 
 static int tp_collector_fires(void *map, __u32 *index, struct tp_collector *collector)
@@ -153,8 +200,12 @@ int tp_untranslate(struct tp_tuple *asked)
 {
 	struct tp_tuple sent = *asked;
 	struct tp_nat *nat = bpf_map_lookup_elem(&tp_nat, &sent);
+	struct tp_snat_way *way;
 
-	return nat ? tp_nat_delete(&sent, nat) : 0;
+	if (nat)
+		return tp_nat_delete(&sent, nat);
+	way = bpf_map_lookup_elem(&tp_snat_asked, &sent);
+	return way ? tp_snat_forget(&sent, way) : 0;
 }
 
 static long tp_release_nat(void *map, struct tp_tuple *sent, struct tp_nat *nat, struct tp_sweep *sweep)
@@ -166,12 +217,23 @@ static long tp_release_nat(void *map, struct tp_tuple *sent, struct tp_nat *nat,
 	return 0;
 }
 
+/* The collector then finds what it led to. */
+static long tp_release_asked(void *map, struct tp_tuple *sent, struct tp_snat_way *way, struct tp_sweep *sweep)
+{
+	__u32 backend = way->backend_id;
+
+	if (!bpf_map_lookup_elem(&tp_backends, &backend))
+		sweep->removed.translations += tp_snat_forget(sent, way);
+	return 0;
+}
+
 SEC("syscall")
 int tp_release(struct tp_removed *removed)
 {
 	struct tp_sweep sweep = {};
 
 	bpf_for_each_map_elem(&tp_nat, tp_release_nat, &sweep, 0);
+	bpf_for_each_map_elem(&tp_snat_asked, tp_release_asked, &sweep, 0);
 	*removed = sweep.removed;
 	return 0;
 }

@@ -5,15 +5,16 @@
 /* The UAPI headers of before 6.3 do not have it; where the kernel does not, packets of IPv6 pods come by the tunnel device. */
 #define ADJ_ROOM_DECAP_L3_IPV6 (1ULL << 8)
 
-/* The backend is a pod here or behind another node; anything else needs a source address that we do not give it yet. */
+/* The backend is a pod here or behind another node; for anything else see far.h. */
 static __always_inline int tp_serve(struct __sk_buff *skb, struct tp_work *w, const struct tp_node_config *cfg)
 {
 	struct tp_pod *to = bpf_map_lookup_elem(&tp_pods, &w->lb.backend.addr);
 	struct tp_ct *ct;
 	__u32 reason;
 
-	/* By the address that was asked, not by the one that it is aimed at already. */
-	if ((!to && tp_backend_node(w)) || tp_aimed_clashes(w, &ct))
+	if (!to && tp_backend_node(w))
+		return tp_far_serve(skb, w, cfg);
+	if (tp_aimed_clashes(w, &ct))
 		return tp_refuse_clash(skb, w, 0);
 	if (w->has_via && tp_is_too_big(skb, w, cfg)) {
 		if (tp_make_too_big(skb, w, cfg))
@@ -50,6 +51,10 @@ static __noinline int tp_error_from_outside(struct __sk_buff *skb, struct tp_wor
 	w->sent.sport = w->quoted.dport;
 	w->sent.daddr = w->quoted.saddr;
 	w->sent.dport = w->quoted.sport;
+	if (tp_snat_answered(w, &w->sent, 0))
+		return tp_far_error_to_client(skb, w, cfg);
+	if (tp_snat_known(w))
+		return tp_far_error_to_backend(skb, w, cfg);
 	/* What the cluster says within itself nobody outside has seen. */
 	tp_full_prefix(&w->cidr, &w->sent.saddr);
 	if (bpf_map_lookup_elem(&tp_peers, &w->cidr) || !tp_nat_known(w))
@@ -145,10 +150,14 @@ int tp_from_uplink(struct __sk_buff *skb)
 		return TC_ACT_OK;
 	}
 	w->sent = w->p.t;
+	if (tp_snat_has_port(w->sent.dport) && tp_snat_answered(w, &w->sent, w->p.flags & TP_PKT_OPENS))
+		return tp_far_answer(skb, w, cfg);
 	choice = tp_translate(w, cfg, TP_NODEPORT_OUTSIDE);
 	if (w->reason)
 		return tp_drop(skb, w->reason);
 	if (choice == TP_CHOICE_NONE)
 		return TC_ACT_OK;
+	if (choice == TP_CHOICE_FAR)
+		return tp_far_ask(skb, w, cfg);
 	return choice == TP_CHOICE_REFUSE ? tp_refuse(skb, w, 0) : tp_serve(skb, w, cfg);
 }

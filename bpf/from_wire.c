@@ -341,6 +341,9 @@ static __always_inline int tp_wire_ask(struct xdp_md *ctx, struct tp_work *w, co
 	if (tp_is_inside_source(w, cfg, peer, ctx->ingress_ifindex))
 		return XDP_PASS;
 	w->sent = w->p.t;
+	/* Perhaps the answer of a backend that is no pod. */
+	if (tp_snat_has_port(w->sent.dport) && bpf_map_lookup_elem(&tp_snat, &w->sent))
+		return XDP_PASS;
 	if (tp_translate(w, cfg, TP_NODEPORT_OUTSIDE) != TP_CHOICE_BACKEND)
 		return w->reason ? tp_drop(ctx, w->reason) : XDP_PASS;
 	len = tp_len(ctx);

@@ -14,6 +14,7 @@ enum tp_choice {
 	TP_CHOICE_BACKEND = 1,		/* lb.backend */
 	TP_CHOICE_REFUSE = 2,		/* a Service without a backend */
 	TP_CHOICE_DENY = 3,		/* a Service that is not for this client */
+	TP_CHOICE_FAR = 4,		/* as an earlier packet: w->way, to what is no pod (snat.h) */
 };
 
 #define LEAST_LOOKED_AT 64
@@ -303,7 +304,7 @@ static __always_inline int tp_is_new_connection(struct tp_work *w)
 }
 
 /*
- * Whether the packet is for a Service: NONE, BACKEND (w->p.t is aimed at it) or REFUSE. w->sent is the tuple as it came.
+ * Whether the packet is for a Service: NONE, BACKEND (w->p.t is aimed at it), FAR or REFUSE. w->sent is the tuple as it came.
  */
 static __noinline int tp_translate(struct tp_work *w, const struct tp_node_config *cfg, __u32 nodeport)
 {
@@ -314,6 +315,8 @@ static __noinline int tp_translate(struct tp_work *w, const struct tp_node_confi
 		tp_aim(w, 0);
 		return TP_CHOICE_BACKEND;
 	}
+	if (nodeport == TP_NODEPORT_OUTSIDE && tp_snat_known(w))
+		return TP_CHOICE_FAR;
 	/* A host port on loopback is for the node's own sockets; no neighbour or pod gets there by writing that address. */
 	if (tp_is_loopback(&w->sent.daddr))
 		return TP_CHOICE_NONE;

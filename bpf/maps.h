@@ -26,6 +26,8 @@ TP_MAP(tp_rules, BPF_MAP_TYPE_LPM_TRIE, struct tp_rule_key, struct tp_rule, 6553
 
 TP_MAP(tp_ct, BPF_MAP_TYPE_HASH, struct tp_ct_key, struct tp_ct, 65536, BPF_F_NO_PREALLOC);
 TP_MAP(tp_nat, BPF_MAP_TYPE_HASH, struct tp_tuple, struct tp_nat, 65536, BPF_F_NO_PREALLOC);
+TP_MAP(tp_snat, BPF_MAP_TYPE_HASH, struct tp_tuple, struct tp_snat, 65536, BPF_F_NO_PREALLOC);
+TP_MAP(tp_snat_asked, BPF_MAP_TYPE_HASH, struct tp_tuple, struct tp_snat_way, 65536, BPF_F_NO_PREALLOC);
 TP_MAP(tp_budget, BPF_MAP_TYPE_ARRAY, __u32, struct tp_budget, 1, 0);
 TP_MAP(tp_held, BPF_MAP_TYPE_ARRAY, __u32, __u32, 1, 0);
 TP_MAP(tp_flows, BPF_MAP_TYPE_HASH, __u32, struct tp_flows, 4096, BPF_F_NO_PREALLOC);

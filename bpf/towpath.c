@@ -26,6 +26,7 @@
 #include "policy.h"
 #include "budget.h"
 #include "ct.h"
+#include "snat.h"
 #include "lb.h"
 #include "sctp.h"
 #include "direct_return.h"
@@ -33,11 +34,13 @@
 #include "rewrite.h"
 #include "encap.h"
 #include "refuse.h"
+#include "far.h"
 
 #include "from_pod.c"
 #include "to_pod.c"
 #include "from_tunnel.c"
 #include "from_uplink.c"
+#include "to_uplink.c"
 #include "sock.c"
 #include "collect.c"
 

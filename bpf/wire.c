@@ -28,6 +28,7 @@
 #include "policy.h"
 #include "budget.h"
 #include "ct.h"
+#include "snat.h"
 #include "lb.h"
 #include "direct_return.h"
 #include "forward.h"

@@ -133,6 +133,10 @@ struct tp_work {
 	struct tp_ct fresh;
 	struct tp_nat nat;
 	struct tp_lb lb;
+	struct tp_snat_way way;		/* of a connection whose backend is no pod (snat.h) */
+	struct tp_snat snat;
+	struct tp_tuple answer;		/* as that backend answers */
+	struct tp_tuple aim;		/* what such a packet becomes */
 	struct tp_judgement j;
 	struct tp_pod from;		/* copies of the ends' entries in tp_pods */
 	struct tp_pod to;

@@ -32,6 +32,8 @@ unsafe impl Plain for u32 {}
 unsafe impl Plain for u64 {}
 
 pub const TP_ABI_VERSION: u32 = 4;
+pub const TP_SNAT_PORT_MIN: u32 = 61000;
+pub const TP_SNAT_PORT_MAX: u32 = 65535;
 pub const TP_ALGORITHM_SHIFT: u32 = 24;
 
 // enum tp_backend_mode
@@ -130,6 +132,9 @@ pub const TP_DROP_INTERNAL: u32 = 30;
 pub const TP_DROP_NO_POD: u32 = 31;
 pub const TP_DROP_CT_BUDGET: u32 = 32;
 pub const TP_DROP_SOURCE_RANGE: u32 = 33;
+pub const TP_DROP_SNAT_PORTS: u32 = 34;
+pub const TP_DROP_SNAT_FULL: u32 = 35;
+pub const TP_DROP_SNAT_ODD: u32 = 36;
 pub const TP_REASON_MAX: u32 = 64;
 
 #[repr(C, align(4))]
@@ -454,6 +459,48 @@ const _: () =
     assert!(size_of::<Nat>() == size_of::<Addr>() + size_of::<Be16>() + size_of::<[u8; 2]>() + size_of::<u32>());
 // SAFETY: repr(C), the line above shows that there is no padding, all fields are plain.
 unsafe impl Plain for Nat {}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Snat {
+    pub last_seen: u64,
+    pub created: u64,
+    pub client: Addr,
+    pub vip: Addr,
+    pub client_port: Be16,
+    pub vport: Be16,
+    pub flags: u32,
+}
+
+const _: () = assert!(
+    size_of::<Snat>()
+        == size_of::<u64>()
+            + size_of::<u64>()
+            + size_of::<Addr>()
+            + size_of::<Addr>()
+            + size_of::<Be16>()
+            + size_of::<Be16>()
+            + size_of::<u32>()
+);
+// SAFETY: repr(C), the line above shows that there is no padding, all fields are plain.
+unsafe impl Plain for Snat {}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct SnatWay {
+    pub source: Addr,
+    pub backend: Addr,
+    pub source_port: Be16,
+    pub backend_port: Be16,
+    pub backend_id: u32,
+}
+
+const _: () = assert!(
+    size_of::<SnatWay>()
+        == size_of::<Addr>() + size_of::<Addr>() + size_of::<Be16>() + size_of::<Be16>() + size_of::<u32>()
+);
+// SAFETY: repr(C), the line above shows that there is no padding, all fields are plain.
+unsafe impl Plain for SnatWay {}
 
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -906,6 +953,30 @@ pub const LAYOUTS: &[Layout] = &[
             ("dport", std::mem::offset_of!(Nat, dport)),
             ("pad", std::mem::offset_of!(Nat, pad)),
             ("backend", std::mem::offset_of!(Nat, backend)),
+        ],
+    ),
+    (
+        "tp_snat",
+        size_of::<Snat>(),
+        &[
+            ("last_seen", std::mem::offset_of!(Snat, last_seen)),
+            ("created", std::mem::offset_of!(Snat, created)),
+            ("client", std::mem::offset_of!(Snat, client)),
+            ("vip", std::mem::offset_of!(Snat, vip)),
+            ("client_port", std::mem::offset_of!(Snat, client_port)),
+            ("vport", std::mem::offset_of!(Snat, vport)),
+            ("flags", std::mem::offset_of!(Snat, flags)),
+        ],
+    ),
+    (
+        "tp_snat_way",
+        size_of::<SnatWay>(),
+        &[
+            ("source", std::mem::offset_of!(SnatWay, source)),
+            ("backend", std::mem::offset_of!(SnatWay, backend)),
+            ("source_port", std::mem::offset_of!(SnatWay, source_port)),
+            ("backend_port", std::mem::offset_of!(SnatWay, backend_port)),
+            ("backend_id", std::mem::offset_of!(SnatWay, backend_id)),
         ],
     ),
     (

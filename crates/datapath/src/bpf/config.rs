@@ -25,7 +25,8 @@ pub struct BpfConfig {
 /// 8 CPUs under kube-proxy (32,768 each); half of it, divided by 128, leaves each pod 1,024 that no neighbour can take.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Tracked connections, and translations beside them.
+    /// Tracked connections, and translations beside them. A quarter as many of clients outside with backends that are no pods may be
+    /// tracked besides, at 320 bytes each.
     pub connections: u32,
     /// Frontends (Service addresses and NodePorts).
     pub services: u32,
@@ -72,13 +73,16 @@ pub enum Hook {
     FromTunnel,
     /// The uplink, packets from outside.
     FromUplink,
+    /// The same devices, what the node sends there.
+    ToUplink,
     /// The same devices, before the kernel has made a buffer of a packet (XDP).
     FromWire,
 }
 
 impl Hook {
     /// All of them.
-    pub const ALL: [Hook; 5] = [Hook::FromPod, Hook::ToPod, Hook::FromTunnel, Hook::FromUplink, Hook::FromWire];
+    pub const ALL: [Hook; 6] =
+        [Hook::FromPod, Hook::ToPod, Hook::FromTunnel, Hook::FromUplink, Hook::ToUplink, Hook::FromWire];
 
     /// Name of the program.
     pub fn program(self) -> &'static str {
@@ -87,6 +91,7 @@ impl Hook {
             Hook::ToPod => "tp_to_pod",
             Hook::FromTunnel => "tp_from_tunnel",
             Hook::FromUplink => "tp_from_uplink",
+            Hook::ToUplink => "tp_to_uplink",
             Hook::FromWire => "tp_from_wire",
         }
     }

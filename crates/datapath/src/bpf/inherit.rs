@@ -18,7 +18,7 @@ use super::error::{Error, Result};
 use super::layout::{Conversion, Layout, Types};
 
 /// Maps that programs fill: what is entered while the other version's programs still run is copied, too.
-const FILLED_BY_PROGRAMS: [&str; 3] = ["tp_ct", "tp_nat", "tp_affinity"];
+const FILLED_BY_PROGRAMS: [&str; 5] = ["tp_ct", "tp_nat", "tp_snat", "tp_snat_asked", "tp_affinity"];
 
 /// The maps of another version that are not shared.
 #[derive(Debug, Default)]

@@ -145,7 +145,7 @@ fn program_of(pin: &str) -> Option<&str> {
 
 fn kind_of(hook: Hook) -> libbpf_sys::bpf_attach_type {
     match hook {
-        Hook::ToPod => libbpf_sys::BPF_TCX_EGRESS,
+        Hook::ToPod | Hook::ToUplink => libbpf_sys::BPF_TCX_EGRESS,
         Hook::FromPod | Hook::FromTunnel | Hook::FromUplink => libbpf_sys::BPF_TCX_INGRESS,
         Hook::FromWire => libbpf_sys::BPF_XDP,
     }

@@ -78,6 +78,7 @@ pub struct Programs {
     services: ServiceMaps,
     connections: Map<CtKey, Ct>,
     translations: Map<Tuple, abi::Nat>,
+    snat: Map<Tuple, abi::Snat>,
     accounts: Accounts,
     /// Peers were written, perhaps not all of them, and the revision was not raised for it.
     unraised: bool,
@@ -86,6 +87,10 @@ pub struct Programs {
 
 /// How often [`Programs::sweep`] runs the collector: well within the time after which the kernel does it by itself.
 const COLLECT_EVERY: Duration = Duration::from_secs(10);
+
+/// How often, and after what time, the collector's timer is tried to be armed.
+const ARM_TRIES: u32 = 10;
+const ARM_PAUSE: Duration = Duration::from_millis(5);
 
 /// What the maps hold, for status and tests.
 #[derive(Clone, Debug, Default)]
@@ -134,6 +139,7 @@ impl Programs {
             accounts,
             inheritance,
             translations: Map::open(&object, "tp_nat")?,
+            snat: Map::open(&object, "tp_snat")?,
             unraised: false,
             collected: None,
             config,
@@ -143,7 +149,16 @@ impl Programs {
         if programs.node.revision()? == 0 {
             programs.node.raise_revision()?;
         }
-        match object::call(&programs.object, "tp_arm", &mut 0u64)? {
+        // The kernel allocates the timer without waiting for a lock, and fails where another CPU has it just then (Linux 6.18).
+        let arm = || object::call(&programs.object, "tp_arm", &mut 0u64);
+        let mut step = arm()?;
+        for _ in 1..ARM_TRIES {
+            if step != 0 {
+                std::thread::sleep(ARM_PAUSE);
+                step = arm()?;
+            }
+        }
+        match step {
             0 => Ok(programs),
             step => Err(Error::Invalid {
                 object: format!("the collector's timer (step {step})"),
@@ -457,9 +472,9 @@ impl Programs {
         observe::counters(&self.object)
     }
 
-    /// Every tracked connection. Reads the whole table: milliseconds for 100,000.
+    /// Every tracked connection, those with backends that are no pods included. Reads the whole tables: milliseconds for 100,000.
     pub fn connections(&self) -> Result<Vec<Connection>> {
-        observe::connections(&self.connections)
+        observe::connections(&self.connections, &self.snat)
     }
 
     /// How the connection table is held by pods.
@@ -472,6 +487,7 @@ impl Programs {
         let tracked = [
             ("tp_ct", self.accounts.all()? as usize, self.connections.limit()),
             ("tp_nat", self.translations.entries()?.len(), self.translations.limit()),
+            ("tp_snat", self.snat.entries()?.len(), self.snat.limit()),
         ];
         let mirrored = self.node.usage().into_iter().chain(self.policy.usage()).chain(self.services.usage());
         Ok(mirrored.chain(tracked).map(|(map, entries, limit)| MapUsage { map, entries, limit }).collect())

@@ -21,7 +21,7 @@ use crate::abi::{Plain, TP_ABI_VERSION};
 static OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/towpath.o"));
 
 /// Maps that outlive the process. The others are scratch, constants and what only tests use.
-const PINNED: [&str; 27] = [
+const PINNED: [&str; 29] = [
     "tp_node_config",
     "tp_revision",
     "tp_pods",
@@ -33,6 +33,8 @@ const PINNED: [&str; 27] = [
     "tp_rules",
     "tp_ct",
     "tp_nat",
+    "tp_snat",
+    "tp_snat_asked",
     "tp_budget",
     "tp_held",
     "tp_flows",
@@ -79,6 +81,8 @@ fn keep_log(level: PrintLevel, line: String) {
 fn limit_of(limits: &Limits, map: &str) -> Option<(&'static str, u32)> {
     Some(match map {
         "tp_ct" | "tp_nat" => ("connections", limits.connections),
+        // A table of their own: what clients outside have with backends that are no pods takes nobody's share.
+        "tp_snat" | "tp_snat_asked" => ("connections", limits.connections / 4),
         "tp_services" | "tp_source_ranges" | "tp_service_names" => ("services", limits.services),
         "tp_slots" => ("slots", limits.slots),
         "tp_backends" | "tp_loads" => ("backends", limits.backends),

@@ -57,6 +57,9 @@ impl Reason {
             TP_DROP_NO_POD => "no_pod",
             TP_DROP_CT_BUDGET => "ct_budget",
             TP_DROP_SOURCE_RANGE => "source_range",
+            TP_DROP_SNAT_PORTS => "snat_ports",
+            TP_DROP_SNAT_FULL => "snat_full",
+            TP_DROP_SNAT_ODD => "snat_odd",
             _ => "unknown",
         }
     }
@@ -162,6 +165,23 @@ fn decode(key: &CtKey, ct: &Ct, now: u64) -> Connection {
     }
 }
 
+/// As [`decode`], of a client outside with a backend that is no pod.
+fn decode_snat(answer: &Tuple, snat: &Snat, now: u64) -> Connection {
+    Connection {
+        protocol: answer.proto,
+        opener: (snat.client.ip(), snat.client_port.get()),
+        responder: (answer.saddr.ip(), answer.sport.get()),
+        service: Some((snat.vip.ip(), snat.vport.get())),
+        via: None,
+        flags: snat.flags | TP_CT_FROM_A | TP_CT_DNAT,
+        idle: Duration::from_nanos(now.saturating_sub(snat.last_seen)),
+        age: Duration::from_nanos(now.saturating_sub(snat.created)),
+        egress: None,
+        ingress: None,
+        pod_id: TP_HOLDER_OTHERS,
+    }
+}
+
 /// The clock that the programs use, in ns.
 fn monotonic() -> u64 {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
@@ -170,9 +190,11 @@ fn monotonic() -> u64 {
     u64::try_from(now.tv_sec).unwrap_or(0).saturating_mul(1_000_000_000) + u64::try_from(now.tv_nsec).unwrap_or(0)
 }
 
-pub(crate) fn connections(ct: &Map<CtKey, Ct>) -> Result<Vec<Connection>> {
+pub(crate) fn connections(ct: &Map<CtKey, Ct>, snat: &Map<Tuple, Snat>) -> Result<Vec<Connection>> {
     let now = monotonic();
-    Ok(ct.entries()?.iter().map(|(key, value)| decode(key, value, now)).collect())
+    let mut all: Vec<Connection> = ct.entries()?.iter().map(|(key, value)| decode(key, value, now)).collect();
+    all.extend(snat.entries()?.iter().map(|(answer, value)| decode_snat(answer, value, now)));
+    Ok(all)
 }
 
 pub(crate) fn counters(object: &Object) -> Result<Vec<Count>> {

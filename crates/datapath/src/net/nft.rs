@@ -19,7 +19,7 @@ use super::link::TUNNEL_DEVICE;
 pub const TABLE: &str = "towpath";
 
 /// Source ports that masquerading picks from: the range of ordinary clients. Those above are left for translation in
-/// kernel programs, those below hold listeners and NodePorts.
+/// kernel programs (`TP_SNAT_PORT_MIN` in `bpf/abi.h`), those below hold listeners and NodePorts.
 pub const MASQUERADE_PORTS: (u16, u16) = (32768, 60999);
 
 /// The mark that kube-proxy puts on connections which must have a source of the node (`--iptables-masquerade-bit`, 14 by default).
@@ -311,6 +311,14 @@ fn prefixes(family: u8, nets: &[IpNet]) -> Option<Value> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::abi::{TP_SNAT_PORT_MAX, TP_SNAT_PORT_MIN};
+
+    #[test]
+    fn who_masquerades_and_who_translates_share_no_source_port() {
+        let (first, last) = MASQUERADE_PORTS;
+        assert!(first < last && u32::from(last) < TP_SNAT_PORT_MIN && TP_SNAT_PORT_MIN < TP_SNAT_PORT_MAX);
+        assert_eq!(TP_SNAT_PORT_MAX, u32::from(u16::MAX));
+    }
 
     fn facts() -> Facts {
         Facts {

@@ -24,6 +24,10 @@ use crate::net::pod::is_host_device;
 /// The hooks of a pod's device.
 const POD_HOOKS: [(Hook, Direction); 2] = [(Hook::FromPod, Direction::Ingress), (Hook::ToPod, Direction::Egress)];
 
+/// The hooks of a device that leads out.
+const OUTSIDE_HOOKS: [(Hook, Direction); 2] =
+    [(Hook::FromUplink, Direction::Ingress), (Hook::ToUplink, Direction::Egress)];
+
 /// What devices end with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Attachment {
@@ -140,16 +144,17 @@ impl Node {
     pub(super) fn ensure_node_hooks(&mut self) -> Result<(), Error> {
         let facts = &self.facts;
         let outside = facts.outside.clone();
-        let hooks = outside.iter().map(|(index, device)| (*index, device.clone(), Hook::FromUplink));
-        let hooks: Vec<_> =
-            [(facts.tunnel_ifindex, TUNNEL_DEVICE.to_owned(), Hook::FromTunnel)].into_iter().chain(hooks).collect();
+        let tunnel = (facts.tunnel_ifindex, TUNNEL_DEVICE.to_owned(), (Hook::FromTunnel, Direction::Ingress));
+        let outside_hooks =
+            outside.iter().flat_map(|(index, device)| OUTSIDE_HOOKS.map(|hook| (*index, device.clone(), hook)));
+        let hooks: Vec<_> = [tunnel].into_iter().chain(outside_hooks).collect();
         self.leave_devices(&outside)?;
-        for (index, device, hook) in hooks {
+        for (index, device, (hook, direction)) in hooks {
             if self.lent.is_some() && (hook == Hook::FromTunnel || self.is_too_early(index, hook)?) {
                 continue;
             }
             match (self.attachment, &mut self.programs) {
-                (Attachment::Filters, _) => self.ensure_filters(index, &device, &[(hook, Direction::Ingress)])?,
+                (Attachment::Filters, _) => self.ensure_filters(index, &device, &[(hook, direction)])?,
                 (Attachment::Links, Some(programs)) => programs.attach_device(index, hook)?,
                 (Attachment::Links, None) => {}
             }
@@ -184,8 +189,10 @@ impl Node {
             self.hooked = Some(outside.to_vec());
             return Ok(());
         }
-        let hooked = programs.attached()?.into_iter().filter(|(_, hook)| *hook == Hook::FromUplink);
-        let gone: Vec<u32> = hooked.map(|(index, _)| index).filter(|i| !outside.iter().any(|(o, _)| o == i)).collect();
+        let hooked =
+            programs.attached()?.into_iter().filter(|(_, hook)| OUTSIDE_HOOKS.iter().any(|(ours, _)| ours == hook));
+        let gone: BTreeSet<u32> =
+            hooked.map(|(index, _)| index).filter(|i| !outside.iter().any(|(o, _)| o == i)).collect();
         Ok(gone.into_iter().try_for_each(|index| programs.detach_device(index))?)
     }
 

@@ -30,6 +30,7 @@ mod policy;
 mod predecessor;
 mod sctp;
 mod services;
+mod snat;
 mod sockets;
 mod wire;
 mod world;

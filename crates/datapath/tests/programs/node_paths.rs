@@ -202,23 +202,6 @@ fn a_node_port_without_backends_is_refused_at_once() {
 }
 
 #[test]
-fn a_backend_that_is_no_pod_is_refused_by_the_address_that_was_asked() {
-    in_world(|w| {
-        for family in BOTH {
-            let h = hosts(family);
-            for (number, backend) in [h.node2, h.outside].into_iter().enumerate() {
-                let port = 30080 + number as u16;
-                w.serve(1 + family as u32, family, None, port, Protocol::Tcp, &[SocketAddr::new(backend, 8080)]);
-                let back = w.from_uplink(&arriving(MAC_UPLINK, h.outside, 4000, h.node, port, L4::syn()));
-                let back = back.out_of(2, w.uplink);
-                assert_eq!((back.src, back.dst), (SocketAddr::new(h.node, port), SocketAddr::new(h.outside, 4000)));
-                assert!(matches!(back.l4, L4::Tcp { flags, .. } if flags & RST != 0), "{back:?}");
-            }
-        }
-    });
-}
-
-#[test]
 fn a_pod_reaches_a_node_port_of_any_node() {
     in_both_worlds(|w| {
         for family in BOTH {

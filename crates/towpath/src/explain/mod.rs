@@ -230,8 +230,11 @@ pub(crate) fn explain(world: &World, facts: &Facts, from: &Target, to: &Target, 
     };
     let (service, destinations, refused) = case.translate(facts, &from, destination, port);
     // An outside client's packets enter where the Service is translated: at the node that it addressed.
-    let entry = service.as_ref().filter(|_| from.node.is_none()).and_then(|_| to.node.clone());
-    let way = |(ip, number): &(IpAddr, u16)| case.way(&from, entry.as_deref(), *ip, port, *number);
+    let entry = match (&service, &from.node) {
+        (Some(_), None) => Entry::Uplink(to.node.as_deref()),
+        _ => Entry::None,
+    };
+    let way = |(ip, number): &(IpAddr, u16)| case.way(&from, entry, *ip, port, *number);
     let ways: Vec<Way> = destinations.iter().map(way).collect();
     let allowed = ways.iter().filter(|w| w.decision.verdict == Verdict::Allow).count();
     let outcome = match refused {
@@ -357,7 +360,7 @@ impl Case<'_> {
         with_endpoint.filter(|_| service.external_policy == TrafficPolicy::Local).or_else(any)
     }
 
-    fn way(&self, from: &End, entry: Option<&str>, to: IpAddr, port: PortSpec, number: u16) -> Way {
+    fn way(&self, from: &End, entry: Entry<'_>, to: IpAddr, port: PortSpec, number: u16) -> Way {
         let protocol = match port {
             PortSpec::Port(protocol, _) => RowProtocol::Ports(protocol),
             PortSpec::Icmp => RowProtocol::Other,
@@ -379,8 +382,30 @@ fn is_for_all(service: &Service, address: IpAddr, facts: &Facts) -> bool {
     service.load_balancer_ips.contains(&address) || (service.external_ips.contains(&address) && allowed())
 }
 
-/// Hop by hop; `entry` is the node at which an outside client's packets were translated.
-fn path(from: &End, entry: Option<&str>, to: &End) -> Vec<String> {
+/// What becomes of an outside client's source towards an endpoint that is no pod.
+const SOURCE_TRANSLATED: &str = "translated to an address of the node and a port of 61000 to 65535";
+
+/// Where an outside client's packets were translated.
+#[derive(Clone, Copy)]
+enum Entry<'a> {
+    /// They were not, or it is no outside client.
+    None,
+    /// At the uplink of this node; none: of whatever node the address leads to.
+    Uplink(Option<&'a str>),
+}
+
+impl Entry<'_> {
+    /// In words.
+    fn name(self) -> String {
+        match self {
+            Self::Uplink(Some(node)) => format!("node {node}"),
+            Self::Uplink(None) | Self::None => "the node that the address leads to".to_owned(),
+        }
+    }
+}
+
+/// Hop by hop. (See `bpf/far.h` for endpoints that are no pods.)
+fn path(from: &End, entry: Entry<'_>, to: &End) -> Vec<String> {
     let pod = |end: &End| end.what.starts_with("pod ");
     let mut path = vec![format!("{} ({})", from.what, from.address)];
     match (&from.node, &to.node) {
@@ -397,13 +422,26 @@ fn path(from: &End, entry: Option<&str>, to: &End) -> Vec<String> {
             let translated = if pod(from) { ", masqueraded as the node's address" } else { "" };
             path.push(format!("node {a}: the node's own routes{translated}"));
         }
-        (None, Some(b)) => match entry.filter(|entry| entry != b) {
-            Some(entry) => {
+        (None, Some(b)) => match entry {
+            Entry::Uplink(Some(entry)) if entry == b => path.push(format!("node {b}: from its uplink")),
+            Entry::Uplink(Some(entry)) if pod(to) => {
                 path.push(format!("node {entry}: from its uplink, VXLAN to node {b} with the client's address kept"));
                 path.push(format!("node {b}; the answer goes back the same way"));
             }
-            None => path.push(format!("node {b}: from its uplink")),
+            Entry::Uplink(Some(entry)) => {
+                path.push(format!("node {entry}: from its uplink, {SOURCE_TRANSLATED}, by the node's network to node {b}"));
+                path.push(format!("node {b}; the answer goes back the same way"));
+            }
+            Entry::Uplink(None) if !pod(to) => path.push(format!(
+                "{}: from its uplink; unless that is node {b} itself, {SOURCE_TRANSLATED}",
+                entry.name()
+            )),
+            Entry::Uplink(None) | Entry::None => path.push(format!("node {b}: from its uplink")),
         },
+        (None, None) if matches!(entry, Entry::Uplink(_)) => path.push(format!(
+            "{}: from its uplink, {SOURCE_TRANSLATED}, by the node's own routes; the answer goes back the same way",
+            entry.name()
+        )),
         (None, None) => path.push("neither end is in the cluster".to_owned()),
     }
     path.push(format!("{} ({})", to.what, to.address));

@@ -176,6 +176,27 @@ fn a_node_port_from_outside_is_translated_on_the_node_addressed() {
 }
 
 #[test]
+fn who_sees_the_client_of_an_endpoint_that_is_no_pod_is_said() {
+    let mut world = world();
+    let far = ["192.168.255.11", "192.168.255.12", "203.0.113.77"];
+    let slice = world.slices.of(&NamespacedName::new("default", "web")).next().unwrap().clone();
+    let endpoint = |address: &str| Endpoint { address: address.parse().unwrap(), ..slice.endpoints[0].clone() };
+    world.slices.insert(slice.name.clone(), EndpointSlice { endpoints: far.map(endpoint).to_vec(), ..slice.clone() });
+    let hop = |to: &str| {
+        let answer = ask(&world, "203.0.113.10", to, "30000");
+        assert_eq!((answer.outcome, answer.ways.len()), (Outcome::Allow, 3));
+        far.map(|at| {
+            let way = answer.ways.iter().find(|way| way.to.address.to_string() == at).unwrap();
+            (way.path[1].clone(), way.path[1].contains("a port of 61000 to 65535"))
+        })
+    };
+    let [one, own, outside] = hop("node/n2");
+    assert!(one.1 && one.0.starts_with("node n2: from its uplink") && one.0.ends_with("to node n1"), "{one:?}");
+    assert_eq!(own, ("node n2: from its uplink".to_owned(), false), "it sees the client");
+    assert!(outside.1 && outside.0.starts_with("node n2: from its uplink"), "{outside:?}");
+}
+
+#[test]
 fn a_host_port_names_the_pod_and_the_binding() {
     let mut world = world();
     let web = world.pods.get_mut(&NamespacedName::new("default", "web-2")).unwrap();

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use libbpf_rs::Object;
 use towpath_model::desired::{Algorithm, FrontendTarget};
 
-use crate::abi::{Load, Nat, Tuple};
+use crate::abi::{Load, Nat, SnatWay, Tuple};
 use crate::bpf::error::{Error, Result};
 use crate::bpf::map::Map;
 
@@ -15,6 +15,7 @@ use crate::bpf::map::Map;
 pub(super) struct Loads {
     map: Map<u32, Load>,
     translations: Map<Tuple, Nat>,
+    asked: Map<Tuple, SnatWay>,
     counted: HashSet<u32>,
     /// Backends that are gone, and since when. Sockets that were counted to one take themselves off when they close, and the id is
     /// kept from others for a while: if the backend comes back, it has its count.
@@ -30,7 +31,8 @@ impl Loads {
         let counted: HashSet<u32> = map.entries()?.into_iter().map(|(id, _)| id).collect();
         // Until the table says that they are there.
         let gone = counted.iter().map(|id| (*id, now)).collect();
-        Ok(Self { map, translations: Map::open(object, "tp_nat")?, counted, gone })
+        let (translations, asked) = (Map::open(object, "tp_nat")?, Map::open(object, "tp_snat_asked")?);
+        Ok(Self { map, translations, asked, counted, gone })
     }
 
     /// Has the connections of these targets' backends counted where they are chosen by them, from what is open by translation now; those
@@ -43,8 +45,10 @@ impl Loads {
             return Ok(());
         }
         let mut flows: HashMap<u32, u32> = HashMap::new();
-        for (_, translation) in self.translations.entries()? {
-            *flows.entry(translation.backend).or_default() += 1;
+        let pods = self.translations.entries()?.into_iter().map(|(_, translation)| translation.backend);
+        let others = self.asked.entries()?.into_iter().map(|(_, way)| way.backend_id);
+        for backend in pods.chain(others) {
+            *flows.entry(backend).or_default() += 1;
         }
         for id in new {
             match self.map.put(&id, &Load { flows: flows.get(&id).copied().unwrap_or(0), sockets: 0 }) {
