@@ -14,8 +14,8 @@ use super::error::{Error, Result};
 use super::map::{Map, from_bytes, sum_per_cpu};
 use super::observe::{End, Reason, monotonic};
 use crate::abi::{
-    self, TP_DROPPED_SOCKET, TP_DROPPED_TRANSLATED, TP_DROPPED_TUPLE, TP_DROPPED_XDP, TP_DROP_EGRESS_POLICY,
-    TP_DROP_INGRESS_POLICY, Told,
+    self, TP_DROP_EGRESS_POLICY, TP_DROP_INGRESS_POLICY, TP_DROPPED_SOCKET, TP_DROPPED_TRANSLATED, TP_DROPPED_TUPLE,
+    TP_DROPPED_XDP, Told,
 };
 
 const RING: &str = "tp_drops";
@@ -174,7 +174,8 @@ mod tests {
     #[test]
     fn a_time_of_the_kernels_clock_is_one_of_the_walls() {
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000);
-        let told = abi::Dropped { at: 5_000_000_000, reason: TP_DROP_EGRESS_POLICY, rule: 7, ..abi::Dropped::default() };
+        let told =
+            abi::Dropped { at: 5_000_000_000, reason: TP_DROP_EGRESS_POLICY, rule: 7, ..abi::Dropped::default() };
         let dropped = decode(&told, 8_000_000_000, now);
         assert_eq!(dropped.at, SystemTime::UNIX_EPOCH + Duration::from_secs(997));
         assert_eq!((dropped.rule, dropped.ends, dropped.backend), (Some(RuleId(7)), None, None));
