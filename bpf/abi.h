@@ -522,6 +522,39 @@ struct tp_counter {
 	__u64 bytes;
 };
 
+/* ---- what is told as it happens ---------------------------------------------------------------------------------- */
+
+enum tp_drop_flag {
+	TP_DROPPED_TUPLE = 1 << 0,	/* the packet could be read as far as its addresses, at least */
+	TP_DROPPED_TRANSLATED = 1 << 1,	/* it was on its way to `backend` by way of the Service in the tuple */
+	TP_DROPPED_XDP = 1 << 2,
+	TP_DROPPED_SOCKET = 1 << 3,	/* no packet: a socket that may not connect, or send; its own port is not known */
+};
+
+/* tp_drops: ring of what is dropped or refused, while tp_watched says so (array of one, nonzero: somebody listens). */
+struct tp_dropped {
+	__u64 at;			/* ktime, ns */
+	struct tp_tuple t;		/* as its sender wrote it */
+	struct tp_addr backend;
+	__be16 backend_port;
+	__u8 flags;			/* enum tp_drop_flag */
+	__u8 tcp_flags;
+	__u8 icmp_type;
+	__u8 pad[3];
+	__u32 reason;			/* enum tp_reason */
+	__u32 rule;			/* of the policy that denied it, else 0 */
+	__u32 ifindex;			/* where it came in */
+	__u32 len;			/* bytes, link header included */
+};
+
+/* tp_told: per-CPU array of one: how much was told in this span of time, and how much was not, ever. */
+struct tp_told {
+	__u64 since;			/* ktime, ns */
+	__u64 untold;			/* more than may be told, or there was no room */
+	__u32 count;
+	__u32 pad;
+};
+
 /* tp_trace: array of one: the last redirect. Used only when the object was loaded with tp_testing set (constant data,
  * so in production the code that writes it does not exist). */
 struct tp_trace {

@@ -212,12 +212,17 @@ static __always_inline void tp_rejudge(struct tp_work *w, const struct tp_node_c
 	*(volatile __u64 *)&ct->ingress = tp_judged(w->j.ingress_verdict, revision);
 }
 
-static __always_inline __u32 tp_ct_denied(const struct tp_ct *ct)
+/* Why a connection is denied, the rule in w->rule; 0: it is not. */
+static __always_inline __u32 tp_ct_denied(struct tp_work *w, const struct tp_ct *ct)
 {
-	if (ct->egress >> 32 == TP_VERDICT_DENY)
+	if (ct->egress >> 32 == TP_VERDICT_DENY) {
+		w->rule = ct->egress_rule;
 		return TP_DROP_EGRESS_POLICY;
-	if (ct->ingress >> 32 == TP_VERDICT_DENY)
+	}
+	if (ct->ingress >> 32 == TP_VERDICT_DENY) {
+		w->rule = ct->ingress_rule;
 		return TP_DROP_INGRESS_POLICY;
+	}
 	return 0;
 }
 
@@ -378,7 +383,7 @@ static __always_inline struct tp_ct *tp_ct_reopen(struct tp_work *w, const struc
 	ct->last_seen = now;
 	ct->created = now;
 	tp_rejudge(w, cfg, ct, &w->p.t, revision);
-	w->reason = tp_ct_denied(ct);
+	w->reason = tp_ct_denied(w, ct);
 	if (w->reason)
 		return NULL;
 	if (w->translated && w->chosen && tp_nat_enter(w)) {
@@ -416,7 +421,7 @@ static __always_inline struct tp_ct *tp_track(struct tp_work *w, const struct tp
 		tp_rejudge(w, cfg, ct, &w->p.t, revision);
 		tp_resolve_via(w);
 	}
-	w->reason = tp_ct_denied(ct);
+	w->reason = tp_ct_denied(w, ct);
 	if (w->reason)
 		return NULL;
 	/* The connection is known and its translation is not: released with a backend that is here again. */
@@ -452,7 +457,7 @@ static __noinline __u32 tp_track_error(tp_context *skb, struct tp_work *w, const
 	}
 	if (tp_ct_stale(ct, revision))
 		tp_rejudge(w, cfg, ct, &w->quoted, revision);
-	reason = tp_ct_denied(ct);
+	reason = tp_ct_denied(w, ct);
 	if (reason)
 		return reason;
 	/* The opener knows of the Service only. */

@@ -47,6 +47,7 @@ static __noinline int tp_arp_from_pod(struct __sk_buff *skb, struct tp_work *w)
 	struct tp_addr sender;
 	__be32 v4;
 
+	tp_nothing_read(w);
 	if (bpf_skb_load_bytes(skb, 0, w->h.eth_dst, ETH_LEN) || bpf_skb_load_bytes(skb, ETH_LEN, &arp, sizeof(arp)))
 		return tp_drop(skb, TP_DROP_MALFORMED);
 	__builtin_memcpy(&v4, arp.sender, 4);

@@ -137,8 +137,10 @@ int tp_from_tunnel(struct __sk_buff *skb)
 
 	if (!cfg || !w)
 		return TC_ACT_SHOT;
-	if (skb->protocol != bpf_htons(ETH_P_IP) && skb->protocol != bpf_htons(ETH_P_IPV6))
+	if (skb->protocol != bpf_htons(ETH_P_IP) && skb->protocol != bpf_htons(ETH_P_IPV6)) {
+		tp_nothing_read(w);
 		return tp_drop(skb, TP_DROP_ARP_ND);
+	}
 	reason = tp_parse(skb, w);
 	if (reason && reason != TP_DROP_FRAGMENT)
 		return tp_drop(skb, reason);

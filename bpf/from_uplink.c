@@ -20,6 +20,7 @@ static __always_inline int tp_serve(struct __sk_buff *skb, struct tp_work *w, co
 		if (tp_make_too_big(skb, w, cfg))
 			return tp_drop(skb, TP_DROP_INTERNAL);
 		tp_count(TP_REFUSED, skb->len);
+		tp_tell(TP_REFUSED, skb->ifindex, skb->len, 0);
 		tp_note(2, skb->ifindex, TP_REFUSED);
 		return bpf_redirect(skb->ifindex, 0);
 	}

@@ -48,6 +48,14 @@ TP_MAP(tp_sock_peers, BPF_MAP_TYPE_SK_STORAGE, int, struct tp_sock_peers, 0, BPF
 TP_MAP(tp_counters, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct tp_counter, TP_REASON_MAX, 0);
 TP_MAP(tp_trace, BPF_MAP_TYPE_ARRAY, __u32, struct tp_trace, 1, 0);
 
+/* Not pinned: whoever listens does so to the programs that it loaded. */
+TP_MAP(tp_watched, BPF_MAP_TYPE_ARRAY, __u32, __u32, 1, 0);
+TP_MAP(tp_told, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct tp_told, 1, 0);
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 18);	/* bytes */
+} tp_drops SEC(".maps");
+
 /* Not shared with user space. */
 TP_MAP(tp_scratch, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct tp_work, 1, 0);
 

@@ -153,8 +153,11 @@ static __noinline __u32 tp_judge(struct tp_work *w, const struct tp_node_config 
 			j->ingress_rule = w->rule;
 		}
 	}
-	if (j->egress_verdict == TP_VERDICT_DENY)
+	if (j->egress_verdict == TP_VERDICT_DENY) {
+		w->rule = j->egress_rule;
 		return TP_DROP_EGRESS_POLICY;
+	}
+	w->rule = j->ingress_rule;
 	if (j->ingress_verdict == TP_VERDICT_DENY)
 		return TP_DROP_INGRESS_POLICY;
 	return 0;

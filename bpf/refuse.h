@@ -165,6 +165,7 @@ static __always_inline int tp_refuse(struct __sk_buff *skb, struct tp_work *w, i
 	if (tp_make_refusal(skb, w))
 		return tp_drop(skb, TP_DROP_NO_BACKEND);
 	tp_count(TP_REFUSED, skb->len);
+	tp_tell(TP_REFUSED, skb->ifindex, skb->len, 0);
 	tp_note(into_peer ? 1 : 2, skb->ifindex, TP_REFUSED);
 	return into_peer ? bpf_redirect_peer(skb->ifindex, 0) : bpf_redirect(skb->ifindex, 0);
 }

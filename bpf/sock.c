@@ -173,6 +173,7 @@ static __always_inline int tp_sock_forward(struct bpf_sock_addr *ctx, int v6, in
 	const struct tp_node_config *cfg = tp_config();
 	__u32 proto = ctx->protocol;
 	__be16 port = ctx->user_port;
+	struct tp_service_key asked;
 	struct tp_addr addr, client;
 	struct tp_lb lb = {};
 	enum tp_asker asker;
@@ -189,6 +190,8 @@ static __always_inline int tp_sock_forward(struct bpf_sock_addr *ctx, int v6, in
 		return tp_sock_plain(ctx, connects);
 	}
 	tp_service_key_of(&lb.key, &addr, port, proto);
+	/* The choice may look under another address: any node's. */
+	asked = lb.key;
 	choice = tp_sock_choose(&lb, cfg, &client, asker == TP_ASKER_POD ? TP_CLIENT_POD : TP_CLIENT_NODE);
 	if (connects)
 		tp_sock_count(ctx, &lb, choice);
@@ -196,11 +199,13 @@ static __always_inline int tp_sock_forward(struct bpf_sock_addr *ctx, int v6, in
 		return tp_sock_plain(ctx, connects);
 	if (choice == TP_CHOICE_DENY) {
 		tp_count(TP_DROP_SOURCE_RANGE, 0);
+		tp_tell_socket(TP_DROP_SOURCE_RANGE, &client, &asked);
 		bpf_set_retval(-EPERM);
 		return 0;
 	}
 	if (choice == TP_CHOICE_REFUSE) {
 		tp_count(TP_REFUSED, 0);
+		tp_tell_socket(TP_REFUSED, &client, &asked);
 		bpf_set_retval(-ECONNREFUSED);
 		return 0;
 	}

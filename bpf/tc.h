@@ -30,6 +30,7 @@ static __always_inline long tp_load(struct __sk_buff *skb, __u32 off, void *to, 
 static __always_inline int tp_drop(struct __sk_buff *skb, __u32 reason)
 {
 	tp_count(reason, skb->len);
+	tp_tell(reason, skb->ifindex, skb->len, 0);
 	return TC_ACT_SHOT;
 }
 

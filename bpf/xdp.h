@@ -33,7 +33,10 @@ static __always_inline long tp_load(struct xdp_md *ctx, __u32 off, void *to, __u
 
 static __always_inline int tp_drop(struct xdp_md *ctx, __u32 reason)
 {
-	tp_count(reason, tp_len(ctx));
+	__u32 len = tp_len(ctx);
+
+	tp_count(reason, len);
+	tp_tell(reason, ctx->ingress_ifindex, len, TP_DROPPED_XDP);
 	return XDP_DROP;
 }
 

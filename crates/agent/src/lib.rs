@@ -31,6 +31,7 @@ pub mod modes;
 pub mod network_config;
 pub mod node_network;
 pub mod node_ready;
+mod observe;
 mod own_node;
 mod plain_http;
 pub mod pods;
@@ -103,6 +104,7 @@ async fn run_until(config: AgentConfig, shutdown: CancellationToken) -> Result<(
     let health = health.transpose()?;
     let status = status::serve(&config, &node, sources.clone(), readiness.clone())?;
     let service_status = service_status::serve(&config, &node, sources.clone())?;
+    let observed = observe::serve(&config, &node, sources.clone())?;
     let client = api_client::client(&config).await?;
     let telling = owned(events::announce_problems(client.clone(), node, sources.clone(), readiness.clone()));
     let refusing = owned(events::refusals::announce(client.clone(), sources.clone()));
@@ -201,7 +203,7 @@ async fn run_until(config: AgentConfig, shutdown: CancellationToken) -> Result<(
     tokio::join!(cni.drain(Duration::from_secs(5)), announcing_balancers.drain());
     loop_task.abort();
     drop((status, telling, clean, watching_rules, health, in_kube_proxys_place, announcing, announcing_to_flannel));
-    drop((publishing, recalling, keeping, service_status, refusing, telling_who_announces));
+    drop((publishing, recalling, keeping, service_status, observed, refusing, telling_who_announces));
     last_known.keep_now(index).await;
     outcome
 }

@@ -16,8 +16,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{sleep_until, timeout};
 use towpath_carry::feed;
 use towpath_datapath::Datapath;
-use towpath_model::NodeName;
-use towpath_model::desired::{Clients, NodePeer, PodSets};
+use towpath_model::desired::{Clients, NodePeer, PodSets, RuleId, RuleInfo, SetId};
+use towpath_model::{NamespacedName, NodeName};
 use towpath_plan::Changed;
 use towpath_plan::dns::FeedPlanner;
 use towpath_plan::peers::Tunnels;
@@ -118,6 +118,8 @@ pub struct Report {
     pub classes: usize,
     /// Rule rows in the kernel.
     pub rules: usize,
+    /// What the rules in the kernel, and those of the image before, stand for.
+    pub rule_names: Arc<RuleNames>,
     /// What could not be applied, newest attempt.
     pub failures: BTreeMap<&'static str, String>,
     /// How often something could not be applied.
@@ -130,6 +132,19 @@ pub struct Report {
     pub services_due: Option<SystemTime>,
     /// When they were last applied.
     pub services_applied: Option<SystemTime>,
+}
+
+/// What verdicts of the kernel refer to.
+#[derive(Clone, Debug, Default)]
+pub struct RuleNames {
+    /// Rules of the present image.
+    pub rules: BTreeMap<RuleId, RuleInfo>,
+    /// Rules that only the image before had: what was judged by it is still told.
+    pub former: BTreeMap<RuleId, RuleInfo>,
+    /// Policies that isolate the pods of a set.
+    pub isolating: BTreeMap<SetId, BTreeSet<NamespacedName>>,
+    /// Sets of this node's pods.
+    pub pods: BTreeMap<IpAddr, PodSets>,
 }
 
 /// The report, shared with status and metrics.

@@ -137,6 +137,12 @@ pub const TP_DROP_SNAT_FULL: u32 = 35;
 pub const TP_DROP_SNAT_ODD: u32 = 36;
 pub const TP_REASON_MAX: u32 = 64;
 
+// enum tp_drop_flag
+pub const TP_DROPPED_TUPLE: u32 = 1;
+pub const TP_DROPPED_TRANSLATED: u32 = 2;
+pub const TP_DROPPED_XDP: u32 = 4;
+pub const TP_DROPPED_SOCKET: u32 = 8;
+
 #[repr(C, align(4))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Addr {
@@ -757,6 +763,54 @@ unsafe impl Plain for Counter {}
 
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Dropped {
+    pub at: u64,
+    pub t: Tuple,
+    pub backend: Addr,
+    pub backend_port: Be16,
+    pub flags: u8,
+    pub tcp_flags: u8,
+    pub icmp_type: u8,
+    pub pad: [u8; 3],
+    pub reason: u32,
+    pub rule: u32,
+    pub ifindex: u32,
+    pub len: u32,
+}
+
+const _: () = assert!(
+    size_of::<Dropped>()
+        == size_of::<u64>()
+            + size_of::<Tuple>()
+            + size_of::<Addr>()
+            + size_of::<Be16>()
+            + size_of::<u8>()
+            + size_of::<u8>()
+            + size_of::<u8>()
+            + size_of::<[u8; 3]>()
+            + size_of::<u32>()
+            + size_of::<u32>()
+            + size_of::<u32>()
+            + size_of::<u32>()
+);
+// SAFETY: repr(C), the line above shows that there is no padding, all fields are plain.
+unsafe impl Plain for Dropped {}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Told {
+    pub since: u64,
+    pub untold: u64,
+    pub count: u32,
+    pub pad: u32,
+}
+
+const _: () = assert!(size_of::<Told>() == size_of::<u64>() + size_of::<u64>() + size_of::<u32>() + size_of::<u32>());
+// SAFETY: repr(C), the line above shows that there is no padding, all fields are plain.
+unsafe impl Plain for Told {}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Trace {
     pub tunnel_source: Addr,
     pub tunnel_remote: Addr,
@@ -1131,6 +1185,34 @@ pub const LAYOUTS: &[Layout] = &[
         "tp_counter",
         size_of::<Counter>(),
         &[("packets", std::mem::offset_of!(Counter, packets)), ("bytes", std::mem::offset_of!(Counter, bytes))],
+    ),
+    (
+        "tp_dropped",
+        size_of::<Dropped>(),
+        &[
+            ("at", std::mem::offset_of!(Dropped, at)),
+            ("t", std::mem::offset_of!(Dropped, t)),
+            ("backend", std::mem::offset_of!(Dropped, backend)),
+            ("backend_port", std::mem::offset_of!(Dropped, backend_port)),
+            ("flags", std::mem::offset_of!(Dropped, flags)),
+            ("tcp_flags", std::mem::offset_of!(Dropped, tcp_flags)),
+            ("icmp_type", std::mem::offset_of!(Dropped, icmp_type)),
+            ("pad", std::mem::offset_of!(Dropped, pad)),
+            ("reason", std::mem::offset_of!(Dropped, reason)),
+            ("rule", std::mem::offset_of!(Dropped, rule)),
+            ("ifindex", std::mem::offset_of!(Dropped, ifindex)),
+            ("len", std::mem::offset_of!(Dropped, len)),
+        ],
+    ),
+    (
+        "tp_told",
+        size_of::<Told>(),
+        &[
+            ("since", std::mem::offset_of!(Told, since)),
+            ("untold", std::mem::offset_of!(Told, untold)),
+            ("count", std::mem::offset_of!(Told, count)),
+            ("pad", std::mem::offset_of!(Told, pad)),
+        ],
     ),
     (
         "tp_trace",

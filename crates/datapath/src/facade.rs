@@ -7,7 +7,7 @@ use std::time::Instant;
 use ipnet::IpNet;
 use towpath_model::desired::{LocalPod, NodePeer, PolicyImage, ServiceChanges, ServiceTable};
 
-use crate::bpf::{Adopted, Changes, Connection, Count, Held, MapUsage, Programs, ServicesApplied, Snapshot};
+use crate::bpf::{Adopted, Changes, Connection, Count, DropsEar, Held, MapUsage, Programs, ServicesApplied, Snapshot};
 use crate::error::Error;
 use crate::net::address_news::{AddressNews, Ear};
 use crate::node::Node;
@@ -120,6 +120,11 @@ impl Datapath {
     /// Counters of what the programs did and why they dropped.
     pub async fn counters(&self) -> Result<Vec<Count>, Error> {
         self.worker.call(|node| node.observe(Programs::counters)).await
+    }
+
+    /// Makes the programs tell what they drop, until the answer is gone; none where no programs are. It is for a thread of its own.
+    pub async fn listen_to_drops(&self) -> Result<Option<DropsEar>, Error> {
+        self.worker.call(|node| node.observe(|programs| programs.listen_to_drops().map(Some))).await
     }
 
     /// Every tracked connection. Reads the whole table: milliseconds for 100,000.

@@ -178,6 +178,11 @@ impl<'a> Holders<'a> {
         self.by_address.get(&address).copied()
     }
 
+    /// All held addresses, in no order.
+    pub fn all(&self) -> impl Iterator<Item = (IpAddr, Holder<'a>)> + '_ {
+        self.by_address.iter().map(|(ip, holder)| (*ip, *holder))
+    }
+
     /// All addresses that selectors can match, in no order.
     pub fn peers(&self) -> impl Iterator<Item = (IpAddr, Holder<'a>, PeerPod<'a>)> + '_ {
         self.by_address.iter().filter_map(|(ip, holder)| Some((*ip, *holder, holder.as_peer()?)))

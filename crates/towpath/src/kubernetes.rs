@@ -10,7 +10,7 @@ use k8s_openapi::api::discovery::v1 as discovery;
 use k8s_openapi::api::networking::v1 as networking;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::ResourceExt;
-use kube::api::{Api, AttachParams, ListParams};
+use kube::api::{Api, AttachParams, AttachedProcess, ListParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use serde::de::DeserializeOwned;
 use tokio::io::AsyncReadExt;
@@ -170,6 +170,16 @@ pub(crate) struct Said {
     pub(crate) out: Vec<u8>,
     /// On standard error.
     pub(crate) err: Vec<u8>,
+}
+
+/// Begins a command in an agent's container that goes on; its standard output comes while the answer is held.
+///
+/// # Errors
+/// It cannot be begun.
+pub(crate) async fn begin_in_agent(client: &kube::Client, pod: &str, command: &[&str]) -> Result<AttachedProcess> {
+    let params = AttachParams::default().container("agent").stdin(false).stdout(true).stderr(false);
+    let session = system_pods(client).exec(pod, command.iter().copied(), &params).await;
+    session.with_context(|| format!("could not run a command in the agent's container of {pod}"))
 }
 
 /// Runs a command in an agent's container.

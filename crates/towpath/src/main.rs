@@ -11,6 +11,8 @@ mod kubernetes;
 mod lab;
 mod lab_client;
 mod man;
+mod observe;
+mod place;
 mod probe;
 mod service;
 mod status;
@@ -43,6 +45,8 @@ enum Command {
     /// Services: what they lead to on which node, why an endpoint is not used, and open connections.
     #[command(subcommand)]
     Service(service::Command),
+    /// What is dropped, as it happens: who sent it, to whom, and the rule that denied it.
+    Observe(observe::Options),
     /// Tries the network of a live cluster, from pods of its own.
     #[command(subcommand)]
     Connectivity(connectivity::Command),
@@ -133,6 +137,7 @@ fn run(command: Command) -> Result<bool> {
         Command::Status(options) => client_runtime()?.block_on(status::run(&options)),
         Command::Explain(options) => client_runtime()?.block_on(explain::run(&options)),
         Command::Service(command) => client_runtime()?.block_on(service::run(&command)),
+        Command::Observe(options) => client_runtime()?.block_on(observe::run(&options)),
         Command::Connectivity(command) => client_runtime()?.block_on(connectivity::run(&command)),
         Command::Man { directory } => man::write(Cli::command(), &directory).map(|()| true),
         Command::Probe(command) => probe::run(&command),

@@ -180,6 +180,11 @@ impl AgentConfig {
         self.run_dir.join("service.sock")
     }
 
+    /// Socket on which the agent tells what is dropped, to `towpath observe` (root only).
+    pub fn observe_socket(&self) -> PathBuf {
+        self.run_dir.join("observe.sock")
+    }
+
     /// Where an agent that cannot run says why.
     pub fn last_words(&self) -> PathBuf {
         self.run_dir.join("agent.error")

@@ -4,5 +4,6 @@
 pub mod cni;
 pub mod config;
 pub mod dns;
+pub mod observe;
 pub mod service;
 pub mod status;

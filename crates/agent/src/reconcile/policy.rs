@@ -1,18 +1,19 @@
 //! NetworkPolicies, compiled for the pods of this node.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use towpath_model::NamespacedName;
 use towpath_model::desired::PolicyImage;
 use towpath_policy::View;
 
-use super::Reconciler;
+use super::{Reconciler, RuleNames};
 use crate::node_network::given;
 use crate::read;
 
 impl Reconciler {
     pub(super) async fn apply_policy(&mut self) -> Result<(), String> {
-        let image = self.compile();
+        let mut image = self.compile();
         let policies: BTreeSet<&NamespacedName> = image.isolating.values().flatten().collect();
         let classes: BTreeSet<u32> =
             image.pod_classes.values().chain(image.cidr_classes.values()).map(|class| class.0).collect();
@@ -22,6 +23,14 @@ impl Reconciler {
             report.rules = image.rows.len();
         });
         let pod_sets = image.pods.clone();
+        let names = RuleNames {
+            rules: std::mem::take(&mut image.rules),
+            former: BTreeMap::new(),
+            isolating: std::mem::take(&mut image.isolating),
+            pods: pod_sets.clone(),
+        };
+        // Before the kernel judges by them: whoever hears of a verdict can say whose it is.
+        self.with_report(|report| report.rule_names = Arc::new(names.after(&report.rule_names)));
         self.datapath.apply_policy(image).await.map_err(|e| e.to_string())?;
         self.pod_sets = pod_sets;
         Ok(())
@@ -44,5 +53,14 @@ impl Reconciler {
             }
             image
         })
+    }
+}
+
+impl RuleNames {
+    /// These, with what only `before` has: connections keep the rule that they were judged by until they are judged again.
+    fn after(mut self, before: &RuleNames) -> Self {
+        let gone = before.rules.iter().filter(|(id, _)| !self.rules.contains_key(id));
+        self.former = gone.map(|(id, info)| (*id, info.clone())).collect();
+        self
     }
 }

@@ -192,6 +192,15 @@ pub(crate) fn per_cpu<V: Plain>(object: &Object, name: &'static str, index: u32)
     Ok(values.iter().filter_map(|bytes| from_bytes(bytes)).collect())
 }
 
+/// The sum of what `of` says of every CPU's only entry.
+pub(crate) fn sum_per_cpu<V: Plain>(map: &impl MapCore, name: &'static str, of: impl Fn(V) -> u64) -> Result<u64> {
+    let values = map
+        .lookup_percpu(&0u32.to_ne_bytes(), libbpf_rs::MapFlags::ANY)
+        .map_err(|e| Error::bpf("read map", name, e))?
+        .unwrap_or_default();
+    Ok(values.iter().filter_map(|bytes| from_bytes(bytes)).map(of).fold(0, u64::wrapping_add))
+}
+
 /// A plain value from its bytes; none when there are too few.
 pub(crate) fn from_bytes<V: Plain>(bytes: &[u8]) -> Option<V> {
     (bytes.len() >= size_of::<V>()).then(|| {

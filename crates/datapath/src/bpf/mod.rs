@@ -9,6 +9,7 @@ mod address;
 mod adopt;
 mod budget;
 mod config;
+mod drops;
 mod error;
 mod features;
 mod held;
@@ -51,6 +52,7 @@ use wire::Wire;
 pub use adopt::Adopted;
 pub use budget::{Held, Holder};
 pub use config::{BpfConfig, Changes, Hook, Isolation, Limits, NodeConfig, Surroundings};
+pub use drops::{Dropped, DropsEar, Place};
 pub use error::{Error, Result};
 pub use features::{Feature, needed_here as needed_features};
 pub use held::{HeldSocket, HeldSockets};
@@ -470,6 +472,11 @@ impl Programs {
     /// Counters of what the programs did and why they dropped.
     pub fn counters(&self) -> Result<Vec<Count>> {
         observe::counters(&self.object)
+    }
+
+    /// Makes the programs tell what they drop, from now on until the answer is gone.
+    pub fn listen_to_drops(&self) -> Result<DropsEar> {
+        DropsEar::open(&self.object)
     }
 
     /// Every tracked connection, those with backends that are no pods included. Reads the whole tables: milliseconds for 100,000.

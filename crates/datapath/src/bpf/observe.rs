@@ -183,7 +183,7 @@ fn decode_snat(answer: &Tuple, snat: &Snat, now: u64) -> Connection {
 }
 
 /// The clock that the programs use, in ns.
-fn monotonic() -> u64 {
+pub(super) fn monotonic() -> u64 {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: the pointer is to a timespec of ours, which the call fills; this clock always exists.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut now) };

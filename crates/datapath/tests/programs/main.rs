@@ -13,6 +13,7 @@
 mod algorithms;
 mod budget;
 mod direct_return;
+mod drops;
 mod envelope;
 mod flips;
 mod fragments;

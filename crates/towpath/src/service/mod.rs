@@ -17,11 +17,11 @@ mod view;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use towpath_lab::layout::LabName;
 use towpath_model::NamespacedName;
 use towpath_wire::config::AgentConfig;
 
 use crate::kubernetes;
+use crate::place::{Cluster, Where};
 use nodes::Counted;
 use view::Views;
 
@@ -39,20 +39,6 @@ pub(crate) enum Command {
         #[arg(long)]
         run_dir: Option<PathBuf>,
     },
-}
-
-/// Which cluster.
-#[derive(clap::Args, Debug)]
-struct Where {
-    /// Kubeconfig; else KUBECONFIG and the usual places.
-    #[arg(long)]
-    kubeconfig: Option<PathBuf>,
-    /// A lab of this machine; else, where no kubeconfig is named, the only one there is.
-    #[arg(long, conflicts_with = "kubeconfig")]
-    lab: Option<LabName>,
-    /// text or json.
-    #[arg(short, long, value_enum, default_value = "text")]
-    output: crate::Output,
 }
 
 /// Options of `towpath service list`.
@@ -97,52 +83,18 @@ pub(crate) async fn run(command: &Command) -> Result<bool> {
     }
 }
 
-/// A cluster to ask.
-struct Cluster {
-    client: kube::Client,
-    lab: Option<LabName>,
-}
-
-impl Where {
-    async fn cluster(&self) -> Result<Cluster> {
-        let lab = self.lab()?;
-        let kubeconfig = match &lab {
-            Some(lab) => Some(towpath_lab::commands::kubeconfig(lab)?),
-            None => self.kubeconfig.clone(),
-        };
-        Ok(Cluster { client: kubernetes::client(kubeconfig.as_deref()).await?, lab })
-    }
-
-    /// The lab that is meant: by name, by its kubeconfig, or because there is nothing else.
-    fn lab(&self) -> Result<Option<LabName>> {
-        if self.lab.is_some() {
-            return Ok(self.lab.clone());
-        }
-        let named = self.kubeconfig.clone().or_else(|| std::env::var_os("KUBECONFIG").map(PathBuf::from));
-        // Who may not see the labs of this machine, or has none, has a cluster elsewhere.
-        let labs = towpath_lab::commands::list().unwrap_or_default();
-        let of = |lab: &LabName, path: &PathBuf| towpath_lab::commands::kubeconfig(lab).is_ok_and(|own| own == *path);
-        Ok(match (named, labs.as_slice()) {
-            (Some(path), labs) => labs.iter().find(|lab| of(&lab.name, &path)).map(|lab| lab.name.clone()),
-            (None, [only]) => Some(only.name.clone()),
-            (None, _) => None,
-        })
-    }
-}
-
-impl Cluster {
-    async fn counted(&self) -> Counted {
-        match &self.lab {
-            Some(lab) => nodes::of_lab(lab),
-            None => nodes::of_cluster(&self.client).await,
-        }
+/// What all nodes of a cluster hold.
+async fn counted(cluster: &Cluster) -> Counted {
+    match &cluster.lab {
+        Some(lab) => nodes::of_lab(lab),
+        None => nodes::of_cluster(&cluster.client).await,
     }
 }
 
 async fn list(options: &ListOptions) -> Result<bool> {
     let cluster = options.place.cluster().await?;
     let world = kubernetes::services(&cluster.client, None).await?;
-    let counted = if options.connections { Some(cluster.counted().await) } else { None };
+    let counted = if options.connections { Some(counted(&cluster).await) } else { None };
     let wanted = |name: &NamespacedName| options.namespace.as_ref().is_none_or(|only| name.namespace == *only);
     let network = kubernetes::network(&cluster.client).await;
     let views = Views::new(&world, network.as_ref(), counted.as_ref());
@@ -166,7 +118,7 @@ async fn show(options: &ShowOptions) -> Result<bool> {
         .services
         .get(&name)
         .with_context(|| format!("there is no Service {name}; `towpath service list` shows all that there are"))?;
-    let counted = if options.no_connections { None } else { Some(cluster.counted().await) };
+    let counted = if options.no_connections { None } else { Some(counted(&cluster).await) };
     let network = kubernetes::network(&cluster.client).await;
     let mut view = Views::new(&world, network.as_ref(), counted.as_ref()).of(service);
     view.announced = announcers::of(&cluster.client, service).await;

@@ -9,11 +9,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use kube::Client;
-use towpath_lab::layout::{LabName, Layout};
+use towpath_lab::layout::LabName;
 use towpath_wire::config::AgentConfig;
 use towpath_wire::service::NodeConnections;
 
-use crate::kubernetes;
+use crate::{kubernetes, place};
 
 /// How long a node may take: one that is gone holds up nothing else.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -71,17 +71,9 @@ fn understood(text: &[u8]) -> Result<NodeConnections> {
 /// Every node of a lab.
 pub(super) fn of_lab(lab: &LabName) -> Counted {
     let mut counted = Counted::default();
-    let known = Layout::new(lab).and_then(|layout| Ok((layout, towpath_lab::commands::spec(lab)?)));
-    let (layout, spec) = match known {
-        Ok(known) => known,
-        Err(error) => {
-            counted.incomplete.push(format!("connections are not counted: {error:#}"));
-            return counted;
-        }
-    };
-    for node in &spec.nodes {
-        let config = AgentConfig { run_dir: layout.node_run(&node.name).join("towpath"), ..AgentConfig::default() };
-        counted.take(&node.name, ask(&config.service_socket()));
+    match place::agents_of_lab(lab) {
+        Ok(agents) => agents.iter().for_each(|(node, config)| counted.take(node, ask(&config.service_socket()))),
+        Err(error) => counted.incomplete.push(format!("connections are not counted: {error:#}")),
     }
     counted
 }
