@@ -416,7 +416,14 @@ impl Reconciler {
         let expired = self.compiler.next_expiry().is_some_and(|at| at <= self.now());
         let room = self.room.is_some_and(|(at, _)| at <= Instant::now());
         let drained = room || self.services.next_deadline().is_some_and(|at| at <= self.now());
-        let policy_kinds = [Kind::Node, Kind::Namespace, Kind::Pod, Kind::NetworkPolicy, Kind::NodeNetwork];
+        let policy_kinds = [
+            Kind::Node,
+            Kind::Namespace,
+            Kind::Pod,
+            Kind::NetworkPolicy,
+            Kind::ClusterNetworkPolicy,
+            Kind::NodeNetwork,
+        ];
         self.policy_due |= due.any(&policy_kinds) || expired;
         // Where the API servers are, no host port is given.
         let api_moved = match due.services() {
