@@ -216,8 +216,12 @@ impl Reconciler {
             grace: Duration::from_secs(60),
         });
         services.adopt(adopted.backends, adopted.frontends, adopted.inside, Duration::ZERO);
-        let used =
-            towpath_policy::compile::UsedIds { sets: adopted.sets, classes: adopted.classes, rules: adopted.rules };
+        let used = towpath_policy::compile::UsedIds {
+            sets: adopted.sets,
+            classes: adopted.classes,
+            rules: adopted.rules,
+            held: adopted.policy,
+        };
         Ok(Self {
             node: parsed.node.clone(),
             parsed: parsed.clone(),
