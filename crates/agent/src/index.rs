@@ -14,8 +14,10 @@ use k8s_openapi::api::networking::v1 as networking;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use towpath_model::cluster_policy::object;
 use towpath_model::{
-    EndpointSlice, Invalid, Namespace, NamespacedName, NetworkPolicy, Node, NodeName, Pod, Service, ServiceCidr, World,
+    ClusterNetworkPolicy, EndpointSlice, Invalid, Namespace, NamespacedName, NetworkPolicy, Node, NodeName, Pod,
+    Service, ServiceCidr, World,
 };
 use towpath_plan::Changed;
 use towpath_plan::dns::rules::Sources;
@@ -38,6 +40,8 @@ pub enum Kind {
     EndpointSlice,
     /// NetworkPolicies.
     NetworkPolicy,
+    /// ClusterNetworkPolicies. Where the kind is not installed there are none.
+    ClusterNetworkPolicy,
     /// What other nodes say of their new pods. Nothing waits for it: where it is not known, or not installed, pods are known by
     /// their status.
     NodeNetwork,
@@ -49,8 +53,15 @@ pub enum Kind {
 
 impl Kind {
     /// All that must be known before anything is planned.
-    pub const ALL: [Kind; 6] =
-        [Kind::Node, Kind::Namespace, Kind::Pod, Kind::Service, Kind::EndpointSlice, Kind::NetworkPolicy];
+    pub const ALL: [Kind; 7] = [
+        Kind::Node,
+        Kind::Namespace,
+        Kind::Pod,
+        Kind::Service,
+        Kind::EndpointSlice,
+        Kind::NetworkPolicy,
+        Kind::ClusterNetworkPolicy,
+    ];
 }
 
 /// A noun of the model as the index stores it.
@@ -61,6 +72,8 @@ pub trait Noun: Sized + PartialEq + Send + Serialize + DeserializeOwned + 'stati
     type Key: Ord + Clone + Send + std::fmt::Display + Serialize + DeserializeOwned + 'static;
     /// Its kind.
     const KIND: Kind;
+    /// Whether the API server may not have the kind.
+    const OPTIONAL: bool = false;
 
     /// The key that an object's metadata say, if they do.
     fn key(meta: &ObjectMeta) -> Option<Self::Key>;
@@ -160,6 +173,34 @@ impl Noun for NetworkPolicy {
     }
 
     kept_in!(policies, NamespacedName);
+}
+
+impl Noun for ClusterNetworkPolicy {
+    type Object = object::ClusterNetworkPolicy;
+    type Key = String;
+    const KIND: Kind = Kind::ClusterNetworkPolicy;
+    const OPTIONAL: bool = true;
+
+    fn key(meta: &ObjectMeta) -> Option<String> {
+        meta.name.clone()
+    }
+
+    /// Fails closed, and what cannot be understood is said.
+    fn parse(object: &Self::Object) -> Result<Self, Invalid> {
+        let (policy, problems) = Self::fail_closed(object)?;
+        for problem in problems {
+            warn!(%problem, "this part of the policy is not understood: it accepts nothing, and denies what it might deny");
+        }
+        if policy.has_domain_names() {
+            warn!(
+                policy = policy.name,
+                "domainNames are not enforced yet: the peers that they stand for are not accepted by these rules"
+            );
+        }
+        Ok(policy)
+    }
+
+    kept_in!(cluster_policies, String);
 }
 
 /// What changed since it was last asked.
@@ -499,8 +540,9 @@ mod tests {
         index.reset::<Pod>(BTreeMap::new());
         index.reset::<Service>(BTreeMap::new());
         index.reset::<EndpointSlice>(BTreeMap::new());
-        assert_eq!(index.missing(), [Kind::NetworkPolicy]);
+        assert_eq!(index.missing(), [Kind::NetworkPolicy, Kind::ClusterNetworkPolicy]);
         index.reset::<NetworkPolicy>(BTreeMap::new());
+        index.reset::<ClusterNetworkPolicy>(BTreeMap::new());
         assert!(index.is_synced());
     }
 

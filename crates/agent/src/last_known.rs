@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
-use towpath_model::{EndpointSlice, Namespace, NetworkPolicy, Node, Pod, Service};
+use towpath_model::{ClusterNetworkPolicy, EndpointSlice, Namespace, NetworkPolicy, Node, Pod, Service};
 use tracing::{debug, info, warn};
 
 use crate::index::{Index, Kind, Noun};
@@ -70,13 +70,19 @@ type WriteKind = fn(&Path, &SharedIndex) -> Result<()>;
 type RecallKind = fn(&Path) -> Result<Update>;
 
 /// How each kind is written and read.
-const KINDS: [(Kind, &str, WriteKind, RecallKind); 6] = [
+const KINDS: [(Kind, &str, WriteKind, RecallKind); 7] = [
     (Kind::Node, "nodes", write_kind::<Node>, recall_kind::<Node>),
     (Kind::Namespace, "namespaces", write_kind::<Namespace>, recall_kind::<Namespace>),
     (Kind::Pod, "pods", write_kind::<Pod>, recall_kind::<Pod>),
     (Kind::Service, "services", write_kind::<Service>, recall_kind::<Service>),
     (Kind::EndpointSlice, "endpointslices", write_kind::<EndpointSlice>, recall_kind::<EndpointSlice>),
     (Kind::NetworkPolicy, "networkpolicies", write_kind::<NetworkPolicy>, recall_kind::<NetworkPolicy>),
+    (
+        Kind::ClusterNetworkPolicy,
+        "clusternetworkpolicies",
+        write_kind::<ClusterNetworkPolicy>,
+        recall_kind::<ClusterNetworkPolicy>,
+    ),
 ];
 
 impl LastKnown {
@@ -134,7 +140,7 @@ impl LastKnown {
                 write(&self.file(name), index)?;
                 // A policy that is missing at the next start is one that does not hold.
                 let rest = match kind {
-                    Kind::NetworkPolicy | Kind::Namespace => Duration::ZERO,
+                    Kind::NetworkPolicy | Kind::ClusterNetworkPolicy | Kind::Namespace => Duration::ZERO,
                     _ => begun.elapsed() * REST_FACTOR,
                 };
                 kept.insert(kind, (revision, Instant::now() + rest));

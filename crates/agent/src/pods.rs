@@ -45,7 +45,9 @@ impl PodIndex for Pods {
 
     fn policies_are_recalled(&self) -> bool {
         let index = read(&self.index);
-        [Kind::NetworkPolicy, Kind::Namespace].iter().any(|kind| index.recalled().contains(kind))
+        [Kind::NetworkPolicy, Kind::ClusterNetworkPolicy, Kind::Namespace]
+            .iter()
+            .any(|kind| index.recalled().contains(kind))
     }
 
     async fn fetch(&self, pod: &NamespacedName) -> Fetched {

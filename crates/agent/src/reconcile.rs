@@ -238,8 +238,12 @@ impl Reconciler {
             grace: Duration::from_secs(60),
         });
         services.adopt(adopted.backends, adopted.frontends, adopted.inside, Duration::ZERO);
-        let used =
-            towpath_policy::compile::UsedIds { sets: adopted.sets, classes: adopted.classes, rules: adopted.rules };
+        let used = towpath_policy::compile::UsedIds {
+            sets: adopted.sets,
+            classes: adopted.classes,
+            rules: adopted.rules,
+            held: adopted.policy,
+        };
         Ok(Self {
             node: parsed.node.clone(),
             parsed: parsed.clone(),
@@ -439,7 +443,14 @@ impl Reconciler {
         let expired = self.compiler.next_expiry().is_some_and(|at| at <= self.now());
         let room = self.room.is_some_and(|(at, _)| at <= Instant::now());
         let drained = room || self.services.next_deadline().is_some_and(|at| at <= self.now());
-        let policy_kinds = [Kind::Node, Kind::Namespace, Kind::Pod, Kind::NetworkPolicy, Kind::NodeNetwork];
+        let policy_kinds = [
+            Kind::Node,
+            Kind::Namespace,
+            Kind::Pod,
+            Kind::NetworkPolicy,
+            Kind::ClusterNetworkPolicy,
+            Kind::NodeNetwork,
+        ];
         self.policy_due |= due.any(&policy_kinds) || expired;
         // Where the API servers are, no host port is given.
         let api_moved = match due.services() {

@@ -2,7 +2,8 @@
 //!
 //! A watch never ends by itself: errors are logged with their kind, waited out with growing, jittered delays ([`crate::relist`]), and followed by a
 //! relist that the index takes as a reset. Objects are parsed here, once, each by itself: one that is impossible is logged with
-//! its reason and counts as absent (a policy: as one that admits nobody), and holds up no other.
+//! its reason and counts as absent (a policy: as one that admits nobody), and holds up no other. A kind that the API server need not have
+//! is asked for again now and then.
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -18,7 +19,9 @@ use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use towpath_model::custom::NodeNetwork;
-use towpath_model::{EndpointSlice, Namespace, NetworkPolicy, Node, NodeName, Pod, Readable, Service, ServiceCidr};
+use towpath_model::{
+    ClusterNetworkPolicy, EndpointSlice, Namespace, NetworkPolicy, Node, NodeName, Pod, Readable, Service, ServiceCidr,
+};
 use tracing::{debug, warn};
 
 use crate::counts;
@@ -38,6 +41,7 @@ pub fn watch_all(client: &kube::Client, updates: &mpsc::Sender<Update>) -> JoinS
     tasks.spawn(watch::<Service>(Api::all(client.clone()), updates.clone()));
     tasks.spawn(watch::<EndpointSlice>(Api::all(client.clone()), updates.clone()));
     tasks.spawn(watch::<NetworkPolicy>(Api::all(client.clone()), updates.clone()));
+    tasks.spawn(watch::<ClusterNetworkPolicy>(Api::all(client.clone()), updates.clone()));
     tasks.spawn(watch_given(Api::all(client.clone()), updates.clone()));
     tasks.spawn(watch_service_cidrs(Api::all(client.clone()), updates.clone()));
     for of in [DnsServer::CoreDns, DnsServer::KubeDns] {
@@ -94,9 +98,16 @@ where
 {
     let mut events = Watch::new(api, watcher::Config::default());
     let mut listed: BTreeMap<N::Key, N> = BTreeMap::new();
+    let mut absence = Absence::default();
     loop {
         let event = match events.next().await {
             Ok(event) => event,
+            Err(error) if N::OPTIONAL && absence.shown_by::<N>(&error) => {
+                if updates.send(Box::new(|index| index.reset::<N>(BTreeMap::new()))).await.is_err() {
+                    return;
+                }
+                continue;
+            }
             Err(error) => {
                 counts::interrupted(N::KIND, &error);
                 warn!(kind = ?N::KIND, %error, "watch interrupted; going on where it was, or listing again");
@@ -119,6 +130,7 @@ where
                 continue;
             }
             watcher::Event::InitDone => {
+                absence = Absence { listed: true, ..Absence::default() };
                 let all = std::mem::take(&mut listed);
                 Box::new(move |index| index.reset(all))
             }
@@ -137,6 +149,34 @@ where
         if updates.send(update).await.is_err() {
             return;
         }
+    }
+}
+
+/// Whether the API server has no such kind. One that had it is believed only when it has said so several times: while its definition is
+/// being replaced, or the server starts, what was listed holds.
+#[derive(Default)]
+struct Absence {
+    listed: bool,
+    denials: u32,
+    complained: bool,
+}
+
+impl Absence {
+    /// So often in a row, with growing delays between, it must say so.
+    const BELIEVED: u32 = 4;
+
+    fn shown_by<N: Noun>(&mut self, error: &watcher::Error) -> bool {
+        if is_not_served(error) {
+            self.denials += 1;
+            return !self.listed || self.denials >= Self::BELIEVED;
+        }
+        self.denials = 0;
+        let unknown = !self.listed && is_forbidden(error);
+        if unknown && !std::mem::replace(&mut self.complained, true) {
+            let consequence = "none of them is in force on this node; give the agent's ClusterRole list and watch";
+            warn!(kind = ?N::KIND, %error, "objects of this kind may not be listed: {consequence}");
+        }
+        unknown
     }
 }
 
@@ -240,8 +280,20 @@ fn service_cidr(object: &Readable<ServiceCIDR>) -> Option<ServiceCidr> {
 
 /// The API server does not know the kind.
 fn is_not_served(error: &watcher::Error) -> bool {
+    refused_with(error) == Some(404)
+}
+
+/// The API server does not let this agent know.
+fn is_forbidden(error: &watcher::Error) -> bool {
+    refused_with(error) == Some(403)
+}
+
+fn refused_with(error: &watcher::Error) -> Option<u16> {
     use watcher::Error::{InitialListFailed, WatchStartFailed};
-    matches!(error, InitialListFailed(kube::Error::Api(status)) | WatchStartFailed(kube::Error::Api(status)) if status.code == 404)
+    match error {
+        InitialListFailed(kube::Error::Api(status)) | WatchStartFailed(kube::Error::Api(status)) => Some(status.code),
+        _ => None,
+    }
 }
 
 /// The same for the ConfigMap of another DNS server, and for no other ConfigMap.

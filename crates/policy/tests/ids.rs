@@ -123,6 +123,7 @@ fn a_compiler_that_resumes_uses_no_id_that_the_kernel_holds() {
         sets: held.isolating.keys().copied().collect(),
         classes: held.pod_classes.values().copied().collect(),
         rules: held.rules.keys().copied().chain([RuleId::DEFAULT_DENY, RuleId::NOT_ISOLATED]).collect(),
+        ..UsedIds::default()
     };
     let resumed = compile(&mut Compiler::resume(GRACE, &used, Duration::ZERO), &world, 0);
     assert!(resumed.isolating.keys().all(|id| !used.sets.contains(id)));

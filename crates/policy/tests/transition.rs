@@ -11,6 +11,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 use towpath_model::desired::{PolicyImage, Verdict};
 use towpath_model::{Direction, NodeName, World};
+use towpath_policy::compile::UsedIds;
 use towpath_policy::{Compiler, View, image};
 
 use cluster::{PodSpec, Spec, addresses, dns, services, spec, world};
@@ -193,6 +194,55 @@ proptest! {
                 for (flow, verdict) in verdicts(&kernel.maps, &pods, &peers) {
                     prop_assert!(verdict == old[&flow] || verdict == new[&flow], "step {}: {:?}: {:?}", step, flow, verdict);
                 }
+            }
+        }
+    }
+
+    /// An agent that starts again, with nothing of what the one before it knew but the kernel's maps, while the cluster changed or not.
+    #[test]
+    fn between_what_a_kernel_holds_and_the_first_image_of_another_run_every_verdict_is_of_one_of_them(
+        mut spec in spec(), before in change(), meanwhile in prop::option::of(change()), later in change(),
+    ) {
+        let mut first = Compiler::new(GRACE);
+        compile(&mut first, &world(&spec.objects()), Duration::ZERO);
+        apply(&mut spec, &before);
+        let mut kernel = Kernel { maps: compile(&mut first, &world(&spec.objects()), Duration::from_secs(1)) };
+        kernel.maps.isolating.clear();
+        let held = kernel.maps.clone();
+        let mut used = UsedIds {
+            sets: held.rows.keys().map(|row| row.set).chain(held.set_classes.keys().map(|(set, _)| *set)).collect(),
+            classes: held.pod_classes.values().chain(held.cidr_classes.values()).copied().collect(),
+            rules: held.rows.values().map(|row| row.rule).collect(),
+            held,
+        };
+        used.sets.extend(used.held.pods.values().flat_map(|sets| [sets.ingress, sets.egress]));
+        used.classes.extend(used.held.set_classes.keys().map(|(_, class)| *class));
+        let mut second = Compiler::resume(GRACE, &used, Duration::ZERO);
+        let mut peers = addresses(&spec);
+        for (change, now) in [(meanwhile, 0), (Some(later), 1), (Some(Change::Wait), 6)] {
+            change.iter().for_each(|change| apply(&mut spec, change));
+            peers.extend(addresses(&spec));
+            peers.sort();
+            peers.dedup();
+            let before = kernel.maps.clone();
+            let after = compile(&mut second, &world(&spec.objects()), Duration::from_secs(now));
+            ids_keep_their_meaning(&before, &after)?;
+            let pods: BTreeSet<IpAddr> = before.pods.keys().filter(|ip| after.pods.contains_key(ip)).copied().collect();
+            let (old, new) = (verdicts(&before, &pods, &peers), verdicts(&after, &pods, &peers));
+            let fresh = compile(&mut Compiler::new(GRACE), &world(&spec.objects()), Duration::ZERO);
+            prop_assert_eq!(&new, &verdicts(&fresh, &pods, &peers), "what was before shows in the verdicts");
+            for (step, write) in Kernel::writes(&before, &after).iter().enumerate() {
+                write(&mut kernel.maps);
+                for (flow, verdict) in verdicts(&kernel.maps, &pods, &peers) {
+                    prop_assert!(verdict == old[&flow] || verdict == new[&flow], "step {}: {:?}: {:?}", step, flow, verdict);
+                }
+            }
+            if now == 6 {
+                prop_assert_eq!(second.next_expiry(), None);
+                prop_assert_eq!(after.rows.len(), fresh.rows.len());
+                prop_assert_eq!(after.set_classes.len(), fresh.set_classes.len());
+                prop_assert_eq!(after.pod_classes.len(), fresh.pod_classes.len());
+                prop_assert_eq!(after.cidr_classes.len(), fresh.cidr_classes.len());
             }
         }
     }

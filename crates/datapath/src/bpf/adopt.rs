@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use towpath_model::desired::{BackendAddress, BackendId, ClassId, Frontend, RuleId, ServiceId, SetId};
+use towpath_model::desired::{BackendAddress, BackendId, ClassId, Frontend, PolicyImage, RuleId, ServiceId, SetId};
 use towpath_model::{Family, Protocol, family_of};
 
 use super::Programs;
@@ -19,6 +19,8 @@ pub struct Adopted {
     pub classes: BTreeSet<ClassId>,
     /// Rules, those included that only connections still name.
     pub rules: BTreeSet<RuleId>,
+    /// The maps of policy themselves. What rules stand for and who isolates is in no map.
+    pub policy: PolicyImage,
     /// Backends.
     pub backends: Vec<(BackendId, BackendAddress)>,
     /// Frontends and the Service port they belong to.
@@ -27,7 +29,7 @@ pub struct Adopted {
     pub inside: Vec<(Frontend, ServiceId)>,
 }
 
-fn protocol(number: u8) -> Option<Protocol> {
+pub(super) fn protocol(number: u8) -> Option<Protocol> {
     Protocol::ALL.into_iter().find(|p| p.number() == number)
 }
 
@@ -65,6 +67,7 @@ impl Programs {
             sets,
             classes,
             rules,
+            policy: self.policy.held(),
             backends: backends.filter_map(|(id, held)| Some((BackendId(*id), backend(held)?))).collect(),
             frontends: entries(0),
             inside: entries(1),

@@ -68,6 +68,22 @@ fn netns_pod(pod: &LocalPod) -> NetnsPod {
     }
 }
 
+/// The row of a key; none for one that no row has.
+fn row_key(key: &RuleKey) -> Option<RowKey> {
+    let protocol = match key.proto {
+        0 => RowProtocol::Other,
+        number => RowProtocol::Ports(super::adopt::protocol(number)?),
+    };
+    let port_bits = u8::try_from(key.prefixlen.checked_sub(RULE_BITS)?).ok()?;
+    let (set, class) = (SetId(key.set), LocalClass(key.local_class));
+    Some(RowKey { set, class, protocol, port: key.port.get(), port_bits })
+}
+
+fn row(rule: &abi::Rule) -> Row {
+    let verdict = if rule.verdict == TP_VERDICT_ALLOW { Verdict::Allow } else { Verdict::Deny };
+    Row { verdict, rule: RuleId(rule.rule_id) }
+}
+
 /// An entry with another isolation.
 fn isolated(pod: abi::Pod, isolation: Isolation) -> abi::Pod {
     match isolation {
@@ -103,6 +119,35 @@ impl PolicyMaps {
         (sets, classes, rules)
     }
 
+    /// What the maps hold, as an image: classes, set classes, rows, and the sets of the pods that have any.
+    pub(crate) fn held(&self) -> PolicyImage {
+        let sets = |pod: &abi::Pod| PodSets { ingress: SetId(pod.ingress_set), egress: SetId(pod.egress_set) };
+        let set_class = |key: &SetClassKey| (SetId(key.set), ClassId(key.class_id));
+        PolicyImage {
+            pod_classes: self
+                .class_pods
+                .held()
+                .iter()
+                .map(|(address, class)| (address.ip(), ClassId(*class)))
+                .collect(),
+            cidr_classes: self
+                .class_cidrs
+                .held()
+                .iter()
+                .filter_map(|(key, class)| Some((key.net()?, ClassId(*class))))
+                .collect(),
+            set_classes: self
+                .set_classes
+                .held()
+                .iter()
+                .map(|(key, local)| (set_class(key), LocalClass(*local)))
+                .collect(),
+            rows: self.rules.held().iter().filter_map(|(key, rule)| Some((row_key(key)?, row(rule)))).collect(),
+            pods: self.pods.held().iter().map(|(address, pod)| (address.ip(), sets(pod))).collect(),
+            ..PolicyImage::default()
+        }
+    }
+
     /// Everything that must stand before the revision is raised; `raise` does that.
     pub(crate) fn apply(&mut self, image: &PolicyImage, raise: impl Fn() -> Result<u32>) -> Result<Changes> {
         let rules: HashMap<RuleKey, abi::Rule> =
@@ -128,8 +173,10 @@ impl PolicyMaps {
         if before || changes != Changes::default() {
             raise()?;
         }
-        let mut after = self.set_classes.retain(|key| set_classes.contains_key(key))?;
-        after += self.rules.retain(|key| rules.contains_key(key))?;
+        // Rows first: a program that has a set in hand finds none then and denies. Without its class, a peer that a rule denies
+        // would be a stranger to the set.
+        let mut after = self.rules.retain(|key| rules.contains_key(key))?;
+        after += self.set_classes.retain(|key| set_classes.contains_key(key))?;
         if after != Changes::default() {
             raise()?;
         }
@@ -299,5 +346,19 @@ mod tests {
         assert_eq!(rule_key(&row(0x1fff, 4)).port.get(), 0x1000);
         assert_eq!(rule_key(&row(0x1fff, 0)).port.get(), 0);
         assert_eq!(rule_key(&row(0x1fff, 4)).prefixlen, 84);
+    }
+
+    #[test]
+    fn a_row_that_was_written_is_read_as_it_was() {
+        for protocol in Protocol::ALL.map(RowProtocol::Ports).into_iter().chain([RowProtocol::Other]) {
+            let (port, port_bits) = if protocol == RowProtocol::Other { (0, 0) } else { (0x1f80, 9) };
+            let key = RowKey { set: SetId(7), class: LocalClass(3), protocol, port, port_bits };
+            assert_eq!(row_key(&rule_key(&key)), Some(key));
+            for verdict in [Verdict::Allow, Verdict::Deny] {
+                let value = Row { verdict, rule: RuleId(9) };
+                assert_eq!(row(&rule(&value)), value);
+            }
+        }
+        assert_eq!(row_key(&RuleKey { prefixlen: 79, ..RuleKey::default() }), None);
     }
 }

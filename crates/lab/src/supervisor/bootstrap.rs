@@ -11,8 +11,9 @@ use serde_json::{Value, json};
 
 use crate::options::ClusterSpec;
 
-/// Of `deploy/kustomize/base/`: what is no process.
-const INSTALLED: [&str; 5] = [
+/// Of `deploy/kustomize/base/`: what is no process. And ClusterNetworkPolicy.
+const INSTALLED: [&str; 6] = [
+    include_str!("../../../../deploy/crds/policy.networking.k8s.io_clusternetworkpolicies.yaml"),
     include_str!("../../../../deploy/kustomize/base/crd-addresspool.yaml"),
     include_str!("../../../../deploy/kustomize/base/crd-networkconfig.yaml"),
     include_str!("../../../../deploy/kustomize/base/crd-nodenetwork.yaml"),

@@ -10,11 +10,13 @@
 //! 2. [`cidr_classes`](PolicyImage::cidr_classes) added and changed, then [`pod_classes`](PolicyImage::pod_classes) added and
 //!    changed, then entries of both removed;
 //! 3. the sets of [`pods`](PolicyImage::pods);
-//! 4. the revision, and only then rows and set classes that the new image does not have are removed.
+//! 4. the revision, and only then rows, and after them set classes, that the new image does not have are removed. (Who still has a set in
+//!    hand finds no row then, which denies; without its class, the peer would be a stranger to it, who may be allowed.)
 //!
 //! Done otherwise (removals of step 2 at the end) a flow may be denied for a moment, but never allowed against both images.
 
 mod bits;
+mod bridge;
 mod classes;
 mod groups;
 mod ids;
@@ -36,6 +38,7 @@ use towpath_model::desired::{
 use towpath_model::{Action, ClusterNetworkPolicy, Direction, NetworkPolicy, NodeName, Tier};
 
 use self::bits::Bits;
+use self::bridge::Bridge;
 use self::classes::{Classes, Content, Members};
 use self::groups::Groups;
 use self::ids::Ids;
@@ -50,7 +53,7 @@ const MAX_RULE: u32 = 0xffff_ffef;
 /// At most so many sets that no pod has any more are kept; a storm of changes must not make every compilation slow.
 const MAX_RETIRED: usize = 512;
 
-/// Ids that a kernel still holds from an earlier run of the agent.
+/// What a kernel still holds from an earlier run of the agent.
 #[derive(Clone, Debug, Default)]
 pub struct UsedIds {
     /// Sets.
@@ -59,6 +62,8 @@ pub struct UsedIds {
     pub classes: BTreeSet<ClassId>,
     /// Rules, also those that only connections refer to.
     pub rules: BTreeSet<RuleId>,
+    /// The maps themselves: classes, set classes, rows, and the sets of pods. What it says of rules and of who isolates is not read.
+    pub held: PolicyImage,
 }
 
 /// The programs of each group of pods, in the order in which they are asked.
@@ -78,6 +83,7 @@ pub struct Compiler {
     classes: Classes,
     rules: HashMap<RuleKey, RuleId>,
     rule_ids: Ids,
+    bridge: Option<Bridge>,
 }
 
 impl Compiler {
@@ -93,15 +99,19 @@ impl Compiler {
             classes: Classes::new(Ids::up_to(u32::MAX)),
             rules: HashMap::new(),
             rule_ids: Ids::up_to(MAX_RULE),
+            bridge: None,
         }
     }
 
-    /// A compiler for a kernel that already holds an image: its ids are not used for anything else.
+    /// A compiler for a kernel that already holds an image: its ids are not used for anything else, and until the grace period after
+    /// the first compilation is over, images say of every peer what the sets that pods had say of it (so that a kernel between what it
+    /// holds and the first image judges by one of them).
     pub fn resume(grace: Duration, used: &UsedIds, now: Duration) -> Self {
         let mut compiler = Self::new(grace);
         compiler.set_ids.avoid(used.sets.iter().map(|id| id.0).filter(|id| *id != 0), now);
         compiler.classes.ids.avoid(used.classes.iter().map(|id| id.0).filter(|id| *id != 0), now);
         compiler.rule_ids.avoid(used.rules.iter().map(|id| id.0).filter(|id| (1..=MAX_RULE).contains(id)), now);
+        compiler.bridge = Bridge::of(&used.held);
         compiler
     }
 
@@ -122,12 +132,23 @@ impl Compiler {
         let of_group = self.choose_sets(view, &mut groups, now);
         let image = self.compile_sets(&mut groups, now);
         let image = self.with_pods(image, &groups, &of_group);
-        self.with_rows(image, now)
+        let mut image = self.with_rows(image, now);
+        if self.bridge.as_ref().and_then(Bridge::until).is_some_and(|until| until <= now)
+            && let Some(bridge) = self.bridge.take()
+        {
+            bridge.end(&mut self.classes.ids, now);
+        }
+        if let Some(bridge) = &mut self.bridge {
+            bridge.span(&mut image, &mut self.classes.ids, now, self.grace);
+        }
+        image
     }
 
     /// When to compile again although nothing changed: then sets that no pod has leave the image.
     pub fn next_expiry(&self) -> Option<Duration> {
-        self.sets.values().filter_map(|set| set.retired).min().map(|since| since.saturating_add(self.grace))
+        let retired =
+            self.sets.values().filter_map(|set| set.retired).min().map(|since| since.saturating_add(self.grace));
+        retired.into_iter().chain(self.bridge.as_ref().and_then(Bridge::until)).min()
     }
 
     /// Finds the sets of every group with a local pod, makes new ones, retires and drops old ones.
@@ -257,7 +278,8 @@ impl Compiler {
         let expired: HashSet<SetId> = retired
             .iter()
             .enumerate()
-            .filter(|(index, (since, _))| *index < surplus || since.saturating_add(self.grace) <= now)
+            // Those that pods have until this very image is applied stay in any case: the kernel still judges by them.
+            .filter(|(index, (since, _))| (*index < surplus && *since < now) || since.saturating_add(self.grace) <= now)
             .map(|(_, (_, id))| *id)
             .collect();
         self.sets.retain(|_, set| !expired.contains(&set.id));

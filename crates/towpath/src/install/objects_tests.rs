@@ -115,6 +115,7 @@ fn rights_are_these_and_no_others() {
             "events.k8s.io/events: create",
             "networking.k8s.io/networkpolicies: list watch",
             "networking.k8s.io/servicecidrs: list watch",
+            "policy.networking.k8s.io/clusternetworkpolicies: list watch",
             "towpath.dev/addresspools: list watch",
             "towpath.dev/networkconfigs: get list watch",
             "towpath.dev/nodenetworks/status: patch",

@@ -10,13 +10,14 @@ use super::{Collection, node};
 use crate::kubernetes;
 
 /// Files and the paths they come from. No Secrets, and of ConfigMaps only Towpath's.
-const OBJECTS: [(&str, &str); 21] = [
+const OBJECTS: [(&str, &str); 22] = [
     ("cluster/version.json", "/version"),
     ("cluster/nodes.json", "/api/v1/nodes"),
     ("cluster/namespaces.json", "/api/v1/namespaces"),
     ("cluster/services.json", "/api/v1/services"),
     ("cluster/endpointslices.json", "/apis/discovery.k8s.io/v1/endpointslices"),
     ("cluster/networkpolicies.json", "/apis/networking.k8s.io/v1/networkpolicies"),
+    ("cluster/clusternetworkpolicies.json", "/apis/policy.networking.k8s.io/v1alpha2/clusternetworkpolicies"),
     ("cluster/servicecidrs.json", "/apis/networking.k8s.io/v1/servicecidrs"),
     ("cluster/events-kube-system.json", "/api/v1/namespaces/kube-system/events"),
     // Events of objects without a namespace, nodes among them.

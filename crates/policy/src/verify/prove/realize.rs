@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use serde::Serialize;
 use towpath_model::desired::{RowProtocol, Verdict};
-use towpath_model::{Labels, NamedPort, Namespace, NamespacedName, Phase, Pod, World};
+use towpath_model::{Labels, NamedPort, Namespace, NamespacedName, Phase, Pod, SocketServices, World};
 
 use super::Unanswered;
 use super::cases::{Case, End, NAME_LABEL, PORT};
@@ -205,7 +205,7 @@ pub(super) fn judge(
     for (which, actor) in ends.into_iter().enumerate() {
         let Some(namespace) = &actor.namespace else { continue };
         let labels = actor.namespace_labels.clone();
-        world.namespaces.insert(namespace.clone(), Namespace { name: namespace.clone(), labels });
+        world.namespaces.insert(namespace.clone(), Namespace { name: namespace.clone(), labels, socket_services: SocketServices::default() });
         let named_ports = match (protocol, which) {
             (RowProtocol::Ports(protocol), 1) => {
                 names.iter().map(|name| NamedPort { name: name.clone(), protocol, number: port }).collect()
@@ -234,6 +234,7 @@ fn pod(name: NamespacedName, actor: &Actor, named_ports: Vec<NamedPort>) -> Pod 
         ready: true,
         hostname: None,
         subdomain: None,
+        socket_services: SocketServices::default(),
     }
 }
 
