@@ -249,3 +249,59 @@ fn deaths(cluster: &Cluster) -> Result<()> {
     }
     Ok(())
 }
+
+const LATE: usize = 8;
+
+/// A pod that sends from its first instruction on, each datagram by a socket of its own.
+fn late(name: &str, node: &str, target: &str) -> String {
+    format!(
+        r#"---
+apiVersion: v1
+kind: Pod
+metadata: {{name: {name}, labels: {{app: stranger}}}}
+spec:
+  nodeName: {node}
+  terminationGracePeriodSeconds: 0
+  containers:
+    - name: sender
+      image: busybox
+      command: [sh, -c, "for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15; do echo {name} | /bin/nc -u -q 0 {target} 7777; done; echo SENT; sleep 86400"]
+"#
+    )
+}
+
+#[test]
+fn a_new_pod_is_denied_by_its_labels_before_the_other_node_has_heard_of_it() -> Result<()> {
+    if !can_run_labs()? {
+        return Ok(());
+    }
+    let cluster = Cluster::up("e2e-cnplate", 2, Families::Ipv4)?;
+    cluster.apply_text(&pods())?;
+    let web = cluster.wait_pod("web")?;
+    let to = SocketAddr::new(address(&web.ip)?, 7777);
+    let http = SocketAddr::new(to.ip(), 80);
+    let place = |name: &str| Place::of_pod(&cluster, &cluster.wait_pod(name)?);
+    let (friend, stranger) = (place("friend")?, place("stranger")?);
+    cluster.apply_text(&ingress("no-strangers", "Admin", 500, "Deny", &pods_of("stranger"), ""))?;
+    settles("the deny", &[(&friend, http, true), (&stranger, http, false)])?;
+    let socket = Place::of_pod(&cluster, &web)?.enter(|| Ok(UdpSocket::bind(to)?))?;
+    socket.set_read_timeout(Some(Duration::from_millis(300)))?;
+    let names: Vec<(String, &str)> = (0..LATE).map(|n| (format!("late-{n}"), ["n2", "n1"][n % 2])).collect();
+    cluster.apply_text(&names.iter().map(|(name, node)| late(name, node, &web.ip)).collect::<String>())?;
+    for (name, _) in &names {
+        wait(&format!("{name} to have sent"), Duration::from_secs(30), || {
+            let out = cluster.try_kubectl(&["logs", name])?;
+            let said = String::from_utf8_lossy(&out.stdout).into_owned();
+            if said.contains("SENT") { Ok(()) } else { bail!("its log: {said}") }
+        })?;
+    }
+    let mut datagram = [0_u8; 64];
+    let arrived = std::iter::from_fn(|| socket.recv(&mut datagram).ok()).count();
+    ensure!(arrived == 0, "{arrived} datagrams of pods that are denied by their labels arrived");
+    // The node itself is no pod: neither its own address nor the one that it has in its pod range.
+    let node = Place::of_node(&cluster, "n2")?;
+    settles("nodes to be no pods", &[(&node, http, true)])?;
+    friend.enter(|| Ok(UdpSocket::bind("0.0.0.0:0")?.send_to(b"allowed", to)?))?;
+    ensure!(socket.recv(&mut [0; 64]).is_ok(), "what is allowed does not arrive: the test shows nothing");
+    cluster.down()
+}

@@ -103,10 +103,10 @@ impl Drop for Observer {
 
 #[test]
 fn drops_are_told_as_they_happen_with_the_policies_that_deny_them() -> Result<()> {
-    if !can_run_labs() {
+    if !can_run_labs()? {
         return Ok(());
     }
-    let cluster = Cluster::up("observe", 2, Families::V4)?;
+    let cluster = Cluster::up("observe", 2, Families::Ipv4)?;
     cluster.apply_text(OBJECTS)?;
     cluster.wait_pod("web")?;
     let asks = cluster.wait_pod("asks")?;

@@ -159,6 +159,7 @@ fn objects(cluster: &Cluster) -> Result<Objects> {
         namespaces: everything(cluster, "namespaces")?,
         pods: everything(cluster, "pods")?,
         policies: everything(cluster, "networkpolicies")?,
+        cluster_policies: Vec::new(),
     })
 }
 

@@ -258,6 +258,7 @@ mod tests {
     use towpath_model::{NamespacedName, SocketServices};
 
     use super::*;
+    use towpath_model::cluster_policy::object;
 
     fn namespace(name: &str) -> Namespace {
         let labels = BTreeMap::from([("a/b".to_owned(), "c".to_owned())]);
@@ -287,6 +288,13 @@ mod tests {
                 "ports":[{"port":80,"endPort":90},{"port":"web","protocol":"UDP"}]}]}}"#,
             );
             index.reset(BTreeMap::from([(key, odd)]));
+            let all = r#"{"metadata":{"name":"c"},"spec":{"tier":"Baseline","priority":3,"subject":{"namespaces":{}},"egress":[
+                {"name":"r","action":"Accept","to":[{"nodes":{}},{"networks":["fd00::/8"]},{"domainNames":["*.a.b"]}]},
+                {"action":"Pass","to":[{"pods":{"namespaceSelector":{},"podSelector":{}}}],"protocols":[{"destinationNamedPort":"web"}]},
+                {"action":"Deny","to":[{"later":{}}]}]}}"#;
+            let object: object::ClusterNetworkPolicy = serde_json::from_str(all).unwrap();
+            let (policy, _) = ClusterNetworkPolicy::fail_closed(&object).unwrap();
+            index.reset(BTreeMap::from([("c".to_owned(), policy)]));
         }
         index
     }
@@ -348,7 +356,7 @@ mod tests {
             assert!(last_known.recall().is_err(), "{damage}");
         }
         fs::write(&file, &whole).unwrap();
-        assert_eq!(last_known.recall().unwrap().len(), 6);
+        assert_eq!(last_known.recall().unwrap().len(), 7);
     }
 
     #[tokio::test]

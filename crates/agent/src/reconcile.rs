@@ -112,8 +112,10 @@ pub struct Report {
     pub host_ports: usize,
     /// Backends in the kernel.
     pub backends: usize,
-    /// Policies that isolate a pod of this node.
+    /// Policies that isolate a pod of this node, or have a rule for one.
     pub policies: usize,
+    /// What policies ask for and is not enforced.
+    pub unenforced: Vec<String>,
     /// Address classes in the kernel.
     pub classes: usize,
     /// Rule rows in the kernel.

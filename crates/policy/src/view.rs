@@ -5,9 +5,10 @@
 //! before one whose node does not, then a pod that stays before one that terminates, then the first by name.
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::LazyLock;
 
+use ipnet::IpNet;
 use towpath_model::{Labels, NamedPort, NamespacedName, Node, NodeName, Pod, Protocol, World};
 
 /// Everything a compilation or an evaluation reads.
@@ -163,6 +164,15 @@ impl<'a> Holders<'a> {
         Self { by_address, nodes }
     }
 
+    /// Whether an address may be that of a pod which is not known yet: nobody holds it, or a pod of which the API has not told us, and it is
+    /// in the range of a node and none of the addresses there that no pod is given (network, gateway, broadcast).
+    pub fn may_be_pod(&self, world: &World, address: IpAddr) -> bool {
+        let unknown = matches!(self.holder(address), None | Some(Holder::UnknownPod(_)));
+        unknown
+            && world.nodes.values().flat_map(|node| &node.pod_cidrs).any(|range| range.contains(&address))
+            && !world.nodes.values().flat_map(|node| &node.pod_cidrs).any(|range| never_given(range).contains(&address))
+    }
+
     /// The nodes that list an address, if a node holds it.
     pub fn nodes_at(&self, address: IpAddr) -> &[&'a Node] {
         self.nodes.get(&address).map(Vec::as_slice).unwrap_or_default()
@@ -187,4 +197,16 @@ impl<'a> Holders<'a> {
     pub fn peers(&self) -> impl Iterator<Item = (IpAddr, Holder<'a>, PeerPod<'a>)> + '_ {
         self.by_address.iter().filter_map(|(ip, holder)| Some((*ip, *holder, holder.as_peer()?)))
     }
+}
+
+/// The addresses of a pod range that no pod is given: its network, its first host (the node's own there), and of IPv4 its broadcast
+/// address.
+pub(crate) fn never_given(range: &IpNet) -> Vec<IpAddr> {
+    let network = range.network();
+    let gateway = match network {
+        IpAddr::V4(a) => a.to_bits().checked_add(1).map(|bits| IpAddr::V4(Ipv4Addr::from_bits(bits))),
+        IpAddr::V6(a) => a.to_bits().checked_add(1).map(|bits| IpAddr::V6(Ipv6Addr::from_bits(bits))),
+    };
+    let broadcast = network.is_ipv4().then(|| range.broadcast());
+    [Some(network), gateway, broadcast].into_iter().flatten().filter(|address| range.contains(address)).collect()
 }

@@ -124,7 +124,7 @@ fn sync(page: &mut Page, sources: &Sources) {
         "Addresses of load balancers that this node announces to the network outside",
         sources.announced.addresses().len(),
     );
-    page.gauge("policies", "NetworkPolicies that isolate a pod of this node", report.policies);
+    page.gauge("policies", "Policies that isolate a pod of this node, or have a rule for one", report.policies);
     page.gauge("policy_classes", "Address classes in the kernel", report.classes);
     page.gauge("policy_rules", "Rule rows in the kernel", report.rules);
     page.gauge("applies_failing", "Parts whose newest version could not be applied", report.failures.len());

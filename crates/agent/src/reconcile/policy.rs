@@ -1,10 +1,10 @@
-//! NetworkPolicies, compiled for the pods of this node.
+//! NetworkPolicies and ClusterNetworkPolicies, compiled for the pods of this node.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use towpath_model::NamespacedName;
-use towpath_model::desired::PolicyImage;
+use towpath_model::desired::{PolicyImage, PolicyRef};
 use towpath_policy::View;
 
 use super::{Reconciler, RuleNames};
@@ -14,11 +14,16 @@ use crate::read;
 impl Reconciler {
     pub(super) async fn apply_policy(&mut self) -> Result<(), String> {
         let mut image = self.compile();
-        let policies: BTreeSet<&NamespacedName> = image.isolating.values().flatten().collect();
+        let isolating: BTreeSet<&NamespacedName> = image.isolating.values().flatten().collect();
+        let rules = image.rules.values().map(|rule| &rule.policy);
+        let of_cluster: BTreeSet<&PolicyRef> = rules.filter(|p| matches!(p, PolicyRef::Cluster { .. })).collect();
+        let policies = isolating.len() + of_cluster.len();
+        let unenforced = self.unenforced();
         let classes: BTreeSet<u32> =
             image.pod_classes.values().chain(image.cidr_classes.values()).map(|class| class.0).collect();
         self.with_report(|report| {
-            report.policies = policies.len();
+            report.policies = policies;
+            report.unenforced = unenforced;
             report.classes = classes.len();
             report.rules = image.rows.len();
         });
@@ -34,6 +39,14 @@ impl Reconciler {
         self.datapath.apply_policy(image).await.map_err(|e| e.to_string())?;
         self.pod_sets = pod_sets;
         Ok(())
+    }
+
+    /// What is said in policies and cannot be enforced yet.
+    fn unenforced(&self) -> Vec<String> {
+        let index = read(&self.index);
+        let named = index.world().cluster_policies.values().filter(|policy| policy.has_domain_names());
+        let what = "domainNames are not enforced yet: its rules accept nobody by name";
+        named.map(|policy| format!("ClusterNetworkPolicy {}: {what}", policy.name)).collect()
     }
 
     fn compile(&mut self) -> PolicyImage {

@@ -1,7 +1,7 @@
 //! Sets of small numbers, and partitions refined by them.
 
 /// A set of numbers below a fixed bound, a bit each.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Bits {
     words: Vec<u64>,
     bound: usize,

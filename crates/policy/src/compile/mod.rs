@@ -42,7 +42,7 @@ use self::bridge::Bridge;
 use self::classes::{Classes, Content, Members};
 use self::groups::Groups;
 use self::ids::Ids;
-use self::partition::{Atoms, Sample};
+use self::partition::{Atoms, PodRanges, Sample};
 use self::program::{Program, Rules, Stage};
 use self::set::{Set, SetKey};
 use crate::view::{Holders, View};
@@ -130,7 +130,7 @@ impl Compiler {
             || self.programs.values().any(|program| program.has_nodes());
         let mut groups = Groups::of(view, &holders, node, with_nodes);
         let of_group = self.choose_sets(view, &mut groups, now);
-        let image = self.compile_sets(&mut groups, now);
+        let image = self.compile_sets(view, &holders, &mut groups, now);
         let image = self.with_pods(image, &groups, &of_group);
         let mut image = self.with_rows(image, now);
         if self.bridge.as_ref().and_then(Bridge::until).is_some_and(|until| until <= now)
@@ -288,10 +288,20 @@ impl Compiler {
     }
 
     /// Cuts the peers, lets every set classify them, and fills in the classes.
-    fn compile_sets(&mut self, groups: &mut Groups<'_>, now: Duration) -> PolicyImage {
+    fn compile_sets(
+        &mut self,
+        view: &View<'_>,
+        holders: &Holders<'_>,
+        groups: &mut Groups<'_>,
+        now: Duration,
+    ) -> PolicyImage {
         let programs: BTreeMap<u64, Arc<Program>> =
             self.sets.values().flat_map(|set| &set.programs).map(|p| (p.version, p.clone())).collect();
-        let atoms = Atoms::of(programs.values().flat_map(|p| &p.clauses).filter_map(|c| c.atom.as_ref()), groups);
+        // Only who denies pods must know where there may be more of them.
+        let doubts = programs.values().any(|program| program.doubts());
+        let pods = if doubts { PodRanges::of(view, holders) } else { PodRanges::default() };
+        let atoms = programs.values().flat_map(|p| &p.clauses).filter_map(|c| c.atom.as_ref());
+        let atoms = Atoms::of(atoms, groups, &pods);
         let egress_names: BTreeSet<(&str, _)> = programs
             .values()
             .filter(|p| p.direction == Direction::Egress)
@@ -306,8 +316,11 @@ impl Compiler {
             let numbers: Vec<Option<usize>> =
                 set.clauses().map(|(_, c)| c.atom.as_ref().and_then(|a| atoms.number(a))).collect();
             set.begin();
-            let concerned =
+            let mut concerned =
                 if set.asks_everyone() { kinds.all() } else { kinds.matched_by(numbers.iter().copied().flatten()) };
+            if set.doubts() {
+                concerned.unite(&kinds.unknown_pods);
+            }
             for kind in concerned.iter() {
                 let (Some((group, region)), Some(content)) = (kinds.samples.get(kind), contents.get_mut(kind)) else {
                     continue;

@@ -1,6 +1,7 @@
 //! All peers, cut as coarsely as the atoms in force allow.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 use towpath_model::Protocol;
@@ -10,6 +11,7 @@ use super::groups::Groups;
 use super::program::{Atom, Within};
 use super::regions::Regions;
 use super::set::Seen;
+use crate::view::{Holders, View, never_given};
 
 /// What an atom matches.
 enum Extent {
@@ -23,11 +25,34 @@ pub(super) struct Atoms<'p> {
     extents: Vec<Extent>,
     /// The regions that block atoms cut.
     pub(super) regions: Regions,
+    /// Regions in which pods may be that are not known yet.
+    may_hold_pods: Bits,
+}
+
+/// Where pods may be that are not known yet.
+#[derive(Debug, Default)]
+pub(super) struct PodRanges {
+    /// These ranges,
+    ranges: Vec<IpNet>,
+    /// but not these addresses in them.
+    others: BTreeSet<IpNet>,
+}
+
+impl PodRanges {
+    /// The pod ranges of all nodes.
+    pub(super) fn of(view: &View<'_>, holders: &Holders<'_>) -> Self {
+        let all: Vec<IpNet> = view.world.nodes.values().flat_map(|node| node.pod_cidrs.iter().copied()).collect();
+        let mut others: BTreeSet<IpNet> = all.iter().flat_map(never_given).map(IpNet::from).collect();
+        let ranges = IpNet::aggregate(&all);
+        let inside = |address: &IpAddr| ranges.iter().any(|range| range.contains(address));
+        others.extend(holders.node_addresses().map(|(address, _)| address).filter(inside).map(IpNet::from));
+        Self { ranges, others }
+    }
 }
 
 impl<'p> Atoms<'p> {
     /// Looks up all atoms.
-    pub(super) fn of(all: impl Iterator<Item = &'p Atom>, groups: &mut Groups<'_>) -> Self {
+    pub(super) fn of(all: impl Iterator<Item = &'p Atom>, groups: &mut Groups<'_>, pods: &PodRanges) -> Self {
         let mut numbers: HashMap<&'p Atom, usize> = HashMap::new();
         let mut list: Vec<&'p Atom> = Vec::new();
         for atom in all {
@@ -47,7 +72,13 @@ impl<'p> Atoms<'p> {
                 Atom::Pods { .. } | Atom::Nodes(_) => {}
             }
         }
+        borders.extend(pods.ranges.iter().chain(&pods.others));
         let regions = Regions::of(&borders);
+        let mut may_hold_pods = Bits::none(regions.len());
+        pods.ranges.iter().for_each(|range| may_hold_pods.unite(&regions.in_block(range, &[])));
+        for other in &pods.others {
+            regions.in_block(other, &[]).iter().for_each(|region| may_hold_pods.remove(region));
+        }
         let extents = list
             .iter()
             .map(|atom| match atom {
@@ -68,7 +99,7 @@ impl<'p> Atoms<'p> {
                 }
             })
             .collect();
-        Self { numbers, extents, regions }
+        Self { numbers, extents, regions, may_hold_pods }
     }
 
     /// The number of an atom.
@@ -86,6 +117,7 @@ impl<'p> Atoms<'p> {
                 Extent::Regions(bits) => by_region.split(bits.iter()),
             }
         }
+        by_region.split(self.may_hold_pods.iter());
         for (name, protocol) in named {
             let mut with_number: BTreeMap<u16, Vec<usize>> = BTreeMap::new();
             for group in 0..groups.len() {
@@ -120,6 +152,12 @@ impl<'p> Atoms<'p> {
             bits
         });
         kinds.matched = matched.collect();
+        kinds.unknown_pods = Bits::none(kinds.samples.len());
+        for (index, (group, region)) in kinds.samples.iter().enumerate() {
+            if group.is_none() && region.is_some_and(|region| self.may_hold_pods.has(region)) {
+                kinds.unknown_pods.insert(index);
+            }
+        }
         kinds
     }
 }
@@ -136,6 +174,8 @@ pub(super) struct Kinds {
     pub(super) of_region: Vec<usize>,
     /// Kinds that each atom matches.
     matched: Vec<Bits>,
+    /// Kinds of what may be a pod that is not known yet.
+    pub(super) unknown_pods: Bits,
 }
 
 impl Kinds {
@@ -187,5 +227,9 @@ impl Seen for Sample<'_, '_, '_> {
 
     fn named_port(&self, name: &str, protocol: Protocol) -> Option<u16> {
         self.groups.named_port(self.group?, name, protocol)
+    }
+
+    fn may_be_pod(&self) -> bool {
+        self.group.is_none() && self.region.is_some_and(|region| self.atoms.may_hold_pods.has(region))
     }
 }

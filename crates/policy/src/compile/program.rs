@@ -91,6 +91,11 @@ impl Clause {
         })
     }
 
+    /// Whether it might turn out to be about a pod that is not known yet, to that pod's disadvantage.
+    pub(super) fn doubts(&self) -> bool {
+        self.action != Action::Accept && matches!(self.atom, Some(Atom::Pods { .. }))
+    }
+
     /// Whether it matches something even where no named port resolves.
     pub(super) fn has_numbers(&self) -> bool {
         self.ports
@@ -213,6 +218,11 @@ impl Program {
                 usize::try_from(rule).ok().and_then(|rule| rules.get(rule)).map_or("", |rule| rule.name.as_str())
             }
         }
+    }
+
+    /// Whether a clause denies pods, or passes what they send: then a pod that is not known yet must be told from a stranger.
+    pub(super) fn doubts(&self) -> bool {
+        self.stage != Stage::Namespaced && self.clauses.iter().any(Clause::doubts)
     }
 
     /// Whether a clause is about nodes.

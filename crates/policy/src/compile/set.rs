@@ -41,6 +41,10 @@ pub(super) trait Seen {
     fn matches(&self, atom: usize) -> bool;
     /// What a named port is in it.
     fn named_port(&self, name: &str, protocol: Protocol) -> Option<u16>;
+    /// Whether it may be a pod that is not known yet.
+    fn may_be_pod(&self) -> bool {
+        false
+    }
 }
 
 /// Somebody that no atom matches and who has no named port.
@@ -77,6 +81,8 @@ pub(super) struct Set {
 const NAMED: u32 = 1 << 31;
 /// And it is none.
 const UNRESOLVED: u32 = 1 << 16;
+/// First in a list of clause indices: the peer may be a pod that is not known yet.
+const MAY_BE_POD: u32 = u32::MAX;
 
 impl Set {
     pub(super) fn new(id: SetId, key: SetKey, programs: Vec<Arc<Program>>) -> Self {
@@ -117,6 +123,11 @@ impl Set {
     pub(super) fn asks_everyone(&self) -> bool {
         self.key.direction == Direction::Egress
             && self.clauses().any(|(_, c)| c.atom.is_none() && c.named().next().is_some())
+    }
+
+    /// Whether a pod that is not known yet is no stranger to it.
+    pub(super) fn doubts(&self) -> bool {
+        self.programs.iter().any(|program| program.doubts())
     }
 
     /// Starts a new count of the classes in use.
@@ -170,6 +181,9 @@ impl Set {
     /// Lists the clauses that make this peer differ from a stranger.
     fn matching(&self, atoms: &[Option<usize>], peer: &impl Seen, out: &mut Vec<u32>) {
         let egress = self.key.direction == Direction::Egress;
+        if peer.may_be_pod() && self.doubts() {
+            out.push(MAY_BE_POD);
+        }
         for ((index, (_, clause)), atom) in (0u32..).zip(self.clauses()).zip(atoms) {
             if atom.is_some_and(|a| !peer.matches(a)) {
                 continue;
@@ -201,25 +215,33 @@ impl Set {
                 None => true,
                 Some(_) => atoms.get(position).copied().flatten().is_some_and(|a| peer.matches(a)),
             };
-            let Some(stage) = self.programs.get(program).map(|p| p.stage).filter(|_| matched) else { continue };
+            let Some(stage) = self.programs.get(program).map(|p| p.stage) else { continue };
+            let doubtful = !matched && stage != Stage::Namespaced && peer.may_be_pod() && clause.doubts();
+            if !matched && !doubtful {
+                continue;
+            }
+            let base = Candidate { clause: Some(index), port: None, stage, action: clause.action, doubtful };
             let Some(list) = &clause.ports else {
-                candidates.add_all(Candidate { clause: Some(index), port: None, stage, action: clause.action });
+                candidates.add_all(base);
                 continue;
             };
             for port in list {
                 let range = match &port.wanted {
                     PortMatch::Any => Some((0, u16::MAX)),
                     PortMatch::Range(first, last) => Some((*first, *last)),
+                    // What an unknown pod calls its ports is not known either.
+                    PortMatch::Named(_) if doubtful && self.key.direction == Direction::Egress => Some((0, u16::MAX)),
                     PortMatch::Named(name) => self.named_port(program, name, port.protocol, peer).map(|n| (n, n)),
                 };
                 if let Some((first, last)) = range {
-                    let entry = Candidate { clause: Some(index), port: Some(port.index), stage, action: clause.action };
+                    let entry = Candidate { port: Some(port.index), ..base };
                     candidates.add(entry, RowProtocol::Ports(port.protocol), first, last);
                 }
             }
         }
         if !self.isolates() {
-            candidates.add_all(Candidate { clause: None, port: None, stage: Stage::Default, action: Action::Accept });
+            let (stage, action) = (Stage::Default, Action::Accept);
+            candidates.add_all(Candidate { clause: None, port: None, stage, action, doubtful: false });
         }
         candidates.rows()
     }
@@ -244,6 +266,8 @@ struct Candidate {
     port: Option<u32>,
     stage: Stage,
     action: Action,
+    /// Whether it matches is not known: one that denies does, after one that passes nothing of its stage is accepted.
+    doubtful: bool,
 }
 
 /// All clauses that match a peer, in the order in which they are asked, with the traffic that each is about.
@@ -276,13 +300,14 @@ impl Candidates {
 
     /// The first that decides: one that passes takes the rest of its stage with it.
     fn decide(&self, ranks: &mut dyn Iterator<Item = u32>) -> Option<u32> {
-        let mut stage = Stage::Admin;
+        let (mut stage, mut passed_perhaps) = (Stage::Admin, None);
         for rank in ranks {
-            match self.get(rank) {
-                Some(candidate) if candidate.stage < stage => {}
-                Some(candidate) if candidate.action == Action::Pass => stage = candidate.stage.next(),
-                Some(_) => return Some(rank),
-                None => {}
+            let Some(candidate) = self.get(rank).filter(|candidate| candidate.stage >= stage) else { continue };
+            match candidate.action {
+                Action::Deny => return Some(rank),
+                Action::Pass if candidate.doubtful => passed_perhaps = Some(candidate.stage),
+                Action::Accept if passed_perhaps != Some(candidate.stage) => return Some(rank),
+                Action::Accept | Action::Pass => stage = candidate.stage.next(),
             }
         }
         None

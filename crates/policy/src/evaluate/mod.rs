@@ -142,6 +142,11 @@ impl<'a> Evaluator<'a> {
         self.holders.holder(address)
     }
 
+    /// Whether an address may be that of a pod which is not known yet: rules of ClusterNetworkPolicies that deny pods then deny it.
+    pub fn may_be_pod(&self, address: IpAddr) -> bool {
+        self.holders.may_be_pod(self.view.world, address)
+    }
+
     /// Judges a flow at both of its ends.
     pub fn evaluate(&self, flow: &Flow) -> Decision {
         let egress = self.side(flow, Direction::Egress);

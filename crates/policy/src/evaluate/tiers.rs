@@ -1,12 +1,30 @@
 //! ClusterNetworkPolicies of one tier, asked in their order.
 
 use towpath_model::desired::{PolicyRef, RowProtocol, RuleInfo, Verdict};
-use towpath_model::{Action, ClusterNetworkPolicy, ClusterPeer, ClusterRule, ProtocolMatch, Subject};
+use towpath_model::{Action, ClusterNetworkPolicy, ClusterPeer, ClusterRule, Direction, ProtocolMatch, Subject};
 
 use super::{Case, Reason, entries};
 
+/// Whether something of a rule matches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Match {
+    Yes,
+    /// The peer may be a pod that is not known yet, and of that the rule would be true.
+    Perhaps,
+    No,
+}
+
+impl Match {
+    fn of(matches: bool) -> Self {
+        if matches { Match::Yes } else { Match::No }
+    }
+}
+
 impl Case<'_, '_> {
     /// What a tier decides; none: it leaves the flow to the next one. A rule that passes it on is added to `passed`.
+    ///
+    /// Of a peer that may be a pod which is not known yet, what rules say of pods is taken to its disadvantage: a `Deny` matches, an `Accept`
+    /// does not, and behind a `Pass` nothing of the tier accepts.
     pub(super) fn tier(
         &self,
         policies: &[&ClusterNetworkPolicy],
@@ -16,29 +34,46 @@ impl Case<'_, '_> {
             let Subject { namespaces, pods } = &policy.subject;
             pods.matches(&self.pod.labels) && namespaces.matches(&self.of.namespace_labels(&self.pod.name.namespace))
         });
-        let (action, rule) = selected.into_iter().find_map(|policy| self.first_match(policy))?;
-        match action {
-            Action::Accept => Some((Verdict::Allow, Reason::Rule { rule })),
-            Action::Deny => Some((Verdict::Deny, Reason::Rule { rule })),
-            Action::Pass => {
-                passed.push(rule);
-                None
-            }
-        }
-    }
-
-    fn first_match(&self, policy: &ClusterNetworkPolicy) -> Option<(Action, RuleInfo)> {
-        for (index, rule) in (0u32..).zip(policy.rules(self.direction)) {
-            for (peer, wanted) in (0u32..).zip(&rule.peers).filter(|(_, peer)| self.cluster_peer_matches(peer)) {
-                let protocols = entries(&rule.protocols);
-                let Some(port) = protocols.into_iter().find(|p| p.is_none_or(|(_, p)| self.protocol_match(p))) else {
-                    continue;
-                };
-                let peer = (*wanted != ClusterPeer::Everybody).then_some(peer);
-                return Some((rule.action, self.cluster_rule_info(policy, index, rule, peer, port.map(|(i, _)| i))));
+        let mut passed_perhaps = None;
+        for policy in selected {
+            for (index, rule) in (0u32..).zip(policy.rules(self.direction)) {
+                for (matched, peer, port) in self.matches(rule) {
+                    let info = || self.cluster_rule_info(policy, index, rule, peer, port);
+                    match (rule.action, matched) {
+                        (Action::Deny, _) => return Some((Verdict::Deny, Reason::Rule { rule: info() })),
+                        (Action::Accept, Match::Yes) if passed_perhaps.is_none() => {
+                            return Some((Verdict::Allow, Reason::Rule { rule: info() }));
+                        }
+                        (Action::Pass, Match::Yes) | (Action::Accept, Match::Yes) => {
+                            passed.push(passed_perhaps.unwrap_or_else(info));
+                            return None;
+                        }
+                        (Action::Pass, _) => passed_perhaps = passed_perhaps.or_else(|| Some(info())),
+                        (Action::Accept, _) => {}
+                    }
+                }
             }
         }
         None
+    }
+
+    /// The peers of a rule that match with a protocol of it, in order.
+    fn matches(&self, rule: &ClusterRule) -> Vec<(Match, Option<u32>, Option<u32>)> {
+        let mut found = Vec::new();
+        for (index, wanted) in (0u32..).zip(&rule.peers) {
+            let peer = self.cluster_peer_matches(wanted);
+            if peer == Match::No {
+                continue;
+            }
+            for port in entries(&rule.protocols) {
+                if port.is_none_or(|(_, port)| self.protocol_matches_of(port, peer)) {
+                    let index = (*wanted != ClusterPeer::Everybody).then_some(index);
+                    found.push((peer, index, port.map(|(i, _)| i)));
+                    break;
+                }
+            }
+        }
+        found
     }
 
     fn cluster_rule_info(
@@ -59,25 +94,33 @@ impl Case<'_, '_> {
         }
     }
 
-    fn cluster_peer_matches(&self, wanted: &ClusterPeer) -> bool {
+    fn cluster_peer_matches(&self, wanted: &ClusterPeer) -> Match {
         match wanted {
-            ClusterPeer::Everybody => true,
-            ClusterPeer::Pods(Subject { namespaces, pods }) => {
-                self.peer.and_then(|p| p.as_peer()).is_some_and(|peer| {
-                    pods.matches(peer.labels) && namespaces.matches(&self.of.namespace_labels(peer.namespace))
-                })
-            }
+            ClusterPeer::Everybody => Match::Yes,
+            ClusterPeer::Pods(Subject { namespaces, pods }) => match self.peer.and_then(|p| p.as_peer()) {
+                Some(peer) => Match::of(
+                    pods.matches(peer.labels) && namespaces.matches(&self.of.namespace_labels(peer.namespace)),
+                ),
+                None if self.of.may_be_pod(self.other) => Match::Perhaps,
+                None => Match::No,
+            },
             ClusterPeer::Nodes(selector) => {
-                self.of.holders.nodes_at(self.other).iter().any(|node| selector.matches(&node.labels))
+                Match::of(self.of.holders.nodes_at(self.other).iter().any(|node| selector.matches(&node.labels)))
             }
-            ClusterPeer::Networks(networks) => networks.iter().any(|net| net.contains(&self.other)),
-            ClusterPeer::DomainNames(_) => false,
+            ClusterPeer::Networks(networks) => Match::of(networks.iter().any(|net| net.contains(&self.other))),
+            ClusterPeer::DomainNames(_) => Match::No,
         }
     }
 
-    fn protocol_match(&self, wanted: &ProtocolMatch) -> bool {
+    fn protocol_matches_of(&self, wanted: &ProtocolMatch, peer: Match) -> bool {
         match (wanted, self.flow.protocol) {
             (ProtocolMatch::Ports(wanted), _) => self.port_matches(wanted),
+            // What an unknown pod calls its ports is not known either.
+            (ProtocolMatch::NamedPort(_), RowProtocol::Ports(_))
+                if peer == Match::Perhaps && self.direction == Direction::Egress =>
+            {
+                true
+            }
             (ProtocolMatch::NamedPort(name), RowProtocol::Ports(protocol)) => {
                 self.named_port(name, protocol) == Some(self.flow.port)
             }

@@ -20,6 +20,8 @@ pub fn dns() -> Vec<IpAddr> {
     DNS.iter().map(|ip| ip.parse().unwrap()).collect()
 }
 
+/// Where pods are, and where they may be.
+const POD_CIDRS: [&[&str]; 2] = [&["10.0.0.0/24", "fd00::/112"], &["10.0.1.0/25"]];
 /// Inside one of [`BLOCKS`], and outside of all.
 const NODE_EXTERNAL: [&str; 2] = ["198.51.100.70", "192.0.2.70"];
 
@@ -360,7 +362,7 @@ impl Spec {
             let zone = ["x", "y"][n];
             let labels = json!({"a": zone, "kubernetes.io/hostname": NODES[n]});
             serde_json::from_value(
-                json!({"metadata": {"name": NODES[n], "labels": labels}, "status": {"addresses": addresses}}),
+                json!({"metadata": {"name": NODES[n], "labels": labels}, "spec": {"podCIDRs": POD_CIDRS[n]}, "status": {"addresses": addresses}}),
             )
             .unwrap()
         });
