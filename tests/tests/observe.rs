@@ -114,7 +114,7 @@ fn drops_are_told_as_they_happen_with_the_policies_that_deny_them() -> Result<()
     let of_friend = Observer::start(&cluster, &["-l", "app=friend"])?;
 
     // Denied where the pod is that it was sent to, by way of a Service.
-    cluster.exec("asks", "wget -q -T 1 -O /dev/null http://web:8000/ || true")?;
+    cluster.exec("asks", "nc -w 1 web 8000 </dev/null; true")?;
     let told = all.next()?;
     ensure!(field(&told, "/reason") == "ingress_policy" && field(&told, "/verdict") == "DROPPED", "{told}");
     ensure!(field(&told, "/node") == "n2" && field(&told, "/detail") == "SYN", "{told}");
@@ -126,7 +126,7 @@ fn drops_are_told_as_they_happen_with_the_policies_that_deny_them() -> Result<()
 
     // Refused before anything is sent.
     while all.silent().is_err() {}
-    cluster.exec("asks", "wget -q -T 1 -O /dev/null http://empty/ || true")?;
+    cluster.exec("asks", "nc -w 1 empty 80 </dev/null; true")?;
     let told = all.next()?;
     ensure!(field(&told, "/reason") == "refused" && field(&told, "/verdict") == "REFUSED", "{told}");
     ensure!(
@@ -141,10 +141,10 @@ fn drops_are_told_as_they_happen_with_the_policies_that_deny_them() -> Result<()
     // The policy goes, and nothing is dropped any more.
     cluster.try_kubectl(&["delete", "networkpolicy", "closed"])?;
     let answered =
-        cluster.exec("asks", "for i in 1 2 3 4 5 6 7 8 9 10; do wget -q -T 1 -O - http://web:8000/ && break; done")?;
+        cluster.exec("asks", "for i in 1 2 3 4 5 6 7 8 9 10; do nc -w 1 web 8000 </dev/null && exit 0; done; exit 1")?;
     ensure!(answered.ok, "{}", answered.all());
     while all.silent().is_err() {}
-    cluster.exec("asks", "wget -q -T 1 -O /dev/null http://web:8000/")?;
+    cluster.exec("asks", "nc -w 1 web 8000 </dev/null")?;
     all.silent()?;
     cluster.down()
 }
