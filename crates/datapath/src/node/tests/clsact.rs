@@ -12,11 +12,11 @@ fn node_filters(node: &TestNode) -> Vec<String> {
     [filters_of(node, TUNNEL_DEVICE), filters_of(node, "eth0")].concat()
 }
 
-/// Ids of all programs that run on the node's devices: two a pod, the tunnel device's and the uplink's.
+/// Ids of all programs that run on the node's devices: two a pod, the tunnel device's and the uplink's two.
 fn all_filters(node: &TestNode, pods: &[&TestPod]) -> Vec<String> {
     let of_pods = pods.iter().flat_map(|pod| filters(node, pod));
     let all: Vec<String> = of_pods.chain(node_filters(node)).collect();
-    assert_eq!(all.len(), 2 * pods.len() + 2, "{all:?}");
+    assert_eq!(all.len(), 2 * pods.len() + 3, "{all:?}");
     assert!(node.call(|node| node.observe(Programs::attached)).unwrap().is_empty(), "no hook is a link");
     all
 }
