@@ -158,7 +158,7 @@ fn table() -> ServiceTable {
             table: Default::default(),
             sources: None,
         };
-        table.frontends.insert(frontend, target);
+        table.frontends.insert(frontend, target.into());
     }
     table
 }

@@ -16,8 +16,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use towpath_model::cluster_policy::object;
 use towpath_model::{
-    ClusterNetworkPolicy, EndpointSlice, Invalid, Namespace, NamespacedName, NetworkPolicy, Node, NodeName, Pod,
-    Service, ServiceCidr, World,
+    ClusterNetworkPolicy, EndpointSlice, Invalid, Namespace, NamespacedName, NetworkPolicy, Node, NodeName, NodeNames,
+    Pod, Service, ServiceCidr, World,
 };
 use towpath_plan::Changed;
 use towpath_plan::dns::rules::Sources;
@@ -86,6 +86,8 @@ pub trait Noun: Sized + PartialEq + Send + Serialize + DeserializeOwned + 'stati
     fn unreadable(_key: &Self::Key) -> Option<Self> {
         None
     }
+    /// Forgets what nothing here depends on. Asked of every object before it is kept.
+    fn slim(&mut self, _names: &mut NodeNames) {}
     /// All that the world has.
     fn all(world: &World) -> &BTreeMap<Self::Key, Self>;
     /// Puts one into the world; the one that had the key.
@@ -119,7 +121,7 @@ macro_rules! kept_in {
 }
 
 macro_rules! noun {
-    ($noun:ty, $object:ty, $key:ty, $kind:expr, $table:ident, $find:expr $(, $service:expr)?) => {
+    ($noun:ty, $object:ty, $key:ty, $kind:expr, $table:ident, $find:expr $(, $service:expr, $slim:expr)?) => {
         impl Noun for $noun {
             type Object = $object;
             type Key = $key;
@@ -135,6 +137,10 @@ macro_rules! noun {
             $(fn service(&self) -> Option<&NamespacedName> {
                 let part: fn(&$noun) -> &NamespacedName = $service;
                 Some(part(self))
+            }
+            fn slim(&mut self, names: &mut NodeNames) {
+                let slim: fn(&mut $noun, &mut NodeNames) = $slim;
+                slim(self, names);
             })?
         }
     };
@@ -147,8 +153,17 @@ fn namespaced(meta: &ObjectMeta) -> Option<NamespacedName> {
 noun!(Node, core::Node, NodeName, Kind::Node, nodes, |m| m.name.clone().map(NodeName::new));
 noun!(Namespace, core::Namespace, String, Kind::Namespace, namespaces, |m| m.name.clone());
 noun!(Pod, core::Pod, NamespacedName, Kind::Pod, pods, namespaced);
-noun!(Service, core::Service, NamespacedName, Kind::Service, services, namespaced, |s| &s.name);
-noun!(EndpointSlice, discovery::EndpointSlice, NamespacedName, Kind::EndpointSlice, slices, namespaced, |s| &s.service);
+noun!(Service, core::Service, NamespacedName, Kind::Service, services, namespaced, |s| &s.name, |s, _| s.slim());
+noun!(
+    EndpointSlice,
+    discovery::EndpointSlice,
+    NamespacedName,
+    Kind::EndpointSlice,
+    slices,
+    namespaced,
+    |s| &s.service,
+    |s, n| s.slim(n)
+);
 impl Noun for NetworkPolicy {
     type Object = networking::NetworkPolicy;
     type Key = NamespacedName;

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
-use towpath_model::{ClusterNetworkPolicy, EndpointSlice, Namespace, NetworkPolicy, Node, Pod, Service};
+use towpath_model::{ClusterNetworkPolicy, EndpointSlice, Namespace, NetworkPolicy, Node, NodeNames, Pod, Service};
 use tracing::{debug, info, warn};
 
 use crate::index::{Index, Kind, Noun};
@@ -240,11 +240,13 @@ fn read_objects<N: Noun>(path: &Path) -> Result<BTreeMap<N::Key, N>> {
     let header: Header = serde_json::from_str(&lines.next().context("it is empty")??).context("its first line")?;
     ensure!(header == Header::ours(), "it is of another version ({})", header.version);
     let mut all = BTreeMap::new();
+    let mut names = NodeNames::default();
     let mut before: Option<String> = None;
     for text in lines {
         if let Some(object) = before.replace(text?) {
-            let (key, noun): (N::Key, N) =
+            let (key, mut noun): (N::Key, N) =
                 serde_json::from_str(&object).with_context(|| format!("object {}", all.len() + 1))?;
+            noun.slim(&mut names);
             all.insert(key, noun);
         }
     }

@@ -1,8 +1,8 @@
 //! The reconcile loop: what changed, planned and applied.
 //!
 //! One task takes every change and every ADD in turn, so that what a pod is admitted with is what the kernel holds at that
-//! moment. Changes that come together are planned together (a window of [`WINDOW`], at most [`LONGEST_WINDOW`] under load). What
-//! could not be applied is tried again, with growing delays; a slow full check repairs what others broke.
+//! moment. A change that comes alone is planned at once, those that come while it works together ([`pace`]). What could not be applied is
+//! tried again, with growing delays; a slow full check repairs what others broke.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -13,7 +13,7 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::Result;
 use ipnet::IpNet;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::{sleep_until, timeout};
+use tokio::time::{sleep_until, timeout_at};
 use towpath_carry::feed;
 use towpath_datapath::Datapath;
 use towpath_model::desired::{Clients, NodePeer, PodSets, RuleId, RuleInfo, SetId};
@@ -44,15 +44,16 @@ mod attach;
 mod before;
 mod health_checks;
 mod names;
+mod pace;
 mod peers;
 mod policy;
 mod service_ranges;
 mod socket_services;
 
-/// Changes that come within it are planned together.
-const WINDOW: Duration = Duration::from_millis(1);
-/// No change waits longer for others.
-const LONGEST_WINDOW: Duration = Duration::from_millis(20);
+use pace::Pace;
+
+/// More changes than these are not gathered.
+const MOST_AT_ONCE: usize = 4096;
 /// Old lists are swept and grace periods looked at this often.
 const SWEEP: Duration = Duration::from_secs(1);
 /// What the kernel had no room for is tried again after this long, then after twice as long, and at last so often.
@@ -168,6 +169,8 @@ pub struct Reconciler {
     services: Planner,
     /// The kernel has the table as it was last planned.
     services_followed: bool,
+    /// A whole table was written: what that took is to be given back.
+    give_back: bool,
     /// What the kernel has no room for.
     left_out: BTreeSet<Refusal>,
     /// When there may be room for it, and how long it was waited for.
@@ -195,6 +198,7 @@ pub struct Reconciler {
     /// Host ports must be looked at at the next opportunity: pods got addresses, or the API told of pods or nodes.
     host_ports_due: bool,
     backoff: Backoff,
+    pace: Pace,
     retry_at: Option<Instant>,
     /// When the next full check is due.
     audit_at: Instant,
@@ -258,6 +262,7 @@ impl Reconciler {
             feed,
             services,
             services_followed: false,
+            give_back: false,
             left_out: BTreeSet::new(),
             room: None,
             compiler: Compiler::resume(GRACE, &used, Duration::ZERO),
@@ -276,6 +281,7 @@ impl Reconciler {
             policy_due: true,
             host_ports_due: true,
             backoff: Backoff::default(),
+            pace: Pace::default(),
             retry_at: None,
             audit_at: started + AUDIT,
             report: SharedReport::default(),
@@ -376,12 +382,18 @@ impl Reconciler {
         }
     }
 
-    /// Applies an update and those that follow within the window.
+    /// Applies an update, those that have come with it, and those that come while the loop rests.
     async fn take(&mut self, first: Update, updates: &mut mpsc::Receiver<Update>) {
-        let begun = Instant::now();
+        let until = self.pace.gathers_until(Instant::now());
         let mut batch = vec![first];
-        while begun.elapsed() < LONGEST_WINDOW {
-            match timeout(WINDOW, updates.recv()).await {
+        loop {
+            while let Ok(update) = updates.try_recv() {
+                batch.push(update);
+            }
+            if batch.len() >= MOST_AT_ONCE || Instant::now() >= until {
+                break;
+            }
+            match timeout_at(until.into(), updates.recv()).await {
                 Ok(Some(update)) => batch.push(update),
                 _ => break,
             }
@@ -501,6 +513,10 @@ impl Reconciler {
         if due.any(&[Kind::Service, Kind::EndpointSlice, Kind::Namespace, Kind::Pod]) {
             self.feed_names(&due);
         }
+        if std::mem::take(&mut self.give_back) {
+            // Lists were read and tables of all were written: most of what that took is free now.
+            tokio::task::block_in_place(towpath_datapath::memory::give_back);
+        }
         for (what, error) in &failures {
             warn!(what, error, "could not be applied; trying again");
         }
@@ -515,6 +531,7 @@ impl Reconciler {
             report.last_seconds = begun.elapsed().as_secs_f64();
         });
         counts::applied("all", begun.elapsed());
+        self.pace.worked(begun, Instant::now());
         !failed
     }
 
@@ -603,10 +620,7 @@ impl Reconciler {
             report.refused_services = refused;
         });
         self.answer_health_checks().await;
-        if !followed {
-            // Lists were read and a table of all was written: most of what that took is free now.
-            tokio::task::block_in_place(towpath_datapath::memory::give_back);
-        }
+        self.give_back |= !followed;
         Ok(())
     }
 

@@ -20,7 +20,8 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use towpath_model::custom::NodeNetwork;
 use towpath_model::{
-    ClusterNetworkPolicy, EndpointSlice, Namespace, NetworkPolicy, Node, NodeName, Pod, Readable, Service, ServiceCidr,
+    ClusterNetworkPolicy, EndpointSlice, Namespace, NetworkPolicy, Node, NodeName, NodeNames, Pod, Readable, Service,
+    ServiceCidr,
 };
 use tracing::{debug, warn};
 
@@ -50,7 +51,7 @@ pub fn watch_all(client: &kube::Client, updates: &mpsc::Sender<Update>) -> JoinS
     tasks
 }
 
-fn parse<N>(object: &Readable<N::Object>) -> Option<(N::Key, Option<N>)>
+fn parse<N>(object: &Readable<N::Object>, names: &mut NodeNames) -> Option<(N::Key, Option<N>)>
 where
     N: Noun,
     N::Object: kube::Resource<DynamicType = ()> + k8s_openapi::Metadata<Ty = ObjectMeta>,
@@ -65,7 +66,10 @@ where
         }
     };
     match N::parse(known) {
-        Ok(noun) => Some((key, Some(noun))),
+        Ok(mut noun) => {
+            noun.slim(names);
+            Some((key, Some(noun)))
+        }
         Err(error) => {
             // Slices of no Service and the like are ordinary; anything else a person may want to see.
             debug!(kind = ?N::KIND, %key, %error, "object left out");
@@ -99,6 +103,7 @@ where
     let mut events = Watch::new(api, watcher::Config::default());
     let mut listed: BTreeMap<N::Key, N> = BTreeMap::new();
     let mut absence = Absence::default();
+    let mut names = NodeNames::default();
     loop {
         let event = match events.next().await {
             Ok(event) => event,
@@ -124,7 +129,7 @@ where
                 continue;
             }
             watcher::Event::InitApply(object) => {
-                if let Some((key, Some(noun))) = parse::<N>(&object) {
+                if let Some((key, Some(noun))) = parse::<N>(&object, &mut names) {
                     listed.insert(key, noun);
                 }
                 continue;
@@ -134,7 +139,7 @@ where
                 let all = std::mem::take(&mut listed);
                 Box::new(move |index| index.reset(all))
             }
-            watcher::Event::Apply(object) => match parse::<N>(&object) {
+            watcher::Event::Apply(object) => match parse::<N>(&object, &mut names) {
                 Some((key, noun)) => {
                     let since = object.object().ok().and_then(triggered);
                     Box::new(move |index| index.apply_since(key, noun, since))

@@ -246,10 +246,10 @@ pub struct BackendAddress {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ServiceTable {
     /// Frontends.
-    pub frontends: BTreeMap<Frontend, FrontendTarget>,
+    pub frontends: BTreeMap<Frontend, Arc<FrontendTarget>>,
     /// What leads clients from outside to this node's endpoints only, as this node's own clients have it: NodePorts (at its
     /// addresses), load balancers' addresses and external ones.
-    pub inside: BTreeMap<Frontend, FrontendTarget>,
+    pub inside: BTreeMap<Frontend, Arc<FrontendTarget>>,
     /// UDP backends that take no new flows of a frontend and keep those they have: they still serve.
     pub lingering: BTreeMap<Frontend, BTreeSet<BackendId>>,
     /// Backends that a frontend refers to, and those that only drain (open connections may still refer to them).
@@ -260,9 +260,9 @@ pub struct ServiceTable {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ServiceChanges {
     /// See [`ServiceTable::frontends`].
-    pub frontends: BTreeMap<Frontend, Option<FrontendTarget>>,
+    pub frontends: BTreeMap<Frontend, Option<Arc<FrontendTarget>>>,
     /// See [`ServiceTable::inside`].
-    pub inside: BTreeMap<Frontend, Option<FrontendTarget>>,
+    pub inside: BTreeMap<Frontend, Option<Arc<FrontendTarget>>>,
     /// See [`ServiceTable::lingering`].
     pub lingering: BTreeMap<Frontend, Option<BTreeSet<BackendId>>>,
     /// See [`ServiceTable::backends`].

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use k8s_openapi::api::discovery::v1 as discovery;
 use serde::{Deserialize, Serialize};
 
-use crate::{Invalid, NamespacedName, NodeName, Protocol, canonical};
+use crate::{Invalid, NamespacedName, NodeName, NodeNames, Protocol, canonical};
 
 /// The label that names a slice's Service.
 pub const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
@@ -41,11 +41,11 @@ pub struct Endpoint {
     /// Its state.
     pub conditions: Conditions,
     /// `hostname`: gets a DNS name of its own below a headless Service.
-    pub hostname: Option<String>,
+    pub hostname: Option<Box<str>>,
     /// The node it is on.
     pub node: Option<NodeName>,
-    /// The pod behind it (`targetRef`).
-    pub pod: Option<NamespacedName>,
+    /// The pod behind it (`targetRef`), for people; nodes do not keep it ([`EndpointSlice::slim`]).
+    pub pod: Option<Box<NamespacedName>>,
     /// Whose clients it is meant for; most say nothing of it.
     #[serde(default)]
     pub hints: Option<Box<Hints>>,
@@ -75,6 +75,17 @@ pub struct EndpointSlice {
     pub ports: Vec<EndpointPort>,
     /// Its label says that it is for DNS only, not for service proxies.
     pub headless: bool,
+}
+
+impl EndpointSlice {
+    /// Forgets what no packet depends on, which only people ask for, and shares the names of nodes: a node keeps every endpoint of the
+    /// cluster.
+    pub fn slim(&mut self, names: &mut NodeNames) {
+        for endpoint in &mut self.endpoints {
+            endpoint.pod = None;
+            endpoint.node = endpoint.node.take().map(|node| names.shared(&node));
+        }
+    }
 }
 
 impl TryFrom<&discovery::EndpointSlice> for EndpointSlice {
@@ -115,10 +126,11 @@ impl TryFrom<&discovery::EndpointSlice> for EndpointSlice {
                     serving: conditions.serving.unwrap_or(ready),
                     terminating: conditions.terminating.unwrap_or(false),
                 },
-                hostname: endpoint.hostname.clone().filter(|h| !h.is_empty()),
+                hostname: endpoint.hostname.as_deref().filter(|h| !h.is_empty()).map(Box::from),
                 node: endpoint.node_name.clone().map(NodeName::new),
                 pod: endpoint.target_ref.as_ref().filter(|r| r.kind.as_deref() == Some("Pod")).and_then(|r| {
-                    Some(NamespacedName::new(r.namespace.clone().unwrap_or_else(|| namespace.clone()), r.name.clone()?))
+                    let namespace = r.namespace.clone().unwrap_or_else(|| namespace.clone());
+                    Some(Box::new(NamespacedName::new(namespace, r.name.clone()?)))
                 }),
             });
         }

@@ -37,7 +37,7 @@ pub use endpoints::{Conditions, Endpoint, EndpointPort, EndpointSlice, Hints};
 pub use error::Invalid;
 pub use labels::{Labels, Selector};
 pub use load_balancer::{BalancedService, FamilyPolicy, LoadBalancerRequest, Wish};
-pub use name::{NamespacedName, NodeName};
+pub use name::{NamespacedName, NodeName, NodeNames};
 pub use namespace::Namespace;
 pub use netpol::{Direction, NetworkPolicy, Peer, PolicyPort, PolicyRule, PortMatch};
 pub use node::Node;

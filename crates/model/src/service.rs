@@ -77,7 +77,7 @@ impl ServicePort {
 pub struct Service {
     /// Namespace and name.
     pub name: NamespacedName,
-    /// Its labels.
+    /// Its labels; nodes keep only those that say whose it is ([`Service::slim`]).
     pub labels: Labels,
     /// Its type.
     pub kind: ServiceKind,
@@ -119,6 +119,11 @@ pub struct Service {
 }
 
 impl Service {
+    /// Forgets labels that mean nothing to a node: most Services have some, and a node keeps every Service of the cluster.
+    pub fn slim(&mut self) {
+        self.labels.retain(|label, _| OTHER_PROXY_LABELS.contains(&label.as_str()));
+    }
+
     /// Whether the node's service proxy is to leave it alone: its labels name another proxy, or none.
     pub fn for_other_proxies(&self) -> bool {
         OTHER_PROXY_LABELS.iter().any(|label| self.labels.contains_key(*label))

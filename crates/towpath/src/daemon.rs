@@ -93,6 +93,7 @@ where
 
 /// `towpath agent`. The node's name: the configuration's, else `NODE_NAME`, else the host's.
 pub(crate) fn agent(options: &Options) -> Result<bool> {
+    towpath_datapath::memory::be_frugal();
     let mut config: AgentConfig = options.load()?;
     or_environment(&mut config.node_name, "NODE_NAME");
     run(options, "agent", |shutdown| towpath_agent::run(config, shutdown))

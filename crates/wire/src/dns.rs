@@ -6,8 +6,40 @@
 //! Each message is answered, in order, with a [`FeedReply`] in the same form.
 
 use std::net::{IpAddr, SocketAddr};
+use std::ops::Deref;
+use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// A part of a message that is shared by all who keep it: a feed has tens of thousands, and remembers what it said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shared<T>(Arc<T>);
+
+impl<T> Deref for Shared<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.0
+    }
+}
+
+impl<T> From<T> for Shared<T> {
+    fn from(part: T) -> Self {
+        Self(Arc::new(part))
+    }
+}
+
+impl<T: Serialize> Serialize for Shared<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.0.serialize(serializer)
+    }
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Shared<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        T::deserialize(deserializer).map(Self::from)
+    }
+}
 
 /// One message of the feed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,7 +50,7 @@ pub enum FeedMessage {
         /// Cluster domain without a trailing dot, for example `cluster.local`.
         domain: String,
         /// All Services.
-        services: Vec<DnsService>,
+        services: Vec<Shared<DnsService>>,
         /// Namespaces that exist: a name below one is NODATA or NXDOMAIN by its own, below none is NXDOMAIN.
         namespaces: Vec<String>,
         /// Pods by address, for `a-b-c-d.ns.pod` names that must exist ("pods verified").
@@ -36,7 +68,7 @@ pub enum FeedMessage {
     /// This Service is now so.
     Set {
         /// The Service.
-        service: DnsService,
+        service: Shared<DnsService>,
     },
     /// This Service is gone.
     Remove {

@@ -16,7 +16,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use towpath_wire::config::CarryConfig;
-use towpath_wire::dns::{DnsAnswer, DnsPort, DnsService, FeedMessage};
+use towpath_wire::dns::{DnsAnswer, DnsPort, DnsService, FeedMessage, Shared};
 
 /// A loopback address that no other test process uses.
 pub(crate) fn address(last: u8) -> IpAddr {
@@ -82,7 +82,7 @@ pub(crate) async fn eventually(what: &str, mut check: impl AsyncFnMut() -> bool)
     }
 }
 
-pub(crate) fn cluster(services: Vec<DnsService>) -> FeedMessage {
+pub(crate) fn cluster(services: Vec<Shared<DnsService>>) -> FeedMessage {
     FeedMessage::Snapshot {
         domain: "cluster.local".to_owned(),
         services,
@@ -92,7 +92,7 @@ pub(crate) fn cluster(services: Vec<DnsService>) -> FeedMessage {
     }
 }
 
-pub(crate) fn web(address: [u8; 4]) -> DnsService {
+pub(crate) fn web(address: [u8; 4]) -> Shared<DnsService> {
     service(
         "web",
         DnsAnswer::ClusterIps {
@@ -102,8 +102,8 @@ pub(crate) fn web(address: [u8; 4]) -> DnsService {
     )
 }
 
-pub(crate) fn service(name: &str, answer: DnsAnswer) -> DnsService {
-    DnsService { namespace: "default".to_owned(), name: name.to_owned(), answer }
+pub(crate) fn service(name: &str, answer: DnsAnswer) -> Shared<DnsService> {
+    DnsService { namespace: "default".to_owned(), name: name.to_owned(), answer }.into()
 }
 
 /// Starts a client of the feed, sends `messages` and waits until they are applied.

@@ -21,7 +21,7 @@ fn serve(w: &mut World, family: Family, count: u16, algorithm: Algorithm) {
     let backends: Vec<SocketAddr> = (1..=count).map(|n| SocketAddr::new(h.b, 8000 + n)).collect();
     w.table = ServiceTable::default();
     w.serve(1, family, Some(h.service), PORT, Protocol::Tcp, &backends);
-    let target = w.table.frontends.values_mut().next().unwrap();
+    let target = std::sync::Arc::make_mut(w.table.frontends.values_mut().next().unwrap());
     target.algorithm = algorithm;
     if algorithm.hashes() {
         // As a planner would, but small: each backend in turn.
@@ -170,7 +170,7 @@ fn frontends_of_a_service_share_a_table() {
         // Another one is written once, and the old one goes when nobody reads it any more.
         let turned: Vec<BackendId> = w.table.frontends[&frontend].table.iter().rev().copied().collect();
         let turned: std::sync::Arc<[BackendId]> = turned.into();
-        w.table.frontends.values_mut().for_each(|target| target.table = turned.clone());
+        w.table.frontends.values_mut().map(std::sync::Arc::make_mut).for_each(|target| target.table = turned.clone());
         w.apply_services();
         assert_eq!(slots(w), 104);
         w.programs.sweep(Instant::now() + std::time::Duration::from_secs(10)).unwrap();
@@ -178,7 +178,7 @@ fn frontends_of_a_service_share_a_table() {
         from_outside(w, Family::V4, clients(Family::V4, 1)[0], 4000..4010);
         // The same in another place in memory is the same.
         let copy: std::sync::Arc<[BackendId]> = turned.to_vec().into();
-        w.table.frontends.values_mut().for_each(|target| target.table = copy.clone());
+        w.table.frontends.values_mut().map(std::sync::Arc::make_mut).for_each(|target| target.table = copy.clone());
         w.apply_services();
         w.programs.sweep(Instant::now() + std::time::Duration::from_secs(20)).unwrap();
         assert_eq!(slots(w), 52);
@@ -194,7 +194,11 @@ fn only_clients_in_its_ranges_use_a_load_balancer() {
             serve(w, family, 2, Algorithm::Random);
             let ranges = ["198.51.100.0/28", "fd99::/124", "10.1.0.10/32", "fd01::10/128"];
             let ranges = ranges.map(|range| range.parse().unwrap());
-            w.table.frontends.values_mut().for_each(|target| target.sources = Some(ranges.as_slice().into()));
+            w.table
+                .frontends
+                .values_mut()
+                .map(std::sync::Arc::make_mut)
+                .for_each(|target| target.sources = Some(ranges.as_slice().into()));
             w.apply_services();
             let [inside, outside] = [clients(family, 15)[14], clients(family, 17)[16]];
             from_outside(w, family, inside, 4000..4002);
@@ -205,11 +209,15 @@ fn only_clients_in_its_ranges_use_a_load_balancer() {
             let b = sent_by(h.b, 4000, h.service, PORT, L4::syn());
             w.from_pod(&b).dropped("source_range");
             // No ranges at all are nobody's; none given is everybody's.
-            w.table.frontends.values_mut().for_each(|target| target.sources = Some([].into()));
+            w.table
+                .frontends
+                .values_mut()
+                .map(std::sync::Arc::make_mut)
+                .for_each(|target| target.sources = Some([].into()));
             w.apply_services();
             let syn = arriving(MAC_UPLINK, inside, 4010, h.service, PORT, L4::syn());
             w.from_uplink(&syn).dropped("source_range");
-            w.table.frontends.values_mut().for_each(|target| target.sources = None);
+            w.table.frontends.values_mut().map(std::sync::Arc::make_mut).for_each(|target| target.sources = None);
             w.apply_services();
             from_outside(w, family, outside, 4020..4021);
             assert_eq!(w.map("tp_source_ranges").keys().count(), 0);
@@ -226,7 +234,11 @@ fn ranges_for_which_there_is_no_room_let_nobody_in() {
         let outside = clients(Family::V4, 1)[0];
         from_outside(w, Family::V4, outside, 4000..4002);
         let ranges: Vec<ipnet::IpNet> = (1..=10).map(|n| format!("192.0.{n}.0/24").parse().unwrap()).collect();
-        w.table.frontends.values_mut().for_each(|target| target.sources = Some(ranges.as_slice().into()));
+        w.table
+            .frontends
+            .values_mut()
+            .map(std::sync::Arc::make_mut)
+            .for_each(|target| target.sources = Some(ranges.as_slice().into()));
         let applied = w.programs.apply_services(&w.table, Instant::now()).unwrap();
         let [left_out] = applied.left_out.as_slice() else { panic!("{:?}", applied.left_out) };
         assert!(left_out.reason.contains("tp_source_ranges"), "{left_out:?}");
@@ -239,7 +251,7 @@ fn at(w: &mut World, ports: &[u16], algorithm: Algorithm, protocol: Protocol) {
     let backends: Vec<SocketAddr> = ports.iter().map(|port| backend(Family::V4, *port)).collect();
     w.table = ServiceTable::default();
     w.serve(1, Family::V4, Some(hosts(Family::V4).service), PORT, protocol, &backends);
-    w.table.frontends.values_mut().for_each(|target| target.algorithm = algorithm);
+    w.table.frontends.values_mut().map(std::sync::Arc::make_mut).for_each(|target| target.algorithm = algorithm);
     w.apply_services();
 }
 
@@ -307,6 +319,7 @@ fn sockets_take_turns_and_are_told_when_a_service_is_not_for_them() {
         w.table
             .frontends
             .values_mut()
+            .map(std::sync::Arc::make_mut)
             .for_each(|target| target.sources = Some(["192.0.2.0/24".parse().unwrap()].into()));
         w.programs.apply_services(&w.table, Instant::now()).unwrap();
         let refused = client.send_to(b"x", service).unwrap_err();

@@ -69,8 +69,9 @@ fn a_million_look_ups_against_a_thousand_changes_a_second_find_a_backend_each() 
             while !stop.load(Ordering::Relaxed) {
                 // Now the one half, now the other: no entry of a list outlives a change.
                 let half = if flips.is_multiple_of(2) { &target.backends[..2] } else { &target.backends[2..] };
-                let now = FrontendTarget { backends: half.to_vec(), ..target.clone() };
-                let changes = ServiceChanges { frontends: [(frontend, Some(now))].into(), ..ServiceChanges::default() };
+                let now = FrontendTarget { backends: half.to_vec(), ..(*target).clone() };
+                let changes =
+                    ServiceChanges { frontends: [(frontend, Some(now.into()))].into(), ..ServiceChanges::default() };
                 let applied = w.programs.apply_service_changes(&changes, Instant::now()).unwrap();
                 assert_eq!(applied.left_out, []);
                 flips += 1;

@@ -16,7 +16,7 @@ fn address(n: u8) -> IpAddr {
 
 fn target(w: &mut World, n: u8) -> &mut FrontendTarget {
     let frontend = Frontend { address: Some(address(n)), family: Family::V4, port: 80, protocol: Protocol::Tcp };
-    w.table.frontends.get_mut(&frontend).unwrap()
+    std::sync::Arc::make_mut(w.table.frontends.get_mut(&frontend).unwrap())
 }
 
 fn later(w: &mut World) {

@@ -150,7 +150,7 @@ fn a_connection_keeps_its_backend_and_a_new_one_chooses_again() {
         let stays = port_of(w, 4000, L4::data(b"x"));
         let keep = backends.iter().find(|b| b.port() != stays).copied().unwrap();
         let id = *w.table.backends.iter().find(|(_, b)| b.port == keep.port()).unwrap().0;
-        w.table.frontends.values_mut().for_each(|target| target.backends = vec![id]);
+        w.table.frontends.values_mut().map(std::sync::Arc::make_mut).for_each(|target| target.backends = vec![id]);
         w.apply_services();
         w.programs.sweep(Instant::now() + Duration::from_secs(60)).unwrap();
         assert_eq!(port_of(w, 4000, L4::data(b"x")), stays);
@@ -179,7 +179,11 @@ fn client_affinity_holds_a_client_until_its_backend_leaves_the_list() {
         let h = hosts(Family::V4);
         let backends: Vec<SocketAddr> = (1..=8).map(|n| SocketAddr::new(h.b, 8000 + n)).collect();
         w.serve(1, Family::V4, Some(h.service), 80, Protocol::Tcp, &backends);
-        w.table.frontends.values_mut().for_each(|target| target.affinity_seconds = Some(60));
+        w.table
+            .frontends
+            .values_mut()
+            .map(std::sync::Arc::make_mut)
+            .for_each(|target| target.affinity_seconds = Some(60));
         w.apply_services();
         let ports = |w: &World| -> std::collections::BTreeSet<u16> {
             let new = |sport| w.from_pod(&sent_by(h.a, sport, h.service, 80, L4::syn())).into_pod(w.pod_b).dst.port();
@@ -189,7 +193,11 @@ fn client_affinity_holds_a_client_until_its_backend_leaves_the_list() {
         assert_eq!(held.len(), 1);
         let port = *held.first().unwrap();
         let gone = *w.table.backends.iter().find(|(_, b)| b.port == port).unwrap().0;
-        w.table.frontends.values_mut().for_each(|target| target.backends.retain(|b| *b != gone));
+        w.table
+            .frontends
+            .values_mut()
+            .map(std::sync::Arc::make_mut)
+            .for_each(|target| target.backends.retain(|b| *b != gone));
         w.apply_services();
         let moved: std::collections::BTreeSet<u16> = (5000..5040)
             .map(|sport| w.from_pod(&sent_by(h.a, sport, h.service, 80, L4::syn())).into_pod(w.pod_b).dst.port())
@@ -378,9 +386,9 @@ fn some_table(seed: u64) -> ServiceTable {
         let address = [Some(ip("10.96.0.1")), Some(ip("10.96.0.2")), Some(ip("10.96.0.3")), None][n as usize / 2];
         let frontend = Frontend { address, family: Family::V4, port: 80 + (n % 2) as u16, protocol: Protocol::Tcp };
         if address.is_none() && below(2) == 0 {
-            table.inside.insert(frontend, target.clone());
+            table.inside.insert(frontend, target.clone().into());
         }
-        table.frontends.insert(frontend, target);
+        table.frontends.insert(frontend, target.into());
     }
     table
 }
@@ -496,5 +504,5 @@ fn put_service(table: &mut ServiceTable, n: u32, address: IpAddr, to: &[SocketAd
         port_name: String::new(),
     };
     let frontend = Frontend { address: Some(address), family: Family::V4, port: 80, protocol: Protocol::Tcp };
-    table.frontends.insert(frontend, target);
+    table.frontends.insert(frontend, target.into());
 }

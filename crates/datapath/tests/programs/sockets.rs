@@ -231,7 +231,11 @@ fn a_pod_is_translated_and_a_stranger_in_the_cgroup_is_not() {
         let h = hosts(Family::V4);
         let backends: Vec<SocketAddr> = (0..8).map(|n| backend(Family::V4, 8080 + n)).collect();
         w.serve(1, Family::V4, Some(h.service), 80, Protocol::Tcp, &backends);
-        w.table.frontends.values_mut().for_each(|target| target.affinity_seconds = Some(60));
+        w.table
+            .frontends
+            .values_mut()
+            .map(std::sync::Arc::make_mut)
+            .for_each(|target| target.affinity_seconds = Some(60));
         w.apply_services();
         let name = SocketAddr::new(h.service, 80);
         let attempt = move || {

@@ -219,7 +219,11 @@ fn a_choice_that_is_made_here_is_the_one_that_counts() {
             let h = hosts(family);
             let backends = [SocketAddr::new(h.a, 8080), SocketAddr::new(h.remote, 8080), SocketAddr::new(h.b, 8080)];
             w.serve(1 + family as u32, family, None, 30080, Protocol::Tcp, &backends);
-            w.table.frontends.values_mut().for_each(|target| target.algorithm = Algorithm::RoundRobin);
+            w.table
+                .frontends
+                .values_mut()
+                .map(std::sync::Arc::make_mut)
+                .for_each(|target| target.algorithm = Algorithm::RoundRobin);
             w.apply_services();
             let (mut here, mut there) = (0, 0);
             for sport in 4000..4030 {

@@ -564,7 +564,7 @@ impl World {
             table: Default::default(),
             sources: None,
         };
-        self.table.frontends.insert(Frontend { address, family, port, protocol }, target);
+        self.table.frontends.insert(Frontend { address, family, port, protocol }, target.into());
         self.apply_services();
     }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use towpath_model::{EndpointSlice, Phase, Protocol, Service, ServiceKind, World};
-use towpath_wire::dns::{DnsAnswer, DnsEndpoint, DnsPod, DnsPort, DnsRules, DnsService, FeedMessage};
+use towpath_wire::dns::{DnsAnswer, DnsEndpoint, DnsPod, DnsPort, DnsRules, DnsService, FeedMessage, Shared};
 
 use super::records::Records;
 use crate::Changed;
@@ -67,7 +67,8 @@ fn snapshot(world: &World, domain: &str, rules: Option<DnsRules>) -> FeedMessage
     let services = world
         .services
         .values()
-        .filter_map(|service| dns_service(service, slices.get(&service.name).map(Vec::as_slice).unwrap_or_default()));
+        .filter_map(|service| dns_service(service, slices.get(&service.name).map(Vec::as_slice).unwrap_or_default()))
+        .map(Shared::from);
     FeedMessage::Snapshot {
         domain: domain.to_owned(),
         services: services.collect(),
@@ -110,7 +111,7 @@ fn service_changes(world: &World, changed: Changed<'_>, fed: &Records) -> Vec<Fe
         let of_service = slices.get(&key).map(Vec::as_slice).unwrap_or_default();
         let new = world.services.get(&key).and_then(|service| dns_service(service, of_service));
         match (new, fed.service(&namespace, &name)) {
-            (Some(new), old) if old != Some(&new) => messages.push(FeedMessage::Set { service: new }),
+            (Some(new), old) if old != Some(&new) => messages.push(FeedMessage::Set { service: new.into() }),
             (None, Some(_)) => messages.push(FeedMessage::Remove { namespace, name }),
             _ => {}
         }

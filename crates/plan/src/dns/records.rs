@@ -2,13 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use towpath_wire::dns::{DnsPod, DnsRules, DnsService, FeedMessage};
+use towpath_wire::dns::{DnsPod, DnsRules, DnsService, FeedMessage, Shared};
 
 /// The state that a feed builds up.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Records {
     domain: String,
-    services: BTreeMap<String, BTreeMap<String, DnsService>>,
+    services: BTreeMap<String, BTreeMap<String, Shared<DnsService>>>,
     namespaces: BTreeSet<String>,
     pods: BTreeSet<DnsPod>,
     rules: Option<DnsRules>,
@@ -50,7 +50,7 @@ impl Records {
         }
     }
 
-    fn set(&mut self, service: DnsService) {
+    fn set(&mut self, service: Shared<DnsService>) {
         self.services.entry(service.namespace.clone()).or_default().insert(service.name.clone(), service);
     }
 
@@ -58,7 +58,7 @@ impl Records {
     pub fn snapshot(&self) -> FeedMessage {
         FeedMessage::Snapshot {
             domain: self.domain.clone(),
-            services: self.services().cloned().collect(),
+            services: self.services.values().flat_map(BTreeMap::values).cloned().collect(),
             namespaces: self.namespaces.iter().cloned().collect(),
             pods: self.pods.iter().cloned().collect(),
             rules: self.rules.clone(),
@@ -77,12 +77,12 @@ impl Records {
 
     /// A Service.
     pub fn service(&self, namespace: &str, name: &str) -> Option<&DnsService> {
-        self.services.get(namespace)?.get(name)
+        self.services.get(namespace)?.get(name).map(|service| &**service)
     }
 
     /// All Services.
     pub fn services(&self) -> impl Iterator<Item = &DnsService> {
-        self.services.values().flat_map(BTreeMap::values)
+        self.services.values().flat_map(BTreeMap::values).map(|service| &**service)
     }
 
     /// Whether a namespace exists: listed, or a Service is in it.

@@ -1,7 +1,7 @@
 use std::net::IpAddr;
 
 use proptest::prelude::*;
-use towpath_wire::dns::{DnsAnswer, DnsEndpoint, DnsPod, DnsPort, DnsService, FeedMessage};
+use towpath_wire::dns::{DnsAnswer, DnsEndpoint, DnsPod, DnsPort, DnsService, FeedMessage, Shared};
 
 use super::zone::TTL;
 use super::{Answer, Data, Outcome, QueryType, Rcode, Zone};
@@ -14,8 +14,8 @@ fn port(name: &str, protocol: &str, port: u16) -> DnsPort {
     DnsPort { name: name.to_owned(), protocol: protocol.to_owned(), port }
 }
 
-fn service(namespace: &str, name: &str, answer: DnsAnswer) -> DnsService {
-    DnsService { namespace: namespace.to_owned(), name: name.to_owned(), answer }
+fn service(namespace: &str, name: &str, answer: DnsAnswer) -> Shared<DnsService> {
+    DnsService { namespace: namespace.to_owned(), name: name.to_owned(), answer }.into()
 }
 
 fn endpoint(address: &str, hostname: Option<&str>) -> DnsEndpoint {

@@ -31,9 +31,8 @@ impl Planner {
                 claims.remove(&claim);
             }
             self.settle(frontend);
-            let backends = target.backends.iter().filter_map(|id| self.table.backends.get(id).copied());
-            for backend in backends.collect::<Vec<_>>() {
-                self.release(backend, now);
+            for id in &target.backends {
+                self.release(*id, now);
             }
         }
         self.claim_cluster_dns();

@@ -172,7 +172,7 @@ fn listed(
                     external: Uses::new(),
                 });
                 one.node = one.node.take().or_else(|| endpoint.node.clone());
-                one.pod = one.pod.take().or_else(|| endpoint.pod.clone());
+                one.pod = one.pod.take().or_else(|| endpoint.pod.as_deref().cloned());
                 one.slices.insert(slice.name.name.clone());
                 if let Some(why) = refused {
                     // Under the name of no node: it is refused everywhere.

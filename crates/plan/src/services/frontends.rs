@@ -35,7 +35,7 @@ impl Planner {
                 }
             }
         }
-        planned
+        planned.complete()
     }
 
     /// For clients of a cluster address and of addresses outside. Which backends have connections that go on.
@@ -51,7 +51,7 @@ impl Planner {
         // Connections to an endpoint that takes no new ones go on: TCP while it is listed at all, UDP while it serves.
         let goes_on = |(backend, state): (&BackendAddress, &State)| {
             let usable = backend.protocol != Protocol::Udp || state.serving;
-            let in_use = self.holders.contains_key(backend) || self.draining.contains_key(backend);
+            let in_use = self.backends.is_held(backend) || self.draining.contains_key(backend);
             // An earlier run had it: which of its frontends led there, nobody knows.
             let was_in_use = self.adopted.udp.contains(backend);
             (usable && (in_use || was_in_use)).then_some(*backend)
@@ -77,10 +77,9 @@ impl Planner {
                 scope: if differ { scope } else { Scope::Internal },
             });
             let wanted = self.adopted_id(&frontends);
-            let target = self.target(service, port, &key, wanted, &chosen);
-            planned.held.extend(chosen);
+            let target = Arc::new(self.target(service, port, &key, wanted, &chosen));
+            planned.held.extend(&target.backends);
             planned.ports.insert(key.clone(), ());
-            let target = Arc::new(target);
             for (frontend, rank) in wishes.iter().filter(|(_, r)| of_scope(*r)) {
                 let sources = service.source_ranges.as_deref().filter(|_| *rank == Rank::LoadBalancer);
                 let target = match sources {
@@ -93,7 +92,7 @@ impl Planner {
                 planned.claims.insert((*frontend, (*rank, key.clone())), claimed);
             }
         }
-        planned.held.extend(going_on.iter().copied());
+        planned.held.extend(going_on.iter().map(|backend| self.backends.take(*backend, &self.table.backends)));
         going_on
     }
 
@@ -102,11 +101,12 @@ impl Planner {
         &mut self,
         service: &Service,
         port: &ServicePort,
-        key: &PortKey,
+        key: &Arc<PortKey>,
         wanted: Option<ServiceId>,
         chosen: &[BackendAddress],
     ) -> FrontendTarget {
-        let mut backends: Vec<BackendId> = chosen.iter().map(|b| BackendId(self.backends.take(b))).collect();
+        let mut backends: Vec<BackendId> =
+            chosen.iter().map(|b| self.backends.take(*b, &self.table.backends)).collect();
         let table = if service.algorithm.hashes() {
             // By address, as on every other node, where ids are others.
             let mut sorted: Vec<(&BackendAddress, BackendId)> = chosen.iter().zip(backends.iter().copied()).collect();
@@ -142,18 +142,18 @@ impl Planner {
         for (frontend, rank) in wishes.iter().filter(|(_, rank)| *rank > Rank::ClusterIp) {
             // The same as at the cluster address, and so the same id, unless that has only this node's endpoints too.
             let same = service.internal_policy == TrafficPolicy::Cluster;
-            let key = PortKey {
+            let key = Arc::new(PortKey {
                 service: service.name.clone(),
                 port: if same { port.name.clone() } else { format!("{} inside", port.name) },
                 protocol: port.protocol,
                 scope: Scope::Internal,
-            };
+            });
             let chosen = choose(found);
             let wanted = self.adopted.inside.get(frontend).copied();
             let sources = service.source_ranges.as_deref().filter(|_| *rank == Rank::LoadBalancer).map(Arc::from);
             let target = FrontendTarget { sources, ..self.target(service, port, &key, wanted, &chosen) };
-            planned.held.extend(chosen);
-            planned.ports.insert(Arc::new(key), ());
+            planned.held.extend(&target.backends);
+            planned.ports.insert(key, ());
             if let Some((_, claimed)) = planned.claims.iter_mut().find(|((claimed, _), _)| claimed == frontend) {
                 claimed.inside = Some(Arc::new(target));
             }
@@ -193,7 +193,7 @@ impl Planner {
                 let lingering = lingering(port, going_on, &chosen);
                 let wanted = self.adopted_id(&[frontend]);
                 let target = Arc::new(self.target(service, port, &key, wanted, &chosen));
-                planned.held.extend(chosen);
+                planned.held.extend(&target.backends);
                 planned.ports.insert(key.clone(), ());
                 planned.claims.insert((frontend, (*rank, key)), Claimed { target, inside: None, lingering });
             }

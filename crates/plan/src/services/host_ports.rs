@@ -14,7 +14,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use towpath_model::desired::{Algorithm, BackendAddress, BackendId, Clients, Frontend, FrontendTarget};
+use towpath_model::desired::{Algorithm, BackendAddress, Clients, Frontend, FrontendTarget};
 use towpath_model::{Endpoint, Family, HostPort, NamespacedName, NodeName, Pod, Protocol, World, family_of};
 
 use super::{Asks, Planned, Planner, PortKey, Rank, RefusedPart, Scope};
@@ -168,7 +168,7 @@ impl Planner {
                 self.claim_host_port(pod, port, front, backend, &mut planned);
             }
         }
-        planned
+        planned.complete()
     }
 
     fn claim_host_port(
@@ -187,9 +187,10 @@ impl Planner {
             protocol: port.protocol,
             scope: Scope::HostPort,
         });
+        let id = self.backends.take(backend, &self.table.backends);
         let target = FrontendTarget {
             id: self.port_id(&key, self.adopted_id(&[frontend])),
-            backends: vec![BackendId(self.backends.take(&backend))],
+            backends: vec![id],
             algorithm: Algorithm::default(),
             table: Arc::default(),
             affinity_seconds: None,
@@ -199,7 +200,7 @@ impl Planner {
             port_name: key.port.clone(),
         };
         planned.ports.insert(key.clone(), ());
-        planned.held.insert(backend);
+        planned.held.push(id);
         planned.claims.insert((frontend, (Rank::HostPort, key)), target.into());
     }
 

@@ -18,13 +18,9 @@ impl<K: Ord + Clone> Ids<K> {
         Self { of: BTreeMap::new(), taken: BTreeSet::new(), retired: BTreeMap::new(), next: 1, grace }
     }
 
-    /// The id of a key that is in use from now on; a key that comes back within the grace period gets its old id.
-    pub(super) fn take(&mut self, key: &K) -> u32 {
-        self.take_or(key, None)
-    }
-
-    /// As [`Ids::take`]; a key without an id gets `wanted` when nobody has it.
-    pub(super) fn take_or(&mut self, key: &K, wanted: Option<u32>) -> u32 {
+    /// The id of a key that is in use from now on; a key that comes back within the grace period gets its old id, one without an id
+    /// `wanted` when nobody has it.
+    pub(super) fn take(&mut self, key: &K, wanted: Option<u32>) -> u32 {
         self.retired.remove(key);
         if let Some(id) = self.of.get(key) {
             return *id;
@@ -46,11 +42,6 @@ impl<K: Ord + Clone> Ids<K> {
         }
     }
 
-    /// The id a key has or had within the grace period.
-    pub(super) fn known(&self, key: &K) -> Option<u32> {
-        self.of.get(key).copied()
-    }
-
     /// The key is not in use any more.
     pub(super) fn retire(&mut self, key: &K, now: Duration) {
         if self.of.contains_key(key) {
@@ -58,17 +49,7 @@ impl<K: Ord + Clone> Ids<K> {
         }
     }
 
-    /// Takes over a pair that the kernel already has, as retired now: unused unless [`Ids::take`] asks for it in time.
-    pub(super) fn adopt(&mut self, key: K, id: u32, now: Duration) {
-        if id == 0 || self.of.contains_key(&key) || !self.taken.insert(id) {
-            return;
-        }
-        self.next = self.next.max(id.checked_add(1).unwrap_or(1));
-        self.of.insert(key.clone(), id);
-        self.retired.insert(key, now);
-    }
-
-    /// Keeps a number from being given to anyone but by [`Ids::take_or`] asking for it.
+    /// Keeps a number from being given to anyone but by [`Ids::take`] asking for it.
     pub(super) fn start_above(&mut self, id: u32) {
         self.next = self.next.max(id.checked_add(1).unwrap_or(1));
     }

@@ -5,6 +5,7 @@
 //! Service, port and traffic policy) and are not given to another within the grace period. Pure: time is an argument,
 //! any monotonic count since a fixed start.
 
+mod backends;
 mod choose;
 mod cluster_dns;
 pub mod describe;
@@ -31,6 +32,7 @@ use towpath_model::desired::{
 use towpath_model::{EndpointSlice, NamespacedName, NodeName, NodePortAddresses, Protocol, Service, World};
 
 use crate::Changed;
+use backends::Backends;
 use few::Few;
 use ids::Ids;
 
@@ -138,8 +140,19 @@ impl From<FrontendTarget> for Claimed {
 struct Planned {
     claims: Few<(Frontend, Claim), Claimed>,
     ports: Few<Arc<PortKey>, ()>,
-    held: BTreeSet<BackendAddress>,
+    /// Backends that it leads to, each once, by id.
+    held: Vec<BackendId>,
     refused: Vec<(RefusedPart, String)>,
+}
+
+impl Planned {
+    /// All is there: kept for as long as nothing changes.
+    fn complete(mut self) -> Self {
+        self.held.sort_unstable();
+        self.held.dedup();
+        self.held.shrink_to_fit();
+        self
+    }
 }
 
 /// What an earlier run left in the kernel, until the first plan.
@@ -173,10 +186,9 @@ pub struct Planner {
     refused: BTreeSet<(Asks, NamespacedName)>,
     /// Services that a load balancer asks nodes about.
     health_checked: BTreeSet<NamespacedName>,
-    holders: BTreeMap<BackendAddress, u32>,
     draining: BTreeMap<BackendAddress, Duration>,
-    backends: Ids<BackendAddress>,
-    ports: Ids<PortKey>,
+    backends: Backends,
+    ports: Ids<Arc<PortKey>>,
     adopted: Adopted,
     nodes: BTreeMap<NodeName, Vec<IpAddr>>,
     zone: Option<String>,
@@ -188,7 +200,7 @@ impl Planner {
     /// A planner that knows of nothing yet.
     pub fn new(config: ServiceConfig) -> Self {
         Self {
-            backends: Ids::new(config.grace),
+            backends: Backends::new(config.grace),
             ports: Ids::new(config.grace),
             config,
             planned: BTreeMap::new(),
@@ -197,7 +209,6 @@ impl Planner {
             refused: BTreeSet::new(),
             health_checked: BTreeSet::new(),
             claims: BTreeMap::new(),
-            holders: BTreeMap::new(),
             draining: BTreeMap::new(),
             adopted: Adopted::default(),
             nodes: BTreeMap::new(),
@@ -218,7 +229,7 @@ impl Planner {
         now: Duration,
     ) {
         for (id, backend) in backends {
-            self.backends.adopt(backend, id.0, now);
+            self.backends.adopt(backend, id, &self.table.backends, now);
             self.drain(backend, now);
             if backend.protocol == Protocol::Udp {
                 self.adopted.udp.insert(backend);
@@ -253,6 +264,11 @@ impl Planner {
         if matches!(changed, Changed::All) {
             self.claim_cluster_dns();
             self.adopted = Adopted::default();
+            if self.touched.backends.len() * 2 > self.table.backends.len() {
+                // Most of it grew just now, in no order.
+                self.backends.pack();
+                self.table.backends = std::mem::take(&mut self.table.backends).into_iter().collect();
+            }
         }
         &self.table
     }
@@ -354,11 +370,11 @@ impl Planner {
             self.draining.iter().filter(|(_, until)| **until <= now).map(|(b, _)| *b).collect();
         for backend in over {
             self.draining.remove(&backend);
-            if let Some(id) = self.backends.known(&backend).map(BackendId) {
+            if let Some(id) = self.backends.id(&backend) {
                 self.unlist(id);
             }
             // Its grace starts only now: until here the table still named it.
-            self.backends.retire(&backend, now);
+            self.backends.retire(backend, now);
         }
         self.backends.sweep(now);
         self.ports.sweep(now);
@@ -401,11 +417,13 @@ impl Planner {
 
     /// Puts what somebody has now in the place of what it had.
     fn exchange(&mut self, old: &Planned, new: &Planned, now: Duration) {
-        for backend in &new.held {
-            self.hold(*backend);
+        for id in &new.held {
+            if let Some(backend) = self.backends.named(*id, &self.table.backends) {
+                self.hold(backend);
+            }
         }
-        for backend in &old.held {
-            self.release(*backend, now);
+        for id in &old.held {
+            self.release(*id, now);
         }
         for key in old.ports.keys().filter(|key| !new.ports.contains_key(key)) {
             self.ports.retire(key, now);
@@ -451,10 +469,10 @@ impl Planner {
             .find(|(rank, claimed)| Some(claimed.target.id) == current && best.is_some_and(|(r, _)| r == rank));
         let owner = keeps.or(best).map(|(_, claimed)| *claimed);
         let lingering = owner.into_iter().flat_map(|claimed| &claimed.lingering);
-        let lingering = lingering.filter_map(|backend| self.backends.known(backend)).map(BackendId);
+        let lingering = lingering.filter_map(|backend| self.backends.id(backend));
         let lingering = Some(lingering.collect::<BTreeSet<BackendId>>()).filter(|ids| !ids.is_empty());
         let (target, inside) =
-            (owner.map(|claimed| &*claimed.target), owner.and_then(|claimed| claimed.inside.as_deref()));
+            (owner.map(|claimed| &claimed.target), owner.and_then(|claimed| claimed.inside.as_ref()));
         let (table, touched) = (&mut self.table, &mut self.touched);
         exchange(&mut table.frontends, frontend, target, &mut touched.frontends);
         exchange(&mut table.inside, frontend, inside, &mut touched.inside);
@@ -468,30 +486,31 @@ impl Planner {
 
     /// Puts a backend into the table.
     fn list(&mut self, id: BackendId, backend: BackendAddress) {
+        self.backends.listed(id);
         if self.table.backends.insert(id, backend) != Some(backend) {
             self.touched.backends.insert(id);
         }
     }
 
     fn unlist(&mut self, id: BackendId) {
-        if self.table.backends.remove(&id).is_some() {
+        if let Some(backend) = self.table.backends.remove(&id) {
+            self.backends.unlisted(id, backend);
             self.touched.backends.insert(id);
         }
     }
 
     fn hold(&mut self, backend: BackendAddress) -> BackendId {
-        let id = BackendId(self.backends.take(&backend));
-        *self.holders.entry(backend).or_default() += 1;
+        let id = self.backends.take(backend, &self.table.backends);
+        self.backends.hold(&backend);
         self.draining.remove(&backend);
         self.list(id, backend);
         id
     }
 
-    fn release(&mut self, backend: BackendAddress, now: Duration) {
-        let Some(count) = self.holders.get_mut(&backend) else { return };
-        *count = count.saturating_sub(1);
-        if *count == 0 {
-            self.holders.remove(&backend);
+    fn release(&mut self, id: BackendId, now: Duration) {
+        if let Some(backend) = self.backends.named(id, &self.table.backends)
+            && self.backends.release(&backend)
+        {
             self.drain(backend, now);
         }
     }
@@ -499,13 +518,13 @@ impl Planner {
     /// A backend that nobody lists: open TCP and SCTP connections may live on; a UDP socket pinned to it must be released
     /// at once, or it talks to nobody for ever.
     fn drain(&mut self, backend: BackendAddress, now: Duration) {
-        let Some(id) = self.backends.known(&backend).map(BackendId) else { return };
+        let Some(id) = self.backends.id(&backend) else { return };
         if backend.protocol == Protocol::Udp {
             self.unlist(id);
-            self.backends.retire(&backend, now);
+            self.backends.retire(backend, now);
         } else {
             self.list(id, backend);
-            self.backends.take(&backend);
+            self.backends.take(backend, &self.table.backends);
             self.draining.insert(backend, now.saturating_add(self.config.grace));
         }
     }
@@ -515,8 +534,8 @@ impl Planner {
         frontends.iter().find_map(|frontend| self.adopted.frontends.get(frontend)).copied()
     }
 
-    fn port_id(&mut self, key: &PortKey, wanted: Option<ServiceId>) -> ServiceId {
-        ServiceId(self.ports.take_or(key, wanted.map(|id| id.0)))
+    fn port_id(&mut self, key: &Arc<PortKey>, wanted: Option<ServiceId>) -> ServiceId {
+        ServiceId(self.ports.take(key, wanted.map(|id| id.0)))
     }
 }
 
@@ -527,7 +546,14 @@ fn exchange<V: Clone + PartialEq>(
     new: Option<&V>,
     touched: &mut BTreeSet<Frontend>,
 ) {
-    if map.get(&frontend) == new {
+    if let (Some(held), Some(new)) = (map.get_mut(&frontend), new)
+        && held == new
+    {
+        // As it was; but one copy is shared with who asks for it.
+        held.clone_from(new);
+        return;
+    }
+    if new.is_none() && !map.contains_key(&frontend) {
         return;
     }
     touched.insert(frontend);

@@ -32,7 +32,10 @@ fn in_order<'a, T>(
 
 /// Every entry that a table asks for, but for the marks of addresses.
 pub(super) fn entries(table: &ServiceTable) -> impl Iterator<Item = (ServiceKey, &Frontend, &FrontendTarget)> {
-    in_order(table.inside.iter(), table.frontends.iter())
+    in_order(
+        table.inside.iter().map(|(frontend, target)| (frontend, &**target)),
+        table.frontends.iter().map(|(frontend, target)| (frontend, &**target)),
+    )
 }
 
 /// As [`entries`], of changes; none: it is gone.
@@ -40,8 +43,8 @@ pub(super) fn changed(
     changes: &ServiceChanges,
 ) -> impl Iterator<Item = (ServiceKey, &Frontend, Option<&FrontendTarget>)> {
     in_order(
-        changes.inside.iter().map(|(frontend, target)| (frontend, target.as_ref())),
-        changes.frontends.iter().map(|(frontend, target)| (frontend, target.as_ref())),
+        changes.inside.iter().map(|(frontend, target)| (frontend, target.as_deref())),
+        changes.frontends.iter().map(|(frontend, target)| (frontend, target.as_deref())),
     )
 }
 

@@ -54,7 +54,7 @@ fn table(ports: &[Port<'_>]) -> ServiceTable {
             service: NamespacedName::new("default", "names"),
             port_name: "dns".to_owned(),
         };
-        table.frontends.insert(frontend, target);
+        table.frontends.insert(frontend, target.into());
         table.lingering.insert(frontend, lingering.keys().copied().collect());
         table.backends.extend(backends.into_iter().chain(lingering));
     }

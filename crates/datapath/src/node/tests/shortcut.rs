@@ -234,7 +234,7 @@ pub(super) fn services(backends: &[IpAddr]) -> ServiceTable {
             };
             let address: IpAddr = if family == Family::V4 { "10.96.0.5" } else { "fd00:96::5" }.parse().unwrap();
             for (address, port) in [(Some(address), 8080), (None, 30080)] {
-                table.frontends.insert(Frontend { address, family, port, protocol }, target.clone());
+                table.frontends.insert(Frontend { address, family, port, protocol }, target.clone().into());
             }
             table.backends.extend(ids);
         }

@@ -120,6 +120,6 @@ proptest! {
         planner.plan(&World::default(), &node(), Changed::All, at(now + 1));
         planner.plan(&World::default(), &node(), Changed::All, at(now + 62));
         prop_assert!(planner.table().frontends.is_empty() && planner.table().backends.is_empty());
-        prop_assert!(planner.claims.is_empty() && planner.holders.is_empty() && planner.draining.is_empty());
+        prop_assert!(planner.claims.is_empty() && planner.backends.count_held() == 0 && planner.draining.is_empty());
     }
 }

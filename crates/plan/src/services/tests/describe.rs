@@ -52,7 +52,7 @@ fn endpoint(address: &str, on: &str, conditions: Conditions, zones: &[&str]) -> 
         conditions,
         hostname: None,
         node: Some(NodeName::new(on)),
-        pod: Some(NamespacedName::new("default", address)),
+        pod: Some(Box::new(NamespacedName::new("default", address))),
         hints: Some(Box::new(Hints {
             zones: zones.iter().map(|zone| (*zone).to_owned()).collect(),
             nodes: Vec::new(),

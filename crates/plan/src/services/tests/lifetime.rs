@@ -1,5 +1,7 @@
 //! How long backends and their ids live.
 
+use std::sync::Arc;
+
 use super::*;
 
 #[test]
@@ -59,7 +61,7 @@ fn a_tcp_backend_that_is_not_ready_for_a_while_stays_for_its_connections() {
 
 /// A planner that knows what an earlier run left in the kernel.
 fn restarted(table: &ServiceTable) -> Planner {
-    let ids = |frontends: &BTreeMap<Frontend, FrontendTarget>| -> Vec<(Frontend, ServiceId)> {
+    let ids = |frontends: &BTreeMap<Frontend, Arc<FrontendTarget>>| -> Vec<(Frontend, ServiceId)> {
         frontends.iter().map(|(frontend, target)| (*frontend, target.id)).collect()
     };
     let mut new = Planner::new(ServiceConfig::default());
