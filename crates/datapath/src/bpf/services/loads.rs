@@ -14,6 +14,8 @@ use crate::bpf::map::Map;
 #[derive(Debug)]
 pub(super) struct Loads {
     map: Map<u32, Load>,
+    /// Whether programs look into the map at all.
+    kept: Map<u32, u32>,
     translations: Map<Tuple, Nat>,
     counted: HashSet<u32>,
     /// Backends that are gone, and since when. Sockets that were counted to one take themselves off when they close, and the id is
@@ -30,7 +32,11 @@ impl Loads {
         let counted: HashSet<u32> = map.entries()?.into_iter().map(|(id, _)| id).collect();
         // Until the table says that they are there.
         let gone = counted.iter().map(|id| (*id, now)).collect();
-        Ok(Self { map, translations: Map::open(object, "tp_nat")?, counted, gone })
+        let kept: Map<u32, u32> = Map::open(object, "tp_loads_kept")?;
+        if !counted.is_empty() {
+            kept.put(&0, &1)?;
+        }
+        Ok(Self { map, kept, translations: Map::open(object, "tp_nat")?, counted, gone })
     }
 
     /// Has the connections of these targets' backends counted where they are chosen by them, from what is open by translation now; those
@@ -42,6 +48,8 @@ impl Loads {
         if new.is_empty() {
             return Ok(());
         }
+        // Before the translations are read: what is entered from now on is counted by whoever enters it.
+        self.kept.put(&0, &1)?;
         let mut flows: HashMap<u32, u32> = HashMap::new();
         for (_, translation) in self.translations.entries()? {
             *flows.entry(translation.backend).or_default() += 1;
@@ -76,6 +84,9 @@ impl Loads {
             self.map.delete(id)?;
             self.counted.remove(id);
             self.gone.remove(id);
+        }
+        if !over.is_empty() && self.counted.is_empty() {
+            self.kept.put(&0, &0)?;
         }
         Ok(over.len())
     }
