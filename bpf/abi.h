@@ -16,7 +16,7 @@
  * - a new field of a value means, as zero, what held before there was one;
  * - fields of a key only come and go with the map's name.
  */
-#define TP_ABI_VERSION 4
+#define TP_ABI_VERSION 5
 
 /* ---- addresses and tuples ------------------------------------------------------------------------------------ */
 
@@ -220,22 +220,23 @@ struct tp_ct_end {
 /* How an end was judged: enum tp_verdict in the high half, the tp_revision under which it was in the low one. One word, so
  * that nobody sees one half without the other. */
 
+/* In the order of use: a packet of an established connection finds all that it needs in the two cache lines behind the key. */
 struct tp_ct {
 	__u64 last_seen;		/* ktime, ns */
-	__u64 created;
 	__u64 egress;			/* how the opener's egress was judged, 0: that end is not here */
 	__u64 ingress;			/* the same of the responder's ingress */
-	struct tp_addr vip;
-	struct tp_addr via;
 	__u32 flags;			/* enum tp_ct_flag */
-	__u32 egress_rule;
-	__u32 ingress_rule;
-	__u32 backend;			/* tp_backends id, with TP_CT_DNAT */
-	__u32 pod_id;			/* whom it is counted to, see tp_flows; stays while the key does */
 	__be16 vport;
 	__u8 pad[2];
 	struct tp_ct_end a;
 	struct tp_ct_end b;
+	struct tp_addr vip;
+	struct tp_addr via;
+	__u64 created;
+	__u32 egress_rule;
+	__u32 ingress_rule;
+	__u32 backend;			/* tp_backends id, with TP_CT_DNAT */
+	__u32 pod_id;			/* whom it is counted to, see tp_flows; stays while the key does */
 };
 
 /*
@@ -274,12 +275,20 @@ struct tp_flows {
 };
 
 /* tp_nat: hash, tp_tuple as the client sends it (before translation) -> this. Entered with the connection that it leads to,
- * deleted with it. */
+ * deleted with it. Of that connection it also holds what a packet needs that changes nothing about it, so that such a packet costs one
+ * look-up. Only `fresh` is ever written where the entry lies. */
 struct tp_nat {
 	struct tp_addr daddr;
 	__be16 dport;
 	__u8 pad[2];
 	__u32 backend;
+	__u64 mark;			/* of the key, see addr.h: whose entry this is, where its memory may be another's by now */
+	__u64 fresh;			/* ktime, ns, when the connection was last looked at and established. 0: never */
+	__u32 revision;			/* under which it may pass at all ends that are here, 0: not known */
+	__u32 spare;
+	struct tp_ct_end from;		/* the client, if it is a pod of this node */
+	struct tp_ct_end to;		/* the backend, if it is one */
+	struct tp_addr via;		/* the node that the backend lies behind, zero: none */
 };
 
 /*
@@ -366,18 +375,31 @@ enum tp_algorithm {
 
 struct tp_service {
 	__u32 id;			/* stable; the affinity key refers to it */
-	__u32 list;			/* generation: tp_slots keys */
+	__u32 slots;			/* generation: the list of tp_slots keys */
 	__u32 count;			/* backends in the list; 0: refuse at once */
 	__u32 flags;			/* enum tp_service_flag, enum tp_algorithm << TP_ALGORITHM_SHIFT */
 	__u32 affinity_seconds;
 	__u32 turn;			/* counted up by programs */
 };
 
-/* tp_slots: hash, this -> __u32 backend id. A new list is written whole before a service points to it. */
+/* tp_slots: hash, this -> tp_slot. A new list is written whole before a service points to it. */
 struct tp_slot_key {
 	__u32 list;
 	__u32 index;
 };
+
+/* A backend as tp_backends has it, so that a choice costs one look-up less; in the kernel's memory an entry is no larger for it. */
+struct tp_slot {
+	struct tp_addr addr;
+	__be16 port;
+	__u8 proto;
+	__u8 pad;
+	__u32 backend;
+};
+
+/* tp_service_bits: array of 64 bits each: which addresses may be Services', by a hash of the address (addr.h). No bit is ever cleared while
+ * programs run, and an address has its own before it has an entry in tp_services: who finds none need not look for a Service, nor for a translation. */
+#define TP_SERVICE_BITS_SHIFT 18
 
 /* tp_backends: hash, __u32 id -> this. */
 struct tp_backend {
@@ -389,7 +411,8 @@ struct tp_backend {
 };
 
 /* tp_loads: hash, __u32 backend id -> this. Open connections that go to the backend from here, of the backends that are chosen by
- * it. What was open before its entry was there is counted where it is in tp_nat. */
+ * it. What was open before its entry was there is counted where it is in tp_nat. tp_loads_kept: array of one __u32, not 0 while there may be
+ * entries: set before the first. */
 struct tp_load {
 	__u32 flows;			/* in tp_nat and tp_snat_asked */
 	__u32 sockets;			/* translated when they connected */

@@ -55,6 +55,33 @@ static __always_inline int tp_same_tuple(const struct tp_tuple *a, const struct 
 	       tp_same(&a->daddr, &b->daddr);
 }
 
+static __always_inline __u64 tp_mix(__u64 hash, __u64 word)
+{
+	hash = (hash ^ word) * 0x9e3779b97f4a7c15ULL;
+	return hash ^ (hash >> 29);
+}
+
+/* The same on every node: nothing in it but the packet. */
+static __always_inline __u64 tp_mix_addr(__u64 hash, const struct tp_addr *addr)
+{
+	hash = tp_mix(hash, tp_word(addr, 0) | (__u64)tp_word(addr, 1) << 32);
+	return tp_mix(hash, tp_word(addr, 2) | (__u64)tp_word(addr, 3) << 32);
+}
+
+/* tp_nat.mark of a key; never 0. */
+static __always_inline __u64 tp_mark_of(const struct tp_tuple *t)
+{
+	__u64 mark = tp_mix_addr(tp_mix_addr(0, &t->saddr), &t->daddr);
+
+	return tp_mix(mark, t->sport | (__u64)t->dport << 16 | (__u64)t->proto << 32) | 1;
+}
+
+/* Which bit of tp_service_bits is an address's. */
+static __always_inline __u32 tp_service_bit(const struct tp_addr *addr)
+{
+	return tp_mix_addr(0, addr) >> (64 - TP_SERVICE_BITS_SHIFT);
+}
+
 /* 127.0.0.0/8 (RFC 1122 3.2.1.3) or ::1: what a host says to itself. */
 static __always_inline int tp_is_loopback(const struct tp_addr *a)
 {

@@ -46,8 +46,12 @@ static __always_inline void tp_uncount(__u32 pod)
 
 static __always_inline void tp_load_flow(__u32 backend, int change)
 {
-	struct tp_load *load = bpf_map_lookup_elem(&tp_loads, &backend);
+	__u32 zero = 0, *kept = bpf_map_lookup_elem(&tp_loads_kept, &zero);
+	struct tp_load *load;
 
+	if (!kept || !*kept)
+		return;
+	load = bpf_map_lookup_elem(&tp_loads, &backend);
 	if (load)
 		__sync_fetch_and_add(&load->flows, change);
 }
@@ -63,15 +67,48 @@ static __always_inline int tp_nat_delete(const struct tp_tuple *sent, const stru
 	return 1;
 }
 
-static __always_inline int tp_nat_enter(struct tp_work *w)
+/* The revision under which a connection may pass at all ends that are here; 0: there is none. */
+static __always_inline __u32 tp_ct_judged_under(const struct tp_ct *ct)
+{
+	__u64 egress = ct->egress, ingress = ct->ingress;
+
+	if ((egress && egress >> 32 != TP_VERDICT_ALLOW) || (ingress && ingress >> 32 != TP_VERDICT_ALLOW))
+		return 0;
+	if (egress && ingress && egress != ingress)
+		return 0;
+	return egress ? egress : ingress;
+}
+
+/* The entry of w->sent that leads to `ct`, which w->key has. */
+static __always_inline void tp_nat_fill(struct tp_work *w, const struct tp_ct *ct)
+{
+	struct tp_nat *nat = &w->nat;
+
+	nat->daddr = w->lb.backend.addr;
+	nat->dport = w->lb.backend.port;
+	__builtin_memset(nat->pad, 0, sizeof(nat->pad));
+	nat->backend = w->lb.backend_id;
+	nat->mark = tp_mark_of(&w->sent);
+	nat->fresh = 0;
+	/* Of what a pod sends itself both ends are the same, and it goes back the way it came. */
+	nat->revision = tp_is_hairpin(&w->p.t.saddr) ? 0 : tp_ct_judged_under(ct);
+	nat->spare = 0;
+	/* After the revision: see tp_rejudge. */
+	barrier();
+	nat->from = w->from_a ? ct->a : ct->b;
+	nat->to = w->from_a ? ct->b : ct->a;
+	if (ct->flags & TP_CT_VIA_TUNNEL)
+		nat->via = ct->via;
+	else
+		__builtin_memset(&nat->via, 0, sizeof(nat->via));
+}
+
+static __always_inline int tp_nat_enter(struct tp_work *w, const struct tp_ct *ct)
 {
 	struct tp_nat *old;
 	long err;
 
-	w->nat.daddr = w->lb.backend.addr;
-	w->nat.dport = w->lb.backend.port;
-	__builtin_memset(w->nat.pad, 0, sizeof(w->nat.pad));
-	w->nat.backend = w->lb.backend_id;
+	tp_nat_fill(w, ct);
 	err = bpf_map_update_elem(&tp_nat, &w->sent, &w->nat, BPF_NOEXIST);
 	if (!err) {
 		tp_load_flow(w->nat.backend, 1);

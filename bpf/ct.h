@@ -16,6 +16,9 @@
 #define CT_STREAM (180 * NSEC_PER_SEC)
 #define CT_EXCHANGE (30 * NSEC_PER_SEC)
 
+/* How long packets that change nothing about a connection may go on without a look at it. */
+#define NAT_FRESH (4 * NSEC_PER_SEC)
+
 #define CT_CLOSED(flags) \
 	(((flags) & TP_CT_RST) || ((flags) & (TP_CT_FIN_A | TP_CT_FIN_B)) == (TP_CT_FIN_A | TP_CT_FIN_B))
 
@@ -289,17 +292,21 @@ static __noinline __u32 tp_ct_enter(struct tp_work *w, const struct tp_ct *old)
 	if (!err)
 		return 0;
 	tp_uncount(w->fresh.pod_id);
-	/* EEXIST: another CPU entered it just now. */
-	return err == -EEXIST ? 0 : TP_DROP_CT_FULL;
+	/* Another CPU entered it just now. */
+	w->overtaken = err == -EEXIST;
+	return w->overtaken ? 0 : TP_DROP_CT_FULL;
 }
 
-/* The entry of w->fresh, and the translation that leads to it. Without an entry, answers would be judged as if they were
+/* The entry of w->fresh, which is then as good as it, and the translation that leads to it. Without an entry, answers would be judged as if they were
  * questions, and never be translated back: NULL with w->reason 0 only if that does not matter. */
 static __always_inline struct tp_ct *tp_ct_keep(struct tp_work *w, const struct tp_ct *old)
 {
-	__u32 reason = tp_ct_enter(w, old);
-	struct tp_ct *ct;
+	struct tp_ct *ct = &w->fresh;
+	__u32 reason;
+	int left_out;
 
+	w->overtaken = 0;
+	reason = tp_ct_enter(w, old);
 	if (reason) {
 		if (w->j.isolated || w->translated || w->has_via)
 			w->reason = reason;
@@ -307,14 +314,15 @@ static __always_inline struct tp_ct *tp_ct_keep(struct tp_work *w, const struct 
 			tp_count(TP_UNTRACKED, 0);
 		return NULL;
 	}
-	ct = bpf_map_lookup_elem(&tp_ct, &w->key);
-	if (w->translated && tp_nat_enter(w)) {
-		w->reason = TP_DROP_CT_FULL;
-		if (ct)
-			tp_ct_remove(&w->key, ct);
-		return NULL;
-	}
-	return ct;
+	left_out = w->translated && tp_nat_enter(w, ct);
+	if (w->overtaken)
+		ct = bpf_map_lookup_elem(&tp_ct, &w->key);
+	if (!left_out)
+		return ct;
+	w->reason = TP_DROP_CT_FULL;
+	if (ct)
+		tp_ct_remove(&w->key, ct);
+	return NULL;
 }
 
 /* A new connection, judged and entered; `old`: an entry that it takes the place of. NULL with w->reason 0: it may pass, but
@@ -340,6 +348,9 @@ static __always_inline struct tp_ct *tp_ct_open(struct tp_work *w, const struct 
 		fresh->vport = w->sent.dport;
 		fresh->backend = w->lb.backend_id;
 	}
+	/* A pod of this node lies behind no other. */
+	if (!old && !w->j.to.ifindex)
+		tp_resolve_via(w);
 	if (w->has_via) {
 		fresh->flags |= TP_CT_VIA_TUNNEL;
 		fresh->via = w->via;
@@ -386,12 +397,12 @@ static __always_inline struct tp_ct *tp_ct_reopen(struct tp_work *w, const struc
 	w->reason = tp_ct_denied(w, ct);
 	if (w->reason)
 		return NULL;
-	if (w->translated && w->chosen && tp_nat_enter(w)) {
+	if (w->has_via && !tp_same(&ct->via, &w->via))
+		ct->via = w->via;
+	if (w->translated && w->chosen && tp_nat_enter(w, ct)) {
 		w->reason = TP_DROP_CT_FULL;
 		return NULL;
 	}
-	if (w->has_via && !tp_same(&ct->via, &w->via))
-		ct->via = w->via;
 	__sync_fetch_and_and(&ct->flags, TP_CT_FROM_A | TP_CT_DNAT | TP_CT_VIA_TUNNEL | TP_CT_DIRECT);
 	if (w->p.tcp_flags & TCP_RST)
 		__sync_fetch_and_or(&ct->flags, TP_CT_RST);
@@ -411,7 +422,8 @@ static __always_inline struct tp_ct *tp_track(struct tp_work *w, const struct tp
 	if (w->p.flags & TP_PKT_FIRST_FRAG)
 		tp_frag_record(w, w->translated ? &w->sent : &w->p.t);
 	if (!ct || tp_ct_restarts(w, ct, now)) {
-		tp_resolve_via(w);
+		if (ct)
+			tp_resolve_via(w);
 		if (ct && tp_ct_serves_again(w, ct, now))
 			return tp_ct_reopen(w, cfg, ct, now, revision);
 		return tp_ct_open(w, cfg, ct, now, revision);
@@ -425,7 +437,7 @@ static __always_inline struct tp_ct *tp_track(struct tp_work *w, const struct tp
 	if (w->reason)
 		return NULL;
 	/* The connection is known and its translation is not: released with a backend that is here again. */
-	if (w->translated && w->chosen && tp_nat_enter(w)) {
+	if (w->translated && w->chosen && tp_nat_enter(w, ct)) {
 		w->reason = TP_DROP_CT_FULL;
 		return NULL;
 	}

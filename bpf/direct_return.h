@@ -99,15 +99,13 @@ struct tp_scan {
 
 static long tp_scan_step(__u32 i, struct tp_scan *scan)
 {
-	struct tp_backend *backend;
-	__u32 *id;
+	struct tp_slot *slot;
 
 	scan->slot.index = i;
-	id = bpf_map_lookup_elem(&tp_slots, &scan->slot);
-	backend = id ? bpf_map_lookup_elem(&tp_backends, id) : NULL;
-	if (!backend || backend->port != scan->port || backend->proto != scan->proto || !tp_same(&backend->addr, &scan->addr))
+	slot = bpf_map_lookup_elem(&tp_slots, &scan->slot);
+	if (!slot || slot->port != scan->port || slot->proto != scan->proto || !tp_same(&slot->addr, &scan->addr))
 		return 0;
-	scan->found = *id;
+	scan->found = slot->backend;
 	return 1;
 }
 
@@ -136,7 +134,7 @@ static __noinline int tp_is_served(struct tp_work *w, const struct tp_node_confi
 	}
 	if (!service || (service->flags & TP_SERVICE_PODS))
 		return 0;
-	scan.slot.list = service->list;
+	scan.slot.list = service->slots;
 	scan.addr = w->p.t.daddr;
 	scan.port = w->p.t.dport;
 	scan.proto = w->p.t.proto;

@@ -199,14 +199,74 @@ static __always_inline int tp_error_from_pod(struct __sk_buff *skb, struct tp_wo
 	return tp_route_from_pod(skb, w, cfg, NULL, w->restore);
 }
 
+/*
+ * Whether a packet to a Service changes nothing about its connection and is late enough to know all of it from `nat`, the entry of w->sent. Then
+ * w->lb, w->j.to and w->via say where it goes. What it knows is at most NAT_FRESH old, far less than the shortest time after which an established
+ * connection is deleted: its end is put off by no packet that goes on here. (A translation is deleted with its connection, and the revision is
+ * raised when anything else changes.)
+ */
+static __always_inline int tp_goes_on(struct __sk_buff *skb, struct tp_work *w, const struct tp_nat *nat)
+{
+	__u64 age = bpf_ktime_get_coarse_ns() - *(volatile const __u64 *)&nat->fresh;
+
+	/* The clock of another CPU may be a tick ahead: then it is old. */
+	if (age > NAT_FRESH || nat->revision != tp_revision_now())
+		return 0;
+	if ((w->p.flags & ~TP_PKT_V6) || w->p.ttl <= 1)
+		return 0;
+	if (w->p.t.proto == IPPROTO_TCP && (w->p.tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST)))
+		return 0;
+	if (nat->from.ifindex != skb->ifindex || !tp_same_mac(nat->from.mac, w->h.eth_src))
+		return 0;
+	w->lb.backend.addr = nat->daddr;
+	w->lb.backend.port = nat->dport;
+	w->j.to = nat->to;
+	w->via = nat->via;
+	/* Last: the kernel may give the memory of a deleted entry to another key at once. */
+	barrier();
+	return *(volatile const __u64 *)&nat->mark == tp_mark_of(&w->sent) && (w->j.to.ifindex || !tp_is_zero(&w->via));
+}
+
+static __always_inline int tp_go_on(struct __sk_buff *skb, struct tp_work *w, const struct tp_node_config *cfg)
+{
+	__u32 reason = tp_rewrite(skb, w, 0, &w->lb.backend.addr, w->lb.backend.port);
+
+	if (reason)
+		return tp_drop(skb, reason);
+	tp_count(TP_SERVICE_TRANSLATED, skb->len);
+	return w->j.to.ifindex ? tp_deliver(skb, w, &w->j.to) : tp_encapsulate(skb, w, cfg, &w->via);
+}
+
+/* Notes in the translation of w->sent that its connection was looked at and is established. */
+static __always_inline void tp_nat_refresh(struct tp_work *w, struct tp_nat *nat, const struct tp_ct *ct)
+{
+	const __u32 wanted = TP_CT_REPLIED | TP_CT_ESTABLISHED, flags = ct->flags;
+	__u64 now = bpf_ktime_get_coarse_ns();
+
+	if ((flags & (wanted | TP_CT_FIN_A | TP_CT_FIN_B | TP_CT_RST)) != wanted || nat->fresh == now)
+		return;
+	/* Written by whoever holds a pointer to it, also to an entry that was deleted since and whose memory is another's: that one's
+	 * connection then is looked at a little later than it would have been. */
+	if (nat->revision == tp_revision_now() && nat->mark == tp_mark_of(&w->sent)) {
+		*(volatile __u64 *)&nat->fresh = now;
+		return;
+	}
+	tp_nat_fill(w, ct);
+	if (!w->nat.revision)
+		return;
+	w->nat.fresh = now;
+	bpf_map_update_elem(&tp_nat, &w->sent, &w->nat, BPF_EXIST);
+}
+
 SEC("tc")
 int tp_from_pod(struct __sk_buff *skb)
 {
 	const struct tp_node_config *cfg = tp_config();
 	struct tp_work *w = tp_work();
-	struct tp_ct *ct;
+	struct tp_nat *nat = NULL;
+	struct tp_ct *ct = NULL;
 	__u32 reason;
-	int answer = 0;
+	int answer = 0, service;
 
 	if (!cfg || !w)
 		return TC_ACT_SHOT;
@@ -217,7 +277,16 @@ int tp_from_pod(struct __sk_buff *skb)
 		return tp_drop(skb, reason);
 	if (tp_is_nd(&w->p))
 		return tp_nd_from_pod(skb, w);
-	ct = tp_ct_find(w, &w->p.t);
+	service = !reason && tp_has_ports(w->p.t.proto) && tp_may_be_service(cfg, &w->p.t.daddr, w->p.t.dport);
+	if (service) {
+		w->sent = w->p.t;
+		nat = tp_nat_seek(w);
+		if (nat && tp_goes_on(skb, w, nat))
+			return tp_go_on(skb, w, cfg);
+	}
+	/* What is translated, or is to be, has its connection under another key. */
+	if (!nat && !(service && (w->p.flags & TP_PKT_OPENS)))
+		ct = tp_ct_find(w, &w->p.t);
 	if (!tp_known_sender(skb, w, ct) && !tp_sender(skb, w, &w->p.t.saddr))
 		return tp_drop(skb, w->reason);
 	if (reason)
@@ -231,28 +300,25 @@ int tp_from_pod(struct __sk_buff *skb)
 	if (tp_is_hairpin(&w->p.t.daddr))
 		return tp_hairpin_answer(skb, w, cfg, ct);
 
-	if (!ct || (w->p.flags & TP_PKT_OPENS) || (!(ct->flags & TP_CT_REPLIED) && tp_ct_forward(w, ct))) {
-		if (tp_has_ports(w->p.t.proto)) {
-			int choice;
+	if (service && (!ct || (w->p.flags & TP_PKT_OPENS) || (!(ct->flags & TP_CT_REPLIED) && tp_ct_forward(w, ct)))) {
+		int choice = tp_translate(w, cfg, TP_NODEPORT_INSIDE);
 
-			w->sent = w->p.t;
-			choice = tp_translate(w, cfg, TP_NODEPORT_INSIDE);
-
-			if (w->reason)
-				return tp_drop(skb, w->reason);
-			if (choice == TP_CHOICE_REFUSE)
-				return tp_refuse(skb, w, 1);
-			if (choice == TP_CHOICE_BACKEND || (w->p.flags & TP_PKT_OPENS))
-				ct = tp_ct_find(w, &w->p.t);
-		} else if (!ct && tp_is_service_address(w, 1)) {
-			return tp_drop(skb, TP_DROP_SERVICE_ICMP);
-		}
+		if (w->reason)
+			return tp_drop(skb, w->reason);
+		if (choice == TP_CHOICE_REFUSE)
+			return tp_refuse(skb, w, 1);
+		if (choice == TP_CHOICE_BACKEND || (w->p.flags & TP_PKT_OPENS))
+			ct = tp_ct_find(w, &w->p.t);
+	} else if (!ct && !tp_has_ports(w->p.t.proto) && tp_is_service_address(w, 1)) {
+		return tp_drop(skb, TP_DROP_SERVICE_ICMP);
 	}
 	if (ct && tp_ct_clashes(w, ct))
 		return tp_refuse_clash(skb, w, 1);
 	ct = tp_track(w, cfg, ct);
 	if (w->reason)
 		return tp_drop(skb, w->reason);
+	if (nat && ct && w->translated && !w->chosen)
+		tp_nat_refresh(w, nat, ct);
 	if (w->translated) {
 		int itself = tp_is_hairpin(&w->p.t.saddr);
 

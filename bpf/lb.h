@@ -71,19 +71,6 @@ static __always_inline int tp_is_for(__u32 service, const struct tp_addr *client
 	return bpf_map_lookup_elem(&tp_source_ranges, &key) != NULL;
 }
 
-static __always_inline __u64 tp_mix(__u64 hash, __u64 word)
-{
-	hash = (hash ^ word) * 0x9e3779b97f4a7c15ULL;
-	return hash ^ (hash >> 29);
-}
-
-/* The same on every node: nothing in it but the packet. */
-static __always_inline __u64 tp_mix_addr(__u64 hash, const struct tp_addr *addr)
-{
-	hash = tp_mix(hash, tp_word(addr, 0) | (__u64)tp_word(addr, 1) << 32);
-	return tp_mix(hash, tp_word(addr, 2) | (__u64)tp_word(addr, 3) << 32);
-}
-
 static __always_inline __u32 tp_hash_of(const struct tp_lb *lb, const struct tp_addr *client, int whole)
 {
 	__u64 hash = tp_mix_addr(0, client);
@@ -107,13 +94,14 @@ struct tp_least {
 static long tp_least_step(__u32 i, struct tp_least *least)
 {
 	struct tp_load *load;
-	__u32 *id, open = 0;
+	struct tp_slot *slot;
+	__u32 open = 0;
 
 	least->slot.index = (least->start + i) % least->count;
-	id = bpf_map_lookup_elem(&tp_slots, &least->slot);
-	if (!id)
+	slot = bpf_map_lookup_elem(&tp_slots, &least->slot);
+	if (!slot)
 		return 0;
-	load = bpf_map_lookup_elem(&tp_loads, id);
+	load = bpf_map_lookup_elem(&tp_loads, &slot->backend);
 	if (load)
 		open = load->flows + load->sockets;
 	/* Counts are read as signed: see budget.h. */
@@ -146,7 +134,7 @@ static __always_inline __u32 tp_index(const struct tp_lb *lb, struct tp_service 
 	case TP_ROUND_ROBIN:
 		return __sync_fetch_and_add(&service->turn, 1) % count;
 	case TP_LEAST_CONNECTIONS:
-		return tp_least(lb->service.list, count);
+		return tp_least(lb->service.slots, count);
 	case TP_SOURCE_HASH:
 		return tp_hash_of(lb, client, 0) % count;
 	case TP_TUPLE_HASH:
@@ -169,8 +157,7 @@ static __always_inline int tp_choose_once(struct tp_lb *lb, const struct tp_addr
 {
 	struct tp_service *service = bpf_map_lookup_elem(&tp_services, &lb->key);
 	struct tp_service *again;
-	struct tp_backend *backend;
-	__u32 *id;
+	struct tp_slot *slot;
 	__u64 now = 0;
 
 	if (!service)
@@ -189,7 +176,7 @@ static __always_inline int tp_choose_once(struct tp_lb *lb, const struct tp_addr
 	/* An update frees the old entry at once, and the kernel may give its memory to another key while it is copied here (maps
 	 * that are not preallocated, since 6.1). What was copied is believed only if the key still leads to the same. */
 	again = bpf_map_lookup_elem(&tp_services, &lb->key);
-	if (!again || again->id != lb->service.id || again->list != lb->service.list || again->count != lb->service.count ||
+	if (!again || again->id != lb->service.id || again->slots != lb->service.slots || again->count != lb->service.count ||
 	    again->flags != lb->service.flags)
 		return -1;
 	if ((lb->service.flags & TP_SERVICE_PODS) && who != TP_CLIENT_POD)
@@ -206,18 +193,17 @@ static __always_inline int tp_choose_once(struct tp_lb *lb, const struct tp_addr
 		if (tp_affine(lb, now))
 			return TP_CHOICE_BACKEND;
 	}
-	lb->slot.list = lb->service.list;
+	lb->slot.list = lb->service.slots;
 	lb->slot.index = tp_index(lb, service, client);
-	id = bpf_map_lookup_elem(&tp_slots, &lb->slot);
-	if (!id)
-		return -1;
-	lb->backend_id = *id;
 	/* Slots and backends need no second look: both are never rewritten, and deleted only seconds after the last list, or
 	 * the last affinity, that leads to them is gone. */
-	backend = bpf_map_lookup_elem(&tp_backends, &lb->backend_id);
-	if (!backend)
+	slot = bpf_map_lookup_elem(&tp_slots, &lb->slot);
+	if (!slot)
 		return -1;
-	lb->backend = *backend;
+	lb->backend_id = slot->backend;
+	lb->backend.addr = slot->addr;
+	lb->backend.port = slot->port;
+	lb->backend.proto = slot->proto;
 	if (lb->service.flags & TP_SERVICE_AFFINITY) {
 		lb->affinity.last_used = now;
 		lb->affinity.backend = lb->backend_id;
@@ -264,17 +250,35 @@ static __always_inline void tp_service_key_of(struct tp_service_key *key, const 
 	key->inside = 0;
 }
 
-/* Makes w->lb hold the backend that an earlier packet of this flow was sent to. */
-static __always_inline int tp_nat_known(struct tp_work *w)
+/* Whether there may be a Service at an address, or a port of any node's, or a translation that leads from there. */
+static __always_inline int tp_may_be_service(const struct tp_node_config *cfg, const struct tp_addr *addr, __be16 port)
+{
+	__u32 bit = tp_service_bit(addr), word = bit / 64;
+	__u64 *bits = bpf_map_lookup_elem(&tp_service_bits, &word);
+
+	return (bits && (*bits >> (bit % 64)) & 1) || tp_is_nodeport(cfg, port);
+}
+
+/* Looks w->sent up; then w->lb holds the backend that an earlier packet of this flow was sent to. */
+static __always_inline struct tp_nat *tp_nat_seek(struct tp_work *w)
 {
 	struct tp_nat *nat = bpf_map_lookup_elem(&tp_nat, &w->sent);
 
+	w->sought = TP_NAT_UNKNOWN;
 	if (!nat)
-		return 0;
+		return NULL;
+	w->sought = TP_NAT_KNOWN;
 	w->lb.backend.addr = nat->daddr;
 	w->lb.backend.port = nat->dport;
 	w->lb.backend_id = nat->backend;
-	return 1;
+	return nat;
+}
+
+static __always_inline int tp_nat_known(struct tp_work *w)
+{
+	if (w->sought == TP_NAT_UNSOUGHT)
+		tp_nat_seek(w);
+	return w->sought == TP_NAT_KNOWN;
 }
 
 /* The packet's tuple after translation to w->lb.backend; the packet itself is rewritten, and the translation entered for

@@ -34,9 +34,11 @@ TP_MAP(tp_flows, BPF_MAP_TYPE_HASH, __u32, struct tp_flows, 4096, BPF_F_NO_PREAL
 TP_MAP(tp_frags, BPF_MAP_TYPE_LRU_HASH, struct tp_frag_key, struct tp_frag, 8192, 0);
 
 TP_MAP(tp_services, BPF_MAP_TYPE_HASH, struct tp_service_key, struct tp_service, 65536, BPF_F_NO_PREALLOC);
-TP_MAP(tp_slots, BPF_MAP_TYPE_HASH, struct tp_slot_key, __u32, 65536, BPF_F_NO_PREALLOC);
+TP_MAP(tp_slots, BPF_MAP_TYPE_HASH, struct tp_slot_key, struct tp_slot, 65536, BPF_F_NO_PREALLOC);
 TP_MAP(tp_backends, BPF_MAP_TYPE_HASH, __u32, struct tp_backend, 65536, BPF_F_NO_PREALLOC);
 TP_MAP(tp_loads, BPF_MAP_TYPE_HASH, __u32, struct tp_load, 65536, BPF_F_NO_PREALLOC);
+TP_MAP(tp_loads_kept, BPF_MAP_TYPE_ARRAY, __u32, __u32, 1, 0);
+TP_MAP(tp_service_bits, BPF_MAP_TYPE_ARRAY, __u32, __u64, (1 << TP_SERVICE_BITS_SHIFT) / 64, 0);
 TP_MAP(tp_source_ranges, BPF_MAP_TYPE_LPM_TRIE, struct tp_source_key, __u32, 65536, BPF_F_NO_PREALLOC);
 TP_MAP(tp_service_names, BPF_MAP_TYPE_HASH, __u64, struct tp_addr, 65536, BPF_F_NO_PREALLOC);
 TP_MAP(tp_node_names, BPF_MAP_TYPE_HASH, __u64, struct tp_addr, 65536, BPF_F_NO_PREALLOC);

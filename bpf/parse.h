@@ -296,6 +296,7 @@ static __always_inline __u32 tp_parse_at(tp_context *ctx, struct tp_work *w, con
 	w->reason = 0;
 	w->reply = 0;
 	w->translated = 0;
+	w->sought = TP_NAT_UNSOUGHT;
 	w->has_via = 0;
 	w->resolve = 0;
 	w->restore = 0;

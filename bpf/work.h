@@ -121,6 +121,13 @@ enum tp_own_node {
 	TP_OWN_NO = 2,
 };
 
+/* What tp_nat has of w->sent. */
+enum tp_sought {
+	TP_NAT_UNSOUGHT = 0,
+	TP_NAT_KNOWN = 1,		/* and w->lb holds the backend */
+	TP_NAT_UNKNOWN = 2,
+};
+
 struct tp_work {
 	struct tp_headers h;
 	struct tp_packet p;
@@ -160,9 +167,11 @@ struct tp_work {
 	__u8 reply;
 	__u8 translated;		/* destination is to become lb.backend */
 	__u8 chosen;			/* with translated: by this packet, no earlier one */
+	__u8 sought;			/* enum tp_sought */
 	__u8 has_via;
 	__u8 resolve;			/* look the destination's node up for new and stale flows */
 	__u8 own_node;			/* enum tp_own_node */
+	__u8 overtaken;			/* by another CPU, in entering a connection */
 	__u8 direct;			/* the node that it is sent to is asked to answer `sent` itself */
 	__u8 restore;			/* the quoted packet was translated: its destination was nat.daddr, nat.dport */
 };

@@ -74,7 +74,7 @@ pub(crate) enum Request {
     Again,
     /// The first packet of every flow, from a pod to a Service: translated, tracked, given to the other pod.
     New,
-    /// A later one of every flow.
+    /// A later one of every flow, after an answer.
     Established,
 }
 
@@ -88,7 +88,7 @@ struct Loaded {
     programs: Programs,
     unit: Object,
     client: LocalPod,
-    ifindex: u32,
+    server: LocalPod,
 }
 
 impl Bench {
@@ -116,6 +116,9 @@ impl Bench {
             Request::Established => {
                 loaded.forget()?;
                 loaded.ours(SYN)?;
+                loaded.answer()?;
+                // The first after an answer makes the connection an established one.
+                loaded.ours(ACK)?;
                 loaded.ours(ACK)
             }
         }
@@ -221,8 +224,7 @@ impl Loaded {
             }
             flows.update(&key, &[0; 64], MapFlags::ANY).context("fill tpb_flows")?;
         }
-        let ifindex = client.ifindex;
-        Ok(Self { programs, unit, client, ifindex })
+        Ok(Self { programs, unit, client, server })
     }
 
     /// Ends all connections.
@@ -235,22 +237,34 @@ impl Loaded {
 
     fn unit(&self, name: &str) -> Result<f64> {
         let program = program(&self.unit, name)?;
-        self.run(&program, SYN, PASSED)
+        self.run(&program, |number| frame(number, SYN), self.client.ifindex, PASSED)
     }
 
     fn ours(&self, flags: u8) -> Result<f64> {
         let program = program(self.programs.object(), Hook::FromPod.program())?;
-        self.run(&program, flags, REDIRECTED)
+        self.run(&program, |number| frame(number, flags), self.client.ifindex, REDIRECTED)
+    }
+
+    /// Each flow's first answer.
+    fn answer(&self) -> Result<f64> {
+        let program = program(self.programs.object(), Hook::FromPod.program())?;
+        self.run(&program, answer, self.server.ifindex, REDIRECTED)
     }
 
     /// Runs a program once on a packet of each flow, and the empty one beside it.
-    fn run(&self, program: &libbpf_rs::ProgramMut<'_>, flags: u8, verdict: u32) -> Result<f64> {
+    fn run(
+        &self,
+        program: &libbpf_rs::ProgramMut<'_>,
+        frame: impl Fn(u32) -> Vec<u8>,
+        ifindex: u32,
+        verdict: u32,
+    ) -> Result<f64> {
         let empty = self::program(&self.unit, "tpb_empty")?;
         let (mut taken, mut idle) = (0, 0);
         for number in 0..FLOWS {
-            let frame = frame(number, flags);
-            idle += once(&empty, &frame, self.ifindex)?.1;
-            let (said, nanoseconds) = once(program, &frame, self.ifindex)?;
+            let frame = frame(number);
+            idle += once(&empty, &frame, ifindex)?.1;
+            let (said, nanoseconds) = once(program, &frame, ifindex)?;
             if said != verdict {
                 bail!("{:?} said {said} of flow {number}, not {verdict}", program.name());
             }
@@ -285,6 +299,17 @@ fn frame(number: u32, flags: u8) -> Vec<u8> {
     let port = 1024 + u16::try_from(number % 59_999).unwrap_or(0);
     let from = SocketAddrV4::new(CLIENT, port);
     let to = SocketAddrV4::new(Ipv4Addr::from(FIRST + number % SERVICES), 80);
+    packet(MAC_CLIENT, from, to, flags)
+}
+
+/// What the backend answers to the `number`th flow's first packet.
+fn answer(number: u32) -> Vec<u8> {
+    let port = 1024 + u16::try_from(number % 59_999).unwrap_or(0);
+    let from = SocketAddrV4::new(SERVER, PORT + u16::try_from(number % SERVICES).unwrap_or(0));
+    packet(MAC_SERVER, from, SocketAddrV4::new(CLIENT, port), SYN | ACK)
+}
+
+fn packet(mac: [u8; 6], from: SocketAddrV4, to: SocketAddrV4, flags: u8) -> Vec<u8> {
     let mut ip = vec![0x45, 0, 0, 40, 0, 0, 0x40, 0, 64, 6, 0, 0];
     ip.extend(from.ip().octets());
     ip.extend(to.ip().octets());
@@ -300,7 +325,7 @@ fn frame(number: u32, flags: u8) -> Vec<u8> {
     if let Some(field) = tcp.get_mut(16..18) {
         field.copy_from_slice(&sum);
     }
-    [&MAC_HOST[..], &MAC_CLIENT, &[8, 0], &ip, &tcp].concat()
+    [&MAC_HOST[..], &mac, &[8, 0], &ip, &tcp].concat()
 }
 
 /// The Internet checksum (RFC 1071) of an even number of bytes.

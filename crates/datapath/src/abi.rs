@@ -31,10 +31,11 @@ unsafe impl Plain for u32 {}
 // SAFETY: an integer.
 unsafe impl Plain for u64 {}
 
-pub const TP_ABI_VERSION: u32 = 4;
+pub const TP_ABI_VERSION: u32 = 5;
 pub const TP_SNAT_PORT_MIN: u32 = 61000;
 pub const TP_SNAT_PORT_MAX: u32 = 65535;
 pub const TP_ALGORITHM_SHIFT: u32 = 24;
+pub const TP_SERVICE_BITS_SHIFT: u32 = 18;
 
 // enum tp_backend_mode
 pub const TP_MODE_VXLAN: u32 = 1;
@@ -382,20 +383,20 @@ unsafe impl Plain for CtEnd {}
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Ct {
     pub last_seen: u64,
-    pub created: u64,
     pub egress: u64,
     pub ingress: u64,
-    pub vip: Addr,
-    pub via: Addr,
     pub flags: u32,
-    pub egress_rule: u32,
-    pub ingress_rule: u32,
-    pub backend: u32,
-    pub pod_id: u32,
     pub vport: Be16,
     pub pad: [u8; 2],
     pub a: CtEnd,
     pub b: CtEnd,
+    pub vip: Addr,
+    pub via: Addr,
+    pub created: u64,
+    pub egress_rule: u32,
+    pub ingress_rule: u32,
+    pub backend: u32,
+    pub pod_id: u32,
 }
 
 const _: () = assert!(
@@ -403,18 +404,18 @@ const _: () = assert!(
         == size_of::<u64>()
             + size_of::<u64>()
             + size_of::<u64>()
-            + size_of::<u64>()
-            + size_of::<Addr>()
-            + size_of::<Addr>()
-            + size_of::<u32>()
-            + size_of::<u32>()
-            + size_of::<u32>()
-            + size_of::<u32>()
             + size_of::<u32>()
             + size_of::<Be16>()
             + size_of::<[u8; 2]>()
             + size_of::<CtEnd>()
             + size_of::<CtEnd>()
+            + size_of::<Addr>()
+            + size_of::<Addr>()
+            + size_of::<u64>()
+            + size_of::<u32>()
+            + size_of::<u32>()
+            + size_of::<u32>()
+            + size_of::<u32>()
 );
 // SAFETY: repr(C), the line above shows that there is no padding, all fields are plain.
 unsafe impl Plain for Ct {}
@@ -459,10 +460,29 @@ pub struct Nat {
     pub dport: Be16,
     pub pad: [u8; 2],
     pub backend: u32,
+    pub mark: u64,
+    pub fresh: u64,
+    pub revision: u32,
+    pub spare: u32,
+    pub from: CtEnd,
+    pub to: CtEnd,
+    pub via: Addr,
 }
 
-const _: () =
-    assert!(size_of::<Nat>() == size_of::<Addr>() + size_of::<Be16>() + size_of::<[u8; 2]>() + size_of::<u32>());
+const _: () = assert!(
+    size_of::<Nat>()
+        == size_of::<Addr>()
+            + size_of::<Be16>()
+            + size_of::<[u8; 2]>()
+            + size_of::<u32>()
+            + size_of::<u64>()
+            + size_of::<u64>()
+            + size_of::<u32>()
+            + size_of::<u32>()
+            + size_of::<CtEnd>()
+            + size_of::<CtEnd>()
+            + size_of::<Addr>()
+);
 // SAFETY: repr(C), the line above shows that there is no padding, all fields are plain.
 unsafe impl Plain for Nat {}
 
@@ -555,7 +575,7 @@ unsafe impl Plain for ServiceKey {}
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Service {
     pub id: u32,
-    pub list: u32,
+    pub slots: u32,
     pub count: u32,
     pub flags: u32,
     pub affinity_seconds: u32,
@@ -584,6 +604,22 @@ pub struct SlotKey {
 const _: () = assert!(size_of::<SlotKey>() == size_of::<u32>() + size_of::<u32>());
 // SAFETY: repr(C), the line above shows that there is no padding, all fields are plain.
 unsafe impl Plain for SlotKey {}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Slot {
+    pub addr: Addr,
+    pub port: Be16,
+    pub proto: u8,
+    pub pad: u8,
+    pub backend: u32,
+}
+
+const _: () = assert!(
+    size_of::<Slot>() == size_of::<Addr>() + size_of::<Be16>() + size_of::<u8>() + size_of::<u8>() + size_of::<u32>()
+);
+// SAFETY: repr(C), the line above shows that there is no padding, all fields are plain.
+unsafe impl Plain for Slot {}
 
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -968,20 +1004,20 @@ pub const LAYOUTS: &[Layout] = &[
         size_of::<Ct>(),
         &[
             ("last_seen", std::mem::offset_of!(Ct, last_seen)),
-            ("created", std::mem::offset_of!(Ct, created)),
             ("egress", std::mem::offset_of!(Ct, egress)),
             ("ingress", std::mem::offset_of!(Ct, ingress)),
-            ("vip", std::mem::offset_of!(Ct, vip)),
-            ("via", std::mem::offset_of!(Ct, via)),
             ("flags", std::mem::offset_of!(Ct, flags)),
-            ("egress_rule", std::mem::offset_of!(Ct, egress_rule)),
-            ("ingress_rule", std::mem::offset_of!(Ct, ingress_rule)),
-            ("backend", std::mem::offset_of!(Ct, backend)),
-            ("pod_id", std::mem::offset_of!(Ct, pod_id)),
             ("vport", std::mem::offset_of!(Ct, vport)),
             ("pad", std::mem::offset_of!(Ct, pad)),
             ("a", std::mem::offset_of!(Ct, a)),
             ("b", std::mem::offset_of!(Ct, b)),
+            ("vip", std::mem::offset_of!(Ct, vip)),
+            ("via", std::mem::offset_of!(Ct, via)),
+            ("created", std::mem::offset_of!(Ct, created)),
+            ("egress_rule", std::mem::offset_of!(Ct, egress_rule)),
+            ("ingress_rule", std::mem::offset_of!(Ct, ingress_rule)),
+            ("backend", std::mem::offset_of!(Ct, backend)),
+            ("pod_id", std::mem::offset_of!(Ct, pod_id)),
         ],
     ),
     (
@@ -1007,6 +1043,13 @@ pub const LAYOUTS: &[Layout] = &[
             ("dport", std::mem::offset_of!(Nat, dport)),
             ("pad", std::mem::offset_of!(Nat, pad)),
             ("backend", std::mem::offset_of!(Nat, backend)),
+            ("mark", std::mem::offset_of!(Nat, mark)),
+            ("fresh", std::mem::offset_of!(Nat, fresh)),
+            ("revision", std::mem::offset_of!(Nat, revision)),
+            ("spare", std::mem::offset_of!(Nat, spare)),
+            ("from", std::mem::offset_of!(Nat, from)),
+            ("to", std::mem::offset_of!(Nat, to)),
+            ("via", std::mem::offset_of!(Nat, via)),
         ],
     ),
     (
@@ -1068,7 +1111,7 @@ pub const LAYOUTS: &[Layout] = &[
         size_of::<Service>(),
         &[
             ("id", std::mem::offset_of!(Service, id)),
-            ("list", std::mem::offset_of!(Service, list)),
+            ("slots", std::mem::offset_of!(Service, slots)),
             ("count", std::mem::offset_of!(Service, count)),
             ("flags", std::mem::offset_of!(Service, flags)),
             ("affinity_seconds", std::mem::offset_of!(Service, affinity_seconds)),
@@ -1079,6 +1122,17 @@ pub const LAYOUTS: &[Layout] = &[
         "tp_slot_key",
         size_of::<SlotKey>(),
         &[("list", std::mem::offset_of!(SlotKey, list)), ("index", std::mem::offset_of!(SlotKey, index))],
+    ),
+    (
+        "tp_slot",
+        size_of::<Slot>(),
+        &[
+            ("addr", std::mem::offset_of!(Slot, addr)),
+            ("port", std::mem::offset_of!(Slot, port)),
+            ("proto", std::mem::offset_of!(Slot, proto)),
+            ("pad", std::mem::offset_of!(Slot, pad)),
+            ("backend", std::mem::offset_of!(Slot, backend)),
+        ],
     ),
     (
         "tp_backend",

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use towpath_model::{Family, canonical};
 
-use crate::abi::{Addr, CidrKey};
+use crate::abi::{Addr, CidrKey, TP_SERVICE_BITS_SHIFT};
 
 /// Bits of a [`CidrKey`] before the address: the family.
 const FAMILY_BITS: u32 = 32;
@@ -37,12 +37,22 @@ impl Addr {
 
     /// What stands for an IPv6 address where 48 bits must do (`tp_name_of` in `bpf/direct_return.h`); none for one of IPv4, which needs no such thing.
     pub fn name(self) -> Option<u64> {
+        self.ip().is_ipv6().then(|| self.hash() >> 16)
+    }
+
+    /// Which bit of `tp_service_bits` is the address's (`tp_service_bit` in `bpf/addr.h`).
+    pub fn service_bit(self) -> u32 {
+        (self.hash() >> (64 - TP_SERVICE_BITS_SHIFT)) as u32
+    }
+
+    /// `tp_mix_addr` in `bpf/addr.h`.
+    fn hash(self) -> u64 {
         let mix = |hash: u64, word: [u8; 8]| {
             let product = (hash ^ u64::from_ne_bytes(word)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
             product ^ (product >> 29)
         };
         let [a, b, c, d, e, f, g, h, second @ ..] = self.b;
-        self.ip().is_ipv6().then(|| mix(mix(0, [a, b, c, d, e, f, g, h]), second) >> 16)
+        mix(mix(0, [a, b, c, d, e, f, g, h]), second)
     }
 
     /// Whether all bytes are zero: no address.

@@ -21,7 +21,7 @@ use crate::abi::{Plain, TP_ABI_VERSION};
 static OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/towpath.o"));
 
 /// Maps that outlive the process. The others are scratch, constants and what only tests use.
-const PINNED: [&str; 29] = [
+const PINNED: [&str; 31] = [
     "tp_node_config",
     "tp_revision",
     "tp_pods",
@@ -43,6 +43,8 @@ const PINNED: [&str; 29] = [
     "tp_slots",
     "tp_backends",
     "tp_loads",
+    "tp_loads_kept",
+    "tp_service_bits",
     "tp_source_ranges",
     "tp_service_names",
     "tp_node_names",

@@ -56,7 +56,8 @@ fn a_look_up_table_without_room_is_stood_in_for_and_leaves_room_for_the_others()
             let hashes = n < 4;
             assert!(!hashes || (5001..5009).all(|sport| led_to(w, n, sport) == first), "one client, one backend");
         }
-        let list: Vec<(towpath_datapath::abi::SlotKey, u32)> = w.entries("tp_slots");
+        let list: Vec<(towpath_datapath::abi::SlotKey, towpath_datapath::abi::Slot)> = w.entries("tp_slots");
+        let list: Vec<_> = list.into_iter().map(|(key, slot)| (key, slot.backend)).collect();
         let stand_in = |index| list.iter().find(|(key, id)| key.index == index && [301, 302].contains(id)).unwrap().1;
         let plain: Vec<u32> = (0..2).map(stand_in).collect();
         let of_plain = list.iter().filter(|(_, id)| [301, 302].contains(id)).count();

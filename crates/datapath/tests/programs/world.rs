@@ -514,6 +514,10 @@ impl World {
             let last_seen = ct.last_seen.checked_sub(seconds * 1_000_000_000).unwrap();
             self.write("tp_ct", &key, &Ct { last_seen, ..ct });
         }
+        for (key, nat) in self.entries::<Tuple, Nat>("tp_nat") {
+            let fresh = nat.fresh.saturating_sub(seconds * 1_000_000_000);
+            self.write("tp_nat", &key, &Nat { fresh, ..nat });
+        }
     }
 
     // ---- what is wanted ------------------------------------------------------------------------------------------

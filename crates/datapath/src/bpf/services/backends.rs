@@ -22,6 +22,8 @@ pub(super) struct Backends {
     old: HashMap<u32, Instant>,
     /// Those for which there was no room.
     without_room: HashSet<u32>,
+    /// Ids that name others than they did, not taken yet.
+    renamed: Vec<u32>,
 }
 
 fn encode(backend: &BackendAddress) -> abi::Backend {
@@ -36,7 +38,12 @@ fn encode(backend: &BackendAddress) -> abi::Backend {
 
 impl Backends {
     pub(super) fn open(object: &Object) -> Result<Self> {
-        Ok(Self { map: Mirror::open(object, "tp_backends")?, old: HashMap::new(), without_room: HashSet::new() })
+        Ok(Self {
+            map: Mirror::open(object, "tp_backends")?,
+            old: HashMap::new(),
+            without_room: HashSet::new(),
+            renamed: Vec::new(),
+        })
     }
 
     pub(super) fn held(&self) -> &HashMap<u32, abi::Backend> {
@@ -70,9 +77,12 @@ impl Backends {
         targets: impl Iterator<Item = &'a FrontendTarget>,
     ) -> Result<Changes> {
         let wanted: HashMap<u32, abi::Backend> = backends.map(|(id, backend)| (id.0, encode(backend))).collect();
-        for id in wanted.keys() {
+        for (id, value) in &wanted {
             self.old.remove(id);
             self.without_room.remove(id);
+            if self.map.held().get(id).is_some_and(|held| held != value) {
+                self.renamed.push(*id);
+            }
         }
         if self.has_room_for(wanted.keys()) {
             match self.map.put_all(wanted.iter().map(|(id, value)| (*id, *value))) {
@@ -93,6 +103,11 @@ impl Backends {
         changes += self.put(rest.collect())?;
         self.without_room.extend(wanted.keys().filter(|id| !self.map.held().contains_key(id)));
         Ok(changes)
+    }
+
+    /// Ids that have come to name other backends since this was asked last.
+    pub(super) fn take_renamed(&mut self) -> Vec<u32> {
+        std::mem::take(&mut self.renamed)
     }
 
     fn has_room_for<'a>(&self, ids: impl Iterator<Item = &'a u32>) -> bool {

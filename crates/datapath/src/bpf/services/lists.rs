@@ -10,10 +10,10 @@ use libbpf_rs::Object;
 use towpath_model::desired::{BackendId, FrontendTarget};
 
 use super::is_over;
-use crate::abi::{Backend, Service, SlotKey};
+use super::slots::Slots;
+use crate::abi::{Backend, Service, Slot, SlotKey};
 use crate::bpf::config::Changes;
 use crate::bpf::error::{Error, Result};
-use crate::bpf::mirror::Mirror;
 
 /// What of the map no look-up table may take, as a part of it: there is room for plain lists when tables have all that they get.
 const KEPT_FROM_TABLES: u32 = 4;
@@ -21,7 +21,7 @@ const KEPT_FROM_TABLES: u32 = 4;
 /// Every list, by its number.
 #[derive(Debug)]
 pub(super) struct Lists {
-    slots: Mirror<SlotKey, u32>,
+    slots: Slots,
     /// The list of each Service port, by its id, and how long it is: its frontends share it.
     of_port: HashMap<u32, (u32, u32)>,
     /// Lists that are look-up tables: too long to be compared each time.
@@ -50,17 +50,23 @@ impl List {
     }
 }
 
+/// What the programs find in a slot.
+fn slot_of(id: u32, backend: &Backend) -> Slot {
+    Slot { addr: backend.addr, port: backend.port, proto: backend.proto, pad: 0, backend: id }
+}
+
 impl Lists {
     /// `used`: the lists that entries point to, and how long they are.
     pub(super) fn open(object: &Object, used: &HashMap<u32, u32>, now: Instant) -> Result<Self> {
-        let slots: Mirror<SlotKey, u32> = Mirror::open(object, "tp_slots")?;
+        let slots = Slots::open(object)?;
         // What an earlier process did not come to delete.
         let mut orphans: HashMap<u32, u32> = HashMap::new();
         for slot in slots.held().keys().filter(|slot| used.get(&slot.list).is_none_or(|count| slot.index >= *count)) {
             let count = orphans.entry(slot.list).or_default();
             *count = (*count).max(slot.index.saturating_add(1));
         }
-        let next = slots.held().keys().map(|slot| slot.list).max().unwrap_or(0).wrapping_add(1).max(1);
+        let lists = slots.held().keys().map(|slot| slot.list).chain(used.keys().copied());
+        let next = lists.max().unwrap_or(0).wrapping_add(1).max(1);
         Ok(Self {
             slots,
             of_port: HashMap::new(),
@@ -72,8 +78,13 @@ impl Lists {
 
     /// The backends of the list that an entry points to.
     pub(super) fn backends_of(&self, service: &Service) -> Vec<u32> {
-        let slot = |index| self.slots.held().get(&SlotKey { list: service.list, index }).copied();
+        let slot = |index| self.slots.held().get(&SlotKey { list: service.slots, index }).copied();
         (0..service.count).filter_map(slot).collect()
+    }
+
+    /// These ids have come to name other backends: no list that has one is as it should be.
+    pub(super) fn disown(&mut self, renamed: &[u32]) {
+        self.slots.disown(renamed);
     }
 
     fn is_of(&self, list: u32, count: u32, wanted: &[BackendId]) -> bool {
@@ -94,13 +105,13 @@ impl Lists {
             return Ok(List::found(0, 0));
         }
         if target.table.is_empty() {
-            return self.list_of(old, target, &target.backends, 0);
+            return self.list_of(old, target, &target.backends, backends, 0);
         }
         let written = self.tables.iter().find(|(_, table)| Arc::ptr_eq(table, &target.table));
         if let Some((list, _)) = written {
             return Ok(List::found(*list, target.table.len()));
         }
-        match self.list_of(old, target, &target.table, self.slots.usage().2 / KEPT_FROM_TABLES) {
+        match self.list_of(old, target, &target.table, backends, self.slots.usage().2 / KEPT_FROM_TABLES) {
             Ok(list) => {
                 self.tables.insert(list.number, Arc::clone(&target.table));
                 Ok(list)
@@ -108,7 +119,7 @@ impl Lists {
             Err(error @ Error::Full { .. }) => {
                 let mut plain = target.backends.clone();
                 plain.sort_unstable_by_key(|id| backends.get(&id.0).map(|at| (at.addr.ip(), at.port.get())));
-                Ok(List { tabled: Err(error), ..self.list_of(old, target, &plain, 0)? })
+                Ok(List { tabled: Err(error), ..self.list_of(old, target, &plain, backends, 0)? })
             }
             Err(error) => Err(error),
         }
@@ -119,27 +130,31 @@ impl Lists {
         old: Option<&Service>,
         target: &FrontendTarget,
         wanted: &[BackendId],
+        backends: &HashMap<u32, Backend>,
         keep_free: u32,
     ) -> Result<List> {
         let shared = self.of_port.get(&target.id.0).copied();
-        let mut former = old.map(|old| (old.list, old.count)).into_iter().chain(shared);
+        let mut former = old.map(|old| (old.slots, old.count)).into_iter().chain(shared);
         let list = match former.find(|(list, count)| self.is_of(*list, *count, wanted)) {
             Some((list, _)) => List::found(list, wanted.len()),
-            None => self.write(wanted, keep_free)?,
+            None => self.write(wanted, backends, keep_free)?,
         };
         self.of_port.insert(target.id.0, (list.number, list.count));
         Ok(list)
     }
 
     /// All of it, or nothing: a list that does not fit takes no room from those that do.
-    fn write(&mut self, wanted: &[BackendId], keep_free: u32) -> Result<List> {
+    fn write(&mut self, wanted: &[BackendId], backends: &HashMap<u32, Backend>, keep_free: u32) -> Result<List> {
         let (_, used, limit) = self.slots.usage();
         if used + wanted.len() + keep_free as usize > limit as usize {
             return Err(self.slots.full());
         }
         let list = self.next;
         self.next = self.next.wrapping_add(1).max(1);
-        let slots = (0u32..).zip(wanted).map(|(index, BackendId(id))| (SlotKey { list, index }, *id));
+        let slots = (0u32..).zip(wanted).map(|(index, BackendId(id))| {
+            let backend = backends.get(id).copied().unwrap_or_default();
+            (SlotKey { list, index }, slot_of(*id, &backend))
+        });
         match self.slots.put_all(slots) {
             Ok(changes) => Ok(List { changes, ..List::found(list, wanted.len()) }),
             Err(error) => {
@@ -157,11 +172,11 @@ impl Lists {
         if service.count == 0 {
             return;
         }
-        self.tables.remove(&service.list);
-        if self.of_port.get(&service.id).is_some_and(|(list, _)| *list == service.list) {
+        self.tables.remove(&service.slots);
+        if self.of_port.get(&service.id).is_some_and(|(list, _)| *list == service.slots) {
             self.of_port.remove(&service.id);
         }
-        self.old.push((service.list, service.count, now));
+        self.old.push((service.slots, service.count, now));
     }
 
     /// Deletes those whose grace period is over, but for what is still pointed to; how many slots. `used` is asked only when there are

@@ -14,6 +14,8 @@ use crate::bpf::map::Map;
 #[derive(Debug)]
 pub(super) struct Loads {
     map: Map<u32, Load>,
+    /// Whether programs look into the map at all.
+    kept: Map<u32, u32>,
     translations: Map<Tuple, Nat>,
     asked: Map<Tuple, SnatWay>,
     counted: HashSet<u32>,
@@ -31,8 +33,12 @@ impl Loads {
         let counted: HashSet<u32> = map.entries()?.into_iter().map(|(id, _)| id).collect();
         // Until the table says that they are there.
         let gone = counted.iter().map(|id| (*id, now)).collect();
+        let kept: Map<u32, u32> = Map::open(object, "tp_loads_kept")?;
+        if !counted.is_empty() {
+            kept.put(&0, &1)?;
+        }
         let (translations, asked) = (Map::open(object, "tp_nat")?, Map::open(object, "tp_snat_asked")?);
-        Ok(Self { map, translations, asked, counted, gone })
+        Ok(Self { map, kept, translations, asked, counted, gone })
     }
 
     /// Has the connections of these targets' backends counted where they are chosen by them, from what is open by translation now; those
@@ -44,6 +50,8 @@ impl Loads {
         if new.is_empty() {
             return Ok(());
         }
+        // Before the translations are read: what is entered from now on is counted by whoever enters it.
+        self.kept.put(&0, &1)?;
         let mut flows: HashMap<u32, u32> = HashMap::new();
         let pods = self.translations.entries()?.into_iter().map(|(_, translation)| translation.backend);
         let others = self.asked.entries()?.into_iter().map(|(_, way)| way.backend_id);
@@ -80,6 +88,9 @@ impl Loads {
             self.map.delete(id)?;
             self.counted.remove(id);
             self.gone.remove(id);
+        }
+        if !over.is_empty() && self.counted.is_empty() {
+            self.kept.put(&0, &0)?;
         }
         Ok(over.len())
     }

@@ -2,9 +2,11 @@
 //! ([`loads`]). Applied whole, or by what became different.
 
 mod backends;
+mod bits;
 mod keys;
 mod lists;
 mod loads;
+mod slots;
 mod sources;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -26,6 +28,7 @@ use crate::abi::{
     TP_TUPLE_HASH,
 };
 use backends::Backends;
+use bits::Bits;
 use keys::{changed, entries, is_mark, key_of, mark_of};
 use lists::{List, Lists};
 use loads::Loads;
@@ -60,6 +63,8 @@ pub(crate) struct ServiceMaps {
     sources: Sources,
     /// IPv6 addresses of Services by [`Addr::name`].
     names: Mirror<u64, Addr>,
+    /// Which addresses may be Services'.
+    bits: Bits,
     loads: Loads,
     at: HashMap<ServiceKey, AtAddress>,
     /// A whole table was applied: changes can follow.
@@ -124,8 +129,8 @@ fn algorithm_flag(algorithm: Algorithm) -> u32 {
 
 /// How long each list is that an entry points to, of those that are asked for.
 fn in_use(services: &HashMap<ServiceKey, abi::Service>, asked: impl Fn(u32) -> bool) -> HashMap<u32, u32> {
-    let used = services.values().filter(|service| service.count > 0 && asked(service.list));
-    used.map(|service| (service.list, service.count)).collect()
+    let used = services.values().filter(|service| service.count > 0 && asked(service.slots));
+    used.map(|service| (service.slots, service.count)).collect()
 }
 
 fn at_addresses(services: &Mirror<ServiceKey, abi::Service>) -> HashMap<ServiceKey, AtAddress> {
@@ -147,6 +152,7 @@ impl ServiceMaps {
             lists: Lists::open(object, &in_use(services.held(), |_| true), now)?,
             sources: Sources::open(object)?,
             names: Mirror::open(object, "tp_service_names")?,
+            bits: Bits::open(object, services.held().keys().filter_map(mark_of).map(|mark| mark.addr))?,
             loads: Loads::open(object, now)?,
             at: at_addresses(&services),
             whole: false,
@@ -193,7 +199,7 @@ impl ServiceMaps {
             }
         };
         if let Some(old) = old {
-            if old.list != service.list {
+            if old.slots != service.slots {
                 self.retire(&key, &old, &target.backends, now);
             }
             if old.id != service.id && old.flags & TP_SERVICE_AFFINITY != 0 {
@@ -242,7 +248,7 @@ impl ServiceMaps {
         let inside = if beside { TP_SERVICE_INSIDE } else { 0 };
         let service = abi::Service {
             id: target.id.0,
-            list,
+            slots: list,
             count,
             flags: affinity
                 | nodeport
@@ -252,7 +258,7 @@ impl ServiceMaps {
                 | algorithm_flag(target.algorithm),
             affinity_seconds: target.affinity_seconds.unwrap_or(0),
             // Counted up by programs from where it is; where a list begins, nobody is the first for ever.
-            turn: old.filter(|old| old.list == list).map_or(list, |old| old.turn),
+            turn: old.filter(|old| old.slots == list).map_or(list, |old| old.turn),
         };
         let marked = if old.is_none() { self.count_at(&key, None, Some(&service)) } else { Ok(Changes::default()) };
         let written = marked.and_then(|marked| {
@@ -266,7 +272,7 @@ impl ServiceMaps {
                     // Nothing but a mark that nobody needs is left when this fails, too.
                     drop(self.count_at(&key, Some(&service), None));
                 }
-                if old.is_none_or(|old| old.list != list) {
+                if old.is_none_or(|old| old.slots != list) {
                     self.retire(&key, &service, &target.backends, now);
                 }
                 return Err(error);
@@ -317,6 +323,8 @@ impl ServiceMaps {
             }
             return Ok(Changes { removed: usize::from(self.services.remove(&mark)?), ..Changes::default() });
         }
+        // First: what has an entry and no bit is not found.
+        self.bits.set(mark.addr)?;
         let flags = if at.all == at.for_pods { TP_SERVICE_PODS } else { 0 };
         let written = self.services.put(mark, abi::Service { flags, ..abi::Service::default() })?;
         if let Some(name) = mark.addr.name() {
@@ -395,6 +403,7 @@ impl ServiceMaps {
         }
         table.backends.keys().for_each(|id| self.loads.remember(id.0));
         applied.changes += self.backends.write(table.backends.iter(), entries(table).map(|(.., target)| target))?;
+        self.lists.disown(&self.backends.take_renamed());
         self.loads.count(entries(table).map(|(.., target)| target))?;
         for (frontend, backends) in &table.lingering {
             self.lingering.entry(key_of(frontend)).or_default().extend(backends);
@@ -465,6 +474,7 @@ impl ServiceMaps {
         listed.clone().for_each(|(id, _)| self.loads.remember(id.0));
         let targets = changed(wanted).filter_map(|(.., target)| target);
         let changes = self.backends.write(listed, targets)?;
+        self.lists.disown(&self.backends.take_renamed());
         let mut applied = ServicesApplied { changes, ..ServicesApplied::default() };
         self.loads.count(changed(wanted).filter_map(|(.., target)| target))?;
         let gone = changed(wanted).filter(|(.., target)| target.is_none()).map(|(key, ..)| key);
