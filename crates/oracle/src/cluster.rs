@@ -1,6 +1,7 @@
 //! ClusterNetworkPolicy, as `clusternetworkpolicy_types.go` of network-policy-api v0.2.0 words it.
 //!
 //! Objects are JSON as the API server shows it: nothing here parses them into anything first.
+#![allow(clippy::indexing_slicing, reason = "what a JSON value does not have is null")]
 
 use std::net::IpAddr;
 
