@@ -17,6 +17,7 @@ mod probe;
 mod service;
 mod status;
 mod sysdump;
+mod verify;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -42,6 +43,9 @@ enum Command {
     Status(status::Options),
     /// The path of a packet, the Service translation, and the policy and rule that decide.
     Explain(explain::Options),
+    /// Questions about policies, from manifests or a live API: who reaches whom, expectations, proofs, differences, mistakes.
+    #[command(subcommand)]
+    Verify(verify::Command),
     /// Services: what they lead to on which node, why an endpoint is not used, and open connections.
     #[command(subcommand)]
     Service(service::Command),
@@ -120,7 +124,12 @@ fn main() -> ExitCode {
     if args.iter().skip(1).take(2).eq(["lab", "stage"]) {
         return towpath_lab::stage::main(args.get(3..).unwrap_or_default());
     }
-    match run(Cli::parse().command) {
+    let command = Cli::parse().command;
+    // Its exit codes tell an answer from a question that was not understood.
+    if let Command::Verify(command) = &command {
+        return verify::run(command);
+    }
+    match run(command) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
@@ -136,6 +145,7 @@ fn run(command: Command) -> Result<bool> {
         Command::Lab(command) => lab::run(command),
         Command::Status(options) => client_runtime()?.block_on(status::run(&options)),
         Command::Explain(options) => client_runtime()?.block_on(explain::run(&options)),
+        Command::Verify(command) => Ok(verify::run(&command) == ExitCode::SUCCESS),
         Command::Service(command) => client_runtime()?.block_on(service::run(&command)),
         Command::Observe(options) => client_runtime()?.block_on(observe::run(&options)),
         Command::Connectivity(command) => client_runtime()?.block_on(connectivity::run(&command)),

@@ -9,6 +9,7 @@ pub mod addresses;
 mod clauses;
 mod engine;
 pub mod expect;
+pub mod lint;
 mod membership;
 pub mod ports;
 pub mod prove;

@@ -27,6 +27,7 @@ use towpath_lab::layout::LabName;
 
 use checks::{Cast, Check, Phase};
 use judge::CheckResult;
+pub(crate) use report::escaped;
 use report::{Report, Reporter};
 use stage::Stage;
 

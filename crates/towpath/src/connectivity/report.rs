@@ -173,7 +173,7 @@ impl Report {
 }
 
 /// Text as XML 1.0 may have it, in attributes too.
-fn escaped(text: &str) -> String {
+pub(crate) fn escaped(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         match c {
