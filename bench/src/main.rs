@@ -16,6 +16,7 @@ mod load;
 mod netns;
 mod noise;
 mod options;
+mod packet;
 mod place;
 mod programs;
 mod report;

@@ -19,6 +19,8 @@ use towpath_model::desired::{
 };
 use towpath_model::{Family, NamespacedName, NodeName, Protocol};
 
+use crate::packet::packet;
+
 /// The programs of `bpf/unit.c`.
 const UNIT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/unit.o"));
 /// Flows: more than the nearest caches hold.
@@ -299,48 +301,28 @@ fn frame(number: u32, flags: u8) -> Vec<u8> {
     let port = 1024 + u16::try_from(number % 59_999).unwrap_or(0);
     let from = SocketAddrV4::new(CLIENT, port);
     let to = SocketAddrV4::new(Ipv4Addr::from(FIRST + number % SERVICES), 80);
-    packet(MAC_CLIENT, from, to, flags)
+    segment(MAC_CLIENT, from, to, flags)
 }
 
 /// What the backend answers to the `number`th flow's first packet.
 fn answer(number: u32) -> Vec<u8> {
     let port = 1024 + u16::try_from(number % 59_999).unwrap_or(0);
     let from = SocketAddrV4::new(SERVER, PORT + u16::try_from(number % SERVICES).unwrap_or(0));
-    packet(MAC_SERVER, from, SocketAddrV4::new(CLIENT, port), SYN | ACK)
+    segment(MAC_SERVER, from, SocketAddrV4::new(CLIENT, port), SYN | ACK)
 }
 
-fn packet(mac: [u8; 6], from: SocketAddrV4, to: SocketAddrV4, flags: u8) -> Vec<u8> {
-    let mut ip = vec![0x45, 0, 0, 40, 0, 0, 0x40, 0, 64, 6, 0, 0];
-    ip.extend(from.ip().octets());
-    ip.extend(to.ip().octets());
-    let sum = checksum(&ip);
-    if let Some(field) = ip.get_mut(10..12) {
-        field.copy_from_slice(&sum);
-    }
+/// A frame to the node with a TCP segment that has no data.
+fn segment(mac: [u8; 6], from: SocketAddrV4, to: SocketAddrV4, flags: u8) -> Vec<u8> {
     let mut tcp = Vec::from(from.port().to_be_bytes());
     tcp.extend(to.port().to_be_bytes());
     tcp.extend([0, 0, 0x13, 0x88, 0, 0, 0, 0, 0x50, flags, 0xff, 0xff, 0, 0, 0, 0]);
-    let pseudo = [&from.ip().octets()[..], &to.ip().octets(), &[0, 6, 0, 20], &tcp].concat();
-    let sum = checksum(&pseudo);
-    if let Some(field) = tcp.get_mut(16..18) {
-        field.copy_from_slice(&sum);
-    }
-    [&MAC_HOST[..], &mac, &[8, 0], &ip, &tcp].concat()
-}
-
-/// The Internet checksum (RFC 1071) of an even number of bytes.
-fn checksum(bytes: &[u8]) -> [u8; 2] {
-    let pairs = bytes.as_chunks::<2>().0.iter();
-    let mut sum: u32 = pairs.map(|pair| u32::from(u16::from_be_bytes(*pair))).sum();
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    (!(sum as u16)).to_be_bytes()
+    [&MAC_HOST[..], &mac, &[8, 0], &packet(*from.ip(), *to.ip(), 6, &tcp, 16)].concat()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::packet::checksum;
 
     #[test]
     fn flows_are_all_different_and_their_checksums_right() {

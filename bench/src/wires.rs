@@ -23,6 +23,8 @@ use towpath_model::desired::{
 };
 use towpath_model::{Family, NamespacedName, NodeName, Protocol};
 
+use crate::packet::packet;
+
 /// The programs of `bpf/wires.c`.
 const OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/wires.o"));
 /// As `bpf/wires.c` has it.
@@ -321,41 +323,19 @@ COMMIT
 
 /// Link, network and transport header of a flow's frame.
 fn frame(flow: u16) -> Vec<u8> {
-    let (udp_len, payload) = ((FRAME - 34) as u16, vec![0; FRAME - HEADERS]);
-    let mut ip = vec![0x45, 0];
-    ip.extend((udp_len + 20).to_be_bytes());
-    ip.extend([0, 0, 0x40, 0, 64, 17, 0, 0]);
-    ip.extend(CLIENT.octets());
-    ip.extend(NODE.octets());
-    let sum = checksum(&ip);
-    if let Some(field) = ip.get_mut(10..12) {
-        field.copy_from_slice(&sum);
-    }
     let mut udp = Vec::from((1024 + flow).to_be_bytes());
     udp.extend(PORT.to_be_bytes());
-    udp.extend(udp_len.to_be_bytes());
-    udp.extend([0, 0]);
-    let [high, low] = udp_len.to_be_bytes();
-    let sum = checksum(&[&CLIENT.octets()[..], &NODE.octets(), &[0, 17, high, low], &udp, &payload].concat());
-    if let Some(field) = udp.get_mut(6..8) {
-        field.copy_from_slice(&sum);
-    }
-    [&MAC_NODE[..], &MAC_CLIENT, &[8, 0], &ip, &udp].concat()
-}
-
-/// The Internet checksum (RFC 1071) of an even number of bytes.
-fn checksum(bytes: &[u8]) -> [u8; 2] {
-    let pairs = bytes.as_chunks::<2>().0.iter();
-    let mut sum: u32 = pairs.map(|pair| u32::from(u16::from_be_bytes(*pair))).sum();
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    (!(sum as u16)).to_be_bytes()
+    udp.extend(((FRAME - 34) as u16).to_be_bytes());
+    udp.resize(FRAME - 34, 0);
+    let mut frame = [&MAC_NODE[..], &MAC_CLIENT, &[8, 0], &packet(CLIENT, NODE, 17, &udp, 6)].concat();
+    frame.truncate(HEADERS);
+    frame
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::packet::checksum;
 
     #[test]
     fn flows_are_all_different_and_their_checksums_right() {

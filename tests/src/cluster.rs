@@ -339,6 +339,15 @@ impl Cluster {
             .collect())
     }
 
+    /// The address of a node, as its object names it.
+    ///
+    /// # Errors
+    /// As [`Cluster::nodes`], or there is no such node.
+    pub fn node_ip(&self, node: &str) -> Result<String> {
+        let all = self.nodes()?.into_iter();
+        all.filter(|(name, _)| name == node).map(|(_, ip)| ip).next().with_context(|| format!("no node {node}"))
+    }
+
     /// Takes the lab down.
     ///
     /// # Errors

@@ -137,7 +137,7 @@ fn the_endpoints_node_answers_and_connections_outlive_the_switch_and_the_agents(
     let cluster = Cluster::up("e2e-direct", 2, Families::Dual)?;
     cluster.apply_text(&(OBJECTS.to_owned() + "---\n" + &configured(false)))?;
     cluster.wait_pod("web")?;
-    let (_, n1) = cluster.nodes()?.into_iter().find(|(name, _)| name == "n1").context("node n1")?;
+    let n1 = cluster.node_ip("n1")?;
     let router = format!("tp-{}-underlay", cluster.name());
     let routed = Command::new("ip").args(["-n", &router, "route", "replace", EXTERNAL, "via", &n1]).output()?;
     ensure!(routed.status.success(), "{}", String::from_utf8_lossy(&routed.stderr));

@@ -72,7 +72,7 @@ fn a_datagram_whose_later_fragment_comes_first_arrives_whole_and_is_judged() -> 
     let cluster = Cluster::up("e2e-frag", 2, Families::Ipv4)?;
     cluster.apply_text(&(OBJECTS.to_owned() + &shell("client", "n2", "app: client")))?;
     let (web, client) = (cluster.wait_pod("web")?, cluster.wait_pod("client")?);
-    let (_, n1) = cluster.nodes()?.into_iter().find(|(name, _)| name == "n1").context("node n1")?;
+    let n1 = cluster.node_ip("n1")?;
     let n1 = SocketAddr::new(address(&n1)?, VXLAN_PORT);
     let (server, asker) = (v4(&web.ip)?, v4(&client.ip)?);
     // The network between the nodes, as far as n1 can tell.

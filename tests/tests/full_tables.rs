@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Result, anyhow, bail, ensure};
 use towpath_walkthrough::cluster::{Cluster, Families, field, wait};
 use towpath_walkthrough::load::Load;
 use towpath_walkthrough::log::{Log, Voice};
@@ -186,7 +186,7 @@ fn full_tables_leave_what_is_there_and_say_what_finds_no_room() -> Result<()> {
     let near = Place::of_pod(&cluster, &cluster.wait_pod("near")?)?;
     let outside = Place::of_node(&cluster, "outside")?;
     let web = SocketAddr::new(address(&field(&cluster.get("svc", "web")?, "/spec/clusterIP"))?, 80);
-    let (_, n1) = cluster.nodes()?.into_iter().find(|(name, _)| name == "n1").context("node n1")?;
+    let n1 = cluster.node_ip("n1")?;
     let port = SocketAddr::new(address(&n1)?, 30080);
     let scene = Scene { cluster, near, outside, web, port };
     wait("the Service to answer", PATIENCE, || {

@@ -9,15 +9,9 @@ use anyhow::{Context, Result, ensure};
 use towpath_walkthrough::cluster::{Cluster, Families, wait};
 use towpath_walkthrough::machine::can_run_labs;
 use towpath_walkthrough::place::{Place, Session, address};
+use towpath_walkthrough::pods::server;
 
-const OBJECTS: &str = r#"
-apiVersion: v1
-kind: Pod
-metadata: {name: web, labels: {app: web}}
-spec:
-  nodeName: n1
-  containers: [{name: web, image: nginx, ports: [{containerPort: 80}]}]
----
+const OBJECTS: &str = r#"---
 apiVersion: v1
 kind: Service
 metadata: {name: web}
@@ -51,7 +45,7 @@ fn node_ports_answer_at_a_virtual_address_as_soon_as_a_node_has_it() -> Result<(
         return Ok(());
     }
     let cluster = Cluster::up("e2e-vip", 2, Families::Dual)?;
-    cluster.apply_text(OBJECTS)?;
+    cluster.apply_text(&(server("web", "n1", "app: web") + OBJECTS))?;
     cluster.wait_pod("web")?;
     let outside = Place::of_node(&cluster, "outside")?;
     let router = Path::new("/run/netns").join(format!("tp-{}-underlay", cluster.name()));

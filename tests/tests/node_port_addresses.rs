@@ -3,31 +3,16 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use towpath_walkthrough::cluster::{Cluster, Families, wait};
 use towpath_walkthrough::machine::can_run_labs;
+use towpath_walkthrough::pods::{server, shell};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Another address of n1, that its object does not name.
 const SECOND: &str = "192.168.255.201";
 
-const OBJECTS: &str = r#"
-apiVersion: v1
-kind: Pod
-metadata: {name: web, labels: {app: web}}
-spec:
-  nodeName: n1
-  terminationGracePeriodSeconds: 0
-  containers: [{name: web, image: nginx, ports: [{containerPort: 80}]}]
----
-apiVersion: v1
-kind: Pod
-metadata: {name: asks}
-spec:
-  nodeName: n2
-  terminationGracePeriodSeconds: 0
-  containers: [{name: shell, image: busybox, command: [sleep, "86400"]}]
----
+const OBJECTS: &str = r#"---
 apiVersion: v1
 kind: Service
 metadata: {name: web}
@@ -85,10 +70,10 @@ fn node_ports_answer_at_the_chosen_addresses_and_nowhere_else() -> Result<()> {
         return Ok(());
     }
     let cluster = Cluster::up("e2e-npaddr", 2, Families::Ipv4)?;
-    cluster.apply_text(OBJECTS)?;
+    cluster.apply_text(&(server("web", "n1", "app: web") + &shell("asks", "n2", "") + OBJECTS))?;
     cluster.wait_pod("web")?;
     cluster.wait_pod("asks")?;
-    let (_, own) = cluster.nodes()?.into_iter().find(|(name, _)| name == "n1").context("node n1")?;
+    let own = cluster.node_ip("n1")?;
     let added = cluster.node("n1", &format!("ip addr add {SECOND}/24 dev eth0"))?;
     ensure!(added.ok, "{}", added.all());
     let first = ["outside", "pod", "node"];

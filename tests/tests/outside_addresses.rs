@@ -8,28 +8,13 @@ use anyhow::{Context, Result, bail, ensure};
 use towpath_walkthrough::cluster::{Cluster, Families, wait};
 use towpath_walkthrough::log::{Log, Voice};
 use towpath_walkthrough::machine::can_run_labs;
+use towpath_walkthrough::pods::{server, shell};
 
 const EXTERNAL: &str = "203.0.113.7";
 const BALANCED: &str = "203.0.113.8";
 const PATIENCE: Duration = Duration::from_secs(20);
 
-const OBJECTS: &str = r#"
-apiVersion: v1
-kind: Pod
-metadata: {name: web, labels: {app: web}}
-spec:
-  nodeName: n2
-  terminationGracePeriodSeconds: 0
-  containers: [{name: web, image: nginx, ports: [{containerPort: 80}]}]
----
-apiVersion: v1
-kind: Pod
-metadata: {name: near}
-spec:
-  nodeName: n1
-  terminationGracePeriodSeconds: 0
-  containers: [{name: shell, image: busybox, command: [sleep, "86400"]}]
----
+const OBJECTS: &str = r#"---
 apiVersion: v1
 kind: Service
 metadata: {name: external}
@@ -90,10 +75,10 @@ fn the_outside_reaches_what_it_may() -> Result<()> {
         println!("skipped: a Service's status is patched with kubectl");
         return cluster.down();
     }
-    cluster.apply_text(OBJECTS)?;
+    cluster.apply_text(&(server("web", "n2", "app: web") + &shell("near", "n1", "") + OBJECTS))?;
     cluster.wait_pod("web")?;
     cluster.wait_pod("near")?;
-    let (_, n1) = cluster.nodes()?.into_iter().find(|(name, _)| name == "n1").context("node n1")?;
+    let n1 = cluster.node_ip("n1")?;
     // The router between the nodes and the outside brings both addresses to n1.
     let router = format!("tp-{}-underlay", cluster.name());
     for address in [EXTERNAL, BALANCED] {
@@ -140,7 +125,7 @@ fn balanced(fixture: &Fixture) -> Result<()> {
     fixture.is_silent(BALANCED)?;
     let from_pod = cluster.exec("near", &format!("timeout 4 wget -q -O - http://{BALANCED}:8080/ 2>&1"))?;
     ensure!(!from_pod.ok && from_pod.all().contains("not permitted"), "{}", from_pod.all());
-    let (_, n1) = cluster.nodes()?.into_iter().find(|(name, _)| name == "n1").context("node n1")?;
+    let n1 = cluster.node_ip("n1")?;
     let node_port = cluster.outside(&format!("curl -sS -m 2 http://{n1}:30080/"))?.all();
     ensure!(node_port.contains("pod: web\n"), "its NodePort is for all: {node_port}");
     fixture.patch(&for_clients(&format!("{}/32", fixture.outside)), &[])?;

@@ -8,30 +8,13 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use towpath_walkthrough::cluster::{Cluster, Driver, Families, wait};
 use towpath_walkthrough::machine::can_run_labs;
+use towpath_walkthrough::pods::{server, shell};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 /// In the added range; nobody has it.
 const NOBODY: &str = "10.222.7.9";
 /// In the added range; the Service asks for it.
 const ADDED: &str = "10.222.7.10";
-
-const PODS: &str = r#"
-apiVersion: v1
-kind: Pod
-metadata: {name: web, labels: {app: web}}
-spec:
-  nodeName: n2
-  terminationGracePeriodSeconds: 0
-  containers: [{name: web, image: nginx, ports: [{containerPort: 80}]}]
----
-apiVersion: v1
-kind: Pod
-metadata: {name: asks}
-spec:
-  nodeName: n1
-  terminationGracePeriodSeconds: 0
-  containers: [{name: shell, image: busybox, command: [sleep, "86400"]}]
-"#;
 
 const RANGE: &str = r#"
 apiVersion: networking.k8s.io/v1
@@ -97,7 +80,7 @@ fn ranges_come_and_go_while_nodes_run() -> Result<()> {
         println!("skipped: ServiceCIDRs are deleted with kubectl");
         return cluster.down();
     }
-    cluster.apply_text(PODS)?;
+    cluster.apply_text(&(server("web", "n2", "app: web") + &shell("asks", "n1", "")))?;
     cluster.wait_pod("asks")?;
     let web = cluster.wait_pod("web")?;
     let first = cluster.get("servicecidr", "kubernetes")?;

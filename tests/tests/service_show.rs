@@ -10,6 +10,7 @@ use serde_json::Value;
 use towpath_walkthrough::cluster::{Cluster, Families, field, wait};
 use towpath_walkthrough::machine::can_run_labs;
 use towpath_walkthrough::place::{Place, Session, address};
+use towpath_walkthrough::pods::{server, shell};
 use towpath_walkthrough::udp::Joined;
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -20,21 +21,7 @@ const SAID: Duration = Duration::from_secs(30);
 /// Oracle Cloud's metadata service: no link-local address, so an API server lets a slice name it.
 const METADATA: &str = "192.0.0.192";
 
-const OBJECTS: &str = r#"
-apiVersion: v1
-kind: Pod
-metadata: {name: web, labels: {app: web}}
-spec:
-  nodeName: n2
-  containers: [{name: web, image: nginx, ports: [{containerPort: 80}]}]
----
-apiVersion: v1
-kind: Pod
-metadata: {name: asks}
-spec:
-  nodeName: n1
-  containers: [{name: shell, image: busybox, command: [sleep, "86400"]}]
----
+const OBJECTS: &str = r#"---
 apiVersion: v1
 kind: Service
 metadata: {name: web}
@@ -189,7 +176,7 @@ fn a_service_is_shown_and_what_it_does_not_get_is_said() -> Result<()> {
         return Ok(());
     }
     let cluster = Cluster::up("e2e-service", 2, Families::Ipv4)?;
-    cluster.apply_text(OBJECTS)?;
+    cluster.apply_text(&(server("web", "n2", "app: web") + &shell("asks", "n1", "") + OBJECTS))?;
     cluster.wait_pod("web")?;
     let asks = cluster.wait_pod("asks")?;
     let (asks, node) = (Place::of_pod(&cluster, &asks)?, Place::of_node(&cluster, "n1")?);

@@ -189,7 +189,7 @@ fn associates(cluster: &Cluster) -> Result<()> {
         let seen = wait("SCTP to another node", PATIENCE, || exchange(&asks, next(), &far, (*ip, 80).into()))?;
         ensure!(!ip.is_ipv4() || seen.to_string() == client.ip, "the client's address is not kept: {seen}");
     }
-    let (_, node) = cluster.nodes()?.into_iter().find(|(name, _)| name == "n1").context("node n1")?;
+    let node = cluster.node_ip("n1")?;
     exchange(&stranger, next(), &far, (address(&node)?, 30132).into())?;
     let near = Place::of_pod(cluster, &cluster.wait_pod("near")?)?;
     cluster.apply_text(&SERVICES.replace("app: far", "app: near"))?;

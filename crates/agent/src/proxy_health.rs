@@ -3,15 +3,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
 use k8s_openapi::jiff::Timestamp;
 use serde_json::json;
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
-use towpath_model::NamespacedName;
 use towpath_plan::services::health::HealthCheck;
 use tracing::{info, warn};
 
@@ -124,10 +122,11 @@ fn healthz(path: &str, readiness: &watch::Receiver<Readiness>) -> Answer {
 }
 
 struct Port {
-    service: NamespacedName,
-    local_endpoints: Arc<AtomicUsize>,
-    /// One a listener.
-    _tasks: Vec<AbortOnDropHandle<()>>,
+    /// What is answered now.
+    check: Arc<RwLock<HealthCheck>>,
+    /// Where: at an address, or (none) at every address of the node. One that stays is not touched when others come or go: whoever closes a
+    /// listener cannot open the like of it at once.
+    listening: BTreeMap<Option<IpAddr>, AbortOnDropHandle<()>>,
 }
 
 /// Where the ports are answered: as NodePorts.
@@ -140,64 +139,78 @@ pub enum At {
     These(BTreeSet<IpAddr>),
 }
 
+impl At {
+    fn places(&self) -> BTreeSet<Option<IpAddr>> {
+        match self {
+            Self::Everywhere => [None].into(),
+            Self::These(addresses) => addresses.iter().copied().map(Some).collect(),
+        }
+    }
+}
+
 /// The health check ports that are answered at the moment.
 #[derive(Default)]
 pub struct HealthPorts {
     ports: BTreeMap<u16, Port>,
-    /// Ports that could not be opened, said once.
-    refused: BTreeMap<u16, NamespacedName>,
-    at: At,
+    /// Where nobody can listen, said once for each: somebody else does, or the address is not (yet, or any more) usable.
+    refused: BTreeSet<(u16, Option<IpAddr>)>,
 }
 
 impl HealthPorts {
-    /// Answers these and no others, there and nowhere else.
+    /// Answers these and no others, there and nowhere else, as far as that can be.
     pub fn apply(&mut self, checks: &BTreeMap<u16, HealthCheck>, at: &At) {
-        if self.at != *at {
-            self.ports.clear();
-            self.at = at.clone();
-        }
-        let wanted = |port: &u16, service: &NamespacedName| checks.get(port).is_some_and(|c| c.service == *service);
-        self.ports.retain(|port, open| wanted(port, &open.service));
-        self.refused.retain(|port, service| wanted(port, service));
+        let places = at.places();
+        self.ports.retain(|port, _| checks.contains_key(port));
+        self.refused.retain(|(port, place)| checks.contains_key(port) && places.contains(place));
         for (port, check) in checks {
-            if let Some(open) = self.ports.get(port) {
-                open.local_endpoints.store(check.local_endpoints, Ordering::Relaxed);
-                continue;
-            }
-            match open(*port, check, at) {
-                Ok(open) => {
-                    self.refused.remove(port);
-                    self.ports.insert(*port, open);
+            let fresh = || Port { check: Arc::new(RwLock::new(check.clone())), listening: BTreeMap::new() };
+            let open = self.ports.entry(*port).or_insert_with(fresh);
+            open.check.write().unwrap_or_else(PoisonError::into_inner).clone_from(check);
+            open.listening.retain(|place, _| places.contains(place));
+            for place in &places {
+                if open.listening.contains_key(place) {
+                    continue;
                 }
-                Err(error) => {
-                    if self.refused.insert(*port, check.service.clone()).is_none() {
-                        warn!(port, service = %check.service, %error, "cannot listen on the health check node port; \
-                            trying again when Services change");
+                match listen(*port, *place, &open.check) {
+                    Ok(listening) => {
+                        info!(port, address = ?place, service = %check.service, "answering a health check node port");
+                        open.listening.insert(*place, listening);
+                        self.refused.remove(&(*port, *place));
+                    }
+                    Err(error) => {
+                        if self.refused.insert((*port, *place)) {
+                            let address = place.map_or_else(|| "all addresses".to_owned(), |ip| ip.to_string());
+                            warn!(port, address, service = %check.service, %error, "cannot listen on the health check node port; trying again");
+                        }
                     }
                 }
             }
         }
     }
+
+    /// Whether somewhere nobody could listen when it was last tried.
+    pub fn lacks_some(&self) -> bool {
+        !self.refused.is_empty()
+    }
 }
 
-fn open(port: u16, check: &HealthCheck, at: &At) -> std::io::Result<Port> {
-    let listeners = match at {
-        At::Everywhere => vec![listen_everywhere(port)?],
-        At::These(addresses) => {
-            addresses.iter().map(|address| listen_at((*address, port).into())).collect::<std::io::Result<_>>()?
-        }
+fn listen(
+    port: u16,
+    place: Option<IpAddr>,
+    check: &Arc<RwLock<HealthCheck>>,
+) -> std::io::Result<AbortOnDropHandle<()>> {
+    let listener = match place {
+        None => listen_everywhere(port)?,
+        Some(address) => listen_at((address, port).into())?,
     };
-    let local_endpoints = Arc::new(AtomicUsize::new(check.local_endpoints));
-    let (service, count) = (check.service.clone(), local_endpoints.clone());
-    let answer = move |_| std::future::ready(health(&service, count.load(Ordering::Relaxed)));
-    info!(port, service = %check.service, "answering a health check node port");
-    let task = |listener| AbortOnDropHandle::new(tokio::spawn(serve(listener, answer.clone())));
-    let tasks = listeners.into_iter().map(task).collect();
-    Ok(Port { service: check.service.clone(), local_endpoints, _tasks: tasks })
+    let check = check.clone();
+    let answer = move |_| std::future::ready(health(&check.read().unwrap_or_else(PoisonError::into_inner)));
+    Ok(AbortOnDropHandle::new(tokio::spawn(serve(listener, answer))))
 }
 
 /// As kube-proxy: 503 tells a load balancer to send nothing here; the weight lets it send more where more endpoints are.
-fn health(service: &NamespacedName, local_endpoints: usize) -> Answer {
+fn health(HealthCheck { service, local_endpoints }: &HealthCheck) -> Answer {
+    let local_endpoints = *local_endpoints;
     let status = if local_endpoints > 0 { Answer::OK } else { Answer::UNAVAILABLE };
     let body = json!({
         "service": {"namespace": service.namespace, "name": service.name},
@@ -212,6 +225,7 @@ fn health(service: &NamespacedName, local_endpoints: usize) -> Answer {
 mod tests {
     use super::*;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use towpath_model::NamespacedName;
 
     async fn get(port: u16) -> Option<String> {
         let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.ok()?;
@@ -260,15 +274,34 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn an_address_that_comes_goes_or_cannot_be_used_takes_nothing_from_the_others() {
+        let (mut ports, port) = (HealthPorts::default(), free_port());
+        let of = |name: &str| BTreeMap::from([(port, check(name, 1))]);
+        let at = |list: &[&str]| At::These(list.iter().map(|text| text.parse().unwrap()).collect());
+        ports.apply(&of("web"), &at(&["127.0.0.1"]));
+        // One comes, and one that is no address of this machine; at once, as when a virtual address moves here.
+        ports.apply(&of("web"), &at(&["127.0.0.1", "127.0.0.2", "192.0.2.77"]));
+        assert!(get(port).await.unwrap().starts_with("HTTP/1.1 200"));
+        assert!(tokio::net::TcpStream::connect(("127.0.0.2", port)).await.is_ok());
+        assert!(ports.lacks_some(), "it is tried again");
+        ports.apply(&of("web"), &at(&["127.0.0.1"]));
+        assert!(get(port).await.unwrap().starts_with("HTTP/1.1 200") && !ports.lacks_some());
+        // Another Service has the port from one moment to the next.
+        ports.apply(&of("other"), &at(&["127.0.0.1"]));
+        assert!(get(port).await.unwrap().contains("\"name\":\"other\""));
+    }
+
+    #[tokio::test]
     async fn a_port_that_somebody_else_has_is_taken_once_it_is_free() {
         let taken = std::net::TcpListener::bind("[::]:0").unwrap();
         let port = taken.local_addr().unwrap().port();
         let checks = BTreeMap::from([(port, check("web", 1))]);
         let mut ports = HealthPorts::default();
         ports.apply(&checks, &At::Everywhere);
-        assert!(ports.ports.is_empty());
+        assert!(ports.lacks_some());
         drop(taken);
         ports.apply(&checks, &At::Everywhere);
+        assert!(!ports.lacks_some());
         assert!(get(port).await.unwrap().starts_with("HTTP/1.1 200"));
     }
 

@@ -328,6 +328,9 @@ impl Reconciler {
                 }
                 _ = sweep.tick() => {
                     self.sweep().await;
+                    if self.health_ports.lacks_some() {
+                        self.answer_health_checks().await;
+                    }
                     if *ready.borrow() == Readiness::Ready {
                         self.follow_predecessor(&config.cni_conf_dir).await;
                         self.set_predecessor_aside(&config.cni_conf_dir);

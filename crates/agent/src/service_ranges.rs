@@ -20,6 +20,8 @@ pub struct Ranges {
     objects: Option<BTreeMap<String, ServiceCidr>>,
     in_force: Vec<IpNet>,
     file: PathBuf,
+    /// What the API said last is not on disk.
+    unkept: bool,
 }
 
 impl Ranges {
@@ -30,7 +32,7 @@ impl Ranges {
         let objects: Option<BTreeMap<String, ServiceCidr>> =
             std::fs::read(&file).ok().and_then(|text| serde_json::from_slice(&text).ok());
         let in_force = plan(objects.as_ref(), configured, own).ranges;
-        Self { configured: configured.to_vec(), objects, in_force, file }
+        Self { configured: configured.to_vec(), objects, in_force, file, unkept: false }
     }
 
     /// The ranges that hold.
@@ -38,25 +40,33 @@ impl Ranges {
         &self.in_force
     }
 
-    /// Takes what the API says now; whether it says something else than before.
-    pub fn decide(&mut self, said: &ServiceCidrs, own: &Own<'_>) -> (ServiceRanges, bool) {
+    /// Takes what the API says now.
+    pub fn decide(&mut self, said: &ServiceCidrs, own: &Own<'_>) -> ServiceRanges {
         let objects = match said {
             ServiceCidrs::Unknown => self.objects.clone(),
             ServiceCidrs::NotServed => None,
             ServiceCidrs::Listed(all) => Some(all.clone()),
         };
-        let news = objects != self.objects;
+        self.unkept |= objects != self.objects;
         self.objects = objects;
         let planned = plan(self.objects.as_ref(), &self.configured, own);
         self.in_force.clone_from(&planned.ranges);
-        (planned, news)
+        planned
     }
 
-    /// Keeps what the API said for the next start.
+    /// Keeps what the API said for the next start, if that is something else than what is kept.
     ///
     /// # Errors
-    /// The file cannot be written or removed.
-    pub fn keep(&self) -> Result<()> {
+    /// The file cannot be written or removed; the next call tries again.
+    pub fn keep(&mut self) -> Result<()> {
+        if self.unkept {
+            self.write()?;
+            self.unkept = false;
+        }
+        Ok(())
+    }
+
+    fn write(&self) -> Result<()> {
         let Some(objects) = &self.objects else {
             return match std::fs::remove_file(&self.file) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -90,14 +100,16 @@ mod tests {
         let configured = nets(&["10.96.0.0/12"]);
         let start = || Ranges::at_start(dir.path(), &configured, &own);
         let mut ranges = start();
-        assert_eq!(ranges.decide(&ServiceCidrs::Unknown, &own), (plan(None, &configured, &own), false));
-        assert!(ranges.decide(&listed(&["10.43.0.0/16"]), &own).1);
+        assert_eq!(ranges.decide(&ServiceCidrs::Unknown, &own), plan(None, &configured, &own));
+        ranges.keep().unwrap();
+        assert!(!dir.path().join("service-cidrs.json").exists(), "nothing was said");
+        ranges.decide(&listed(&["10.43.0.0/16"]), &own);
         ranges.keep().unwrap();
 
         let mut again = start();
         assert_eq!(again.in_force(), nets(&["10.43.0.0/16"]));
-        assert_eq!(again.decide(&ServiceCidrs::Unknown, &own).0.ranges, nets(&["10.43.0.0/16"]));
-        assert!(again.decide(&ServiceCidrs::NotServed, &own).1);
+        assert_eq!(again.decide(&ServiceCidrs::Unknown, &own).ranges, nets(&["10.43.0.0/16"]));
+        again.decide(&ServiceCidrs::NotServed, &own);
         assert_eq!(again.in_force(), configured);
         again.keep().unwrap();
         again.keep().unwrap();
@@ -105,6 +117,23 @@ mod tests {
 
         std::fs::write(dir.path().join("service-cidrs.json"), "{").unwrap();
         assert_eq!(start().in_force(), configured, "damaged");
+    }
+
+    #[test]
+    fn what_could_not_be_kept_is_kept_later_though_nothing_new_is_said() {
+        let (dir, world) = (tempfile::tempdir().unwrap(), World::default());
+        let own = Own { world: &world, cluster: &[], dns: &[] };
+        let place = dir.path().join("state");
+        let mut ranges = Ranges::at_start(&place, &[], &own);
+        // The disk has no room, say: here it has no directory.
+        std::fs::write(&place, "").unwrap();
+        ranges.decide(&listed(&["10.43.0.0/16"]), &own);
+        ranges.keep().unwrap_err();
+        std::fs::remove_file(&place).unwrap();
+        std::fs::create_dir(&place).unwrap();
+        ranges.decide(&listed(&["10.43.0.0/16"]), &own);
+        ranges.keep().unwrap();
+        assert_eq!(Ranges::at_start(&place, &[], &own).in_force(), nets(&["10.43.0.0/16"]));
     }
 
     #[test]

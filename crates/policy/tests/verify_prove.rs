@@ -53,7 +53,7 @@ fn world(policies: &BTreeMap<NamespacedName, NetworkPolicy>, labelled: [bool; 2]
         if with {
             labels.insert("t".to_owned(), "x".to_owned());
         }
-        world.namespaces.insert(name.to_owned(), Namespace { name: name.to_owned(), labels });
+        world.namespaces.insert(name.to_owned(), Namespace { name: name.to_owned(), labels, socket_services: Default::default() });
     }
     let mut made = Vec::new();
     for (index, maker) in makers.iter().enumerate() {
@@ -209,7 +209,7 @@ fn contradicted(policies: &BTreeMap<NamespacedName, NetworkPolicy>, asked: &Aske
 fn universe(policies: &BTreeMap<NamespacedName, NetworkPolicy>) -> Universe {
     let mut world = World { policies: policies.clone(), ..World::default() };
     let labels = [("kubernetes.io/metadata.name", "n0"), ("t", "x")].map(|(k, v)| (k.to_owned(), v.to_owned()));
-    world.namespaces.insert("n0".to_owned(), Namespace { name: "n0".to_owned(), labels: labels.into() });
+    world.namespaces.insert("n0".to_owned(), Namespace { name: "n0".to_owned(), labels: labels.into(), socket_services: Default::default() });
     Universe::of(world, &Owners::new(), &[RANGE.parse().unwrap()])
 }
 

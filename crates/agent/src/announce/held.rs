@@ -8,10 +8,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use towpath_model::AddressPool;
 use tracing::warn;
+
+/// What could not be written is tried again after this time.
+const REST: Duration = Duration::from_secs(10);
 
 /// What is kept.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,7 +31,8 @@ pub(super) struct Kept {
 pub(super) struct Held {
     file: PathBuf,
     kept: Kept,
-    complained: bool,
+    /// When it could not be written last; that was said.
+    failed: Option<Instant>,
 }
 
 impl Held {
@@ -35,12 +40,17 @@ impl Held {
     pub(super) fn open(state_dir: &Path) -> Self {
         let file = state_dir.join("announced.json");
         let kept = std::fs::read(&file).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
-        Self { file, kept, complained: false }
+        Self { file, kept, failed: None }
     }
 
     /// What is kept.
     pub(super) fn kept(&self) -> &Kept {
         &self.kept
+    }
+
+    /// Whether the disk refused a moment ago: it is left alone for a while.
+    pub(super) fn rests(&self) -> bool {
+        self.failed.is_some_and(|at| at.elapsed() < REST)
     }
 
     /// Keeps this, if it is something else.
@@ -51,12 +61,15 @@ impl Held {
         let (file, text) = (self.file.clone(), serde_json::to_vec_pretty(&now));
         let write = move || crate::disk::write_atomically(&file, &text.map_err(std::io::Error::other)?);
         match tokio::task::spawn_blocking(write).await {
-            Ok(Ok(())) => (self.kept, self.complained) = (now, false),
-            Ok(Err(error)) if !std::mem::replace(&mut self.complained, true) => {
-                let consequence = "an agent that starts without the API server will not announce what it should";
-                warn!(file = %self.file.display(), %error, "not written: {consequence}");
+            Ok(Ok(())) => (self.kept, self.failed) = (now, None),
+            Ok(Err(error)) => {
+                if self.failed.replace(Instant::now()).is_none() {
+                    let consequence = "an agent that starts without the API server will not announce what it should";
+                    warn!(file = %self.file.display(), %error, "not written: {consequence}; trying again");
+                }
             }
-            _ => {}
+            // Cut off by the end of the process.
+            Err(_) => {}
         }
     }
 }

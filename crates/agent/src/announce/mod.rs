@@ -221,7 +221,9 @@ impl Keeper {
             if !self.is_recalled() {
                 self.resumed.clear();
                 let addresses = self.announced_lately();
-                self.held.keep(Kept { addresses, pools: known }).await;
+                if !self.held.rests() {
+                    self.held.keep(Kept { addresses, pools: known }).await;
+                }
             }
         }
         let known = pools.borrow().clone();

@@ -96,6 +96,15 @@ impl Told {
     }
 }
 
+impl Told {
+    /// The API server did not take it: it is due again at the next look, as one more of those that an hour has room for.
+    fn was_not_said(&mut self, refusal: &Refusal) {
+        if let Some(standing) = self.refusals.get_mut(refusal) {
+            standing.said = false;
+        }
+    }
+}
+
 /// Whether this node says what all refuse.
 fn speaks(index: &Index, node: &NodeName) -> bool {
     let World { nodes, .. } = index.world();
@@ -120,8 +129,9 @@ pub(crate) async fn announce(client: kube::Client, sources: SharedSources) {
         refusals.retain(|refusal| all || refusal.asks == Asks::Pod);
         for refusal in told.look(refusals, Instant::now()) {
             if let Err(error) = say(&client, &sources.node, &refusal).await {
-                // The log and the status say the same.
-                debug!(%error, %refusal, "event not written");
+                // The log and the status say the same meanwhile.
+                debug!(%error, %refusal, "event not written; trying again");
+                told.was_not_said(&refusal);
             }
         }
     }
@@ -241,6 +251,21 @@ mod tests {
         let both = || vec![loopback("a/web"), other.clone()];
         told.look(both(), start + HOUR * 6 + SETTLE * 2);
         assert_eq!(told.look(both(), start + HOUR * 6 + SETTLE * 3), std::slice::from_ref(&other), "other words");
+    }
+
+    #[test]
+    fn what_the_api_server_did_not_take_is_said_again_and_not_for_ever() {
+        let (mut told, start) = (Told::default(), Instant::now());
+        let stands = || vec![loopback("a/web")];
+        told.look(stands(), start);
+        let mut said = 0;
+        for round in 1..100_u32 {
+            for refusal in told.look(stands(), start + SETTLE * round) {
+                told.was_not_said(&refusal);
+                said += 1;
+            }
+        }
+        assert_eq!(said, OF_A_NAMESPACE);
     }
 
     #[test]

@@ -14,12 +14,12 @@ impl Reconciler {
         if !self.due.any(&[Kind::ServiceCidr, Kind::Node]) {
             return Ok(());
         }
-        let (planned, news) = {
+        let planned = {
             let index = read(&self.index);
             let own = Own { world: index.world(), cluster: &self.parsed.cluster_cidrs, dns: &self.dns };
             self.ranges.decide(index.service_cidrs(), &own)
         };
-        if news && let Err(error) = self.ranges.keep() {
+        if let Err(error) = self.ranges.keep() {
             warn!("{error:#}: a start without the API server goes on with other ranges of Services");
         }
         let told = self.with_report(|report| {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use towpath_model::desired::Frontend;
 use towpath_model::{
     HostPort, NamespacedName, Node, NodeName, Phase, Pod, Protocol, Service, ServiceKind, ServicePort, TargetPort,
-    TrafficPolicy, World,
+    World,
 };
 
 use crate::Changed;
@@ -68,24 +68,9 @@ fn world(pods: Vec<Pod>) -> World {
 
 fn node_port_service(number: u16) -> Service {
     Service {
-        name: named("web"),
-        labels: Default::default(),
         kind: ServiceKind::NodePort,
-        cluster_ips: vec![ip("10.96.0.1")],
-        external_ips: Vec::new(),
-        load_balancer_ips: Vec::new(),
-        load_balancer_class: None,
-        balanced_by_us: false,
         ports: vec![ServicePort::new("", Protocol::Tcp, 80, TargetPort::Number(80), Some(number))],
-        has_selector: true,
-        affinity_seconds: None,
-        internal_policy: TrafficPolicy::Cluster,
-        external_policy: TrafficPolicy::Cluster,
-        algorithm: Default::default(),
-        source_ranges: None,
-        misunderstood: Vec::new(),
-        publish_not_ready: false,
-        health_check_port: None,
+        ..super::service("web", &["10.96.0.1"])
     }
 }
 

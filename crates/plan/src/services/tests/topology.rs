@@ -28,24 +28,9 @@ fn web() -> NamespacedName {
 fn service(kind: ServiceKind) -> Service {
     let node_port = (kind != ServiceKind::ClusterIp).then_some(30080);
     Service {
-        name: web(),
-        labels: Default::default(),
         kind,
-        cluster_ips: vec![ip("10.96.0.1")],
-        external_ips: Vec::new(),
-        load_balancer_ips: Vec::new(),
-        load_balancer_class: None,
-        balanced_by_us: false,
         ports: vec![ServicePort::new("", Protocol::Tcp, 80, TargetPort::Number(8080), node_port)],
-        has_selector: true,
-        affinity_seconds: None,
-        internal_policy: TrafficPolicy::Cluster,
-        external_policy: TrafficPolicy::Cluster,
-        algorithm: Default::default(),
-        source_ranges: None,
-        misunderstood: Vec::new(),
-        publish_not_ready: false,
-        health_check_port: None,
+        ..super::service("web", &["10.96.0.1"])
     }
 }
 
