@@ -150,3 +150,29 @@ impl TryFrom<&discovery::EndpointSlice> for EndpointSlice {
         Ok(Self { service: NamespacedName::new(namespace, service), name, endpoints, ports, headless })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_node_keeps_of_an_endpoint_what_packets_and_names_depend_on() {
+        let object = json!({
+            "metadata": {"namespace": "a", "name": "web-1", "labels": {SERVICE_NAME_LABEL: "web"}}, "addressType": "IPv4",
+            "endpoints": [{
+                "addresses": ["10.0.0.1"], "nodeName": "n1", "hostname": "web-0", "hints": {"forZones": [{"name": "z"}]},
+                "targetRef": {"kind": "Pod", "name": "web-0", "namespace": "a"},
+            }],
+        });
+        let whole =
+            EndpointSlice::try_from(&serde_json::from_value::<discovery::EndpointSlice>(object).unwrap()).unwrap();
+        assert_eq!(whole.endpoints[0].pod.as_deref(), Some(&NamespacedName::new("a", "web-0")));
+        let mut slim = whole.clone();
+        slim.slim(&mut NodeNames::default());
+        let expected = Endpoint { pod: None, ..whole.endpoints[0].clone() };
+        assert_eq!(slim.endpoints, [expected]);
+        assert!(size_of::<Endpoint>() <= 72, "there may be a hundred thousand: {}", size_of::<Endpoint>());
+    }
+}
