@@ -289,7 +289,10 @@ fn port_names(
             // A rule of a ClusterNetworkPolicy takes the name with any protocol.
             let of = if protocols.len() == 1 { format!("{} ", protocols.concat()) } else { String::new() };
             let message = format!("none of the {} workloads that the traffic leads to has a {of}port {name}", targets.len());
-            found.push(Finding::new(Code::NoPortName, &clause.source.policy, &clause.source.path, message));
+            // The ports are the rule's, whichever of its peers this is about.
+            let rule = clause.source.path.split_once("].").map_or(clause.source.path.clone(), |(rule, _)| format!("{rule}]"));
+            let list = if clause.source.policy.starts_with("Cluster") { "protocols" } else { "ports" };
+            found.push(Finding::new(Code::NoPortName, &clause.source.policy, format!("{rule}.{list}"), message));
         }
     }
 }

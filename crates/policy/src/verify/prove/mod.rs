@@ -173,6 +173,9 @@ impl Search<'_> {
                 starts.extend(assume(&domains, &flows, &mut self.budget)?);
             }
         }
+        if starts.is_empty() {
+            return Ok(None);
+        }
         let [egress, ingress] = self.tiers;
         match statement.claim {
             Claim::Nothing => {
@@ -282,6 +285,8 @@ fn vocabulary(universe: &Universe, tiers: &[Tiers<'_>; 2], statement: &Statement
     for (name, protocol) in ports.flat_map(|PortWords { named, .. }| named) {
         names.note(name, *protocol);
     }
+    pods.settle();
+    namespaces.settle();
     Vocabulary { pods, namespaces, names, pod_ranges: Addresses::of_all(&universe.pod_ranges) }
 }
 
