@@ -49,7 +49,10 @@ fn policy(index: usize, workloads: usize, port: u16) -> NetworkPolicy {
     NetworkPolicy {
         name: NamespacedName::new(format!("ns{}", index % NAMESPACES), format!("policy{index}")),
         pod_selector: selector,
-        ingress: Some(vec![PolicyRule { peers: vec![app(index * 3), app(index * 7 + 1), block], ports: ports.clone() }]),
+        ingress: Some(vec![PolicyRule {
+            peers: vec![app(index * 3), app(index * 7 + 1), block],
+            ports: ports.clone(),
+        }]),
         egress: (index % 4 == 0).then(|| vec![PolicyRule { peers: vec![app(index * 5)], ports }]),
     }
 }

@@ -28,7 +28,9 @@ fn universe(policies: &[(&str, Value)], cluster: &[(&str, Value)]) -> Universe {
     }
     for (name, team) in [("shop", "shop"), ("ops", "ops")] {
         let object = json!({"metadata": {"name": name, "labels": {"kubernetes.io/metadata.name": name, "team": team}}});
-        world.namespaces.insert(name.to_owned(), Namespace::try_from(&serde_json::from_value(object).unwrap()).unwrap());
+        world
+            .namespaces
+            .insert(name.to_owned(), Namespace::try_from(&serde_json::from_value(object).unwrap()).unwrap());
     }
     for (name, spec) in policies {
         let (namespace, name) = name.split_once('/').unwrap();
@@ -64,10 +66,16 @@ fn policies_that_say_what_they_mean_are_not_complained_about() {
         "podSelector": {"matchLabels": {"k8s-app": "kube-dns"}}}], "ports": [{"protocol": "UDP", "port": 53}]});
     let policies = [
         ("shop/closed", json!({"podSelector": {}, "policyTypes": ["Ingress", "Egress"]})),
-        ("shop/web", web(json!([{"from": [{"podSelector": {"matchLabels": {"app": "db"}}}], "ports": [{"port": "http"}]},
-            {"from": [{"namespaceSelector": {"matchLabels": {"team": "ops"}}}]}]))),
-        ("shop/out", json!({"podSelector": {"matchLabels": {"app": "db"}}, "policyTypes": ["Egress"], "egress": [
-            {"to": [{"podSelector": {"matchLabels": {"app": "web"}}}]}, dns]})),
+        (
+            "shop/web",
+            web(json!([{"from": [{"podSelector": {"matchLabels": {"app": "db"}}}], "ports": [{"port": "http"}]},
+            {"from": [{"namespaceSelector": {"matchLabels": {"team": "ops"}}}]}])),
+        ),
+        (
+            "shop/out",
+            json!({"podSelector": {"matchLabels": {"app": "db"}}, "policyTypes": ["Egress"], "egress": [
+            {"to": [{"podSelector": {"matchLabels": {"app": "web"}}}]}, dns]}),
+        ),
     ];
     // That there is no DNS pod in the input is the one thing to say: its peer selects nobody here.
     let rest: Vec<_> = found(&policies, &[]).into_iter().filter(|(code, ..)| *code != Code::NoNamespace).collect();
@@ -79,11 +87,19 @@ fn selectors_that_select_nothing_are_found_by_field() {
     let nobody = json!({"podSelector": {"matchLabels": {"app": "wbe"}}});
     assert_eq!(found(&[("shop/a", nobody)], &[]), one(Code::NoSubject, "NetworkPolicy shop/a", "spec.podSelector"));
     let elsewhere = json!({"podSelector": {}});
-    assert_eq!(found(&[("empty/a", elsewhere)], &[]), one(Code::EmptyNamespace, "NetworkPolicy empty/a", "metadata.namespace"));
-    let peer = web(json!([{"from": [{"podSelector": {"matchLabels": {"app": "db"}}}, {"podSelector": {"matchLabels": {"app": "x"}}}]}]));
+    assert_eq!(
+        found(&[("empty/a", elsewhere)], &[]),
+        one(Code::EmptyNamespace, "NetworkPolicy empty/a", "metadata.namespace")
+    );
+    let peer = web(
+        json!([{"from": [{"podSelector": {"matchLabels": {"app": "db"}}}, {"podSelector": {"matchLabels": {"app": "x"}}}]}]),
+    );
     assert_eq!(found(&[("shop/a", peer)], &[]), one(Code::NoPeer, "NetworkPolicy shop/a", "spec.ingress[0].from[1]"));
     let space = web(json!([{"from": [{"namespaceSelector": {"matchLabels": {"name": "ops"}}}]}]));
-    assert_eq!(found(&[("shop/a", space)], &[]), one(Code::NoNamespace, "NetworkPolicy shop/a", "spec.ingress[0].from[0]"));
+    assert_eq!(
+        found(&[("shop/a", space)], &[]),
+        one(Code::NoNamespace, "NetworkPolicy shop/a", "spec.ingress[0].from[0]")
+    );
     let port = web(json!([{"from": [{"podSelector": {}}], "ports": [{"port": "http", "protocol": "UDP"}]}]));
     assert_eq!(found(&[("shop/a", port)], &[]), one(Code::NoPortName, "NetworkPolicy shop/a", "spec.ingress[0].ports"));
     let subject = json!({"tier": "Admin", "priority": 1, "subject": {"namespaces": {"matchLabels": {"team": "none"}}}});
@@ -96,13 +112,17 @@ fn a_rule_that_another_covers_is_found_and_one_that_is_only_similar_is_not() {
     let narrow = json!({"from": [{"podSelector": {"matchLabels": {"app": "db"}}}], "ports": [{"port": 85}]});
     let both = [("shop/a", web(json!([narrow, wide])))];
     assert_eq!(found(&both, &[]), one(Code::Shadowed, "NetworkPolicy shop/a", "spec.ingress[0].from[0]"));
-    let beyond = json!({"from": [{"podSelector": {"matchLabels": {"app": "db"}}}], "ports": [{"port": 85, "endPort": 91}]});
+    let beyond =
+        json!({"from": [{"podSelector": {"matchLabels": {"app": "db"}}}], "ports": [{"port": 85, "endPort": 91}]});
     assert_eq!(found(&[("shop/a", web(json!([beyond, wide])))], &[]), []);
     let equal = [("shop/a", web(json!([wide, wide])))];
     assert_eq!(found(&equal, &[]), one(Code::Shadowed, "NetworkPolicy shop/a", "spec.ingress[1].from[0]"));
     // Another policy covers it only if it is about the same pods.
     let all = json!({"podSelector": {}, "ingress": [wide]});
-    assert_eq!(found(&[("shop/a", web(json!([narrow]))), ("shop/b", all)], &[]), one(Code::Shadowed, "NetworkPolicy shop/a", "spec.ingress[0].from[0]"));
+    assert_eq!(
+        found(&[("shop/a", web(json!([narrow]))), ("shop/b", all)], &[]),
+        one(Code::Shadowed, "NetworkPolicy shop/a", "spec.ingress[0].from[0]")
+    );
     let db = json!({"podSelector": {"matchLabels": {"app": "db"}}, "ingress": [wide]});
     assert_eq!(found(&[("shop/a", web(json!([narrow]))), ("shop/b", db)], &[]), []);
 }
@@ -121,7 +141,10 @@ fn in_a_tier_what_is_asked_first_shadows_and_priorities_should_differ() {
     assert_eq!(found(&[], &tie), one(Code::SamePriority, "ClusterNetworkPolicy b", "spec.priority"));
     // A tier before NetworkPolicy decides over their rules too; one that passes does not.
     let rule = [("shop/a", web(json!([{"from": [{"namespaceSelector": ops()}]}])))];
-    assert_eq!(found(&rule, &[("b", policy(1, "Deny", json!({})))]), one(Code::Shadowed, "NetworkPolicy shop/a", "spec.ingress[0].from[0]"));
+    assert_eq!(
+        found(&rule, &[("b", policy(1, "Deny", json!({})))]),
+        one(Code::Shadowed, "NetworkPolicy shop/a", "spec.ingress[0].from[0]")
+    );
     assert_eq!(found(&rule, &[("b", policy(1, "Pass", json!({})))]), []);
 }
 
@@ -141,8 +164,14 @@ fn egress_without_dns_is_found_and_egress_to_nothing_is_not() {
 fn blocks_over_pods_are_found_by_how_much_of_them_they_hold() {
     let block = |cidr: &str, except: Value| web(json!([{"from": [{"ipBlock": {"cidr": cidr, "except": except}}]}]));
     let at = "spec.ingress[0].from[0]";
-    assert_eq!(found(&[("shop/a", block("10.244.3.0/24", json!([])))], &[]), one(Code::PartOfPods, "NetworkPolicy shop/a", at));
-    assert_eq!(found(&[("shop/a", block("0.0.0.0/0", json!([])))], &[]), one(Code::AllPods, "NetworkPolicy shop/a", at));
+    assert_eq!(
+        found(&[("shop/a", block("10.244.3.0/24", json!([])))], &[]),
+        one(Code::PartOfPods, "NetworkPolicy shop/a", at)
+    );
+    assert_eq!(
+        found(&[("shop/a", block("0.0.0.0/0", json!([])))], &[]),
+        one(Code::AllPods, "NetworkPolicy shop/a", at)
+    );
     assert_eq!(found(&[("shop/a", block("0.0.0.0/0", json!(["10.244.0.0/16"])))], &[]), []);
     assert_eq!(found(&[("shop/a", block("::/0", json!([])))], &[]), []);
 }
@@ -179,11 +208,21 @@ fn ten_thousand_rules_take_bounded_time() {
     assert!(diff(&universe, &universe).is_empty());
     let mut checker = Checker::of(&universe);
     let set = |text: &str| Peers::parse(text).unwrap();
-    let expectation = Expectation { allow: false, from: set("outside"), to: set("shop/web"), ports: PortWords::parse("icmp").unwrap() };
+    let expectation = Expectation {
+        allow: false,
+        from: set("outside"),
+        to: set("shop/web"),
+        ports: PortWords::parse("icmp").unwrap(),
+    };
     assert!(checker.check(&expectation).unwrap().failures.is_empty());
     assert!(lint(&universe).len() > 100);
-    let ask = |text: &str| prove(&universe, &Statement::parse(text).unwrap(), &Limits { steps: 2_000_000, known_namespaces: false });
-    assert!(matches!(ask("nothing outside namespace shop reaches any pod in namespace shop on icmp"), Ok(Answer::Proved { .. })));
+    let ask = |text: &str| {
+        prove(&universe, &Statement::parse(text).unwrap(), &Limits { steps: 2_000_000, known_namespaces: false })
+    };
+    assert!(matches!(
+        ask("nothing outside namespace shop reaches any pod in namespace shop on icmp"),
+        Ok(Answer::Proved { .. })
+    ));
     let Ok(Answer::Disproved(_)) = ask("nothing reaches any pod in namespace shop") else { panic!("it is open") };
     // Whether everything is closed that no rule names takes all of them at once: an answer, or that there is none.
     let _ = ask("everything app=a1 reaches any pod in namespace shop on 80");

@@ -1,6 +1,11 @@
 //! `prove` against brute force: on a small universe every pod there could be is made, and every flow between them judged.
 
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "a test may panic, its helper functions too")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a test may panic, its helper functions too"
+)]
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -49,7 +54,8 @@ fn space(name: &str, labelled: bool) -> Namespace {
     if labelled {
         labels["t"] = json!("x");
     }
-    Namespace::try_from(&serde_json::from_value(json!({"metadata": {"name": name, "labels": labels}})).unwrap()).unwrap()
+    Namespace::try_from(&serde_json::from_value(json!({"metadata": {"name": name, "labels": labels}})).unwrap())
+        .unwrap()
 }
 
 /// A world of one shape of strangers' labels: every namespace name has one set of labels in it.
@@ -67,7 +73,8 @@ fn world(policies: &Policies, labelled: [bool; 2], makers: &[Maker]) -> (World, 
             continue;
         }
         let address: IpAddr = format!("10.0.{}.{}", u8::from(maker.inner), index % 250 + 1).parse().unwrap();
-        let labels: BTreeMap<&str, &str> = [("a", maker.a), ("b", maker.b)].into_iter().filter_map(|(k, v)| Some((k, v?))).collect();
+        let labels: BTreeMap<&str, &str> =
+            [("a", maker.a), ("b", maker.b)].into_iter().filter_map(|(k, v)| Some((k, v?))).collect();
         let ports = if maker.http { json!([{"name": "http", "containerPort": 80}]) } else { json!([]) };
         let object = json!({"metadata": {"namespace": name, "name": format!("p{index}"), "labels": labels},
             "spec": {"containers": [{"name": "c", "ports": ports}]}, "status": {"phase": "Running", "podIPs": [{"ip": address}]}});
@@ -97,7 +104,9 @@ fn peer() -> impl Strategy<Value = Value> {
     let namespaces = prop_oneof![
         Just(json!({"matchLabels": {"t": "x"}})),
         Just(json!({"matchLabels": {"kubernetes.io/metadata.name": "n1"}})),
-        Just(json!({"matchExpressions": [{"key": "kubernetes.io/metadata.name", "operator": "NotIn", "values": ["n0"]}]})),
+        Just(
+            json!({"matchExpressions": [{"key": "kubernetes.io/metadata.name", "operator": "NotIn", "values": ["n0"]}]})
+        ),
         Just(json!({})),
     ];
     prop_oneof![
@@ -128,16 +137,29 @@ impl Policies {
 }
 
 fn cluster_rules(key: &'static str) -> impl Strategy<Value = Value> {
-    let spaces = || prop::sample::select(vec![json!({}), json!({"matchLabels": {"t": "x"}}), json!({"matchLabels": {"kubernetes.io/metadata.name": "n0"}})]);
+    let spaces = || {
+        prop::sample::select(vec![
+            json!({}),
+            json!({"matchLabels": {"t": "x"}}),
+            json!({"matchLabels": {"kubernetes.io/metadata.name": "n0"}}),
+        ])
+    };
     let pods = (spaces(), selector()).prop_map(|(n, p)| json!({"pods": {"namespaceSelector": n, "podSelector": p}}));
     let whole = spaces().prop_map(|n| json!({"namespaces": n}));
     let outward = prop_oneof![
         prop::sample::select(vec![INNER, "0.0.0.0/0", "203.0.113.0/24"]).prop_map(|net| json!({"networks": [net]})),
         Just(json!({"nodes": {}})),
     ];
-    let peer = if key == "to" { prop_oneof![2 => pods, 2 => whole, 2 => outward].boxed() } else { prop_oneof![pods, whole].boxed() };
+    let peer = if key == "to" {
+        prop_oneof![2 => pods, 2 => whole, 2 => outward].boxed()
+    } else {
+        prop_oneof![pods, whole].boxed()
+    };
     let protocol = prop::sample::select(vec![
-        json!(null), json!([{"tcp": {"destinationPort": {"number": 80}}}]), json!([{"udp": {"destinationPort": {"range": {"start": 1, "end": 65535}}}}]), json!([{"destinationNamedPort": "http"}]),
+        json!(null),
+        json!([{"tcp": {"destinationPort": {"number": 80}}}]),
+        json!([{"udp": {"destinationPort": {"range": {"start": 1, "end": 65535}}}}]),
+        json!([{"destinationNamedPort": "http"}]),
     ]);
     let rule = (prop::sample::select(vec!["Accept", "Deny", "Pass"]), prop::collection::vec(peer, 1..3), protocol)
         .prop_map(move |(action, peers, protocols)| json!({"action": action, key: peers, "protocols": protocols}));
@@ -147,7 +169,8 @@ fn cluster_rules(key: &'static str) -> impl Strategy<Value = Value> {
 fn cluster_policies() -> impl Strategy<Value = BTreeMap<String, ClusterNetworkPolicy>> {
     let subject = (prop::sample::select(vec![json!({}), json!({"matchLabels": {"t": "x"}})]), selector())
         .prop_map(|(n, p)| json!({"pods": {"namespaceSelector": n, "podSelector": p}}));
-    let policy = (prop::sample::select(vec!["Admin", "Baseline"]), 0..3, subject, cluster_rules("from"), cluster_rules("to"));
+    let policy =
+        (prop::sample::select(vec!["Admin", "Baseline"]), 0..3, subject, cluster_rules("from"), cluster_rules("to"));
     prop_oneof![Just(Vec::new()).boxed(), prop::collection::vec(policy, 0..4).boxed()].prop_map(|list| {
         let parse = |(index, (tier, priority, subject, ingress, egress))| {
             let object = json!({"metadata": {"name": format!("c{index}")}, "spec": {
@@ -220,7 +243,8 @@ impl Asked {
     fn text(&self) -> String {
         let claim = if self.nothing { "nothing" } else { "everything" };
         let (from, to, on) = (SETS[self.from].0, SETS[self.to].0, PORTS[self.on].0);
-        let but = self.but.map(|(set, ports)| format!(" but {} from {}", PORTS[ports].0, SETS[set].0)).unwrap_or_default();
+        let but =
+            self.but.map(|(set, ports)| format!(" but {} from {}", PORTS[ports].0, SETS[set].0)).unwrap_or_default();
         format!("{claim} {from} reaches {to} on {on}{but}")
     }
 
@@ -309,7 +333,8 @@ fn ask(universe: &Universe, text: &str) -> Result<Answer, Unanswered> {
 #[test]
 fn the_example_of_the_tutorial_is_proved_and_a_wider_claim_is_not() {
     let universe = tutorial();
-    let text = "nothing outside namespace payments reaches app=db in namespace payments on any port but 5432 from app=api";
+    let text =
+        "nothing outside namespace payments reaches app=db in namespace payments on any port but 5432 from app=api";
     assert!(matches!(ask(&universe, text), Ok(Answer::Proved { .. })));
     let wider = ask(&universe, "nothing outside namespace payments reaches app=db in namespace payments").unwrap();
     let Answer::Disproved(found) = wider else { panic!("{wider:?}") };

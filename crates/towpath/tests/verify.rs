@@ -152,7 +152,14 @@ fn what_is_wrong_is_found_with_its_line_and_stops_the_other_questions() {
     let findings: Vec<Value> = serde_json::from_str(&ran.out).unwrap();
     let said: Vec<String> = findings
         .iter()
-        .map(|f| format!("{} {} {}", f["code"].as_str().unwrap(), f["place"].as_str().unwrap_or_default(), f["field"].as_str().unwrap()))
+        .map(|f| {
+            format!(
+                "{} {} {}",
+                f["code"].as_str().unwrap(),
+                f["place"].as_str().unwrap_or_default(),
+                f["field"].as_str().unwrap()
+            )
+        })
         .collect();
     for wanted in [
         "TP014 standard input:",
@@ -166,7 +173,11 @@ fn what_is_wrong_is_found_with_its_line_and_stops_the_other_questions() {
     }
     let ran = verify_with(&["reach", "-"], BROKEN);
     assert_eq!(ran.code, 2);
-    assert!(ran.err.contains("standard input:20: NetworkPolicy shop/a: spec.ingress[0].from[0].ipBlock.except: 10.0.0.0/8"), "{}", ran.err);
+    assert!(
+        ran.err.contains("standard input:20: NetworkPolicy shop/a: spec.ingress[0].from[0].ipBlock.except: 10.0.0.0/8"),
+        "{}",
+        ran.err
+    );
     assert!(ran.err.contains("crd.projectcalico.org/v1"), "{}", ran.err);
 }
 
@@ -182,8 +193,16 @@ fn what_cannot_be_understood_has_an_exit_code_of_its_own() {
         (vec!["prove", "nothing reaches shop/db", shop], "", ""),
         (vec!["prove", "nothing reaches app=db", "--steps", "3", shop], "", ""),
         (vec!["diff", shop], "", "two sides"),
-        (vec!["assert", "-f", "-", shop], "- alow: {from: shop/web, to: shop/db}\n", "standard input:1: unknown field \"alow\""),
-        (vec!["assert", "-f", "-", shop], "- allow:\n    from: shop/web\n    to: shop/db\n    port: htt p\n", "standard input:4: \"htt p\""),
+        (
+            vec!["assert", "-f", "-", shop],
+            "- alow: {from: shop/web, to: shop/db}\n",
+            "standard input:1: unknown field \"alow\"",
+        ),
+        (
+            vec!["assert", "-f", "-", shop],
+            "- allow:\n    from: shop/web\n    to: shop/db\n    port: htt p\n",
+            "standard input:4: \"htt p\"",
+        ),
         (vec!["assert", "-f", "-", shop], "- allow: {from: shop/wbe, to: shop/db}\n", ""),
         (vec!["assert", "-f", "-", shop], "[]\n", "no expectation"),
         (vec!["lint", "--explain", "TP999"], "", "no code"),
@@ -214,7 +233,14 @@ fn reports_for_programs_say_the_same() {
     assert!(xml.contains("tests=\"7\" failures=\"1\" errors=\"0\""), "{xml}");
     assert!(xml.contains("file=\"examples/verify/expectations.yaml:"), "{xml}");
     assert_eq!(xml.matches("<failure ").count(), 1);
-    let ran = verify(&["prove", "-o", "json", "nothing reaches app=db on tcp", "examples/verify/shop.yaml", "examples/verify/policies.yaml"]);
+    let ran = verify(&[
+        "prove",
+        "-o",
+        "json",
+        "nothing reaches app=db on tcp",
+        "examples/verify/shop.yaml",
+        "examples/verify/policies.yaml",
+    ]);
     let said: Value = serde_json::from_str(&ran.out).unwrap();
     let found = &said["statements"][0]["counterexample"];
     assert_eq!((found["to"]["labels"]["app"].as_str(), found["protocol"].as_str()), (Some("db"), Some("TCP")));
@@ -243,7 +269,8 @@ fn workloads_of_every_kind_are_collapsed_and_told_apart_where_policy_does() {
     assert_eq!(said["onNodes"][0], "kube-system/daemonset/agent");
     let names = |end: &str| -> Vec<String> {
         let rows = said["rows"].as_array().unwrap();
-        let all = rows.iter().flat_map(|row| row[end].as_array().unwrap().iter().map(|n| n.as_str().unwrap().to_owned()));
+        let all =
+            rows.iter().flat_map(|row| row[end].as_array().unwrap().iter().map(|n| n.as_str().unwrap().to_owned()));
         let mut all: Vec<String> = all.collect();
         all.sort();
         all.dedup();

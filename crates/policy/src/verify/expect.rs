@@ -220,7 +220,8 @@ impl<'u> Checker<'u> {
         let mut ports = wanted.ports.fixed.clone();
         for (name, protocol) in &wanted.ports.named {
             let endpoint = to.and_then(|to| self.endpoint(to));
-            let number = endpoint.and_then(|e| e.named_ports.iter().find(|p| p.name == *name && p.protocol == *protocol));
+            let number =
+                endpoint.and_then(|e| e.named_ports.iter().find(|p| p.name == *name && p.protocol == *protocol));
             let Some(number) = number else {
                 let whose = to.map_or("an address outside", |to| self.names.endpoint(to));
                 return Err(Unclear(format!("port {name}: {whose} has no {protocol} port of that name")));
@@ -280,15 +281,19 @@ impl<'u> Checker<'u> {
             // Any of its pods stands for all of them: policy cannot tell them apart.
             let is_in = endpoint.pods.iter().filter_map(|name| world.pods.get(name)).any(|pod| {
                 pod.ips.iter().any(|address| {
-                    holds(&only, &Peer {
-                        namespace: Some(pod.name.namespace.clone()),
-                        namespace_labels: world.namespace_labels(&pod.name.namespace),
-                        labels: pod.labels.clone(),
-                        address: *address,
-                    })
+                    holds(
+                        &only,
+                        &Peer {
+                            namespace: Some(pod.name.namespace.clone()),
+                            namespace_labels: world.namespace_labels(&pod.name.namespace),
+                            labels: pod.labels.clone(),
+                            address: *address,
+                        },
+                    )
                 })
             });
-            let by_address = matches!(term, Term::Addresses(net) if endpoint.addresses.iter().any(|ip| net.contains(ip)));
+            let by_address =
+                matches!(term, Term::Addresses(net) if endpoint.addresses.iter().any(|ip| net.contains(ip)));
             if is_in || by_address {
                 chosen.endpoints.insert(index);
             }

@@ -429,7 +429,9 @@ fn path(from: &End, entry: Entry<'_>, to: &End) -> Vec<String> {
                 path.push(format!("node {b}; the answer goes back the same way"));
             }
             Entry::Uplink(Some(entry)) => {
-                path.push(format!("node {entry}: from its uplink, {SOURCE_TRANSLATED}, by the node's network to node {b}"));
+                path.push(format!(
+                    "node {entry}: from its uplink, {SOURCE_TRANSLATED}, by the node's network to node {b}"
+                ));
                 path.push(format!("node {b}; the answer goes back the same way"));
             }
             Entry::Uplink(None) if !pod(to) => path.push(format!(

@@ -166,7 +166,8 @@ pub(super) struct Unreadable {
 pub(super) fn documents(text: &str) -> Result<Vec<Document>, Unreadable> {
     let mut out = Vec::new();
     for (number, before, part) in parts(text) {
-        let blank = |line: &str| line.trim().is_empty() || line.trim_start().starts_with('#') || line.starts_with("---");
+        let blank =
+            |line: &str| line.trim().is_empty() || line.trim_start().starts_with('#') || line.starts_with("---");
         if part.lines().all(blank) {
             continue;
         }
@@ -210,7 +211,8 @@ fn parts(text: &str) -> Vec<(usize, u64, &str)> {
     let mut starts: Vec<(usize, u64)> = vec![(0, 0)];
     let (mut offset, mut line) = (0usize, 0u64);
     for full in text.split_inclusive('\n') {
-        let is_marker = full.strip_prefix("---").is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '\t', '\r', '\n']));
+        let is_marker =
+            full.strip_prefix("---").is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '\t', '\r', '\n']));
         if is_marker && offset > 0 {
             starts.push((offset, line));
         }

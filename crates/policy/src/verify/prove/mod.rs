@@ -100,11 +100,7 @@ pub fn prove(universe: &Universe, statement: &Statement, limits: &Limits) -> Res
     let tiers = [Tiers::of(world, Direction::Egress), Tiers::of(world, Direction::Ingress)];
     let vocabulary = vocabulary(universe, &tiers, statement);
     let spaces = spaces(world, &tiers, statement, &vocabulary, limits);
-    let mut search = Search {
-        tiers: &tiers,
-        statement,
-        budget: Budget { spent: 0, limit: limits.steps },
-    };
+    let mut search = Search { tiers: &tiers, statement, budget: Budget { spent: 0, limit: limits.steps } };
     let too_long = |_: Exhausted| Unanswered::TooLong { steps: limits.steps };
     for family in [Family::V4, Family::V6] {
         for ends in pairs(&spaces) {
@@ -205,8 +201,7 @@ impl Search<'_> {
                 let Some(domains) = assume(start, &one.when, &mut self.budget)? else { continue };
                 for two in second {
                     let Some(domains) = assume(&domains, &two.when, &mut self.budget)? else { continue };
-                    let forbidden: Vec<&Conjunction> =
-                        except.iter().chain(&one.unless).chain(&two.unless).collect();
+                    let forbidden: Vec<&Conjunction> = except.iter().chain(&one.unless).chain(&two.unless).collect();
                     if let Some(found) = solve(domains, &forbidden, &fits, &mut self.budget)? {
                         return Ok(Some(found));
                     }
