@@ -35,11 +35,18 @@ fn is_own_node(universe: &Universe, from: &Endpoint, to: &Endpoint) -> bool {
     matches!((&from.who, node), (Who::Node(name), Some(node)) if name == node.as_str())
 }
 
-fn is_open(evaluator: &Evaluator<'_>, from: IpAddr, to: IpAddr, protocol: towpath_model::desired::RowProtocol, port: u16) -> bool {
+fn is_open(
+    evaluator: &Evaluator<'_>,
+    from: IpAddr,
+    to: IpAddr,
+    protocol: towpath_model::desired::RowProtocol,
+    port: u16,
+) -> bool {
     evaluator.evaluate(&Flow::new(from, to, protocol, port)).verdict == Verdict::Allow
 }
 
-const OUTSIDE: [&str; 6] = ["198.51.100.7", "198.51.100.200", "203.0.113.9", "203.0.113.10", "2001:db8::1", "2001:db9::1"];
+const OUTSIDE: [&str; 6] =
+    ["198.51.100.7", "198.51.100.200", "203.0.113.9", "203.0.113.10", "2001:db8::1", "2001:db9::1"];
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(96))]

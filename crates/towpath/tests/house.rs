@@ -51,6 +51,7 @@ fn links_of_the_documents_lead_somewhere() {
         "docs/operations.md",
         "docs/load-balancer.md",
         "docs/services.md",
+        "docs/verify.md",
     ] {
         let text = read(document);
         let base = root().join(document).parent().unwrap().to_path_buf();

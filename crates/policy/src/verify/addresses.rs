@@ -67,6 +67,11 @@ impl Addresses {
         Self(Ranges::collect(nets.into_iter().flat_map(|net| Self::of(net).0.iter().collect::<Vec<_>>())))
     }
 
+    /// What is in any of them.
+    pub(super) fn any_of<'a>(list: impl IntoIterator<Item = &'a Self>) -> Self {
+        Self(Ranges::collect(list.into_iter().flat_map(|addresses| addresses.0.iter())))
+    }
+
     /// The addresses of an `ipBlock`.
     pub fn of_block(cidr: &IpNet, except: &[IpNet]) -> Self {
         let whole = Self::of(cidr);

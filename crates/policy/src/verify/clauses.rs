@@ -145,10 +145,8 @@ fn rank<'a>(policy: &'a ClusterNetworkPolicy, direction: Direction, list: &mut V
         Direction::Ingress => ("ingress", "from"),
         Direction::Egress => ("egress", "to"),
     };
-    let pods = |subject: &'a Subject| PodSet {
-        namespaces: Namespaces::Matching(&subject.namespaces),
-        pods: &subject.pods,
-    };
+    let pods =
+        |subject: &'a Subject| PodSet { namespaces: Namespaces::Matching(&subject.namespaces), pods: &subject.pods };
     for (index, rule) in policy.rules(direction).iter().enumerate() {
         let ports = protocols_of(&rule.protocols);
         for (number, peer) in rule.peers.iter().enumerate() {

@@ -354,9 +354,8 @@ fn about<'e>(
     endpoint: &'e Endpoint,
     namespace: &'e str,
 ) -> About<'e> {
-    let matched = |set: &PodSet<'_>| {
-        index.pods.get(set).is_some_and(|set| index.matches(Wanted::Pods(*set), number, Family::V4))
-    };
+    let matched =
+        |set: &PodSet<'_>| index.pods.get(set).is_some_and(|set| index.matches(Wanted::Pods(*set), number, Family::V4));
     let ranked = |list: &[super::clauses::Ranked<'_>]| {
         list.iter().enumerate().filter(|(_, r)| matched(&r.subject)).map(|(i, _)| i).collect::<Vec<_>>()
     };
@@ -383,12 +382,7 @@ fn clauses_about<'t, 'u>(tiers: &'t Tiers<'u>, about: &'t About<'_>) -> impl Ite
     ranked.map(|ranked| &ranked.clause).chain(isolation)
 }
 
-fn assemble<'u>(
-    tiers: &Tiers<'u>,
-    index: &Index<'u>,
-    about: &About<'_>,
-    subject: Option<&[NamedPort]>,
-) -> Program<'u> {
+fn assemble<'u>(tiers: &Tiers<'u>, index: &Index<'u>, about: &About<'_>, subject: Option<&[NamedPort]>) -> Program<'u> {
     let ranked = |list: &[super::clauses::Ranked<'u>], chosen: &[usize]| {
         picked(list, chosen).map(|ranked| index.step(&ranked.clause, subject)).collect::<Vec<_>>()
     };
@@ -396,11 +390,7 @@ fn assemble<'u>(
     let isolation = (!about.isolation.is_empty()).then(|| {
         picked(own, &about.isolation).flat_map(|i| &i.clauses).map(|clause| index.step(clause, subject)).collect()
     });
-    Program {
-        admin: ranked(&tiers.admin, &about.admin),
-        isolation,
-        baseline: ranked(&tiers.baseline, &about.baseline),
-    }
+    Program { admin: ranked(&tiers.admin, &about.admin), isolation, baseline: ranked(&tiers.baseline, &about.baseline) }
 }
 
 fn outcome(universe: &Universe, index: &Index<'_>, program: &Program<'_>, ledger: &mut Ledger) -> Outcome {

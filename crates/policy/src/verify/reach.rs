@@ -219,7 +219,7 @@ fn crossed(
         return Vec::new();
     }
     let closed = |list: &[(Addresses, PortsId)]| {
-        let open = list.iter().fold(Addresses::default(), |all, (addresses, _)| all.or(addresses));
+        let open = Addresses::any_of(list.iter().map(|(addresses, _)| addresses));
         let mut all: Vec<(Addresses, PortsId)> = list.to_vec();
         all.push((outside.without(&open), Ledger::NONE));
         all

@@ -146,13 +146,14 @@ impl Names {
                 return name.to_owned();
             }
         }
-        let rest = self.outside.without(addresses);
         let shorter = |set: &Addresses| {
             // That pods' addresses are not outside goes without saying.
             let (plain, filled) = (set.prefixes(), set.or(&self.pods).prefixes());
             if filled.len() < plain.len() { filled } else { plain }
         };
-        let (in_it, not_in_it) = (shorter(addresses), shorter(&rest));
+        let in_it = shorter(addresses);
+        // What is short enough needs no other way to say it.
+        let not_in_it = if in_it.len() > 2 { shorter(&self.outside.without(addresses)) } else { in_it.clone() };
         let list = |word: &str, prefixes: &[ipnet::IpNet]| {
             let text = |net: &ipnet::IpNet| match net.prefix_len() == net.max_prefix_len() {
                 true => net.addr().to_string(),

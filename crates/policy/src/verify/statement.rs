@@ -129,8 +129,15 @@ mod tests {
     #[test]
     fn what_is_no_statement_is_refused_at_its_word() {
         for text in [
-            "", "something reaches app=a", "nothing", "nothing reaches", "nothing app=a", "nothing reaches app=a on",
-            "nothing reaches app=a but", "nothing reaches app=a on 80 from app=b", "nothing reaches app=a and 80",
+            "",
+            "something reaches app=a",
+            "nothing",
+            "nothing reaches",
+            "nothing app=a",
+            "nothing reaches app=a on",
+            "nothing reaches app=a but",
+            "nothing reaches app=a on 80 from app=b",
+            "nothing reaches app=a and 80",
         ] {
             assert!(Statement::parse(text).is_err(), "{text}");
         }

@@ -111,8 +111,26 @@ pub(super) struct Words {
 const LONGEST: usize = 16 * 1024;
 
 const KEYWORDS: [&str; 20] = [
-    "or", "and", "but", "on", "from", "to", "in", "outside", "reaches", "nothing", "everything", "anything", "any", "pods",
-    "pod", "nodes", "namespace", "namespaces", "port", "notin",
+    "or",
+    "and",
+    "but",
+    "on",
+    "from",
+    "to",
+    "in",
+    "outside",
+    "reaches",
+    "nothing",
+    "everything",
+    "anything",
+    "any",
+    "pods",
+    "pod",
+    "nodes",
+    "namespace",
+    "namespaces",
+    "port",
+    "notin",
 ];
 
 impl Words {
@@ -295,8 +313,8 @@ fn literal(word: &str) -> Result<Option<Term>, Misread> {
 }
 
 fn begins_selector(words: &Words) -> bool {
-    let set_based = matches!(words.second(), Some("in" | "notin"))
-        && words.list.get(words.at + 2).is_some_and(|word| word == "(");
+    let set_based =
+        matches!(words.second(), Some("in" | "notin")) && words.list.get(words.at + 2).is_some_and(|word| word == "(");
     words.peek().is_some_and(|word| word.contains('=') || word.starts_with('!')) || set_based
 }
 
@@ -349,7 +367,8 @@ fn requirement(words: &mut Words) -> Result<Requirement, Misread> {
         words.take("(");
         let mut values = BTreeSet::new();
         while !words.take(")") {
-            values.insert(words.next().filter(|w| w != "," && w != "(").ok_or_else(|| words.wanted("a value or \")\""))?);
+            values
+                .insert(words.next().filter(|w| w != "," && w != "(").ok_or_else(|| words.wanted("a value or \")\""))?);
             if !words.take(",") && words.peek() != Some(")") {
                 return Err(words.wanted("\",\" or \")\""));
             }
@@ -491,8 +510,22 @@ mod tests {
 
     #[test]
     fn what_is_no_set_or_port_is_refused_at_its_word() {
-        for text in ["", "or", "pods in", "pods app in ()", "pods app in (a", "shop/", "web", "10.0.0.0/33", "app=a in shop",
-            "outside the", "in namespace or", "a/b/c/d", "!", "=x"] {
+        for text in [
+            "",
+            "or",
+            "pods in",
+            "pods app in ()",
+            "pods app in (a",
+            "shop/",
+            "web",
+            "10.0.0.0/33",
+            "app=a in shop",
+            "outside the",
+            "in namespace or",
+            "a/b/c/d",
+            "!",
+            "=x",
+        ] {
             let error = Peers::parse(text).expect_err(text);
             assert!(!error.0.is_empty());
         }

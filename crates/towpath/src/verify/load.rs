@@ -76,8 +76,9 @@ pub(super) fn read(paths: &[PathBuf]) -> Result<Vec<Read1>> {
 /// Reads a text.
 pub(super) fn parse(name: &str, text: &str) -> Result<Vec<Read1>> {
     let file: Arc<str> = name.into();
-    let documents = documents(text)
-        .map_err(|error| anyhow::anyhow!("{file}:{}: document {} is no YAML: {}", error.line, error.document, error.reason))?;
+    let documents = documents(text).map_err(|error| {
+        anyhow::anyhow!("{file}:{}: document {} is no YAML: {}", error.line, error.document, error.reason)
+    })?;
     let read = documents.into_iter().map(|document| Read1 {
         at: Position {
             file: file.clone(),
@@ -93,7 +94,8 @@ pub(super) fn parse(name: &str, text: &str) -> Result<Vec<Read1>> {
 /// All manifests below a directory, by name. Hidden entries are left out, links to directories not followed.
 fn walk(directory: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
     let list = std::fs::read_dir(directory).with_context(|| format!("could not read {}", directory.display()))?;
-    let mut entries = list.collect::<Result<Vec<_>, _>>().with_context(|| format!("could not read {}", directory.display()))?;
+    let mut entries =
+        list.collect::<Result<Vec<_>, _>>().with_context(|| format!("could not read {}", directory.display()))?;
     entries.sort_by_key(std::fs::DirEntry::file_name);
     for entry in entries {
         let (path, name) = (entry.path(), entry.file_name());

@@ -3,9 +3,9 @@
 //! This is the shell around [`towpath_policy::verify`]: it reads files, asks, prints. The exit code is 0 when the answer is what was wished, 1
 //! when it is not, 2 when the question or the objects could not be understood.
 
-mod load;
 mod lint;
 mod live;
+mod load;
 mod objects;
 mod questions;
 mod show;

@@ -73,7 +73,11 @@ impl Loaded {
         let text = |key: &str| place.root.get(key).map(Located::value).and_then(|v| v.as_str().map(str::to_owned));
         let kind = text("kind").or_else(|| of_list.map(str::to_owned));
         let Some(kind) = kind else {
-            let invalid = Invalid::new(format!("document {}", place.at.document), "kind", "missing: this is no Kubernetes object");
+            let invalid = Invalid::new(
+                format!("document {}", place.at.document),
+                "kind",
+                "missing: this is no Kubernetes object",
+            );
             self.problems.push(Problem { at: Some(place.at.clone()), invalid });
             return;
         };
@@ -96,9 +100,17 @@ impl Loaded {
         match kind {
             "NetworkPolicy" if is("networking.k8s.io/v1") => self.policy(place, namespace),
             "ClusterNetworkPolicy" if is("policy.networking.k8s.io/v1alpha2") => self.cluster_policy(place),
-            "NetworkPolicy" | "ClusterNetworkPolicy" | "GlobalNetworkPolicy" | "AdminNetworkPolicy"
-            | "BaselineAdminNetworkPolicy" | "CiliumNetworkPolicy" | "CiliumClusterwideNetworkPolicy" => {
-                self.notes.insert(format!("{kind} of {version:?} at {} is not of a kind that Towpath enforces: it is left out", place.at));
+            "NetworkPolicy"
+            | "ClusterNetworkPolicy"
+            | "GlobalNetworkPolicy"
+            | "AdminNetworkPolicy"
+            | "BaselineAdminNetworkPolicy"
+            | "CiliumNetworkPolicy"
+            | "CiliumClusterwideNetworkPolicy" => {
+                self.notes.insert(format!(
+                    "{kind} of {version:?} at {} is not of a kind that Towpath enforces: it is left out",
+                    place.at
+                ));
             }
             "Namespace" => self.namespace(place),
             "Node" => self.plain::<core::Node, Node>(place, "Node", namespace, |loaded, node| {

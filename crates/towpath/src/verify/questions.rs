@@ -5,9 +5,9 @@ use std::fmt::Display;
 
 use anyhow::{Result, anyhow, bail};
 use serde_json::Value;
+use towpath_policy::verify::Expectation;
 use towpath_policy::verify::statement::{Claim, Exception, Statement};
 use towpath_policy::verify::words::{Peers, PortWords, Term};
-use towpath_policy::verify::Expectation;
 
 use super::load::{Position, Read1};
 use super::yaml::Located;
@@ -45,7 +45,9 @@ impl Entry<'_> {
         };
         let prefix = below.map(|key| format!("{key}.")).unwrap_or_default();
         for key in map.keys().filter(|key| !keys.contains(&key.as_str())) {
-            return Err(self.wrong(&format!("{prefix}{key}"), format!("unknown field {key:?}; known are {}", keys.join(", "))));
+            return Err(
+                self.wrong(&format!("{prefix}{key}"), format!("unknown field {key:?}; known are {}", keys.join(", ")))
+            );
         }
         Ok(())
     }
@@ -68,7 +70,9 @@ impl Entry<'_> {
             None | Some(Value::Null) => Ok(None),
             Some(Value::Array(list)) => {
                 let words: Option<Vec<String>> = list.iter().map(word).collect();
-                words.map(|words| Some(words.join(", "))).ok_or_else(|| self.wrong(path, "a list of something else than words"))
+                words
+                    .map(|words| Some(words.join(", ")))
+                    .ok_or_else(|| self.wrong(path, "a list of something else than words"))
             }
             Some(value) => word(&value).map(Some).ok_or_else(|| self.wrong(path, "here should be text")),
         }
@@ -123,11 +127,18 @@ pub(super) fn expectations(documents: &[Read1]) -> Result<Vec<Question<Expectati
         out.push(Question {
             name: entry.text("name")?.unwrap_or(described),
             at: Some(entry.position("")),
-            asked: Expectation { allow: verb == "allow", from, to, ports: entry.ports(&port)?.unwrap_or_else(PortWords::any) },
+            asked: Expectation {
+                allow: verb == "allow",
+                from,
+                to,
+                ports: entry.ports(&port)?.unwrap_or_else(PortWords::any),
+            },
         });
     }
     if out.is_empty() {
-        bail!("no expectation is there: a file of them is a list of `allow: {{from: …, to: …, port: …}}` and `deny: …`");
+        bail!(
+            "no expectation is there: a file of them is a list of `allow: {{from: …, to: …, port: …}}` and `deny: …`"
+        );
     }
     Ok(out)
 }
@@ -190,9 +201,14 @@ fn by_fields(entry: &Entry<'_>) -> Result<(String, Statement)> {
             ports: entry.ports(&field("on"))?.unwrap_or_else(PortWords::any),
         });
     }
-    let words = |key: &str, default: &str| Ok::<_, anyhow::Error>(entry.text(key)?.unwrap_or_else(|| default.to_owned()));
+    let words =
+        |key: &str, default: &str| Ok::<_, anyhow::Error>(entry.text(key)?.unwrap_or_else(|| default.to_owned()));
     let more = if but.is_empty() { "" } else { " but …" };
-    let described =
-        format!("{verb} {} reaches {} on {}{more}", words(verb, "anything")?, words("reaches", "")?, words("on", "any port")?);
+    let described = format!(
+        "{verb} {} reaches {} on {}{more}",
+        words(verb, "anything")?,
+        words("reaches", "")?,
+        words("on", "any port")?
+    );
     Ok((described, Statement { claim, from, to, ports, but }))
 }

@@ -51,7 +51,8 @@ pub(super) fn reach(reach: &Reach, pod_ranges: &str) -> String {
     };
     let _ = write!(text, "\n\n{} workloads; what is in no row is closed.", reach.workloads);
     if !reach.on_nodes.is_empty() {
-        let _ = write!(text, "\nOn their nodes' addresses, where NetworkPolicy does not apply: {}.", list(&reach.on_nodes));
+        let _ =
+            write!(text, "\nOn their nodes' addresses, where NetworkPolicy does not apply: {}.", list(&reach.on_nodes));
     }
     if reach.placed > 0 {
         let _ = write!(text, "\nPods without an address are taken to be in {pod_ranges} (--pod-cidr)");
@@ -69,14 +70,17 @@ pub(super) fn difference(difference: &Difference) -> String {
         return "no difference".to_owned();
     }
     let mut parts = Vec::new();
-    for (title, sign, rows) in [("newly allowed", '+', &difference.allowed), ("newly denied", '-', &difference.denied)] {
+    for (title, sign, rows) in [("newly allowed", '+', &difference.allowed), ("newly denied", '-', &difference.denied)]
+    {
         if !rows.is_empty() {
             let lines = table(None, rows);
             let lines = lines.lines().map(|line| format!("{sign} {line}")).collect::<Vec<_>>().join("\n");
             parts.push(format!("{title}\n{lines}"));
         }
     }
-    for (title, names) in [("only after the change", &difference.added), ("only before the change", &difference.removed)] {
+    for (title, names) in
+        [("only after the change", &difference.added), ("only before the change", &difference.removed)]
+    {
         if !names.is_empty() {
             parts.push(format!("{title} (not compared): {}", list(names)));
         }

@@ -166,7 +166,8 @@ pub(super) struct Unreadable {
 pub(super) fn documents(text: &str) -> Result<Vec<Document>, Unreadable> {
     let mut out = Vec::new();
     for (number, before, part) in parts(text) {
-        let blank = |line: &str| line.trim().is_empty() || line.trim_start().starts_with('#') || line.starts_with("---");
+        let blank =
+            |line: &str| line.trim().is_empty() || line.trim_start().starts_with('#') || line.starts_with("---");
         if part.lines().all(blank) {
             continue;
         }
@@ -175,11 +176,19 @@ pub(super) fn documents(text: &str) -> Result<Vec<Document>, Unreadable> {
         let root = root.or_else(|error| json(part).ok_or(error)).map_err(|error| Unreadable {
             document: number,
             line: before + error.location().map_or(1, |location| location.line()),
-            reason: error.to_string().lines().next().unwrap_or_default().to_owned(),
+            reason: reason(&error.to_string()),
         })?;
         out.push(Document { number, before, root });
     }
     Ok(out)
+}
+
+/// The reader's message without its place, which is in the document and not in the file.
+fn reason(message: &str) -> String {
+    let first = message.lines().next().unwrap_or_default();
+    let (place, rest) = first.split_once(": ").unwrap_or(("", first));
+    let (place, rest) = if place == "error" { rest.split_once(": ").unwrap_or(("", rest)) } else { (place, rest) };
+    if place.starts_with("line ") { rest.to_owned() } else { first.to_owned() }
 }
 
 /// JSON that YAML does not take, such as with tabs.
@@ -202,7 +211,8 @@ fn parts(text: &str) -> Vec<(usize, u64, &str)> {
     let mut starts: Vec<(usize, u64)> = vec![(0, 0)];
     let (mut offset, mut line) = (0usize, 0u64);
     for full in text.split_inclusive('\n') {
-        let is_marker = full.strip_prefix("---").is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '\t', '\r', '\n']));
+        let is_marker =
+            full.strip_prefix("---").is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '\t', '\r', '\n']));
         if is_marker && offset > 0 {
             starts.push((offset, line));
         }
@@ -234,6 +244,7 @@ mod tests {
     fn what_is_no_yaml_is_refused_with_its_line() {
         let error = documents("a: 1\n---\nb: [\nc: }\n").unwrap_err();
         assert_eq!(error.document, 2);
+        assert!(!error.reason.contains("line "), "of the document, not of the file: {}", error.reason);
         assert!((3..=5).contains(&error.line), "{error:?}");
         assert!(documents("{\n\t\"a\":\t[1]\n}").unwrap()[0].root.get("a").is_some(), "JSON with tabs");
         assert!(documents("").unwrap().is_empty());

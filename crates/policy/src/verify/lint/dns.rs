@@ -25,7 +25,8 @@ pub(super) fn find(world: &World, pods: &[&Endpoint], tiers: &Tiers<'_>, found: 
             .filter(|ranked| ranked.clause.action == Action::Accept && is_in(world, ranked.subject, endpoint))
             .map(|ranked| &ranked.clause);
         // Without any rule, that nothing is reached is what is wanted.
-        if clauses.is_empty() || clauses.iter().copied().chain(by_admin).any(|clause| reaches_dns(world, pods, clause)) {
+        if clauses.is_empty() || clauses.iter().copied().chain(by_admin).any(|clause| reaches_dns(world, pods, clause))
+        {
             continue;
         }
         let names: Vec<String> = own.iter().map(|isolation| isolation.policy.name.to_string()).collect();
@@ -46,7 +47,8 @@ pub(super) fn find(world: &World, pods: &[&Endpoint], tiers: &Tiers<'_>, found: 
 }
 
 fn reaches_dns(world: &World, pods: &[&Endpoint], clause: &Clause<'_>) -> bool {
-    let by_name = clause.ports.named.iter().any(|(name, protocol)| *protocol == Protocol::Udp && name.starts_with("dns"));
+    let by_name =
+        clause.ports.named.iter().any(|(name, protocol)| *protocol == Protocol::Udp && name.starts_with("dns"));
     if !by_name && !clause.ports.fixed.has(UDP, 53) {
         return false;
     }

@@ -178,7 +178,8 @@ fn with_subjects<'t, 'a>(tiers: &'t Tiers<'a>) -> impl Iterator<Item = (PodSet<'
 
 fn is_in(world: &World, set: PodSet<'_>, endpoint: &Endpoint) -> bool {
     endpoint.namespace().is_some_and(|namespace| {
-        set.pods.matches(&endpoint.labels) && in_namespaces(set.namespaces, namespace, &world.namespace_labels(namespace))
+        set.pods.matches(&endpoint.labels)
+            && in_namespaces(set.namespaces, namespace, &world.namespace_labels(namespace))
     })
 }
 
@@ -195,8 +196,7 @@ fn subjects(world: &World, pods: &[&Endpoint], found: &mut Vec<Finding>) {
                 found.push(Finding::new(Code::EmptyNamespace, object, "metadata.namespace", message));
             }
             Some(own) if !own.iter().any(|e| policy.pod_selector.matches(&e.labels)) => {
-                let message =
-                    format!("no pod of namespace {} has {}", policy.name.namespace, policy.pod_selector);
+                let message = format!("no pod of namespace {} has {}", policy.name.namespace, policy.pod_selector);
                 found.push(Finding::new(Code::NoSubject, object, "spec.podSelector", message));
             }
             Some(_) => {}
@@ -288,8 +288,13 @@ fn port_names(
         if !targets.iter().any(has) {
             // A rule of a ClusterNetworkPolicy takes the name with any protocol.
             let of = if protocols.len() == 1 { format!("{} ", protocols.concat()) } else { String::new() };
-            let message = format!("none of the {} workloads that the traffic leads to has a {of}port {name}", targets.len());
-            found.push(Finding::new(Code::NoPortName, &clause.source.policy, &clause.source.path, message));
+            let message =
+                format!("none of the {} workloads that the traffic leads to has a {of}port {name}", targets.len());
+            // The ports are the rule's, whichever of its peers this is about.
+            let rule =
+                clause.source.path.split_once("].").map_or(clause.source.path.clone(), |(rule, _)| format!("{rule}]"));
+            let list = if clause.source.policy.starts_with("Cluster") { "protocols" } else { "ports" };
+            found.push(Finding::new(Code::NoPortName, &clause.source.policy, format!("{rule}.{list}"), message));
         }
     }
 }

@@ -100,11 +100,7 @@ pub fn prove(universe: &Universe, statement: &Statement, limits: &Limits) -> Res
     let tiers = [Tiers::of(world, Direction::Egress), Tiers::of(world, Direction::Ingress)];
     let vocabulary = vocabulary(universe, &tiers, statement);
     let spaces = spaces(world, &tiers, statement, &vocabulary, limits);
-    let mut search = Search {
-        tiers: &tiers,
-        statement,
-        budget: Budget { spent: 0, limit: limits.steps },
-    };
+    let mut search = Search { tiers: &tiers, statement, budget: Budget { spent: 0, limit: limits.steps } };
     let too_long = |_: Exhausted| Unanswered::TooLong { steps: limits.steps };
     for family in [Family::V4, Family::V6] {
         for ends in pairs(&spaces) {
@@ -173,6 +169,9 @@ impl Search<'_> {
                 starts.extend(assume(&domains, &flows, &mut self.budget)?);
             }
         }
+        if starts.is_empty() {
+            return Ok(None);
+        }
         let [egress, ingress] = self.tiers;
         match statement.claim {
             Claim::Nothing => {
@@ -202,8 +201,7 @@ impl Search<'_> {
                 let Some(domains) = assume(start, &one.when, &mut self.budget)? else { continue };
                 for two in second {
                     let Some(domains) = assume(&domains, &two.when, &mut self.budget)? else { continue };
-                    let forbidden: Vec<&Conjunction> =
-                        except.iter().chain(&one.unless).chain(&two.unless).collect();
+                    let forbidden: Vec<&Conjunction> = except.iter().chain(&one.unless).chain(&two.unless).collect();
                     if let Some(found) = solve(domains, &forbidden, &fits, &mut self.budget)? {
                         return Ok(Some(found));
                     }
@@ -282,6 +280,8 @@ fn vocabulary(universe: &Universe, tiers: &[Tiers<'_>; 2], statement: &Statement
     for (name, protocol) in ports.flat_map(|PortWords { named, .. }| named) {
         names.note(name, *protocol);
     }
+    pods.settle();
+    namespaces.settle();
     Vocabulary { pods, namespaces, names, pod_ranges: Addresses::of_all(&universe.pod_ranges) }
 }
 

@@ -104,10 +104,8 @@ pub(super) fn realize(
     domains: &Domains,
 ) -> Result<Counterexample, Unanswered> {
     let lost = |what: &str| Unanswered::Disagreement(format!("{what} of a solution is empty"));
-    let (protocol, port) = domains
-        .get(PORT)
-        .and_then(|numbers| Ports(numbers.clone()).sample())
-        .ok_or_else(|| lost("the port"))?;
+    let (protocol, port) =
+        domains.get(PORT).and_then(|numbers| Ports(numbers.clone()).sample()).ok_or_else(|| lost("the port"))?;
     let addresses = addresses(case, domains).ok_or_else(|| lost("an address"))?;
     let names: Vec<String> = case
         .vocabulary
@@ -168,9 +166,7 @@ fn actor(case: &Case<'_>, domains: &Domains, which: usize, addresses: [IpAddr; 2
     };
     let end = if which == 0 { case.ends[0] } else { case.ends[1] };
     match end {
-        End::Outside => {
-            Actor { namespace: None, namespace_labels: Labels::new(), labels: Labels::new(), address }
-        }
+        End::Outside => Actor { namespace: None, namespace_labels: Labels::new(), labels: Labels::new(), address },
         End::Pod(space) => {
             let mut namespace_labels = match &space.labels {
                 Some(labels) => labels.clone(),
@@ -205,7 +201,10 @@ pub(super) fn judge(
     for (which, actor) in ends.into_iter().enumerate() {
         let Some(namespace) = &actor.namespace else { continue };
         let labels = actor.namespace_labels.clone();
-        world.namespaces.insert(namespace.clone(), Namespace { name: namespace.clone(), labels, socket_services: SocketServices::default() });
+        world.namespaces.insert(
+            namespace.clone(),
+            Namespace { name: namespace.clone(), labels, socket_services: SocketServices::default() },
+        );
         let named_ports = match (protocol, which) {
             (RowProtocol::Ports(protocol), 1) => {
                 names.iter().map(|name| NamedPort { name: name.clone(), protocol, number: port }).collect()

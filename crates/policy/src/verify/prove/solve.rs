@@ -60,8 +60,7 @@ pub(super) fn assume(
     budget: &mut Budget,
 ) -> Result<Option<Domains>, Exhausted> {
     budget.spend(conjunction.len() + 1)?;
-    let possible =
-        |l: &Literal| domains.get(l.variable).is_some_and(|domain| !domain.is_disjoint(&l.within));
+    let possible = |l: &Literal| domains.get(l.variable).is_some_and(|domain| !domain.is_disjoint(&l.within));
     if !conjunction.iter().all(possible) {
         return Ok(None);
     }
@@ -181,9 +180,8 @@ mod tests {
 
     fn conjunction() -> impl Strategy<Value = Conjunction> {
         let ranges = prop::collection::vec((0u128..4, 0u128..4), 1..3).prop_map(Ranges::collect);
-        prop::collection::btree_map(0usize..4, ranges, 0..4).prop_map(|map| {
-            map.into_iter().map(|(variable, within)| Literal { variable, within }).collect()
-        })
+        prop::collection::btree_map(0usize..4, ranges, 0..4)
+            .prop_map(|map| map.into_iter().map(|(variable, within)| Literal { variable, within }).collect())
     }
 
     proptest! {

@@ -10,17 +10,31 @@ use crate::verify::ranges::Ranges;
 
 /// Mentioned values of each label key.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Keys(BTreeMap<String, BTreeSet<String>>);
+pub(super) struct Keys(BTreeMap<String, Known>);
+
+#[derive(Clone, Debug, Default)]
+struct Known {
+    position: usize,
+    /// From 1 on, in their order.
+    values: BTreeMap<String, u128>,
+}
 
 const ABSENT: u128 = 0;
 
+impl Known {
+    /// The number of what is not mentioned.
+    fn other(&self) -> u128 {
+        u128::try_from(self.values.len()).unwrap_or(u128::MAX - 1) + 1
+    }
+}
+
 impl Keys {
-    /// Takes note of a selector.
+    /// Takes note of a selector. Numbers hold after [`Keys::settle`].
     pub(super) fn note(&mut self, selector: &Selector) {
         for requirement in selector.requirements() {
-            let values = self.0.entry(requirement.key().to_owned()).or_default();
+            let known = self.0.entry(requirement.key().to_owned()).or_default();
             if let Requirement::In(_, more) | Requirement::NotIn(_, more) = requirement {
-                values.extend(more.iter().cloned());
+                known.values.extend(more.iter().map(|value| (value.clone(), ABSENT)));
             }
         }
     }
@@ -30,29 +44,35 @@ impl Keys {
         self.0.entry(key.to_owned()).or_default();
     }
 
+    /// Gives numbers to all that was noted.
+    pub(super) fn settle(&mut self) {
+        for (position, known) in self.0.values_mut().enumerate() {
+            known.position = position;
+            for (number, value) in (1u128..).zip(known.values.values_mut()) {
+                *value = number;
+            }
+        }
+    }
+
     pub(super) fn len(&self) -> usize {
         self.0.len()
     }
 
     pub(super) fn values_of(&self, key: &str) -> impl Iterator<Item = &str> {
-        self.0.get(key).into_iter().flatten().map(String::as_str)
+        self.0.get(key).into_iter().flat_map(|known| known.values.keys()).map(String::as_str)
     }
 
     fn position(&self, key: &str) -> Option<usize> {
-        self.0.keys().position(|have| have == key)
+        self.0.get(key).map(|known| known.position)
     }
 
     /// All that a key can be: absent, a mentioned value, or another.
     fn all(&self, key: &str) -> Ranges {
-        let values = self.0.get(key).map_or(0, BTreeSet::len);
-        Ranges::of(ABSENT, u128::try_from(values).unwrap_or(u128::MAX - 1) + 1)
+        Ranges::of(ABSENT, self.0.get(key).map_or(1, Known::other))
     }
 
     fn number(&self, key: &str, value: &str) -> u128 {
-        let values = self.0.get(key);
-        let found = values.and_then(|values| values.iter().position(|have| have == value));
-        let number = found.unwrap_or_else(|| values.map_or(0, BTreeSet::len));
-        u128::try_from(number).unwrap_or(u128::MAX - 1) + 1
+        self.0.get(key).map_or(1, |known| known.values.get(value).copied().unwrap_or_else(|| known.other()))
     }
 
     /// The domains of all keys, in their order.
@@ -62,10 +82,10 @@ impl Keys {
 
     /// The value that a key's domain comes down to when any of them will do: absent, else the first.
     pub(super) fn choose(&self, index: usize, domain: &Ranges) -> Option<(String, String)> {
-        let (key, values) = self.0.iter().nth(index)?;
+        let (key, known) = self.0.iter().nth(index)?;
         let number = domain.first().filter(|number| *number != ABSENT)?;
-        let mentioned = usize::try_from(number - 1).ok().and_then(|at| values.iter().nth(at));
-        let value = mentioned.cloned().unwrap_or_else(|| fresh("other", |name| values.contains(name)));
+        let mentioned = usize::try_from(number - 1).ok().and_then(|at| known.values.keys().nth(at));
+        let value = mentioned.cloned().unwrap_or_else(|| fresh("other", |name| known.values.contains_key(name)));
         Some((key.clone(), value))
     }
 
