@@ -5,6 +5,7 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::sync::Arc;
 use std::time::Duration;
 
 use towpath_datapath::abi::Load;
@@ -25,7 +26,7 @@ fn pod(w: &mut World) -> (Netns, LocalPod) {
         w.serve(1 + family as u32, family, service, 80, Protocol::Tcp, &[backend(family, 8080)]);
         w.serve(11 + family as u32, family, service, 53, Protocol::Udp, &[backend(family, 5353)]);
     }
-    w.table.frontends.values_mut().for_each(|target| target.algorithm = Algorithm::LeastConnections);
+    w.table.frontends.values_mut().for_each(|target| Arc::make_mut(target).algorithm = Algorithm::LeastConnections);
     w.apply_services();
     let netns = Netns::new();
     netns.sh("ip link set lo up; ip addr add 10.7.0.1/32 dev lo; ip addr add fd07::1/128 dev lo nodad".to_owned());

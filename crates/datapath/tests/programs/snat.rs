@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use towpath_datapath::abi::*;
@@ -511,7 +512,7 @@ fn connections_count_where_backends_are_chosen_by_them() {
         let h = hosts(Family::V4);
         let backends = [SocketAddr::new(h.node2, 8080), SocketAddr::new(h.node, 8080), SocketAddr::new(h.b, 8080)];
         w.serve(1, Family::V4, None, NODE_PORT, Protocol::Tcp, &backends);
-        w.table.frontends.values_mut().for_each(|target| target.algorithm = Algorithm::LeastConnections);
+        w.table.frontends.values_mut().for_each(|target| Arc::make_mut(target).algorithm = Algorithm::LeastConnections);
         w.apply_services();
         for port in 4000..4009 {
             ask(w, &h, port, L4::syn());
