@@ -70,7 +70,7 @@ pub(super) fn measure(run: &mut Run) -> Result<()> {
     };
     let ratios = vec![
         ratio("new", "first packet of a flow", NEW, 10.0),
-        ratio("established", "later packet of a flow", ESTABLISHED, 4.0),
+        ratio("established", "later packet of an answered flow", ESTABLISHED, 4.0),
     ];
     let first = run.rows.len();
     run.take(title, series, NULL, ratios);

@@ -20,6 +20,7 @@ mod fragments;
 mod frame;
 mod from_pod;
 mod full;
+mod goes_on;
 mod hairpin;
 mod host_ports;
 mod left_alone;
