@@ -139,6 +139,53 @@ impl Dice {
         }
         text
     }
+
+    fn cluster_peer(&mut self, side: &str, pods: &[Pod]) -> String {
+        match self.below(if side == "ingress" { 3 } else { 5 }) {
+            0 => format!("{{namespaces: {}}}", self.namespace_selector()),
+            1 | 2 => {
+                let (spaces, selector) = (self.namespace_selector(), self.pod_selector());
+                format!("{{pods: {{namespaceSelector: {spaces}, podSelector: {selector}}}}}")
+            }
+            3 => {
+                let one = self.below(pods.len());
+                let wide = self.pick(&["10.244.0.0/16", "10.244.1.0/24", "0.0.0.0/0"]);
+                format!("{{networks: [\"{}/32\", \"{wide}\"]}}", pods[one].ip)
+            }
+            _ => "{nodes: {}}".to_owned(),
+        }
+    }
+
+    fn cluster_rule(&mut self, side: &str, pods: &[Pod]) -> String {
+        let peers: Vec<String> = (0..1 + self.below(2)).map(|_| self.cluster_peer(side, pods)).collect();
+        let named = !peers.iter().any(|peer| peer.contains("networks") || peer.contains("nodes"));
+        let protocols = match self.below(if named { 6 } else { 4 }) {
+            0 | 1 => "",
+            2 => ", protocols: [{tcp: {destinationPort: {number: 80}}}]",
+            3 => ", protocols: [{udp: {destinationPort: {range: {start: 1, end: 65535}}}}]",
+            4 => ", protocols: [{destinationNamedPort: web}]",
+            _ => {
+                ", protocols: [{destinationNamedPort: admin}, {tcp: {destinationPort: {range: {start: 79, end: 8079}}}}]"
+            }
+        };
+        let (action, key) = (self.pick(&["Accept", "Deny", "Pass"]), if side == "ingress" { "from" } else { "to" });
+        format!("{{action: {action}, {key}: [{}]{protocols}}}", peers.join(", "))
+    }
+
+    fn cluster_policy(&mut self, number: usize, pods: &[Pod]) -> String {
+        let (tier, priority) = (self.pick(&["Admin", "Baseline"]), self.below(3));
+        let (spaces, selector) = (self.namespace_selector(), self.pod_selector());
+        let mut text = format!(
+            "---\napiVersion: policy.networking.k8s.io/v1alpha2\nkind: ClusterNetworkPolicy\nmetadata: {{name: cluster-{number}}}\n\
+             spec:\n  tier: {tier}\n  priority: {priority}\n  \
+             subject: {{pods: {{namespaceSelector: {spaces}, podSelector: {selector}}}}}\n"
+        );
+        for side in ["ingress", "egress"] {
+            let rules: Vec<String> = (0..self.below(3)).map(|_| self.cluster_rule(side, pods)).collect();
+            let _ = writeln!(text, "  {side}: [{}]", rules.join(", "));
+        }
+        text
+    }
 }
 
 fn kubectl(cluster: &Cluster, args: &[&str]) -> Result<String> {
@@ -159,7 +206,7 @@ fn objects(cluster: &Cluster) -> Result<Objects> {
         namespaces: everything(cluster, "namespaces")?,
         pods: everything(cluster, "pods")?,
         policies: everything(cluster, "networkpolicies")?,
-        cluster_policies: Vec::new(),
+        cluster_policies: everything(cluster, "clusternetworkpolicies")?,
     })
 }
 
@@ -268,7 +315,9 @@ fn the_network_does_what_the_documentation_says() -> Result<()> {
             args.extend(labels.split(' '));
             kubectl(&cluster, &args)?;
         }
-        let policies: String = (0..1 + dice.below(6)).map(|number| dice.policy(number, &pods)).collect();
+        let mut policies: String = (0..1 + dice.below(6)).map(|number| dice.policy(number, &pods)).collect();
+        policies.extend((0..dice.below(4)).map(|number| dice.cluster_policy(number, &pods)));
+        kubectl(&cluster, &["delete", "clusternetworkpolicies", "--all"])?;
         for space in SPACES {
             kubectl(&cluster, &["delete", "networkpolicies", "--all", "-n", space])?;
         }

@@ -342,6 +342,24 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_kind_that_was_there_is_gone_only_when_the_server_says_so_again_and_again() {
+        let refused = |code: u16| {
+            let status = kube::core::Status::failure("refused", "").with_code(code);
+            watcher::Error::InitialListFailed(kube::Error::Api(Box::new(status)))
+        };
+        type Policies = ClusterNetworkPolicy;
+        let mut new = Absence::default();
+        assert!(new.shown_by::<Policies>(&refused(404)), "there never was any");
+        assert!(new.shown_by::<Policies>(&refused(403)), "nothing can be known");
+        assert!(!new.shown_by::<Policies>(&refused(503)), "it does not say");
+        let mut there = Absence { listed: true, ..Absence::default() };
+        let said: Vec<bool> = (0..4).map(|_| there.shown_by::<Policies>(&refused(404))).collect();
+        assert_eq!(said, [false, false, false, true]);
+        assert!(!there.shown_by::<Policies>(&refused(403)), "what was listed holds");
+        assert!(!there.shown_by::<Policies>(&refused(404)), "it begins anew");
+    }
+
+    #[test]
     fn the_time_that_a_controller_says_is_read_and_nonsense_is_not() {
         let of = |said: &str| {
             let annotations = [("endpoints.kubernetes.io/last-change-trigger-time".to_owned(), said.to_owned())];

@@ -184,3 +184,43 @@ fn a_decision_is_json_that_tools_can_read() {
     );
     assert_eq!(decision.ingress.unwrap().direction, Direction::Ingress);
 }
+
+/// The walkthrough's policy, and ClusterNetworkPolicies around it: name, tier, priority, rules for ingress.
+fn with_tiers(policies: &[(&str, &str, u16, Value)]) -> World {
+    let mut world = cluster(json!({"xx": "xx"}), vec![walkthrough()]);
+    for (name, tier, priority, ingress) in policies {
+        let object = json!({"metadata": {"name": name}, "spec": {"tier": tier, "priority": priority,
+            "subject": {"namespaces": {}}, "ingress": ingress}});
+        let object: towpath_model::cluster_policy::object::ClusterNetworkPolicy =
+            serde_json::from_value(object).unwrap();
+        let policy = towpath_model::ClusterNetworkPolicy::try_from(&object).unwrap();
+        world.cluster_policies.insert(policy.name.clone(), policy);
+    }
+    world
+}
+
+#[test]
+fn a_rule_of_a_tier_is_named_with_the_rule_that_passed_the_flow_on() {
+    let everybody = json!([{"namespaces": {}}]);
+    let deny = json!([{"name": "nobody", "action": "Deny", "from": everybody, "protocols": [{"destinationNamedPort": "http"}]}]);
+    let world = with_tiers(&[("closed", "Admin", 10, deny.clone())]);
+    let denied = ask(&world, BUSYBOX, NGINX, TCP, 8080);
+    assert_eq!(
+        ingress(&denied),
+        "ingress of pod default/nginx: denied: ClusterNetworkPolicy admin/closed: spec.ingress[0] \"nobody\" from[0] protocols[0]"
+    );
+    assert_eq!(
+        serde_json::to_value(&denied.ingress).unwrap()["reason"]["rule"],
+        json!({"policy": {"tier": "Admin", "name": "closed"}, "direction": "Ingress", "rule": 0, "name": "nobody", "peer": 0, "port": 0})
+    );
+    let pass = json!([{"action": "Pass", "from": everybody}]);
+    let world = with_tiers(&[("closed", "Admin", 10, deny.clone()), ("open", "Admin", 9, pass)]);
+    assert_eq!(
+        ingress(&ask(&world, BUSYBOX, NGINX, TCP, 80)),
+        "ingress of pod default/nginx: allowed: NetworkPolicy default/test-network-policy: spec.ingress[0] from[0] ports[0]; \
+         passed on by ClusterNetworkPolicy admin/open: spec.ingress[0] from[0]"
+    );
+    let world = with_tiers(&[("closed", "Baseline", 10, deny)]);
+    assert!(ingress(&ask(&world, BUSYBOX, NGINX, TCP, 8080)).contains("isolated by NetworkPolicy"), "not the baseline");
+    assert!(ingress(&ask(&world, NGINX, BUSYBOX, TCP, 8080)).contains("denied: ClusterNetworkPolicy baseline/closed"));
+}
