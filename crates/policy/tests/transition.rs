@@ -268,3 +268,40 @@ proptest! {
         prop_assert_eq!(later.cidr_classes.len(), fresh.cidr_classes.len());
     }
 }
+
+/// Denied as a node before, as an address after: at no moment is it neither.
+#[test]
+fn nodes_are_nodes_to_a_set_until_no_pod_has_it() {
+    let policy = |to: serde_json::Value| {
+        serde_json::json!({"metadata": {}, "spec": {"tier": "Admin", "priority": 1, "subject": {"namespaces": {}},
+            "egress": [{"action": "Deny", "to": [to]}]}})
+    };
+    let pod = PodSpec {
+        namespace: 0,
+        node: 0,
+        kind: cluster::Kind::Plain,
+        labels: BTreeMap::new(),
+        families: (true, false),
+        ports: BTreeMap::new(),
+    };
+    let mut spec = Spec {
+        namespaces: vec![BTreeMap::new(); cluster::NAMESPACES.len()],
+        pods: vec![pod],
+        policies: Vec::new(),
+        cluster_policies: vec![policy(serde_json::json!({"nodes": {}}))],
+    };
+    let mut compiler = Compiler::new(GRACE);
+    let mut kernel = Kernel { maps: compile(&mut compiler, &world(&spec.objects()), Duration::ZERO) };
+    spec.cluster_policies = vec![policy(serde_json::json!({"networks": ["0.0.0.0/0"]}))];
+    let before = kernel.maps.clone();
+    let after = compile(&mut compiler, &world(&spec.objects()), Duration::from_secs(1));
+    let (pod, node): (IpAddr, IpAddr) = ("10.0.0.0".parse().unwrap(), "10.9.0.2".parse().unwrap());
+    let protocol = towpath_model::desired::RowProtocol::Other;
+    let denied =
+        |maps: &PolicyImage| image::judge_pod(maps, pod, Direction::Egress, node, protocol, 0).0 == Verdict::Deny;
+    assert!(denied(&before) && denied(&after));
+    for (step, write) in Kernel::writes(&before, &after).iter().enumerate() {
+        write(&mut kernel.maps);
+        assert!(denied(&kernel.maps), "step {step}");
+    }
+}
