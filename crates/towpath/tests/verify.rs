@@ -162,11 +162,11 @@ fn what_is_wrong_is_found_with_its_line_and_stops_the_other_questions() {
         })
         .collect();
     for wanted in [
-        "TP014 standard input:",
-        "TP013 standard input:",
-        "TP011 standard input:",
-        "TP012 standard input:27 metadata.name",
-        "TP013 standard input:33 ",
+        "TP014 standard input:20 ",
+        "TP013 standard input:23 ",
+        "TP011 standard input:25 ",
+        "TP012 standard input:26 metadata.name",
+        "TP013 standard input:34 ",
         "TP015  ",
     ] {
         assert!(said.iter().any(|line| line.starts_with(wanted)), "{wanted}: {said:#?}");

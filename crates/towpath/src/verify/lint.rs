@@ -8,6 +8,7 @@ use serde::Serialize;
 use towpath_policy::verify::Universe;
 use towpath_policy::verify::lint::{Code, Finding, Level, lint};
 
+use super::load::Position;
 use super::objects::{Loaded, Problem};
 use super::show::{Came, Case, junit};
 use super::{Exit, Source};
@@ -76,9 +77,13 @@ pub(super) fn run(options: &Options) -> Result<Exit> {
     }
     let mut findings = of_loading(&loaded);
     let (world, owners) = (std::mem::take(&mut loaded.world), std::mem::take(&mut loaded.owners));
-    findings.extend(lint(&Universe::of(world, &owners, &options.source.pod_cidr)));
-    findings.retain(|finding| !allowed.contains(&finding.code));
-    let mut placed: Vec<Placed> = findings.into_iter().map(|finding| place(&loaded, finding)).collect();
+    let found = lint(&Universe::of(world, &owners, &options.source.pod_cidr));
+    findings.extend(found.into_iter().map(|finding| {
+        let at = loaded.position(&finding.object, &finding.field);
+        (finding, at)
+    }));
+    findings.retain(|(finding, _)| !allowed.contains(&finding.code));
+    let mut placed: Vec<Placed> = findings.into_iter().map(place).collect();
     placed.sort_by_cached_key(|p| (sortable(&p.place), p.finding.clone()));
     if let Some(file) = &options.junit {
         let cases: Vec<Case> = placed.iter().map(case).collect();
@@ -98,32 +103,27 @@ pub(super) fn run(options: &Options) -> Result<Exit> {
     Ok(if placed.iter().any(|p| p.level >= least) { Exit::Bad } else { Exit::Good })
 }
 
-/// What reading the objects has found.
-fn of_loading(loaded: &Loaded) -> Vec<Finding> {
+/// What reading the objects has found, with its place: of two objects of one name only the last can be looked up.
+fn of_loading(loaded: &Loaded) -> Vec<(Finding, Option<Position>)> {
     let mut findings = Vec::new();
     for Problem { at, invalid } in &loaded.problems {
         let code = if invalid.field.ends_with(".ipBlock.except") { Code::Except } else { Code::Invalid };
-        let known = loaded.places.contains_key(&invalid.object);
-        // Without an object to look it up by, the place goes into the message.
-        let message = match at.as_ref().filter(|_| !known) {
-            Some(at) => format!("{at}: {}", invalid.reason),
-            None => invalid.reason.clone(),
-        };
-        findings.push(Finding::new(code, &invalid.object, &invalid.field, message));
+        findings.push((Finding::new(code, &invalid.object, &invalid.field, invalid.reason.clone()), at.clone()));
     }
-    for (object, direction) in &loaded.idle {
+    for (object, direction, at) in &loaded.idle {
         let message = format!("spec.policyTypes does not have {direction}, so spec.{direction} is not in force");
-        findings.push(Finding::new(Code::NotInForce, object, format!("spec.{direction}"), message));
+        let finding = Finding::new(Code::NotInForce, object, format!("spec.{direction}"), message);
+        findings.push((finding, Some(at.clone())));
     }
-    for (object, first, _) in &loaded.twice {
-        findings.push(Finding::new(Code::Twice, object, "metadata.name", format!("it is also at {first}")));
+    for (object, first, second) in &loaded.twice {
+        let finding = Finding::new(Code::Twice, object, "metadata.name", format!("it is also at {first}"));
+        findings.push((finding, Some(second.clone())));
     }
-    findings.extend(loaded.notes.iter().map(|note| Finding::new(Code::OtherKind, "", "", note)));
+    findings.extend(loaded.notes.iter().map(|note| (Finding::new(Code::OtherKind, "", "", note), None)));
     findings
 }
 
-fn place(loaded: &Loaded, finding: Finding) -> Placed {
-    let at = loaded.position(&finding.object, &finding.field);
+fn place((finding, at): (Finding, Option<Position>)) -> Placed {
     Placed {
         place: at.map(|at| at.to_string()).unwrap_or_default(),
         level: finding.code.level(),

@@ -9,8 +9,6 @@ mod load;
 mod objects;
 mod questions;
 mod show;
-#[cfg(test)]
-mod tests;
 mod yaml;
 
 use std::path::PathBuf;

@@ -37,7 +37,7 @@ pub(super) struct Loaded {
     /// What is left out and could matter.
     pub(super) notes: BTreeSet<String>,
     /// Rules that are there and not in force: `policyTypes` does not name their direction.
-    pub(super) idle: Vec<(String, &'static str)>,
+    pub(super) idle: Vec<(String, &'static str, Position)>,
 }
 
 /// Where an object is, with the lines of its fields.
@@ -181,10 +181,10 @@ impl Loaded {
                 problems.into_iter().for_each(|invalid| self.refuse(&place, &object, invalid));
                 let spec = read.spec.unwrap_or_default();
                 if policy.ingress.is_none() && spec.ingress.is_some_and(|rules| !rules.is_empty()) {
-                    self.idle.push((object.clone(), "ingress"));
+                    self.idle.push((object.clone(), "ingress", place.field("spec.ingress")));
                 }
                 if policy.egress.is_none() && spec.egress.is_some_and(|rules| !rules.is_empty()) {
-                    self.idle.push((object, "egress"));
+                    self.idle.push((object, "egress", place.field("spec.egress")));
                 }
                 self.world.policies.insert(policy.name.clone(), policy);
             }
