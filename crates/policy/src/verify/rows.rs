@@ -241,7 +241,9 @@ fn grouped(cells: &[Cell], by_source: bool) -> Vec<Group> {
         let (key, other) = if by_source { (&cell.from, &cell.to) } else { (&cell.to, &cell.from) };
         first.entry((key, cell.family, cell.ports)).or_default().insert(other);
     }
-    let mut second: HashMap<(BTreeSet<&Party>, Option<Family>, PortsId), BTreeSet<&Party>> = HashMap::new();
+    type Others<'a> = (BTreeSet<&'a Party>, Option<Family>, PortsId);
+    // Ordered: rows that sort alike are shown in the same order every time.
+    let mut second: BTreeMap<Others<'_>, BTreeSet<&Party>> = BTreeMap::new();
     for ((key, family, ports), others) in first {
         second.entry((others, family, ports)).or_default().insert(key);
     }
