@@ -288,7 +288,9 @@ fn towpath(up0: u32, pin_dir: &Path) -> Result<Programs> {
         sources: None,
     };
     let address: Option<IpAddr> = None;
-    table.frontends.insert(Frontend { address, family: Family::V4, port: PORT, protocol: Protocol::Udp }, target.into());
+    table
+        .frontends
+        .insert(Frontend { address, family: Family::V4, port: PORT, protocol: Protocol::Udp }, target.into());
     programs.apply_services(&table, Instant::now())?;
     // The kernel's test runs it: it need be attached nowhere.
     programs.prepare_wire(up0, MAC_NODE)?;
