@@ -140,8 +140,8 @@ fn drops_are_told_as_they_happen_with_the_policies_that_deny_them() -> Result<()
 
     // The policy goes, and nothing is dropped any more.
     cluster.try_kubectl(&["delete", "networkpolicy", "closed"])?;
-    let answered =
-        cluster.exec("asks", "for i in 1 2 3 4 5 6 7 8 9 10; do nc -w 1 web 8000 </dev/null && exit 0; done; exit 1")?;
+    let answered = cluster
+        .exec("asks", "for i in 1 2 3 4 5 6 7 8 9 10; do nc -w 1 web 8000 </dev/null && exit 0; done; exit 1")?;
     ensure!(answered.ok, "{}", answered.all());
     while all.silent().is_err() {}
     cluster.exec("asks", "nc -w 1 web 8000 </dev/null")?;

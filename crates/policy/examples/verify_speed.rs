@@ -53,7 +53,7 @@ fn policy(index: usize, workloads: usize, port: u16) -> NetworkPolicy {
             peers: vec![app(index * 3), app(index * 7 + 1), block],
             ports: ports.clone(),
         }]),
-        egress: (index % 4 == 0).then(|| vec![PolicyRule { peers: vec![app(index * 5)], ports }]),
+        egress: index.is_multiple_of(4).then(|| vec![PolicyRule { peers: vec![app(index * 5)], ports }]),
     }
 }
 

@@ -234,6 +234,9 @@ pub(super) fn merge(cells: Vec<Cell>, names: &Names, ledger: &Ledger) -> Vec<Row
     rows
 }
 
+/// What cells of one group have in common: their other ends, family and ports.
+type Alike<'c> = (BTreeSet<&'c Party>, Option<Family>, PortsId);
+
 /// Groups by one end first, then those with the same other ends.
 fn grouped(cells: &[Cell], by_source: bool) -> Vec<Group> {
     let mut first: BTreeMap<(&Party, Option<Family>, PortsId), BTreeSet<&Party>> = BTreeMap::new();
@@ -241,9 +244,8 @@ fn grouped(cells: &[Cell], by_source: bool) -> Vec<Group> {
         let (key, other) = if by_source { (&cell.from, &cell.to) } else { (&cell.to, &cell.from) };
         first.entry((key, cell.family, cell.ports)).or_default().insert(other);
     }
-    type Others<'a> = (BTreeSet<&'a Party>, Option<Family>, PortsId);
     // Ordered: rows that sort alike are shown in the same order every time.
-    let mut second: BTreeMap<Others<'_>, BTreeSet<&Party>> = BTreeMap::new();
+    let mut second: BTreeMap<Alike<'_>, BTreeSet<&Party>> = BTreeMap::new();
     for ((key, family, ports), others) in first {
         second.entry((others, family, ports)).or_default().insert(key);
     }

@@ -16,7 +16,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use ipnet::IpNet;
-use serde_json::json;
+use serde_json::{Value, json};
 use towpath_policy::verify::expect::Checker;
 use towpath_policy::verify::prove::{Answer, Limits, prove};
 use towpath_policy::verify::reach::{diff, reach};
@@ -272,13 +272,19 @@ fn run_assert(options: &AssertOptions) -> Result<Exit> {
             }
             Err(why) => (Came::Unclear(format!("{place}: {why}")), json!({"holds": null, "error": why.to_string()})),
         };
-        let mut detail = detail;
-        detail["name"] = json!(question.name);
-        detail["place"] = json!(place);
-        details.push(detail);
+        details.push(named(detail, &question.name, &place));
         cases.push(Case { name: question.name.clone(), place, came });
     }
     conclude("assert", &cases, &json!({"expectations": details}), options.output, options.junit.as_ref())
+}
+
+/// The detail of a question, with its name and where it was asked.
+fn named(mut detail: Value, name: &str, place: &str) -> Value {
+    if let Some(fields) = detail.as_object_mut() {
+        fields.insert("name".to_owned(), json!(name));
+        fields.insert("place".to_owned(), json!(place));
+    }
+    detail
 }
 
 fn run_prove(options: &ProveOptions) -> Result<Exit> {
@@ -296,16 +302,14 @@ fn run_prove(options: &ProveOptions) -> Result<Exit> {
     let (mut cases, mut details) = (Vec::new(), Vec::new());
     for question in &statements {
         let place = place(question);
-        let (came, mut detail) = match prove(&universe, &question.asked, &limits) {
+        let (came, detail) = match prove(&universe, &question.asked, &limits) {
             Ok(Answer::Proved { steps }) => (Came::Good, json!({"proved": true, "steps": steps})),
             Ok(Answer::Disproved(found)) => {
                 (Came::Bad(found.to_string()), json!({"proved": false, "counterexample": found}))
             }
             Err(why) => (Came::Unclear(why.to_string()), json!({"proved": null, "error": why.to_string()})),
         };
-        detail["name"] = json!(question.name);
-        detail["place"] = json!(place);
-        details.push(detail);
+        details.push(named(detail, &question.name, &place));
         cases.push(Case { name: question.name.clone(), place, came });
     }
     let pods = ranges(&universe);

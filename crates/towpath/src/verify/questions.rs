@@ -44,7 +44,7 @@ impl Entry<'_> {
             return Err(self.wrong(path, format!("here should be {}", keys.join(", "))));
         };
         let prefix = below.map(|key| format!("{key}.")).unwrap_or_default();
-        for key in map.keys().filter(|key| !keys.contains(&key.as_str())) {
+        if let Some(key) = map.keys().find(|key| !keys.contains(&key.as_str())) {
             return Err(
                 self.wrong(&format!("{prefix}{key}"), format!("unknown field {key:?}; known are {}", keys.join(", ")))
             );
