@@ -295,6 +295,7 @@ static __always_inline int tp_far_too_big(struct __sk_buff *skb, struct tp_work 
 	if (!mtu || (w->p.flags & TP_PKT_V6 ? tp_unreachable_v6(skb, w, mtu) : tp_unreachable_v4(skb, w, mtu)) || tp_swap_macs(skb, w))
 		return tp_drop(skb, TP_DROP_INTERNAL);
 	tp_count(TP_REFUSED, skb->len);
+	tp_tell(TP_REFUSED, skb->ifindex, skb->len, 0);
 	tp_note(2, skb->ifindex, TP_REFUSED);
 	return bpf_redirect(skb->ifindex, 0);
 }

@@ -7,17 +7,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::Path;
-use std::sync::{Arc, RwLock};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Result;
-use ipnet::IpNet;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{sleep_until, timeout_at};
 use towpath_carry::feed;
 use towpath_datapath::Datapath;
-use towpath_model::desired::{Clients, NodePeer, PodSets, RuleId, RuleInfo, SetId};
-use towpath_model::{NamespacedName, NodeName};
+use towpath_model::NodeName;
+use towpath_model::desired::{Clients, NodePeer, PodSets};
 use towpath_plan::Changed;
 use towpath_plan::dns::FeedPlanner;
 use towpath_plan::peers::Tunnels;
@@ -47,8 +46,11 @@ mod names;
 mod pace;
 mod peers;
 mod policy;
+mod report;
 mod service_ranges;
 mod socket_services;
+
+pub use report::{Report, RuleNames, SharedReport};
 
 use pace::Pace;
 
@@ -79,79 +81,6 @@ pub enum Request {
 }
 
 type Attach = (Box<AttachRequest>, oneshot::Sender<Result<Attached, PlumbError>>);
-
-/// What the loop has done, for status and metrics.
-#[derive(Clone, Debug, Default)]
-pub struct Report {
-    /// Peers as last planned.
-    pub peers: Vec<NodePeer>,
-    /// Why a node or one of its ranges is left out.
-    pub refused: BTreeMap<String, Vec<String>>,
-    /// The API server has not listed everything since the start: what an earlier run knew stands in.
-    pub recalled: bool,
-    /// The ranges of Service addresses that hold.
-    pub service_ranges: Vec<IpNet>,
-    /// Why a ServiceCIDR's range does not count, by its name.
-    pub refused_ranges: BTreeMap<String, Vec<String>>,
-    /// CNI configurations of others that the container runtime takes before ours.
-    pub preferred: Vec<String>,
-    /// What the network before still has on this node.
-    pub remains: Remains,
-    /// Why a Service, or a pod with host ports, does not get what it asks for.
-    pub refused_services: Vec<Refusal>,
-    /// Annotations of pods of this node that mean nothing.
-    pub misread_pods: Vec<Refusal>,
-    /// Pods of this node whose sockets are left alone because they, or their namespaces, ask for it, as `namespace/name`.
-    pub at_device: Vec<String>,
-    /// Who is in charge of Services and DNS.
-    pub in_charge: modes::State,
-    /// What is not done of CoreDNS's and kube-dns's configuration.
-    pub dns_left_out: Vec<String>,
-    /// Frontends in the kernel.
-    pub frontends: usize,
-    /// Host ports that this node's pods have.
-    pub host_ports: usize,
-    /// Backends in the kernel.
-    pub backends: usize,
-    /// Policies that isolate a pod of this node, or have a rule for one.
-    pub policies: usize,
-    /// What policies ask for and is not enforced.
-    pub unenforced: Vec<String>,
-    /// Address classes in the kernel.
-    pub classes: usize,
-    /// Rule rows in the kernel.
-    pub rules: usize,
-    /// What the rules in the kernel, and those of the image before, stand for.
-    pub rule_names: Arc<RuleNames>,
-    /// What could not be applied, newest attempt.
-    pub failures: BTreeMap<&'static str, String>,
-    /// How often something could not be applied.
-    pub failed: u64,
-    /// How often something was planned.
-    pub plans: u64,
-    /// How long the last plan and its writes took, in seconds.
-    pub last_seconds: f64,
-    /// When Services, or what belongs to them, were last found to be due for planning.
-    pub services_due: Option<SystemTime>,
-    /// When they were last applied.
-    pub services_applied: Option<SystemTime>,
-}
-
-/// What verdicts of the kernel refer to.
-#[derive(Clone, Debug, Default)]
-pub struct RuleNames {
-    /// Rules of the present image.
-    pub rules: BTreeMap<RuleId, RuleInfo>,
-    /// Rules that only the image before had: what was judged by it is still told.
-    pub former: BTreeMap<RuleId, RuleInfo>,
-    /// Policies that isolate the pods of a set.
-    pub isolating: BTreeMap<SetId, BTreeSet<NamespacedName>>,
-    /// Sets of this node's pods.
-    pub pods: BTreeMap<IpAddr, PodSets>,
-}
-
-/// The report, shared with status and metrics.
-pub type SharedReport = Arc<RwLock<Report>>;
 
 /// The planners and the data path they feed.
 pub struct Reconciler {

@@ -68,12 +68,3 @@ impl Reconciler {
         })
     }
 }
-
-impl RuleNames {
-    /// These, with what only `before` has: connections keep the rule that they were judged by until they are judged again.
-    fn after(mut self, before: &RuleNames) -> Self {
-        let gone = before.rules.iter().filter(|(id, _)| !self.rules.contains_key(id));
-        self.former = gone.map(|(id, info)| (*id, info.clone())).collect();
-        self
-    }
-}
