@@ -50,20 +50,23 @@ static __always_inline int tp_is_policy(__u32 reason)
 	return reason == TP_DROP_EGRESS_POLICY || reason == TP_DROP_INGRESS_POLICY;
 }
 
-/* What is known of the packet in hand. */
-static __always_inline void tp_describe(struct tp_dropped *dropped, const struct tp_work *w)
+/* What is known of the packet in hand. (A function by itself: so the object's types have the struct, which no map's do.) */
+static __noinline int tp_describe(struct tp_dropped *dropped, const struct tp_work *w)
 {
+	if (!dropped || !w)
+		return 0;
 	dropped->t = w->p.t;
 	dropped->tcp_flags = w->p.tcp_flags;
 	dropped->icmp_type = w->p.icmp_type;
 	if (!tp_is_zero(&w->p.t.saddr) || !tp_is_zero(&w->p.t.daddr))
 		dropped->flags |= TP_DROPPED_TUPLE;
 	if (!w->translated)
-		return;
+		return 1;
 	dropped->t = w->sent;
 	dropped->backend = w->lb.backend.addr;
 	dropped->backend_port = w->lb.backend.port;
 	dropped->flags |= TP_DROPPED_TRANSLATED;
+	return 1;
 }
 
 /* Room for what is to be told; NULL: nobody listens, or too much was told just now. Ends with bpf_ringbuf_submit. */

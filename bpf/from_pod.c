@@ -243,12 +243,13 @@ static __always_inline void tp_nat_refresh(struct tp_work *w, struct tp_nat *nat
 	const __u32 wanted = TP_CT_REPLIED | TP_CT_ESTABLISHED, flags = ct->flags;
 	__u64 now = bpf_ktime_get_coarse_ns();
 
-	if ((flags & (wanted | TP_CT_FIN_A | TP_CT_FIN_B | TP_CT_RST)) != wanted || nat->fresh == now)
+	if ((flags & (wanted | TP_CT_FIN_A | TP_CT_FIN_B | TP_CT_RST)) != wanted)
 		return;
 	/* Written by whoever holds a pointer to it, also to an entry that was deleted since and whose memory is another's: that one's
 	 * connection then is looked at a little later than it would have been. */
 	if (nat->revision == tp_revision_now() && nat->mark == tp_mark_of(&w->sent)) {
-		*(volatile __u64 *)&nat->fresh = now;
+		if (nat->fresh != now)
+			*(volatile __u64 *)&nat->fresh = now;
 		return;
 	}
 	tp_nat_fill(w, ct);
