@@ -16,7 +16,7 @@
  * - a new field of a value means, as zero, what held before there was one;
  * - fields of a key only come and go with the map's name.
  */
-#define TP_ABI_VERSION 5
+#define TP_ABI_VERSION 6
 
 /* ---- addresses and tuples ------------------------------------------------------------------------------------ */
 
@@ -101,6 +101,10 @@ struct tp_pod {
 	__u32 flags;			/* enum tp_pod_flag */
 	__u8 mac[6];			/* the pod's own */
 	__u8 host_mac[6];		/* the host side's */
+	/* The same with the policies that are only audited, as if they were enforced: what they would deny is counted (tp_audited)
+	 * and told, and passes. 0: none of them selects the pod. */
+	__u32 ingress_audit_set;
+	__u32 egress_audit_set;
 };
 
 /*
@@ -182,6 +186,21 @@ enum tp_rule_id {
 	TP_RULE_SELF = 0xfffffffc,	/* a pod always reaches itself */
 };
 
+/*
+ * tp_audited: hash, this -> tp_audited. Connections that pass, and would be denied by a set that is only audited. One is counted when it
+ * is opened, or when it is judged again under such a set for the first time: once under one set, as a rule. An entry is made by
+ * the program that counts first; user space takes it away when nothing has the set any more.
+ */
+struct tp_audit_key {
+	__u32 set;
+	__u32 rule;			/* rule_id, TP_RULE_DEFAULT_DENY too */
+};
+
+struct tp_audited {
+	__u64 connections;
+	__u64 last;			/* ktime, ns: when one was counted last */
+};
+
 /* ---- connections ----------------------------------------------------------------------------------------------- */
 
 /* tp_ct: hash. One entry a connection, found from both directions: the smaller (address, port) is side A.
@@ -227,7 +246,7 @@ struct tp_ct {
 	__u64 ingress;			/* the same of the responder's ingress */
 	__u32 flags;			/* enum tp_ct_flag */
 	__be16 vport;
-	__u8 pad[2];
+	__u16 audited;			/* under which audit sets it was counted last (a hash of them), 0: none */
 	struct tp_ct_end a;
 	struct tp_ct_end b;
 	struct tp_addr vip;
@@ -295,7 +314,7 @@ struct tp_nat {
  * Clients outside whose backend is no pod (a node's own address, or one outside the cluster): there is no tunnel by which its answers would
  * come back, so the source is translated too, to an address of the node and a port of these; but of a backend that is this node itself,
  * whose answers pass its devices in any case. The one place where the range is said: it is disjoint from nftables' masquerading
- * (MASQUERADE_PORTS) and from the ports that Linux gives to sockets (ip_local_port_range, 32768-60999).
+ * (MASQUERADE_PORTS) and from the ports that Linux gives to sockets (ip_local_port_range, 32768-60999, unless somebody widened it).
  */
 #define TP_SNAT_PORT_MIN 61000
 #define TP_SNAT_PORT_MAX 65535
@@ -513,6 +532,8 @@ enum tp_reason {
 	TP_UNTRACKED = 7,		/* new, allowed and without an entry, for which there was no room: its answers need none */
 	TP_CT_RECYCLED = 8,		/* an opening that gave way to a later one of its pod */
 	TP_ACCELERATED = 9,		/* forwarded by XDP; also counted as what it is */
+	TP_AUDIT_EGRESS = 10,		/* a connection that passes, and that a policy which is only audited would deny: of its opener's egress */
+	TP_AUDIT_INGRESS = 11,		/* of its responder's ingress */
 	TP_DIRECT_RETURN = 12,		/* opened by way of another node and answered from here (TP_NODE_DIRECT_RETURN) */
 	TP_DROP_FIRST = 16,
 	TP_DROP_MALFORMED = 16,
@@ -554,7 +575,7 @@ enum tp_drop_flag {
 	TP_DROPPED_SOCKET = 1 << 3,	/* no packet: a socket that may not connect, or send; its own port is not known */
 };
 
-/* tp_drops: ring of what is dropped or refused, while tp_watched says so (array of one, nonzero: somebody listens). */
+/* tp_drops: ring of what is dropped or refused, or would be by an audited policy (TP_AUDIT_*), while tp_watched says so (array of one, nonzero: somebody listens). */
 struct tp_dropped {
 	__u64 at;			/* ktime, ns */
 	struct tp_tuple t;		/* as its sender wrote it */
@@ -565,9 +586,11 @@ struct tp_dropped {
 	__u8 icmp_type;
 	__u8 pad[3];
 	__u32 reason;			/* enum tp_reason */
-	__u32 rule;			/* of the policy that denied it, else 0 */
-	__u32 ifindex;			/* where it came in */
-	__u32 len;			/* bytes, link header included */
+	__u32 rule;			/* of the policy that denied it, or would, else 0 */
+	__u32 ifindex;			/* where it came in; 0 of TP_AUDIT_* */
+	__u32 len;			/* bytes, link header included; 0 of TP_AUDIT_* */
+	__u32 set;			/* of TP_AUDIT_*: the set that would deny it */
+	__u8 pad_end[4];
 };
 
 /* tp_told: per-CPU array of one: how much was told in this span of time, and how much was not, ever. */

@@ -137,6 +137,16 @@ static __always_inline void tp_tell_ends_apart(struct tp_tuple *t)
 	tp_set_word(&t->saddr, 3, HAIRPIN_V6_LAST);
 }
 
+/* What the other end of `from` sends. */
+static __always_inline void tp_turn(struct tp_tuple *to, const struct tp_tuple *from)
+{
+	*to = *from;
+	to->saddr = from->daddr;
+	to->sport = from->dport;
+	to->daddr = from->saddr;
+	to->dport = from->sport;
+}
+
 static __always_inline int tp_same_mac(const __u8 *a, const __u8 *b)
 {
 	return a[0] == b[0] && a[1] == b[1] && a[2] == b[2] && a[3] == b[3] && a[4] == b[4] && a[5] == b[5];

@@ -194,12 +194,25 @@ static __always_inline void tp_resolve_via(struct tp_work *w)
 	w->has_via = 1;
 }
 
+/* A connection that passes is held against the policies that are only audited once under one set of them. */
+static __always_inline void tp_ct_audit(struct tp_work *w, struct tp_ct *ct)
+{
+	__u16 mark = tp_audit_mark(&w->j);
+
+	if (mark && ct->audited != mark) {
+		ct->audited = mark;
+		tp_audit();
+	}
+}
+
 /* Judges an entry again under the present policy; `t` is the direction in which it was looked up. */
 static __always_inline void tp_rejudge(struct tp_work *w, const struct tp_node_config *cfg, struct tp_ct *ct,
 				       const struct tp_tuple *t, __u32 revision)
 {
+	__u32 denied;
+
 	tp_origin_is(w, t, tp_ct_forward(w, ct));
-	tp_judge(w, cfg, ct->ingress_rule == TP_RULE_OWN_NODE);
+	denied = tp_judge(w, cfg, ct->ingress_rule == TP_RULE_OWN_NODE);
 	ct->egress_rule = w->j.egress_rule;
 	ct->ingress_rule = w->j.ingress_rule;
 	if (ct->flags & TP_CT_FROM_A) {
@@ -213,6 +226,8 @@ static __always_inline void tp_rejudge(struct tp_work *w, const struct tp_node_c
 	barrier();
 	*(volatile __u64 *)&ct->egress = tp_judged(w->j.egress_verdict, revision);
 	*(volatile __u64 *)&ct->ingress = tp_judged(w->j.ingress_verdict, revision);
+	if (!denied)
+		tp_ct_audit(w, ct);
 }
 
 /* Why a connection is denied, the rule in w->rule; 0: it is not. */
@@ -363,6 +378,7 @@ static __always_inline struct tp_ct *tp_ct_open(struct tp_work *w, const struct 
 	fresh->ingress = tp_judged(w->j.ingress_verdict, revision);
 	*tp_ct_source(w, fresh) = w->j.from;
 	*tp_ct_target(w, fresh) = w->j.to;
+	tp_ct_audit(w, fresh);
 	return tp_ct_keep(w, old);
 }
 
@@ -393,6 +409,7 @@ static __always_inline struct tp_ct *tp_ct_reopen(struct tp_work *w, const struc
 {
 	ct->last_seen = now;
 	ct->created = now;
+	ct->audited = 0;
 	tp_rejudge(w, cfg, ct, &w->p.t, revision);
 	w->reason = tp_ct_denied(w, ct);
 	if (w->reason)

@@ -114,6 +114,27 @@ static __noinline int tp_tell(__u32 reason, __u32 ifindex, __u32 len, __u8 flags
 	return 1;
 }
 
+/* Tells of a connection that passes, and would not by w->rule of an audited policy's set. `reason`: TP_AUDIT_EGRESS or TP_AUDIT_INGRESS. */
+static __noinline int tp_tell_audit(__u32 reason, __u32 set)
+{
+	struct tp_work *w = tp_work();
+	struct tp_dropped *dropped = w ? tp_tell_begin(reason) : NULL;
+
+	if (!dropped)
+		return 0;
+	dropped->rule = w->rule;
+	dropped->set = set;
+	if (tp_same_tuple(&w->origin, &w->p.t)) {
+		tp_describe(dropped, w);
+	} else {
+		/* It was open before, and the packet in hand is an answer, or speaks of it. */
+		dropped->t = w->origin;
+		dropped->flags |= TP_DROPPED_TUPLE;
+	}
+	bpf_ringbuf_submit(dropped, 0);
+	return 1;
+}
+
 /* Tells of a socket that was refused before it sent anything. `client`: the pod, or the node. */
 static __noinline int tp_tell_socket(__u32 reason, const struct tp_addr *client, const struct tp_service_key *asked)
 {

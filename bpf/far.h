@@ -4,8 +4,9 @@
  *
  * A backend on another node, or outside the cluster, answers by the network's ways: to us only if we are its client. So the source becomes
  * an address of this node and a port of TP_SNAT_PORT_MIN or more, never the client's own: what is in that range is nobody else's, neither
- * masquerading's nor a socket's that did not ask for it. Such packets never enter the kernel's stack, which takes none with
- * its own source and knows nothing of the port; what only the stack could do with one is dropped and counted.
+ * masquerading's nor a socket's that did not ask for it, unless ip_local_port_range reaches into it (the agent's status says so then).
+ * Such packets never enter the kernel's stack, which takes none with its own source and knows nothing of the port; what only the stack
+ * could do with one is dropped and counted.
  *
  * A backend that is this node itself keeps the client's address: the packet goes to the node's sockets with another destination, and their
  * answers pass the hook on the other side of the device (to_uplink.c).
@@ -212,9 +213,18 @@ static __noinline __u32 tp_far_take_port(struct __sk_buff *skb, struct tp_work *
 	return TP_DROP_SNAT_PORTS;
 }
 
+/* What the backend of w->way gets. */
+static __always_inline void tp_far_aim_at_backend(struct tp_work *w)
+{
+	w->aim.saddr = w->way.source;
+	w->aim.sport = w->way.source_port;
+	w->aim.daddr = w->way.backend;
+	w->aim.dport = w->way.backend_port;
+}
+
 /*
- * The same where the client's address and port are kept. The reason is TP_DROP_NO_BACKEND where they are taken: by a connection that
- * the client has by way of another address of the Service, or directly. (See tp_ct_clashes.)
+ * As tp_far_take_port, where the client's address and port are kept. The reason is TP_DROP_NO_BACKEND where they are taken: by a
+ * connection that the client has by way of another address of the Service, or directly. (See tp_ct_clashes.)
  */
 static __noinline __u32 tp_far_keep_port(struct __sk_buff *skb, struct tp_work *w)
 {
@@ -227,17 +237,18 @@ static __noinline __u32 tp_far_keep_port(struct __sk_buff *skb, struct tp_work *
 	snat = bpf_map_lookup_elem(&tp_snat, &w->answer);
 	if (snat && (tp_snat_over(w->sent.proto, snat, w->snat.created) || CT_CLOSED(snat->flags)))
 		tp_snat_remove(&w->answer, snat);
-	w->aim.saddr = w->way.source;
-	w->aim.daddr = w->way.backend;
-	w->aim.sport = w->way.source_port;
-	w->aim.dport = w->way.backend_port;
+	tp_far_aim_at_backend(w);
 	w->aim.proto = w->sent.proto;
 	if (tp_has_socket(skb, &w->aim) == 2)
 		return TP_DROP_NO_BACKEND;
 	err = bpf_map_update_elem(&tp_snat, &w->answer, &w->snat, BPF_NOEXIST);
-	if (err)
-		return err == -EEXIST ? TP_DROP_NO_BACKEND : TP_DROP_SNAT_FULL;
-	return 0;
+	if (!err)
+		return 0;
+	if (err != -EEXIST)
+		return TP_DROP_SNAT_FULL;
+	/* By this very connection, of which another CPU has a packet, too: it is about to enter what leads there, and so are we. */
+	snat = bpf_map_lookup_elem(&tp_snat, &w->answer);
+	return snat && tp_snat_is_of(snat, &w->sent) ? 0 : TP_DROP_NO_BACKEND;
 }
 
 /* Enters a connection of w->sent to w->lb.backend: w->way and w->answer. 0, or the reason to drop; TP_DROP_NO_BACKEND: to refuse. */
@@ -273,8 +284,10 @@ static __noinline __u32 tp_far_open(struct __sk_buff *skb, struct tp_work *w, co
 	w->way.source_port = w->answer.dport;
 	err = bpf_map_update_elem(&tp_snat_asked, &w->sent, &w->way, BPF_NOEXIST);
 	if (err) {
+		/* EEXIST: another packet of the connection was first, on another CPU. It may have come to the same. */
+		if (err == -EEXIST && tp_snat_leads(bpf_map_lookup_elem(&tp_snat_asked, &w->sent), &w->answer))
+			return 0;
 		bpf_map_delete_elem(&tp_snat, &w->answer);
-		/* EEXIST: another packet of the connection was first, on another CPU. */
 		if (err != -EEXIST)
 			return TP_DROP_SNAT_FULL;
 		return tp_snat_known(w) ? 0 : TP_DROP_INTERNAL;
@@ -341,6 +354,15 @@ static __noinline int tp_far_forward(struct __sk_buff *skb, struct tp_work *w, c
 	return reason ? tp_drop(skb, reason) : tp_far_send(skb, w);
 }
 
+/* What the client of w->snat gets. */
+static __always_inline void tp_far_aim_at_client(struct tp_work *w)
+{
+	w->aim.saddr = w->snat.vip;
+	w->aim.sport = w->snat.vport;
+	w->aim.daddr = w->snat.client;
+	w->aim.dport = w->snat.client_port;
+}
+
 /* What a client sends on a connection that is entered: w->way and w->answer. */
 static __noinline int tp_far_ask(struct __sk_buff *skb, struct tp_work *w, const struct tp_node_config *cfg)
 {
@@ -350,17 +372,14 @@ static __noinline int tp_far_ask(struct __sk_buff *skb, struct tp_work *w, const
 	tp_snat_observe(w, 0);
 	if (w->p.flags & TP_PKT_FIRST_FRAG)
 		tp_frag_record(w, &w->sent);
-	if (w->way.source_port == w->sent.sport && tp_same(&w->way.source, &w->sent.saddr)) {
+	if (tp_snat_keeps(w)) {
 		reason = tp_rewrite(skb, w, 0, &w->way.backend, w->way.backend_port);
 		if (reason)
 			return tp_drop(skb, reason);
 		tp_count(TP_SERVICE_TRANSLATED, skb->len);
 		return tp_to_stack(skb);
 	}
-	w->aim.saddr = w->way.source;
-	w->aim.sport = w->way.source_port;
-	w->aim.daddr = w->way.backend;
-	w->aim.dport = w->way.backend_port;
+	tp_far_aim_at_backend(w);
 	sent = tp_far_forward(skb, w, cfg);
 	if (sent == TC_ACT_REDIRECT)
 		tp_count(TP_SERVICE_TRANSLATED, skb->len);
@@ -387,10 +406,7 @@ static __noinline int tp_far_answer(struct __sk_buff *skb, struct tp_work *w, co
 	tp_snat_observe(w, 1);
 	if (w->p.flags & TP_PKT_FIRST_FRAG)
 		tp_frag_record(w, &w->p.t);
-	w->aim.saddr = w->snat.vip;
-	w->aim.sport = w->snat.vport;
-	w->aim.daddr = w->snat.client;
-	w->aim.dport = w->snat.client_port;
+	tp_far_aim_at_client(w);
 	return tp_far_forward(skb, w, cfg);
 }
 
@@ -406,49 +422,42 @@ static __always_inline int tp_far_send_error(struct __sk_buff *skb, struct tp_wo
 	return tp_far_send(skb, w);
 }
 
-/* The backend, or who is on the way there, complains of what was sent to it: to the client, who knows of the Service only. */
-static __noinline int tp_far_error_to_client(struct __sk_buff *skb, struct tp_work *w, const struct tp_node_config *cfg)
+/* Sends an ICMP error to w->aim's receiver, about what that sent to w->aim's sender, as it knows the two. */
+static __noinline int tp_far_send_quoted(struct __sk_buff *skb, struct tp_work *w, const struct tp_node_config *cfg)
 {
 	__u32 reason;
 
 	w->restore = 1;
-	w->nat.daddr = w->snat.vip;
-	w->nat.dport = w->snat.vport;
+	w->nat.daddr = w->aim.saddr;
+	w->nat.dport = w->aim.sport;
 	if (tp_restore_quoted(skb, w))
 		return tp_drop(skb, TP_DROP_INTERNAL);
-	w->lb.backend.addr = w->snat.client;
-	w->lb.backend.port = w->snat.client_port;
+	w->lb.backend.addr = w->aim.daddr;
+	w->lb.backend.port = w->aim.dport;
 	reason = tp_aim_quoted(skb, w);
-	if (reason)
-		return tp_drop(skb, reason);
-	w->aim.saddr = w->snat.vip;
-	w->aim.daddr = w->snat.client;
-	return tp_far_send_error(skb, w, cfg);
+	return reason ? tp_drop(skb, reason) : tp_far_send_error(skb, w, cfg);
+}
+
+/* The backend, or who is on the way there, complains of what was sent to it: to the client, who knows of the Service only. */
+static __noinline int tp_far_error_to_client(struct __sk_buff *skb, struct tp_work *w, const struct tp_node_config *cfg)
+{
+	tp_far_aim_at_client(w);
+	return tp_far_send_quoted(skb, w, cfg);
 }
 
 /* The client, or who is on the way there, complains of an answer: to the backend, who knows of w->way only. */
 static __noinline int tp_far_error_to_backend(struct __sk_buff *skb, struct tp_work *w, const struct tp_node_config *cfg)
 {
-	int kept = w->way.source_port == w->sent.sport && tp_same(&w->way.source, &w->sent.saddr);
 	__u32 reason;
 
-	if (!kept) {
-		w->restore = 1;
-		w->nat.daddr = w->way.source;
-		w->nat.dport = w->way.source_port;
-		if (tp_restore_quoted(skb, w))
-			return tp_drop(skb, TP_DROP_INTERNAL);
+	if (!tp_snat_keeps(w)) {
+		tp_far_aim_at_backend(w);
+		return tp_far_send_quoted(skb, w, cfg);
 	}
 	w->lb.backend.addr = w->way.backend;
 	w->lb.backend.port = w->way.backend_port;
 	reason = tp_aim_quoted(skb, w);
-	if (reason)
-		return tp_drop(skb, reason);
-	if (kept)
-		return tp_to_stack(skb);
-	w->aim.saddr = w->way.source;
-	w->aim.daddr = w->way.backend;
-	return tp_far_send_error(skb, w, cfg);
+	return reason ? tp_drop(skb, reason) : tp_to_stack(skb);
 }
 
 #endif

@@ -47,11 +47,7 @@ static __noinline int tp_error_from_outside(struct __sk_buff *skb, struct tp_wor
 
 	if (tp_wants_stack(w) || tp_parse_quoted(skb, w) || !tp_has_ports(w->quoted.proto) || !tp_same(&w->quoted.saddr, &w->p.t.daddr))
 		return TC_ACT_OK;
-	w->sent = w->quoted;
-	w->sent.saddr = w->quoted.daddr;
-	w->sent.sport = w->quoted.dport;
-	w->sent.daddr = w->quoted.saddr;
-	w->sent.dport = w->quoted.sport;
+	tp_turn(&w->sent, &w->quoted);
 	if (tp_snat_answered(w, &w->sent, 0))
 		return tp_far_error_to_client(skb, w, cfg);
 	if (tp_snat_known(w))

@@ -23,6 +23,7 @@ TP_MAP(tp_class_pods, BPF_MAP_TYPE_HASH, struct tp_addr, __u32, 65536, BPF_F_NO_
 TP_MAP(tp_class_cidrs, BPF_MAP_TYPE_LPM_TRIE, struct tp_cidr_key, __u32, 65536, BPF_F_NO_PREALLOC);
 TP_MAP(tp_set_class, BPF_MAP_TYPE_HASH, struct tp_set_class_key, __u32, 65536, BPF_F_NO_PREALLOC);
 TP_MAP(tp_rules, BPF_MAP_TYPE_LPM_TRIE, struct tp_rule_key, struct tp_rule, 65536, BPF_F_NO_PREALLOC);
+TP_MAP(tp_audited, BPF_MAP_TYPE_HASH, struct tp_audit_key, struct tp_audited, 16384, BPF_F_NO_PREALLOC);
 
 TP_MAP(tp_ct, BPF_MAP_TYPE_HASH, struct tp_ct_key, struct tp_ct, 65536, BPF_F_NO_PREALLOC);
 TP_MAP(tp_nat, BPF_MAP_TYPE_HASH, struct tp_tuple, struct tp_nat, 65536, BPF_F_NO_PREALLOC);

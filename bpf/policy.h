@@ -132,6 +132,7 @@ static __noinline __u32 tp_judge(struct tp_work *w, const struct tp_node_config 
 		} else {
 			j->egress_verdict = tp_judge_set(w, from->egress_set, &w->origin.daddr);
 			j->egress_rule = w->rule;
+			j->egress_audit = from->egress_audit_set;
 		}
 	}
 	to = tp_pod_copy(&w->to, &w->origin.daddr) ? &w->to : NULL;
@@ -151,6 +152,7 @@ static __noinline __u32 tp_judge(struct tp_work *w, const struct tp_node_config 
 		} else {
 			j->ingress_verdict = tp_judge_set(w, to->ingress_set, &w->origin.saddr);
 			j->ingress_rule = w->rule;
+			j->ingress_audit = to->ingress_audit_set;
 		}
 	}
 	if (j->egress_verdict == TP_VERDICT_DENY) {
@@ -161,6 +163,63 @@ static __noinline __u32 tp_judge(struct tp_work *w, const struct tp_node_config 
 	if (j->ingress_verdict == TP_VERDICT_DENY)
 		return TP_DROP_INGRESS_POLICY;
 	return 0;
+}
+
+/* Counts a connection that passes and would be denied by a set that is only audited, by w->rule. */
+static __always_inline void tp_would_deny(struct tp_work *w, __u32 reason, __u32 set)
+{
+	struct tp_audited *audited;
+
+	tp_count(reason, 0);
+	w->audit_key.set = set;
+	w->audit_key.rule = w->rule;
+	audited = bpf_map_lookup_elem(&tp_audited, &w->audit_key);
+	if (!audited) {
+		w->audited.connections = 0;
+		w->audited.last = 0;
+		/* There already: another CPU's doing. No room: tp_counters has it all the same. */
+		bpf_map_update_elem(&tp_audited, &w->audit_key, &w->audited, BPF_NOEXIST);
+		audited = bpf_map_lookup_elem(&tp_audited, &w->audit_key);
+	}
+	if (audited) {
+		__sync_fetch_and_add(&audited->connections, 1);
+		audited->last = bpf_ktime_get_coarse_ns();
+	}
+	tp_tell_audit(reason, set);
+}
+
+/*
+ * Judges a connection that passes once more, by the sets that tp_judge has just left in w->j: those with the policies that are only audited. It
+ * changes nothing about the packet. Not static, so that the verifier looks at it once and not at each of its callers' many ways.
+ */
+__noinline int tp_audit(void)
+{
+	struct tp_work *w = tp_work();
+	__u32 isolated, rule;
+
+	if (!w)
+		return 0;
+	isolated = w->j.isolated;
+	rule = w->rule;
+	if (w->j.egress_audit && tp_judge_set(w, w->j.egress_audit, &w->origin.daddr) == TP_VERDICT_DENY)
+		tp_would_deny(w, TP_AUDIT_EGRESS, w->j.egress_audit);
+	if (w->j.ingress_audit && tp_judge_set(w, w->j.ingress_audit, &w->origin.saddr) == TP_VERDICT_DENY)
+		tp_would_deny(w, TP_AUDIT_INGRESS, w->j.ingress_audit);
+	w->j.isolated = isolated;
+	w->rule = rule;
+	return 0;
+}
+
+/* Under which audit sets w->j is to be counted: 0 if under none. A hash: two pairs of sets that share one cost a connection that is open
+ * when they change its second count. */
+static __always_inline __u16 tp_audit_mark(const struct tp_judgement *j)
+{
+	__u32 mixed = j->egress_audit * 0x9e3779b1u + j->ingress_audit * 0x85ebca6bu;
+	__u16 mark = mixed >> 16;
+
+	if (!(j->egress_audit | j->ingress_audit))
+		return 0;
+	return mark ? mark : 1;
 }
 
 #endif

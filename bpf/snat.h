@@ -8,6 +8,9 @@
  * it for gone; what is left alone by two CPUs that worked on one connection the collector finds. Nothing of an entry changes but
  * `last_seen` and `flags`, but its memory may be given to another key once it is deleted (maps that are not preallocated, since
  * Linux 6.1): so what was copied is believed only when it agrees with the key.
+ *
+ * A backend that is in no node's range is taken for one outside. It may be a pod whose node is not known yet: so of a connection that nobody
+ * has answered that is asked again at each packet, and not once.
  */
 #ifndef TOWPATH_SNAT_H
 #define TOWPATH_SNAT_H
@@ -91,6 +94,22 @@ static __always_inline int tp_snat_begins_anew(const struct tp_work *w, __u32 fl
 	return w->sent.proto == IPPROTO_TCP && (w->p.flags & TP_PKT_OPENS) && ((flags & TP_CT_ESTABLISHED) || CT_CLOSED(flags));
 }
 
+/* Whether w->way keeps the client's own address and port: the backend is this node. */
+static __always_inline int tp_snat_keeps(const struct tp_work *w)
+{
+	return w->way.source_port == w->sent.sport && tp_same(&w->way.source, &w->sent.saddr);
+}
+
+/* Whether the backend of w->way has come to be in a node's range: a pod's address, to which there is another way. */
+static __always_inline int tp_snat_is_of_pod(struct tp_work *w)
+{
+	struct tp_peer *peer;
+
+	tp_full_prefix(&w->cidr, &w->way.backend);
+	peer = bpf_map_lookup_elem(&tp_peers, &w->cidr);
+	return peer && !(peer->flags & TP_PEER_NODE);
+}
+
 /* Whether earlier packets of w->sent went to what is no pod: then w->way and w->answer say how. */
 static __noinline int tp_snat_known(struct tp_work *w)
 {
@@ -103,7 +122,8 @@ static __noinline int tp_snat_known(struct tp_work *w)
 	tp_snat_answer_of(&w->answer, &w->way, w->sent.proto);
 	snat = bpf_map_lookup_elem(&tp_snat, &w->answer);
 	if (snat && tp_snat_is_of(snat, &w->sent)) {
-		if (!tp_snat_over(w->sent.proto, snat, bpf_ktime_get_coarse_ns()) && !tp_snat_begins_anew(w, snat->flags))
+		if (!tp_snat_over(w->sent.proto, snat, bpf_ktime_get_coarse_ns()) && !tp_snat_begins_anew(w, snat->flags) &&
+		    ((snat->flags & TP_CT_REPLIED) || tp_snat_keeps(w) || !tp_snat_is_of_pod(w)))
 			return 1;
 		tp_snat_remove(&w->answer, snat);
 		return 0;

@@ -56,8 +56,10 @@ int tp_to_pod(struct __sk_buff *skb)
 
 	if (!cfg || !w)
 		return TC_ACT_SHOT;
-	if (skb->protocol == bpf_htons(ETH_P_ARP))
+	if (skb->protocol == bpf_htons(ETH_P_ARP)) {
+		tp_nothing_read(w);
 		return tp_no_pod(skb);
+	}
 	reason = tp_parse(skb, w);
 	if (reason && reason != TP_DROP_FRAGMENT)
 		return tp_drop(skb, reason);

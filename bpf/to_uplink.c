@@ -10,11 +10,7 @@ static __noinline int tp_error_of_node(struct __sk_buff *skb, struct tp_work *w)
 {
 	if (tp_parse_quoted(skb, w) || !tp_has_ports(w->quoted.proto) || !tp_same(&w->quoted.saddr, &w->p.t.daddr))
 		return TC_ACT_OK;
-	w->sent = w->quoted;
-	w->sent.saddr = w->quoted.daddr;
-	w->sent.sport = w->quoted.dport;
-	w->sent.daddr = w->quoted.saddr;
-	w->sent.dport = w->quoted.sport;
+	tp_turn(&w->sent, &w->quoted);
 	if (!tp_snat_answered(w, &w->sent, 0))
 		return TC_ACT_OK;
 	w->restore = 1;

@@ -111,6 +111,8 @@ struct tp_judgement {
 	__u8 ingress_verdict;
 	__u8 pad[2];
 	__u32 pod_id;
+	__u32 egress_audit;		/* sets that would judge it if the audited policies were enforced, 0: none there */
+	__u32 ingress_audit;
 	struct tp_ct_end from;
 	struct tp_ct_end to;
 };
@@ -150,6 +152,8 @@ struct tp_work {
 	struct tp_cidr_key cidr;
 	struct tp_rule_key rule_key;
 	struct tp_set_class_key set_class;
+	struct tp_audit_key audit_key;
+	struct tp_audited audited;
 	struct tp_frag_key frag_key;
 	struct tp_frag frag;
 	struct bpf_tunnel_key tunnel;

@@ -109,6 +109,20 @@ impl Libcni {
         version: &str,
         extra: &Value,
     ) -> Result<Result<Value, Value>> {
+        self.call_in(verb, sandbox.map(|sandbox| (sandbox.id, sandbox.netns())), version, extra)
+    }
+
+    /// The same for a container by its id and the path of its network namespace, whoever made that.
+    ///
+    /// # Errors
+    /// As [`Libcni::call`].
+    pub fn call_in(
+        &self,
+        verb: &str,
+        container: Option<(&str, PathBuf)>,
+        version: &str,
+        extra: &Value,
+    ) -> Result<Result<Value, Value>> {
         let mut config = self.list.pointer("/plugins/0").cloned().context("a list without a plugin")?;
         let fields = config.as_object_mut().context("a plugin that is no object")?;
         fields.insert("name".to_owned(), self.list.get("name").cloned().unwrap_or_default());
@@ -120,8 +134,8 @@ impl Libcni {
         if !self.args.is_empty() {
             command.env("CNI_ARGS", &self.args);
         }
-        if let Some(sandbox) = sandbox {
-            command.env("CNI_CONTAINERID", sandbox.id).env("CNI_IFNAME", "eth0").env("CNI_NETNS", sandbox.netns());
+        if let Some((id, netns)) = container {
+            command.env("CNI_CONTAINERID", id).env("CNI_IFNAME", "eth0").env("CNI_NETNS", netns);
         }
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
         child.stdin.take().context("no stdin")?.write_all(config.to_string().as_bytes())?;

@@ -2,10 +2,10 @@
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc;
-use std::time::Duration;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use towpath_walkthrough::cluster::{Cluster, Families, field};
 use towpath_walkthrough::machine::can_run_labs;
@@ -24,6 +24,13 @@ spec:
 apiVersion: v1
 kind: Pod
 metadata: {name: asks, labels: {app: asks}}
+spec:
+  nodeName: n1
+  containers: [{name: shell, image: busybox, command: [sleep, "86400"]}]
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: friend, labels: {app: friend}}
 spec:
   nodeName: n1
   containers: [{name: shell, image: busybox, command: [sleep, "86400"]}]
@@ -77,8 +84,6 @@ impl Observer {
             let said = nodes.recv_timeout(SOON).context("it does not listen")?;
             ensure!(said.contains("listening to node"), "it said: {said}");
         }
-        // It is connected; the agent makes the programs tell in a moment.
-        std::thread::sleep(Duration::from_millis(300));
         Ok(observer)
     }
 
@@ -87,9 +92,21 @@ impl Observer {
         serde_json::from_str(&line).with_context(|| format!("not JSON: {line}"))
     }
 
+    /// What is told in half a second: nothing, while it goes on to listen.
     fn silent(&self) -> Result<()> {
-        let told = self.lines.recv_timeout(Duration::from_millis(500)).ok();
-        ensure!(told.is_none(), "told, and not asked for: {told:?}");
+        match self.lines.recv_timeout(Duration::from_millis(500)) {
+            Err(RecvTimeoutError::Timeout) => Ok(()),
+            Err(RecvTimeoutError::Disconnected) => bail!("towpath observe ended"),
+            Ok(told) => bail!("told, and not asked for: {told}"),
+        }
+    }
+
+    /// Until nothing is told any more of what was sent before.
+    fn settle(&self) -> Result<()> {
+        let deadline = Instant::now() + SOON;
+        while let Err(told) = self.silent() {
+            ensure!(Instant::now() < deadline, "it does not end: {told:#}");
+        }
         Ok(())
     }
 }
@@ -109,6 +126,7 @@ fn drops_are_told_as_they_happen_with_the_policies_that_deny_them() -> Result<()
     let cluster = Cluster::up("observe", 2, Families::Ipv4)?;
     cluster.apply_text(OBJECTS)?;
     cluster.wait_pod("web")?;
+    cluster.wait_pod("friend")?;
     let asks = cluster.wait_pod("asks")?;
     let all = Observer::start(&cluster, &[])?;
     let of_friend = Observer::start(&cluster, &["-l", "app=friend"])?;
@@ -125,7 +143,7 @@ fn drops_are_told_as_they_happen_with_the_policies_that_deny_them() -> Result<()
     ensure!(field(&told, "/policy/direction") == "Ingress", "{told}");
 
     // Refused before anything is sent.
-    while all.silent().is_err() {}
+    all.settle()?;
     cluster.exec("asks", "nc -w 1 empty 80 </dev/null; true")?;
     let told = all.next()?;
     ensure!(field(&told, "/reason") == "refused" && field(&told, "/verdict") == "REFUSED", "{told}");
@@ -136,15 +154,25 @@ fn drops_are_told_as_they_happen_with_the_policies_that_deny_them() -> Result<()
     ensure!(field(&told, "/node") == "n1" && field(&told, "/place") == "socket", "{told}");
     ensure!(told.get("policy").is_none(), "{told}");
 
+    // Who asks for one pod's is told of that pod's, and of nobody else's.
     of_friend.silent()?;
+    all.settle()?;
+    cluster.exec("friend", "nc -w 1 empty 80 </dev/null; true")?;
+    for told in [of_friend.next()?, all.next()?] {
+        ensure!(
+            field(&told, "/source/is/name") == "friend" && field(&told, "/source/labels/app") == "friend",
+            "{told}"
+        );
+    }
 
     // The policy goes, and nothing is dropped any more.
     cluster.try_kubectl(&["delete", "networkpolicy", "closed"])?;
     let answered = cluster
         .exec("asks", "for i in 1 2 3 4 5 6 7 8 9 10; do nc -w 1 web 8000 </dev/null && exit 0; done; exit 1")?;
     ensure!(answered.ok, "{}", answered.all());
-    while all.silent().is_err() {}
+    all.settle()?;
     cluster.exec("asks", "nc -w 1 web 8000 </dev/null")?;
     all.silent()?;
+    of_friend.settle()?;
     cluster.down()
 }

@@ -207,6 +207,7 @@ fn objects(cluster: &Cluster) -> Result<Objects> {
         pods: everything(cluster, "pods")?,
         policies: everything(cluster, "networkpolicies")?,
         cluster_policies: everything(cluster, "clusternetworkpolicies")?,
+        names: Vec::new(),
     })
 }
 

@@ -27,6 +27,16 @@ pub(crate) static CNI_DURATION: LazyLock<Durations> = LazyLock::new(|| Family::n
 pub(crate) static CNI_REQUESTS: LazyLock<Family<Labels, Counter>> = LazyLock::new(Family::default);
 /// How long planning and applying took, by part: `policy`, `services`, `peers`, `all`.
 pub(crate) static APPLY_DURATION: LazyLock<Durations> = LazyLock::new(|| Family::new_with_constructor(seconds));
+/// Time to compile what changed of policies, without writing it: from a twentieth of a millisecond on.
+pub(crate) static COMPILE_DURATION: LazyLock<Histogram> =
+    LazyLock::new(|| Histogram::new((0..16).map(|power| 0.00005 * f64::from(1 << power))));
+/// Time to check what was compiled against the policies.
+pub(crate) static CHECK_DURATION: LazyLock<Histogram> =
+    LazyLock::new(|| Histogram::new((0..16).map(|power| 0.00005 * f64::from(1 << power))));
+/// Images that did not say what the policies say.
+pub(crate) static MISMATCHES: LazyLock<Counter> = LazyLock::new(Counter::default);
+/// Changes that compiling what changed had missed, and a look at everything found.
+pub(crate) static MISSED_CHANGES: LazyLock<Counter> = LazyLock::new(Counter::default);
 /// Watches that were interrupted, by kind.
 pub(crate) static WATCH_ERRORS: LazyLock<Family<Labels, Counter>> = LazyLock::new(Family::default);
 
@@ -44,6 +54,11 @@ pub(crate) static SERVICES_DURATION: LazyLock<Histogram> =
 pub(crate) static PROXY_HEALTH: LazyLock<Family<Labels, Counter>> = LazyLock::new(Family::default);
 /// What happened before is no measure of this process.
 static STARTED: LazyLock<SystemTime> = LazyLock::new(SystemTime::now);
+
+/// Policies were compiled.
+pub(crate) fn compiled(took: Duration) {
+    COMPILE_DURATION.observe(took.as_secs_f64());
+}
 
 /// Services were planned and applied; when what led to it happened, as far as that is known.
 pub(crate) fn services_applied(took: Duration, since: &[SystemTime]) {

@@ -14,6 +14,7 @@ use k8s_openapi::api::networking::v1 as networking;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::sync::mpsc;
 use towpath_model::cluster_policy::object;
 use towpath_model::{
     ClusterNetworkPolicy, EndpointSlice, Invalid, Namespace, NamespacedName, NetworkPolicy, Node, NodeName, NodeNames,
@@ -21,9 +22,12 @@ use towpath_model::{
 };
 use towpath_plan::Changed;
 use towpath_plan::dns::rules::Sources;
+use towpath_policy::compile::Touched;
 use tracing::warn;
 
+use crate::heard::Heard;
 use crate::node_network::given::Given;
+use crate::outliving::{Outliving, Question};
 
 /// A kind the agent watches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -82,6 +86,16 @@ pub trait Noun: Sized + PartialEq + Send + Serialize + DeserializeOwned + 'stati
     /// # Errors
     /// The object says something impossible.
     fn parse(object: &Self::Object) -> Result<Self, Invalid>;
+    /// Whether it stays in force though the API server no longer has it.
+    fn outlives(_index: &mut Index, _key: &Self::Key) -> bool {
+        false
+    }
+    /// The API server has it.
+    fn is_there(_index: &mut Index, _key: &Self::Key) {}
+    /// Adds what stays in force though a full list no longer has it.
+    fn with_outliving(_index: &mut Index, all: BTreeMap<Self::Key, Self>) -> BTreeMap<Self::Key, Self> {
+        all
+    }
     /// What stands for an object that cannot even be read; none: it counts as absent.
     fn unreadable(_key: &Self::Key) -> Option<Self> {
         None
@@ -96,6 +110,12 @@ pub trait Noun: Sized + PartialEq + Send + Serialize + DeserializeOwned + 'stati
     fn take(world: &mut World, key: &Self::Key) -> Option<Self>;
     /// Puts these in the place of all.
     fn replace(world: &mut World, all: BTreeMap<Self::Key, Self>);
+    /// Names it to whoever compiles policies.
+    fn touch(_key: &Self::Key, _touched: &mut Touched) {}
+    /// Whether policies see no difference.
+    fn is_same_to_policies(&self, _other: &Self) -> bool {
+        false
+    }
     /// The Service whose plan it is part of.
     fn service(&self) -> Option<&NamespacedName> {
         None
@@ -121,7 +141,7 @@ macro_rules! kept_in {
 }
 
 macro_rules! noun {
-    ($noun:ty, $object:ty, $key:ty, $kind:expr, $table:ident, $find:expr $(, $service:expr, $slim:expr)?) => {
+    ($noun:ty, $object:ty, $key:ty, $kind:expr, $table:ident, $find:expr, $touch:expr $(, $service:expr, $slim:expr)?) => {
         impl Noun for $noun {
             type Object = $object;
             type Key = $key;
@@ -132,6 +152,10 @@ macro_rules! noun {
             }
             fn parse(object: &$object) -> Result<Self, Invalid> {
                 Self::try_from(object)
+            }
+            fn touch(key: &$key, touched: &mut Touched) {
+                let touch: fn(&$key, &mut Touched) = $touch;
+                touch(key, touched);
             }
             kept_in!($table, $key);
             $(fn service(&self) -> Option<&NamespacedName> {
@@ -150,10 +174,62 @@ fn namespaced(meta: &ObjectMeta) -> Option<NamespacedName> {
     Some(NamespacedName::new(meta.namespace.as_ref()?, meta.name.as_ref()?))
 }
 
-noun!(Node, core::Node, NodeName, Kind::Node, nodes, |m| m.name.clone().map(NodeName::new));
-noun!(Namespace, core::Namespace, String, Kind::Namespace, namespaces, |m| m.name.clone());
-noun!(Pod, core::Pod, NamespacedName, Kind::Pod, pods, namespaced);
-noun!(Service, core::Service, NamespacedName, Kind::Service, services, namespaced, |s| &s.name, |s, _| s.slim());
+/// Policies do not look at it.
+fn untouched(_: &NamespacedName, _: &mut Touched) {}
+
+fn pod_touched(name: &NamespacedName, touched: &mut Touched) {
+    touched.pod(name.clone());
+}
+
+#[allow(clippy::ptr_arg, reason = "the kind of key it has in the index")]
+fn namespace_touched(name: &String, touched: &mut Touched) {
+    touched.namespace(name.clone());
+}
+
+fn slim_service(service: &mut Service, _: &mut NodeNames) {
+    service.slim();
+}
+
+impl Noun for Node {
+    type Object = core::Node;
+    type Key = NodeName;
+    const KIND: Kind = Kind::Node;
+
+    fn key(meta: &ObjectMeta) -> Option<NodeName> {
+        meta.name.clone().map(NodeName::new)
+    }
+
+    fn parse(object: &Self::Object) -> Result<Self, Invalid> {
+        Self::try_from(object)
+    }
+
+    /// Its ranges and addresses decide who may hold an address: of anybody.
+    fn touch(_: &NodeName, touched: &mut Touched) {
+        touched.all();
+    }
+
+    /// One that is no longer ready is where it was.
+    fn is_same_to_policies(&self, other: &Self) -> bool {
+        let seen = |node: &Self| Self { ready: true, flannel: None, ..node.clone() };
+        seen(self) == seen(other)
+    }
+
+    kept_in!(nodes, NodeName);
+}
+
+noun!(Namespace, core::Namespace, String, Kind::Namespace, namespaces, |m| m.name.clone(), namespace_touched);
+noun!(Pod, core::Pod, NamespacedName, Kind::Pod, pods, namespaced, pod_touched);
+noun!(
+    Service,
+    core::Service,
+    NamespacedName,
+    Kind::Service,
+    services,
+    namespaced,
+    untouched,
+    |s| &s.name,
+    slim_service
+);
 noun!(
     EndpointSlice,
     discovery::EndpointSlice,
@@ -161,6 +237,7 @@ noun!(
     Kind::EndpointSlice,
     slices,
     namespaced,
+    untouched,
     |s| &s.service,
     |s, n| s.slim(n)
 );
@@ -187,6 +264,24 @@ impl Noun for NetworkPolicy {
         Ok(policy)
     }
 
+    fn touch(key: &NamespacedName, touched: &mut Touched) {
+        touched.policy(key.clone());
+    }
+
+    fn outlives(index: &mut Index, key: &NamespacedName) -> bool {
+        index.world.policies.contains_key(key) && index.outliving.is_deleted(&index.world, &index.synced, key)
+    }
+
+    fn is_there(index: &mut Index, key: &NamespacedName) {
+        index.outliving.is_there(key);
+    }
+
+    fn with_outliving(index: &mut Index, mut all: BTreeMap<NamespacedName, Self>) -> BTreeMap<NamespacedName, Self> {
+        let outliving = index.outliving.missing_from(&all, &index.world, &index.synced);
+        all.extend(outliving);
+        all
+    }
+
     kept_in!(policies, NamespacedName);
 }
 
@@ -206,13 +301,11 @@ impl Noun for ClusterNetworkPolicy {
         for problem in problems {
             warn!(%problem, "this part of the policy is not understood: it accepts nothing, and denies what it might deny");
         }
-        if policy.has_domain_names() {
-            warn!(
-                policy = policy.name,
-                "domainNames are not enforced yet: the peers that they stand for are not accepted by these rules"
-            );
-        }
         Ok(policy)
+    }
+
+    fn touch(_: &String, touched: &mut Touched) {
+        touched.cluster_policies();
     }
 
     kept_in!(cluster_policies, String);
@@ -228,6 +321,8 @@ pub struct Changes {
     all_services: bool,
     /// When what led to changes of endpoints happened, one an object (`endpoints.kubernetes.io/last-change-trigger-time`).
     since: Vec<SystemTime>,
+    /// What policies look at.
+    touched: Touched,
 }
 
 /// More are not kept: a measurement, no state.
@@ -246,7 +341,17 @@ impl Changes {
 
     /// Everything: for a first plan or after a failed apply.
     pub fn everything() -> Self {
-        Self { kinds: Kind::ALL.into_iter().collect(), all_services: true, ..Self::default() }
+        Self {
+            kinds: Kind::ALL.into_iter().collect(),
+            all_services: true,
+            touched: Touched::everything(),
+            ..Self::default()
+        }
+    }
+
+    /// What policies look at and may have changed.
+    pub fn take_touched(&mut self) -> Touched {
+        std::mem::take(&mut self.touched)
     }
 
     /// All Services, though none of them changed.
@@ -279,6 +384,7 @@ impl Changes {
         self.kinds.extend(other.kinds);
         self.services.extend(other.services);
         self.all_services |= other.all_services;
+        self.touched.merge(other.touched);
         let room = MOST_SINCE.saturating_sub(self.since.len());
         self.since.extend(other.since.into_iter().take(room));
     }
@@ -334,6 +440,8 @@ pub struct Index {
     /// Kinds of which only an earlier run's knowledge is there.
     recalled: BTreeSet<Kind>,
     revisions: BTreeMap<Kind, u64>,
+    heard: Heard,
+    outliving: Outliving,
 }
 
 impl Index {
@@ -344,7 +452,7 @@ impl Index {
 
     /// Whether every kind is known: by its first full list, or from an earlier run.
     pub fn is_synced(&self) -> bool {
-        self.missing().is_empty()
+        self.missing().is_empty() && !self.outliving.holds_up()
     }
 
     /// Kinds of which nothing is known yet.
@@ -365,6 +473,80 @@ impl Index {
     /// Counts the changes of a kind.
     pub fn revision(&self, kind: Kind) -> u64 {
         self.revisions.get(&kind).copied().unwrap_or_default()
+    }
+
+    /// What the API server said last of each kind, by versions.
+    pub fn heard(&self) -> &Heard {
+        &self.heard
+    }
+
+    /// The full list, with the versions of its objects.
+    pub(crate) fn listed_at<N: Noun>(&mut self, all: BTreeMap<N::Key, N>, versions: BTreeMap<String, u64>) {
+        self.heard.list(N::KIND, versions);
+        self.reset(all);
+        // What outlives its object is in force, in no version that anybody could want.
+        if N::KIND == Kind::NetworkPolicy {
+            let kept: Vec<String> = self.outliving.kept().map(ToString::to_string).collect();
+            kept.into_iter().for_each(|policy| self.heard.event(N::KIND, policy, Some(0), true));
+        }
+    }
+
+    /// An object is now so, in this version.
+    pub(crate) fn apply_at<N: Noun>(
+        &mut self,
+        key: N::Key,
+        noun: Option<N>,
+        version: Option<u64>,
+        since: Option<SystemTime>,
+    ) {
+        self.heard.event(N::KIND, key.to_string(), version, true);
+        self.apply_since(key, noun, since);
+    }
+
+    /// An object is gone since this version. As long as it holds all the same, it counts as there.
+    pub(crate) fn remove_at<N: Noun>(&mut self, key: &N::Key, version: Option<u64>) {
+        self.remove::<N>(key);
+        if !N::all(&self.world).contains_key(key) {
+            self.heard.event(N::KIND, key.to_string(), version, false);
+        }
+    }
+
+    /// NetworkPolicies that the API server no longer has and that hold ([`crate::outliving`]).
+    pub fn outliving(&self) -> BTreeSet<NamespacedName> {
+        self.outliving.of_ending()
+    }
+
+    /// From now on whoever takes the questions is asked whether namespaces end that policies are deleted from and `node` has pods of.
+    pub fn ask_about_namespaces(&mut self, node: NodeName, questions: mpsc::UnboundedSender<Question>) {
+        self.outliving.ask(node, questions);
+    }
+
+    /// NetworkPolicies that an earlier run enforced: what of them is no longer there was deleted meanwhile, perhaps with its namespace.
+    pub fn remember_policies(&mut self, former: BTreeMap<NamespacedName, NetworkPolicy>) {
+        self.outliving.remember(former);
+    }
+
+    /// What the API server says of a namespace that policies were deleted from.
+    pub fn namespace_ends(&mut self, question: &Question, ends: bool) {
+        if ends
+            && let Some(namespace) = self.world.namespaces.get_mut(&question.namespace)
+            && !std::mem::replace(&mut namespace.terminating, true)
+        {
+            self.touch(Kind::Namespace);
+        }
+        self.outliving.answered(question);
+        self.end_what_is_over();
+    }
+
+    /// Takes away the policies that nothing keeps any more.
+    fn end_what_is_over(&mut self) {
+        for policy in self.outliving.over(&self.world, &self.synced) {
+            self.heard.event(Kind::NetworkPolicy, policy.to_string(), None, false);
+            if self.world.policies.remove(&policy).is_some() {
+                self.touch(Kind::NetworkPolicy);
+                self.changes.touched.policy(policy);
+            }
+        }
     }
 
     fn touch(&mut self, kind: Kind) {
@@ -458,14 +640,20 @@ impl Index {
     /// An object is now so. `None`: it says something impossible and counts as absent.
     pub fn apply<N: Noun>(&mut self, key: N::Key, noun: Option<N>) {
         let Some(noun) = noun else { return self.remove::<N>(&key) };
-        if N::all(&self.world).get(&key) == Some(&noun) {
+        N::is_there(self, &key);
+        let before = N::all(&self.world).get(&key);
+        if before == Some(&noun) {
             return;
+        }
+        if !before.is_some_and(|before| before.is_same_to_policies(&noun)) {
+            N::touch(&key, &mut self.changes.touched);
         }
         self.touch(N::KIND);
         self.changes.services.extend(noun.service().cloned());
         if let Some(old) = N::put(&mut self.world, key, noun) {
             self.changes.services.extend(old.service().cloned());
         }
+        self.end_what_is_over();
     }
 
     /// As [`Index::apply`], of what happened at `since`, if anybody says so.
@@ -479,21 +667,35 @@ impl Index {
 
     /// An object is gone.
     pub fn remove<N: Noun>(&mut self, key: &N::Key) {
+        if N::outlives(self, key) {
+            return;
+        }
         if let Some(old) = N::take(&mut self.world, key) {
             self.touch(N::KIND);
+            N::touch(key, &mut self.changes.touched);
             self.changes.services.extend(old.service().cloned());
         }
+        self.end_what_is_over();
     }
 
     /// The full list: what is not in it is gone.
     pub fn reset<N: Noun>(&mut self, all: BTreeMap<N::Key, N>) {
         self.synced.insert(N::KIND);
         self.recalled.remove(&N::KIND);
+        let all = N::with_outliving(self, all);
         self.replace(all);
+        self.end_what_is_over();
     }
 
     fn replace<N: Noun>(&mut self, all: BTreeMap<N::Key, N>) {
         if *N::all(&self.world) != all {
+            let known = N::all(&self.world);
+            let same = |before: &N, noun: &N| before == noun || before.is_same_to_policies(noun);
+            let other = |(key, noun): &(&N::Key, &N)| !known.get(*key).is_some_and(|before| same(before, noun));
+            let gone = known.keys().filter(|key| !all.contains_key(*key));
+            for key in all.iter().filter(other).map(|(key, _)| key).chain(gone) {
+                N::touch(key, &mut self.changes.touched);
+            }
             // Made anew in one go, a tree's leaves are full; those that grew one by one are half empty.
             N::replace(&mut self.world, all.into_iter().collect());
             self.touch(N::KIND);
@@ -507,7 +709,12 @@ mod tests {
     use super::*;
 
     fn namespace(name: &str) -> Namespace {
-        Namespace { name: name.to_owned(), labels: Default::default(), socket_services: Default::default() }
+        Namespace {
+            name: name.to_owned(),
+            labels: Default::default(),
+            socket_services: Default::default(),
+            terminating: false,
+        }
     }
 
     #[test]
@@ -544,6 +751,47 @@ mod tests {
         index.reset(BTreeMap::from([("kept".to_owned(), namespace("kept"))]));
         assert!(index.take_changes().any(&[Kind::Namespace]));
         assert_eq!(index.world().namespaces.keys().collect::<Vec<_>>(), ["kept"]);
+    }
+
+    #[test]
+    fn what_policies_look_at_is_named_however_it_changes_and_nothing_else_is() {
+        let named = |names: &[&str]| {
+            let mut touched = Touched::nothing();
+            names.iter().for_each(|name| touched.namespace((*name).to_owned()));
+            touched
+        };
+        let labelled = |name: &str| Namespace { labels: [("a".to_owned(), "b".to_owned())].into(), ..namespace(name) };
+        let mut index = Index::default();
+        index.apply("a".to_owned(), Some(namespace("a")));
+        index.apply("b".to_owned(), Some(namespace("b")));
+        assert_eq!(index.take_changes().take_touched(), named(&["a", "b"]));
+        index.apply("a".to_owned(), Some(namespace("a")));
+        assert_eq!(index.take_changes().take_touched(), Touched::nothing(), "a heartbeat");
+        let listed = [namespace("a"), labelled("c")].map(|n| (n.name.clone(), n));
+        index.reset(BTreeMap::from(listed));
+        assert_eq!(index.take_changes().take_touched(), named(&["b", "c"]), "gone and new, not what stayed");
+        index.remove::<Namespace>(&"a".to_owned());
+        let mut due = index.take_changes();
+        index.apply("c".to_owned(), Some(namespace("c")));
+        due.merge(index.take_changes());
+        assert_eq!(due.take_touched(), named(&["a", "c"]));
+        assert_eq!(Changes::everything().take_touched(), Touched::everything());
+        let object = |ready: &str, range: &str| {
+            let value = serde_json::json!({"metadata": {"name": "n"}, "spec": {"podCIDRs": [range]},
+                "status": {"conditions": [{"type": "Ready", "status": ready}]}});
+            Node::try_from(&serde_json::from_value::<core::Node>(value).unwrap()).unwrap()
+        };
+        let key = NodeName::new("n");
+        index.apply(key.clone(), Some(object("True", "10.0.0.0/24")));
+        assert_eq!(index.take_changes().take_touched(), Touched::everything());
+        index.apply(key.clone(), Some(object("False", "10.0.0.0/24")));
+        let mut unready = index.take_changes();
+        assert!(
+            unready.any(&[Kind::Node]) && unready.take_touched() == Touched::nothing(),
+            "policies do not ask for it"
+        );
+        index.apply(key, Some(object("False", "10.0.1.0/24")));
+        assert_eq!(index.take_changes().take_touched(), Touched::everything());
     }
 
     #[test]

@@ -14,6 +14,35 @@ use tracing::debug;
 /// How long a reader may take.
 const PATIENCE: Duration = Duration::from_secs(2);
 
+/// Makes a socket in the place of an earlier process's, for root only.
+///
+/// # Errors
+/// It cannot be made.
+pub(crate) fn listen(path: &Path) -> Result<UnixListener> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(error).with_context(|| format!("could not replace {}", path.display()));
+        }
+        _ => {}
+    }
+    let listener = UnixListener::bind(path).with_context(|| format!("could not listen on {}", path.display()))?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+/// The next who connects. Where the process has no room for another, that passes.
+pub(crate) async fn accept(listener: &UnixListener) -> UnixStream {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => return stream,
+            Err(error) => {
+                debug!(%error, "a connection was not accepted");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
 /// Serves the socket, in the place of an earlier process's, until the handle is dropped. One answer is made at a time.
 ///
 /// # Errors
@@ -23,20 +52,10 @@ where
     T: Serialize + Send + Sync,
     F: Future<Output = T> + Send,
 {
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            return Err(error).with_context(|| format!("could not replace {}", path.display()));
-        }
-        _ => {}
-    }
-    let listener = UnixListener::bind(path).with_context(|| format!("could not listen on {}", path.display()))?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    let listener = listen(path)?;
     Ok(AbortOnDropHandle::new(tokio::spawn(async move {
         loop {
-            let Ok((stream, _)) = listener.accept().await else {
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                continue;
-            };
+            let stream = accept(&listener).await;
             if let Err(error) = deliver(stream, &answer().await).await {
                 debug!(%error, "an answer was not delivered");
             }

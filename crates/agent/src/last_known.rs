@@ -20,7 +20,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
-use towpath_model::{ClusterNetworkPolicy, EndpointSlice, Namespace, NetworkPolicy, Node, NodeNames, Pod, Service};
+use towpath_model::{
+    ClusterNetworkPolicy, EndpointSlice, Namespace, NamespacedName, NetworkPolicy, Node, NodeNames, Pod, Service,
+};
 use tracing::{debug, info, warn};
 
 use crate::index::{Index, Kind, Noun};
@@ -93,6 +95,23 @@ impl LastKnown {
 
     fn file(&self, name: &str) -> PathBuf {
         self.dir.join(format!("{name}.jsonl"))
+    }
+
+    /// The NetworkPolicies that an earlier run knew; none that can be read: none.
+    pub async fn policies(self) -> BTreeMap<NamespacedName, NetworkPolicy> {
+        let file = self.file("networkpolicies");
+        let read = tokio::task::spawn_blocking(move || read_objects::<NetworkPolicy>(&file)).await;
+        match read {
+            Ok(Ok(policies)) => policies,
+            Ok(Err(error)) => {
+                debug!("policies of an earlier run: {error:#}");
+                BTreeMap::new()
+            }
+            Err(error) => {
+                debug!(%error, "reading the policies of an earlier run was cut");
+                BTreeMap::new()
+            }
+        }
     }
 
     /// Keeps what the index learns, until it is dropped.
@@ -257,14 +276,14 @@ fn read_objects<N: Noun>(path: &Path) -> Result<BTreeMap<N::Key, N>> {
 
 #[cfg(test)]
 mod tests {
-    use towpath_model::{NamespacedName, SocketServices};
+    use towpath_model::SocketServices;
 
     use super::*;
     use towpath_model::cluster_policy::object;
 
     fn namespace(name: &str) -> Namespace {
         let labels = BTreeMap::from([("a/b".to_owned(), "c".to_owned())]);
-        Namespace { name: name.to_owned(), labels, socket_services: SocketServices::Disabled }
+        Namespace { name: name.to_owned(), labels, socket_services: SocketServices::Disabled, terminating: false }
     }
 
     fn policy(text: &str) -> NetworkPolicy {

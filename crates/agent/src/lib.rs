@@ -4,6 +4,7 @@
 //! kube API ─► watch (a task a kind) ─► Index ─► reconcile: plan, policy ─► Datapath (one thread) ─► kernel
 //!                                        ▲          ▲        └─► feed ─► towpath carry
 //!                        towpath-cni ─► CNI server ─┘
+//!        answers of towpath carry ─► names ─┘
 //!              Index, AddressPools ─► announce (a task an address) ─► ARP, neighbour discovery
 //! ```
 //!
@@ -13,7 +14,9 @@
 #![forbid(unsafe_code)]
 
 pub mod announce;
+
 mod api_client;
+mod audits;
 mod backoff;
 pub mod cni_server;
 pub mod conflist;
@@ -22,16 +25,20 @@ pub mod disk;
 pub mod events;
 pub mod failure;
 mod firewall;
+mod heard;
+mod in_force;
 pub mod index;
 pub mod ipam;
 mod json_socket;
 pub mod last_known;
 pub mod metrics;
 pub mod modes;
+pub mod names;
 pub mod network_config;
 pub mod node_network;
 pub mod node_ready;
 mod observe;
+pub mod outliving;
 mod own_node;
 mod plain_http;
 pub mod pods;
@@ -104,7 +111,9 @@ async fn run_until(config: AgentConfig, shutdown: CancellationToken) -> Result<(
     let health = health.transpose()?;
     let status = status::serve(&config, &node, sources.clone(), readiness.clone())?;
     let service_status = service_status::serve(&config, &node, sources.clone())?;
+    let policies_in_force = in_force::serve(&config, &node, sources.clone())?;
     let observed = observe::serve(&config, &node, sources.clone())?;
+    let named = names::status::serve(&config, &node, sources.clone())?;
     let client = api_client::client(&config).await?;
     let telling = owned(events::announce_problems(client.clone(), node, sources.clone(), readiness.clone()));
     let refusing = owned(events::refusals::announce(client.clone(), sources.clone()));
@@ -118,8 +127,16 @@ async fn run_until(config: AgentConfig, shutdown: CancellationToken) -> Result<(
     let config_changed = network_config::changed(client.clone(), own_config.clone(), in_force, told_generation, usable);
     let index: SharedIndex = Arc::default();
     let (updates, mut inbox) = mpsc::channel(4096);
-    let mut watches = watch::watch_all(&client, &updates);
     let last_known = LastKnown::new(&config.state_dir);
+    let (asking, questions) = mpsc::unbounded_channel();
+    {
+        let former = last_known.clone().policies().await;
+        let mut index = write(&index);
+        index.ask_about_namespaces(parsed.node.clone(), asking);
+        index.remember_policies(former);
+    }
+    let outliving = owned(outliving::answer(client.clone(), questions, updates.clone()));
+    let mut watches = watch::watch_all(&client, &updates);
     let recalling = owned(last_known.clone().recall_when_silent(index.clone(), updates.clone()));
     let keeping = owned(last_known.clone().keep(index.clone()));
     let own = tokio::select! {
@@ -137,7 +154,8 @@ async fn run_until(config: AgentConfig, shutdown: CancellationToken) -> Result<(
     let feed = feed::Client::start(config.carry_socket());
     let ends = reconcile::Ends { index: index.clone(), datapath: datapath.clone(), leases: leases.clone(), feed };
     let reconciler = Reconciler::new(&config, &parsed, &own, ranges, ends).await?;
-    let (report, in_charge) = (reconciler.report(), reconciler.in_charge());
+    let (report, in_charge, book) = (reconciler.report(), reconciler.in_charge(), reconciler.book());
+    let hearing = owned(names::hear(config.carry_socket(), reconciler.asked_names(), requests.clone()));
     let mut loop_task = tokio::spawn(reconciler.run(inbox, request_inbox, ready, config.clone()));
 
     let announcing = owned(node_ready::announce_when_ready(client.clone(), parsed.node.clone(), readiness.clone()));
@@ -187,6 +205,7 @@ async fn run_until(config: AgentConfig, shutdown: CancellationToken) -> Result<(
         node: parsed.node.clone(),
         carry: config.carry_socket(),
         announced: announcing_balancers.announced(),
+        book,
     });
     let clean = owned(forget_when_ready(config.clone(), readiness.clone()));
     let in_kube_proxys_place =
@@ -203,6 +222,7 @@ async fn run_until(config: AgentConfig, shutdown: CancellationToken) -> Result<(
     tokio::join!(cni.drain(Duration::from_secs(5)), announcing_balancers.drain());
     loop_task.abort();
     drop((status, telling, clean, watching_rules, health, in_kube_proxys_place, announcing, announcing_to_flannel));
+    drop((outliving, policies_in_force, named, hearing));
     drop((publishing, recalling, keeping, service_status, observed, refusing, telling_who_announces));
     last_known.keep_now(index).await;
     outcome

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Result;
@@ -22,15 +22,20 @@ use towpath_plan::dns::FeedPlanner;
 use towpath_plan::peers::Tunnels;
 use towpath_plan::services::{Planner, Refusal, RefusedPart, ServiceConfig, api_server, asks};
 use towpath_policy::Compiler;
+use towpath_policy::check::Before;
+use towpath_policy::compile::Touched;
 use towpath_wire::config::AgentConfig;
 use tracing::{error, info, warn};
 
+use crate::audits::Ledger;
 use crate::backoff::Backoff;
 use crate::cni_server::{AttachRequest, Attached, PlumbError, Readiness};
 use crate::counts;
 use crate::index::{Changes, Kind};
 use crate::ipam::LeaseStore;
 use crate::modes::{self, Follower};
+use crate::names::Lesson;
+use crate::names::book::{Book, SharedBook};
 use crate::predecessor::Remains;
 use crate::proxy_health::HealthPorts;
 use crate::service_ranges::Ranges;
@@ -42,6 +47,7 @@ mod addresses;
 mod attach;
 mod before;
 mod health_checks;
+mod learn;
 mod names;
 mod pace;
 mod peers;
@@ -78,6 +84,8 @@ pub enum Request {
         /// The outcome.
         reply: oneshot::Sender<Result<Attached, PlumbError>>,
     },
+    /// Learn what names stand for, and say when the kernel has it.
+    Learn(Lesson),
 }
 
 type Attach = (Box<AttachRequest>, oneshot::Sender<Result<Attached, PlumbError>>);
@@ -105,7 +113,14 @@ pub struct Reconciler {
     /// When there may be room for it, and how long it was waited for.
     room: Option<(Instant, Duration)>,
     compiler: Compiler,
+    audits: Ledger,
     names: FeedPlanner,
+    /// What domain names of policies stand for.
+    book: SharedBook,
+    /// The names that policies ask for; none: not known yet.
+    asked_names: watch::Sender<Option<Vec<String>>>,
+    /// When connections may next be looked at because of names whose time is over.
+    look_at: Instant,
     health_ports: HealthPorts,
     health_checked: BTreeSet<u16>,
     modes: Follower,
@@ -124,6 +139,14 @@ pub struct Reconciler {
     due: Changes,
     /// The policy must be compiled at the next opportunity.
     policy_due: bool,
+    /// What it must look at then.
+    policy_touched: Touched,
+    /// What it looked at last beside the API's objects.
+    policy_looked: Before,
+    /// The kernel has the image that was compiled last.
+    policy_followed: bool,
+    /// When it looks at everything again.
+    review_at: Instant,
     /// Host ports must be looked at at the next opportunity: pods got addresses, or the API told of pods or nodes.
     host_ports_due: bool,
     backoff: Backoff,
@@ -161,6 +184,7 @@ impl Reconciler {
         let settings = crate::settings::node_settings(config, parsed, own);
         let started = Instant::now();
         let adopted = datapath.adopted().await?;
+        let audited = datapath.audited().await?;
         let mut services = Planner::new(ServiceConfig {
             node_ports: config.node_ports,
             node_port_addresses: parsed.node_port_addresses.clone(),
@@ -195,7 +219,11 @@ impl Reconciler {
             left_out: BTreeSet::new(),
             room: None,
             compiler: Compiler::resume(GRACE, &used, Duration::ZERO),
+            audits: Ledger::open(&config.state_dir, &audited),
             names: FeedPlanner::new(config.cluster_domain.clone()),
+            book: Arc::new(RwLock::new(Book::open(&config.run_dir))),
+            asked_names: watch::Sender::new(None),
+            look_at: started,
             health_ports: HealthPorts::default(),
             health_checked: BTreeSet::new(),
             modes: Follower::new(config, &parsed.node, &config.dns_addresses),
@@ -208,6 +236,10 @@ impl Reconciler {
             started,
             due: Changes::everything(),
             policy_due: true,
+            policy_touched: Touched::everything(),
+            policy_looked: Before::default(),
+            policy_followed: false,
+            review_at: started + policy::REVIEW,
             host_ports_due: true,
             backoff: Backoff::default(),
             pace: Pace::default(),
@@ -220,6 +252,16 @@ impl Reconciler {
     /// What the loop reports.
     pub fn report(&self) -> SharedReport {
         self.report.clone()
+    }
+
+    /// What domain names of policies stand for.
+    pub fn book(&self) -> SharedBook {
+        self.book.clone()
+    }
+
+    /// The names that policies ask for, as the loop knows them.
+    pub fn asked_names(&self) -> watch::Receiver<Option<Vec<String>>> {
+        self.asked_names.subscribe()
     }
 
     /// Who is in charge of Services and DNS, as the loop decides.
@@ -239,7 +281,7 @@ impl Reconciler {
         let mut sweep = tokio::time::interval(SWEEP);
         sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
-            let mut attaches: Vec<Attach> = Vec::new();
+            let (mut attaches, mut lessons): (Vec<Attach>, Vec<Lesson>) = (Vec::new(), Vec::new());
             let retry = self.retry_at.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
             tokio::select! {
                 update = updates.recv() => match update {
@@ -248,6 +290,7 @@ impl Reconciler {
                 },
                 request = requests.recv() => match request {
                     Some(Request::Attach { request, reply }) => attaches.push((request, reply)),
+                    Some(Request::Learn(lesson)) => lessons.push(lesson),
                     None => return,
                 },
                 () = sleep_until(retry.into()) => self.retry_at = None,
@@ -257,6 +300,7 @@ impl Reconciler {
                 }
                 _ = sweep.tick() => {
                     self.sweep().await;
+                    self.forget_names().await;
                     if self.health_ports.lacks_some() {
                         self.answer_health_checks().await;
                     }
@@ -272,14 +316,18 @@ impl Reconciler {
                     }
                 }
             }
-            while let Ok(Request::Attach { request, reply }) = requests.try_recv() {
-                attaches.push((request, reply));
+            while let Ok(request) = requests.try_recv() {
+                match request {
+                    Request::Attach { request, reply } => attaches.push((request, reply)),
+                    Request::Learn(lesson) => lessons.push(lesson),
+                }
             }
-            let (synced, recalled) = {
+            let (synced, recalled, heard, outliving) = {
                 let mut index = write(&self.index);
                 let changes = index.take_changes();
                 self.due.merge(changes);
-                (index.is_synced(), !index.recalled().is_empty())
+                let recalled = !index.recalled().is_empty();
+                (index.is_synced(), recalled, index.heard().clone(), index.outliving().clone())
             };
             self.with_report(|report| report.recalled = recalled);
             if synced {
@@ -287,11 +335,16 @@ impl Reconciler {
                 if *ready.borrow() != Readiness::Ready {
                     self.follow_predecessor(&config.cni_conf_dir).await;
                 }
-                if !attaches.is_empty() || self.retry_at.is_none() {
+                let learned = self.learn(&lessons);
+                if !attaches.is_empty() || learned || self.retry_at.is_none() {
                     self.policy_due |= !attaches.is_empty();
                     self.host_ports_due |= !attaches.is_empty();
                     let done = self.plan_and_apply().await;
                     self.settle(done);
+                    // All that was heard before the plan is in it, whatever else failed.
+                    if !self.policy_due {
+                        self.with_report(|report| (report.heard, report.outliving) = (heard, outliving));
+                    }
                 }
                 if self.moved {
                     error!(was = ?self.own, "this node has other addresses or pod ranges now: starting again with them");
@@ -310,6 +363,7 @@ impl Reconciler {
                     _ => false,
                 });
             }
+            self.tell_learned(lessons, synced);
             self.attach_all(attaches, synced).await;
         }
     }
@@ -385,7 +439,8 @@ impl Reconciler {
     async fn plan_and_apply(&mut self) -> bool {
         self.follow_modes().await;
         let ranges = self.follow_service_ranges().await;
-        let due = std::mem::take(&mut self.due);
+        let mut due = std::mem::take(&mut self.due);
+        self.policy_touched.merge(due.take_touched());
         let expired = self.compiler.next_expiry().is_some_and(|at| at <= self.now());
         let room = self.room.is_some_and(|(at, _)| at <= Instant::now());
         let drained = room || self.services.next_deadline().is_some_and(|at| at <= self.now());
@@ -397,7 +452,7 @@ impl Reconciler {
             Kind::ClusterNetworkPolicy,
             Kind::NodeNetwork,
         ];
-        self.policy_due |= due.any(&policy_kinds) || expired;
+        self.policy_due |= due.any(&policy_kinds) || expired || Instant::now() >= self.review_at;
         // Where the API servers are, no host port is given.
         let api_moved = match due.services() {
             Changed::All => due.any(&[Kind::EndpointSlice]),
@@ -479,6 +534,8 @@ impl Reconciler {
             self.services.serve(in_charge.proxy.clients());
             self.services.answer_dns_at(&state.dns_addresses, now);
             self.due.merge(Changes::all_services());
+            // Whether names are learned here is said with the policies.
+            self.policy_due = true;
         }
         self.with_report(|report| report.in_charge = state);
     }
@@ -559,6 +616,9 @@ impl Reconciler {
     async fn sweep(&mut self) {
         if let Err(error) = self.datapath.sweep().await {
             warn!(%error, "could not sweep old entries; trying again");
+        }
+        if let Err(error) = self.read_audits().await {
+            warn!(%error, "could not read what audited policies would deny; trying again");
         }
     }
 

@@ -17,6 +17,7 @@ use crate::announce::local_network::Announced;
 use crate::cni_server::Readiness;
 use crate::ipam::LeaseStore;
 use crate::json_socket;
+use crate::names::book::SharedBook;
 use crate::reconcile::SharedReport;
 
 /// What the status and the metrics are made of, once the data path is open.
@@ -35,6 +36,8 @@ pub struct Sources {
     pub carry: PathBuf,
     /// Addresses of load balancers that this node announces.
     pub announced: Announced,
+    /// What domain names of policies stand for.
+    pub book: SharedBook,
 }
 
 impl std::fmt::Debug for Sources {
@@ -110,6 +113,7 @@ async fn collected(
     let ranges = report.refused_ranges.iter();
     problems.extend(ranges.flat_map(|(name, why)| why.iter().map(move |w| format!("ServiceCIDR {name}: {w}"))));
     problems.extend(report.refused_services.iter().chain(&report.misread_pods).map(ToString::to_string));
+    problems.extend(report.misread_policies.iter().map(ToString::to_string));
     problems.extend(report.unenforced.iter().cloned());
     problems.extend(report.in_charge.problems());
     problems.extend(report.remains.in_words());
@@ -142,9 +146,12 @@ async fn collected(
         host_ports: count(report.host_ports),
         translated_at_device: report.at_device,
         backends: count(report.backends),
-        policies: count(report.policies),
-        classes: count(report.classes),
-        rules: count(report.rules),
+        policies: count(report.policy.policies),
+        policy_sets: count(report.policy.sets),
+        classes: count(report.policy.classes),
+        class_entries: count(report.policy.set_classes),
+        rules: count(report.policy.rows),
+        audited: report.audited,
         pods_of_predecessor: report.remains.names().into_iter().map(ToString::to_string).collect(),
         addresses_of_predecessor: report.remains.pods.iter().map(|(at, pod)| (*at, pod.to_string())).collect(),
         flannel_here: report.remains.flannel_here,

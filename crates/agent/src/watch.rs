@@ -26,6 +26,7 @@ use towpath_model::{
 use tracing::{debug, warn};
 
 use crate::counts;
+use crate::heard;
 use crate::index::{DnsServer, Index, Kind, Noun, ServiceCidrs};
 use crate::node_network::given::{self, Given};
 use crate::relist::Watch;
@@ -87,6 +88,10 @@ fn triggered(object: &impl k8s_openapi::Metadata<Ty = ObjectMeta>) -> Option<Sys
     Some(time.into())
 }
 
+fn version(object: &impl k8s_openapi::Metadata<Ty = ObjectMeta>) -> Option<u64> {
+    heard::version(object.metadata())
+}
+
 async fn watch<N>(api: Api<Readable<N::Object>>, updates: mpsc::Sender<Update>)
 where
     N: Noun,
@@ -102,13 +107,15 @@ where
 {
     let mut events = Watch::new(api, watcher::Config::default());
     let mut listed: BTreeMap<N::Key, N> = BTreeMap::new();
+    let mut versions: BTreeMap<String, u64> = BTreeMap::new();
     let mut absence = Absence::default();
     let mut names = NodeNames::default();
     loop {
         let event = match events.next().await {
             Ok(event) => event,
             Err(error) if N::OPTIONAL && absence.shown_by::<N>(&error) => {
-                if updates.send(Box::new(|index| index.reset::<N>(BTreeMap::new()))).await.is_err() {
+                let none: Update = Box::new(|index| index.listed_at::<N>(BTreeMap::new(), BTreeMap::new()));
+                if updates.send(none).await.is_err() {
                     return;
                 }
                 continue;
@@ -126,28 +133,33 @@ where
         let update: Update = match event {
             watcher::Event::Init => {
                 listed.clear();
+                versions.clear();
                 continue;
             }
             watcher::Event::InitApply(object) => {
-                if let Some((key, Some(noun))) = parse::<N>(&object, &mut names) {
-                    listed.insert(key, noun);
+                if let Some((key, noun)) = parse::<N>(&object, &mut names) {
+                    versions.extend(version(&object).map(|version| (key.to_string(), version)));
+                    listed.extend(noun.map(|noun| (key, noun)));
                 }
                 continue;
             }
             watcher::Event::InitDone => {
                 absence = Absence { listed: true, ..Absence::default() };
-                let all = std::mem::take(&mut listed);
-                Box::new(move |index| index.reset(all))
+                let (all, versions) = (std::mem::take(&mut listed), std::mem::take(&mut versions));
+                Box::new(move |index| index.listed_at(all, versions))
             }
             watcher::Event::Apply(object) => match parse::<N>(&object, &mut names) {
                 Some((key, noun)) => {
-                    let since = object.object().ok().and_then(triggered);
-                    Box::new(move |index| index.apply_since(key, noun, since))
+                    let (since, version) = (object.object().ok().and_then(triggered), version(&object));
+                    Box::new(move |index| index.apply_at(key, noun, version, since))
                 }
                 None => continue,
             },
             watcher::Event::Delete(object) => match N::key(k8s_openapi::Metadata::metadata(&object)) {
-                Some(key) => Box::new(move |index| index.remove::<N>(&key)),
+                Some(key) => {
+                    let version = version(&object);
+                    Box::new(move |index| index.remove_at::<N>(&key, version))
+                }
                 None => continue,
             },
         };

@@ -92,6 +92,11 @@ impl Cache {
         }
     }
 
+    /// Everything whose time is not over.
+    pub(crate) fn fresh(&self, now: Instant) -> impl Iterator<Item = (&Key, Hit)> {
+        self.entries.keys().filter_map(move |key| Some((key, self.get(key, now).filter(|hit| !hit.stale)?)))
+    }
+
     fn remove(&mut self, key: &Key) {
         if let Some(entry) = self.entries.remove(key) {
             self.bytes -= entry.size;

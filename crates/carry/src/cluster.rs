@@ -9,6 +9,7 @@ use towpath_plan::dns::{Outcome, QueryType, Zone};
 use towpath_wire::dns::{DnsCounters, FeedMessage};
 
 use crate::counters::Counters;
+use crate::names::Names;
 use crate::rules::Rules;
 
 /// What the agent fed, and the counters.
@@ -17,7 +18,9 @@ pub(crate) struct Cluster {
     zone: RwLock<Zone>,
     own: Vec<IpAddr>,
     rules: RwLock<Arc<Rules>>,
-    pub(crate) counters: Counters,
+    pub(crate) counters: Arc<Counters>,
+    /// What is told to the agent of names that policies ask for.
+    pub(crate) names: Arc<Names>,
     cached: AtomicU64,
     cached_bytes: AtomicU64,
     changed: Notify,
@@ -25,11 +28,13 @@ pub(crate) struct Cluster {
 
 impl Cluster {
     pub(crate) fn new(servers: Vec<IpAddr>) -> Self {
+        let counters = Arc::<Counters>::default();
         Self {
             own: servers.clone(),
             rules: RwLock::default(),
             zone: RwLock::new(Zone::new(servers)),
-            counters: Counters::default(),
+            names: Arc::new(Names::new(Arc::clone(&counters))),
+            counters,
             cached: AtomicU64::new(0),
             cached_bytes: AtomicU64::new(0),
             changed: Notify::new(),

@@ -44,6 +44,11 @@ counters!(
     malformed,
     overloaded,
     feed_messages,
+    names_told,
+    names_held,
+    names_held_micros,
+    names_late,
+    names_unheard,
 );
 
 impl Counters {
@@ -74,7 +79,11 @@ pub(crate) struct Counter(AtomicU64);
 
 impl Counter {
     pub(crate) fn add(&self) {
-        self.0.fetch_add(1, Ordering::Relaxed);
+        self.add_all(1);
+    }
+
+    pub(crate) fn add_all(&self, more: u64) {
+        self.0.fetch_add(more, Ordering::Relaxed);
     }
 
     fn get(&self) -> u64 {

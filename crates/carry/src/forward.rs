@@ -12,8 +12,9 @@ use tokio::time::Instant;
 
 use crate::cache::{Cache, Hit, Key};
 use crate::cluster::Cluster;
-use crate::message::Response;
 use crate::message::response::{MAX_TTL, wire_name};
+use crate::message::{Response, rcode};
+use crate::names::Wait;
 use crate::rules::Route;
 use crate::upstream::{Ask, Upstreams};
 
@@ -93,6 +94,30 @@ impl Forwarder {
         }
         self.shared.cluster.counters.stale_answers.add();
         Some(Forwarded { response: hit.response, age: 0, cap: STALE_TTL })
+    }
+
+    /// Tells of all answers in the cache that policies ask for: clients may have them still.
+    pub(crate) fn tell_cached(&self) {
+        let names = &self.shared.cluster.names;
+        let wanted: Vec<(Key, Hit)> = {
+            let cache = locked(&self.shared.cache);
+            cache.fresh(Instant::now()).filter(|(key, _)| names.wants(&key.name)).map(|(k, h)| (k.clone(), h)).collect()
+        };
+        for (key, hit) in wanted {
+            // Nobody waits for them.
+            drop(self.tell(&key, &self.fresh(&key, hit)));
+        }
+    }
+
+    /// Tells of an answer that is about to be given, if policies ask for its name: what it must wait for, if anything.
+    pub(crate) fn tell(&self, key: &Key, found: &Forwarded) -> Option<Wait> {
+        let names = &self.shared.cluster.names;
+        // Whoever asks without checks (CD) may be told what a resolver that validates would not have believed.
+        if !names.wants(&key.name) || key.checking_disabled || found.response.rcode() != rcode::NOERROR {
+            return None;
+        }
+        let ttl = found.response.least_ttl().saturating_sub(found.age).min(found.cap);
+        names.tell(&key.name, &found.response.addresses(), ttl)
     }
 
     fn fresh(&self, key: &Key, hit: Hit) -> Forwarded {

@@ -8,6 +8,7 @@
 //! agent ─► feed socket ─► cluster (zone) ◄─ server (UDP, TCP) ◄─ pods
 //!                             │                    │
 //!                     store (disk), rules          forward (cache, upstreams) ─► the node's resolvers, stub zones' servers
+//! agent ◄─ feed socket ◄─ names ◄──────────────────┘ answers for names that policies ask for, before they leave
 //! ```
 #![forbid(unsafe_code)]
 
@@ -18,6 +19,7 @@ pub mod feed;
 mod forward;
 mod handover;
 mod message;
+mod names;
 mod own_socket;
 mod resolv;
 mod responder;
@@ -234,7 +236,7 @@ impl Server {
     fn open_desk(&self) -> Result<Desk, CarryError> {
         let listener = own_socket::bind(&self.config.feed_socket())?;
         let (mut tasks, closing) = (Tasks::new(), CancellationToken::new());
-        let feed = feed::server::serve(listener, Arc::clone(&self.cluster), closing.clone());
+        let feed = feed::server::serve(listener, Arc::clone(&self.responder), closing.clone());
         tasks.spawn(async move {
             feed.await;
             "the feed socket"

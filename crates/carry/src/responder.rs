@@ -11,6 +11,7 @@ use crate::cluster::Cluster;
 use crate::forward::{Forwarded, Forwarder};
 use crate::message::compose::{self, Composed};
 use crate::message::{Incoming, Query, Transport, query, rcode};
+use crate::names::Wait;
 use crate::rules::{Rules, nothing};
 
 /// Answers messages.
@@ -35,6 +36,8 @@ pub(crate) struct Pending {
     key: Key,
     /// The cluster's own part of the answer, which ends in an alias to `key`.
     alias: Option<Answer>,
+    /// The answer is here, and the agent must learn of it first.
+    found: Option<(Forwarded, Wait)>,
 }
 
 impl Responder {
@@ -121,19 +124,42 @@ impl Responder {
             dnssec_ok: query.edns.is_some_and(|e| e.dnssec_ok),
             checking_disabled: query.checking_disabled,
         };
-        match self.forwarder.cached(&key) {
-            Some(found) => Now::Reply(self.forwarded(&query, alias.as_ref(), Some(&found))),
-            None => Now::Later(Pending { query, key, alias }),
+        let Some(found) = self.forwarder.cached(&key) else {
+            return Now::Later(Pending { query, key, alias, found: None });
+        };
+        match self.forwarder.tell(&key, &found) {
+            None => Now::Reply(self.forwarded(&query, alias.as_ref(), Some(&found))),
+            Some(wait) => Now::Later(Pending { query, key, alias, found: Some((found, wait)) }),
         }
     }
 
-    /// Answers a question after asking upstream.
+    /// What it answers from.
+    pub(crate) fn cluster(&self) -> &Cluster {
+        &self.cluster
+    }
+
+    /// As [`Forwarder::tell_cached`].
+    pub(crate) fn tell_cached(&self) {
+        self.forwarder.tell_cached();
+    }
+
+    /// Answers a question after asking upstream, and after the agent has learned what policies ask for of it.
     pub(crate) async fn later(&self, pending: Pending) -> Vec<u8> {
-        let Pending { query, key, alias } = pending;
-        let begun = Instant::now();
-        let found = self.forwarder.resolve(key).await;
+        let Pending { query, key, alias, found } = pending;
+        let (found, wait) = match found {
+            Some((found, wait)) => (Some(found), Some(wait)),
+            None => {
+                let begun = Instant::now();
+                let found = self.forwarder.resolve(key.clone()).await;
+                self.cluster.counters.took(begun.elapsed());
+                let wait = found.as_ref().and_then(|found| self.forwarder.tell(&key, found));
+                (found, wait)
+            }
+        };
+        if let Some(wait) = wait {
+            self.cluster.names.learned(wait).await;
+        }
         let reply = self.forwarded(&query, alias.as_ref(), found.as_ref());
-        self.cluster.counters.took(begun.elapsed());
         self.cluster.counters.responded(&reply);
         reply
     }

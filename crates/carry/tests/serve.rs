@@ -324,3 +324,53 @@ async fn bad_messages_get_an_error_or_silence_and_answers_go_on() {
     let answer = udp(carry.dns, "web.default.svc.cluster.local", Rtype::A).await;
     assert_eq!(answer.answers.len(), 1);
 }
+
+#[tokio::test]
+async fn an_answer_that_policies_ask_for_leaves_when_the_agent_has_learned_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let upstream = Upstream::start(1).await;
+    let carry = Carry::start(config(dir.path(), vec![upstream.address])).await;
+    let _client = feed(dir.path(), vec![cluster(vec![])]).await;
+    assert_eq!(udp(carry.dns, "before.example.com", Rtype::A).await.answers.len(), 1, "no agent listens yet");
+
+    let socket = dir.path().join("run/carry.sock");
+    let mut answers = feed::Answers::follow(&socket, vec!["*.example.com".to_owned()]).await.unwrap();
+    let (serial, told) = answers.next().await.unwrap();
+    let said: Vec<_> = told.iter().map(|answer| (answer.name.as_str(), answer.addresses.as_slice())).collect();
+    let address = std::net::IpAddr::from([192, 0, 2, 1]);
+    assert_eq!(said, [("before.example.com", [address].as_slice())], "what clients may still have");
+    answers.learned(serial, false).await.unwrap();
+
+    let dns = carry.dns;
+    let asked = tokio::spawn(async move { udp(dns, "API.example.com", Rtype::A).await });
+    let (serial, told) = answers.next().await.unwrap();
+    assert_eq!((told[0].name.as_str(), told[0].addresses.as_slice()), ("api.example.com", [address].as_slice()));
+    assert!(told[0].ttl <= 60 && told[0].ttl > 55);
+    tokio::time::sleep(Duration::from_millis(60)).await;
+    assert!(!asked.is_finished(), "it is not given before it is learned");
+    answers.learned(serial, false).await.unwrap();
+    assert_eq!(asked.await.unwrap().answers, ["API.example.com A 192.0.2.1"]);
+
+    let begun = tokio::time::Instant::now();
+    for _ in 0..20 {
+        udp(carry.dns, "api.example.com", Rtype::A).await;
+        udp(carry.dns, "example.com", Rtype::A).await;
+    }
+    let mut tcp = Tcp::connect(carry.dns).await;
+    tcp.send(1, "api.example.com", Rtype::A).await;
+    assert!(tcp.receive().await.is_some());
+    assert!(begun.elapsed() < Duration::from_millis(450), "none of these waits: {:?}", begun.elapsed());
+
+    let begun = tokio::time::Instant::now();
+    assert_eq!(udp(carry.dns, "late.example.com", Rtype::A).await.answers.len(), 1);
+    assert!(begun.elapsed() >= Duration::from_millis(450), "an agent that says nothing is not waited for any longer");
+    drop(answers);
+    let counters = async || feed::counters(&socket).await.unwrap();
+    eventually("the agent is gone", async || {
+        udp(dns, "left.example.com", Rtype::A).await;
+        counters().await.names_unheard > 1
+    })
+    .await;
+    let counted = counters().await;
+    assert_eq!((counted.names_held, counted.names_late), (2, 1), "{counted:?}");
+}

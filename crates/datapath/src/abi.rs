@@ -31,7 +31,7 @@ unsafe impl Plain for u32 {}
 // SAFETY: an integer.
 unsafe impl Plain for u64 {}
 
-pub const TP_ABI_VERSION: u32 = 5;
+pub const TP_ABI_VERSION: u32 = 6;
 pub const TP_SNAT_PORT_MIN: u32 = 61000;
 pub const TP_SNAT_PORT_MAX: u32 = 65535;
 pub const TP_ALGORITHM_SHIFT: u32 = 24;
@@ -113,6 +113,8 @@ pub const TP_REFUSED: u32 = 6;
 pub const TP_UNTRACKED: u32 = 7;
 pub const TP_CT_RECYCLED: u32 = 8;
 pub const TP_ACCELERATED: u32 = 9;
+pub const TP_AUDIT_EGRESS: u32 = 10;
+pub const TP_AUDIT_INGRESS: u32 = 11;
 pub const TP_DIRECT_RETURN: u32 = 12;
 pub const TP_DROP_FIRST: u32 = 16;
 pub const TP_DROP_MALFORMED: u32 = 16;
@@ -242,6 +244,8 @@ pub struct Pod {
     pub flags: u32,
     pub mac: [u8; 6],
     pub host_mac: [u8; 6],
+    pub ingress_audit_set: u32,
+    pub egress_audit_set: u32,
 }
 
 const _: () = assert!(
@@ -253,6 +257,8 @@ const _: () = assert!(
             + size_of::<u32>()
             + size_of::<[u8; 6]>()
             + size_of::<[u8; 6]>()
+            + size_of::<u32>()
+            + size_of::<u32>()
 );
 // SAFETY: repr(C), the line above shows that there is no padding, all fields are plain.
 unsafe impl Plain for Pod {}
@@ -346,6 +352,28 @@ unsafe impl Plain for Rule {}
 
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct AuditKey {
+    pub set: u32,
+    pub rule: u32,
+}
+
+const _: () = assert!(size_of::<AuditKey>() == size_of::<u32>() + size_of::<u32>());
+// SAFETY: repr(C), the line above shows that there is no padding, all fields are plain.
+unsafe impl Plain for AuditKey {}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Audited {
+    pub connections: u64,
+    pub last: u64,
+}
+
+const _: () = assert!(size_of::<Audited>() == size_of::<u64>() + size_of::<u64>());
+// SAFETY: repr(C), the line above shows that there is no padding, all fields are plain.
+unsafe impl Plain for Audited {}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct CtKey {
     pub addr_a: Addr,
     pub addr_b: Addr,
@@ -387,7 +415,7 @@ pub struct Ct {
     pub ingress: u64,
     pub flags: u32,
     pub vport: Be16,
-    pub pad: [u8; 2],
+    pub audited: u16,
     pub a: CtEnd,
     pub b: CtEnd,
     pub vip: Addr,
@@ -406,7 +434,7 @@ const _: () = assert!(
             + size_of::<u64>()
             + size_of::<u32>()
             + size_of::<Be16>()
-            + size_of::<[u8; 2]>()
+            + size_of::<u16>()
             + size_of::<CtEnd>()
             + size_of::<CtEnd>()
             + size_of::<Addr>()
@@ -812,6 +840,8 @@ pub struct Dropped {
     pub rule: u32,
     pub ifindex: u32,
     pub len: u32,
+    pub set: u32,
+    pub pad_end: [u8; 4],
 }
 
 const _: () = assert!(
@@ -828,6 +858,8 @@ const _: () = assert!(
             + size_of::<u32>()
             + size_of::<u32>()
             + size_of::<u32>()
+            + size_of::<u32>()
+            + size_of::<[u8; 4]>()
 );
 // SAFETY: repr(C), the line above shows that there is no padding, all fields are plain.
 unsafe impl Plain for Dropped {}
@@ -928,6 +960,8 @@ pub const LAYOUTS: &[Layout] = &[
             ("flags", std::mem::offset_of!(Pod, flags)),
             ("mac", std::mem::offset_of!(Pod, mac)),
             ("host_mac", std::mem::offset_of!(Pod, host_mac)),
+            ("ingress_audit_set", std::mem::offset_of!(Pod, ingress_audit_set)),
+            ("egress_audit_set", std::mem::offset_of!(Pod, egress_audit_set)),
         ],
     ),
     (
@@ -979,6 +1013,16 @@ pub const LAYOUTS: &[Layout] = &[
         &[("verdict", std::mem::offset_of!(Rule, verdict)), ("rule_id", std::mem::offset_of!(Rule, rule_id))],
     ),
     (
+        "tp_audit_key",
+        size_of::<AuditKey>(),
+        &[("set", std::mem::offset_of!(AuditKey, set)), ("rule", std::mem::offset_of!(AuditKey, rule))],
+    ),
+    (
+        "tp_audited",
+        size_of::<Audited>(),
+        &[("connections", std::mem::offset_of!(Audited, connections)), ("last", std::mem::offset_of!(Audited, last))],
+    ),
+    (
         "tp_ct_key",
         size_of::<CtKey>(),
         &[
@@ -1008,7 +1052,7 @@ pub const LAYOUTS: &[Layout] = &[
             ("ingress", std::mem::offset_of!(Ct, ingress)),
             ("flags", std::mem::offset_of!(Ct, flags)),
             ("vport", std::mem::offset_of!(Ct, vport)),
-            ("pad", std::mem::offset_of!(Ct, pad)),
+            ("audited", std::mem::offset_of!(Ct, audited)),
             ("a", std::mem::offset_of!(Ct, a)),
             ("b", std::mem::offset_of!(Ct, b)),
             ("vip", std::mem::offset_of!(Ct, vip)),
@@ -1256,6 +1300,8 @@ pub const LAYOUTS: &[Layout] = &[
             ("rule", std::mem::offset_of!(Dropped, rule)),
             ("ifindex", std::mem::offset_of!(Dropped, ifindex)),
             ("len", std::mem::offset_of!(Dropped, len)),
+            ("set", std::mem::offset_of!(Dropped, set)),
+            ("pad_end", std::mem::offset_of!(Dropped, pad_end)),
         ],
     ),
     (

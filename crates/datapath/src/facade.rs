@@ -5,9 +5,13 @@ use std::net::IpAddr;
 use std::time::Instant;
 
 use ipnet::IpNet;
-use towpath_model::desired::{LocalPod, NodePeer, PolicyImage, ServiceChanges, ServiceTable};
+use towpath_model::desired::{
+    LocalPod, NodePeer, PolicyChanges, PolicyImage, RuleId, ServiceChanges, ServiceTable, SetId,
+};
 
-use crate::bpf::{Adopted, Changes, Connection, Count, DropsEar, Held, MapUsage, Programs, ServicesApplied, Snapshot};
+use crate::bpf::{
+    Adopted, Audited, Changes, Connection, Count, DropsEar, Held, MapUsage, Programs, ServicesApplied, Snapshot,
+};
 use crate::error::Error;
 use crate::net::address_news::{AddressNews, Ear};
 use crate::node::Node;
@@ -106,6 +110,11 @@ impl Datapath {
         self.worker.call(move |node| node.apply_policy(&image)).await
     }
 
+    /// What became different in the policy since [`Datapath::apply_policy`], or since this. After a failure only the whole image may follow.
+    pub async fn apply_policy_changes(&self, changes: PolicyChanges) -> Result<Changes, Error> {
+        self.worker.call(move |node| node.apply_policy_changes(&changes)).await
+    }
+
     /// The pods of this node with these addresses have what they send to Services translated at their device, all others in their sockets;
     /// how many that is a change for. Open connections go on as they are.
     pub async fn apply_translated_at(&self, device: BTreeSet<IpAddr>) -> Result<usize, Error> {
@@ -125,6 +134,16 @@ impl Datapath {
     /// Makes the programs tell what they drop, until the answer is gone; none where no programs are. It is for a thread of its own.
     pub async fn listen_to_drops(&self) -> Result<Option<DropsEar>, Error> {
         self.worker.call(|node| node.observe(|programs| programs.listen_to_drops().map(Some))).await
+    }
+
+    /// What policies that are only audited would have denied.
+    pub async fn audited(&self) -> Result<Vec<Audited>, Error> {
+        self.worker.call(|node| node.observe(Programs::audited)).await
+    }
+
+    /// Takes such counts away, when no pod has their sets any more and they were read.
+    pub async fn forget_audited(&self, keys: Vec<(SetId, RuleId)>) -> Result<(), Error> {
+        self.worker.call(move |node| node.observe(|programs| programs.forget_audited(&keys))).await
     }
 
     /// Every tracked connection. Reads the whole table: milliseconds for 100,000.

@@ -10,7 +10,7 @@ mod parse;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::{Direction, PolicyPort, Selector};
+use crate::{Direction, DomainName, Enforcement, PolicyPort, Selector};
 
 /// Most rules of a direction, most peers and protocols of a rule, most CIDRs and names of a peer (`maxItems` of the definition).
 pub const MOST_ITEMS: usize = 25;
@@ -63,6 +63,9 @@ pub struct ClusterNetworkPolicy {
     pub ingress: Vec<ClusterRule>,
     /// Rules for traffic from them; the first that matches decides.
     pub egress: Vec<ClusterRule>,
+    /// Whether that is done, or only reported.
+    #[serde(default)]
+    pub enforcement: Enforcement,
 }
 
 /// Pods by labels.
@@ -108,28 +111,8 @@ pub enum ClusterPeer {
     Nodes(Selector),
     /// Addresses, also those of pods and nodes. Egress only.
     Networks(Vec<IpNet>),
-    /// What these names stand for. Egress and `Accept` only. They are not learned yet: nobody matches.
+    /// What these names stand for, as far as DNS has said it to pods here. Egress and `Accept` only.
     DomainNames(Vec<DomainName>),
-}
-
-/// A domain name, or all names below one.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct DomainName {
-    /// It began with `*.`: one label or more stand before `name`, and `name` itself does not match.
-    pub below: bool,
-    /// Lower case, without a dot at the end.
-    pub name: String,
-}
-
-impl DomainName {
-    /// Whether it stands for a name (any case, with or without a dot at the end).
-    pub fn matches(&self, name: &str) -> bool {
-        let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
-        if !self.below {
-            return name == self.name;
-        }
-        name.strip_suffix(&self.name).and_then(|rest| rest.strip_suffix('.')).is_some_and(|labels| !labels.is_empty())
-    }
 }
 
 /// Which traffic of a peer.
@@ -155,9 +138,17 @@ impl ClusterNetworkPolicy {
         (self.tier, self.priority, &self.name)
     }
 
-    /// Whether a rule names domains, which are not learned yet.
+    /// Whether a rule names domains.
     pub fn has_domain_names(&self) -> bool {
-        self.egress.iter().flat_map(|rule| &rule.peers).any(|peer| matches!(peer, ClusterPeer::DomainNames(_)))
+        self.domain_names().next().is_some()
+    }
+
+    /// All names that its rules ask for, in no order.
+    pub fn domain_names(&self) -> impl Iterator<Item = &DomainName> {
+        self.egress.iter().flat_map(|rule| &rule.peers).flat_map(|peer| match peer {
+            ClusterPeer::DomainNames(names) => names.as_slice(),
+            _ => &[],
+        })
     }
 
     /// Whether a rule is about nodes.

@@ -357,6 +357,30 @@ pub struct PodSets {
     pub ingress: SetId,
     /// Egress set.
     pub egress: SetId,
+    /// Ingress set if the policies that are only audited were enforced; 0: none of them would change who judges.
+    pub audit_ingress: SetId,
+    /// The same of egress.
+    pub audit_egress: SetId,
+}
+
+impl PodSets {
+    /// These, and nothing is audited.
+    pub const fn enforced(ingress: SetId, egress: SetId) -> Self {
+        Self { ingress, egress, audit_ingress: SetId(0), audit_egress: SetId(0) }
+    }
+
+    /// All of them.
+    pub fn all(&self) -> [SetId; 4] {
+        [self.ingress, self.egress, self.audit_ingress, self.audit_egress]
+    }
+
+    /// The one that judges in a direction, and the one that would.
+    pub fn of(&self, direction: crate::Direction) -> (SetId, SetId) {
+        match direction {
+            crate::Direction::Ingress => (self.ingress, self.audit_ingress),
+            crate::Direction::Egress => (self.egress, self.audit_egress),
+        }
+    }
 }
 
 /// The compiled policy of a node.
@@ -377,6 +401,41 @@ pub struct PolicyImage {
     /// NetworkPolicies that isolate the pods of a set: what a default deny resolves to. Every set is here; one of ClusterNetworkPolicies
     /// only has none.
     pub isolating: BTreeMap<SetId, BTreeSet<NamespacedName>>,
+    /// Sets that are only audited, with the policies that are not enforced in them.
+    pub audited: BTreeMap<SetId, BTreeSet<PolicyRef>>,
+}
+
+/// What became different from one [`PolicyImage`] to the next; none: it is gone.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PolicyChanges {
+    /// See [`PolicyImage::pod_classes`].
+    pub pod_classes: BTreeMap<IpAddr, Option<ClassId>>,
+    /// See [`PolicyImage::cidr_classes`].
+    pub cidr_classes: BTreeMap<IpNet, Option<ClassId>>,
+    /// See [`PolicyImage::set_classes`].
+    pub set_classes: BTreeMap<(SetId, ClassId), Option<LocalClass>>,
+    /// See [`PolicyImage::rows`].
+    pub rows: BTreeMap<RowKey, Option<Row>>,
+    /// See [`PolicyImage::rules`].
+    pub rules: BTreeMap<RuleId, Option<RuleInfo>>,
+    /// See [`PolicyImage::isolating`].
+    pub isolating: BTreeMap<SetId, Option<BTreeSet<NamespacedName>>>,
+    /// [`PolicyImage::audited`], all of it: they are few.
+    pub audited: BTreeMap<SetId, BTreeSet<PolicyRef>>,
+    /// [`PolicyImage::pods`], all of them: they are few.
+    pub pods: BTreeMap<IpAddr, PodSets>,
+}
+
+impl PolicyChanges {
+    /// Entries of the kernel's maps that are written or removed, but for those of the node's own pods.
+    pub fn len(&self) -> usize {
+        self.pod_classes.len() + self.cidr_classes.len() + self.set_classes.len() + self.rows.len()
+    }
+
+    /// Whether no such entry is.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
 }
 
 /// Which policy a rule is of.

@@ -9,7 +9,9 @@ pub mod address_pool;
 pub mod cluster_policy;
 pub mod custom;
 pub mod desired;
+pub mod domain_name;
 pub mod endpoints;
+pub mod enforcement;
 pub mod error;
 pub mod flannel;
 pub mod labels;
@@ -30,10 +32,10 @@ pub mod socket_services;
 pub mod world;
 
 pub use address_pool::{AddressPool, AddressRange};
-pub use cluster_policy::{
-    Action, ClusterNetworkPolicy, ClusterPeer, ClusterRule, DomainName, ProtocolMatch, Subject, Tier,
-};
+pub use cluster_policy::{Action, ClusterNetworkPolicy, ClusterPeer, ClusterRule, ProtocolMatch, Subject, Tier};
+pub use domain_name::{DomainName, DomainNames};
 pub use endpoints::{Conditions, Endpoint, EndpointPort, EndpointSlice, Hints};
+pub use enforcement::{AUDIT_ANNOTATION, Enforcement};
 pub use error::Invalid;
 pub use labels::{Labels, Selector};
 pub use load_balancer::{BalancedService, FamilyPolicy, LoadBalancerRequest, Wish};

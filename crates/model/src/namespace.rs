@@ -14,6 +14,9 @@ pub struct Namespace {
     pub labels: Labels,
     /// What holds for those of its pods that do not say so themselves.
     pub socket_services: SocketServices,
+    /// It has a deletion timestamp: its objects are being deleted, in no order that can be relied on.
+    #[serde(default)]
+    pub terminating: bool,
 }
 
 impl TryFrom<&core::Namespace> for Namespace {
@@ -22,6 +25,7 @@ impl TryFrom<&core::Namespace> for Namespace {
     fn try_from(object: &core::Namespace) -> Result<Self, Invalid> {
         let name = object.metadata.name.clone().ok_or_else(|| Invalid::new("Namespace", "metadata.name", "missing"))?;
         let socket_services = SocketServices::of(object.metadata.annotations.as_ref());
-        Ok(Self { name, labels: object.metadata.labels.clone().unwrap_or_default(), socket_services })
+        let labels = object.metadata.labels.clone().unwrap_or_default();
+        Ok(Self { name, labels, socket_services, terminating: object.metadata.deletion_timestamp.is_some() })
     }
 }

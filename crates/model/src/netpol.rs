@@ -5,8 +5,9 @@ use k8s_openapi::api::networking::v1 as networking;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde::{Deserialize, Serialize};
 
+use crate::error::{At, Refuse, with_problems};
 use crate::labels::Requirement;
-use crate::{Invalid, NamespacedName, Protocol, Selector};
+use crate::{Enforcement, Invalid, NamespacedName, Protocol, Selector};
 
 /// Which way a rule looks, seen from the pod it isolates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -28,12 +29,21 @@ pub struct NetworkPolicy {
     pub ingress: Option<Vec<PolicyRule>>,
     /// Its egress rules, if it isolates egress.
     pub egress: Option<Vec<PolicyRule>>,
+    /// Whether that is done, or only reported.
+    #[serde(default)]
+    pub enforcement: Enforcement,
 }
 
 impl NetworkPolicy {
     /// The policy that isolates every pod of its namespace in both directions and admits nobody.
     pub fn deny_all(name: NamespacedName) -> Self {
-        Self { name, pod_selector: Selector::everything(), ingress: Some(Vec::new()), egress: Some(Vec::new()) }
+        Self {
+            name,
+            pod_selector: Selector::everything(),
+            ingress: Some(Vec::new()),
+            egress: Some(Vec::new()),
+            enforcement: Enforcement::Enforced,
+        }
     }
 
     /// The rules of a direction, if the policy isolates it.
@@ -93,17 +103,6 @@ pub enum PortMatch {
     Named(String),
 }
 
-struct At<'a> {
-    who: &'a str,
-    field: String,
-}
-
-impl At<'_> {
-    fn invalid(&self, below: &str, reason: impl std::fmt::Display) -> Invalid {
-        Invalid::new(self.who, format!("{}{below}", self.field), reason)
-    }
-}
-
 fn parse_block(at: &At<'_>, block: &networking::IPBlock) -> Result<Peer, Invalid> {
     let parse = |below: &str, text: &str| {
         text.parse::<IpNet>().map(|n| n.trunc()).map_err(|e| at.invalid(below, format!("{text:?} is no CIDR: {e}")))
@@ -128,15 +127,8 @@ fn parse_peer(at: &At<'_>, peer: &networking::NetworkPolicyPeer) -> Result<Peer,
         (Some(_), _, _) => Err(at.invalid(".ipBlock", "may not be combined with selectors")),
         (None, None, None) => Err(at.invalid("", "must name an ipBlock, a podSelector or a namespaceSelector")),
         (None, namespaces, pods) => Ok(Peer::Pods {
-            namespaces: namespaces
-                .as_ref()
-                .map(|s| Selector::parse(s, at.who, &format!("{}.namespaceSelector", at.field)))
-                .transpose()?,
-            pods: pods
-                .as_ref()
-                .map(|s| Selector::parse(s, at.who, &format!("{}.podSelector", at.field)))
-                .transpose()?
-                .unwrap_or_default(),
+            namespaces: namespaces.as_ref().map(|s| at.selector(".namespaceSelector", s)).transpose()?,
+            pods: pods.as_ref().map(|s| at.selector(".podSelector", s)).transpose()?.unwrap_or_default(),
         }),
     }
 }
@@ -144,23 +136,17 @@ fn parse_peer(at: &At<'_>, peer: &networking::NetworkPolicyPeer) -> Result<Peer,
 fn parse_port(at: &At<'_>, port: &networking::NetworkPolicyPort) -> Result<PolicyPort, Invalid> {
     let protocol = Protocol::parse(port.protocol.as_deref())
         .ok_or_else(|| at.invalid(".protocol", format!("unknown protocol {:?}", port.protocol)))?;
-    let number = |below: &str, value: i32| {
-        u16::try_from(value)
-            .ok()
-            .filter(|n| *n > 0)
-            .ok_or_else(|| at.invalid(below, format!("{value} is not between 1 and 65535")))
-    };
     let matched = match (&port.port, port.end_port) {
         (None, None) => PortMatch::Any,
         (None, Some(_)) => return Err(at.invalid(".endPort", "needs port")),
         (Some(IntOrString::String(name)), None) => PortMatch::Named(name.clone()),
         (Some(IntOrString::String(_)), Some(_)) => return Err(at.invalid(".endPort", "needs a numeric port")),
         (Some(IntOrString::Int(value)), None) => {
-            let first = number(".port", *value)?;
+            let first = at.port(".port", *value)?;
             PortMatch::Range(first, first)
         }
         (Some(IntOrString::Int(value)), Some(end)) => {
-            let (first, last) = (number(".port", *value)?, number(".endPort", end)?);
+            let (first, last) = (at.port(".port", *value)?, at.port(".endPort", end)?);
             if last < first {
                 return Err(at.invalid(".endPort", format!("{last} is below port {first}")));
             }
@@ -200,6 +186,35 @@ fn matching_nobody() -> PolicyRule {
     PolicyRule { peers: vec![Peer::Pods { namespaces: None, pods: never }], ports: Vec::new() }
 }
 
+/// The directions that a policy isolates.
+struct Types {
+    ingress: bool,
+    egress: bool,
+}
+
+impl Types {
+    /// `spec.policyTypes`. Without it: Ingress always, Egress when there are egress rules (API default). One that is not understood stands for
+    /// both directions: read as none, a misspelt word would open what the policy closes.
+    fn parse(spec: &networking::NetworkPolicySpec, who: &str, refuse: Refuse<'_>) -> Result<Self, Invalid> {
+        let Some(said) = spec.policy_types.as_ref().filter(|types| !types.is_empty()) else {
+            return Ok(Self { ingress: true, egress: spec.egress.as_ref().is_some_and(|rules| !rules.is_empty()) });
+        };
+        let mut types = Self { ingress: false, egress: false };
+        for (index, name) in said.iter().enumerate() {
+            match name.as_str() {
+                "Ingress" => types.ingress = true,
+                "Egress" => types.egress = true,
+                other => {
+                    let field = format!("spec.policyTypes[{index}]");
+                    refuse(Invalid::new(who, field, format!("{other:?} is neither Ingress nor Egress")))?;
+                    types = Self { ingress: true, egress: true };
+                }
+            }
+        }
+        Ok(types)
+    }
+}
+
 impl TryFrom<&networking::NetworkPolicy> for NetworkPolicy {
     type Error = Invalid;
 
@@ -210,69 +225,66 @@ impl TryFrom<&networking::NetworkPolicy> for NetworkPolicy {
 
 impl NetworkPolicy {
     /// As `try_from`, but fails closed: a policy that says something impossible in one place still isolates the pods it selects.
-    /// A rule that cannot be understood matches nobody, a pod selector that cannot selects the whole namespace. What was
-    /// impossible comes with it.
+    /// A rule that cannot be understood matches nobody; a pod selector that cannot selects the whole namespace, and then no rule matches
+    /// anybody; with a policy type that cannot both directions are isolated. What was impossible comes with it.
     ///
     /// # Errors
-    /// The object has no name or no spec.
+    /// The object has no name.
     pub fn fail_closed(object: &networking::NetworkPolicy) -> Result<(Self, Vec<Invalid>), Invalid> {
-        let mut problems = Vec::new();
-        let policy = Self::parse(object, &mut |problem| {
-            problems.push(problem);
-            Ok(())
-        })?;
-        Ok((policy, problems))
+        with_problems(|refuse| Self::parse(object, refuse))
     }
 
     /// Parses; `refuse` decides whether something impossible ends it or is left out.
-    fn parse(
-        object: &networking::NetworkPolicy,
-        refuse: &mut dyn FnMut(Invalid) -> Result<(), Invalid>,
-    ) -> Result<Self, Invalid> {
+    fn parse(object: &networking::NetworkPolicy, refuse: Refuse<'_>) -> Result<Self, Invalid> {
         let meta = &object.metadata;
         let (Some(namespace), Some(name)) = (&meta.namespace, &meta.name) else {
             return Err(Invalid::new("NetworkPolicy", "metadata", "namespace or name missing"));
         };
         let name = NamespacedName::new(namespace, name);
         let who = format!("NetworkPolicy {name}");
-        let spec = object.spec.as_ref().ok_or_else(|| Invalid::new(&who, "spec", "missing"))?;
-        let selector = spec.pod_selector.as_ref().map(|s| Selector::parse(s, &who, "spec.podSelector"));
-        let pod_selector = match selector {
-            Some(Ok(selector)) => selector,
-            None => Selector::everything(),
-            Some(Err(problem)) => {
-                refuse(problem)?;
-                Selector::everything()
+        // The API server shows the empty spec as what it means: every pod of the namespace, and nobody may come in.
+        let none = networking::NetworkPolicySpec::default();
+        let spec = match &object.spec {
+            Some(spec) => spec,
+            None => {
+                refuse(Invalid::new(&who, "spec", "missing"))?;
+                &none
             }
         };
-        // Without policyTypes: Ingress always, Egress when there are egress rules (API default).
-        let types = spec.policy_types.clone().filter(|t| !t.is_empty()).unwrap_or_else(|| {
-            let mut types = vec!["Ingress".to_owned()];
-            if spec.egress.as_ref().is_some_and(|e| !e.is_empty()) {
-                types.push("Egress".to_owned());
+        let selector = spec.pod_selector.as_ref().map(|s| Selector::parse(s, &who, "spec.podSelector"));
+        let (pod_selector, for_whom_is_known) = match selector {
+            Some(Ok(selector)) => (selector, true),
+            None => (Selector::everything(), true),
+            Some(Err(problem)) => {
+                refuse(problem)?;
+                (Selector::everything(), false)
             }
-            types
-        });
-        let has = |wanted: &str| types.iter().any(|t| t == wanted);
+        };
+        let types = Types::parse(spec, &who, refuse)?;
         let mut keep = |rule: Result<PolicyRule, Invalid>| match rule {
             Ok(rule) => Ok(rule),
             Err(problem) => refuse(problem).map(|()| matching_nobody()),
         };
         let mut ingress = Vec::new();
-        for (i, rule) in spec.ingress.iter().flatten().enumerate().filter(|_| has("Ingress")) {
+        for (i, rule) in spec.ingress.iter().flatten().enumerate().filter(|_| types.ingress) {
             let field = format!("spec.ingress[{i}]");
             ingress.push(keep(parse_rule(&who, &field, rule.from.as_ref(), "from", rule.ports.as_ref()))?);
         }
         let mut egress = Vec::new();
-        for (i, rule) in spec.egress.iter().flatten().enumerate().filter(|_| has("Egress")) {
+        for (i, rule) in spec.egress.iter().flatten().enumerate().filter(|_| types.egress) {
             let field = format!("spec.egress[{i}]");
             egress.push(keep(parse_rule(&who, &field, rule.to.as_ref(), "to", rule.ports.as_ref()))?);
+        }
+        // What it allows is for the pods that it selects: others, which other policies may isolate, would be opened by it.
+        if !for_whom_is_known {
+            ingress.iter_mut().chain(&mut egress).for_each(|rule| *rule = matching_nobody());
         }
         Ok(Self {
             name,
             pod_selector,
-            ingress: has("Ingress").then_some(ingress),
-            egress: has("Egress").then_some(egress),
+            ingress: types.ingress.then_some(ingress),
+            egress: types.egress.then_some(egress),
+            enforcement: Enforcement::of(meta.annotations.as_ref()),
         })
     }
 }
@@ -317,5 +329,40 @@ mod tests {
         let (parsed, problems) = NetworkPolicy::fail_closed(&object).unwrap();
         assert!(parsed.pod_selector.is_everything());
         assert_eq!((parsed.ingress, problems.len()), (Some(Vec::new()), 1));
+    }
+
+    #[test]
+    fn a_misspelt_policy_type_isolates_both_directions() {
+        let rules = serde_json::json!([{"from": [{"podSelector": {}}]}]);
+        let object = policy(serde_json::json!({"podSelector": {}, "policyTypes": ["ingress"], "ingress": rules}));
+        let refused = NetworkPolicy::try_from(&object).unwrap_err();
+        assert_eq!(refused.field, "spec.policyTypes[0]");
+        let (parsed, problems) = NetworkPolicy::fail_closed(&object).unwrap();
+        assert_eq!(problems, [refused]);
+        assert_eq!((parsed.ingress.map(|rules| rules.len()), parsed.egress), (Some(1), Some(Vec::new())));
+        let object = policy(serde_json::json!({"podSelector": {}, "policyTypes": ["Egress"], "ingress": rules}));
+        let parsed = NetworkPolicy::try_from(&object).unwrap();
+        assert_eq!((parsed.ingress, parsed.egress), (None, Some(Vec::new())));
+    }
+
+    #[test]
+    fn a_policy_without_a_spec_isolates_its_namespace() {
+        let object = policy(serde_json::Value::Null);
+        assert!(NetworkPolicy::try_from(&object).is_err());
+        let (parsed, problems) = NetworkPolicy::fail_closed(&object).unwrap();
+        assert!(parsed.pod_selector.is_everything());
+        assert_eq!((parsed.ingress, parsed.egress, problems.len()), (Some(Vec::new()), None, 1));
+    }
+
+    #[test]
+    fn a_policy_for_nobody_knows_whom_allows_nothing() {
+        let selector = serde_json::json!({"matchExpressions": [{"key": "a", "operator": "Near", "values": ["b"]}]});
+        let object = policy(serde_json::json!({"podSelector": selector, "ingress": [{}], "egress": [{}]}));
+        let (parsed, _) = NetworkPolicy::fail_closed(&object).unwrap();
+        for rules in [parsed.ingress.unwrap(), parsed.egress.unwrap()] {
+            let [PolicyRule { peers, .. }] = rules.as_slice() else { panic!("{rules:?}") };
+            let [Peer::Pods { pods, .. }] = peers.as_slice() else { panic!("{peers:?}") };
+            assert!(!pods.matches(&Default::default()));
+        }
     }
 }

@@ -18,7 +18,7 @@ impl FromStr for Selector {
 
     fn from_str(text: &str) -> Result<Self, NoSelector> {
         let parts = split(text).into_iter().filter(|part| !part.trim().is_empty());
-        Ok(Self::of(parts.map(requirement).collect::<Result<Vec<_>, _>>()?))
+        Ok(Self::of(parts.map(str::parse).collect::<Result<Vec<_>, _>>()?))
     }
 }
 
@@ -40,37 +40,57 @@ fn split(text: &str) -> Vec<&str> {
     parts
 }
 
-fn requirement(part: &str) -> Result<Requirement, NoSelector> {
-    let part = part.trim();
-    let refused = || NoSelector { part: part.to_owned() };
-    let key = |text: &str| {
-        let text = text.trim();
-        let is_one = !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || "-_./".contains(c));
-        is_one.then(|| text.to_owned()).ok_or_else(refused)
-    };
-    let value = |text: &str| {
-        let text = text.trim();
-        let is_one = text.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
-        is_one.then(|| BTreeSet::from([text.to_owned()])).ok_or_else(refused)
-    };
-    if let Some((before, list)) = part.strip_suffix(')').and_then(|rest| rest.split_once('(')) {
-        let values = list.split(',').map(value).collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect();
-        let (name, operator) = before.trim().rsplit_once(char::is_whitespace).ok_or_else(refused)?;
-        return match operator {
-            "in" => Ok(Requirement::In(key(name)?, values)),
-            "notin" => Ok(Requirement::NotIn(key(name)?, values)),
-            _ => Err(refused()),
+impl FromStr for Requirement {
+    type Err = NoSelector;
+
+    fn from_str(text: &str) -> Result<Self, NoSelector> {
+        let part = text.trim();
+        let refused = || NoSelector { part: part.to_owned() };
+        let key = |text: &str| {
+            let text = text.trim();
+            is_key(text).then(|| text.to_owned()).ok_or_else(refused)
         };
+        let value = |text: &str| {
+            let text = text.trim();
+            (text.is_empty() || is_name(text)).then(|| BTreeSet::from([text.to_owned()])).ok_or_else(refused)
+        };
+        if let Some((before, list)) = part.strip_suffix(')').and_then(|rest| rest.split_once('(')) {
+            let values = list.split(',').map(value).collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect();
+            let (name, operator) = before.trim().rsplit_once(char::is_whitespace).ok_or_else(refused)?;
+            return match operator {
+                "in" => Ok(Self::In(key(name)?, values)),
+                "notin" => Ok(Self::NotIn(key(name)?, values)),
+                _ => Err(refused()),
+            };
+        }
+        if let Some((name, wanted)) = part.split_once("!=") {
+            return Ok(Self::NotIn(key(name)?, value(wanted)?));
+        }
+        if let Some((name, wanted)) = part.split_once("==").or_else(|| part.split_once('=')) {
+            return Ok(Self::In(key(name)?, value(wanted)?));
+        }
+        match part.strip_prefix('!') {
+            Some(name) => Ok(Self::DoesNotExist(key(name)?)),
+            None => Ok(Self::Exists(key(part)?)),
+        }
     }
-    if let Some((name, wanted)) = part.split_once("!=") {
-        return Ok(Requirement::NotIn(key(name)?, value(wanted)?));
-    }
-    if let Some((name, wanted)) = part.split_once("==").or_else(|| part.split_once('=')) {
-        return Ok(Requirement::In(key(name)?, value(wanted)?));
-    }
-    match part.strip_prefix('!') {
-        Some(name) => Ok(Requirement::DoesNotExist(key(name)?)),
-        None => Ok(Requirement::Exists(key(part)?)),
+}
+
+/// A label's value, or its key after the `/`: up to 63 letters, digits, `-`, `_` and `.`, a letter or digit at both ends.
+fn is_name(text: &str) -> bool {
+    let ends =
+        text.starts_with(|c: char| c.is_ascii_alphanumeric()) && text.ends_with(|c: char| c.is_ascii_alphanumeric());
+    ends && text.len() <= 63 && text.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+}
+
+/// A label's key: a name, before it perhaps a domain and `/`.
+fn is_key(text: &str) -> bool {
+    match text.split_once('/') {
+        None => is_name(text),
+        Some((domain, name)) => {
+            let parts = domain.split('.').all(|part| is_name(part) && part == part.to_ascii_lowercase());
+            parts && domain.len() <= 253 && !domain.contains('_') && is_name(name)
+        }
     }
 }
 
@@ -108,7 +128,21 @@ mod tests {
 
     #[test]
     fn what_is_none_is_named() {
-        for text in ["app in web", "a b", "=x", "app=we b", "app within (a)", "!", "app=web,)", "a=b=c"] {
+        for text in [
+            "app in web",
+            "a b",
+            "=x",
+            "app=we b",
+            "app within (a)",
+            "!",
+            "app=web,)",
+            "a=b=c",
+            "app='web'",
+            "app=-web",
+            "a/b/c",
+            "Team/a",
+            "app in (a, 'b')",
+        ] {
             let refused = text.parse::<Selector>().unwrap_err();
             assert!(!refused.part.is_empty() && text.contains(&refused.part), "{text}: {refused}");
         }

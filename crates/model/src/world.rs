@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use crate::{
-    ClusterNetworkPolicy, Namespace, NamespacedName, NetworkPolicy, Node, NodeName, Pod, Service, Slices, Tier,
+    ClusterNetworkPolicy, Enforcement, Namespace, NamespacedName, NetworkPolicy, Node, NodeName, Pod, Service, Slices,
+    Tier,
 };
 
 /// The cluster as last heard of. Planners read it; the agent's index keeps it up to date; tests and `verify` build it from
@@ -35,7 +36,13 @@ impl World {
         )
     }
 
-    /// The ClusterNetworkPolicies of a tier in the order in which they are asked: by priority, then by name. The API leaves open
+    /// As if every policy that is only audited were enforced.
+    pub fn enforce_all(&mut self) {
+        self.policies.values_mut().for_each(|policy| policy.enforcement = Enforcement::Enforced);
+        self.cluster_policies.values_mut().for_each(|policy| policy.enforcement = Enforcement::Enforced);
+    }
+
+    /// The ClusterNetworkPolicies of a tier, those that are only audited too, in the order in which they are asked: by priority, then by name. The API leaves open
     /// which of two of the same priority decides.
     pub fn cluster_policies_of(&self, tier: Tier) -> Vec<&ClusterNetworkPolicy> {
         let mut policies: Vec<_> = self.cluster_policies.values().filter(|policy| policy.tier == tier).collect();

@@ -27,7 +27,8 @@ pub(crate) fn decides(
     // same tier." Of the same priority: "the implementation can apply any of the matching policies"; ours goes by name.
     policies.sort_by_key(|p| (p["spec"]["priority"].as_i64(), p["metadata"]["name"].as_str()));
     for policy in policies {
-        if !peer_selects_pod(cluster, &policy["spec"]["subject"], subject) {
+        let audited = policy["metadata"]["annotations"]["towpath.dev/audit"] == "true";
+        if audited || !peer_selects_pod(cluster, &policy["spec"]["subject"], subject) {
             continue;
         }
         // "The relative precedence of ingress rules within a single CNP object (all of which share the priority) will be determined by
@@ -75,7 +76,7 @@ fn matches(cluster: &Cluster, rule: &Value, direction: &str, peer: IpAddr, traff
     let from_peer = peers.iter().any(|wanted| match pod {
         Some(pod) if peer_selects_pod(cluster, wanted, pod) => true,
         Some(_) => in_networks(wanted, peer),
-        None => in_networks(wanted, peer) || is_node(cluster, wanted, peer),
+        None => in_networks(wanted, peer) || is_node(cluster, wanted, peer) || is_named(cluster, wanted, peer),
     });
     // "If unspecified, protocol-specific attributes will not be used to match traffic."
     let destination = pod_at(cluster, traffic.to);
@@ -116,6 +117,29 @@ fn is_node(cluster: &Cluster, wanted: &Value, peer: IpAddr) -> bool {
             let addresses = node.status.iter().flat_map(|s| s.addresses.iter().flatten());
             addresses.into_iter().any(|a| a.address.parse() == Ok(peer))
         })
+}
+
+/// "DomainNames provides a way to specify domain names as peers." What a node holds is no host outside, whatever DNS says.
+fn is_named(cluster: &Cluster, wanted: &Value, peer: IpAddr) -> bool {
+    let any_node = Value::from_iter([("nodes", Value::Object(Default::default()))]);
+    let patterns: Vec<&str> =
+        wanted["domainNames"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    let said = cluster.names.iter().filter(|(_, address)| *address == peer);
+    !is_node(cluster, &any_node, peer)
+        && said.into_iter().any(|(name, _)| patterns.iter().any(|pattern| name_matches(pattern, name)))
+}
+
+/// "'*', the wildcard specifier, matches one or more entire labels. It does not support partial matches. '*' may only be specified as a
+/// prefix." "`*.kubernetes.io` matches subdomains of kubernetes.io … It does not match "kubernetes.io"".
+fn name_matches(pattern: &str, name: &str) -> bool {
+    let labels =
+        |text: &str| -> Vec<String> { text.trim_end_matches('.').split('.').map(str::to_ascii_lowercase).collect() };
+    let (mut wanted, name) = (labels(pattern), labels(name));
+    if wanted[0] != "*" {
+        return wanted == name;
+    }
+    wanted.remove(0);
+    name.len() > wanted.len() && name.ends_with(&wanted)
 }
 
 fn protocol_matches(wanted: &Value, destination: Option<&Pod>, traffic: &Traffic<'_>) -> bool {

@@ -7,6 +7,7 @@
 //! Where the documentation leaves a choice, ours is:
 //! - Traffic from the pod's own node is allowed; traffic to it is judged as to any address.
 //! - `ipBlock` is held against pod addresses as well.
+//! - A domain name is the addresses outside the cluster that DNS has said of it.
 //! - A pod that has ended (`Succeeded`, `Failed`) holds no address; a `hostNetwork` pod is its node.
 #![forbid(unsafe_code)]
 
@@ -34,6 +35,8 @@ pub struct Cluster {
     pub policies: Vec<NetworkPolicy>,
     /// All ClusterNetworkPolicies, as JSON.
     pub cluster_policies: Vec<Value>,
+    /// What DNS has said of names: each with an address.
+    pub names: Vec<(String, IpAddr)>,
 }
 
 /// A connection attempt, after Service translation.
@@ -68,7 +71,7 @@ pub fn egress_allowed(cluster: &Cluster, traffic: &Traffic<'_>) -> bool {
     }
     let mut isolated = false;
     for policy in &cluster.policies {
-        if !selects(policy, source) || !has_type(policy, "Egress") {
+        if audited(policy.metadata.annotations.as_ref()) || !selects(policy, source) || !has_type(policy, "Egress") {
             continue;
         }
         isolated = true;
@@ -103,7 +106,10 @@ pub fn ingress_allowed(cluster: &Cluster, traffic: &Traffic<'_>) -> bool {
     }
     let mut isolated = false;
     for policy in &cluster.policies {
-        if !selects(policy, destination) || !has_type(policy, "Ingress") {
+        if audited(policy.metadata.annotations.as_ref())
+            || !selects(policy, destination)
+            || !has_type(policy, "Ingress")
+        {
             continue;
         }
         isolated = true;
@@ -120,6 +126,11 @@ pub fn ingress_allowed(cluster: &Cluster, traffic: &Traffic<'_>) -> bool {
     // "v1.NetworkPolicy always makes a final decision for selected pods. Further evaluation only happens for Pods not selected by a
     // v1.NetworkPolicy." And at last: "all pods can communicate with each other."
     !isolated && cluster::decides(cluster, "Baseline", "ingress", destination, traffic.from, traffic).unwrap_or(true)
+}
+
+/// "A policy with the annotation `towpath.dev/audit: "true"` is judged and reported, not enforced" (docs/policy.md).
+fn audited(annotations: Option<&std::collections::BTreeMap<String, String>>) -> bool {
+    annotations.and_then(|all| all.get("towpath.dev/audit")).is_some_and(|said| said == "true")
 }
 
 /// Whether policies look at the address as a pod.

@@ -24,6 +24,7 @@ fn cluster(spec: Value) -> Cluster {
         ],
         policies: vec![from_value(json!({"metadata": {"namespace": "one", "name": "p"}, "spec": spec})).unwrap()],
         cluster_policies: Vec::new(),
+        names: Vec::new(),
     }
 }
 

@@ -1,6 +1,6 @@
-//! Times a compilation of a large cluster: `cargo run --profile ci -p towpath-policy --example compile_speed [policies] [pods]`.
+//! Times compilations of a large cluster: `cargo run --profile bench-lab -p towpath-policy --example compile_speed [policies] [pods] [label sets]`.
 //!
-//! Prints the medians for a first compilation, one where nothing changed, and one after a policy changed.
+//! Prints medians: of a first compilation, of one that looks at everything again, and of those that follow one change.
 #![allow(clippy::expect_used, reason = "a measurement, run by hand")]
 
 use std::collections::BTreeSet;
@@ -9,24 +9,29 @@ use std::time::{Duration, Instant};
 use towpath_model::desired::PolicyImage;
 use towpath_model::labels::Requirement;
 use towpath_model::{
-    Labels, NamedPort, Namespace, NamespacedName, NetworkPolicy, NodeName, Peer, Phase, Pod, PolicyPort, PolicyRule,
-    PortMatch, Protocol, Selector, World,
+    Enforcement, Labels, NamedPort, Namespace, NamespacedName, NetworkPolicy, NodeName, Peer, Phase, Pod, PolicyPort,
+    PolicyRule, PortMatch, Protocol, Selector, World,
 };
+use towpath_policy::check::{Before, Scope, check};
+use towpath_policy::compile::Touched;
 use towpath_policy::{Compiler, View};
 
 /// Pods of one node, as kubelet's default allows.
 const PER_NODE: usize = 110;
 const NAMESPACES: usize = 50;
-/// Pods of a Deployment.
-const REPLICAS: usize = 5;
 
 fn labels(pairs: &[(&str, String)]) -> Labels {
     pairs.iter().map(|(k, v)| ((*k).to_owned(), v.clone())).collect()
 }
 
+/// A number that has nothing to do with the index, so that each node has pods of most namespaces.
+fn scattered(index: usize) -> usize {
+    index.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 33
+}
+
 /// Pod `i` is spread over nodes and namespaces like the scheduler would.
-fn pod(index: usize, nodes: usize) -> Pod {
-    let app = index / REPLICAS;
+fn pod(index: usize, nodes: usize, apps: usize) -> Pod {
+    let app = index % apps;
     let octets = [
         10,
         u8::try_from(index / 65536).unwrap_or(255),
@@ -40,10 +45,9 @@ fn pod(index: usize, nodes: usize) -> Pod {
             ("app", format!("app{app}")),
             ("pod-template-hash", format!("{:x}", app * 7919)),
             ("tier", format!("t{}", app % 4)),
-            ("apps.kubernetes.io/pod-index", format!("{}", index % REPLICAS)),
         ]),
         daemon_set: None,
-        node: Some(NodeName::new(format!("node{}", index % nodes))),
+        node: Some(NodeName::new(format!("node{}", scattered(index) % nodes))),
         ips: vec![octets.into()],
         named_ports: vec![NamedPort { name: "http".to_owned(), protocol: Protocol::Tcp, number: 8080 }],
         host_ports: Vec::new(),
@@ -89,50 +93,116 @@ fn policy(index: usize, apps: usize, port: u16) -> NetworkPolicy {
                 ports: vec![PolicyPort { protocol: Protocol::Udp, port: PortMatch::Range(53, 53) }],
             },
         ]),
+        enforcement: Enforcement::Enforced,
     }
 }
 
-fn world(policies: usize, pods: usize) -> World {
+fn world(policies: usize, pods: usize, apps: usize) -> World {
     let nodes = pods.div_ceil(PER_NODE).max(1);
     let mut world = World::default();
     for n in 0..NAMESPACES {
         let name = format!("ns{n}");
         let labels = labels(&[("kubernetes.io/metadata.name", name.clone())]);
-        world.namespaces.insert(name.clone(), Namespace { name, labels, socket_services: Default::default() });
+        world
+            .namespaces
+            .insert(name.clone(), Namespace { name, labels, socket_services: Default::default(), terminating: false });
     }
-    world.pods = (0..pods).map(|i| pod(i, nodes)).map(|p| (p.name.clone(), p)).collect();
-    let apps = pods.div_ceil(REPLICAS).max(1);
+    world.pods = (0..pods).map(|i| pod(i, nodes, apps)).map(|p| (p.name.clone(), p)).collect();
     world.policies = (0..policies).map(|i| policy(i, apps, 9000)).map(|p| (p.name.clone(), p)).collect();
     world
 }
 
-fn median(mut times: Vec<Duration>) -> Duration {
-    times.sort_unstable();
-    times.get(times.len() / 2).copied().unwrap_or_default()
+/// Pages of this process in memory, in bytes.
+fn resident() -> usize {
+    let text = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    text.split(' ').nth(1).and_then(|pages| pages.parse::<usize>().ok()).unwrap_or_default() * 4096
+}
+
+/// What followed a change: how long, and how many entries became others.
+#[derive(Default)]
+struct Followed {
+    times: Vec<Duration>,
+    /// What the translation check of it took.
+    checks: Vec<Duration>,
+    entries: Vec<usize>,
+}
+
+impl Followed {
+    fn follow(&mut self, compiler: &mut Compiler, world: &World, now: Duration, touched: &Touched) {
+        let (view, node) = (View::of(world), NodeName::new("node0"));
+        let start = Instant::now();
+        compiler.follow(&view, &node, now, touched);
+        self.times.push(start.elapsed());
+        let start = Instant::now();
+        let before = Before::of(&view);
+        let scope = compiler.changes().map(|changes| Scope::after(&view, compiler.image(), touched, changes, &before));
+        let checked = check(&view, &node, compiler.image(), &scope.unwrap_or_else(Scope::everything));
+        self.checks.push(start.elapsed());
+        checked.expect("what was compiled is what was written");
+        self.entries.push(compiler.changes().map_or(0, |changes| changes.len()));
+    }
+
+    fn say(mut self, what: &str) {
+        self.times.sort_unstable();
+        self.checks.sort_unstable();
+        self.entries.sort_unstable();
+        let (middle, last) = (self.times.len() / 2, self.times.len() - 1);
+        let (median, most) = (self.times.get(middle), self.times.get(last));
+        let entries = self.entries.get(middle).copied().unwrap_or_default();
+        println!(
+            "{what}: {:?} (median of {}, slowest {:?}), {entries} entries; check {:?} (slowest {:?})",
+            median.copied().unwrap_or_default(),
+            self.times.len(),
+            most.copied().unwrap_or_default(),
+            self.checks.get(middle).copied().unwrap_or_default(),
+            self.checks.get(last).copied().unwrap_or_default()
+        );
+    }
+}
+
+const ROUNDS: usize = 21;
+
+/// Gives every pod that `which` picks another `app` label, one after another, each a change of its own.
+fn relabel(
+    compiler: &mut Compiler,
+    world: &mut World,
+    now: Duration,
+    apps: usize,
+    which: impl Fn(&Pod) -> bool,
+) -> Followed {
+    let mut followed = Followed::default();
+    let mut names: Vec<NamespacedName> = world.pods.values().filter(|p| which(p)).map(|p| p.name.clone()).collect();
+    names.sort_by_key(|name| scattered(name.name.len() + name.name.bytes().map(usize::from).sum::<usize>()));
+    names.truncate(ROUNDS);
+    for (round, name) in names.into_iter().enumerate() {
+        if let Some(pod) = world.pods.get_mut(&name) {
+            pod.labels.insert("app".to_owned(), format!("app{}", (round * 97 + 13) % apps));
+        }
+        let mut touched = Touched::nothing();
+        touched.pod(name);
+        followed.follow(compiler, world, now, &touched);
+    }
+    followed
 }
 
 fn main() {
     let mut numbers = std::env::args().skip(1).filter_map(|a| a.parse::<usize>().ok());
     let (policies, pods) = (numbers.next().unwrap_or(1000), numbers.next().unwrap_or(5000));
-    let mut world = world(policies, pods);
-    let node = NodeName::new("node0");
-    let apps = pods.div_ceil(REPLICAS).max(1);
-    let (mut first, mut again, mut changed) = (Vec::new(), Vec::new(), Vec::new());
-    let mut image = PolicyImage::default();
-    for round in 0..15u16 {
-        let mut compiler = Compiler::new(Duration::from_secs(5));
-        let mut timed = |world: &World, times: &mut Vec<Duration>| {
-            let start = Instant::now();
-            image = compiler.compile(&View::of(world), &node, Duration::from_secs(1));
-            times.push(start.elapsed());
-        };
-        timed(&world, &mut first);
-        timed(&world, &mut again);
-        let edited = policy(0, apps, 9001 + round);
-        world.policies.insert(edited.name.clone(), edited);
-        timed(&world, &mut changed);
+    let apps = numbers.next().unwrap_or(pods / 10).max(1);
+    let mut world = world(policies, pods, apps);
+    let (node, before) = (NodeName::new("node0"), resident());
+    let mut compiler = Compiler::new(Duration::from_secs(5));
+    let mut now = Duration::from_secs(1);
+    let (mut first, mut again) = (Followed::default(), Followed::default());
+    first.follow(&mut compiler, &world, now, &Touched::everything());
+    let grown = resident().saturating_sub(before);
+    for _ in 0..3 {
+        again.follow(&mut compiler, &world, now, &Touched::everything());
+        let mut other = Compiler::new(Duration::from_secs(5));
+        first.follow(&mut other, &world, now, &Touched::everything());
     }
-    println!("{policies} policies, {pods} pods, {} of them on the node", image.pods.len());
+    let image: &PolicyImage = compiler.image();
+    println!("{policies} policies, {pods} pods of {apps} label sets, {} of them on the node", image.pods.len());
     println!(
         "image: {} sets, {} pod classes, {} CIDR classes, {} class entries, {} rows",
         image.isolating.len(),
@@ -141,10 +211,33 @@ fn main() {
         image.set_classes.len(),
         image.rows.len()
     );
-    println!(
-        "first {:?}, unchanged {:?}, one policy changed {:?} (medians of 15)",
-        median(first),
-        median(again),
-        median(changed)
-    );
+    println!("compiler and image: {grown} B, {} B a pod", grown / pods.max(1));
+    first.say("first");
+    again.say("everything again");
+    let remote = |pod: &Pod| pod.node.as_ref() != Some(&node);
+    relabel(&mut compiler, &mut world, now, apps, remote).say("label of a pod elsewhere");
+    relabel(&mut compiler, &mut world, now, apps, |pod| !remote(pod)).say("label of a pod here");
+    let (mut edited, mut expired) = (Followed::default(), Followed::default());
+    for round in 0..ROUNDS {
+        let next = policy(round, apps, 9001 + u16::try_from(round).unwrap_or(0));
+        let mut touched = Touched::nothing();
+        touched.policy(next.name.clone());
+        world.policies.insert(next.name.clone(), next);
+        edited.follow(&mut compiler, &world, now, &touched);
+        now += Duration::from_secs(6);
+        expired.follow(&mut compiler, &world, now, &Touched::nothing());
+    }
+    edited.say("rules of a policy");
+    expired.say("sets that nobody has leave");
+    let mut renamed = Followed::default();
+    for round in 0..ROUNDS {
+        let name = format!("ns{}", round % NAMESPACES);
+        if let Some(namespace) = world.namespaces.get_mut(&name) {
+            namespace.labels.insert("round".to_owned(), round.to_string());
+        }
+        let mut touched = Touched::nothing();
+        touched.namespace(name);
+        renamed.follow(&mut compiler, &world, now, &touched);
+    }
+    renamed.say("labels of a namespace");
 }

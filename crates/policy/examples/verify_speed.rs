@@ -8,10 +8,11 @@ use std::time::{Duration, Instant};
 
 use towpath_model::labels::Requirement;
 use towpath_model::{
-    NamespacedName, NetworkPolicy, Peer, PolicyPort, PolicyRule, PortMatch, Protocol, Selector, World,
+    Enforcement, NamespacedName, NetworkPolicy, Peer, PolicyPort, PolicyRule, PortMatch, Protocol, Selector, World,
 };
-use towpath_policy::verify::reach::{diff, reach};
-use towpath_policy::verify::{Owners, Universe};
+use towpath_policy::verify::diff::diff;
+use towpath_policy::verify::reach::reach;
+use towpath_policy::verify::{Change, Owners, Universe};
 
 const NAMESPACES: usize = 25;
 
@@ -54,10 +55,11 @@ fn policy(index: usize, workloads: usize, port: u16) -> NetworkPolicy {
             ports: ports.clone(),
         }]),
         egress: index.is_multiple_of(4).then(|| vec![PolicyRule { peers: vec![app(index * 5)], ports }]),
+        enforcement: Enforcement::Enforced,
     }
 }
 
-fn universe(policies: usize, workloads: usize, changed: usize) -> Universe {
+fn world(policies: usize, workloads: usize, changed: usize) -> World {
     let mut world = World::default();
     for pod in (0..workloads).map(pod) {
         world.pods.insert(pod.name.clone(), pod);
@@ -66,7 +68,7 @@ fn universe(policies: usize, workloads: usize, changed: usize) -> Universe {
         let policy = policy(index, workloads, if index < changed { 9100 } else { 9000 });
         world.policies.insert(policy.name.clone(), policy);
     }
-    Universe::of(world, &Owners::new(), &[])
+    world
 }
 
 fn median(mut run: impl FnMut() -> usize) -> (Duration, usize) {
@@ -88,12 +90,13 @@ fn main() {
     println!("{policies} policies, {workloads} workloads");
     for changed in [1, policies / 10, policies] {
         let (time, rows) = median(|| {
-            let (before, after) = (universe(policies, workloads, 0), universe(policies, workloads, changed));
-            let difference = diff(&before, &after);
+            let (before, after) = (world(policies, workloads, 0), world(policies, workloads, changed));
+            let difference = diff(&Change::of((before, &Owners::new()), (after, &Owners::new()), &[]));
             difference.allowed.len() + difference.denied.len()
         });
         println!("diff, {changed} changed: {time:.1?} ({rows} rows)");
     }
-    let (time, rows) = median(|| reach(&universe(policies, workloads, 0), None).rows.len());
+    let (time, rows) =
+        median(|| reach(&Universe::of(world(policies, workloads, 0), &Owners::new(), &[]), None).rows.len());
     println!("reach: {time:.1?} ({rows} rows)");
 }

@@ -1,6 +1,6 @@
 //! A [`PolicyImage`] read as the kernel reads it: the same look-ups in the same order.
 //!
-//! The translation check compares this with [`evaluate`](crate::evaluate()); `explain` uses it to tell what a node really holds.
+//! The [translation check](crate::check) reads images this way too; `explain` uses it to tell what a node really holds.
 
 use std::net::IpAddr;
 
@@ -18,9 +18,11 @@ pub fn row_protocol(number: u8) -> RowProtocol {
 
 /// The class of an address: pods first, then the longest prefix of its family, else class 0.
 pub fn class_of(image: &PolicyImage, address: IpAddr) -> ClassId {
-    if let Some(class) = image.pod_classes.get(&address) {
-        return *class;
-    }
+    image.pod_classes.get(&address).copied().unwrap_or_else(|| prefix_class(image, address))
+}
+
+/// The class of an address that is no pod's: the longest prefix of its family, else class 0.
+pub(crate) fn prefix_class(image: &PolicyImage, address: IpAddr) -> ClassId {
     let bits: u8 = if address.is_ipv4() { 32 } else { 128 };
     (0..=bits)
         .rev()
@@ -57,11 +59,20 @@ pub fn judge_pod(
         return (Verdict::Allow, RuleId::SELF);
     }
     let Some(sets) = image.pods.get(&pod) else { return (Verdict::Deny, RuleId::HOST_ONLY) };
-    let set = match direction {
-        Direction::Ingress => sets.ingress,
-        Direction::Egress => sets.egress,
-    };
-    judge(image, set, peer, protocol, port)
+    judge(image, sets.of(direction).0, peer, protocol, port)
+}
+
+/// What a local pod's set of a direction would say if the policies that are only audited were enforced; none: the same.
+pub fn audit_pod(
+    image: &PolicyImage,
+    pod: IpAddr,
+    direction: Direction,
+    peer: IpAddr,
+    protocol: RowProtocol,
+    port: u16,
+) -> Option<(Verdict, RuleId)> {
+    let (_, audited) = image.pods.get(&pod)?.of(direction);
+    (audited != SetId::default() && pod != peer).then(|| judge(image, audited, peer, protocol, port))
 }
 
 /// The mask of a prefix of `bits` bits of a port.

@@ -11,15 +11,19 @@
 //! - A `hostNetwork` pod is its node's address; an ended pod is nothing; a terminating pod counts until it has ended.
 //! - ClusterNetworkPolicies of one tier and priority are asked by name. They do not isolate.
 //! - What may be a pod that is not known yet is judged to its disadvantage by rules that deny pods.
+//! - A domain name is the addresses that DNS answers have taught ([`names`]), none of which a pod, a node or the node's DNS holds.
 //! - The node-local DNS addresses are peers like a pod labelled `k8s-app=kube-dns` in `kube-system`; no policy isolates them.
 #![forbid(unsafe_code)]
 
+pub mod check;
 pub mod compile;
 pub mod evaluate;
 pub mod image;
+pub mod names;
 pub mod verify;
 pub mod view;
 
 pub use compile::Compiler;
 pub use evaluate::{Decision, Evaluator, Flow, Mismatch, Nearest, Reason, Side, evaluate};
+pub use names::Learned;
 pub use view::{Holder, Holders, View};

@@ -11,6 +11,8 @@ use std::sync::LazyLock;
 use ipnet::IpNet;
 use towpath_model::{Labels, NamedPort, NamespacedName, Node, NodeName, Pod, Protocol, World};
 
+use crate::names::{Learned, NOTHING_LEARNED};
+
 /// Everything a compilation or an evaluation reads.
 #[derive(Clone, Copy, Debug)]
 pub struct View<'a> {
@@ -20,14 +22,16 @@ pub struct View<'a> {
     pub dns: &'a [IpAddr],
     /// Addresses that were given at ADD. They replace what the pod's status says, because kubelet reports later.
     pub pod_ips: &'a BTreeMap<NamespacedName, Vec<IpAddr>>,
+    /// What domain names stand for on this node.
+    pub names: &'a Learned,
 }
 
 static NO_POD_IPS: BTreeMap<NamespacedName, Vec<IpAddr>> = BTreeMap::new();
 
 impl<'a> View<'a> {
-    /// A view of nothing but the API's objects: what a laptop has.
+    /// A view of nothing but the API's objects: what a laptop has. Domain names stand for nobody.
     pub fn of(world: &'a World) -> Self {
-        Self { world, dns: &[], pod_ips: &NO_POD_IPS }
+        Self { world, dns: &[], pod_ips: &NO_POD_IPS, names: &NOTHING_LEARNED }
     }
 
     /// The addresses of a pod on the pod network; none for other pods.
@@ -104,7 +108,7 @@ pub struct Holders<'a> {
 }
 
 /// Whether `challenger` is the likelier holder of `address` than `holder`, both by their status only.
-fn likelier(world: &World, address: IpAddr, challenger: &Pod, holder: &Pod) -> bool {
+pub(crate) fn likelier(world: &World, address: IpAddr, challenger: &Pod, holder: &Pod) -> bool {
     let in_range = |pod: &Pod| {
         let node = pod.node.as_ref().and_then(|name| world.nodes.get(name));
         node.is_some_and(|n| n.pod_cidrs.iter().any(|cidr| cidr.contains(&address)))
@@ -115,11 +119,16 @@ fn likelier(world: &World, address: IpAddr, challenger: &Pod, holder: &Pod) -> b
 impl<'a> Holders<'a> {
     /// Works out who holds what.
     pub fn of(view: &View<'a>) -> Self {
+        Self::among(view, |_| true)
+    }
+
+    /// Works out who holds these addresses.
+    pub fn among(view: &View<'a>, asked: impl Fn(IpAddr) -> bool) -> Self {
         let world = view.world;
-        let mut by_address: HashMap<IpAddr, Holder<'a>> = HashMap::with_capacity(world.pods.len() + world.nodes.len());
-        by_address.extend(view.dns.iter().map(|ip| (*ip, Holder::Dns)));
+        let mut by_address: HashMap<IpAddr, Holder<'a>> = HashMap::new();
+        by_address.extend(view.dns.iter().filter(|ip| asked(**ip)).map(|ip| (*ip, Holder::Dns)));
         for node in world.nodes.values() {
-            for ip in &node.internal_ips {
+            for ip in node.internal_ips.iter().filter(|ip| asked(**ip)) {
                 by_address.entry(*ip).or_insert(Holder::Node(&node.name));
             }
         }
@@ -129,7 +138,7 @@ impl<'a> Holders<'a> {
                 // Its own lease says it is on the pod network: a record that denies it is of an earlier pod of this name.
                 _ => Holder::UnknownPod(name),
             };
-            for ip in ips {
+            for ip in ips.iter().filter(|ip| asked(**ip)) {
                 by_address.entry(*ip).or_insert(holder);
             }
         }
@@ -137,7 +146,7 @@ impl<'a> Holders<'a> {
             if view.pod_ips.get(&pod.name).is_some_and(|ips| !ips.is_empty()) {
                 continue;
             }
-            for ip in &pod.ips {
+            for ip in pod.ips.iter().filter(|ip| asked(**ip)) {
                 match by_address.get_mut(ip) {
                     None => {
                         by_address.insert(*ip, Holder::Pod(pod));
@@ -153,9 +162,9 @@ impl<'a> Holders<'a> {
                 }
             }
         }
-        let mut nodes: HashMap<IpAddr, Vec<&'a Node>> = HashMap::with_capacity(world.nodes.len());
+        let mut nodes: HashMap<IpAddr, Vec<&'a Node>> = HashMap::new();
         for node in world.nodes.values() {
-            for ip in node.addresses() {
+            for ip in node.addresses().filter(|ip| asked(*ip)) {
                 if let Holder::Node(_) = by_address.entry(ip).or_insert(Holder::Node(&node.name)) {
                     nodes.entry(ip).or_default().push(node);
                 }

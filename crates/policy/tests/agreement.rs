@@ -11,8 +11,8 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use proptest::prelude::*;
-use towpath_model::desired::{PolicyImage, RuleId, SetId, Verdict};
-use towpath_model::{Direction, NodeName};
+use towpath_model::desired::{PolicyImage, PolicyRef, RuleId, SetId, Verdict};
+use towpath_model::{ClusterPeer, Direction, NodeName};
 use towpath_oracle::{Cluster, Traffic};
 use towpath_policy::{Compiler, Evaluator, Flow, Holder, Reason, Side, View, image};
 
@@ -59,6 +59,8 @@ struct Asked {
     open: u64,
     /// Denied to a pod that is not known yet.
     unknown: u64,
+    /// Accepted by name.
+    named: u64,
 }
 
 /// The cluster with each of some pods behind an address.
@@ -78,11 +80,22 @@ fn disguises(spec: &Spec, objects: &Cluster, address: IpAddr) -> Vec<Cluster> {
     names.filter_map(|name| of(&name)).collect()
 }
 
+/// Whether a rule's domain names decided.
+fn by_name(world: &towpath_model::World, side: &Side) -> bool {
+    let Reason::Rule { rule } = &side.reason else { return false };
+    let PolicyRef::Cluster { name, .. } = &rule.policy else { return false };
+    let wanted = world.cluster_policies.get(name).and_then(|p| p.rules(side.direction).get(rule.rule as usize));
+    let peer = wanted.zip(rule.peer).and_then(|(wanted, peer)| wanted.peers.get(peer as usize));
+    matches!(peer, Some(ClusterPeer::DomainNames(_)))
+}
+
 fn check(spec: &Spec) -> Result<Asked, TestCaseError> {
-    let objects = spec.objects();
+    let mut objects = spec.objects();
     let world = world(&objects);
+    objects.names = cluster::names(spec, &world);
+    let learned = cluster::learned(&objects.names);
     let (dns, given) = (dns(), BTreeMap::new());
-    let view = View { world: &world, dns: &dns, pod_ips: &given };
+    let view = View { world: &world, dns: &dns, pod_ips: &given, names: &learned };
     let evaluator = Evaluator::new(&view);
     let mut with_dns = objects.clone();
     with_dns.pods.push(dns_pod());
@@ -139,6 +152,7 @@ fn check(spec: &Spec) -> Result<Asked, TestCaseError> {
                     asked.all += 1;
                     asked.by_rule += u64::from(matches!(side.reason, Reason::Rule { .. }));
                     let ruled = matches!(side.reason, Reason::Rule { .. });
+                    asked.named += u64::from(by_name(&world, &side));
                     asked.denied += u64::from(ruled && side.verdict == Verdict::Deny);
                     asked.passed += u64::from(!side.passed.is_empty());
                     let set = images[node].pods[own];
@@ -202,9 +216,12 @@ fn the_generator_asks_enough_and_sees_every_kind_of_answer() {
         total.passed += asked.passed;
         total.open += asked.open;
         total.unknown += asked.unknown;
+        total.named += asked.named;
     }
     assert!(total.all > 50_000, "{total:?}");
     assert!(total.by_rule * 10 > total.all && total.by_default * 10 > total.all, "{total:?}");
-    assert!([total.denied, total.passed, total.open].iter().all(|count| count * 50 > total.all), "{total:?}");
+    assert!([total.denied, total.open].iter().all(|count| count * 50 > total.all), "{total:?}");
+    assert!(total.passed > 1000, "{total:?}");
     assert!(total.unknown > 300, "{total:?}");
+    assert!(total.named > 300, "{total:?}");
 }

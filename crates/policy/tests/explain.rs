@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use towpath_model::desired::{RowProtocol, Verdict};
 use towpath_model::{Direction, Protocol, World};
 use towpath_oracle::Cluster;
+use towpath_policy::names::NOTHING_LEARNED;
 use towpath_policy::{Decision, Flow, Reason, View, evaluate};
 
 const TCP: RowProtocol = RowProtocol::Ports(Protocol::Tcp);
@@ -42,6 +43,7 @@ fn cluster(busybox: Value, policies: Vec<Value>) -> World {
         pods: [pod("nginx", json!({"aa": "aa1"}), NGINX), pod("busybox", busybox, BUSYBOX)].map(from).to_vec(),
         policies: policies.into_iter().map(cluster::policy_object).collect(),
         cluster_policies: Vec::new(),
+        names: Vec::new(),
     })
 }
 
@@ -56,7 +58,7 @@ fn walkthrough() -> Value {
 fn ask(world: &World, from: &str, to: &str, protocol: RowProtocol, port: u16) -> Decision {
     let dns: Vec<IpAddr> = vec![DNS.parse().unwrap()];
     let given = BTreeMap::new();
-    let view = View { world, dns: &dns, pod_ips: &given };
+    let view = View { world, dns: &dns, pod_ips: &given, names: &NOTHING_LEARNED };
     evaluate(&view, &Flow::new(from.parse().unwrap(), to.parse().unwrap(), protocol, port))
 }
 
@@ -135,12 +137,18 @@ fn a_pod_that_the_api_has_not_told_us_of_has_only_its_own_node_in_reach() {
     let mut world = cluster(json!({}), vec![]);
     world.nodes.values_mut().for_each(|n| n.pod_cidrs = vec!["10.244.9.0/24".parse().unwrap()]);
     let new: IpAddr = "10.244.9.9".parse().unwrap();
+    let external: IpAddr = "203.0.113.77".parse().unwrap();
+    world.nodes.values_mut().for_each(|n| n.other_ips = vec![external]);
     let given = BTreeMap::from([(cluster::named("default", "new"), vec![new])]);
-    let view = View { world: &world, dns: &[], pod_ips: &given };
+    let view = View { world: &world, dns: &[], pod_ips: &given, names: &NOTHING_LEARNED };
+    // What the node sends is its own whatever address it carries; as a destination the kernel knows the internal one.
+    assert_eq!(evaluate(&view, &Flow::new(external, new, TCP, 80)).verdict, Verdict::Allow);
+    assert_eq!(evaluate(&view, &Flow::new(new, external, TCP, 80)).verdict, Verdict::Deny);
     let node: IpAddr = NODE.parse().unwrap();
     assert_eq!(evaluate(&view, &Flow::new(node, new, TCP, 80)).verdict, Verdict::Allow);
     assert_eq!(evaluate(&view, &Flow::new(new, node, TCP, 80)).verdict, Verdict::Allow);
     assert_eq!(evaluate(&view, &Flow { forwarded: true, ..Flow::new(node, new, TCP, 80) }).verdict, Verdict::Deny);
+    assert_eq!(evaluate(&view, &Flow::new(new, new, TCP, 80)).verdict, Verdict::Allow, "itself");
     for peer in [NGINX, "198.51.100.1"] {
         let decision = evaluate(&view, &Flow::new(new, peer.parse().unwrap(), TCP, 80));
         assert_eq!(

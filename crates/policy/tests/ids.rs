@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use towpath_model::desired::{ClassId, PolicyImage, RuleId, SetId};
 use towpath_model::{NetworkPolicy, NodeName, Pod, World};
 use towpath_policy::compile::UsedIds;
+use towpath_policy::names::NOTHING_LEARNED;
 use towpath_policy::{Compiler, Holder, Holders, View};
 
 const GRACE: Duration = Duration::from_secs(5);
@@ -144,7 +145,7 @@ fn an_address_given_at_add_counts_before_the_status_shows_it_and_replaces_it() {
         (restarted.name.clone(), vec![ip("10.0.0.8")]),
         (stranger.clone(), vec![ip("10.0.0.9")]),
     ]);
-    let view = View { world: &world, dns: &[], pod_ips: &given };
+    let view = View { world: &world, dns: &[], pod_ips: &given, names: &NOTHING_LEARNED };
     let image = Compiler::new(GRACE).compile(&view, &NodeName::new("n1"), Duration::ZERO);
     assert_eq!(image.pods.keys().copied().collect::<Vec<_>>(), [ip("10.0.0.7"), ip("10.0.0.8")]);
     assert!(image.pods.values().all(|sets| sets.ingress != SetId(0)));
@@ -173,7 +174,7 @@ fn an_address_has_one_holder_and_it_is_the_likeliest() {
     }
     let given = BTreeMap::from([(cluster::named("default", "web2"), vec![ip("10.0.1.3")])]);
     let dns = [ip("169.254.20.10")];
-    let holders = Holders::of(&View { world: &world, dns: &dns, pod_ips: &given });
+    let holders = Holders::of(&View { world: &world, dns: &dns, pod_ips: &given, names: &NOTHING_LEARNED });
     let holder = |address: &str| match holders.holder(ip(address)).unwrap() {
         Holder::Pod(pod) => pod.name.name.clone(),
         Holder::Dns => "DNS".to_owned(),

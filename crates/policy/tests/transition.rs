@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use towpath_model::desired::{PolicyImage, Verdict};
-use towpath_model::{Direction, NodeName, World};
+use towpath_model::{Direction, NodeName};
 use towpath_policy::compile::UsedIds;
 use towpath_policy::{Compiler, View, image};
 
@@ -25,8 +25,12 @@ enum Change {
     DropPolicy(usize),
     ClusterPolicy(usize, serde_json::Value),
     DropClusterPolicy(usize),
+    /// The policy of that number, of both kinds together, is only audited from now on, or is enforced again.
+    Audit(usize),
     Pod(usize, PodSpec),
     Namespace(usize, BTreeMap<String, String>),
+    /// What DNS has said of names.
+    Names(u16),
     /// Nothing but time.
     Wait,
 }
@@ -37,8 +41,10 @@ fn change() -> impl Strategy<Value = Change> {
         2 => (0usize..7).prop_map(Change::DropPolicy),
         4 => (0usize..6, cluster::cluster_policy()).prop_map(|(i, p)| Change::ClusterPolicy(i, p)),
         2 => (0usize..6).prop_map(Change::DropClusterPolicy),
+        3 => (0usize..12).prop_map(Change::Audit),
         3 => (0usize..8, cluster::pod()).prop_map(|(i, p)| Change::Pod(i, p)),
         1 => (0usize..3, cluster::labels()).prop_map(|(i, l)| Change::Namespace(i, l)),
+        3 => (0..1u16 << cluster::NAMES.len()).prop_map(Change::Names),
         1 => Just(Change::Wait),
     ]
 }
@@ -61,11 +67,16 @@ fn apply(spec: &mut Spec, change: &Change) {
                 spec.cluster_policies.remove(*index);
             }
         }
+        Change::Audit(index) => {
+            let policy = spec.policies.iter_mut().chain(&mut spec.cluster_policies).nth(*index);
+            policy.into_iter().for_each(cluster::audit_or_not);
+        }
         Change::Pod(index, pod) => {
             let index = index % spec.pods.len();
             spec.pods[index] = pod.clone();
         }
         Change::Namespace(index, labels) => spec.namespaces[*index] = labels.clone(),
+        Change::Names(said) => spec.names = *said,
         Change::Wait => {}
     }
 }
@@ -154,14 +165,15 @@ fn verdicts(maps: &PolicyImage, pods: &BTreeSet<IpAddr>, peers: &[IpAddr]) -> Ve
     all
 }
 
-fn compile(compiler: &mut Compiler, world: &World, now: Duration) -> PolicyImage {
-    let (dns, given) = (dns(), BTreeMap::new());
-    let view = View { world, dns: &dns, pod_ips: &given };
+fn compile(compiler: &mut Compiler, spec: &Spec, now: Duration) -> PolicyImage {
+    let (dns, given, world) = (dns(), BTreeMap::new(), world(&spec.objects()));
+    let learned = cluster::learned(&cluster::names(spec, &world));
+    let view = View { world: &world, dns: &dns, pod_ips: &given, names: &learned };
     compiler.compile(&view, &NodeName::new("m0"), now)
 }
 
 fn without_retired(image: &PolicyImage) -> usize {
-    image.pods.values().flat_map(|s| [s.ingress, s.egress]).filter(|s| s.0 != 0).collect::<BTreeSet<_>>().len()
+    image.pods.values().flat_map(|s| s.all()).filter(|s| s.0 != 0).collect::<BTreeSet<_>>().len()
 }
 
 proptest! {
@@ -174,7 +186,7 @@ proptest! {
     ) {
         let mut compiler = Compiler::new(GRACE);
         let mut now = Duration::ZERO;
-        let mut kernel = Kernel { maps: compile(&mut compiler, &world(&spec.objects()), now) };
+        let mut kernel = Kernel { maps: compile(&mut compiler, &spec, now) };
         for (change, seconds) in &changes {
             let mut peers = addresses(&spec);
             apply(&mut spec, change);
@@ -183,11 +195,11 @@ proptest! {
             peers.dedup();
             now += Duration::from_secs(*seconds);
             let before = kernel.maps.clone();
-            let after = compile(&mut compiler, &world(&spec.objects()), now);
+            let after = compile(&mut compiler, &spec, now);
             ids_keep_their_meaning(&before, &after)?;
             let pods: BTreeSet<IpAddr> = before.pods.keys().filter(|ip| after.pods.contains_key(ip)).copied().collect();
             let (old, new) = (verdicts(&before, &pods, &peers), verdicts(&after, &pods, &peers));
-            let fresh = compile(&mut Compiler::new(GRACE), &world(&spec.objects()), now);
+            let fresh = compile(&mut Compiler::new(GRACE), &spec, now);
             prop_assert_eq!(&new, &verdicts(&fresh, &pods, &peers), "what was before shows in the verdicts");
             for (step, write) in Kernel::writes(&before, &after).iter().enumerate() {
                 write(&mut kernel.maps);
@@ -204,9 +216,9 @@ proptest! {
         mut spec in spec(), before in change(), meanwhile in prop::option::of(change()), later in change(),
     ) {
         let mut first = Compiler::new(GRACE);
-        compile(&mut first, &world(&spec.objects()), Duration::ZERO);
+        compile(&mut first, &spec, Duration::ZERO);
         apply(&mut spec, &before);
-        let mut kernel = Kernel { maps: compile(&mut first, &world(&spec.objects()), Duration::from_secs(1)) };
+        let mut kernel = Kernel { maps: compile(&mut first, &spec, Duration::from_secs(1)) };
         kernel.maps.isolating.clear();
         let held = kernel.maps.clone();
         let mut used = UsedIds {
@@ -215,7 +227,7 @@ proptest! {
             rules: held.rows.values().map(|row| row.rule).collect(),
             held,
         };
-        used.sets.extend(used.held.pods.values().flat_map(|sets| [sets.ingress, sets.egress]));
+        used.sets.extend(used.held.pods.values().flat_map(|sets| sets.all()));
         used.classes.extend(used.held.set_classes.keys().map(|(_, class)| *class));
         let mut second = Compiler::resume(GRACE, &used, Duration::ZERO);
         let mut peers = addresses(&spec);
@@ -225,11 +237,11 @@ proptest! {
             peers.sort();
             peers.dedup();
             let before = kernel.maps.clone();
-            let after = compile(&mut second, &world(&spec.objects()), Duration::from_secs(now));
+            let after = compile(&mut second, &spec, Duration::from_secs(now));
             ids_keep_their_meaning(&before, &after)?;
             let pods: BTreeSet<IpAddr> = before.pods.keys().filter(|ip| after.pods.contains_key(ip)).copied().collect();
             let (old, new) = (verdicts(&before, &pods, &peers), verdicts(&after, &pods, &peers));
-            let fresh = compile(&mut Compiler::new(GRACE), &world(&spec.objects()), Duration::ZERO);
+            let fresh = compile(&mut Compiler::new(GRACE), &spec, Duration::ZERO);
             prop_assert_eq!(&new, &verdicts(&fresh, &pods, &peers), "what was before shows in the verdicts");
             for (step, write) in Kernel::writes(&before, &after).iter().enumerate() {
                 write(&mut kernel.maps);
@@ -252,17 +264,16 @@ proptest! {
         mut spec in spec(), change in change()
     ) {
         let mut compiler = Compiler::new(GRACE);
-        compile(&mut compiler, &world(&spec.objects()), Duration::ZERO);
+        compile(&mut compiler, &spec, Duration::ZERO);
         apply(&mut spec, &change);
-        let world = world(&spec.objects());
-        let image = compile(&mut compiler, &world, Duration::from_secs(1));
-        prop_assert_eq!(&image, &compile(&mut compiler, &world, Duration::from_secs(2)));
+        let image = compile(&mut compiler, &spec, Duration::from_secs(1));
+        prop_assert_eq!(&image, &compile(&mut compiler, &spec, Duration::from_secs(2)));
         let expiry = compiler.next_expiry().unwrap_or(Duration::from_secs(6));
         prop_assert_eq!(expiry, Duration::from_secs(6));
-        let later = compile(&mut compiler, &world, expiry);
+        let later = compile(&mut compiler, &spec, expiry);
         prop_assert_eq!(later.isolating.len(), without_retired(&later));
         prop_assert_eq!(compiler.next_expiry(), None);
-        let fresh = compile(&mut Compiler::new(GRACE), &world, Duration::ZERO);
+        let fresh = compile(&mut Compiler::new(GRACE), &spec, Duration::ZERO);
         prop_assert_eq!(later.rows.len(), fresh.rows.len());
         prop_assert_eq!(later.pod_classes.len(), fresh.pod_classes.len());
         prop_assert_eq!(later.cidr_classes.len(), fresh.cidr_classes.len());
@@ -289,12 +300,13 @@ fn nodes_are_nodes_to_a_set_until_no_pod_has_it() {
         pods: vec![pod],
         policies: Vec::new(),
         cluster_policies: vec![policy(serde_json::json!({"nodes": {}}))],
+        names: 0,
     };
     let mut compiler = Compiler::new(GRACE);
-    let mut kernel = Kernel { maps: compile(&mut compiler, &world(&spec.objects()), Duration::ZERO) };
+    let mut kernel = Kernel { maps: compile(&mut compiler, &spec, Duration::ZERO) };
     spec.cluster_policies = vec![policy(serde_json::json!({"networks": ["0.0.0.0/0"]}))];
     let before = kernel.maps.clone();
-    let after = compile(&mut compiler, &world(&spec.objects()), Duration::from_secs(1));
+    let after = compile(&mut compiler, &spec, Duration::from_secs(1));
     let (pod, node): (IpAddr, IpAddr) = ("10.0.0.0".parse().unwrap(), "10.9.0.2".parse().unwrap());
     let protocol = towpath_model::desired::RowProtocol::Other;
     let denied =

@@ -7,12 +7,13 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use towpath_model::{ClusterNetworkPolicy, Namespace, NamespacedName, NetworkPolicy, Pod, World};
+use towpath_policy::verify::diff::diff;
 use towpath_policy::verify::expect::Checker;
 use towpath_policy::verify::lint::{Code, Finding, lint};
 use towpath_policy::verify::prove::{Answer, Limits, prove};
-use towpath_policy::verify::reach::{diff, reach};
+use towpath_policy::verify::reach::reach;
 use towpath_policy::verify::words::{Peers, PortWords};
-use towpath_policy::verify::{Expectation, Owners, Statement, Universe};
+use towpath_policy::verify::{Change, Expectation, Owners, Statement, Universe};
 
 fn pod(namespace: &str, app: &str) -> Pod {
     let object = json!({"metadata": {"namespace": namespace, "name": app, "labels": {"app": app}},
@@ -146,6 +147,14 @@ fn in_a_tier_what_is_asked_first_shadows_and_priorities_should_differ() {
         one(Code::Shadowed, "NetworkPolicy shop/a", "spec.ingress[0].from[0]")
     );
     assert_eq!(found(&rule, &[("b", policy(1, "Pass", json!({})))]), []);
+    // What is passed on first comes to the rule, whatever is denied after it.
+    let pass = |pass: u32, deny: u32| {
+        found(&rule, &[("a", policy(pass, "Pass", ops())), ("b", policy(deny, "Deny", json!({})))])
+    };
+    assert_eq!(pass(1, 2), []);
+    let shadowed: Vec<String> =
+        pass(2, 1).into_iter().map(|(code, object, _)| format!("{} {object}", code.id())).collect();
+    assert_eq!(shadowed, ["TP004 ClusterNetworkPolicy a", "TP004 NetworkPolicy shop/a"]);
 }
 
 #[test]
@@ -203,9 +212,10 @@ fn hostile() -> Universe {
 #[test]
 fn ten_thousand_rules_take_bounded_time() {
     let begun = Instant::now();
-    let universe = hostile();
+    let (universe, none) = (hostile(), Owners::new());
     assert!(!reach(&universe, None).rows.is_empty());
-    assert!(diff(&universe, &universe).is_empty());
+    let side = || (universe.world.clone(), &none);
+    assert!(diff(&Change::of(side(), side(), &[])).is_empty());
     let mut checker = Checker::of(&universe);
     let set = |text: &str| Peers::parse(text).unwrap();
     let expectation = Expectation {
@@ -255,4 +265,14 @@ fn expectations_about_nobody_are_no_answer() {
     assert!(failed.failures[0].decision.to_string().contains("isolated by NetworkPolicy shop/web"));
     let name = NamespacedName::new("shop", "web");
     assert!(universe.world.pods.contains_key(&name));
+}
+
+#[test]
+fn names_of_domains_are_found_without_any_pod() {
+    let rule = json!([{"action": "Accept", "to": [{"domainNames": ["example.com"]}]}]);
+    let spec = json!({"tier": "Admin", "priority": 1, "subject": {"namespaces": {}}, "egress": rule});
+    let mut bare = universe(&[], &[("c", spec)]).world;
+    bare.pods.clear();
+    let codes: Vec<Code> = lint(&Universe::of(bare, &Owners::new(), &[])).into_iter().map(|f| f.code).collect();
+    assert_eq!(codes, [Code::Domains]);
 }

@@ -9,11 +9,15 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use towpath_model::desired::{RowProtocol, Verdict};
-use towpath_model::{ClusterNetworkPolicy, Namespace, NamespacedName, NetworkPolicy, Pod, Protocol, World};
+use towpath_model::{
+    ClusterNetworkPolicy, DomainName, Namespace, NamespacedName, NetworkPolicy, Node, Pod, Protocol, World,
+};
+use towpath_policy::Learned;
 use towpath_policy::verify::prove::{Answer, Limits, Unanswered, prove};
 use towpath_policy::verify::{Owners, Statement, Universe};
 use towpath_policy::{Evaluator, Flow, View};
@@ -24,6 +28,10 @@ const INNER: &str = "10.0.1.0/24";
 /// Namespaces: two that are spoken of (the labels of `n0` are known), and three strangers, so that two can be in different ones.
 const SPACES: [(&str, Option<&str>); 5] =
     [("n0", Some("x")), ("n1", None), ("n1", Some("x")), ("s", None), ("s", Some("x"))];
+
+/// Addresses outside that are nodes' ones. None of them is a pod's own node.
+const NODES: [(&str, &str); 4] =
+    [("m0", "203.0.113.10"), ("m1-with-x", "203.0.113.11"), ("m2", "198.51.100.8"), ("m3-with-x", "198.51.100.9")];
 
 #[derive(Clone, Debug)]
 struct Maker {
@@ -82,7 +90,13 @@ fn world(policies: &Policies, labelled: [bool; 2], makers: &[Maker]) -> (World, 
         world.pods.insert(pod.name.clone(), pod);
         made.push((maker.clone(), address, true));
     }
-    for address in ["203.0.113.9", "198.51.100.7"] {
+    for (name, address) in NODES {
+        let labels = if name.ends_with('x') { json!({"z": "x"}) } else { json!({}) };
+        let object = json!({"metadata": {"name": name, "labels": labels}, "status": {"addresses": [{"type": "InternalIP", "address": address}]}});
+        let node = Node::try_from(&serde_json::from_value(object).unwrap()).unwrap();
+        world.nodes.insert(node.name.clone(), node);
+    }
+    for address in ["203.0.113.9", "198.51.100.7"].into_iter().chain(NODES.map(|(_, address)| address)) {
         let nobody = Maker { space: 0, a: None, b: None, inner: false, http: false };
         made.push((nobody, address.parse().unwrap(), false));
     }
@@ -149,9 +163,12 @@ fn cluster_rules(key: &'static str) -> impl Strategy<Value = Value> {
     let outward = prop_oneof![
         prop::sample::select(vec![INNER, "0.0.0.0/0", "203.0.113.0/24"]).prop_map(|net| json!({"networks": [net]})),
         Just(json!({"nodes": {}})),
+        Just(json!({"nodes": {"matchLabels": {"z": "x"}}})),
+        // In rules that do not accept it is not understood: they deny all.
+        Just(json!({"domainNames": ["*.example.com", "example.com"]})),
     ];
     let peer = if key == "to" {
-        prop_oneof![2 => pods, 2 => whole, 2 => outward].boxed()
+        prop_oneof![2 => pods, 2 => whole, 3 => outward].boxed()
     } else {
         prop_oneof![pods, whole].boxed()
     };
@@ -202,7 +219,7 @@ fn namespaced() -> impl Strategy<Value = BTreeMap<NamespacedName, NetworkPolicy>
 /// A set as text, and the same said by itself.
 type Said = (&'static str, fn(&Maker, IpAddr, bool) -> bool);
 
-const SETS: [Said; 10] = [
+const SETS: [Said; 11] = [
     ("anything", |_, _, _| true),
     ("any pod", |_, _, pod| pod),
     ("outside", |_, _, pod| !pod),
@@ -212,7 +229,11 @@ const SETS: [Said; 10] = [
     ("outside namespace n0", |m, _, pod| !(pod && SPACES[m.space].0 == "n0")),
     ("pods a in namespaces t=x", |m, _, pod| pod && m.a.is_some() && SPACES[m.space].1 == Some("x")),
     ("outside namespaces t=x or b=x", |m, _, pod| !(pod && SPACES[m.space].1 == Some("x")) || m.b == Some("x")),
-    ("10.0.1.0/24 or 203.0.113.9", |_, ip, _| ip.to_string().starts_with("10.0.1.") || ip.to_string() == "203.0.113.9"),
+    ("10.0.1.0/24 or 203.0.113.8/30", |_, ip, _| {
+        ip.to_string().starts_with("10.0.1.")
+            || ["203.0.113.9", "203.0.113.10", "203.0.113.11"].contains(&ip.to_string().as_str())
+    }),
+    ("nodes", |_, ip, _| NODES.iter().any(|(_, address)| ip.to_string() == *address)),
 ];
 
 type Port = (RowProtocol, u16);
@@ -262,24 +283,32 @@ fn asked() -> impl Strategy<Value = Asked> {
         .prop_map(|(nothing, from, to, on, but)| Asked { nothing, from, to, on, but })
 }
 
-/// Whether a flow between any of all pods contradicts the statement.
-fn contradicted(policies: &Policies, asked: &Asked) -> bool {
+/// Whether a flow between any of all pods contradicts the statement; none: it speaks of no flow.
+fn contradicted(policies: &Policies, asked: &Asked) -> Option<bool> {
+    let mut spoken = None;
     let makers = kinds();
     for labelled in [[false, false], [false, true], [true, false], [true, true]] {
         let (world, made) = world(policies, labelled, &makers);
-        let evaluator = Evaluator::new(&View::of(&world));
+        // DNS may say anything, also nothing at all.
+        let mut learned = Learned::new(towpath_policy::names::Limits::default());
+        for (_, address, _) in made.iter().filter(|(.., pod)| asked.nothing && !pod) {
+            let name = DomainName { below: false, name: "example.com".to_owned() };
+            learned.learn("example.com", [*address], Duration::ZERO, &[name]);
+        }
+        let evaluator = Evaluator::new(&View { names: &learned, ..View::of(&world) });
         for from in &made {
             for to in made.iter().filter(|to| to.1 != from.1 && (to.2 || from.2)) {
                 for port in FLOWS.into_iter().filter(|port| asked.speaks_of(from, to, *port)) {
                     let verdict = evaluator.evaluate(&Flow::new(from.1, to.1, port.0, port.1)).verdict;
                     if (verdict == Verdict::Allow) == asked.nothing {
-                        return true;
+                        return Some(true);
                     }
+                    spoken = Some(false);
                 }
             }
         }
     }
-    false
+    spoken
 }
 
 fn universe(policies: &Policies) -> Universe {
@@ -296,13 +325,18 @@ proptest! {
         for asked in asked {
             let statement = Statement::parse(&asked.text()).unwrap();
             let answer = prove(&universe, &statement, &Limits::default());
+            let truth = contradicted(&policies, &asked);
             let found = match answer {
                 Ok(Answer::Proved { .. }) => None,
                 // That it contradicts the statement, the evaluator has said.
                 Ok(Answer::Disproved(found)) => Some(found),
+                Err(Unanswered::Unspeakable(why)) => {
+                    prop_assert_eq!(truth, None, "{}: {}", asked.text(), why);
+                    continue;
+                }
                 Err(why) => panic!("{}: {why}", asked.text()),
             };
-            let truth = contradicted(&policies, &asked);
+            let truth = truth == Some(true);
             prop_assert!(!truth || found.is_some(), "{}: proved, and it is not so", asked.text());
             // Of the ports that brute force tries, and with its one name, it must have found it too.
             if let Some(found) = found {
@@ -356,4 +390,93 @@ fn names_are_refused_and_a_limit_is_an_answer_of_its_own() {
     let statement = Statement::parse("nothing reaches app=db").unwrap();
     let limits = Limits { steps: 10, known_namespaces: false };
     assert_eq!(prove(&universe, &statement, &limits).unwrap_err(), Unanswered::TooLong { steps: 10 });
+}
+
+/// One ClusterNetworkPolicy of the admin tier for all pods, with these egress rules, and these nodes.
+fn of_admin(egress: Value, nodes: &[(&str, Value)]) -> Universe {
+    let object = json!({"metadata": {"name": "c"}, "spec": {
+        "tier": "Admin", "priority": 1, "subject": {"namespaces": {}}, "egress": egress}});
+    let policy = ClusterNetworkPolicy::try_from(&serde_json::from_value(object).unwrap()).unwrap();
+    let mut world = World { cluster_policies: [(policy.name.clone(), policy)].into(), ..World::default() };
+    for (index, (address, labels)) in nodes.iter().enumerate() {
+        let object = json!({"metadata": {"name": format!("m{index}"), "labels": labels},
+            "status": {"addresses": [{"type": "InternalIP", "address": address}]}});
+        let node = Node::try_from(&serde_json::from_value(object).unwrap()).unwrap();
+        world.nodes.insert(node.name.clone(), node);
+    }
+    Universe::of(world, &Owners::new(), &[])
+}
+
+#[test]
+fn an_address_outside_may_be_a_nodes_and_that_of_a_known_node_is() {
+    let to = |action: &str, selector: Value| json!({"action": action, "to": [{"nodes": selector}]});
+    let rest = |action: &str| json!({"action": action, "to": [{"networks": ["0.0.0.0/0"]}]});
+    let any = of_admin(json!([to("Accept", json!({})), rest("Deny")]), &[]);
+    let text = "nothing in namespace shop reaches 192.0.2.1";
+    let Ok(Answer::Disproved(found)) = ask(&any, text) else { panic!("a node could have it") };
+    assert!(found.to.is_node && found.to.to_string() == "192.0.2.1, a node", "{found}");
+    assert!(matches!(ask(&any, &format!("{text} but to nodes")), Ok(Answer::Proved { .. })));
+    let closed = of_admin(json!([to("Deny", json!({})), rest("Accept")]), &[]);
+    assert!(
+        matches!(ask(&closed, "everything in namespace shop reaches 192.0.2.1"), Ok(Answer::Disproved(found)) if found.to.is_node)
+    );
+    assert!(matches!(ask(&closed, "nothing in namespace shop reaches nodes"), Ok(Answer::Proved { .. })));
+    // A node that is known has the labels that it has.
+    let labelled = |zone: &str| json!({"matchLabels": {"zone": zone}});
+    let known = of_admin(
+        json!([to("Accept", labelled("b")), rest("Deny")]),
+        &[("192.0.2.1", json!({"zone": "a"})), ("192.0.2.2", json!({"zone": "b"}))],
+    );
+    assert!(matches!(ask(&known, text), Ok(Answer::Proved { .. })));
+    for address in ["192.0.2.2", "192.0.2.3"] {
+        let text = format!("nothing in namespace shop reaches {address}");
+        assert!(matches!(ask(&known, &text), Ok(Answer::Disproved(_))), "{text}");
+    }
+    // Two nodes that say one address are each of them possible.
+    let shared = of_admin(
+        json!([to("Accept", labelled("b")), rest("Deny")]),
+        &[("192.0.2.1", json!({"zone": "a"})), ("192.0.2.1", json!({"zone": "b"}))],
+    );
+    assert!(matches!(ask(&shared, text), Ok(Answer::Disproved(_))));
+}
+
+#[test]
+fn nothing_is_proved_of_nobody() {
+    let mut world = tutorial().world;
+    world.namespaces.insert("shop".to_owned(), space("shop", false));
+    let universe = Universe::of(world, &Owners::new(), &[]);
+    let known = Limits { known_namespaces: true, ..Limits::default() };
+    for (text, limits, why) in [
+        ("nothing in namespace shpo reaches app=db", known, "from: any pod in namespace shpo: nobody can be that"),
+        ("nothing app=web or in namespace shpo reaches app=db in namespace payments", known, "in namespace shpo"),
+        ("nothing app=web,app=api reaches app=db", Limits::default(), "from: pods app=api,app=web: nobody"),
+        ("nothing in namespace shop reaches 2001:db8::/32", Limits::default(), "to: 2001:db8::/32: nobody"),
+        ("everything app=web reaches outside on http", Limits::default(), "no possible flow is meant"),
+        ("nothing outside reaches 192.0.2.1", Limits::default(), "no possible flow is meant"),
+        ("nothing reaches app=db but any port", Limits::default(), "no possible flow is meant"),
+        (
+            "nothing app=web reaches app=db but from in namespace shop or outside namespace shop",
+            Limits::default(),
+            "no possible flow",
+        ),
+    ] {
+        let answer = prove(&universe, &Statement::parse(text).unwrap(), &limits);
+        let Err(Unanswered::Unspeakable(said)) = answer else { panic!("{text}: {answer:?}") };
+        assert!(said.contains(why), "{text}: {said}");
+    }
+}
+
+#[test]
+fn that_every_port_is_open_can_be_shown_of_a_rule_that_names_them_all() {
+    let mut object = json!({"metadata": {"namespace": "shop", "name": "all"}, "spec": {
+        "podSelector": {}, "ingress": [{"ports": [{"port": 1, "endPort": 65535}]}]}});
+    let of = |object: &Value| {
+        let policy = NetworkPolicy::try_from(&serde_json::from_value(object.clone()).unwrap()).unwrap();
+        let world = World { policies: [(policy.name.clone(), policy)].into(), ..World::default() };
+        Universe::of(world, &Owners::new(), &[])
+    };
+    let text = "everything reaches in namespace shop on tcp";
+    assert!(matches!(ask(&of(&object), text), Ok(Answer::Proved { .. })));
+    object["spec"]["ingress"][0]["ports"][0]["port"] = json!(2);
+    assert!(matches!(ask(&of(&object), text), Ok(Answer::Disproved(found)) if found.port == 1));
 }

@@ -172,12 +172,12 @@ pub(crate) struct Said {
     pub(crate) err: Vec<u8>,
 }
 
-/// Begins a command in an agent's container that goes on; its standard output comes while the answer is held.
+/// Begins a command in an agent's container that goes on; its standard output comes, and its standard input lasts, while the answer is held.
 ///
 /// # Errors
 /// It cannot be begun.
 pub(crate) async fn begin_in_agent(client: &kube::Client, pod: &str, command: &[&str]) -> Result<AttachedProcess> {
-    let params = AttachParams::default().container("agent").stdin(false).stdout(true).stderr(false);
+    let params = AttachParams::default().container("agent").stdin(true).stdout(true).stderr(false);
     let session = system_pods(client).exec(pod, command.iter().copied(), &params).await;
     session.with_context(|| format!("could not run a command in the agent's container of {pod}"))
 }

@@ -5,6 +5,7 @@
 
 mod connectivity;
 mod daemon;
+mod dns;
 mod explain;
 mod install;
 mod kubernetes;
@@ -13,6 +14,7 @@ mod lab_client;
 mod man;
 mod observe;
 mod place;
+mod policy;
 mod probe;
 mod service;
 mod status;
@@ -46,9 +48,15 @@ enum Command {
     /// Questions about policies, from manifests or a live API: who reaches whom, expectations, proofs, differences, mistakes.
     #[command(subcommand)]
     Verify(verify::Command),
+    /// Policies: whether what was written is in force on every node.
+    #[command(subcommand)]
+    Policy(policy::Command),
     /// Services: what they lead to on which node, why an endpoint is not used, and open connections.
     #[command(subcommand)]
     Service(service::Command),
+    /// DNS: what the domain names of policies stand for on each node.
+    #[command(subcommand)]
+    Dns(dns::Command),
     /// What is dropped, as it happens: who sent it, to whom, and the rule that denied it.
     Observe(observe::Options),
     /// Tries the network of a live cluster, from pods of its own.
@@ -96,9 +104,14 @@ pub(crate) enum Output {
 
 /// Prints a line; a reader that has gone away (`| head`) is no error.
 pub(crate) fn print(text: &str) -> Result<()> {
+    print_while_read(text).map(drop)
+}
+
+/// Prints a line; `false`: nobody reads any more.
+pub(crate) fn print_while_read(text: &str) -> Result<bool> {
     match writeln!(std::io::stdout(), "{text}") {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
-        _ => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(false),
+        written => Ok(written.map(|()| true)?),
     }
 }
 
@@ -146,7 +159,9 @@ fn run(command: Command) -> Result<bool> {
         Command::Status(options) => client_runtime()?.block_on(status::run(&options)),
         Command::Explain(options) => client_runtime()?.block_on(explain::run(&options)),
         Command::Verify(command) => Ok(verify::run(&command) == ExitCode::SUCCESS),
+        Command::Policy(command) => client_runtime()?.block_on(policy::run(&command)),
         Command::Service(command) => client_runtime()?.block_on(service::run(&command)),
+        Command::Dns(command) => client_runtime()?.block_on(dns::run(&command)),
         Command::Observe(options) => client_runtime()?.block_on(observe::run(&options)),
         Command::Connectivity(command) => client_runtime()?.block_on(connectivity::run(&command)),
         Command::Man { directory } => man::write(Cli::command(), &directory).map(|()| true),

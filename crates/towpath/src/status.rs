@@ -14,7 +14,7 @@ use towpath_agent::failure::last_words;
 use towpath_lab::layout::{LabName, Layout};
 use towpath_model::SOCKET_SERVICES_ANNOTATION;
 use towpath_wire::config::AgentConfig;
-use towpath_wire::status::AgentStatus;
+use towpath_wire::status::{AgentStatus, AuditedDenial, AuditedPolicy};
 
 /// Options of `towpath status`.
 #[derive(clap::Args, Debug)]
@@ -99,6 +99,23 @@ pub(crate) async fn run(options: &Options) -> Result<bool> {
     Ok(healthy)
 }
 
+/// What a policy that is only audited would have denied, in a line.
+pub(crate) fn would_have_denied(audited: &AuditedPolicy) -> String {
+    let AuditedPolicy { policy, since, connections, denials } = audited;
+    let connections = match connections {
+        0 => "no connection".to_owned(),
+        1 => "1 connection".to_owned(),
+        n => format!("{n} connections"),
+    };
+    let mut line = format!("{policy} (audited) would have denied {connections} since {since}");
+    for (index, denial) in denials.iter().enumerate() {
+        let separator = if index == 0 { ":" } else { ";" };
+        let AuditedDenial { direction, rule, connections, last } = denial;
+        line.push_str(&format!("{separator} {direction}, {rule}: {connections}, last {last}"));
+    }
+    line
+}
+
 fn show(answers: &[NodeAnswer]) -> String {
     let mut table = Table::new();
     table.load_style(NOTHING);
@@ -145,6 +162,7 @@ fn show(answers: &[NodeAnswer]) -> String {
             drops.to_string(),
         ]);
         notes.extend(status.problems.iter().chain(&status.hints).map(|p| format!("{}: {p}", status.node)));
+        notes.extend(status.audited.iter().map(|audited| format!("{}: {}", status.node, would_have_denied(audited))));
         if !status.announced.is_empty() {
             let addresses: Vec<String> = status.announced.iter().map(ToString::to_string).collect();
             notes.push(format!("{}: announces {}", status.node, addresses.join(", ")));

@@ -50,6 +50,7 @@ fn links_of_the_documents_lead_somewhere() {
         "docs/install.md",
         "docs/operations.md",
         "docs/load-balancer.md",
+        "docs/security.md",
         "docs/services.md",
         "docs/verify.md",
     ] {

@@ -207,12 +207,78 @@ fn what_cannot_be_understood_has_an_exit_code_of_its_own() {
         (vec!["assert", "-f", "-", shop], "[]\n", "no expectation"),
         (vec!["lint", "--explain", "TP999"], "", "no code"),
         (vec!["lint", shop], "", "no policy"),
+        (vec!["assert", "-f", "-", "-"], "- allow: {from: shop/web, to: shop/db}\n", "named twice"),
+        (vec!["reach", "--pod-cidr", "10.0.0.0/30", shop], "", "5 pods have no address, and 10.0.0.0/30 has none left"),
+        (vec!["prove", "nothing app='web' reaches app=db", shop], "", "\"app='web'\" is no requirement"),
+        (vec!["reach", "-"], MISSPELT, "standard input:6: NetworkPolicy shop/a: spec.ingress[0].form: no such field"),
+        (vec!["diff", "-", shop], MISSPELT, "spec.ingress[0].form"),
     ] {
         let ran = verify_with(&args, stdin);
         assert_eq!(ran.code, 2, "{args:?}: {}{}", ran.out, ran.err);
         assert!(ran.err.contains(why), "{args:?}: {}", ran.err);
         assert!(!ran.err.contains("panicked"), "{}", ran.err);
     }
+}
+
+/// A rule without `from` lets everybody in.
+const MISSPELT: &str = r"apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: a, namespace: shop, creationTimestamp: null}
+spec:
+  podSelector: {matchLabels: {}}
+  ingress: [{form: [{podSelector: {}}]}]
+status: {}
+";
+
+#[test]
+fn fields_that_a_policy_does_not_have_and_directions_that_there_are_not_are_found() {
+    let said = |manifest: &str| -> Vec<String> {
+        let ran = verify_with(&["lint", "-o", "json", "--allow", "TP008", "-"], manifest);
+        let findings: Vec<Value> = serde_json::from_str(&ran.out).unwrap();
+        findings.iter().map(|f| format!("{} {}", f["code"].as_str().unwrap(), f["field"].as_str().unwrap())).collect()
+    };
+    assert_eq!(said(MISSPELT), ["TP013 spec.ingress[0].form"]);
+    assert_eq!(said(&MISSPELT.replace("form:", "from:")), [""; 0]);
+    let types = MISSPELT.replace("form:", "from:").replace("  ingress:", "  policyTypes: [ingress]\n  ingress:");
+    assert_eq!(said(&types), ["TP013 spec.policyTypes[0]"]);
+    // What is of a later version is said once, where it is not understood.
+    let cluster = r"{apiVersion: policy.networking.k8s.io/v1alpha2, kind: ClusterNetworkPolicy, metadata: {name: c},
+        spec: {tier: Admin, priority: 1, subject: {namespaces: {}}, egres: [],
+        ingress: [{action: Deny, form: 1, from: [{namespaces: {}}]}, {action: Deny, from: [{later: {}}]}]},
+        status: {conditions: [], more: 1}}";
+    assert_eq!(said(cluster), ["TP013 spec.egres", "TP013 spec.ingress[0].form", "TP013 spec.ingress[1].from[0]"]);
+}
+
+#[test]
+fn a_list_in_a_file_is_any_of_its_entries() {
+    let asked = "- nothing: [app=web in namespace shop, any pod in namespace monitoring]\n  reaches: app=db in namespace shop\n  on: [icmp, 53/udp]\n";
+    let ran = verify_with(&["prove", "-f", "-", "examples/verify/shop.yaml", "examples/verify/policies.yaml"], asked);
+    assert_eq!(ran.code, 0, "{}{}", ran.out, ran.err);
+    let wanted = "ok   nothing app=web in namespace shop or any pod in namespace monitoring reaches app=db in namespace shop on icmp, 53/udp";
+    assert!(ran.out.starts_with(wanted), "{}", ran.out);
+}
+
+#[test]
+fn both_sides_of_a_change_have_what_came_from_standard_input_and_blocks_among_pods_count() {
+    let dir = tempfile::tempdir().unwrap();
+    let side = |name: &str, cidr: &str| {
+        let file = dir.path().join(name);
+        let policy = "{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: a, namespace: shop}, spec: {podSelector: {}, ingress: [{from: [{ipBlock: {cidr: CIDR}}]}]}}";
+        std::fs::write(&file, format!("# first\n--- {}\n", policy.replace("CIDR", cidr))).unwrap();
+        file.to_str().unwrap().to_owned()
+    };
+    let shop = std::fs::read_to_string(root().join("examples/verify/shop.yaml")).unwrap();
+    let (before, after) = (side("before.yaml", "10.244.4.0/24"), side("after.yaml", "10.244.5.0/24"));
+    let ran = verify_with(&["diff", "--with", "-", &before, &after], &shop);
+    assert_eq!(ran.code, 1, "{}{}", ran.out, ran.err);
+    let (first, last) = ran.out.split_once("\n\n").unwrap();
+    assert!(first.ends_with("get these addresses (not compared): 10.244.4.0/23"), "{}", ran.out);
+    assert_eq!(
+        last,
+        "Pods without an address are taken to be in 10.244.0.0/16 (--pod-cidr), and outside of the 2 ipBlocks that lie within it.\n"
+    );
+    let ran = verify_with(&["diff", "--with", "-", &after, &after], &shop);
+    assert_eq!(ran.code, 0, "{}{}", ran.out, ran.err);
 }
 
 #[test]

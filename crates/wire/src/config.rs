@@ -180,9 +180,19 @@ impl AgentConfig {
         self.run_dir.join("service.sock")
     }
 
+    /// Socket on which the agent answers which policies are in force, to `towpath policy` (root only).
+    pub fn policy_socket(&self) -> PathBuf {
+        self.run_dir.join("policy.sock")
+    }
+
     /// Socket on which the agent tells what is dropped, to `towpath observe` (root only).
     pub fn observe_socket(&self) -> PathBuf {
         self.run_dir.join("observe.sock")
+    }
+
+    /// Socket on which the agent answers `towpath dns names` (root only).
+    pub fn names_socket(&self) -> PathBuf {
+        self.run_dir.join("names.sock")
     }
 
     /// Where an agent that cannot run says why.

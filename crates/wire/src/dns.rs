@@ -105,6 +105,31 @@ pub enum FeedRequest {
     },
     /// Somebody asks what was counted.
     Counters,
+    /// The agent wants to hear of answers for these names, on this connection, from now on ([`FeedReply::Answers`]): each once before it is
+    /// given to whoever asked, and now all that are still good. Said again, with others, it takes the place of what was said before.
+    FollowNames {
+        /// As policies have them: `example.com`, `*.example.com`.
+        names: Vec<String>,
+    },
+    /// The agent has done what it does about all answers up to this one: they may be given.
+    Learned {
+        /// [`FeedReply::Answers`]' serial.
+        serial: u64,
+        /// What was learned before may have been forgotten: each answer is to be told again when it is next given.
+        forgot: bool,
+    },
+}
+
+/// What an upstream server said of a name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NameAnswer {
+    /// The name that it was asked for: lower case, without a trailing dot.
+    pub name: String,
+    /// Its addresses, those behind aliases too.
+    pub addresses: Vec<IpAddr>,
+    /// For how long it is given to clients, in seconds.
+    pub ttl: u32,
 }
 
 /// What `towpath carry` answers.
@@ -122,6 +147,13 @@ pub enum FeedReply {
     Counters {
         /// Since the start of the process.
         counters: DnsCounters,
+    },
+    /// Answers that wait to be given, or are about to be ([`FeedRequest::FollowNames`]). Not the reply to any one request.
+    Answers {
+        /// Rises with every message of this kind.
+        serial: u64,
+        /// At least one.
+        answers: Vec<NameAnswer>,
     },
 }
 
@@ -165,6 +197,16 @@ pub struct DnsCounters {
     pub durations: [u64; DURATIONS.len() + 1],
     /// All that time together, in microseconds.
     pub durations_micros: u64,
+    /// Answers that were told to the agent because policies ask for their names.
+    pub names_told: u64,
+    /// Answers that waited until the agent had learned them, or no longer.
+    pub names_held: u64,
+    /// All that waiting together, in microseconds.
+    pub names_held_micros: u64,
+    /// Of those, answers that were given before the agent said that it had learned them: it took too long.
+    pub names_late: u64,
+    /// Answers for names that policies ask for, given while no agent wanted to hear of them.
+    pub names_unheard: u64,
     /// Upstream answers cached now.
     pub cached: u64,
     /// Their size in bytes.

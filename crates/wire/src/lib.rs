@@ -4,6 +4,8 @@
 pub mod cni;
 pub mod config;
 pub mod dns;
+pub mod names;
 pub mod observe;
+pub mod policy;
 pub mod service;
 pub mod status;

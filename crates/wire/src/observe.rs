@@ -9,6 +9,11 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "camelCase")]
 pub enum Told {
+    /// The first line: what is dropped from now on is told.
+    Listening {
+        /// The node.
+        node: String,
+    },
     /// A packet was dropped, or a socket refused.
     Drop(Box<DropEvent>),
     /// So many were not told since the line before, for there were too many.
@@ -37,7 +42,7 @@ pub struct DropEvent {
     pub node: String,
     /// What became of it.
     pub verdict: Fate,
-    /// Why, as the metric `towpath_datapath_packets_total` labels it.
+    /// Why: the label `reason` of the metric `towpath_drop_packets_total`; of what was refused, the label `path` of `towpath_packets_total`.
     pub reason: String,
     /// Where in the kernel.
     pub place: Place,
@@ -75,6 +80,8 @@ pub enum Fate {
     Dropped,
     /// Answered with a reset or an ICMP error, or the system call failed.
     Refused,
+    /// It passed: the first packet of a connection that a policy which is only audited would have denied.
+    Audited,
 }
 
 /// Where in the kernel.

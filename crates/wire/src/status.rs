@@ -53,8 +53,17 @@ pub struct AgentStatus {
     pub backends: u32,
     /// Policies in force on this node.
     pub policies: u32,
+    /// Policy sets: rules that pods of this node share.
+    #[serde(default)]
+    pub policy_sets: u32,
+    /// Policies that are only audited (`towpath.dev/audit`) and concern pods of this node, with what they would have denied.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub audited: Vec<AuditedPolicy>,
     /// Address classes in the kernel.
     pub classes: u32,
+    /// Classes as sets see them.
+    #[serde(default)]
+    pub class_entries: u32,
     /// Rule rows in the kernel.
     pub rules: u32,
     /// Tracked connections.
@@ -85,4 +94,33 @@ pub struct PeerStatus {
     /// The network that connects its pods, if it is not this one (`flannel`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<String>,
+}
+
+/// A policy that is judged and reported, and not enforced.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AuditedPolicy {
+    /// Kind and name: `NetworkPolicy shop/deny`, `ClusterNetworkPolicy admin/guard`.
+    pub policy: String,
+    /// Since when this node counts: it was not audited before, or said something else (RFC 3339, UTC).
+    pub since: String,
+    /// Connections that passed and would have been denied: new ones, and those that were open when the policy or what it selects changed.
+    pub connections: u64,
+    /// The same by rule.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub denials: Vec<AuditedDenial>,
+}
+
+/// What one rule of an audited policy would have denied.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AuditedDenial {
+    /// `Ingress` or `Egress` of the pod that the policy selects.
+    pub direction: String,
+    /// The rule in words: `spec.egress[0]`, or that none allows it.
+    pub rule: String,
+    /// Connections.
+    pub connections: u64,
+    /// When there was one last (RFC 3339, UTC).
+    pub last: String,
 }

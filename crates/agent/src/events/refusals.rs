@@ -7,7 +7,8 @@
 //! node, which says so.
 //!
 //! An Event is written once for as long as the refusal stands, when it has stood for a moment, and not again within the hour that it
-//! lives. Who can make Services can make refusals: a namespace gets so many Events an hour, and all together so many.
+//! lives. Who can make Services can make refusals: a namespace gets so many Events an hour, and all together so many. What the API server
+//! does not take costs nothing of that: it is tried again, less and less often.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::PoisonError;
@@ -15,15 +16,18 @@ use std::time::{Duration, SystemTime};
 
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::events::v1::Event;
+use k8s_openapi::api::networking::v1 as networking;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, ListParams, PostParams};
 use tokio::time::Instant;
+use towpath_model::cluster_policy::object::ClusterNetworkPolicy;
 use towpath_model::{NamespacedName, NodeName, World};
 use towpath_plan::services::{Asks, Refusal, RefusedPart};
 use tracing::debug;
 
 use super::LONGEST;
+use crate::backoff::Backoff;
 use crate::index::Index;
 use crate::read;
 use crate::status::{SharedSources, Sources};
@@ -34,6 +38,9 @@ const LOOK: Duration = Duration::from_secs(5);
 const SETTLE: Duration = Duration::from_secs(5);
 /// As long as an API server keeps an Event (`--event-ttl`).
 const HOUR: Duration = Duration::from_secs(3600);
+/// What was not taken is tried again after this long, and at last so often.
+const AGAIN: Duration = LOOK;
+const SELDOM: Duration = Duration::from_secs(300);
 /// Events an hour for the objects of one namespace, and for all.
 pub(super) const OF_A_NAMESPACE: usize = 20;
 pub(super) const OF_ALL: usize = 200;
@@ -43,6 +50,11 @@ pub(super) const OF_ALL: usize = 200;
 pub(super) struct Written(pub(super) VecDeque<Instant>);
 
 impl Written {
+    /// The latest of them was none.
+    fn take_back(&mut self) {
+        self.0.pop_back();
+    }
+
     pub(super) fn may(&mut self, most: usize, now: Instant) -> bool {
         while self.0.front().is_some_and(|at| now.duration_since(*at) >= HOUR) {
             self.0.pop_front();
@@ -57,6 +69,9 @@ struct Standing {
     since: Instant,
     seen: Instant,
     said: bool,
+    /// Since when it may be said, after it was not taken.
+    again: Instant,
+    tries: Backoff,
 }
 
 /// Refusals that stand, or did within the hour.
@@ -77,10 +92,11 @@ impl Told {
         });
         let mut due = Vec::new();
         for refusal in present {
-            let fresh = Standing { since: now, seen: now, said: false };
+            let tries = Backoff::between(AGAIN, SELDOM);
+            let fresh = Standing { since: now, seen: now, said: false, again: now, tries };
             let standing = self.refusals.entry(refusal.clone()).or_insert(fresh);
             standing.seen = now;
-            if standing.said || now.duration_since(standing.since) < SETTLE {
+            if standing.said || now < standing.again || now.duration_since(standing.since) < SETTLE {
                 continue;
             }
             let of = self.of.entry(refusal.name.namespace.clone()).or_default();
@@ -97,10 +113,19 @@ impl Told {
 }
 
 impl Told {
-    /// The API server did not take it: it is due again at the next look, as one more of those that an hour has room for.
-    fn was_not_said(&mut self, refusal: &Refusal) {
-        if let Some(standing) = self.refusals.get_mut(refusal) {
-            standing.said = false;
+    /// The API server took none of these, which the last look had due: they are due again in a while, and have cost nothing. Those that
+    /// were `asked` of it wait longer each time.
+    fn were_not_said(&mut self, refusals: &[Refusal], asked: usize, now: Instant) {
+        for (n, refusal) in refusals.iter().enumerate() {
+            // All of one look have one time, so it does not matter which of them is taken back.
+            self.all.take_back();
+            if let Some(of) = self.of.get_mut(&refusal.name.namespace) {
+                of.take_back();
+            }
+            if let Some(standing) = self.refusals.get_mut(refusal) {
+                standing.said = false;
+                standing.again = if n < asked { now + standing.tries.failed() } else { now };
+            }
         }
     }
 }
@@ -115,7 +140,8 @@ fn speaks(index: &Index, node: &NodeName) -> bool {
 
 fn refused(sources: &Sources) -> Vec<Refusal> {
     let report = sources.report.read().unwrap_or_else(PoisonError::into_inner);
-    report.refused_services.iter().chain(&report.misread_pods).cloned().collect()
+    let all = report.refused_services.iter().chain(&report.misread_pods).chain(&report.misread_policies);
+    all.cloned().collect()
 }
 
 /// Writes an Event for every refusal that stays. Runs for ever.
@@ -127,13 +153,30 @@ pub(crate) async fn announce(client: kube::Client, sources: SharedSources) {
         let mut refusals = refused(sources);
         let all = speaks(&read(&sources.index), &sources.node);
         refusals.retain(|refusal| all || refusal.asks == Asks::Pod);
-        for refusal in told.look(refusals, Instant::now()) {
-            if let Err(error) = say(&client, &sources.node, &refusal).await {
+        let due = told.look(refusals, Instant::now());
+        let (mut rest, mut left) = (due.as_slice(), Vec::new());
+        while let Some((refusal, others)) = rest.split_first() {
+            if let Err(error) = say(&client, &sources.node, refusal).await {
                 // The log and the status say the same meanwhile.
                 debug!(%error, %refusal, "event not written; trying again");
-                told.was_not_said(&refusal);
+                if is_of_all(&error) {
+                    break;
+                }
+                left.push(refusal.clone());
             }
+            rest = others;
         }
+        told.were_not_said(&left, left.len(), Instant::now());
+        told.were_not_said(rest, 1, Instant::now());
+    }
+}
+
+/// Whether the API server would take no other Event either: it does not answer, or has too much to do. What it refuses of one object (whose
+/// namespace is going, say) it may take of another.
+fn is_of_all(error: &kube::Error) -> bool {
+    match error {
+        kube::Error::Api(status) => status.code == 429 || status.code >= 500,
+        _ => true,
     }
 }
 
@@ -141,7 +184,7 @@ pub(crate) async fn announce(client: kube::Client, sources: SharedSources) {
 async fn say(client: &kube::Client, node: &NodeName, refusal: &Refusal) -> Result<(), kube::Error> {
     let Some(uid) = uid(client, refusal.asks, &refusal.name).await? else { return Ok(()) };
     let event = event(node, refusal, &uid);
-    let api: Api<Event> = Api::namespaced(client.clone(), &refusal.name.namespace);
+    let api: Api<Event> = Api::namespaced(client.clone(), namespace_of(refusal));
     match api.create(&PostParams::default(), &event).await {
         Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
         other => other.map(drop),
@@ -158,6 +201,14 @@ pub(super) async fn uid(
     let found: Vec<ObjectMeta> = match asks {
         Asks::Pod => {
             let api: Api<core::Pod> = Api::namespaced(client.clone(), &name.namespace);
+            api.list_metadata(&only).await?.items.into_iter().map(|object| object.metadata).collect()
+        }
+        Asks::NetworkPolicy => {
+            let api: Api<networking::NetworkPolicy> = Api::namespaced(client.clone(), &name.namespace);
+            api.list_metadata(&only).await?.items.into_iter().map(|object| object.metadata).collect()
+        }
+        Asks::ClusterNetworkPolicy => {
+            let api: Api<ClusterNetworkPolicy> = Api::all(client.clone());
             api.list_metadata(&only).await?.items.into_iter().map(|object| object.metadata).collect()
         }
         Asks::Service => {
@@ -178,6 +229,11 @@ fn reason(part: RefusedPart) -> &'static str {
     }
 }
 
+/// Where its Event is: those of what is in no namespace are in `default`.
+fn namespace_of(refusal: &Refusal) -> &str {
+    if refusal.name.namespace.is_empty() { "default" } else { &refusal.name.namespace }
+}
+
 fn event(node: &NodeName, refusal: &Refusal, uid: &str) -> Event {
     let (name, reason) = (&refusal.name, reason(refusal.part));
     let note: String = refusal.reason.chars().take(LONGEST).collect();
@@ -186,14 +242,14 @@ fn event(node: &NodeName, refusal: &Refusal, uid: &str) -> Event {
     Event {
         metadata: ObjectMeta {
             name: Some(format!("{beginning}.{:016x}", hash(&[uid, reason, &note]))),
-            namespace: Some(name.namespace.clone()),
+            namespace: Some(namespace_of(refusal).to_owned()),
             ..ObjectMeta::default()
         },
         regarding: Some(core::ObjectReference {
-            api_version: Some("v1".to_owned()),
+            api_version: Some(refusal.asks.api_version().to_owned()),
             kind: Some(refusal.asks.kind().to_owned()),
             name: Some(name.name.clone()),
-            namespace: Some(name.namespace.clone()),
+            namespace: Some(name.namespace.clone()).filter(|namespace| !namespace.is_empty()),
             uid: Some(uid.to_owned()),
             ..core::ObjectReference::default()
         }),
@@ -209,7 +265,7 @@ fn event(node: &NodeName, refusal: &Refusal, uid: &str) -> Event {
 }
 
 /// FNV-1a of 64 bits: the same on every node, whatever it was built with.
-pub(super) fn hash(parts: &[&str]) -> u64 {
+pub(crate) fn hash(parts: &[&str]) -> u64 {
     let bytes = parts.iter().flat_map(|part| part.bytes().chain([0]));
     bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
@@ -254,18 +310,59 @@ mod tests {
     }
 
     #[test]
-    fn what_the_api_server_did_not_take_is_said_again_and_not_for_ever() {
+    fn what_the_api_server_did_not_take_costs_nothing_and_is_tried_less_and_less_often() {
         let (mut told, start) = (Told::default(), Instant::now());
         let stands = || vec![loopback("a/web")];
         told.look(stands(), start);
-        let mut said = 0;
-        for round in 1..100_u32 {
-            for refusal in told.look(stands(), start + SETTLE * round) {
-                told.was_not_said(&refusal);
-                said += 1;
-            }
+        let mut tried = Vec::new();
+        let rounds = HOUR.as_secs() / LOOK.as_secs();
+        for round in 1..rounds {
+            let now = start + SETTLE + LOOK * u32::try_from(round).unwrap();
+            let due = told.look(stands(), now);
+            tried.extend(due.iter().map(|_| round));
+            told.were_not_said(&due, due.len(), now);
         }
+        assert!(tried.starts_with(&[1, 2, 4, 8, 16]), "{tried:?}");
+        assert!((15..30).contains(&tried.len()), "not for ever at once: {tried:?}");
+        // The server is back: all that an hour has room for is there.
+        let later = start + HOUR + SELDOM;
+        let all: Vec<Refusal> = (0..100).map(|n| loopback(&format!("a/s{n:03}"))).chain(stands()).collect();
+        let said = told.look(all.clone(), later).len() + told.look(all, later + SETTLE).len();
         assert_eq!(said, OF_A_NAMESPACE);
+    }
+
+    #[test]
+    fn where_the_server_takes_nothing_the_others_of_a_look_wait_for_the_next_and_no_longer() {
+        let (mut told, start) = (Told::default(), Instant::now());
+        let all: Vec<Refusal> = (0..3).map(|n| loopback(&format!("a/s{n}"))).collect();
+        told.look(all.clone(), start);
+        let mut now = start + SETTLE;
+        let due = told.look(all.clone(), now);
+        assert_eq!(due, all);
+        told.were_not_said(&due, 1, now);
+        assert_eq!(
+            told.look(all.clone(), now + Duration::from_secs(1)),
+            all.iter().skip(1).cloned().collect::<Vec<_>>()
+        );
+        told.were_not_said(all.get(1..).unwrap(), 0, now);
+        for _ in 0..OF_ALL {
+            now += SELDOM;
+            let due = told.look(all.clone(), now);
+            assert_eq!(due, all, "nothing is used up");
+            told.were_not_said(&due, 1, now);
+        }
+    }
+
+    #[test]
+    fn what_is_refused_of_one_object_says_nothing_of_the_others() {
+        let answer = |code: u16| {
+            let mut status = kube::core::Status::failure("no", "Reason");
+            status.code = code;
+            kube::Error::Api(status.boxed())
+        };
+        assert!(!is_of_all(&answer(403)) && !is_of_all(&answer(422)));
+        assert!(is_of_all(&answer(429)) && is_of_all(&answer(503)));
+        assert!(is_of_all(&kube::Error::LinesCodecMaxLineLengthExceeded));
     }
 
     #[test]

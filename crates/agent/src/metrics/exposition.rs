@@ -16,6 +16,7 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Metric, Registry, Unit};
 use tokio::sync::watch;
 use towpath_wire::dns::{DURATIONS, DnsCounters, RCODES};
+use towpath_wire::status::AuditedPolicy;
 
 use crate::cni_server::Readiness;
 use crate::counts::{self, Labels};
@@ -82,6 +83,7 @@ pub(super) async fn text(sources: &Sources, readiness: &watch::Receiver<Readines
     at_least_zero();
     sync(&mut page, sources);
     requests(&mut page, sources);
+    names(&mut page, sources);
     kernel(&mut page, sources).await?;
     dns(&mut page, sources).await;
     let mut out = String::new();
@@ -105,6 +107,54 @@ fn at_least_zero() {
     }
 }
 
+/// How large policy is.
+fn policy(page: &mut Page, size: &towpath_policy::compile::Counts) {
+    page.gauge("policies", "Policies that isolate a pod of this node, or have a rule for one", size.policies);
+    page.gauge("policy_sets", "Sets of rules that pods of this node share", size.sets);
+    page.gauge("policy_classes", "Address classes in the kernel", size.classes);
+    page.gauge("policy_class_entries", "Classes as sets see them, in the kernel", size.set_classes);
+    page.gauge("policy_rules", "Rule rows in the kernel", size.rows);
+    page.gauge("policy_addresses", "Addresses of pods that have a class of their own in the kernel", size.addresses);
+    page.gauge("policy_ranges", "Address ranges that have a class in the kernel", size.ranges);
+    page.seconds(
+        "policy_compile_duration",
+        "Time to compile what changed of policies",
+        counts::COMPILE_DURATION.clone(),
+    );
+    page.seconds(
+        "policy_check_duration",
+        "Time to check what was compiled against the policies",
+        counts::CHECK_DURATION.clone(),
+    );
+    page.counter(
+        "policy_translation_mismatches",
+        "Times that what was compiled did not say what the policies say, and was not enforced: never, or there is a fault",
+        counts::MISMATCHES.get(),
+    );
+    page.counter(
+        "policy_missed_changes",
+        "Times that a look at everything found what following changes had missed: never, or there is a fault",
+        counts::MISSED_CHANGES.get(),
+    );
+}
+
+/// What policies that are only audited would have done.
+fn audits(page: &mut Page, audited: &[AuditedPolicy]) {
+    page.gauge("policies_audited", "Policies that are only audited and concern pods of this node", audited.len());
+    let would_deny = audited.iter().flat_map(|audited| {
+        ["Ingress", "Egress"].map(|direction| {
+            let of = audited.denials.iter().filter(|denial| denial.direction == direction);
+            let labels = vec![("policy", audited.policy.clone()), ("direction", direction.to_lowercase())];
+            (labels, of.map(|denial| denial.connections).fold(0, u64::saturating_add))
+        })
+    });
+    page.counters(
+        "policy_audit_denied_connections",
+        "Connections that passed and that a policy which is only audited would have denied",
+        would_deny,
+    );
+}
+
 /// What the API server says and what became of it.
 fn sync(page: &mut Page, sources: &Sources) {
     let report = sources.report.read().unwrap_or_else(PoisonError::into_inner).clone();
@@ -124,9 +174,8 @@ fn sync(page: &mut Page, sources: &Sources) {
         "Addresses of load balancers that this node announces to the network outside",
         sources.announced.addresses().len(),
     );
-    page.gauge("policies", "Policies that isolate a pod of this node, or have a rule for one", report.policies);
-    page.gauge("policy_classes", "Address classes in the kernel", report.classes);
-    page.gauge("policy_rules", "Rule rows in the kernel", report.rules);
+    policy(page, &report.policy);
+    audits(page, &report.audited);
     page.gauge("applies_failing", "Parts whose newest version could not be applied", report.failures.len());
     page.counter("plans", "How often something was planned", report.plans);
     page.counter("apply_failures", "How often something planned could not be applied", report.failed);
@@ -152,6 +201,18 @@ fn sync(page: &mut Page, sources: &Sources) {
         "When the API server last said something of a kind, in Unix time",
         heard,
     );
+}
+
+/// What domain names of policies stand for.
+fn names(page: &mut Page, sources: &Sources) {
+    let book = sources.book.read().unwrap_or_else(PoisonError::into_inner);
+    let counts = book.counts();
+    page.gauge("names_asked", "Domain names that policies ask for", book.patterns().len());
+    page.gauge("names_addresses", "Pairs of a name and an address that policies accept now", book.learned().len());
+    page.counter("names_learned", "Pairs of a name and an address that DNS answers taught", counts.learned);
+    page.counter("names_refused", "Addresses in DNS answers that no name can stand for", counts.refused);
+    page.counter("names_evicted", "Pairs that made room for others before their time was over", counts.evicted);
+    page.counter("names_forgotten", "Pairs whose time was over", counts.forgotten);
 }
 
 /// CNI requests and the addresses they take.
@@ -250,6 +311,17 @@ async fn dns(page: &mut Page, sources: &Sources) {
     page.counter("dns_overloaded", "DNS queries turned away because too many were under way", c.overloaded);
     page.counter("dns_malformed", "DNS messages that were no query", c.malformed);
     page.counter("dns_truncated", "DNS answers truncated for UDP", c.truncated);
+    page.counter("dns_names_told", "DNS answers told to the agent because policies ask for their names", c.names_told);
+    page.counter("dns_names_held", "DNS answers that waited until the kernel had their addresses", c.names_held);
+    let waited = Counter::<f64, std::sync::atomic::AtomicU64>::default();
+    waited.inc_by(Duration::from_micros(c.names_held_micros).as_secs_f64());
+    page.seconds("dns_names_waited", "Time that DNS answers waited until the kernel had their addresses", waited);
+    page.counter("dns_names_late", "DNS answers that left before the kernel had their addresses", c.names_late);
+    page.counter(
+        "dns_names_unheard",
+        "DNS answers that policies ask for, given while no agent listened",
+        c.names_unheard,
+    );
     page.gauge("dns_cached_answers", "Upstream answers in the cache", c.cached);
     page.gauge("dns_cached_bytes", "Size of the cache", c.cached_bytes);
     let took = upstream_durations(&c);

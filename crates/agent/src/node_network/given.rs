@@ -34,12 +34,7 @@ pub fn of(object: &NodeNetwork) -> Vec<Given> {
 /// assigned: a node that lies can lend its own pods' labels to its own addresses, which it can do anyway. What another pod's
 /// status says is newer than what a node has not yet taken back.
 pub fn believed(world: &World, given: &BTreeMap<NodeName, Vec<Given>>) -> BTreeMap<NamespacedName, Vec<IpAddr>> {
-    let mut believed = BTreeMap::new();
-    if given.values().all(Vec::is_empty) {
-        return believed;
-    }
-    let reported: BTreeSet<IpAddr> =
-        world.pods.values().filter(|pod| pod.on_pod_network()).flat_map(|pod| pod.ips.iter().copied()).collect();
+    let mut believed: BTreeMap<NamespacedName, Vec<IpAddr>> = BTreeMap::new();
     for (name, pods) in given {
         let Some(node) = world.nodes.get(name) else { continue };
         for entry in pods {
@@ -48,15 +43,28 @@ pub fn believed(world: &World, given: &BTreeMap<NodeName, Vec<Given>>) -> BTreeM
             if pod.node.as_ref() != Some(name) || !same_life || !pod.ips.is_empty() || !pod.on_pod_network() {
                 continue;
             }
-            let own = |address: &&IpAddr| {
-                !reported.contains(*address) && node.pod_cidrs.iter().any(|range| range.contains(*address))
-            };
+            let own = |address: &&IpAddr| node.pod_cidrs.iter().any(|range| range.contains(*address));
             let addresses: Vec<IpAddr> = entry.addresses.iter().filter(own).copied().collect();
             if !addresses.is_empty() {
                 believed.insert(entry.pod.clone(), addresses);
             }
         }
     }
+    if believed.is_empty() {
+        // Mostly: a pod's status says its addresses within seconds, and all pods need not be asked for theirs.
+        return believed;
+    }
+    let wanted: BTreeSet<IpAddr> = believed.values().flatten().copied().collect();
+    let reported: BTreeSet<IpAddr> = world
+        .pods
+        .values()
+        .filter(|pod| pod.on_pod_network())
+        .flat_map(|pod| pod.ips.iter().filter(|address| wanted.contains(*address)).copied())
+        .collect();
+    believed.retain(|_, addresses| {
+        addresses.retain(|address| !reported.contains(address));
+        !addresses.is_empty()
+    });
     believed
 }
 

@@ -1,70 +1,186 @@
-//! NetworkPolicies and ClusterNetworkPolicies, compiled for the pods of this node.
+//! NetworkPolicies and ClusterNetworkPolicies, compiled for the pods of this node; and what those that are only audited would have done.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::net::IpAddr;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
 
 use towpath_model::NamespacedName;
-use towpath_model::desired::{PolicyImage, PolicyRef};
+use towpath_model::desired::{PolicyChanges, PolicyImage};
+use towpath_plan::services::{Asks, Refusal, RefusedPart};
 use towpath_policy::View;
+use towpath_policy::check::{Before, Mismatch, Scope, check};
+use towpath_policy::compile::Touched;
+use tracing::error;
 
 use super::{Reconciler, RuleNames};
+use crate::counts;
 use crate::node_network::given;
 use crate::read;
 
+/// Everything is looked at again after so long, in case a change was missed.
+pub(super) const REVIEW: Duration = Duration::from_secs(600);
+
+/// Said of an image that fails its check.
+const NOT_AS_WRITTEN: &str = "the compiled policies do not say what the policies say, and are not enforced; those before stay in force. \
+                              This is a fault of Towpath, please report it";
+
 impl Reconciler {
+    /// Compiles what changed and writes what became different; the whole image where nobody knows what the kernel holds of it.
     pub(super) async fn apply_policy(&mut self) -> Result<(), String> {
-        let mut image = self.compile();
-        let isolating: BTreeSet<&NamespacedName> = image.isolating.values().flatten().collect();
-        let rules = image.rules.values().map(|rule| &rule.policy);
-        let of_cluster: BTreeSet<&PolicyRef> = rules.filter(|p| matches!(p, PolicyRef::Cluster { .. })).collect();
-        let policies = isolating.len() + of_cluster.len();
-        let unenforced = self.unenforced();
-        let classes: BTreeSet<u32> =
-            image.pod_classes.values().chain(image.cidr_classes.values()).map(|class| class.0).collect();
-        self.with_report(|report| {
-            report.policies = policies;
-            report.unenforced = unenforced;
-            report.classes = classes.len();
-            report.rules = image.rows.len();
-        });
-        let pod_sets = image.pods.clone();
-        let names = RuleNames {
-            rules: std::mem::take(&mut image.rules),
-            former: BTreeMap::new(),
-            isolating: std::mem::take(&mut image.isolating),
-            pods: pod_sets.clone(),
+        self.follow_names();
+        self.compile()?;
+        let counts = self.compiler.counts();
+        let (unenforced, misread) = (self.unenforced(), self.misread());
+        let strangers = self.strangers();
+        let changes = self.compiler.changes().filter(|_| self.policy_followed);
+        let (changes, image) = match changes {
+            Some(changes) => (Some(changes.clone()), None),
+            None => (None, Some(in_kernel(self.compiler.image()))),
         };
-        // Before the kernel judges by them: whoever hears of a verdict can say whose it is.
-        self.with_report(|report| report.rule_names = Arc::new(names.after(&report.rule_names)));
-        self.datapath.apply_policy(image).await.map_err(|e| e.to_string())?;
+        let mut pods = self.compiler.image().pods.clone();
+        for address in strangers {
+            pods.entry(address).or_default();
+        }
+        // Before the kernel judges by them: whoever hears of a verdict, or of a count, can say whose it is.
+        let compiler = &self.compiler;
+        tokio::task::block_in_place(|| {
+            self.audits.follow(compiler.image(), read(&self.index).world(), SystemTime::now());
+        });
+        let audited = self.audits.policies();
+        self.with_report(|report| {
+            report.policy = counts;
+            report.unenforced = unenforced;
+            report.misread_policies = misread;
+            report.audited = audited;
+            match &changes {
+                Some(changes) => Arc::make_mut(&mut report.rule_names).follow(changes, &pods),
+                None => report.rule_names = Arc::new(RuleNames::of(compiler.image(), &pods).after(&report.rule_names)),
+            }
+        });
+        // Of one that fails nobody knows how far it came.
+        self.policy_followed = false;
+        let pod_sets = pods.clone();
+        let applied = match (changes, image) {
+            (Some(changes), _) => self.datapath.apply_policy_changes(PolicyChanges { pods, ..changes }).await,
+            (None, Some(image)) => self.datapath.apply_policy(PolicyImage { pods, ..image }).await,
+            (None, None) => Ok(Default::default()),
+        };
+        applied.map_err(|e| e.to_string())?;
+        self.policy_followed = true;
         self.pod_sets = pod_sets;
         Ok(())
     }
 
-    /// What is said in policies and cannot be enforced yet.
+    /// Addresses of containers that Kubernetes does not know: no policy selects them.
+    fn strangers(&self) -> Vec<IpAddr> {
+        let leases = self.leases.leases();
+        leases.iter().filter(|lease| lease.pod.is_none()).flat_map(|lease| lease.addresses.iter().copied()).collect()
+    }
+
+    /// What is said in policies and cannot be enforced here.
     fn unenforced(&self) -> Vec<String> {
+        let Some(dns) = self.modes.state().borrow().in_charge.map(|in_charge| in_charge.dns) else { return Vec::new() };
+        if dns.answers_here() {
+            return Vec::new();
+        }
         let index = read(&self.index);
         let named = index.world().cluster_policies.values().filter(|policy| policy.has_domain_names());
-        let what = "domainNames are not enforced yet: its rules accept nobody by name";
+        let what = "its domainNames stand for nobody: they are learned from the answers that Towpath gives, and another server \
+                    answers DNS here (NetworkConfig spec.dns: towpath makes it Towpath)";
         named.map(|policy| format!("ClusterNetworkPolicy {}: {what}", policy.name)).collect()
     }
 
-    fn compile(&mut self) -> PolicyImage {
-        let leases = self.leases.leases();
+    /// Annotations of policies that mean nothing.
+    fn misread(&self) -> Vec<Refusal> {
+        let refusal = |asks, name, reason| Refusal { asks, name, part: RefusedPart::Field, reason };
+        let index = read(&self.index);
+        let world = index.world();
+        let namespaced = world.policies.values().filter_map(|policy| {
+            Some(refusal(Asks::NetworkPolicy, policy.name.clone(), policy.enforcement.misread()?))
+        });
+        let cluster = world.cluster_policies.values().filter_map(|policy| {
+            let name = NamespacedName::new("", &policy.name);
+            Some(refusal(Asks::ClusterNetworkPolicy, name, policy.enforcement.misread()?))
+        });
+        namespaced.chain(cluster).collect()
+    }
+
+    /// Adds up what the kernel has counted for policies that are only audited.
+    pub(super) async fn read_audits(&mut self) -> Result<(), String> {
+        if !self.audits.is_in_use() {
+            return Ok(());
+        }
+        let counts = self.datapath.audited().await.map_err(|e| e.to_string())?;
+        let gone = tokio::task::block_in_place(|| self.audits.read(&counts, SystemTime::now()));
+        let audited = self.audits.policies();
+        self.with_report(|report| report.audited = audited);
+        if !gone.is_empty() {
+            self.datapath.forget_audited(gone.clone()).await.map_err(|e| e.to_string())?;
+            self.audits.forgotten(&gone);
+        }
+        Ok(())
+    }
+
+    /// Compiles what is touched and has it checked ([`towpath_policy::check`]): nothing that fails the check is written.
+    fn compile(&mut self) -> Result<(), String> {
         let own = self.leases.pod_addresses();
         let now = self.now();
         let index = self.index.clone();
+        let touched = std::mem::take(&mut self.policy_touched);
+        let review = Instant::now() >= self.review_at;
         tokio::task::block_in_place(|| {
             let index = read(&index);
             let mut pod_ips = given::believed(index.world(), index.given());
             pod_ips.extend(own);
-            let view = View { world: index.world(), dns: &self.dns, pod_ips: &pod_ips };
-            let mut image = self.compiler.compile(&view, &self.node, now);
-            // Containers that Kubernetes does not know: no policy selects them.
-            for address in leases.iter().filter(|l| l.pod.is_none()).flat_map(|l| &l.addresses) {
-                image.pods.entry(*address).or_default();
+            let book = self.book.read().unwrap_or_else(PoisonError::into_inner);
+            let view = View { world: index.world(), dns: &self.dns, pod_ips: &pod_ips, names: book.learned() };
+            let before = std::mem::replace(&mut self.policy_looked, Before::of(&view));
+            let begun = Instant::now();
+            self.compiler.follow(&view, &self.node, now, &touched);
+            counts::compiled(begun.elapsed());
+            let scope = match self.compiler.changes().filter(|_| self.policy_followed && !review) {
+                Some(changes) => Scope::after(&view, self.compiler.image(), &touched, changes, &before),
+                None => Scope::everything(),
+            };
+            let mut checked = self.check(&view, &scope);
+            if review {
+                self.review_at = Instant::now() + REVIEW;
             }
-            image
+            if review || checked.is_err() {
+                self.compiler.follow(&view, &self.node, now, &Touched::everything());
+                let differs = self.compiler.changes().is_some_and(|changes| !changes.is_empty());
+                if differs {
+                    counts::MISSED_CHANGES.inc();
+                    error!(
+                        "a change was missed by the policies in force: repaired now. This is a fault of Towpath, please report it"
+                    );
+                }
+                self.policy_followed = false;
+                checked = self.check(&view, &Scope::everything());
+            }
+            checked.map_err(|mismatch| format!("{NOT_AS_WRITTEN}: {mismatch}"))
         })
+    }
+
+    fn check(&self, view: &View<'_>, scope: &Scope) -> Result<(), Box<Mismatch>> {
+        let begun = Instant::now();
+        let outcome = check(view, &self.node, self.compiler.image(), scope);
+        counts::CHECK_DURATION.observe(begun.elapsed().as_secs_f64());
+        outcome.map(drop).inspect_err(|mismatch| {
+            counts::MISMATCHES.inc();
+            error!(%mismatch, "{NOT_AS_WRITTEN}");
+        })
+    }
+}
+
+/// What of an image is in the kernel.
+fn in_kernel(image: &PolicyImage) -> PolicyImage {
+    PolicyImage {
+        pod_classes: image.pod_classes.clone(),
+        cidr_classes: image.cidr_classes.clone(),
+        set_classes: image.set_classes.clone(),
+        rows: image.rows.clone(),
+        pods: image.pods.clone(),
+        ..PolicyImage::default()
     }
 }

@@ -7,9 +7,12 @@ use std::time::SystemTime;
 
 use ipnet::IpNet;
 use towpath_model::NamespacedName;
-use towpath_model::desired::{NodePeer, PodSets, RuleId, RuleInfo, SetId};
+use towpath_model::desired::{NodePeer, PodSets, PolicyChanges, PolicyImage, PolicyRef, RuleId, RuleInfo, SetId};
 use towpath_plan::services::Refusal;
+use towpath_policy::compile::Counts;
+use towpath_wire::status::AuditedPolicy;
 
+use crate::heard::Heard;
 use crate::modes;
 use crate::predecessor::Remains;
 
@@ -46,14 +49,18 @@ pub struct Report {
     pub host_ports: usize,
     /// Backends in the kernel.
     pub backends: usize,
-    /// Policies that isolate a pod of this node, or have a rule for one.
-    pub policies: usize,
+    /// How large the policy in the kernel is.
+    pub policy: Counts,
     /// What policies ask for and is not enforced.
     pub unenforced: Vec<String>,
-    /// Address classes in the kernel.
-    pub classes: usize,
-    /// Rule rows in the kernel.
-    pub rules: usize,
+    /// What the API server had said when the policies in the kernel were compiled.
+    pub heard: Heard,
+    /// NetworkPolicies among them that it no longer has.
+    pub outliving: BTreeSet<NamespacedName>,
+    /// Annotations of policies that mean nothing.
+    pub misread_policies: Vec<Refusal>,
+    /// Policies that are only audited, and what they would have denied here.
+    pub audited: Vec<AuditedPolicy>,
     /// What the rules in the kernel, and those of the image before, stand for.
     pub rule_names: Arc<RuleNames>,
     /// What could not be applied, newest attempt.
@@ -79,16 +86,50 @@ pub struct RuleNames {
     pub former: BTreeMap<RuleId, RuleInfo>,
     /// Policies that isolate the pods of a set.
     pub isolating: BTreeMap<SetId, BTreeSet<NamespacedName>>,
+    /// Sets that are only audited, with the policies that are not enforced in them.
+    pub audited: BTreeMap<SetId, BTreeSet<PolicyRef>>,
     /// Sets of this node's pods.
     pub pods: BTreeMap<IpAddr, PodSets>,
 }
 
 impl RuleNames {
+    /// Those of an image.
+    pub(super) fn of(image: &PolicyImage, pods: &BTreeMap<IpAddr, PodSets>) -> Self {
+        Self {
+            rules: image.rules.clone(),
+            former: BTreeMap::new(),
+            isolating: image.isolating.clone(),
+            audited: image.audited.clone(),
+            pods: pods.clone(),
+        }
+    }
+
     /// These, with what only `before` has: connections keep the rule that they were judged by until they are judged again.
     pub(super) fn after(mut self, before: &RuleNames) -> Self {
         let gone = before.rules.iter().filter(|(id, _)| !self.rules.contains_key(id));
         self.former = gone.map(|(id, info)| (*id, info.clone())).collect();
         self
+    }
+
+    /// What became of them.
+    pub(super) fn follow(&mut self, changes: &PolicyChanges, pods: &BTreeMap<IpAddr, PodSets>) {
+        if changes.rules.values().any(Option::is_none) {
+            self.former.clear();
+        }
+        for (id, info) in &changes.rules {
+            match info {
+                Some(info) => drop(self.rules.insert(*id, info.clone())),
+                None => self.former.extend(self.rules.remove(id).map(|info| (*id, info))),
+            }
+        }
+        for (set, policies) in &changes.isolating {
+            match policies {
+                Some(policies) => drop(self.isolating.insert(*set, policies.clone())),
+                None => drop(self.isolating.remove(set)),
+            }
+        }
+        self.audited.clone_from(&changes.audited);
+        self.pods.clone_from(pods);
     }
 }
 

@@ -46,7 +46,17 @@ fn prune_value(value: &mut Value, shape: &Shape, path: &str, unknown: &mut Vec<S
         }
         Shape::List(item) if nests(item) => {
             for (index, value) in value.as_array_mut().into_iter().flatten().enumerate() {
+                // Go decodes a null in a list of structs as one whose fields are all empty.
+                if value.is_null() && matches!(**item, Shape::Object(_)) {
+                    *value = Value::Object(serde_json::Map::new());
+                }
                 prune_value(value, item, &format!("{path}[{index}]"), unknown);
+            }
+        }
+        // And one in a list of texts as the empty text.
+        Shape::List(item) if **item == Shape::Text => {
+            for value in value.as_array_mut().into_iter().flatten().filter(|value| value.is_null()) {
+                *value = Value::from("");
             }
         }
         Shape::Map(item) if nests(item) => {

@@ -128,7 +128,9 @@ pub async fn counters(socket: &Path) -> Result<DnsCounters, FeedError> {
     match exchange(&mut frames, &FeedRequest::Counters).await? {
         FeedReply::Counters { counters } => Ok(counters),
         FeedReply::Refused { reason } => Err(FeedError::Refused(reason)),
-        FeedReply::Applied => Err(FeedError::Refused("an answer to another question".to_owned())),
+        FeedReply::Applied | FeedReply::Answers { .. } => {
+            Err(FeedError::Refused("an answer to another question".to_owned()))
+        }
     }
 }
 
@@ -143,7 +145,7 @@ pub async fn is_of_this_pid_namespace(socket: &Path) -> Result<bool, FeedError> 
     Ok(peer.pid().is_some_and(|pid| pid != 0))
 }
 
-async fn connect(socket: &Path) -> Result<Frames, FeedError> {
+pub(super) async fn connect(socket: &Path) -> Result<Frames, FeedError> {
     let stream =
         UnixStream::connect(socket).await.map_err(|source| FeedError::Connect { socket: socket.to_owned(), source })?;
     Ok(Frames::new(stream))
@@ -269,7 +271,7 @@ impl Feeder {
             match exchange(&mut frames, &FeedRequest::Apply { message }).await? {
                 FeedReply::Applied => {}
                 FeedReply::Refused { reason } => return Err(FeedError::Refused(reason)),
-                FeedReply::Counters { .. } => return Err(FeedError::Closed),
+                FeedReply::Counters { .. } | FeedReply::Answers { .. } => return Err(FeedError::Closed),
             }
         }
     }

@@ -27,11 +27,13 @@ pub(crate) mod rcode {
 
 /// Record types told apart here (IANA).
 pub(crate) mod rtype {
+    pub(crate) const A: u16 = 1;
     pub(crate) const NS: u16 = 2;
     pub(crate) const CNAME: u16 = 5;
     pub(crate) const SOA: u16 = 6;
     pub(crate) const PTR: u16 = 12;
     pub(crate) const MX: u16 = 15;
+    pub(crate) const AAAA: u16 = 28;
     pub(crate) const SRV: u16 = 33;
     pub(crate) const DNAME: u16 = 39;
     pub(crate) const OPT: u16 = 41;

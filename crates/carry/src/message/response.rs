@@ -1,8 +1,12 @@
 //! What an upstream server answered, checked once, and passed on to clients with their own id, letter case and size.
 
+use std::net::IpAddr;
+
 use super::query::{self, Query};
 use super::{HEADER, OPT_SIZE, opt_record, rcode, rtype};
 
+/// Aliases of an answer that are followed.
+const MAX_ALIASES: usize = 16;
 /// Longest time that an answer is kept, in seconds: positive, and negative (RFC 2308 §5 recommends one to three hours).
 pub(crate) const MAX_TTL: u32 = 3600;
 pub(crate) const MAX_NEGATIVE_TTL: u32 = 300;
@@ -135,6 +139,34 @@ fn check_name(bytes: &[u8], start: usize) -> Option<usize> {
     }
 }
 
+/// A name in lower case and without pointers; empty where there is none.
+fn plain_name(bytes: &[u8], start: usize) -> Vec<u8> {
+    let (mut at, mut plain) = (start, Vec::with_capacity(32));
+    // Checked when the message was read: every pointer leads backwards. The limit is for what was not.
+    for _ in 0..256 {
+        match bytes.get(at).copied() {
+            Some(length @ 1..=63) => {
+                let end = at + 1 + usize::from(length);
+                plain.extend(bytes.get(at..end).unwrap_or_default().iter().map(u8::to_ascii_lowercase));
+                at = end;
+            }
+            Some(192..) => at = usize::from(u16_at(bytes, at).unwrap_or_default() & 0x3fff),
+            _ => break,
+        }
+    }
+    plain
+}
+
+/// The address of an A or AAAA record.
+fn address_at(bytes: &[u8], record: &RecordAt) -> Option<IpAddr> {
+    let data = bytes.get(record.data..record.end)?;
+    match record.rtype {
+        rtype::A => <[u8; 4]>::try_from(data).ok().map(IpAddr::from),
+        rtype::AAAA => <[u8; 16]>::try_from(data).ok().map(IpAddr::from),
+        _ => None,
+    }
+}
+
 /// Checks a message against what was asked: id, and the question byte for byte (`qname` with the letter case sent).
 pub(crate) fn parse(bytes: &[u8], id: u16, qname: &[u8], qtype: u16) -> Result<Response, Mismatch> {
     let header = bytes.get(..HEADER).ok_or(Mismatch::Foreign)?;
@@ -262,6 +294,39 @@ impl Response {
     /// Whether it says that there is nothing: no such name, or no record of the type.
     pub(crate) fn is_denial(&self) -> bool {
         self.answer_ends.is_empty()
+    }
+
+    /// The addresses that the answer section gives for the name asked for, directly or by way of aliases (CNAME) in it. What belongs to
+    /// another name is none of them.
+    pub(crate) fn addresses(&self) -> Vec<IpAddr> {
+        let mut walk = Walk { bytes: &self.bytes, at: self.question_end };
+        let records: Vec<RecordAt> = self.answer_ends.iter().map_while(|_| walk.record()).collect();
+        let internet = |record: &RecordAt| u16_at(&self.bytes, record.ttl_at.saturating_sub(2)) == Some(1);
+        let mut names = vec![plain_name(&self.bytes, HEADER)];
+        // An alias may stand before or behind what leads to it; each round follows one step at least.
+        for _ in 0..MAX_ALIASES {
+            let before = names.len();
+            for record in records.iter().filter(|record| record.rtype == rtype::CNAME && internet(record)) {
+                let (owner, target) = (plain_name(&self.bytes, record.owner), plain_name(&self.bytes, record.data));
+                if names.contains(&owner) && !names.contains(&target) {
+                    names.push(target);
+                }
+            }
+            if names.len() == before {
+                break;
+            }
+        }
+        let of_name =
+            records.iter().filter(|record| internet(record) && names.contains(&plain_name(&self.bytes, record.owner)));
+        of_name.filter_map(|record| address_at(&self.bytes, record)).collect()
+    }
+
+    /// The least TTL of the answer section, in seconds.
+    pub(crate) fn least_ttl(&self) -> u32 {
+        let end = self.answer_ends.last().copied().unwrap_or_default();
+        let of_answers = self.ttl_at.iter().take_while(|at| **at < end).filter_map(|at| u32_at(&self.bytes, *at));
+        // RFC 2181 §8: with the highest bit set it is 0.
+        of_answers.map(|ttl| if ttl > i32::MAX as u32 { 0 } else { ttl }).min().unwrap_or(0)
     }
 
     pub(crate) fn rcode(&self) -> u8 {

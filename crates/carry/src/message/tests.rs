@@ -428,3 +428,60 @@ proptest! {
         }
     }
 }
+
+/// A record: owner (wire form or a pointer), type, class, data.
+fn record(owner: &[u8], rtype: u16, class: u16, ttl: u32, data: &[u8]) -> Vec<u8> {
+    let mut out = owner.to_vec();
+    out.extend_from_slice(&rtype.to_be_bytes());
+    out.extend_from_slice(&class.to_be_bytes());
+    out.extend_from_slice(&ttl.to_be_bytes());
+    out.extend_from_slice(&u16::try_from(data.len()).unwrap().to_be_bytes());
+    out.extend_from_slice(data);
+    out
+}
+
+fn answered(qtype: u16, records: &[Vec<u8>]) -> Response {
+    let count = u16::try_from(records.len()).unwrap();
+    let body = with(&asked("a.b", qtype, 1), &records.concat());
+    response::parse(&message(0x8180, [1, count, 0, 0], &body), 0x1234, &wire("a.b"), qtype).unwrap()
+}
+
+#[test]
+fn an_answer_has_the_addresses_of_the_name_and_of_its_aliases_and_no_others() {
+    let me = [0xc0, 12];
+    let of = |records: &[Vec<u8>]| -> Vec<String> {
+        answered(1, records).addresses().iter().map(ToString::to_string).collect()
+    };
+    assert_eq!(
+        of(&[record(&me, 1, 1, 60, &[192, 0, 2, 1]), record(&me, 1, 1, 30, &[192, 0, 2, 2])]),
+        ["192.0.2.1", "192.0.2.2"]
+    );
+    let chain = [
+        // Written in the order in which nobody needs them, and in other letters.
+        record(&wire("END.c"), 1, 1, 60, &[192, 0, 2, 3]),
+        record(&wire("mid.c"), 5, 1, 60, &wire("end.C")),
+        record(&me, 5, 1, 60, &wire("Mid.c")),
+        record(&wire("other.c"), 1, 1, 60, &[192, 0, 2, 4]),
+        record(&wire("endc"), 1, 1, 60, &[192, 0, 2, 5]),
+        record(&wire("end.c"), 28, 1, 60, &[0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]),
+    ];
+    assert_eq!(of(&chain), ["192.0.2.3", "2001:db8::1"]);
+    assert_eq!(of(&[record(&wire("c"), 1, 1, 60, &[192, 0, 2, 1])]), [""; 0], "of another name");
+    assert_eq!(of(&[record(&me, 1, 3, 60, &[192, 0, 2, 1])]), [""; 0], "of another class");
+    assert_eq!(of(&[record(&me, 1, 1, 60, &[192, 0, 2])]), [""; 0], "no address");
+    let round = [record(&me, 5, 1, 60, &wire("x.c")), record(&wire("x.c"), 5, 1, 60, &wire("a.b"))];
+    assert_eq!(of(&round), [""; 0], "aliases in a circle");
+    assert_eq!(Response::bare(rcode::SERVFAIL).addresses(), Vec::<std::net::IpAddr>::new());
+}
+
+#[test]
+fn the_least_ttl_is_of_the_answers_alone() {
+    let me = [0xc0, 12];
+    assert_eq!(
+        answered(1, &[record(&me, 5, 1, 20, &wire("x.c")), record(&wire("x.c"), 1, 1, 60, &[192, 0, 2, 1])])
+            .least_ttl(),
+        20
+    );
+    assert_eq!(answered(1, &[record(&me, 1, 1, u32::MAX, &[192, 0, 2, 1])]).least_ttl(), 0);
+    assert_eq!(answered(1, &[]).least_ttl(), 0);
+}

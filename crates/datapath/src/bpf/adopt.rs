@@ -54,7 +54,10 @@ impl Programs {
     /// # Errors
     /// The table cannot be read.
     pub fn adopted(&self) -> Result<Adopted> {
-        let (sets, classes, mut rules) = self.policy.used_ids();
+        let (mut sets, classes, mut rules) = self.policy.used_ids();
+        let audited = self.audited()?;
+        sets.extend(audited.iter().map(|held| held.set));
+        rules.extend(audited.iter().map(|held| held.rule));
         for connection in self.connections()? {
             rules.extend([connection.egress, connection.ingress].into_iter().flatten().map(|judged| judged.rule));
         }

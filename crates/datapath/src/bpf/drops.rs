@@ -1,4 +1,5 @@
-//! Packets that are dropped, and sockets that are refused, as it happens.
+//! Packets that are dropped, and sockets that are refused, as it happens; and connections that pass although a policy that is only audited
+//! would deny them.
 //!
 //! An [`DropsEar`] promises: while it listens the programs tell what they drop, and when it is gone they stop; what passes pays nothing for
 //! it. They tell 100 in ten milliseconds on each CPU and no more, so that a flood costs no more than it did; what they do not
@@ -8,7 +9,7 @@ use std::cell::RefCell;
 use std::time::{Duration, SystemTime};
 
 use libbpf_rs::{MapCore, MapHandle, Object, RingBufferBuilder};
-use towpath_model::desired::RuleId;
+use towpath_model::desired::{RuleId, SetId};
 
 use super::error::{Error, Result};
 use super::map::{Map, from_bytes, sum_per_cpu};
@@ -24,6 +25,9 @@ const TOLD: &str = "tp_told";
 /// How long nothing may be told before it is looked whether anybody still listens.
 const PATIENCE: Duration = Duration::from_millis(100);
 
+/// However much is told, it is asked so often whether anybody still listens, in ns.
+const EVERY: u64 = 1_000_000_000;
+
 /// Where something was dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
@@ -35,15 +39,17 @@ pub enum Place {
     Socket,
 }
 
-/// A packet that was dropped, or a socket that was refused.
+/// A packet that was dropped, or a socket that was refused; or a connection that an audited policy would have denied.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Dropped {
     /// When.
     pub at: SystemTime,
     /// Why.
     pub reason: Reason,
-    /// The rule of a policy that denied it.
+    /// The rule of a policy that denied it, or would have.
     pub rule: Option<RuleId>,
+    /// The set of that rule, where the policy is only audited ([`Reason::is_audit`]).
+    pub audit_set: Option<SetId>,
     /// Where.
     pub place: Place,
     /// Who sent it, to whom, as the packet said; none: it could not be read. A socket's own port is 0.
@@ -68,11 +74,13 @@ fn end(address: &abi::Addr, port: abi::Be16) -> End {
 
 fn decode(told: &abi::Dropped, since_boot: u64, now: SystemTime) -> Dropped {
     let has = |flag: u32| u32::from(told.flags) & flag != 0;
-    let denied = [TP_DROP_EGRESS_POLICY, TP_DROP_INGRESS_POLICY].contains(&told.reason);
+    let reason = Reason::new(told.reason);
+    let denied = [TP_DROP_EGRESS_POLICY, TP_DROP_INGRESS_POLICY].contains(&told.reason) || reason.is_audit();
     Dropped {
-        at: now - Duration::from_nanos(since_boot.saturating_sub(told.at)),
-        reason: Reason::new(told.reason),
+        at: now.checked_sub(Duration::from_nanos(since_boot.saturating_sub(told.at))).unwrap_or(now),
+        reason,
         rule: denied.then_some(RuleId(told.rule)),
+        audit_set: reason.is_audit().then_some(SetId(told.set)),
         place: match () {
             () if has(TP_DROPPED_SOCKET) => Place::Socket,
             () if has(TP_DROPPED_XDP) => Place::Wire,
@@ -95,6 +103,8 @@ pub struct DropsEar {
     told: MapHandle,
     watched: Map<u32, u32>,
     untold_before: u64,
+    /// When it was opened (`CLOCK_MONOTONIC`, ns).
+    since: u64,
 }
 
 fn handle(object: &Object, name: &'static str) -> Result<MapHandle> {
@@ -109,12 +119,14 @@ impl DropsEar {
         let watched: Map<u32, u32> = Map::open(object, "tp_watched")?;
         let (ring, told) = (handle(object, RING)?, handle(object, TOLD)?);
         let untold_before = untold(&told)?;
+        // What an earlier ear was told and did not come to hear is still in the ring: nobody throws that away but who reads it.
+        let since = monotonic();
         watched.put(&0, &1)?;
-        Ok(Self { ring, told, watched, untold_before })
+        Ok(Self { ring, told, watched, untold_before, since })
     }
 
     /// Tells `hear` of each until it answers `false`, and blocks meanwhile. It is also asked, with nothing, when nothing was dropped
-    /// for a tenth of a second.
+    /// for a tenth of a second, and every second however much is.
     ///
     /// # Errors
     /// The ring cannot be read.
@@ -128,18 +140,24 @@ impl DropsEar {
         };
         builder.add(&self.ring, keep).map_err(failed)?;
         let ring = builder.build().map_err(failed)?;
+        let mut asked = monotonic();
         loop {
             match ring.poll(PATIENCE) {
                 Err(e) if e.kind() == libbpf_rs::ErrorKind::Interrupted => continue,
                 polled => polled.map_err(failed)?,
             }
             let (since_boot, now) = (monotonic(), SystemTime::now());
-            let batch: Vec<abi::Dropped> = heard.borrow_mut().drain(..).collect();
-            if batch.is_empty() && !hear(None) {
-                return Ok(());
-            }
+            let mut batch: Vec<abi::Dropped> = heard.borrow_mut().drain(..).collect();
+            batch.retain(|told| told.at >= self.since);
+            let is_quiet = batch.is_empty();
             for told in batch {
                 if !hear(Some(decode(&told, since_boot, now))) {
+                    return Ok(());
+                }
+            }
+            if is_quiet || since_boot.saturating_sub(asked) > EVERY {
+                asked = since_boot;
+                if !hear(None) {
                     return Ok(());
                 }
             }

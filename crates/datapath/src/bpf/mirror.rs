@@ -78,6 +78,15 @@ where
         Ok(true)
     }
 
+    /// Deletes these entries.
+    pub(crate) fn remove_all(&mut self, keys: &[K]) -> Result<Changes> {
+        let mut changes = Changes::default();
+        for key in keys {
+            changes.removed += usize::from(self.remove(key)?);
+        }
+        Ok(changes)
+    }
+
     /// Deletes what `keep` does not want.
     pub(crate) fn retain(&mut self, keep: impl Fn(&K) -> bool) -> Result<Changes> {
         let gone: Vec<K> = self.held.keys().filter(|key| !keep(key)).copied().collect();

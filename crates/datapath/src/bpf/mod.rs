@@ -7,6 +7,7 @@
 
 mod address;
 mod adopt;
+mod audited;
 mod budget;
 mod config;
 mod drops;
@@ -36,9 +37,12 @@ use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use libbpf_rs::Object;
-use towpath_model::desired::{LocalPod, NodePeer, PolicyImage, ServiceChanges, ServiceTable, TranslatedAt};
+use towpath_model::desired::{
+    LocalPod, NodePeer, PolicyChanges, PolicyImage, RuleId, ServiceChanges, ServiceTable, SetId, TranslatedAt,
+};
 
 use crate::abi::{self, Addr, Ct, CtKey, Removed, Tuple};
+use audited::AuditMap;
 use budget::Accounts;
 use inherit::Inheritance;
 use links::Links;
@@ -50,6 +54,7 @@ use services::ServiceMaps;
 use wire::Wire;
 
 pub use adopt::Adopted;
+pub use audited::Audited;
 pub use budget::{Held, Holder};
 pub use config::{BpfConfig, Changes, Hook, Isolation, Limits, NodeConfig, Surroundings};
 pub use drops::{Dropped, DropsEar, Place};
@@ -81,6 +86,7 @@ pub struct Programs {
     connections: Map<CtKey, Ct>,
     translations: Map<Tuple, abi::Nat>,
     snat: Map<Tuple, abi::Snat>,
+    audited: AuditMap,
     accounts: Accounts,
     /// Peers were written, perhaps not all of them, and the revision was not raised for it.
     unraised: bool,
@@ -138,6 +144,7 @@ impl Programs {
             policy,
             services: ServiceMaps::open(&object, Instant::now())?,
             connections,
+            audited: AuditMap::open(&object)?,
             accounts,
             inheritance,
             translations: Map::open(&object, "tp_nat")?,
@@ -345,6 +352,13 @@ impl Programs {
         self.policy.apply(image, || node.raise_revision())
     }
 
+    /// What became different in the policy since [`Programs::apply_policy`], or since this. After a failure only the whole image may
+    /// follow.
+    pub fn apply_policy_changes(&mut self, changes: &PolicyChanges) -> Result<Changes> {
+        let node = &self.node;
+        self.policy.apply_changes(changes, || node.raise_revision())
+    }
+
     /// Makes a pod known whose sockets are translated. To be called before its device is up. Idempotent.
     pub fn set_pod(&mut self, pod: &LocalPod, isolation: Isolation) -> Result<()> {
         self.enter_pod(pod, isolation, TranslatedAt::Sockets)
@@ -479,6 +493,16 @@ impl Programs {
         DropsEar::open(&self.object)
     }
 
+    /// What policies that are only audited would have denied.
+    pub fn audited(&self) -> Result<Vec<Audited>> {
+        self.audited.counts()
+    }
+
+    /// Takes counts away whose sets no pod has any more.
+    pub fn forget_audited(&self, keys: &[(SetId, RuleId)]) -> Result<()> {
+        self.audited.forget(keys)
+    }
+
     /// Every tracked connection, those with backends that are no pods included. Reads the whole tables: milliseconds for 100,000.
     pub fn connections(&self) -> Result<Vec<Connection>> {
         observe::connections(&self.connections, &self.snat)
@@ -495,6 +519,7 @@ impl Programs {
             ("tp_ct", self.accounts.all()? as usize, self.connections.limit()),
             ("tp_nat", self.translations.entries()?.len(), self.translations.limit()),
             ("tp_snat", self.snat.entries()?.len(), self.snat.limit()),
+            self.audited.usage()?,
         ];
         let mirrored = self.node.usage().into_iter().chain(self.policy.usage()).chain(self.services.usage());
         Ok(mirrored.chain(tracked).map(|(map, entries, limit)| MapUsage { map, entries, limit }).collect())

@@ -21,7 +21,7 @@ use crate::abi::{Plain, TP_ABI_VERSION};
 static OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/towpath.o"));
 
 /// Maps that outlive the process. The others are scratch, constants and what only tests use.
-const PINNED: [&str; 31] = [
+const PINNED: [&str; 32] = [
     "tp_node_config",
     "tp_revision",
     "tp_pods",
@@ -31,6 +31,7 @@ const PINNED: [&str; 31] = [
     "tp_class_cidrs",
     "tp_set_class",
     "tp_rules",
+    "tp_audited",
     "tp_ct",
     "tp_nat",
     "tp_snat",

@@ -25,6 +25,11 @@ impl Reason {
         self.0 >= TP_DROP_FIRST
     }
 
+    /// Whether packets counted here passed, and an audited policy would have denied the connections that they opened.
+    pub const fn is_audit(self) -> bool {
+        self.0 == TP_AUDIT_EGRESS || self.0 == TP_AUDIT_INGRESS
+    }
+
     /// Name as a metric label has it.
     pub const fn name(self) -> &'static str {
         match self.0 {
@@ -37,6 +42,8 @@ impl Reason {
             TP_REFUSED => "refused",
             TP_UNTRACKED => "untracked",
             TP_CT_RECYCLED => "ct_recycled",
+            TP_AUDIT_EGRESS => "audit_egress",
+            TP_AUDIT_INGRESS => "audit_ingress",
             TP_DIRECT_RETURN => "direct_return",
             TP_ACCELERATED => "accelerated",
             TP_DROP_MALFORMED => "malformed",

@@ -1,19 +1,22 @@
 //! Policy and pods. Rows and classes of new ids are written before what points to them, the revision is raised when all of
 //! it stands, rows that nothing points to go last.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::hash::Hash;
 use std::net::IpAddr;
 
 use libbpf_rs::Object;
 use towpath_model::desired::{
-    ClassId, LocalClass, LocalPod, PodSets, PolicyImage, Row, RowKey, RowProtocol, RuleId, SetId, TranslatedAt, Verdict,
+    ClassId, LocalClass, LocalPod, PodSets, PolicyChanges, PolicyImage, Row, RowKey, RowProtocol, RuleId, SetId,
+    TranslatedAt, Verdict,
 };
 
 use super::config::{Changes, Isolation};
 use super::error::{Error, Result};
 use super::mirror::Mirror;
 use crate::abi::{
-    self, Addr, Be16, CidrKey, NetnsPod, RuleKey, SetClassKey, TP_POD_HOST_ONLY, TP_VERDICT_ALLOW, TP_VERDICT_DENY,
+    self, Addr, Be16, CidrKey, NetnsPod, Plain, RuleKey, SetClassKey, TP_POD_HOST_ONLY, TP_VERDICT_ALLOW,
+    TP_VERDICT_DENY,
 };
 
 /// Bits of a rule key before the port.
@@ -84,13 +87,78 @@ fn row(rule: &abi::Rule) -> Row {
     Row { verdict, rule: RuleId(rule.rule_id) }
 }
 
+fn set_class_key((SetId(set), ClassId(class_id)): &(SetId, ClassId)) -> SetClassKey {
+    SetClassKey { set: *set, class_id: *class_id }
+}
+
+/// What is to be written to a map, and what removed from it.
+#[derive(Debug)]
+struct Entries<K, V> {
+    put: Vec<(K, V)>,
+    remove: Vec<K>,
+}
+
+impl<K: Copy, V> Entries<K, V> {
+    /// None: removed.
+    fn of(entries: impl Iterator<Item = (K, Option<V>)>) -> Self {
+        let mut all = Self { put: Vec::new(), remove: Vec::new() };
+        for (key, value) in entries {
+            match value {
+                Some(value) => all.put.push((key, value)),
+                None => all.remove.push(key),
+            }
+        }
+        all
+    }
+}
+
+/// What makes a map hold these entries and no others.
+fn difference<K, V>(map: &Mirror<K, V>, wanted: impl Iterator<Item = (K, V)>) -> Entries<K, V>
+where
+    K: Plain + Eq + Hash,
+    V: Plain + Eq,
+{
+    let wanted: HashMap<K, V> = wanted.collect();
+    let remove = map.held().keys().filter(|key| !wanted.contains_key(key)).copied().collect();
+    let put = wanted.into_iter().filter(|(key, value)| map.held().get(key) != Some(value)).collect();
+    Entries { put, remove }
+}
+
+/// What the maps that point to sets and rows, and those, are to become.
+#[derive(Debug)]
+struct Writes {
+    rules: Entries<RuleKey, abi::Rule>,
+    set_classes: Entries<SetClassKey, u32>,
+    cidrs: Entries<CidrKey, u32>,
+    pods: Entries<Addr, u32>,
+}
+
 /// An entry with another isolation.
 fn isolated(pod: abi::Pod, isolation: Isolation) -> abi::Pod {
     match isolation {
-        Isolation::Sets(PodSets { ingress: SetId(ingress_set), egress: SetId(egress_set) }) => {
-            abi::Pod { ingress_set, egress_set, flags: pod.flags & !TP_POD_HOST_ONLY, ..pod }
-        }
-        Isolation::HostOnly => abi::Pod { ingress_set: 0, egress_set: 0, flags: pod.flags | TP_POD_HOST_ONLY, ..pod },
+        Isolation::Sets(sets) => with_sets(pod, sets, pod.flags & !TP_POD_HOST_ONLY),
+        Isolation::HostOnly => with_sets(pod, PodSets::default(), pod.flags | TP_POD_HOST_ONLY),
+    }
+}
+
+fn with_sets(pod: abi::Pod, sets: PodSets, flags: u32) -> abi::Pod {
+    abi::Pod {
+        ingress_set: sets.ingress.0,
+        egress_set: sets.egress.0,
+        ingress_audit_set: sets.audit_ingress.0,
+        egress_audit_set: sets.audit_egress.0,
+        flags,
+        ..pod
+    }
+}
+
+/// The sets of an entry.
+fn sets_of(pod: &abi::Pod) -> PodSets {
+    PodSets {
+        ingress: SetId(pod.ingress_set),
+        egress: SetId(pod.egress_set),
+        audit_ingress: SetId(pod.ingress_audit_set),
+        audit_egress: SetId(pod.egress_audit_set),
     }
 }
 
@@ -110,7 +178,7 @@ impl PolicyMaps {
     /// Ids that are in the maps: they must not come to mean anything else.
     pub(crate) fn used_ids(&self) -> (BTreeSet<SetId>, BTreeSet<ClassId>, BTreeSet<RuleId>) {
         let of_rules = self.rules.held().keys().map(|key| key.set);
-        let of_pods = self.pods.held().values().flat_map(|pod| [pod.ingress_set, pod.egress_set]);
+        let of_pods = self.pods.held().values().flat_map(|pod| sets_of(pod).all().map(|set| set.0));
         let of_classes = self.set_classes.held().keys();
         let sets = of_rules.chain(of_pods).chain(of_classes.clone().map(|key| key.set)).map(SetId).collect();
         let held = self.class_pods.held().values().chain(self.class_cidrs.held().values()).copied();
@@ -121,7 +189,6 @@ impl PolicyMaps {
 
     /// What the maps hold, as an image: classes, set classes, rows, and the sets of the pods that have any.
     pub(crate) fn held(&self) -> PolicyImage {
-        let sets = |pod: &abi::Pod| PodSets { ingress: SetId(pod.ingress_set), egress: SetId(pod.egress_set) };
         let set_class = |key: &SetClassKey| (SetId(key.set), ClassId(key.class_id));
         PolicyImage {
             pod_classes: self
@@ -143,40 +210,75 @@ impl PolicyMaps {
                 .map(|(key, local)| (set_class(key), LocalClass(*local)))
                 .collect(),
             rows: self.rules.held().iter().filter_map(|(key, rule)| Some((row_key(key)?, row(rule)))).collect(),
-            pods: self.pods.held().iter().map(|(address, pod)| (address.ip(), sets(pod))).collect(),
+            pods: self.pods.held().iter().map(|(address, pod)| (address.ip(), sets_of(pod))).collect(),
             ..PolicyImage::default()
         }
     }
 
-    /// Everything that must stand before the revision is raised; `raise` does that.
+    /// A whole image; `raise` raises the revision.
     pub(crate) fn apply(&mut self, image: &PolicyImage, raise: impl Fn() -> Result<u32>) -> Result<Changes> {
-        let rules: HashMap<RuleKey, abi::Rule> =
-            image.rows.iter().map(|(key, row)| (rule_key(key), rule(row))).collect();
-        let set_class =
-            |(SetId(set), ClassId(class_id)): &(SetId, ClassId)| SetClassKey { set: *set, class_id: *class_id };
-        let set_classes: HashMap<SetClassKey, u32> =
-            image.set_classes.iter().map(|(key, LocalClass(local))| (set_class(key), *local)).collect();
-        let cidrs: HashMap<CidrKey, u32> =
-            image.cidr_classes.iter().map(|(net, ClassId(class))| (CidrKey::new(*net), *class)).collect();
-        let pods: HashMap<Addr, u32> =
-            image.pod_classes.iter().map(|(address, ClassId(class))| (Addr::new(*address), *class)).collect();
+        let writes = Writes {
+            rules: difference(&self.rules, image.rows.iter().map(|(key, row)| (rule_key(key), rule(row)))),
+            set_classes: difference(
+                &self.set_classes,
+                image.set_classes.iter().map(|(key, class)| (set_class_key(key), class.0)),
+            ),
+            cidrs: difference(
+                &self.class_cidrs,
+                image.cidr_classes.iter().map(|(net, class)| (CidrKey::new(*net), class.0)),
+            ),
+            pods: difference(
+                &self.class_pods,
+                image.pod_classes.iter().map(|(address, class)| (Addr::new(*address), class.0)),
+            ),
+        };
+        self.write(writes, &image.pods, raise)
+    }
 
+    /// What became different since the image that is in force.
+    pub(crate) fn apply_changes(
+        &mut self,
+        changes: &PolicyChanges,
+        raise: impl Fn() -> Result<u32>,
+    ) -> Result<Changes> {
+        let writes = Writes {
+            rules: Entries::of(changes.rows.iter().map(|(key, row)| (rule_key(key), row.as_ref().map(rule)))),
+            set_classes: Entries::of(
+                changes.set_classes.iter().map(|(key, class)| (set_class_key(key), class.map(|class| class.0))),
+            ),
+            cidrs: Entries::of(
+                changes.cidr_classes.iter().map(|(net, class)| (CidrKey::new(*net), class.map(|class| class.0))),
+            ),
+            pods: Entries::of(
+                changes.pod_classes.iter().map(|(address, class)| (Addr::new(*address), class.map(|class| class.0))),
+            ),
+        };
+        self.write(writes, &changes.pods, raise)
+    }
+
+    /// In the order that is never less safe than before or after (`towpath_policy::compile`).
+    fn write(
+        &mut self,
+        writes: Writes,
+        sets: &BTreeMap<IpAddr, PodSets>,
+        raise: impl Fn() -> Result<u32>,
+    ) -> Result<Changes> {
         let before = std::mem::replace(&mut self.unraised, true);
-        let mut changes = self.rules.put_all(rules.iter().map(|(k, v)| (*k, *v)))?;
-        changes += self.set_classes.put_all(set_classes.iter().map(|(k, v)| (*k, *v)))?;
-        changes += self.class_cidrs.put_all(cidrs.iter().map(|(k, v)| (*k, *v)))?;
-        changes += self.class_pods.put_all(pods.iter().map(|(k, v)| (*k, *v)))?;
+        let mut changes = self.rules.put_all(writes.rules.put)?;
+        changes += self.set_classes.put_all(writes.set_classes.put)?;
+        changes += self.class_cidrs.put_all(writes.cidrs.put)?;
+        changes += self.class_pods.put_all(writes.pods.put)?;
         // An address without an entry has a class too, so taking one away is a change of what points to rows.
-        changes += self.class_pods.retain(|key| pods.contains_key(key))?;
-        changes += self.class_cidrs.retain(|key| cidrs.contains_key(key))?;
-        changes += self.apply_sets(&image.pods)?;
+        changes += self.class_pods.remove_all(&writes.pods.remove)?;
+        changes += self.class_cidrs.remove_all(&writes.cidrs.remove)?;
+        changes += self.apply_sets(sets)?;
         if before || changes != Changes::default() {
             raise()?;
         }
         // Rows first: a program that has a set in hand finds none then and denies. Without its class, a peer that a rule denies
         // would be a stranger to the set.
-        let mut after = self.rules.retain(|key| rules.contains_key(key))?;
-        after += self.set_classes.retain(|key| set_classes.contains_key(key))?;
+        let mut after = self.rules.remove_all(&writes.rules.remove)?;
+        after += self.set_classes.remove_all(&writes.set_classes.remove)?;
         if after != Changes::default() {
             raise()?;
         }
@@ -186,7 +288,7 @@ impl PolicyMaps {
     }
 
     /// Gives the pods that are here their sets; one that the image does not know is denied all but its node.
-    fn apply_sets(&mut self, sets: &std::collections::BTreeMap<IpAddr, PodSets>) -> Result<Changes> {
+    fn apply_sets(&mut self, sets: &BTreeMap<IpAddr, PodSets>) -> Result<Changes> {
         let wanted: Vec<(Addr, abi::Pod)> = self
             .pods
             .held()
@@ -264,7 +366,7 @@ impl PolicyMaps {
     pub(crate) fn isolation_of(&self, pod: &LocalPod) -> Isolation {
         let held = pod.addresses.iter().filter_map(|a| self.pods.held().get(&Addr::new(*a)));
         match held.into_iter().find(|held| held.pod_id == pod.pod_id && held.flags & TP_POD_HOST_ONLY == 0) {
-            Some(held) => Isolation::Sets(PodSets { ingress: SetId(held.ingress_set), egress: SetId(held.egress_set) }),
+            Some(held) => Isolation::Sets(sets_of(held)),
             None => Isolation::HostOnly,
         }
     }

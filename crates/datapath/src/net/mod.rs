@@ -11,6 +11,7 @@ pub mod error;
 pub mod filter;
 pub mod foreign;
 pub mod link;
+pub mod local_ports;
 pub mod mac;
 pub mod namespaces;
 pub mod neighbour;

@@ -114,10 +114,11 @@ impl Node {
         }
         changes.extend(requests.iter().map(|r| r.operation.clone()));
         netlink.batch(requests).into_iter().collect::<Result<(), _>>()?;
-        // Packets of outside clients come through it too, and their way back is another device: loose, not strict.
+        // Packets of outside clients come through it too, and their way back is another device. Loose is not enough: where a device has no
+        // address, as this one, the kernel takes loose for strict (`__fib_validate_source`). Who may send what is judged by `tp_from_tunnel`.
         let filter = format!("ipv4/conf/{TUNNEL_DEVICE}/rp_filter");
-        if sysctl::set_if_known(&filter, "2")? {
-            changes.push(format!("set sysctl {filter} to 2"));
+        if sysctl::set_if_known(&filter, "0")? {
+            changes.push(format!("set sysctl {filter} to 0"));
         }
         Ok(tunnel)
     }

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use towpath_model::NodeName;
-use towpath_model::desired::{Backend, NodePeer, PolicyImage, ServiceChanges, ServiceTable};
+use towpath_model::desired::{Backend, NodePeer, PolicyChanges, PolicyImage, ServiceChanges, ServiceTable};
 
 use self::hooks::{Attachment, Part};
 use self::reaper::Reaper;
@@ -32,7 +32,7 @@ use crate::net::link::{self, Link, TUNNEL_DEVICE};
 use crate::net::netlink::Netlink;
 use crate::net::peers::{PeerTables, Tunnel};
 use crate::net::uplink::Outside;
-use crate::net::{self, gateway_of, mac, netns, nft, of_family, peers, uplink};
+use crate::net::{self, gateway_of, local_ports, mac, netns, nft, of_family, peers, uplink};
 use crate::records::Records;
 use crate::requests::{Applied, DatapathConfig, NodeFacts, NodeStatus, ServiceFlows};
 use crate::uninstall;
@@ -165,11 +165,17 @@ impl Node {
             facts: self.facts.clone(),
             pods: self.records.iter().count(),
             peers: self.peers.iter().filter(|p| !p.local).count(),
-            problems: self.problems.iter().chain(&released.problem).cloned().collect(),
+            problems: self.problems.iter().chain(&released.problem).cloned().chain(self.port_problem()).collect(),
             accelerated: self.wires.accelerated(),
             acceleration_notes: self.wires.notes(),
             released,
         }
+    }
+
+    /// Whether sockets may take the ports that the programs give to clients.
+    fn port_problem(&self) -> Option<String> {
+        self.programs.as_ref()?;
+        local_ports::problem().unwrap_or_else(|error| Some(error.to_string()))
     }
 
     /// See [`crate::Datapath::service_flows`].
@@ -256,6 +262,14 @@ impl Node {
     pub(crate) fn apply_policy(&mut self, image: &PolicyImage) -> Result<Changes, Error> {
         let Some(programs) = &mut self.programs else { return Ok(Changes::default()) };
         let changes = programs.apply_policy(image)?;
+        self.applied_part(Part::Policy);
+        Ok(changes)
+    }
+
+    /// See [`crate::Datapath::apply_policy_changes`].
+    pub(crate) fn apply_policy_changes(&mut self, changes: &PolicyChanges) -> Result<Changes, Error> {
+        let Some(programs) = &mut self.programs else { return Ok(Changes::default()) };
+        let changes = programs.apply_policy_changes(changes)?;
         self.applied_part(Part::Policy);
         Ok(changes)
     }

@@ -9,10 +9,10 @@ use towpath_model::desired::{RowProtocol, RuleId};
 use towpath_model::{Family, Protocol};
 
 use crate::frame::{ACK, L4};
-use crate::world::{BOTH, World, hosts, in_both_worlds, in_world, ip, sent_by};
+use crate::world::*;
 
 /// What was told by now.
-fn told(ear: &DropsEar) -> Vec<Dropped> {
+pub fn told(ear: &DropsEar) -> Vec<Dropped> {
     let mut all = Vec::new();
     ear.listen(|dropped| {
         let more = dropped.is_some();
@@ -85,6 +85,16 @@ fn what_is_denied_by_no_policy_has_no_rule_and_what_cannot_be_read_no_ends() {
         w.run(Hook::FromPod, &cut, w.pod_a, w.pod_a, None).dropped("malformed");
         let [cut] = told(&ear).try_into().unwrap();
         assert_eq!((cut.ends, cut.backend, cut.reason.name()), (None, None, "malformed"));
+        // Nor of one that the kernel would have a pod hear.
+        w.to_pod(&arriving(MAC_HOST, h.remote, 1, ip("10.1.0.99"), 2, L4::udp(&[1; 8])), w.pod_a, w.uplink)
+            .dropped("no_pod");
+        let mut arp = vec![0xff; 12];
+        arp.extend([8, 6, 0, 1, 8, 0, 6, 4, 0, 1]);
+        arp.resize(42, 0);
+        w.run(Hook::ToPod, &arp, w.pod_a, w.uplink, None).dropped("no_pod");
+        let [before, arp] = told(&ear).try_into().unwrap();
+        assert_eq!(before.ends, Some(((h.remote, 1), (ip("10.1.0.99"), 2))));
+        assert_eq!((arp.ends, arp.backend, arp.reason.name(), arp.bytes), (None, None, "no_pod", 42));
     });
 }
 
@@ -97,6 +107,8 @@ fn nobody_who_does_not_listen_is_told() {
         let ear = w.programs.listen_to_drops().unwrap();
         forge();
         assert_eq!(told(&ear).len(), 1, "only what came while it listened");
+        // Told, and not heard: the next one is not told of it as of now.
+        forge();
         drop(ear);
         forge();
         let ear = w.programs.listen_to_drops().unwrap();

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use towpath_datapath::bpf::Limits;
+use towpath_datapath::bpf::{Limits, Programs};
 use towpath_model::desired::{Algorithm, Frontend, FrontendTarget};
 use towpath_model::{Family, Protocol};
 
@@ -130,5 +130,25 @@ fn what_is_left_out_keeps_its_clients_and_its_backends() {
             w.entries::<u32, towpath_datapath::abi::Backend>("tp_backends").iter().map(|(id, _)| *id).collect();
         assert!(ids.iter().all(|id| *id > 200), "those that it led to are gone: {ids:?}");
         assert_eq!(libbpf_rs::MapCore::keys(&w.map("tp_source_ranges")).count(), 2);
+    });
+}
+
+#[test]
+fn slots_that_another_version_left_without_a_backend_take_no_room() {
+    let limits = Limits { slots: 4, ..Limits::default() };
+    in_world_with(limits, |w| {
+        use towpath_datapath::abi::{Slot, SlotKey};
+        let h = hosts(Family::V4);
+        let backends: Vec<SocketAddr> = (8001..8004).map(|port| SocketAddr::new(h.b, port)).collect();
+        w.serve(1, Family::V4, Some(address(1)), 80, Protocol::Tcp, &backends);
+        // As a map of another layout is copied, of which no field has a name that is known here.
+        for (key, _) in w.entries::<SlotKey, Slot>("tp_slots") {
+            w.write("tp_slots", &key, &Slot::default());
+        }
+        w.programs = Programs::open_for_tests(w.programs.config().clone()).unwrap();
+        assert_eq!(w.programs.apply_services(&w.table, Instant::now()).unwrap().left_out, []);
+        let slots: Vec<u32> = w.entries::<SlotKey, Slot>("tp_slots").iter().map(|(_, slot)| slot.backend).collect();
+        assert_eq!(slots.len(), 3, "{slots:?}");
+        assert!((8001..8004).contains(&led_to(w, 1, 5000)));
     });
 }

@@ -11,6 +11,7 @@
 #![allow(unreachable_pub, reason = "modules of one test binary")]
 
 mod algorithms;
+mod audit;
 mod budget;
 mod direct_return;
 mod drops;
@@ -29,6 +30,7 @@ mod loader;
 mod local_node_ports;
 mod node_paths;
 mod policy;
+mod policy_changes;
 mod predecessor;
 mod sctp;
 mod services;

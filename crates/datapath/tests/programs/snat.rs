@@ -633,3 +633,57 @@ fn an_address_in_a_nodes_range_that_no_pod_has_is_refused_as_ever() {
         assert_eq!(entries(w), (0, 0));
     });
 }
+
+#[test]
+fn a_pod_whose_node_becomes_known_is_reached_by_the_next_packet() {
+    in_both_worlds(|w| {
+        for family in BOTH {
+            let h = hosts(family);
+            for (protocol, question, reply) in
+                [(Protocol::Udp, L4::udp(b"q?"), L4::udp(b"answer")), (Protocol::Tcp, L4::syn(), L4::tcp(SYN | ACK))]
+            {
+                let mut known = peers();
+                known.retain(|peer| peer.name.as_str() != "node2");
+                w.programs.apply_peers(&known).unwrap();
+                let backend = SocketAddr::new(h.remote, 8080);
+                w.table = Default::default();
+                serve(w, family, protocol, backend);
+                // In no node's range: as somebody outside.
+                let lost = ask(w, &h, 4000, question.clone()).out_of(3, w.uplink);
+                assert_eq!((lost.src.ip(), lost.dst), (h.node, backend));
+                let heard = ask(w, &h, 4001, question.clone()).out_of(3, w.uplink).src;
+                answer(w, backend, heard, reply).out_of(3, w.uplink);
+                w.programs.apply_peers(&peers()).unwrap();
+                let node2 = ip("192.168.50.2");
+                let reached = ask(w, &h, 4000, question.clone()).into_tunnel(w, node2);
+                assert_eq!((reached.src, reached.dst), (SocketAddr::new(h.outside, 4000), backend));
+                // Who was answered goes on as it began.
+                let more = if protocol == Protocol::Tcp { L4::tcp(ACK) } else { question };
+                assert_eq!(ask(w, &h, 4001, more).out_of(3, w.uplink).src, heard);
+                assert_eq!(entries(w), (1, 1));
+                w.clear("tp_snat");
+                w.clear("tp_snat_asked");
+            }
+        }
+    });
+}
+
+#[test]
+fn a_packet_that_comes_between_the_two_entries_of_its_connection_is_let_on() {
+    in_both_worlds(|w| {
+        for family in BOTH {
+            let h = hosts(family);
+            let backend = SocketAddr::new(h.node, 8080);
+            for (protocol, question) in [(Protocol::Udp, L4::udp(b"q?")), (Protocol::Tcp, L4::syn())] {
+                serve(w, family, protocol, backend);
+                ask(w, &h, 4000, question.clone()).passed();
+                // As another CPU has it that has just entered the first.
+                w.clear("tp_snat_asked");
+                assert_eq!(ask(w, &h, 4000, question).passed().frame().dst, backend);
+                assert_eq!(entries(w), (1, 1));
+                w.clear("tp_snat");
+                w.clear("tp_snat_asked");
+            }
+        }
+    });
+}

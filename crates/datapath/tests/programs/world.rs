@@ -487,6 +487,15 @@ impl World {
         self.map(name).update(&bytes_of(key), &bytes_of(value), MapFlags::ANY).unwrap();
     }
 
+    /// Deletes every entry of a map.
+    pub fn clear(&self, name: &str) {
+        let map = self.map(name);
+        let keys: Vec<Vec<u8>> = map.keys().collect();
+        // The collector may have been faster.
+        keys.iter().for_each(|key| drop(map.delete(key)));
+        assert_eq!(map.keys().count(), 0);
+    }
+
     /// Fills the connection table with UDP flows that were last seen at `last_seen` (ktime, ns), counted to nobody's pod.
     /// Nothing else may be in it.
     pub fn fill(&self, count: u32, last_seen: u64) {
@@ -528,7 +537,7 @@ impl World {
 
     /// Gives a pod (both addresses) its sets.
     pub fn isolate(&mut self, pod: &LocalPod, ingress: u32, egress: u32) {
-        let sets = PodSets { ingress: SetId(ingress), egress: SetId(egress) };
+        let sets = PodSets::enforced(SetId(ingress), SetId(egress));
         self.image.pods.extend(pod.addresses.iter().map(|a| (*a, sets)));
     }
 

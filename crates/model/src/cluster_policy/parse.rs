@@ -1,42 +1,20 @@
 //! From the object to the noun.
 
 use ipnet::IpNet;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 
 use super::object;
 use super::{
-    Action, ClusterNetworkPolicy, ClusterPeer, ClusterRule, DomainName, HIGHEST_PRIORITY, LONGEST_RULE_NAME,
-    MOST_ITEMS, ProtocolMatch, Subject, Tier,
+    Action, ClusterNetworkPolicy, ClusterPeer, ClusterRule, HIGHEST_PRIORITY, LONGEST_RULE_NAME, MOST_ITEMS,
+    ProtocolMatch, Subject, Tier,
 };
-use crate::{Direction, Invalid, PolicyPort, PortMatch, Protocol, Selector};
+use crate::error::{At, Refuse, with_problems};
+use crate::{Direction, DomainName, Enforcement, Invalid, PolicyPort, PortMatch, Protocol, Selector};
 
-/// Decides whether something impossible ends it.
-type Refuse<'r> = &'r mut dyn FnMut(Invalid) -> Result<(), Invalid>;
-
-struct At<'a> {
-    who: &'a str,
-    field: String,
-}
-
-impl At<'_> {
-    fn invalid(&self, below: &str, reason: impl std::fmt::Display) -> Invalid {
-        Invalid::new(self.who, format!("{}{below}", self.field), reason)
+fn at_most(at: &At<'_>, below: &str, count: usize) -> Result<(), Invalid> {
+    if count > MOST_ITEMS {
+        return Err(at.invalid(below, format!("{count} items; at most {MOST_ITEMS} are allowed")));
     }
-
-    fn below(&self, field: &str) -> At<'_> {
-        At { who: self.who, field: format!("{}{field}", self.field) }
-    }
-
-    fn selector(&self, below: &str, selector: &LabelSelector) -> Result<Selector, Invalid> {
-        Selector::parse(selector, self.who, &format!("{}{below}", self.field))
-    }
-
-    fn at_most(&self, below: &str, count: usize) -> Result<(), Invalid> {
-        if count > MOST_ITEMS {
-            return Err(self.invalid(below, format!("{count} items; at most {MOST_ITEMS} are allowed")));
-        }
-        Ok(())
-    }
+    Ok(())
 }
 
 impl TryFrom<&object::ClusterNetworkPolicy> for ClusterNetworkPolicy {
@@ -60,12 +38,7 @@ impl ClusterNetworkPolicy {
     /// # Errors
     /// The object has no name.
     pub fn fail_closed(object: &object::ClusterNetworkPolicy) -> Result<(Self, Vec<Invalid>), Invalid> {
-        let mut problems = Vec::new();
-        let policy = Self::parse(object, &mut |problem| {
-            problems.push(problem);
-            Ok(())
-        })?;
-        Ok((policy, problems))
+        with_problems(|refuse| Self::parse(object, refuse))
     }
 
     fn parse(object: &object::ClusterNetworkPolicy, refuse: Refuse<'_>) -> Result<Self, Invalid> {
@@ -100,7 +73,7 @@ impl ClusterNetworkPolicy {
         };
         let mut ingress = Vec::new();
         let list = spec.ingress.as_deref().unwrap_or_default();
-        at.at_most(".ingress", list.len()).or_else(&mut *refuse)?;
+        at_most(&at, ".ingress", list.len()).or_else(&mut *refuse)?;
         for (index, rule) in list.iter().enumerate() {
             let raw = RawRule {
                 at: at.below(&format!(".ingress[{index}]")),
@@ -114,7 +87,7 @@ impl ClusterNetworkPolicy {
         }
         let mut egress = Vec::new();
         let list = spec.egress.as_deref().unwrap_or_default();
-        at.at_most(".egress", list.len()).or_else(&mut *refuse)?;
+        at_most(&at, ".egress", list.len()).or_else(&mut *refuse)?;
         for (index, rule) in list.iter().enumerate() {
             let raw = RawRule {
                 at: at.below(&format!(".egress[{index}]")),
@@ -130,7 +103,8 @@ impl ClusterNetworkPolicy {
             ingress.iter_mut().chain(&mut egress).for_each(close);
         }
         let priority = if understood { priority } else { 0 };
-        Ok(Self { name: name.clone(), tier, priority, subject, ingress, egress })
+        let enforcement = Enforcement::of(object.metadata.annotations.as_ref());
+        Ok(Self { name: name.clone(), tier, priority, subject, ingress, egress, enforcement })
     }
 }
 
@@ -196,12 +170,12 @@ impl RawRule<'_> {
         if self.name.chars().count() > LONGEST_RULE_NAME {
             return Err(self.at.invalid(".name", format!("longer than {LONGEST_RULE_NAME} characters")));
         }
-        self.at.at_most(self.peers_field(), self.peers.len())?;
-        self.at.at_most(".protocols", self.protocols.map_or(0, <[_]>::len))?;
+        at_most(&self.at, self.peers_field(), self.peers.len())?;
+        at_most(&self.at, ".protocols", self.protocols.map_or(0, <[_]>::len))?;
         for (index, peer) in self.peers.iter().enumerate() {
             let field = |name: &str| format!("{}[{index}].{name}", self.peers_field());
-            self.at.at_most(&field("networks"), peer.networks.as_ref().map_or(0, Vec::len))?;
-            self.at.at_most(&field("domainNames"), peer.domain_names.as_ref().map_or(0, Vec::len))?;
+            at_most(&self.at, &field("networks"), peer.networks.as_ref().map_or(0, Vec::len))?;
+            at_most(&self.at, &field("domainNames"), peer.domain_names.as_ref().map_or(0, Vec::len))?;
         }
         Ok(())
     }
@@ -288,27 +262,13 @@ fn parse_names(at: &At<'_>, names: &[String]) -> Result<ClusterPeer, Invalid> {
     }
     let mut parsed = Vec::new();
     for (index, text) in names.iter().enumerate() {
-        let name = domain_name(text);
+        let name = DomainName::parse(text);
         let reason = || format!("{text:?} is no domain name");
         parsed.push(name.ok_or_else(|| at.invalid(&format!(".domainNames[{index}]"), reason()))?);
     }
     parsed.sort();
     parsed.dedup();
     Ok(ClusterPeer::DomainNames(parsed))
-}
-
-/// As the definition's pattern has it: labels of letters, digits, `-` and `_`, at least two of them, with `*.` before and a dot after.
-fn domain_name(text: &str) -> Option<DomainName> {
-    let (below, rest) = text.strip_prefix("*.").map_or((false, text), |rest| (true, rest));
-    let name = rest.strip_suffix('.').unwrap_or(rest);
-    let outer = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric() || c == '_');
-    let label = |label: &str| {
-        outer(label.chars().next())
-            && outer(label.chars().last())
-            && label.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_')
-    };
-    let valid = name.contains('.') && name.split('.').all(label);
-    valid.then(|| DomainName { below, name: name.to_ascii_lowercase() })
 }
 
 fn parse_protocol(at: &At<'_>, protocol: &object::RuleProtocol) -> Result<ProtocolMatch, Invalid> {
@@ -329,20 +289,14 @@ fn parse_ports(at: &At<'_>, protocol: Protocol, ports: &object::Ports) -> Result
     let Some(port) = &ports.destination_port else {
         return Err(at.invalid("", "shows no destinationPort: it is empty, or of a later version"));
     };
-    let number = |below: &str, value: i64| {
-        u16::try_from(value)
-            .ok()
-            .filter(|n| *n > 0)
-            .ok_or_else(|| at.invalid(below, format!("{value} is not between 1 and 65535")))
-    };
     let matched = match (port.number, &port.range) {
         (Some(value), None) => {
-            let port = number(".destinationPort.number", value)?;
+            let port = at.port(".destinationPort.number", value)?;
             PortMatch::Range(port, port)
         }
         (None, Some(range)) => {
-            let first = number(".destinationPort.range.start", range.start)?;
-            let last = number(".destinationPort.range.end", range.end)?;
+            let first = at.port(".destinationPort.range.start", range.start)?;
+            let last = at.port(".destinationPort.range.end", range.end)?;
             if first >= last {
                 return Err(at.invalid(".destinationPort.range", format!("start {first} must be less than end {last}")));
             }

@@ -42,7 +42,12 @@ fn world() -> World {
     world.slices.insert(slice.name.clone(), slice);
     world.namespaces.insert(
         "default".to_owned(),
-        Namespace { name: "default".to_owned(), labels: Default::default(), socket_services: Default::default() },
+        Namespace {
+            name: "default".to_owned(),
+            labels: Default::default(),
+            socket_services: Default::default(),
+            terminating: false,
+        },
     );
     for (name, phase) in [("db-0", "Running"), ("done", "Succeeded")] {
         let pod: core::Pod = serde_json::from_value(json!({

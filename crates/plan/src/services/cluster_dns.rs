@@ -4,9 +4,10 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use towpath_model::desired::{Algorithm, BackendAddress, Clients, Frontend, FrontendTarget};
+use towpath_model::desired::{BackendAddress, Frontend, FrontendTarget};
 use towpath_model::{NamespacedName, Protocol, family_of};
 
+use super::frontends::target_of_one;
 use super::{Claim, Planner, PortKey, Rank, Scope};
 
 impl Planner {
@@ -63,17 +64,8 @@ impl Planner {
                     continue;
                 }
                 let backend = self.hold(BackendAddress { address: back, port: 53, protocol });
-                let target = FrontendTarget {
-                    id: self.port_id(&key, self.adopted_id(&[frontend])),
-                    backends: vec![backend],
-                    algorithm: Algorithm::default(),
-                    table: Arc::default(),
-                    affinity_seconds: None,
-                    clients: Clients::All,
-                    sources: None,
-                    service: key.service.clone(),
-                    port_name: key.port.clone(),
-                };
+                let id = self.port_id(&key, self.adopted_id(&[frontend]));
+                let target = target_of_one(id, backend, &key);
                 self.claims.entry(frontend).or_default().insert((Rank::ClusterDns, key), target.into());
                 self.settle(frontend);
             }

@@ -4,13 +4,28 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use towpath_model::desired::{BackendAddress, BackendId, Frontend, FrontendTarget, ServiceId};
+use towpath_model::desired::{Algorithm, BackendAddress, BackendId, Clients, Frontend, FrontendTarget, ServiceId};
 use towpath_model::{
     EndpointSlice, Family, NodeName, Protocol, Service, ServiceKind, ServicePort, TrafficPolicy, family_of,
 };
 
 use super::choose::{Here, State, candidates, choose, choose_on};
 use super::{Claimed, Planned, Planner, PortKey, Rank, RefusedPart, Scope, maglev};
+
+/// Leads to one backend, whichever way clients are spread.
+pub(super) fn target_of_one(id: ServiceId, backend: BackendId, key: &PortKey) -> FrontendTarget {
+    FrontendTarget {
+        id,
+        backends: vec![backend],
+        algorithm: Algorithm::default(),
+        table: Arc::default(),
+        affinity_seconds: None,
+        clients: Clients::All,
+        sources: None,
+        service: key.service.clone(),
+        port_name: key.port.clone(),
+    }
+}
 
 impl Planner {
     /// All that a Service has in the table.

@@ -14,9 +14,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use towpath_model::desired::{Algorithm, BackendAddress, Clients, Frontend, FrontendTarget};
+use towpath_model::desired::{BackendAddress, Frontend, FrontendTarget};
 use towpath_model::{Endpoint, Family, HostPort, NamespacedName, NodeName, Pod, Protocol, World, family_of};
 
+use super::frontends::target_of_one;
 use super::{Asks, Planned, Planner, PortKey, Rank, RefusedPart, Scope};
 
 /// TCP ports of kubelet (API, health) and of the agent (kube-proxy's status and health, metrics).
@@ -187,20 +188,11 @@ impl Planner {
             protocol: port.protocol,
             scope: Scope::HostPort,
         });
-        let id = self.backends.take(backend, &self.table.backends);
-        let target = FrontendTarget {
-            id: self.port_id(&key, self.adopted_id(&[frontend])),
-            backends: vec![id],
-            algorithm: Algorithm::default(),
-            table: Arc::default(),
-            affinity_seconds: None,
-            clients: Clients::All,
-            sources: None,
-            service: key.service.clone(),
-            port_name: key.port.clone(),
-        };
+        let backend = self.backends.take(backend, &self.table.backends);
+        let id = self.port_id(&key, self.adopted_id(&[frontend]));
+        let target = target_of_one(id, backend, &key);
         planned.ports.insert(key.clone(), ());
-        planned.held.push(id);
+        planned.held.push(backend);
         planned.claims.insert((frontend, (Rank::HostPort, key)), target.into());
     }
 

@@ -330,6 +330,8 @@ impl Planner {
             let planned = match asks {
                 Asks::Service => self.planned.get(name),
                 Asks::Pod => self.planned_pods.get(name),
+                // They have no frontends.
+                Asks::NetworkPolicy | Asks::ClusterNetworkPolicy => None,
             };
             let reasons: BTreeSet<&(RefusedPart, String)> = planned.into_iter().flat_map(|p| &p.refused).collect();
             let refusal = |(part, reason): &(RefusedPart, String)| Refusal {

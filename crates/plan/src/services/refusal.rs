@@ -4,13 +4,17 @@ use std::fmt;
 
 use towpath_model::NamespacedName;
 
-/// Who asks for frontends.
+/// Who asks for what is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Asks {
     /// A Service.
     Service,
     /// A pod, for its host ports.
     Pod,
+    /// A NetworkPolicy.
+    NetworkPolicy,
+    /// A ClusterNetworkPolicy, whose name has no namespace.
+    ClusterNetworkPolicy,
 }
 
 impl Asks {
@@ -19,6 +23,17 @@ impl Asks {
         match self {
             Self::Service => "Service",
             Self::Pod => "Pod",
+            Self::NetworkPolicy => "NetworkPolicy",
+            Self::ClusterNetworkPolicy => "ClusterNetworkPolicy",
+        }
+    }
+
+    /// Its group and version, as `apiVersion` has them.
+    pub fn api_version(self) -> &'static str {
+        match self {
+            Self::Service | Self::Pod => "v1",
+            Self::NetworkPolicy => "networking.k8s.io/v1",
+            Self::ClusterNetworkPolicy => towpath_model::cluster_policy::object::API_VERSION,
         }
     }
 }
@@ -54,12 +69,15 @@ pub struct Refusal {
 impl Refusal {
     /// Kind and name, for people.
     pub fn object(&self) -> String {
-        format!("{} {}", self.asks.kind(), self.name)
+        match self.name.namespace.as_str() {
+            "" => format!("{} {}", self.asks.kind(), self.name.name),
+            _ => format!("{} {}", self.asks.kind(), self.name),
+        }
     }
 }
 
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}: {}", self.asks.kind(), self.name, self.reason)
+        write!(f, "{}: {}", self.object(), self.reason)
     }
 }

@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use towpath_model::desired::{ClassId, PolicyImage, RowKey, SetId};
+use towpath_model::desired::{ClassId, PodSets, PolicyImage, RowKey, SetId};
 
 use super::classes::Content;
 use super::ids::Ids;
@@ -38,7 +38,7 @@ pub(super) struct Bridge {
 impl Bridge {
     /// Of what a kernel holds; none: no pod has a set there.
     pub(super) fn of(held: &PolicyImage) -> Option<Self> {
-        let sets: BTreeSet<SetId> = held.pods.values().flat_map(|sets| [sets.ingress, sets.egress]).collect();
+        let sets: BTreeSet<SetId> = held.pods.values().flat_map(PodSets::all).collect();
         let in_use = |set: &SetId| *set != SetId::default() && sets.contains(set);
         let mut bridge = Self {
             held: PolicyImage {

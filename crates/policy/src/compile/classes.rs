@@ -1,12 +1,11 @@
-//! Kinds of peers merged to classes, with ids that survive.
+//! Contents made classes, with ids that survive.
 //!
 //! A class keeps its id as long as every set that was there before and still is sees it as before: then what a kernel holds
 //! under the id stays true while the rest is written. Of several classes that could keep an id, the one with most of its former
 //! members does.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::net::IpAddr;
-use std::time::Duration;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use towpath_model::desired::{ClassId, LocalClass, SetId};
@@ -20,105 +19,108 @@ pub(super) type Content = Vec<(SetId, LocalClass)>;
 #[derive(Debug)]
 pub(super) struct Classes {
     pub(super) ids: Ids,
-    contents: BTreeMap<ClassId, Content>,
-    sets: HashSet<SetId>,
-    addresses: HashMap<IpAddr, ClassId>,
-    regions: HashMap<IpNet, ClassId>,
+    pub(super) contents: BTreeMap<ClassId, Arc<Content>>,
+    /// Classes of regions.
+    pub(super) regions: HashMap<IpNet, ClassId>,
 }
 
-/// The peers of a compilation with their kinds.
-pub(super) struct Members<'m> {
-    pub(super) addresses: &'m [(IpAddr, usize)],
-    pub(super) regions: &'m [(IpNet, usize)],
+/// Sets that came and went with a compilation.
+#[derive(Debug, Default)]
+pub(super) struct Turnover {
+    pub(super) came: HashSet<SetId>,
+    pub(super) went: HashSet<SetId>,
 }
+
+impl Turnover {
+    /// Whether none did.
+    pub(super) fn is_empty(&self) -> bool {
+        self.came.is_empty() && self.went.is_empty()
+    }
+}
+
+/// How many members of each content, by its index, were in which class.
+pub(super) type Votes = BTreeMap<(usize, ClassId), usize>;
 
 impl Classes {
     pub(super) fn new(ids: Ids) -> Self {
-        Self {
-            ids,
-            contents: BTreeMap::new(),
-            sets: HashSet::new(),
-            addresses: HashMap::new(),
-            regions: HashMap::new(),
-        }
+        Self { ids, contents: BTreeMap::new(), regions: HashMap::new() }
     }
 
-    /// The class of each kind. `contents` is by kind, `sets` are all sets of the compilation.
-    pub(super) fn assign(
-        &mut self,
-        contents: &[Content],
-        sets: HashSet<SetId>,
-        members: &Members<'_>,
-        now: Duration,
-    ) -> Vec<ClassId> {
-        let mut known: HashMap<&Content, usize> = HashMap::new();
-        let mut distinct: Vec<&Content> = Vec::new();
-        let of_kind: Vec<usize> = contents
-            .iter()
-            .map(|content| {
-                *known.entry(content).or_insert_with(|| {
-                    distinct.push(content);
-                    distinct.len() - 1
-                })
-            })
-            .collect();
-        let mut ids = self.inherit(&distinct, &of_kind, &sets, members);
-        let mut next: BTreeMap<ClassId, Content> = BTreeMap::new();
-        for (index, content) in distinct.iter().enumerate() {
-            if content.is_empty() {
-                continue;
-            }
-            let id = *ids.entry(index).or_insert_with(|| ClassId(self.ids.take()));
-            next.insert(id, (*content).clone());
+    /// The classes of all contents there are, each of which is there once.
+    pub(super) fn assign(&mut self, contents: &[Arc<Content>], votes: &Votes, turnover: &Turnover) -> Vec<ClassId> {
+        let mut ids = self.inherit(contents, votes, turnover);
+        let mut fresh: Vec<usize> = (0..contents.len()).filter(|index| !ids.contains_key(index)).collect();
+        fresh.sort_unstable_by_key(|index| contents.get(*index));
+        for index in fresh {
+            let empty = contents.get(index).is_none_or(|content| content.is_empty());
+            let id = if empty { ClassId::default() } else { ClassId(self.ids.take()) };
+            ids.insert(index, id);
         }
-        for gone in self.contents.keys().filter(|id| !next.contains_key(id)) {
-            self.ids.release(gone.0, now);
-        }
-        self.contents = next;
-        self.sets = sets;
-        let result: Vec<ClassId> = of_kind.iter().map(|class| ids.get(class).copied().unwrap_or_default()).collect();
-        let class_of = |kind: usize| result.get(kind).copied().unwrap_or_default();
-        self.addresses = members.addresses.iter().map(|(ip, kind)| (*ip, class_of(*kind))).collect();
-        self.regions = members.regions.iter().map(|(net, kind)| (*net, class_of(*kind))).collect();
-        result
+        (0..contents.len()).map(|index| ids.get(&index).copied().unwrap_or_default()).collect()
     }
 
-    /// How the sets see each class in use.
-    pub(super) fn contents(&self) -> impl Iterator<Item = (ClassId, &Content)> {
-        self.contents.iter().map(|(id, content)| (*id, content))
-    }
-
-    fn inherit(
-        &self,
-        distinct: &[&Content],
-        of_kind: &[usize],
-        sets: &HashSet<SetId>,
-        members: &Members<'_>,
-    ) -> HashMap<usize, ClassId> {
-        let mut votes: HashMap<(usize, ClassId), usize> = HashMap::new();
-        let mut vote = |kind: usize, old: Option<&ClassId>| {
-            if let (Some(class), Some(old)) = (of_kind.get(kind), old) {
-                *votes.entry((*class, *old)).or_default() += 1;
-            }
+    fn inherit(&self, contents: &[Arc<Content>], votes: &Votes, turnover: &Turnover) -> HashMap<usize, ClassId> {
+        // Who may inherit from whom: by how the sets see it that were there before and still are.
+        let remaining = |content: &Content, without: &HashSet<SetId>| -> Content {
+            content.iter().filter(|(set, _)| !without.contains(set)).copied().collect()
         };
-        members.addresses.iter().for_each(|(ip, kind)| vote(*kind, self.addresses.get(ip)));
-        members.regions.iter().for_each(|(net, kind)| vote(*kind, self.regions.get(net)));
-        let mut ranked: Vec<_> = votes.into_iter().map(|((class, old), count)| (count, old, class)).collect();
-        ranked.sort_unstable_by(|a, b| b.0.cmp(&a.0).then_with(|| (a.1, a.2).cmp(&(b.1, b.2))));
+        let mut heirs: HashMap<Content, Vec<usize>> = HashMap::new();
+        for (index, content) in contents.iter().enumerate().filter(|(_, content)| !content.is_empty()) {
+            heirs.entry(remaining(content, &turnover.came)).or_default().push(index);
+        }
+        let mut estates: HashMap<&Content, Vec<ClassId>> = HashMap::new();
+        for (id, content) in &self.contents {
+            if let Some((seen, _)) = heirs.get_key_value(&remaining(content, &turnover.went)) {
+                estates.entry(seen).or_default().push(*id);
+            }
+        }
         let mut ids: HashMap<usize, ClassId> = HashMap::new();
-        let mut given: HashSet<ClassId> = HashSet::new();
-        for (_, old, class) in ranked {
-            let (Some(before), Some(after)) = (self.contents.get(&old), distinct.get(class)) else { continue };
-            if after.is_empty() || ids.contains_key(&class) || given.contains(&old) {
+        for (seen, olds) in estates {
+            let Some(heirs) = heirs.get(seen) else { continue };
+            if let ([old], [heir]) = (olds.as_slice(), heirs.as_slice()) {
+                ids.insert(*heir, *old);
                 continue;
             }
-            let kept = before.iter().filter(|(set, _)| sets.contains(set));
-            let had = after.iter().filter(|(set, _)| self.sets.contains(set));
-            if kept.eq(had) {
-                ids.insert(class, old);
-                given.insert(old);
-            }
+            self.divide(&olds, heirs, contents, votes, &mut ids);
         }
         ids
+    }
+
+    /// Most members first; then who is seen just as before, though nobody stayed.
+    fn divide(
+        &self,
+        olds: &[ClassId],
+        heirs: &[usize],
+        contents: &[Arc<Content>],
+        votes: &Votes,
+        ids: &mut HashMap<usize, ClassId>,
+    ) {
+        let wanted: HashSet<ClassId> = olds.iter().copied().collect();
+        let mut ranked: Vec<(usize, ClassId, usize)> = Vec::new();
+        for heir in heirs {
+            let all = (*heir, ClassId(0))..=(*heir, ClassId(u32::MAX));
+            let counted = votes.range(all).filter(|((_, old), _)| wanted.contains(old));
+            ranked.extend(counted.map(|((heir, old), count)| (*count, *old, *heir)));
+        }
+        let content = |heir: usize| contents.get(heir);
+        ranked.sort_unstable_by(|a, b| {
+            b.0.cmp(&a.0).then_with(|| a.1.cmp(&b.1)).then_with(|| content(a.2).cmp(&content(b.2)))
+        });
+        let mut given: HashSet<ClassId> = HashSet::new();
+        for (_, old, heir) in ranked {
+            if !ids.contains_key(&heir) && given.insert(old) {
+                ids.insert(heir, old);
+            }
+        }
+        let seen_so: HashMap<&Content, ClassId> =
+            olds.iter().filter_map(|old| Some((self.contents.get(old)?.as_ref(), *old))).collect();
+        for heir in heirs {
+            if !ids.contains_key(heir)
+                && let Some(old) = content(*heir).and_then(|content| seen_so.get(content.as_ref()))
+                && given.insert(*old)
+            {
+                ids.insert(*heir, *old);
+            }
+        }
     }
 }

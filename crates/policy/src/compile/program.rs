@@ -3,8 +3,8 @@
 use ipnet::IpNet;
 use towpath_model::desired::PolicyRef;
 use towpath_model::{
-    Action, ClusterPeer, ClusterRule, Direction, NamespacedName, Peer, PolicyPort, PolicyRule, PortMatch, Protocol,
-    ProtocolMatch, Selector, Subject, Tier,
+    Action, ClusterPeer, ClusterRule, Direction, DomainName, NamespacedName, Peer, PolicyPort, PolicyRule, PortMatch,
+    Protocol, ProtocolMatch, Selector, Subject, Tier,
 };
 
 /// What of a peer a clause asks for. Equal atoms are looked up once.
@@ -16,6 +16,8 @@ pub(super) enum Atom {
     Block { cidr: IpNet, except: Vec<IpNet> },
     /// Addresses in any of these.
     Networks(Vec<IpNet>),
+    /// Addresses outside the cluster that these names stand for.
+    Names(Vec<DomainName>),
     /// Addresses of nodes with these labels.
     Nodes(Selector),
 }
@@ -185,8 +187,7 @@ impl Program {
                     ),
                     ClusterPeer::Nodes(selector) => (Some(index), Some(Atom::Nodes(selector.clone()))),
                     ClusterPeer::Networks(networks) => (Some(index), Some(Atom::Networks(networks.clone()))),
-                    // Nobody matches them until names are learned.
-                    ClusterPeer::DomainNames(_) => continue,
+                    ClusterPeer::DomainNames(names) => (Some(index), Some(Atom::Names(names.clone()))),
                 };
                 clauses.push(Clause { rule: rule_index, peer, atom, ports: ports.clone(), action: rule.action });
             }
@@ -223,11 +224,6 @@ impl Program {
     /// Whether a clause denies pods, or passes what they send: then a pod that is not known yet must be told from a stranger.
     pub(super) fn doubts(&self) -> bool {
         self.stage != Stage::Namespaced && self.clauses.iter().any(Clause::doubts)
-    }
-
-    /// Whether a clause is about nodes.
-    pub(super) fn has_nodes(&self) -> bool {
-        self.clauses.iter().any(|clause| matches!(clause.atom, Some(Atom::Nodes(_))))
     }
 }
 

@@ -93,7 +93,8 @@ impl Regions {
         bits
     }
 
-    fn inside(&self, net: &IpNet) -> std::ops::Range<usize> {
+    /// The regions in a prefix, which must be one of the borders.
+    pub(super) fn inside(&self, net: &IpNet) -> std::ops::Range<usize> {
         match self.nets.binary_search_by(|r| r.net.cmp(net)) {
             Ok(index) => index..self.nets.get(index).map_or(index, |r| r.end),
             Err(index) => index..index,

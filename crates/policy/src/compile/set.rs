@@ -1,15 +1,16 @@
 //! A policy set: the programs of one direction that one or more pods share, and the peers as it sees them.
 //!
 //! A set never changes its meaning: when a policy changes, its pods get another set. Its local classes are numbered as peers
-//! turn up and a number is never given to other rows while the set lives, so rows can be added under traffic.
+//! turn up, and a number is never given to other rows while the set lives, so rows can be added under traffic.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use towpath_model::desired::{LocalClass, RowProtocol, SetId};
-use towpath_model::{Action, Direction, PortMatch, Protocol};
+use towpath_model::desired::{LocalClass, PolicyRef, RowKey, RowProtocol, RuleInfo, SetId, Verdict};
+use towpath_model::{Action, Direction, NamespacedName, PortMatch, Protocol};
 
+use super::atoms::Atoms;
 use super::ports::{self, Span};
 use super::program::{Clause, Program, Stage};
 
@@ -24,7 +25,7 @@ pub(super) struct SetKey {
 }
 
 /// A row but for its set, class and rule id.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct RowDraft {
     pub(super) protocol: RowProtocol,
     pub(super) port: u16,
@@ -33,6 +34,32 @@ pub(super) struct RowDraft {
     pub(super) clause: Option<u32>,
     /// Index into the rule's ports.
     pub(super) port_index: Option<u32>,
+}
+
+/// Where a rule id comes from: version of the program, rule, peer, port.
+pub(super) type RuleKey = (u64, u32, Option<u32>, Option<u32>);
+
+/// What decides in a row.
+#[derive(Debug)]
+pub(super) struct Deciding<'s> {
+    pub(super) key: RuleKey,
+    pub(super) verdict: Verdict,
+    program: &'s Program,
+}
+
+impl Deciding<'_> {
+    /// What its rule id stands for.
+    pub(super) fn info(&self) -> RuleInfo {
+        let (_, rule, peer, port) = self.key;
+        RuleInfo {
+            policy: self.program.policy.clone(),
+            direction: self.program.direction,
+            rule,
+            name: self.program.rule_name(rule).to_owned(),
+            peer,
+            port,
+        }
+    }
 }
 
 /// A peer, as far as sets look at it.
@@ -67,6 +94,10 @@ pub(super) struct Set {
     pub(super) programs: Vec<Arc<Program>>,
     /// Since when no pod has it.
     pub(super) retired: Option<Duration>,
+    /// Numbers of its clauses' atoms.
+    atoms: Vec<Option<usize>>,
+    doubts: bool,
+    asks_everyone: bool,
     /// Ingress: named ports of the pods.
     own_ports: HashMap<(usize, String, Protocol), u16>,
     /// From the clauses that match (and what named ports are) to the class.
@@ -74,7 +105,10 @@ pub(super) struct Set {
     by_rows: HashMap<Arc<[RowDraft]>, LocalClass>,
     rows: BTreeMap<LocalClass, Arc<[RowDraft]>>,
     next: u32,
-    used: BTreeSet<LocalClass>,
+    /// Classes but 0 in which somebody is, with how many kinds of peers.
+    used: BTreeMap<LocalClass, usize>,
+    /// Classes of which the last image has the rows.
+    pub(super) shown: BTreeMap<LocalClass, Arc<[RowDraft]>>,
 }
 
 /// In a list of clause indices: what follows is a named port's number.
@@ -100,13 +134,20 @@ impl Set {
             key,
             programs,
             retired: None,
+            atoms: Vec::new(),
+            doubts: false,
+            asks_everyone: false,
             own_ports,
             by_clauses: HashMap::new(),
             by_rows: HashMap::new(),
             rows: BTreeMap::new(),
             next: 1,
-            used: BTreeSet::new(),
+            used: BTreeMap::new(),
+            shown: BTreeMap::new(),
         };
+        set.doubts = set.programs.iter().any(|program| program.doubts());
+        set.asks_everyone = set.key.direction == Direction::Egress
+            && set.clauses().any(|(_, c)| c.atom.is_none() && c.named().next().is_some());
         let base = set.draft(&[], &Stranger);
         set.by_rows.insert(base.clone(), LocalClass(0));
         set.rows.insert(LocalClass(0), base);
@@ -121,61 +162,175 @@ impl Set {
 
     /// Whether a peer that no atom matches may still be no stranger: a rule for everybody has ports named by the peer.
     pub(super) fn asks_everyone(&self) -> bool {
-        self.key.direction == Direction::Egress
-            && self.clauses().any(|(_, c)| c.atom.is_none() && c.named().next().is_some())
+        self.asks_everyone
     }
 
     /// Whether a pod that is not known yet is no stranger to it.
     pub(super) fn doubts(&self) -> bool {
-        self.programs.iter().any(|program| program.doubts())
+        self.doubts
+    }
+
+    /// Has its atoms and named ports looked up.
+    pub(super) fn ask(&mut self, atoms: &mut Atoms) {
+        let (id, programs) = (self.id, &self.programs);
+        let clauses = programs.iter().flat_map(|program| &program.clauses);
+        self.atoms = clauses
+            .map(|clause| clause.atom.as_ref().and_then(|atom| usize::try_from(atoms.ask(atom, id)).ok()))
+            .collect();
+        if self.key.direction == Direction::Egress {
+            let names = programs.iter().flat_map(|program| &program.named);
+            names.for_each(|(name, protocol)| atoms.ask_name(name, *protocol));
+        }
+    }
+
+    /// Needs them no more.
+    pub(super) fn leave(&self, atoms: &mut Atoms) {
+        for atom in self.atoms.iter().flatten().filter_map(|atom| u32::try_from(*atom).ok()) {
+            atoms.leave(atom, self.id);
+        }
+        if self.key.direction == Direction::Egress {
+            let names = self.programs.iter().flat_map(|program| &program.named);
+            names.for_each(|(name, protocol)| atoms.leave_name(name, *protocol));
+        }
+    }
+
+    /// The numbers of its atoms.
+    pub(super) fn atoms(&self) -> impl Iterator<Item = u32> + '_ {
+        self.atoms.iter().flatten().filter_map(|atom| u32::try_from(*atom).ok())
     }
 
     /// Starts a new count of the classes in use.
     pub(super) fn begin(&mut self) {
         self.used.clear();
-        self.used.insert(LocalClass(0));
     }
 
-    /// The local class of a peer. `atoms` holds the number of each clause's atom; `scratch` is overwritten.
-    pub(super) fn classify(&mut self, atoms: &[Option<usize>], peer: &impl Seen, scratch: &mut Vec<u32>) -> LocalClass {
-        scratch.clear();
-        self.matching(atoms, peer, scratch);
-        let class = match self.by_clauses.get(scratch.as_slice()) {
-            Some(class) => *class,
-            None => {
-                let rows = self.draft(atoms, peer);
-                let class = match self.by_rows.get(&rows) {
-                    Some(class) => *class,
-                    None => {
-                        let class = LocalClass(self.next);
-                        self.next = self.next.saturating_add(1);
-                        self.by_rows.insert(rows.clone(), class);
-                        self.rows.insert(class, rows);
-                        class
-                    }
-                };
-                self.by_clauses.insert(scratch.as_slice().into(), class);
-                class
+    /// The local classes of these kinds of peers, which count as in them from now on. New classes are numbered in the order of their
+    /// rows, so that it does not matter in which order, or how often, peers are asked about.
+    pub(super) fn classify<S: Seen>(&mut self, kinds: &[u32], sample: impl Fn(u32) -> S) -> Vec<(u32, LocalClass)> {
+        let mut scratch = Vec::new();
+        let mut drafts: HashMap<Box<[u32]>, Arc<[RowDraft]>> = HashMap::new();
+        /// The class, or the clauses by which it is found when it has a number.
+        type Found = Result<LocalClass, Box<[u32]>>;
+        let mut keys: Vec<(u32, Found)> = Vec::with_capacity(kinds.len());
+        for kind in kinds {
+            let peer = sample(*kind);
+            scratch.clear();
+            self.matching(&self.atoms, &peer, &mut scratch);
+            if let Some(class) = self.by_clauses.get(scratch.as_slice()) {
+                keys.push((*kind, Ok(*class)));
+                continue;
             }
-        };
-        self.used.insert(class);
-        class
-    }
-
-    /// The classes in use since [`Set::begin`] with their rows.
-    pub(super) fn rows(&self) -> impl Iterator<Item = (LocalClass, &Arc<[RowDraft]>)> {
-        self.used.iter().filter_map(|class| Some((*class, self.rows.get(class)?)))
-    }
-
-    /// Forgets classes that nobody is in, once they are many.
-    pub(super) fn forget_unused(&mut self) {
-        if self.rows.len() <= 2 * self.used.len() + 64 && self.by_clauses.len() <= 16 * self.used.len() + 1024 {
-            return;
+            if !drafts.contains_key(scratch.as_slice()) {
+                drafts.insert(scratch.as_slice().into(), self.draft(&self.atoms, &peer));
+            }
+            keys.push((*kind, Err(scratch.as_slice().into())));
         }
+        let unknown: BTreeSet<Arc<[RowDraft]>> =
+            drafts.values().filter(|rows| !self.by_rows.contains_key(*rows)).cloned().collect();
+        for rows in unknown {
+            let class = LocalClass(self.next);
+            self.next = self.next.saturating_add(1);
+            self.by_rows.insert(rows.clone(), class);
+            self.rows.insert(class, rows);
+        }
+        for (clauses, rows) in drafts {
+            let class = self.by_rows.get(&rows).copied().unwrap_or_default();
+            self.by_clauses.insert(clauses, class);
+        }
+        let class = |key: Found| match key {
+            Ok(class) => class,
+            Err(clauses) => self.by_clauses.get(&clauses).copied().unwrap_or_default(),
+        };
+        let classes: Vec<(u32, LocalClass)> = keys.into_iter().map(|(kind, key)| (kind, class(key))).collect();
+        for (_, class) in classes.iter().filter(|(_, class)| *class != LocalClass(0)) {
+            *self.used.entry(*class).or_default() += 1;
+        }
+        classes
+    }
+
+    /// A kind of peers is no longer in this class.
+    pub(super) fn release(&mut self, class: LocalClass) {
+        if let Some(kinds) = self.used.get_mut(&class) {
+            *kinds = kinds.saturating_sub(1);
+            if *kinds == 0 {
+                self.used.remove(&class);
+            }
+        }
+    }
+
+    /// The classes in use.
+    pub(super) fn in_use(&self) -> impl Iterator<Item = LocalClass> + '_ {
+        [LocalClass(0)].into_iter().chain(self.used.keys().copied())
+    }
+
+    /// The rows of a class.
+    pub(super) fn rows_of(&self, class: LocalClass) -> Option<Arc<[RowDraft]>> {
+        self.rows.get(&class).cloned()
+    }
+
+    /// The last image has the rows of the classes in use now. Of these it had some before.
+    pub(super) fn show(&mut self) -> Vec<(LocalClass, Arc<[RowDraft]>)> {
+        let now: BTreeSet<LocalClass> = self.in_use().collect();
+        let gone: Vec<LocalClass> = self.shown.keys().filter(|class| !now.contains(class)).copied().collect();
+        for class in now {
+            if !self.shown.contains_key(&class)
+                && let Some(rows) = self.rows_of(class)
+            {
+                self.shown.insert(class, rows);
+            }
+        }
+        gone.into_iter().filter_map(|class| Some((class, self.shown.remove(&class)?))).collect()
+    }
+
+    /// NetworkPolicies among its programs.
+    pub(super) fn isolating(&self) -> impl Iterator<Item = &NamespacedName> {
+        self.programs.iter().filter_map(|program| match &program.policy {
+            PolicyRef::Namespaced(name) => Some(name),
+            PolicyRef::Cluster { .. } => None,
+        })
+    }
+
+    /// The keys of a class's rows with what decides there; none: nothing does, and nothing isolates.
+    pub(super) fn resolve<'s>(
+        &'s self,
+        class: LocalClass,
+        rows: &'s [RowDraft],
+    ) -> impl Iterator<Item = (RowKey, Option<Deciding<'s>>)> + 's {
+        rows.iter().filter_map(move |draft| {
+            let RowDraft { protocol, port, port_bits, .. } = *draft;
+            let row = RowKey { set: self.id, class, protocol, port, port_bits };
+            let Some(position) = draft.clause else { return Some((row, None)) };
+            let (program, clause) = self.position(usize::try_from(position).ok()?)?;
+            let verdict = if clause.action == Action::Deny { Verdict::Deny } else { Verdict::Allow };
+            let key = (program.version, clause.rule, clause.peer, draft.port_index);
+            Some((row, Some(Deciding { key, verdict, program })))
+        })
+    }
+
+    /// The clause at an index over the clauses of all programs.
+    fn position(&self, mut position: usize) -> Option<(&Program, &Clause)> {
+        for program in &self.programs {
+            match program.clauses.get(position) {
+                Some(clause) => return Some((program, clause)),
+                None => position -= program.clauses.len(),
+            }
+        }
+        None
+    }
+
+    /// Forgets classes that nobody is in, once they are many, and what was found out about peers that are gone. Which classes are
+    /// remembered must depend on nothing but the images before: a class that comes back has the number it had.
+    pub(super) fn forget_unused(&mut self) {
         let used = &self.used;
-        self.rows.retain(|class, _| used.contains(class));
-        self.by_rows.retain(|_, class| used.contains(class));
-        self.by_clauses.retain(|clauses, class| clauses.is_empty() || (used.contains(class) && class.0 != 0));
+        if self.rows.len() > 2 * (used.len() + 1) + 64 {
+            let keep = |class: &LocalClass| class.0 == 0 || used.contains_key(class);
+            self.rows.retain(|class, _| keep(class));
+            self.by_rows.retain(|_, class| keep(class));
+            self.by_clauses.retain(|_, class| keep(class));
+        }
+        if self.by_clauses.len() > 16 * (used.len() + 1) + 1024 {
+            self.by_clauses.retain(|clauses, class| clauses.is_empty() || (used.contains_key(class) && class.0 != 0));
+        }
     }
 
     /// Lists the clauses that make this peer differ from a stranger.

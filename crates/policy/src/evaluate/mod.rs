@@ -13,8 +13,8 @@ use std::net::IpAddr;
 use serde::Serialize;
 use towpath_model::desired::{PolicyRef, RowProtocol, RuleInfo, Verdict};
 use towpath_model::{
-    ClusterNetworkPolicy, Direction, Labels, NamespacedName, NetworkPolicy, Peer, Pod, PolicyPort, PortMatch, Protocol,
-    Tier,
+    ClusterNetworkPolicy, Direction, Enforcement, Labels, NamespacedName, NetworkPolicy, Peer, Pod, PolicyPort,
+    PortMatch, Protocol, Tier, World,
 };
 
 pub use nearest::{Mismatch, Nearest};
@@ -85,6 +85,21 @@ pub struct Side {
     pub passed: Vec<RuleInfo>,
 }
 
+impl Side {
+    /// The policies that have a part in it: of the rule that decides, of those that passed it on, or all that isolate.
+    pub fn policies(&self) -> Vec<PolicyRef> {
+        let mut policies: Vec<PolicyRef> = self.passed.iter().map(|rule| rule.policy.clone()).collect();
+        match &self.reason {
+            Reason::Rule { rule } => policies.push(rule.policy.clone()),
+            Reason::DefaultDeny { isolating, .. } => {
+                policies.extend(isolating.iter().cloned().map(PolicyRef::Namespaced));
+            }
+            Reason::Itself | Reason::OwnNode | Reason::Unknown | Reason::NotIsolated => {}
+        }
+        policies
+    }
+}
+
 /// The verdict on a flow.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Decision {
@@ -115,10 +130,22 @@ pub fn evaluate(view: &View<'_>, flow: &Flow) -> Decision {
 }
 
 impl<'a> Evaluator<'a> {
-    /// Prepares a view.
+    /// Prepares a view. Policies that are only audited decide nothing.
     pub fn new(view: &View<'a>) -> Self {
+        Self::of(view, |enforcement| !enforcement.is_audited())
+    }
+
+    /// As if every policy that is only audited were enforced. None: there is none.
+    pub fn as_if_enforced(view: &View<'a>) -> Option<Self> {
+        let World { policies, cluster_policies, .. } = view.world;
+        let audited = policies.values().any(|policy| policy.enforcement.is_audited())
+            || cluster_policies.values().any(|policy| policy.enforcement.is_audited());
+        audited.then(|| Self::of(view, |_| true))
+    }
+
+    fn of(view: &View<'a>, counts: impl Fn(&Enforcement) -> bool) -> Self {
         let mut policies: HashMap<&'a str, Vec<&'a NetworkPolicy>> = HashMap::new();
-        for policy in view.world.policies.values() {
+        for policy in view.world.policies.values().filter(|policy| counts(&policy.enforcement)) {
             policies.entry(&policy.name.namespace).or_default().push(policy);
         }
         let holders = Holders::of(view);
@@ -127,14 +154,11 @@ impl<'a> Evaluator<'a> {
         for name in peers {
             namespaces.entry(name).or_insert_with(|| view.world.namespace_labels(name));
         }
-        Self {
-            view: *view,
-            holders,
-            policies,
-            admin: view.world.cluster_policies_of(Tier::Admin),
-            baseline: view.world.cluster_policies_of(Tier::Baseline),
-            namespaces,
-        }
+        let tier = |tier| {
+            let policies = view.world.cluster_policies_of(tier).into_iter();
+            policies.filter(|policy| counts(&policy.enforcement)).collect()
+        };
+        Self { view: *view, holders, policies, admin: tier(Tier::Admin), baseline: tier(Tier::Baseline), namespaces }
     }
 
     /// Who holds an address.
@@ -168,20 +192,27 @@ impl<'a> Evaluator<'a> {
                 Some(Side { pod: pod.name.clone(), direction, verdict, reason, passed })
             }
             Holder::UnknownPod(pod) => {
-                let own_node = self.is_node_of(other, own) && (direction == Direction::Egress || !flow.forwarded);
-                let (verdict, reason) =
-                    if own_node { (Verdict::Allow, Reason::OwnNode) } else { (Verdict::Deny, Reason::Unknown) };
+                let own_node =
+                    self.is_node_of(other, own, direction) && (direction == Direction::Egress || !flow.forwarded);
+                let (verdict, reason) = match self.holders.holder(other) {
+                    Some(Holder::UnknownPod(same)) if same == pod => (Verdict::Allow, Reason::Itself),
+                    _ if own_node => (Verdict::Allow, Reason::OwnNode),
+                    _ => (Verdict::Deny, Reason::Unknown),
+                };
                 Some(Side { pod: pod.clone(), direction, verdict, reason, passed: Vec::new() })
             }
             Holder::Dns | Holder::Node(_) => None,
         }
     }
 
-    /// Whether `address` is the node whose range holds `pod`: all that is known of the node of an unknown pod.
-    fn is_node_of(&self, address: IpAddr, pod: IpAddr) -> bool {
+    /// Whether `address` is the node whose range holds `pod`: all that is known of the node of an unknown pod. What the node sends is its
+    /// own whatever address it carries; as a destination the kernel knows the node by its internal addresses alone.
+    fn is_node_of(&self, address: IpAddr, pod: IpAddr, direction: Direction) -> bool {
         let Some(Holder::Node(name)) = self.holders.holder(address) else { return false };
-        let node = self.view.world.nodes.get(name);
-        node.is_some_and(|n| n.pod_cidrs.iter().any(|cidr| cidr.contains(&pod)))
+        self.view.world.nodes.get(name).is_some_and(|node| {
+            node.pod_cidrs.iter().any(|cidr| cidr.contains(&pod))
+                && (direction == Direction::Ingress || node.internal_ips.contains(&address))
+        })
     }
 
     fn judge(

@@ -4,6 +4,7 @@ use towpath_model::desired::{PolicyRef, RowProtocol, RuleInfo, Verdict};
 use towpath_model::{Action, ClusterNetworkPolicy, ClusterPeer, ClusterRule, Direction, ProtocolMatch, Subject};
 
 use super::{Case, Reason, entries};
+use crate::view::Holder;
 
 /// Whether something of a rule matches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,7 +109,11 @@ impl Case<'_, '_> {
                 Match::of(self.of.holders.nodes_at(self.other).iter().any(|node| selector.matches(&node.labels)))
             }
             ClusterPeer::Networks(networks) => Match::of(networks.iter().any(|net| net.contains(&self.other))),
-            ClusterPeer::DomainNames(_) => Match::No,
+            // What becomes a pod's or a node's address later is no longer what the name stood for.
+            ClusterPeer::DomainNames(names) => {
+                let outside = || matches!(self.of.holders.holder(self.other), None | Some(Holder::UnknownPod(_)));
+                Match::of(self.of.view.names.name_of(names, self.other).is_some() && outside())
+            }
         }
     }
 

@@ -15,7 +15,7 @@ const V4: u128 = 0xffff_0000_0000;
 const V4_LAST: u128 = V4 + 0xffff_ffff;
 
 /// Where an address is on the line.
-pub(super) fn number(address: IpAddr) -> u128 {
+pub(crate) fn number(address: IpAddr) -> u128 {
     match canonical(address) {
         IpAddr::V4(a) => V4 + u128::from(a.to_bits()),
         IpAddr::V6(a) => a.to_bits(),
@@ -23,13 +23,13 @@ pub(super) fn number(address: IpAddr) -> u128 {
 }
 
 /// The address at a place of the line.
-pub(super) fn address(number: u128) -> IpAddr {
+pub(crate) fn address(number: u128) -> IpAddr {
     canonical(IpAddr::V6(Ipv6Addr::from_bits(number)))
 }
 
 /// Addresses.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Addresses(pub(super) Ranges);
+pub struct Addresses(pub(crate) Ranges);
 
 impl Addresses {
     /// Every address of a family.
@@ -68,7 +68,7 @@ impl Addresses {
     }
 
     /// What is in any of them.
-    pub(super) fn any_of<'a>(list: impl IntoIterator<Item = &'a Self>) -> Self {
+    pub(crate) fn any_of<'a>(list: impl IntoIterator<Item = &'a Self>) -> Self {
         Self(Ranges::collect(list.into_iter().flat_map(|addresses| addresses.0.iter())))
     }
 

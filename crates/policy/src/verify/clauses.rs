@@ -6,10 +6,10 @@
 
 use std::collections::BTreeMap;
 
-pub(super) use towpath_model::Action;
+pub(crate) use towpath_model::Action;
 use towpath_model::{
-    ClusterNetworkPolicy, ClusterPeer, Direction, NetworkPolicy, Peer, PolicyPort, PortMatch, Protocol, ProtocolMatch,
-    Selector, Subject, Tier, World,
+    ClusterNetworkPolicy, ClusterPeer, Direction, DomainName, NetworkPolicy, Peer, PolicyPort, PortMatch, Protocol,
+    ProtocolMatch, Selector, Subject, Tier, World,
 };
 
 use super::addresses::Addresses;
@@ -17,7 +17,7 @@ use super::ports::Ports;
 
 /// Namespaces that a clause speaks of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(super) enum Namespaces<'a> {
+pub(crate) enum Namespaces<'a> {
     /// One, by name.
     Named(&'a str),
     /// Those with matching labels.
@@ -26,14 +26,14 @@ pub(super) enum Namespaces<'a> {
 
 /// Pods that a clause speaks of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(super) struct PodSet<'a> {
-    pub(super) namespaces: Namespaces<'a>,
-    pub(super) pods: &'a Selector,
+pub(crate) struct PodSet<'a> {
+    pub(crate) namespaces: Namespaces<'a>,
+    pub(crate) pods: &'a Selector,
 }
 
 /// Peers that a clause speaks of.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum PeerSet<'a> {
+pub(crate) enum PeerSet<'a> {
     /// Everybody.
     Anyone,
     /// Pods.
@@ -42,95 +42,98 @@ pub(super) enum PeerSet<'a> {
     Nodes(&'a Selector),
     /// Whoever has one of these addresses.
     Addresses(Addresses),
+    /// Who these names stand for: addresses outside, of which only nodes know which. Egress and `Accept` only.
+    Names(&'a [DomainName]),
 }
 
 /// Ports that a clause speaks of.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct PortSet<'a> {
+pub(crate) struct PortSet<'a> {
     /// By number.
-    pub(super) fixed: Ports,
+    pub(crate) fixed: Ports,
     /// By the name that the destination pod gives them.
-    pub(super) named: Vec<(&'a str, Protocol)>,
+    pub(crate) named: Vec<(&'a str, Protocol)>,
 }
 
 /// Where a clause was written.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Source {
+pub(crate) struct Source {
     /// Kind and name of the policy.
-    pub(super) policy: String,
+    pub(crate) policy: String,
     /// Field path: `spec.ingress[0].from[1]`.
-    pub(super) path: String,
+    pub(crate) path: String,
 }
 
 /// One peer of one rule, with all ports of the rule.
 #[derive(Clone, Debug)]
-pub(super) struct Clause<'a> {
-    pub(super) peer: PeerSet<'a>,
-    pub(super) ports: PortSet<'a>,
-    pub(super) action: Action,
-    pub(super) source: Source,
+pub(crate) struct Clause<'a> {
+    pub(crate) peer: PeerSet<'a>,
+    pub(crate) ports: PortSet<'a>,
+    pub(crate) action: Action,
+    pub(crate) source: Source,
 }
 
 /// A policy that isolates the pods it selects and admits what its clauses say.
 #[derive(Clone, Debug)]
-pub(super) struct Isolation<'a> {
-    pub(super) policy: &'a NetworkPolicy,
-    pub(super) selector: &'a Selector,
-    pub(super) clauses: Vec<Clause<'a>>,
+pub(crate) struct Isolation<'a> {
+    pub(crate) policy: &'a NetworkPolicy,
+    pub(crate) selector: &'a Selector,
+    pub(crate) clauses: Vec<Clause<'a>>,
 }
 
 /// A clause of a tier: the first that matches decides.
 #[derive(Clone, Debug)]
-pub(super) struct Ranked<'a> {
-    pub(super) subject: PodSet<'a>,
-    pub(super) clause: Clause<'a>,
+pub(crate) struct Ranked<'a> {
+    pub(crate) subject: PodSet<'a>,
+    pub(crate) clause: Clause<'a>,
 }
 
 /// The policies of one direction, in the order in which they are asked.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Tiers<'a> {
+pub(crate) struct Tiers<'a> {
     /// First.
-    pub(super) admin: Vec<Ranked<'a>>,
+    pub(crate) admin: Vec<Ranked<'a>>,
     /// Then, by namespace: if any selects the pod, they decide.
-    pub(super) isolation: BTreeMap<&'a str, Vec<Isolation<'a>>>,
+    pub(crate) isolation: BTreeMap<&'a str, Vec<Isolation<'a>>>,
     /// Last; then everything is allowed.
-    pub(super) baseline: Vec<Ranked<'a>>,
+    pub(crate) baseline: Vec<Ranked<'a>>,
 }
 
 impl<'a> Tiers<'a> {
-    /// Of all policies of a world.
-    pub(super) fn of(world: &'a World, direction: Direction) -> Self {
+    /// Of all policies of a world that are enforced.
+    pub(crate) fn of(world: &'a World, direction: Direction) -> Self {
         let mut tiers = Self::default();
-        for policy in world.policies.values() {
-            if let Some(clauses) = clauses_of(policy, direction) {
+        for policy in world.policies.values().filter(|policy| !policy.enforcement.is_audited()) {
+            if let Some(clauses) = clauses_of(policy, direction, &|_| true) {
                 let isolation = Isolation { policy, selector: &policy.pod_selector, clauses };
                 tiers.isolation.entry(&policy.name.namespace).or_default().push(isolation);
             }
         }
         for (tier, list) in [(Tier::Admin, &mut tiers.admin), (Tier::Baseline, &mut tiers.baseline)] {
-            for policy in world.cluster_policies_of(tier) {
-                rank(policy, direction, list);
+            let policies = world.cluster_policies_of(tier).into_iter();
+            for policy in policies.filter(|policy| !policy.enforcement.is_audited()) {
+                rank(policy, direction, &|_| true, list);
             }
         }
         tiers
     }
 
     /// Every clause.
-    pub(super) fn clauses(&self) -> impl Iterator<Item = &Clause<'a>> {
+    pub(crate) fn clauses(&self) -> impl Iterator<Item = &Clause<'a>> {
         let isolation = self.isolation.values().flatten().flat_map(|i| &i.clauses);
         self.ranked().map(|ranked| &ranked.clause).chain(isolation)
     }
 
     /// Every clause of the tiers around NetworkPolicy.
-    pub(super) fn ranked(&self) -> impl Iterator<Item = &Ranked<'a>> {
+    pub(crate) fn ranked(&self) -> impl Iterator<Item = &Ranked<'a>> {
         self.admin.iter().chain(&self.baseline)
     }
 
     /// Every selector of pods, with the namespaces it looks in.
-    pub(super) fn pod_sets(&self) -> impl Iterator<Item = PodSet<'a>> + '_ {
+    pub(crate) fn pod_sets(&self) -> impl Iterator<Item = PodSet<'a>> + '_ {
         let peers = self.clauses().filter_map(|clause| match &clause.peer {
             PeerSet::Pods(set) => Some(*set),
-            PeerSet::Anyone | PeerSet::Nodes(_) | PeerSet::Addresses(_) => None,
+            PeerSet::Anyone | PeerSet::Nodes(_) | PeerSet::Addresses(_) | PeerSet::Names(_) => None,
         });
         let isolated = self.isolation.iter().flat_map(|(namespace, list)| {
             list.iter().map(|i| PodSet { namespaces: Namespaces::Named(namespace), pods: i.selector })
@@ -139,8 +142,16 @@ impl<'a> Tiers<'a> {
     }
 }
 
-/// The clauses of a ClusterNetworkPolicy, in their order.
-fn rank<'a>(policy: &'a ClusterNetworkPolicy, direction: Direction, list: &mut Vec<Ranked<'a>>) {
+/// Which clauses are asked for, by their peers.
+pub(crate) type Wanted<'w, 'a> = &'w dyn Fn(&PeerSet<'a>) -> bool;
+
+/// The clauses of a ClusterNetworkPolicy about peers that are wanted, in their order.
+pub(crate) fn rank<'a>(
+    policy: &'a ClusterNetworkPolicy,
+    direction: Direction,
+    wanted: Wanted<'_, 'a>,
+    list: &mut Vec<Ranked<'a>>,
+) {
     let (rules, below) = match direction {
         Direction::Ingress => ("ingress", "from"),
         Direction::Egress => ("egress", "to"),
@@ -148,16 +159,19 @@ fn rank<'a>(policy: &'a ClusterNetworkPolicy, direction: Direction, list: &mut V
     let pods =
         |subject: &'a Subject| PodSet { namespaces: Namespaces::Matching(&subject.namespaces), pods: &subject.pods };
     for (index, rule) in policy.rules(direction).iter().enumerate() {
+        let peers = rule.peers.iter().map(|peer| match peer {
+            ClusterPeer::Everybody => PeerSet::Anyone,
+            ClusterPeer::Pods(subject) => PeerSet::Pods(pods(subject)),
+            ClusterPeer::Nodes(selector) => PeerSet::Nodes(selector),
+            ClusterPeer::Networks(networks) => PeerSet::Addresses(Addresses::of_all(networks)),
+            ClusterPeer::DomainNames(names) => PeerSet::Names(names),
+        });
+        let peers: Vec<_> = peers.enumerate().filter(|(_, peer)| wanted(peer)).collect();
+        if peers.is_empty() {
+            continue;
+        }
         let ports = protocols_of(&rule.protocols);
-        for (number, peer) in rule.peers.iter().enumerate() {
-            let peer = match peer {
-                ClusterPeer::Everybody => PeerSet::Anyone,
-                ClusterPeer::Pods(subject) => PeerSet::Pods(pods(subject)),
-                ClusterPeer::Nodes(selector) => PeerSet::Nodes(selector),
-                ClusterPeer::Networks(networks) => PeerSet::Addresses(Addresses::of_all(networks)),
-                // They are not learned yet: nobody matches.
-                ClusterPeer::DomainNames(_) => continue,
-            };
+        for (number, peer) in peers {
             let source = Source {
                 policy: format!("ClusterNetworkPolicy {}", policy.name),
                 path: format!("spec.{rules}[{index}].{below}[{number}]"),
@@ -187,35 +201,37 @@ fn protocols_of(list: &[ProtocolMatch]) -> PortSet<'_> {
     set
 }
 
-fn clauses_of(policy: &NetworkPolicy, direction: Direction) -> Option<Vec<Clause<'_>>> {
+/// The clauses of a NetworkPolicy about peers that are wanted; none if it does not speak of the direction.
+pub(crate) fn clauses_of<'a>(
+    policy: &'a NetworkPolicy,
+    direction: Direction,
+    wanted: Wanted<'_, 'a>,
+) -> Option<Vec<Clause<'a>>> {
     let (list, below) = match direction {
         Direction::Ingress => ("ingress", "from"),
         Direction::Egress => ("egress", "to"),
     };
     let mut clauses = Vec::new();
     for (index, rule) in policy.rules(direction)?.iter().enumerate() {
-        let ports = ports_of(&rule.ports);
-        let path = format!("spec.{list}[{index}]");
-        let mut push = |peer, path| {
+        let peers = rule.peers.iter().map(|peer| match peer {
+            Peer::IpBlock { cidr, except } => PeerSet::Addresses(Addresses::of_block(cidr, except)),
+            Peer::Pods { namespaces, pods } => PeerSet::Pods(PodSet {
+                namespaces: match namespaces {
+                    None => Namespaces::Named(&policy.name.namespace),
+                    Some(selector) => Namespaces::Matching(selector),
+                },
+                pods,
+            }),
+        });
+        let everyone = rule.peers.is_empty().then_some(PeerSet::Anyone);
+        let everyone = everyone.map(|peer| (format!("spec.{list}[{index}]"), peer));
+        let some = peers.enumerate().filter(|(_, peer)| wanted(peer));
+        let some = some.map(|(number, peer)| (format!("spec.{list}[{index}].{below}[{number}]"), peer));
+        let mut ports = None;
+        for (path, peer) in everyone.into_iter().chain(some) {
+            let ports = ports.get_or_insert_with(|| ports_of(&rule.ports)).clone();
             let source = Source { policy: format!("NetworkPolicy {}", policy.name), path };
-            clauses.push(Clause { peer, ports: ports.clone(), action: Action::Accept, source });
-        };
-        if rule.peers.is_empty() {
-            push(PeerSet::Anyone, path);
-            continue;
-        }
-        for (number, peer) in rule.peers.iter().enumerate() {
-            let set = match peer {
-                Peer::IpBlock { cidr, except } => PeerSet::Addresses(Addresses::of_block(cidr, except)),
-                Peer::Pods { namespaces, pods } => PeerSet::Pods(PodSet {
-                    namespaces: match namespaces {
-                        None => Namespaces::Named(&policy.name.namespace),
-                        Some(selector) => Namespaces::Matching(selector),
-                    },
-                    pods,
-                }),
-            };
-            push(set, format!("{path}.{below}[{number}]"));
+            clauses.push(Clause { peer, ports, action: Action::Accept, source });
         }
     }
     Some(clauses)

@@ -151,7 +151,7 @@ fn resolve(set: &PortSet<'_>, named: &[NamedPort]) -> Ports {
 struct Outcome {
     /// By family (IPv4, IPv6) and endpoint.
     peers: [Vec<PortsId>; 2],
-    /// Addresses outside; those with nothing open are left out.
+    /// Addresses beyond; those with nothing open are left out.
     outside: Vec<(Addresses, PortsId)>,
 }
 
@@ -178,10 +178,11 @@ fn slot(family: Family) -> usize {
 }
 
 impl Engine {
-    pub(super) fn new(universe: &Universe, ledger: &mut Ledger) -> Self {
+    /// Judges a universe; of addresses that are no endpoint's, those `beyond`.
+    pub(super) fn new(universe: &Universe, beyond: &Addresses, ledger: &mut Ledger) -> Self {
         Self {
-            egress: table(universe, Direction::Egress, ledger),
-            ingress: table(universe, Direction::Ingress, ledger),
+            egress: table(universe, beyond, Direction::Egress, ledger),
+            ingress: table(universe, beyond, Direction::Ingress, ledger),
         }
     }
 
@@ -200,7 +201,7 @@ impl Engine {
         ledger.and(egress, ingress)
     }
 
-    /// The ports that are open between an endpoint and addresses outside, to (egress) or from (ingress) there; none of a node.
+    /// The ports that are open between an endpoint and addresses beyond, to (egress) or from (ingress) there; none of a node.
     pub(super) fn outside(&self, endpoint: usize, direction: Direction) -> Option<&[(Addresses, PortsId)]> {
         let table = self.table(direction);
         let program = table.program.get(endpoint).copied().flatten()?;
@@ -287,6 +288,8 @@ impl<'u> Index<'u> {
             PeerSet::Pods(set) => Wanted::Pods(self.pods.get(set).copied().unwrap_or(usize::MAX)),
             PeerSet::Nodes(selector) => Wanted::Nodes(self.nodes.get(selector).copied().unwrap_or(usize::MAX)),
             PeerSet::Addresses(block) => Wanted::Block(self.blocks.get(block).copied().unwrap_or(usize::MAX)),
+            // No address is known to be one of theirs.
+            PeerSet::Names(_) => Wanted::Block(usize::MAX),
         };
         // Towards the subject, a port's name is the subject's own, whoever the peer is.
         let ports = match subject {
@@ -320,7 +323,7 @@ struct About<'e> {
     named: &'e [NamedPort],
 }
 
-fn table(universe: &Universe, direction: Direction, ledger: &mut Ledger) -> Table {
+fn table(universe: &Universe, beyond: &Addresses, direction: Direction, ledger: &mut Ledger) -> Table {
     let tiers = Tiers::of(&universe.world, direction);
     let index = Index::of(universe, &tiers);
     let mut known: HashMap<About<'_>, usize> = HashMap::new();
@@ -336,7 +339,7 @@ fn table(universe: &Universe, direction: Direction, ledger: &mut Ledger) -> Tabl
             None => {
                 let subject = (direction == Direction::Ingress).then_some(endpoint.named_ports.as_slice());
                 let program = assemble(&tiers, &index, &about, subject);
-                table.outcomes.push(outcome(universe, &index, &program, ledger));
+                table.outcomes.push(outcome(universe, beyond, &index, &program, ledger));
                 known.insert(about, table.outcomes.len() - 1);
                 table.outcomes.len() - 1
             }
@@ -393,7 +396,13 @@ fn assemble<'u>(tiers: &Tiers<'u>, index: &Index<'u>, about: &About<'_>, subject
     Program { admin: ranked(&tiers.admin, &about.admin), isolation, baseline: ranked(&tiers.baseline, &about.baseline) }
 }
 
-fn outcome(universe: &Universe, index: &Index<'_>, program: &Program<'_>, ledger: &mut Ledger) -> Outcome {
+fn outcome(
+    universe: &Universe,
+    beyond: &Addresses,
+    index: &Index<'_>,
+    program: &Program<'_>,
+    ledger: &mut Ledger,
+) -> Outcome {
     let mut memo: HashMap<(Vec<u32>, &[NamedPort]), PortsId> = HashMap::new();
     let mut row = |family: Family| -> Vec<PortsId> {
         let mut row = Vec::with_capacity(universe.endpoints.len());
@@ -418,12 +427,12 @@ fn outcome(universe: &Universe, index: &Index<'_>, program: &Program<'_>, ledger
             *place = row(family);
         }
     }
-    Outcome { peers, outside: outside(universe, index, program, ledger) }
+    Outcome { peers, outside: outside(beyond, index, program, ledger) }
 }
 
-/// The address line outside, cut where a block of the program begins or ends, by what is open.
+/// The address line beyond, cut where a block of the program begins or ends, by what is open.
 fn outside(
-    universe: &Universe,
+    beyond: &Addresses,
     index: &Index<'_>,
     program: &Program<'_>,
     ledger: &mut Ledger,
@@ -471,7 +480,7 @@ fn outside(
     let mut out: Vec<(Addresses, PortsId)> = parts
         .into_iter()
         .filter(|(id, _)| *id != Ledger::NONE)
-        .map(|(id, list)| (Addresses(Ranges::collect(list)).and(&universe.outside), id))
+        .map(|(id, list)| (Addresses(Ranges::collect(list)).and(beyond), id))
         .filter(|(addresses, _)| !addresses.is_empty())
         .collect();
     out.sort();

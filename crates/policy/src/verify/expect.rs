@@ -17,7 +17,7 @@ use super::ports::Ports;
 use super::reach::{Matrix, families};
 use super::rows::Names;
 use super::universe::{Endpoint, Universe, Who};
-use super::words::{Peers, PortWords, Term};
+use super::words::{Peers, Place, PortWords, Term, Within};
 use crate::evaluate::{Decision, Evaluator, Flow};
 use crate::view::View;
 
@@ -255,8 +255,8 @@ impl<'u> Checker<'u> {
             Term::Node(wanted) => {
                 let endpoints = self.universe.endpoints.iter().enumerate();
                 let nodes = endpoints.filter(|(_, e)| match (&e.who, wanted) {
-                    (Who::Node(name), Some(wanted)) => name == wanted,
-                    (Who::Node(_), None) => true,
+                    (Who::Node(name, _), Some(wanted)) => name == wanted,
+                    (Who::Node(..), None) => true,
                     (Who::Workload(..), _) => false,
                 });
                 let found: Vec<usize> = nodes.map(|(index, _)| index).collect();
@@ -284,6 +284,7 @@ impl<'u> Checker<'u> {
                     holds(
                         &only,
                         &Peer {
+                            is_node: false,
                             namespace: Some(pod.name.namespace.clone()),
                             namespace_labels: world.namespace_labels(&pod.name.namespace),
                             labels: pod.labels.clone(),
@@ -356,11 +357,31 @@ fn singular(kind: &str) -> String {
     .to_owned()
 }
 
-fn describe(term: &Term) -> String {
+/// A term, as it could be written.
+pub(super) fn describe(term: &Term) -> String {
     match term {
-        Term::Pods(selector, _) => format!("pods {selector}"),
+        Term::Pods(selector, within) => {
+            let pods = if selector.is_everything() { "any pod".to_owned() } else { format!("pods {selector}") };
+            match within {
+                Within::Any => pods,
+                Within::In(place) => format!("{pods} in {}", describe_place(place)),
+                Within::NotIn(place) => format!("{pods} outside {}", describe_place(place)),
+            }
+        }
         Term::Addresses(net) => net.to_string(),
-        Term::NotIn(_) => "everything but that".to_owned(),
-        Term::Anything | Term::Outside | Term::Named { .. } | Term::Node(_) => "that".to_owned(),
+        Term::NotIn(place) => format!("outside {}", describe_place(place)),
+        Term::Anything => "anything".to_owned(),
+        Term::Outside => "outside".to_owned(),
+        Term::Node(None) => "nodes".to_owned(),
+        Term::Node(Some(name)) => format!("node/{name}"),
+        Term::Named { namespace, kind: None, name } => format!("{namespace}/{name}"),
+        Term::Named { namespace, kind: Some(kind), name } => format!("{namespace}/{kind}/{name}"),
+    }
+}
+
+fn describe_place(place: &Place) -> String {
+    match place {
+        Place::Named(names) => format!("namespace {}", names.join(", ")),
+        Place::Matching(selector) => format!("namespaces {selector}"),
     }
 }

@@ -10,6 +10,8 @@ use super::words::{Peers, Place, PortWords, Term, Within};
 /// Somebody: a pod, or an address outside.
 #[derive(Clone, Debug)]
 pub(super) struct Peer {
+    /// Whether it is a node; then `labels` are the node's.
+    pub(super) is_node: bool,
     /// None: it is no pod.
     pub(super) namespace: Option<String>,
     pub(super) namespace_labels: Labels,
@@ -17,7 +19,7 @@ pub(super) struct Peer {
     pub(super) address: IpAddr,
 }
 
-/// Whether it is in the set. Names and nodes are nobody here: who has a name is for who knows the universe.
+/// Whether it is in the set. Names are nobody here: who has a name is for who knows the universe.
 pub(super) fn holds(set: &Peers, peer: &Peer) -> bool {
     set.0.iter().any(|term| is_in(term, peer))
 }
@@ -36,7 +38,8 @@ fn is_in(term: &Term, peer: &Peer) -> bool {
             };
             peer.namespace.is_some() && here && selector.matches(&peer.labels)
         }
-        Term::Named { .. } | Term::Node(_) => false,
+        Term::Node(None) => peer.is_node,
+        Term::Named { .. } | Term::Node(Some(_)) => false,
     }
 }
 

@@ -21,7 +21,7 @@ fn base(protocol: Protocol) -> u128 {
 
 /// Ports of protocols.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Ports(pub(super) Ranges);
+pub struct Ports(pub(crate) Ranges);
 
 impl Ports {
     /// None.
@@ -58,7 +58,7 @@ impl Ports {
     }
 
     /// What is in any of them.
-    pub(super) fn any_of<'p>(list: impl IntoIterator<Item = &'p Self>) -> Self {
+    pub(crate) fn any_of<'p>(list: impl IntoIterator<Item = &'p Self>) -> Self {
         Self(Ranges::collect(list.into_iter().flat_map(|ports| ports.0.iter())))
     }
 
@@ -106,7 +106,7 @@ impl Ports {
 }
 
 /// What a number on the line stands for.
-pub(super) fn decode(number: u128) -> (RowProtocol, u16) {
+pub(crate) fn decode(number: u128) -> (RowProtocol, u16) {
     let port = u16::try_from(number % EACH).unwrap_or_default();
     let protocol = Protocol::ALL.into_iter().find(|p| number.checked_sub(base(*p)).is_some_and(|rest| rest < EACH));
     protocol.map_or((RowProtocol::Other, 0), |protocol| (RowProtocol::Ports(protocol), port))

@@ -4,26 +4,26 @@
 
 /// A set of numbers. Two that hold the same numbers compare equal.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(super) struct Ranges(Vec<(u128, u128)>);
+pub(crate) struct Ranges(Vec<(u128, u128)>);
 
 impl Ranges {
     /// The empty set.
-    pub(super) fn none() -> Self {
+    pub(crate) fn none() -> Self {
         Self::default()
     }
 
     /// All numbers from `first` to `last`, both included; none if `last` is below `first`.
-    pub(super) fn of(first: u128, last: u128) -> Self {
+    pub(crate) fn of(first: u128, last: u128) -> Self {
         if first <= last { Self(vec![(first, last)]) } else { Self::none() }
     }
 
     /// One number.
-    pub(super) fn one(number: u128) -> Self {
+    pub(crate) fn one(number: u128) -> Self {
         Self::of(number, number)
     }
 
     /// Of ranges in any order, which may overlap.
-    pub(super) fn collect(ranges: impl IntoIterator<Item = (u128, u128)>) -> Self {
+    pub(crate) fn collect(ranges: impl IntoIterator<Item = (u128, u128)>) -> Self {
         let mut sorted: Vec<(u128, u128)> = ranges.into_iter().filter(|(first, last)| first <= last).collect();
         sorted.sort_unstable();
         let mut out: Vec<(u128, u128)> = Vec::with_capacity(sorted.len());
@@ -37,18 +37,18 @@ impl Ranges {
     }
 
     /// Whether nothing is in it.
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
     /// Whether a number is in it.
-    pub(super) fn has(&self, number: u128) -> bool {
+    pub(crate) fn has(&self, number: u128) -> bool {
         let after = self.0.partition_point(|(first, _)| *first <= number);
         after.checked_sub(1).and_then(|i| self.0.get(i)).is_some_and(|(_, last)| number <= *last)
     }
 
     /// What is in either.
-    pub(super) fn or(&self, other: &Self) -> Self {
+    pub(crate) fn or(&self, other: &Self) -> Self {
         match (self.is_empty(), other.is_empty()) {
             (true, _) => other.clone(),
             (_, true) => self.clone(),
@@ -57,7 +57,7 @@ impl Ranges {
     }
 
     /// What is in both.
-    pub(super) fn and(&self, other: &Self) -> Self {
+    pub(crate) fn and(&self, other: &Self) -> Self {
         let mut out = Vec::new();
         self.overlaps(other, |first, last| {
             out.push((first, last));
@@ -67,7 +67,7 @@ impl Ranges {
     }
 
     /// What is in this and not in the other.
-    pub(super) fn without(&self, other: &Self) -> Self {
+    pub(crate) fn without(&self, other: &Self) -> Self {
         let mut out = Vec::new();
         let mut holes = other.0.iter().copied().peekable();
         for (first, last) in self.0.iter().copied() {
@@ -99,7 +99,7 @@ impl Ranges {
     }
 
     /// Whether nothing is in both.
-    pub(super) fn is_disjoint(&self, other: &Self) -> bool {
+    pub(crate) fn is_disjoint(&self, other: &Self) -> bool {
         let mut disjoint = true;
         self.overlaps(other, |_, _| {
             disjoint = false;
@@ -109,7 +109,7 @@ impl Ranges {
     }
 
     /// Whether everything in this is in the other.
-    pub(super) fn is_within(&self, other: &Self) -> bool {
+    pub(crate) fn is_within(&self, other: &Self) -> bool {
         self.0.iter().all(|(first, last)| {
             let after = other.0.partition_point(|(start, _)| start <= first);
             after.checked_sub(1).and_then(|i| other.0.get(i)).is_some_and(|(_, end)| last <= end)
@@ -117,22 +117,22 @@ impl Ranges {
     }
 
     /// Its ranges, ascending, with gaps between them.
-    pub(super) fn iter(&self) -> impl Iterator<Item = (u128, u128)> + '_ {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (u128, u128)> + '_ {
         self.0.iter().copied()
     }
 
     /// Its least number.
-    pub(super) fn first(&self) -> Option<u128> {
+    pub(crate) fn first(&self) -> Option<u128> {
         self.0.first().map(|(first, _)| *first)
     }
 
     /// Up to `count` of its numbers, the least ones.
-    pub(super) fn some(&self, count: usize) -> Vec<u128> {
+    pub(crate) fn some(&self, count: usize) -> Vec<u128> {
         self.iter().flat_map(|(first, last)| first..=last).take(count).collect()
     }
 
     /// How many numbers are in it; `u128::MAX` also for one more than that.
-    pub(super) fn count(&self) -> u128 {
+    pub(crate) fn count(&self) -> u128 {
         self.iter().fold(0u128, |sum, (first, last)| sum.saturating_add((last - first).saturating_add(1)))
     }
 

@@ -91,7 +91,8 @@ impl Names {
             }
         }
         let names = universe.endpoints.iter().map(|endpoint| match &endpoint.who {
-            Who::Node(name) => format!("node/{name}"),
+            Who::Node(name, None) => format!("node/{name}"),
+            Who::Node(name, Some(address)) => format!("node/{name} [{address}]"),
             Who::Workload(workload, _) => {
                 let several = kinds.get(&(workload.namespace.as_str(), workload.name.as_str()));
                 let mut name = match several {

@@ -11,14 +11,13 @@
 //! PORT   = 443 | 8000-8080 | 53/udp | http | http/tcp | tcp | udp | sctp | icmp
 //! ```
 //! `SELECTOR` is what `kubectl -l` takes: `app=db,tier!=test,env in (a, b),!old`. A port without a protocol is TCP's.
-//! `anything` is every pod and every address outside; `outside` alone is every address that is no pod's; `outside namespace x` is everything but
-//! pods of that namespace. Nodes are meant only where they are named.
-
-use std::collections::BTreeSet;
+//! `tcp` is the ports 1 to 65535 of it: no rule can name port 0. `anything` is every pod and every address outside; `outside` alone is every
+//! address that is no pod's; `outside namespace x` is everything but pods of that namespace. Whether a node is among the addresses outside,
+//! who asks says: [`super::expect`] means nodes only where they are named, [`super::prove`] any address.
 
 use ipnet::IpNet;
 use towpath_model::labels::Requirement;
-use towpath_model::{Protocol, Selector, canonical};
+use towpath_model::{NoSelector, Protocol, Selector, canonical};
 
 use super::ports::Ports;
 
@@ -315,7 +314,8 @@ fn literal(word: &str) -> Result<Option<Term>, Misread> {
 fn begins_selector(words: &Words) -> bool {
     let set_based =
         matches!(words.second(), Some("in" | "notin")) && words.list.get(words.at + 2).is_some_and(|word| word == "(");
-    words.peek().is_some_and(|word| word.contains('=') || word.starts_with('!')) || set_based
+    let spaced = matches!(words.second(), Some("=" | "==" | "!="));
+    words.peek().is_some_and(|word| word.contains('=') || word.starts_with('!')) || set_based || spaced
 }
 
 /// After "pods": an optional selector and an optional place.
@@ -323,7 +323,6 @@ fn pods(words: &mut Words, said: bool) -> Result<Term, Misread> {
     let plain = |word: &str| !KEYWORDS.contains(&word) && !matches!(word, "," | "(" | ")");
     let some = begins_selector(words) || (said && words.peek().is_some_and(plain));
     let selector = if some { selector(words)? } else { Selector::everything() };
-    // "with" labels that are said in the place of a selector would be read as a key: say what is wanted.
     let within = if words.take("in") {
         Within::In(place(words)?.ok_or_else(|| words.wanted("\"namespace NAME\" or \"namespaces SELECTOR\""))?)
     } else if words.take("outside") {
@@ -341,11 +340,21 @@ fn place(words: &mut Words) -> Result<Option<Place>, Misread> {
     if !words.take("namespace") {
         return Ok(None);
     }
-    let mut names = vec![words.name("a namespace's name")?];
+    let mut names = vec![namespace(words)?];
     while words.take(",") {
-        names.push(words.name("a namespace's name")?);
+        names.push(namespace(words)?);
     }
     Ok(Some(Place::Named(names)))
+}
+
+fn namespace(words: &mut Words) -> Result<String, Misread> {
+    let name = words.name("a namespace's name")?;
+    let ends = !name.starts_with('-') && !name.ends_with('-');
+    let is_one = ends && name.len() <= 63;
+    if is_one && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-') {
+        return Ok(name);
+    }
+    Err(Misread(format!("{name:?} is no name of a namespace: those are of lower-case letters, digits and -")))
 }
 
 fn selector(words: &mut Words) -> Result<Selector, Misread> {
@@ -356,47 +365,33 @@ fn selector(words: &mut Words) -> Result<Selector, Misread> {
     Ok(Selector::of(requirements))
 }
 
+/// Finds where a requirement ends; what it says, the model reads.
 fn requirement(words: &mut Words) -> Result<Requirement, Misread> {
     const WANTED: &str = "a label selector (app=web, app!=web, app in (a, b), app, !app)";
-    let word = words.name(WANTED)?;
-    if matches!(words.peek(), Some("in" | "notin")) && words.second() == Some("(") {
-        let is_in = words.take("in");
-        if !is_in {
-            words.take("notin");
-        }
-        words.take("(");
-        let mut values = BTreeSet::new();
-        while !words.take(")") {
-            values
-                .insert(words.next().filter(|w| w != "," && w != "(").ok_or_else(|| words.wanted("a value or \")\""))?);
-            if !words.take(",") && words.peek() != Some(")") {
-                return Err(words.wanted("\",\" or \")\""));
+    let mut text = words.name(WANTED)?;
+    let operator = words.peek().unwrap_or_default().to_owned();
+    let is_list = matches!(operator.as_str(), "in" | "notin") && words.second() == Some("(");
+    if is_list {
+        words.take(&operator);
+        text = format!("{text} {operator} ");
+        loop {
+            let word = words.next().ok_or_else(|| words.wanted("a value or \")\""))?;
+            text = format!("{text}{word} ");
+            if word == ")" {
+                break;
             }
         }
-        if values.is_empty() {
-            return Err(Misread(format!("{word}: a list without values")));
+    } else if matches!(operator.as_str(), "=" | "==" | "!=") {
+        words.take(&operator);
+        text = format!("{text}{operator}{}", words.name("a label's value")?);
+    }
+    let read: Requirement = text.parse().map_err(|why: NoSelector| Misread(why.to_string()))?;
+    match &read {
+        Requirement::In(_, values) | Requirement::NotIn(_, values) if is_list && values.contains("") => {
+            Err(Misread(format!("{:?}: a list without values, or with an empty one", text.trim_end())))
         }
-        let key = key(&word)?;
-        return Ok(if is_in { Requirement::In(key, values) } else { Requirement::NotIn(key, values) });
+        _ => Ok(read),
     }
-    if let Some((name, value)) = word.split_once("!=") {
-        return Ok(Requirement::NotIn(key(name)?, BTreeSet::from([value.to_owned()])));
-    }
-    if let Some((name, value)) = word.split_once("==").or_else(|| word.split_once('=')) {
-        return Ok(Requirement::In(key(name)?, BTreeSet::from([value.to_owned()])));
-    }
-    match word.strip_prefix('!') {
-        Some(name) => Ok(Requirement::DoesNotExist(key(name)?)),
-        None => Ok(Requirement::Exists(key(&word)?)),
-    }
-}
-
-fn key(text: &str) -> Result<String, Misread> {
-    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '/');
-    if text.is_empty() || !text.chars().all(allowed) {
-        return Err(Misread(format!("{text:?} is no label key")));
-    }
-    Ok(text.to_owned())
 }
 
 pub(super) fn ports(words: &mut Words) -> Result<PortWords, Misread> {
@@ -408,7 +403,7 @@ pub(super) fn ports(words: &mut Words) -> Result<PortWords, Misread> {
         if !words.take("port") {
             return Err(words.wanted("\"port\""));
         }
-        return Ok(PortWords { fixed: protocol.map_or(Ports::all(), Ports::of_protocol), named: Vec::new() });
+        return Ok(PortWords { fixed: protocol.map_or(Ports::all(), every_port), named: Vec::new() });
     }
     let mut set = PortWords::default();
     loop {
@@ -423,6 +418,11 @@ fn protocol(word: &str) -> Option<Protocol> {
     Protocol::ALL.into_iter().find(|p| p.to_string().eq_ignore_ascii_case(word))
 }
 
+/// Every port that a rule can name. Of port 0 the API has no word, so that nothing could be shown of all ports if it were one of them.
+fn every_port(protocol: Protocol) -> Ports {
+    Ports::of(protocol, 1, u16::MAX)
+}
+
 fn port(words: &mut Words, set: &mut PortWords) -> Result<(), Misread> {
     const WANTED: &str = "a port (443, 8000-8080, 53/udp, http, udp, icmp) or \"any port\"";
     let word = words.name(WANTED)?;
@@ -431,7 +431,7 @@ fn port(words: &mut Words, set: &mut PortWords) -> Result<(), Misread> {
         return Ok(());
     }
     if let Some(protocol) = protocol(&word) {
-        set.fixed = set.fixed.or(&Ports::of_protocol(protocol));
+        set.fixed = set.fixed.or(&every_port(protocol));
         return Ok(());
     }
     let (number, of) = match word.split_once('/') {
@@ -476,6 +476,7 @@ mod tests {
         let set = |text: &str| Peers::parse(text).unwrap().0;
         assert_eq!(set("pods app=db in namespace shop"), [Term::Pods(equals("app", "db"), Within::In(place()))]);
         assert_eq!(set("app=db outside namespace shop"), [Term::Pods(equals("app", "db"), Within::NotIn(place()))]);
+        assert_eq!(set("app = db in namespace shop"), [Term::Pods(equals("app", "db"), Within::In(place()))]);
         assert_eq!(set("in namespace shop"), [Term::Pods(Selector::everything(), Within::In(place()))]);
         assert_eq!(set("outside namespace shop"), [Term::NotIn(place())]);
         assert_eq!(set("outside or any pod"), [Term::Outside, Term::Pods(Selector::everything(), Within::Any)]);
@@ -504,8 +505,8 @@ mod tests {
         assert_eq!(ports("any port"), PortWords::any());
         assert_eq!(ports("443, 8000-8080, 53/udp").fixed.to_string(), "TCP 443,8000-8080, UDP 53");
         assert_eq!(ports("http/udp").named, [("http".to_owned(), Protocol::Udp)]);
-        assert_eq!(ports("udp, icmp").fixed.to_string(), "UDP (all), ICMP");
-        assert_eq!(ports("any tcp port").fixed.to_string(), "TCP (all)");
+        assert_eq!(ports("udp, icmp").fixed.to_string(), "UDP 1-65535, ICMP");
+        assert_eq!(ports("any tcp port").fixed.to_string(), "TCP 1-65535");
     }
 
     #[test]
@@ -525,6 +526,11 @@ mod tests {
             "a/b/c/d",
             "!",
             "=x",
+            "app='web'",
+            "app in (a,)",
+            "app in (a b)",
+            "in namespace 'shop'",
+            "in namespace Shop",
         ] {
             let error = Peers::parse(text).expect_err(text);
             assert!(!error.0.is_empty());

@@ -3,14 +3,19 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::networking::v1 as networking;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use towpath_model::desired::RowProtocol;
-use towpath_model::{ClusterNetworkPolicy, Namespace, NamespacedName, NetworkPolicy, Node, Pod, Protocol, World};
+use towpath_model::{
+    ClusterNetworkPolicy, DomainName, Namespace, NamespacedName, NetworkPolicy, Node, Pod, Protocol, World,
+};
 use towpath_oracle::Cluster;
+use towpath_policy::names::{Learned, Limits};
+use towpath_policy::{Holders, View};
 
 pub const NAMESPACES: [&str; 3] = ["n0", "n1", "kube-system"];
 pub const NODES: [&str; 2] = ["m0", "m1"];
@@ -27,6 +32,41 @@ const NODE_EXTERNAL: [&str; 2] = ["198.51.100.70", "192.0.2.70"];
 
 fn node_ips(node: usize) -> [String; 2] {
     [format!("10.9.0.{}", node + 1), format!("fd09::{}", node + 1)]
+}
+
+/// What DNS has said: of addresses outside, and, by somebody hostile, of a pod's, a node's and the node's own DNS.
+pub const NAMES: [(&str, &str); 10] = [
+    ("api.example.com", "198.51.100.7"),
+    ("api.example.com", "2001:db8::1"),
+    ("example.com", "203.0.113.9"),
+    ("a.b.example.com", "203.0.113.10"),
+    ("a.b.example.com", "198.51.100.200"),
+    ("other.example.org", "203.0.113.9"),
+    ("evil.example.com", "10.0.0.0"),
+    ("evil.example.com", "10.9.0.1"),
+    ("evil.example.com", "192.0.2.70"),
+    ("evil.example.com", "169.254.20.10"),
+];
+
+const PATTERNS: [&str; 6] =
+    ["*.example.com", "example.com", "api.example.com", "*.b.example.com", "*.example.org", "www.example.net"];
+
+/// What of [`NAMES`] the mask has, less what may be a pod that is not known yet: that is for whoever learns to refuse.
+pub fn names(spec: &Spec, world: &World) -> Vec<(String, IpAddr)> {
+    let holders = Holders::of(&View::of(world));
+    let said = NAMES.iter().enumerate().filter(|(index, _)| spec.names & (1 << index) != 0);
+    let parsed = said.map(|(_, (name, address))| ((*name).to_owned(), address.parse().unwrap()));
+    parsed.filter(|(_, address)| !holders.may_be_pod(world, *address)).collect()
+}
+
+/// The same, as a node has learned it.
+pub fn learned(names: &[(String, IpAddr)]) -> Learned {
+    let mut learned = Learned::new(Limits::default());
+    for (name, address) in names {
+        let itself = DomainName { below: false, name: name.clone() };
+        learned.learn(name, [*address], Duration::from_secs(60), &[itself]);
+    }
+    learned
 }
 
 /// How a pod is.
@@ -60,6 +100,8 @@ pub struct Spec {
     pub pods: Vec<PodSpec>,
     pub policies: Vec<Value>,
     pub cluster_policies: Vec<Value>,
+    /// Which of [`NAMES`] DNS has said.
+    pub names: u16,
 }
 
 pub fn labels() -> impl Strategy<Value = BTreeMap<String, String>> {
@@ -223,12 +265,14 @@ pub fn spec() -> BoxedStrategy<Spec> {
         prop::collection::vec(pod(), 2..9),
         prop_oneof![2 => prop::collection::vec(policy(), 0..3), 3 => prop::collection::vec(policy(), 0..7)],
         prop_oneof![1 => Just(Vec::new()), 3 => prop::collection::vec(cluster_policy(), 0..6)],
+        0..1u16 << NAMES.len(),
     )
-        .prop_map(|(namespaces, pods, policies, cluster_policies)| Spec {
+        .prop_map(|(namespaces, pods, policies, cluster_policies, names)| Spec {
             namespaces,
             pods,
             policies,
             cluster_policies,
+            names,
         })
         .boxed()
 }
@@ -262,7 +306,7 @@ fn cluster_rule(direction: &'static str) -> BoxedStrategy<Value> {
         12 => pods(),
         6 => selector().prop_map(|s| json!({"nodes": s})),
         12 => networks(),
-        1 => Just(json!({"domainNames": ["*.example.com"]})),
+        6 => prop::sample::subsequence(PATTERNS.to_vec(), 1..=3).prop_map(|n| json!({"domainNames": n})),
         1 => Just(json!({"ofALaterVersion": {}})),
     ];
     let named =
@@ -389,8 +433,15 @@ impl Spec {
             namespaces: namespaces.collect(),
             pods: pods.collect(),
             policies: policies.collect(),
+            names: Vec::new(),
         }
     }
+}
+
+/// Has a policy audited, or enforced if it was.
+pub fn audit_or_not(policy: &mut Value) {
+    let said = &mut policy["metadata"]["annotations"]["towpath.dev/audit"];
+    *said = if *said == "true" { json!("false") } else { json!("true") };
 }
 
 /// The objects as `model` parses them.
@@ -481,4 +532,10 @@ pub fn services() -> Vec<(RowProtocol, &'static str, u16)> {
     }
     all.push((RowProtocol::Other, "ICMP", 0));
     all
+}
+
+/// So many cases, unless `PROPTEST_CASES` says otherwise.
+pub fn config(cases: u32) -> ProptestConfig {
+    let said = std::env::var("PROPTEST_CASES").ok().and_then(|text| text.parse().ok());
+    ProptestConfig { cases: said.unwrap_or(cases), ..ProptestConfig::default() }
 }

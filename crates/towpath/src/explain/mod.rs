@@ -16,19 +16,22 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use serde::Serialize;
 use towpath_model::custom::NetworkConfigSpec;
-use towpath_model::desired::{Algorithm, BackendAddress, Frontend, RowProtocol, Verdict};
+use towpath_model::desired::{Algorithm, BackendAddress, Frontend, PolicyRef, RowProtocol, Verdict};
 use towpath_model::{
-    NamespacedName, NodeName, NodePortAddresses, Protocol, SOCKET_SERVICES_ANNOTATION, Service, SocketServices,
-    TrafficPolicy, World, family_of,
+    ClusterNetworkPolicy, DomainName, NamespacedName, NodeName, NodePortAddresses, Protocol,
+    SOCKET_SERVICES_ANNOTATION, Service, SocketServices, TrafficPolicy, World, family_of,
 };
 use towpath_plan::services::{OwnPods, Planner, ServiceConfig, host_port_of};
 use towpath_plan::{Changed, modes, socket_services};
-use towpath_policy::{Decision, Evaluator, Flow, Holder, View};
+use towpath_policy::names::{Learned, Limits};
+use towpath_policy::{Decision, Evaluator, Flow, Holder, Side, View};
 use towpath_wire::config::AgentConfig;
+use towpath_wire::names::LearnedName;
 
 pub(crate) use who::{PortSpec, Target};
 
 use crate::kubernetes;
+use crate::place::Where;
 
 /// Options of `towpath explain`.
 #[derive(clap::Args, Debug)]
@@ -95,6 +98,19 @@ pub(crate) struct Way {
     pub(crate) path: Vec<String>,
     /// Who decides, at both ends.
     pub(crate) decision: Decision,
+    /// Where it would be decided otherwise if the policies that are only audited were enforced.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) if_enforced: Option<IfEnforced>,
+}
+
+/// What policies that are only audited would make of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct IfEnforced {
+    /// The decision then.
+    pub(crate) decision: Decision,
+    /// Which of them would have a part in it.
+    pub(crate) policies: Vec<String>,
 }
 
 /// The answer.
@@ -109,6 +125,9 @@ pub(crate) struct Explanation {
     pub(crate) protocol: String,
     /// The Service in between.
     pub(crate) service: Option<Translation>,
+    /// Domain names of policies that the destination goes by, or why they are not known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) names: Option<String>,
     /// The ways; several when a Service has several endpoints.
     pub(crate) ways: Vec<Way>,
     /// `allow`, `deny`, or `depends` when ways differ; `refused` when a Service has no endpoint or no such port.
@@ -138,6 +157,10 @@ pub(crate) enum Outcome {
 pub(crate) struct Facts {
     dns: Vec<IpAddr>,
     services: ServiceConfig,
+    /// What domain names stand for on the node of the sender.
+    names: Learned,
+    /// Why that is not known, for people.
+    no_names: Option<String>,
 }
 
 impl Default for Facts {
@@ -151,6 +174,8 @@ impl Default for Facts {
                 ..ServiceConfig::default()
             },
             dns: config.dns_addresses,
+            names: Learned::default(),
+            no_names: None,
         }
     }
 }
@@ -180,7 +205,10 @@ pub(crate) async fn run(options: &Options) -> Result<bool> {
     let namespace = options.namespace.clone().unwrap_or_else(|| kubernetes::default_namespace(&client));
     let from = who::parse(&world, &namespace, &options.from)?;
     let to = who::parse(&world, &namespace, &options.to)?;
-    let facts = Facts::of(&world, kubernetes::network(&client).await.as_ref());
+    let mut facts = Facts::of(&world, kubernetes::network(&client).await.as_ref());
+    if let Some(node) = asks_for_names(&world, &from) {
+        facts.ask_for_names(options, &node).await;
+    }
     let explanation = explain(&world, &facts, &from, &to, options.port)?;
     match options.output {
         crate::Output::Json => crate::print_json(&explanation)?,
@@ -205,9 +233,50 @@ impl Facts {
     }
 }
 
+/// The node of a sender that domain names of policies may concern.
+fn asks_for_names(world: &World, from: &Target) -> Option<String> {
+    let named = world.cluster_policies.values().any(ClusterNetworkPolicy::has_domain_names);
+    let pods = world.pods.values().filter(|pod| pod.on_pod_network());
+    let pod = pods.filter(|_| named).find(|pod| pod.ips.iter().any(|ip| from.addresses().contains(ip)))?;
+    pod.node.as_ref().map(ToString::to_string)
+}
+
+impl Facts {
+    /// Asks a node's agent what domain names stand for there.
+    async fn ask_for_names(&mut self, options: &Options, node: &str) {
+        let place = Where { kubeconfig: options.kubeconfig.clone(), lab: None, output: options.output };
+        let said = match place.cluster().await {
+            Ok(cluster) => crate::dns::of_node(&cluster, node).await,
+            Err(error) => Err(error),
+        };
+        match said {
+            Ok(said) => {
+                let asked: Vec<DomainName> = said.asked.iter().filter_map(|text| DomainName::parse(text)).collect();
+                self.names = Learned::new(Limits::default());
+                for LearnedName { name, addresses } in said.names {
+                    self.names.learn(&name, addresses.iter().map(|one| one.address), Duration::MAX, &asked);
+                }
+            }
+            Err(error) => {
+                self.no_names = Some(format!("what domainNames stand for on node {node} is not known: {error:#}"))
+            }
+        }
+    }
+
+    /// What is to be said of domain names, for an address that somebody sends to.
+    fn said_of(&self, address: IpAddr) -> Option<String> {
+        let mut names: Vec<&str> = self.names.iter().filter(|p| p.address == address).map(|p| p.name).collect();
+        names.sort_unstable();
+        let named = (!names.is_empty()).then(|| format!("by what DNS said there, {address} is {}", names.join(", ")));
+        named.or_else(|| self.no_names.clone())
+    }
+}
+
 struct Case<'a> {
     world: &'a World,
     evaluator: Evaluator<'a>,
+    /// Only if there are policies that are only audited.
+    as_if_enforced: Option<Evaluator<'a>>,
     dns: &'a [IpAddr],
 }
 
@@ -217,8 +286,9 @@ struct Case<'a> {
 /// An end has no address, or not in a family of the other.
 pub(crate) fn explain(world: &World, facts: &Facts, from: &Target, to: &Target, port: PortSpec) -> Result<Explanation> {
     let no_pod_ips = BTreeMap::new();
-    let view = View { world, dns: &facts.dns, pod_ips: &no_pod_ips };
-    let case = Case { world, evaluator: Evaluator::new(&view), dns: &facts.dns };
+    let view = View { world, dns: &facts.dns, pod_ips: &no_pod_ips, names: &facts.names };
+    let as_if_enforced = Evaluator::as_if_enforced(&view);
+    let case = Case { world, evaluator: Evaluator::new(&view), as_if_enforced, dns: &facts.dns };
     let (source, destination) = who::pair(from, to)?;
     let from = case.end(source);
     let to = match &from.node {
@@ -243,7 +313,8 @@ pub(crate) fn explain(world: &World, facts: &Facts, from: &Target, to: &Target, 
         None if allowed == 0 => Outcome::Deny,
         None => Outcome::Depends,
     };
-    Ok(Explanation { from, to, protocol: port.to_string(), service, ways, outcome })
+    let names = facts.said_of(destination);
+    Ok(Explanation { from, to, protocol: port.to_string(), service, names, ways, outcome })
 }
 
 type Translated = (Option<Translation>, Vec<(IpAddr, u16)>, Option<Outcome>);
@@ -371,8 +442,38 @@ impl Case<'_> {
             self.end(to)
         };
         let path = path(from, entry, &end);
-        let decision = self.evaluator.evaluate(&Flow::new(from.address, to, protocol, number));
-        Way { to: end, port: number, path, decision }
+        let flow = Flow::new(from.address, to, protocol, number);
+        let decision = self.evaluator.evaluate(&flow);
+        let if_enforced = self.if_enforced(&flow, &decision);
+        Way { to: end, port: number, path, decision, if_enforced }
+    }
+
+    /// What would be decided if the policies that are only audited were enforced, if that is something else at either end.
+    fn if_enforced(&self, flow: &Flow, now: &Decision) -> Option<IfEnforced> {
+        let decision = self.as_if_enforced.as_ref()?.evaluate(flow);
+        let verdicts = |decision: &Decision| {
+            [&decision.egress, &decision.ingress].map(|side| side.as_ref().map(|side| side.verdict))
+        };
+        if verdicts(&decision) == verdicts(now) {
+            return None;
+        }
+        let sides = [&decision.egress, &decision.ingress].into_iter().flatten();
+        let mut policies: Vec<PolicyRef> =
+            sides.flat_map(Side::policies).filter(|named| self.is_audited(named)).collect();
+        policies.sort();
+        policies.dedup();
+        Some(IfEnforced { decision, policies: policies.iter().map(ToString::to_string).collect() })
+    }
+
+    fn is_audited(&self, policy: &PolicyRef) -> bool {
+        match policy {
+            PolicyRef::Namespaced(name) => {
+                self.world.policies.get(name).is_some_and(|policy| policy.enforcement.is_audited())
+            }
+            PolicyRef::Cluster { name, .. } => {
+                self.world.cluster_policies.get(name).is_some_and(|policy| policy.enforcement.is_audited())
+            }
+        }
     }
 }
 

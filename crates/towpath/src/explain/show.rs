@@ -3,9 +3,9 @@
 use std::fmt;
 use std::net::IpAddr;
 
-use towpath_model::desired::Algorithm;
+use towpath_model::desired::{Algorithm, Verdict};
 
-use super::{Explanation, Outcome};
+use super::{Explanation, IfEnforced, Outcome};
 
 /// An address and port as people write it.
 pub(super) fn address_port(address: IpAddr, port: u16) -> String {
@@ -48,10 +48,24 @@ impl fmt::Display for Explanation {
                 writeln!(f, "    for clients in loadBalancerSourceRanges: {ranges}")?;
             }
         }
+        if let Some(names) = &self.names {
+            writeln!(f, "  {names}")?;
+        }
         for way in &self.ways {
             writeln!(f, "  {}", way.path.join("\n    → "))?;
             for line in way.decision.to_string().lines() {
                 writeln!(f, "    {line}")?;
+            }
+            if let Some(IfEnforced { decision, policies }) = &way.if_enforced {
+                let (verb, what) = (if policies.len() == 1 { "is" } else { "are" }, policies.join(" and "));
+                let then = match decision.verdict {
+                    Verdict::Allow => "allowed",
+                    Verdict::Deny => "denied",
+                };
+                writeln!(f, "    {then} if {what}, which {verb} only audited, were enforced:")?;
+                for line in decision.to_string().lines() {
+                    writeln!(f, "      {line}")?;
+                }
             }
         }
         let answer = match self.outcome {

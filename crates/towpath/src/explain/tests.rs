@@ -1,8 +1,9 @@
 use std::collections::BTreeMap;
 
 use towpath_model::{
-    Conditions, Endpoint, EndpointPort, EndpointSlice, HostPort, Labels, Namespace, NetworkPolicy, Node, Phase, Pod,
-    PolicyPort, PolicyRule, PortMatch, Selector, Service, ServiceKind, ServicePort, TargetPort, TrafficPolicy,
+    Conditions, Endpoint, EndpointPort, EndpointSlice, Enforcement, HostPort, Labels, Namespace, NetworkPolicy, Node,
+    Phase, Pod, PolicyPort, PolicyRule, PortMatch, Selector, Service, ServiceKind, ServicePort, TargetPort,
+    TrafficPolicy,
 };
 
 use super::*;
@@ -59,7 +60,12 @@ fn world() -> World {
         ]),
         namespaces: BTreeMap::from([(
             "default".to_owned(),
-            Namespace { name: "default".to_owned(), labels: Labels::new(), socket_services: Default::default() },
+            Namespace {
+                name: "default".to_owned(),
+                labels: Labels::new(),
+                socket_services: Default::default(),
+                terminating: false,
+            },
         )]),
         pods: BTreeMap::from([
             pod("client", "n1", "10.244.0.2", "client"),
@@ -122,6 +128,7 @@ fn isolate_web(world: &mut World) {
                 ports: vec![PolicyPort { protocol: Protocol::Tcp, port: PortMatch::Range(8443, 8443) }],
             }]),
             egress: None,
+            enforcement: Enforcement::Enforced,
         },
     );
 }
@@ -297,4 +304,36 @@ fn a_node_port_is_a_services_only_at_the_addresses_that_the_network_chooses() {
     assert!(asked(Some("primary")).is_some(), "a node's object names it");
     assert!(asked(Some("192.168.255.12/32")).is_some());
     assert!(asked(Some("10.0.0.0/8")).is_none(), "its own business");
+}
+
+#[test]
+fn a_policy_that_is_only_audited_decides_nothing_and_is_named_with_what_it_would_decide() {
+    let mut world = world();
+    isolate_web(&mut world);
+    world.policies.values_mut().for_each(|policy| policy.enforcement = Enforcement::Audited);
+    let answer = ask(&world, "pod/client", "svc/web", "8080");
+    assert_eq!(answer.outcome, Outcome::Allow);
+    for way in &answer.ways {
+        assert!(way.decision.ingress.as_ref().unwrap().policies().is_empty());
+        let would = way.if_enforced.as_ref().unwrap();
+        assert_eq!(
+            (would.decision.verdict, would.policies.as_slice()),
+            (Verdict::Deny, ["NetworkPolicy default/only-8443".to_owned()].as_slice())
+        );
+    }
+    let text = answer.to_string();
+    assert!(
+        text.contains("denied if NetworkPolicy default/only-8443, which is only audited, were enforced:"),
+        "{text}"
+    );
+    assert!(
+        text.contains("ingress of pod default/web: allowed: no NetworkPolicy isolates it")
+            || text.contains("no NetworkPolicy isolates it"),
+        "{text}"
+    );
+    assert!(text.contains("isolated by NetworkPolicy default/only-8443"), "{text}");
+    assert!(text.ends_with("allowed"), "{text}");
+    // Where enforcing changes nothing, nothing is said of it.
+    let direct = ask(&world, "pod/client", "10.244.0.3", "8443");
+    assert!(direct.ways.iter().all(|way| way.if_enforced.is_none()), "{direct}");
 }

@@ -40,6 +40,13 @@ pub(crate) struct Target {
     addresses: Vec<IpAddr>,
 }
 
+impl Target {
+    /// Its addresses.
+    pub(super) fn addresses(&self) -> &[IpAddr] {
+        &self.addresses
+    }
+}
+
 /// Finds who `text` means.
 ///
 /// # Errors

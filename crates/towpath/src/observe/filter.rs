@@ -1,11 +1,21 @@
 //! Which events are shown.
 
 use towpath_model::Selector;
-use towpath_wire::observe::{DropEvent, FlowEnd};
+use towpath_wire::observe::{DropEvent, Fate, FlowEnd};
+
+/// One of the two that are told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Only {
+    /// What is dropped or refused.
+    Drops,
+    /// What passes although an audited policy would deny it.
+    Audits,
+}
 
 /// What is asked for; nothing: everything.
 #[derive(Debug, Default)]
 pub(super) struct Filter {
+    pub(super) only: Option<Only>,
     pub(super) namespace: Option<String>,
     pub(super) selector: Option<Selector>,
     /// NAME or NAMESPACE/NAME.
@@ -21,7 +31,9 @@ impl Filter {
     pub(super) fn has(&self, event: &DropEvent) -> bool {
         let ends = [&event.source, &event.destination, &event.backend];
         let targets = [&event.destination, &event.backend];
-        (self.nodes.is_empty() || self.nodes.contains(&event.node))
+        let is = if event.verdict == Fate::Audited { Only::Audits } else { Only::Drops };
+        self.only.is_none_or(|only| only == is)
+            && (self.nodes.is_empty() || self.nodes.contains(&event.node))
             && (self.reasons.is_empty() || self.reasons.contains(&event.reason))
             && self.protocol.as_ref().is_none_or(|wanted| wanted.eq_ignore_ascii_case(&event.protocol))
             && self.port.is_none_or(|wanted| targets.into_iter().flatten().any(|end| end.port == wanted))
@@ -91,8 +103,14 @@ mod tests {
             (Filter { protocol: text("udp"), ..Filter::default() }, false),
             (Filter { port: Some(5432), ..Filter::default() }, true),
             (Filter { port: Some(40000), ..Filter::default() }, false),
+            (Filter { only: Some(Only::Drops), ..Filter::default() }, true),
+            (Filter { only: Some(Only::Audits), ..Filter::default() }, false),
         ] {
             assert_eq!(filter.has(&event()), shown, "{filter:?}");
+        }
+        let audited = DropEvent { verdict: Fate::Audited, ..event() };
+        for (only, shown) in [(None, true), (Some(Only::Drops), false), (Some(Only::Audits), true)] {
+            assert_eq!(Filter { only, ..Filter::default() }.has(&audited), shown);
         }
     }
 

@@ -9,6 +9,7 @@ pub(super) fn line(event: &DropEvent) -> String {
     let fate = match event.verdict {
         Fate::Dropped => "DROPPED",
         Fate::Refused => "REFUSED",
+        Fate::Audited => "AUDITED",
     };
     let mut line = format!("{} {} {fate} {}", event.time, event.node, event.reason);
     for word in [Some(event.protocol.as_str()), event.detail.as_deref()].into_iter().flatten() {

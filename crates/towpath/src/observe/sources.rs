@@ -16,8 +16,6 @@ const REST: Duration = Duration::from_secs(1);
 
 /// What one of them says.
 pub(super) enum Heard {
-    /// The node is listened to from now on.
-    Listening(String),
     /// The node cannot be heard, and why.
     Silent(String, String),
     /// What its agent tells.
@@ -35,7 +33,7 @@ pub(super) fn of_socket(node: String, socket: PathBuf, heard: mpsc::Sender<Heard
         let mut said = None;
         while !heard.is_closed() {
             let outcome = match connect().await {
-                Ok(stream) => listen(&node, stream, &heard).await,
+                Ok(stream) => listen(stream, &heard).await,
                 Err(error) => Err(error),
             };
             complain(&node, outcome, &mut said, &heard).await;
@@ -71,16 +69,17 @@ pub(super) async fn of_cluster(
 async fn listen_to_pod(client: &kube::Client, node: &str, heard: &mpsc::Sender<Heard>) -> Result<()> {
     let agents = kubernetes::agents(client).await?;
     let (_, pod) = agents.iter().find(|(at, _)| at == node).context("it has no agent any more")?;
-    let command = ["/usr/bin/towpath", "observe", "--drops", "--local", "-o", "json"];
+    let command = ["/usr/bin/towpath", "observe", "--drops", "--local", "--relay"];
     let mut session = kubernetes::begin_in_agent(client, pod, &command).await?;
+    // Held: where it ends, the command does.
+    let _stdin = session.stdin();
     let out = session.stdout().context("its agent's container gives no output")?;
-    listen(node, out, heard).await
+    listen(out, heard).await
 }
 
 /// Every line of an agent, until it ends.
-async fn listen(node: &str, stream: impl AsyncRead + Unpin, heard: &mpsc::Sender<Heard>) -> Result<()> {
+async fn listen(stream: impl AsyncRead + Unpin, heard: &mpsc::Sender<Heard>) -> Result<()> {
     let mut lines = BufReader::new(stream).lines();
-    heard.send(Heard::Listening(node.to_owned())).await?;
     while let Some(line) = lines.next_line().await.context("the connection to its agent broke")? {
         heard.send(Heard::Told(understood(&line)?)).await?;
     }

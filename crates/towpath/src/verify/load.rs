@@ -4,6 +4,7 @@ use std::fmt;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, bail};
 
@@ -28,7 +29,7 @@ impl fmt::Display for Position {
 
 /// A document with its place.
 #[derive(Debug)]
-pub(super) struct Read1 {
+pub(super) struct FileDocument {
     pub(super) at: Position,
     pub(super) before: u64,
     pub(super) root: Located,
@@ -37,18 +38,21 @@ pub(super) struct Read1 {
 /// The largest file that is read, in bytes: above it is no manifest of a person.
 const LARGEST: u64 = 64 << 20;
 
+/// Whether standard input has been read: it can be once.
+static IS_STDIN_READ: AtomicBool = AtomicBool::new(false);
+
 /// Reads all documents of files, directories (all below, `.yaml`, `.yml` and `.json`) and `-`.
 ///
 /// # Errors
-/// A path cannot be read, a directory has no manifest, or a file is no YAML.
-pub(super) fn read(paths: &[PathBuf]) -> Result<Vec<Read1>> {
+/// A path cannot be read, a directory has no manifest, a file is no YAML, or standard input is named twice.
+pub(super) fn read(paths: &[PathBuf]) -> Result<Vec<FileDocument>> {
     let mut out = Vec::new();
     for path in paths {
         if path.as_os_str() == "-" {
-            let mut text = String::new();
-            let read = std::io::stdin().take(LARGEST).read_to_string(&mut text);
-            read.context("could not read standard input")?;
-            out.extend(parse("standard input", &text)?);
+            if IS_STDIN_READ.swap(true, Ordering::Relaxed) {
+                bail!("standard input (-) is named twice and can be read once: write it to a file, and name that");
+            }
+            out.extend(parse("standard input", &bounded(std::io::stdin(), LARGEST, "standard input")?)?);
             continue;
         }
         let mut files = Vec::new();
@@ -73,13 +77,24 @@ pub(super) fn read(paths: &[PathBuf]) -> Result<Vec<Read1>> {
     Ok(out)
 }
 
+/// All of a text of up to `largest` bytes. One byte more shows that there is more.
+fn bounded(source: impl Read, largest: u64, name: &str) -> Result<String> {
+    let mut text = String::new();
+    let read = source.take(largest.saturating_add(1)).read_to_string(&mut text);
+    let length = read.with_context(|| format!("could not read {name}"))?;
+    if u64::try_from(length).is_ok_and(|length| length <= largest) {
+        return Ok(text);
+    }
+    bail!("{name} is larger than {} MiB", LARGEST >> 20)
+}
+
 /// Reads a text.
-pub(super) fn parse(name: &str, text: &str) -> Result<Vec<Read1>> {
+pub(super) fn parse(name: &str, text: &str) -> Result<Vec<FileDocument>> {
     let file: Arc<str> = name.into();
     let documents = documents(text).map_err(|error| {
         anyhow::anyhow!("{file}:{}: document {} is no YAML: {}", error.line, error.document, error.reason)
     })?;
-    let read = documents.into_iter().map(|document| Read1 {
+    let read = documents.into_iter().map(|document| FileDocument {
         at: Position {
             file: file.clone(),
             document: document.number,
@@ -110,4 +125,16 @@ fn walk(directory: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_longer_than_the_limit_is_refused_and_not_cut() {
+        assert_eq!(bounded(&b"a: 1"[..], 4, "it").unwrap(), "a: 1");
+        let error = bounded(&b"a: 1\n"[..], 4, "it").unwrap_err().to_string();
+        assert!(error.contains("it is larger"), "{error}");
+    }
 }

@@ -11,16 +11,19 @@ mod questions;
 mod show;
 mod yaml;
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use ipnet::IpNet;
 use serde_json::{Value, json};
+use towpath_model::{AUDIT_ANNOTATION, Enforcement, World};
+use towpath_policy::verify::diff::diff;
 use towpath_policy::verify::expect::Checker;
 use towpath_policy::verify::prove::{Answer, Limits, prove};
-use towpath_policy::verify::reach::{diff, reach};
-use towpath_policy::verify::{Statement, Universe};
+use towpath_policy::verify::reach::reach;
+use towpath_policy::verify::{Change, Statement, Universe};
 
 use self::objects::Loaded;
 use self::questions::Question;
@@ -37,6 +40,8 @@ pub(crate) enum Command {
     Prove(ProveOptions),
     /// What a change newly allows and newly denies; exit code 0 if nothing, 1 if something.
     Diff(DiffOptions),
+    /// What enforcing the policies that are only audited would newly allow and deny; exit code 0 if nothing, 1 if something.
+    Audit(AuditOptions),
     /// What in the policies is likely a mistake, each with a code, its place and what to do.
     Lint(lint::Options),
 }
@@ -56,6 +61,9 @@ pub(crate) struct Source {
     /// Namespace of objects that name none.
     #[arg(long, value_name = "NAMESPACE", default_value = "default")]
     default_namespace: String,
+    /// As if policies that are only audited (towpath.dev/audit: "true") were enforced. Else they are left out.
+    #[arg(long)]
+    as_if_enforced: bool,
 }
 
 /// Options of `towpath verify reach`.
@@ -132,6 +140,18 @@ pub(crate) struct DiffOptions {
     output: crate::Output,
 }
 
+/// Options of `towpath verify audit`.
+#[derive(clap::Args, Debug)]
+pub(crate) struct AuditOptions {
+    /// Manifests: files, directories, - for standard input.
+    paths: Vec<PathBuf>,
+    #[command(flatten)]
+    source: Source,
+    /// text or json.
+    #[arg(short, long, value_enum, default_value = "text")]
+    output: crate::Output,
+}
+
 /// Runs a subcommand.
 pub(crate) fn run(command: &Command) -> ExitCode {
     let answer = match command {
@@ -139,6 +159,7 @@ pub(crate) fn run(command: &Command) -> ExitCode {
         Command::Assert(options) => run_assert(options),
         Command::Prove(options) => run_prove(options),
         Command::Diff(options) => run_diff(options),
+        Command::Audit(options) => run_audit(options),
         Command::Lint(options) => lint::run(options),
     };
     match answer {
@@ -163,31 +184,115 @@ enum Exit {
 impl Source {
     /// Reads the cluster, if asked for, and the manifests over it.
     fn load(&self, paths: &[PathBuf]) -> Result<Loaded> {
+        if paths.is_empty() && !self.live {
+            bail!("name manifests (files, directories, - for standard input), or ask a cluster with --live");
+        }
         let mut loaded = match self.live {
             true => live::load(self.kubeconfig.as_deref())?,
             false => Loaded::default(),
         };
-        if paths.is_empty() && !self.live {
-            bail!("name manifests (files, directories, - for standard input), or ask a cluster with --live");
+        self.add(&mut loaded, paths)?;
+        if self.as_if_enforced {
+            loaded.world.enforce_all();
         }
-        loaded.add(&load::read(paths)?, &self.default_namespace);
         Ok(loaded)
+    }
+
+    fn add(&self, loaded: &mut Loaded, paths: &[PathBuf]) -> Result<()> {
+        loaded.add(&load::read(paths)?, &self.default_namespace);
+        Ok(())
     }
 
     /// As [`Source::load`], for who needs every object to be as the API server would have it.
     fn universe(&self, paths: &[PathBuf]) -> Result<Universe> {
         let loaded = self.load(paths)?;
-        for note in &loaded.notes {
-            eprintln!("towpath: note: {note}");
-        }
-        if let Some(first) = loaded.problems.first() {
-            let place = first.at.as_ref().map(|at| format!("{at}: ")).unwrap_or_default();
-            let more = loaded.problems.len() - 1;
-            let more = if more == 0 { String::new() } else { format!(" (and {more} more: see `towpath verify lint`)") };
-            bail!("{place}{}{more}", first.invalid);
-        }
-        Ok(Universe::of(loaded.world, &loaded.owners, &self.pod_cidr))
+        told(&loaded.notes);
+        told(&about_names(&loaded));
+        told(&about_audited(&loaded.world));
+        without_problems(&loaded)?;
+        let universe = Universe::of(loaded.world, &loaded.owners, &self.pod_cidr);
+        has_addresses(&universe)?;
+        Ok(universe)
     }
+
+    /// What both sides have, once, and over it what each has of its own.
+    fn change(&self, common: &[PathBuf], before: Option<&PathBuf>, after: &PathBuf) -> Result<Change> {
+        let mut was = match self.live {
+            true => live::load(self.kubeconfig.as_deref())?,
+            false => Loaded::default(),
+        };
+        self.add(&mut was, common)?;
+        let mut is = was.clone();
+        self.add(&mut was, before.map(std::slice::from_ref).unwrap_or_default())?;
+        self.add(&mut is, std::slice::from_ref(after))?;
+        if self.as_if_enforced {
+            was.world.enforce_all();
+            is.world.enforce_all();
+        }
+        told(&was.notes.union(&is.notes).cloned().collect());
+        told(&about_names(&is));
+        told(&about_audited(&is.world));
+        without_problems(&was)?;
+        without_problems(&is)?;
+        let change = Change::of((was.world, &was.owners), (is.world, &is.owners), &self.pod_cidr);
+        for side in [change.before(), change.after()] {
+            has_addresses(side)?;
+        }
+        Ok(change)
+    }
+}
+
+fn told(notes: &BTreeSet<String>) {
+    for note in notes {
+        eprintln!("towpath: note: {note}");
+    }
+}
+
+/// What is left out, or taken wide, of policies that name domains.
+fn about_names(loaded: &Loaded) -> BTreeSet<String> {
+    let named = loaded.world.cluster_policies.values().filter(|policy| policy.has_domain_names());
+    let named: Vec<&str> = named.map(|policy| policy.name.as_str()).collect();
+    let note = format!(
+        "what domainNames stand for is known on nodes only (ClusterNetworkPolicy {}): reach, assert and diff leave them out, prove takes \
+         them as any address outside",
+        named.join(", ")
+    );
+    (!named.is_empty()).then_some(note).into_iter().collect()
+}
+
+fn without_problems(loaded: &Loaded) -> Result<()> {
+    let Some(first) = loaded.problems.first() else { return Ok(()) };
+    let place = first.at.as_ref().map(|at| format!("{at}: ")).unwrap_or_default();
+    let more = loaded.problems.len() - 1;
+    let more = if more == 0 { String::new() } else { format!(" (and {more} more: see `towpath verify lint`)") };
+    bail!("{place}{}{more}", first.invalid)
+}
+
+/// Whether every pod has an address: one without is in no answer, which would read as if it were closed.
+fn has_addresses(universe: &Universe) -> Result<()> {
+    if universe.unplaced == 0 {
+        return Ok(());
+    }
+    bail!(
+        "{} pods have no address, and {} has none left for them: name a larger range with --pod-cidr",
+        universe.unplaced,
+        ranges(universe)
+    )
+}
+
+/// What is left out of policies that are only audited.
+fn about_audited(world: &World) -> BTreeSet<String> {
+    let audited = audited(world);
+    let note = format!("only audited, and so left out (--as-if-enforced has them): {}", audited.join(", "));
+    (!audited.is_empty()).then_some(note).into_iter().collect()
+}
+
+/// The policies that are only audited.
+fn audited(world: &World) -> Vec<String> {
+    let namespaced = world.policies.values().filter(|policy| policy.enforcement.is_audited());
+    let namespaced = namespaced.map(|policy| format!("NetworkPolicy {}", policy.name));
+    let cluster = world.cluster_policies.values().filter(|policy| policy.enforcement.is_audited());
+    namespaced.chain(cluster.map(|policy| format!("ClusterNetworkPolicy {}", policy.name))).collect()
 }
 
 fn ranges(universe: &Universe) -> String {
@@ -275,7 +380,13 @@ fn run_assert(options: &AssertOptions) -> Result<Exit> {
         details.push(named(detail, &question.name, &place));
         cases.push(Case { name: question.name.clone(), place, came });
     }
-    conclude("assert", &cases, &json!({"expectations": details}), options.output, options.junit.as_ref())
+    let details = json!({"expectations": details, "placed": universe.placed, "innerBlocks": universe.inner_blocks});
+    let exit = conclude("assert", &cases, &details, options.output, options.junit.as_ref())?;
+    let assumed = show::assumed(universe.placed, universe.inner_blocks, &ranges(&universe));
+    if let Some(assumed) = assumed.filter(|_| options.output == crate::Output::Text) {
+        crate::print(&assumed)?;
+    }
+    Ok(exit)
 }
 
 /// The detail of a question, with its name and where it was asked.
@@ -327,18 +438,37 @@ fn run_prove(options: &ProveOptions) -> Result<Exit> {
 }
 
 fn run_diff(options: &DiffOptions) -> Result<Exit> {
-    let with = |path: Option<&PathBuf>| -> Vec<PathBuf> { options.with.iter().chain(path).cloned().collect() };
     let (before, after) = match (options.paths.as_slice(), options.source.live) {
-        ([before, after], false) => (with(Some(before)), with(Some(after))),
-        ([after], true) => (with(None), with(Some(after))),
+        ([before, after], false) => (Some(before), after),
+        ([after], true) => (None, after),
         (_, false) => bail!("name two sides, before and after, or one with --live"),
         (_, true) => bail!("with --live name one side: what the cluster is to become"),
     };
-    let (before, after) = (options.source.universe(&before)?, options.source.universe(&after)?);
-    let difference = diff(&before, &after);
+    let change = options.source.change(&options.with, before, after)?;
+    let difference = diff(&change);
     match options.output {
         crate::Output::Json => crate::print_json(&difference)?,
-        crate::Output::Text => crate::print(&show::difference(&difference))?,
+        crate::Output::Text => crate::print(&show::difference(&difference, &ranges(change.after())))?,
+    }
+    Ok(if difference.is_empty() { Exit::Good } else { Exit::Bad })
+}
+
+fn run_audit(options: &AuditOptions) -> Result<Exit> {
+    let loaded = options.source.load(&options.paths)?;
+    told(&loaded.notes);
+    told(&about_names(&loaded));
+    without_problems(&loaded)?;
+    if audited(&loaded.world).is_empty() {
+        bail!("no policy is only audited (annotation {AUDIT_ANNOTATION}: \"{}\")", Enforcement::AUDITED);
+    }
+    let mut enforced = loaded.world.clone();
+    enforced.enforce_all();
+    let change = Change::of((loaded.world, &loaded.owners), (enforced, &loaded.owners), &options.source.pod_cidr);
+    has_addresses(change.before())?;
+    let difference = diff(&change);
+    match options.output {
+        crate::Output::Json => crate::print_json(&difference)?,
+        crate::Output::Text => crate::print(&show::difference(&difference, &ranges(change.after())))?,
     }
     Ok(if difference.is_empty() { Exit::Good } else { Exit::Bad })
 }

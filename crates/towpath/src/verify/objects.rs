@@ -6,13 +6,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::networking::v1 as networking;
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 use towpath_model::cluster_policy::object::ClusterNetworkPolicy as ClusterPolicyObject;
 use towpath_model::{ClusterNetworkPolicy, Invalid, Namespace, NamespacedName, NetworkPolicy, Node, Pod, World};
 use towpath_policy::verify::{Owners, Workload};
 
-use super::load::{Position, Read1};
+use super::load::{FileDocument, Position};
 use super::yaml::Located;
 
 const NAME_LABEL: &str = "kubernetes.io/metadata.name";
@@ -25,7 +26,7 @@ pub(super) struct Problem {
 }
 
 /// Everything that manifests (and a live cluster under them) say.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Loaded {
     pub(super) world: World,
     pub(super) owners: Owners,
@@ -62,7 +63,7 @@ impl Loaded {
     }
 
     /// Adds the objects of documents; what has a name that is taken already is replaced.
-    pub(super) fn add(&mut self, documents: &[Read1], namespace: &str) {
+    pub(super) fn add(&mut self, documents: &[FileDocument], namespace: &str) {
         for document in documents {
             let place = Place { at: document.at.clone(), before: document.before, root: document.root.clone() };
             self.object(place, namespace, None);
@@ -175,33 +176,57 @@ impl Loaded {
     fn policy(&mut self, place: Place, namespace: &str) {
         let (value, object) = named(place.root.value(), "NetworkPolicy", Some(namespace));
         self.known(&object, &place);
+        let said = value.clone();
         let Some(read) = self.read::<networking::NetworkPolicy>(&place, &object, value) else { return };
+        let earlier = self.problems.len();
         match NetworkPolicy::fail_closed(&read) {
             Ok((policy, problems)) => {
                 problems.into_iter().for_each(|invalid| self.refuse(&place, &object, invalid));
-                let spec = read.spec.unwrap_or_default();
-                if policy.ingress.is_none() && spec.ingress.is_some_and(|rules| !rules.is_empty()) {
+                let has = |empty: Option<bool>| empty == Some(false);
+                let spec = read.spec.as_ref();
+                if policy.ingress.is_none() && has(spec.and_then(|spec| spec.ingress.as_ref()).map(Vec::is_empty)) {
                     self.idle.push((object.clone(), "ingress", place.field("spec.ingress")));
                 }
-                if policy.egress.is_none() && spec.egress.is_some_and(|rules| !rules.is_empty()) {
-                    self.idle.push((object, "egress", place.field("spec.egress")));
+                if policy.egress.is_none() && has(spec.and_then(|spec| spec.egress.as_ref()).map(Vec::is_empty)) {
+                    self.idle.push((object.clone(), "egress", place.field("spec.egress")));
                 }
                 self.world.policies.insert(policy.name.clone(), policy);
             }
             Err(invalid) => self.refuse(&place, &object, invalid),
         }
+        self.unknown(&place, &object, &said, &read, earlier);
     }
 
     fn cluster_policy(&mut self, place: Place) {
         let (value, object) = named(place.root.value(), "ClusterNetworkPolicy", None);
         self.known(&object, &place);
+        let said = value.clone();
         let Some(read) = self.read::<ClusterPolicyObject>(&place, &object, value) else { return };
+        let earlier = self.problems.len();
         match ClusterNetworkPolicy::fail_closed(&read) {
             Ok((policy, problems)) => {
                 problems.into_iter().for_each(|invalid| self.refuse(&place, &object, invalid));
                 self.world.cluster_policies.insert(policy.name.clone(), policy);
             }
             Err(invalid) => self.refuse(&place, &object, invalid),
+        }
+        self.unknown(&place, &object, &said, &read, earlier);
+    }
+
+    /// Fields of a policy that its type does not have: whoever reads it passes them over, and a rule whose `from` is misspelt lets everybody in.
+    /// What is below a rule that was refused since `earlier` is said there.
+    fn unknown(&mut self, place: &Place, object: &str, said: &Value, read: &impl Serialize, earlier: usize) {
+        let Ok(back) = serde_json::to_value(read) else { return };
+        let mut fields = Vec::new();
+        lost("", said, &back, &mut fields);
+        let rule = |field: &str| field.split('.').take(2).collect::<Vec<_>>().join(".");
+        let refused: BTreeSet<String> =
+            self.problems.iter().skip(earlier).map(|problem| rule(&problem.invalid.field)).collect();
+        // An object of a cluster has a status, which says nothing of what is wanted.
+        let counts = |field: &String| !refused.contains(&rule(field)) && field.split('.').next() != Some("status");
+        for field in fields.into_iter().filter(counts) {
+            let reason = "no such field is known here: it would be passed over";
+            self.refuse(place, object, Invalid::new(object, field, reason));
         }
     }
 
@@ -283,6 +308,27 @@ fn set_labels(meta: &mut Map<String, Value>, kind: &str, name: &str, index: usiz
     if let Some(labels) = labels.as_object_mut() {
         labels.insert("statefulset.kubernetes.io/pod-name".to_owned(), json!(name));
         labels.insert("apps.kubernetes.io/pod-index".to_owned(), json!(index.to_string()));
+    }
+}
+
+/// The fields of `said` that are not in `back`, by their paths. One that says nothing (null) is none.
+fn lost(path: &str, said: &Value, back: &Value, out: &mut Vec<String>) {
+    match (said, back) {
+        (Value::Object(said), Value::Object(back)) => {
+            for (key, value) in said.iter().filter(|(_, value)| !value.is_null()) {
+                let field = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+                match back.get(key) {
+                    Some(there) => lost(&field, value, there, out),
+                    None => out.push(field),
+                }
+            }
+        }
+        (Value::Array(said), Value::Array(back)) => {
+            for (index, (value, there)) in said.iter().zip(back).enumerate() {
+                lost(&format!("{path}[{index}]"), value, there, out);
+            }
+        }
+        _ => {}
     }
 }
 

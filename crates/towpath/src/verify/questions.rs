@@ -9,7 +9,7 @@ use towpath_policy::verify::Expectation;
 use towpath_policy::verify::statement::{Claim, Exception, Statement};
 use towpath_policy::verify::words::{Peers, PortWords, Term};
 
-use super::load::{Position, Read1};
+use super::load::{FileDocument, Position};
 use super::yaml::Located;
 
 /// A question with what it is called and where it stands.
@@ -22,7 +22,7 @@ pub(super) struct Question<T> {
 
 /// One entry of a file.
 struct Entry<'d> {
-    document: &'d Read1,
+    document: &'d FileDocument,
     root: &'d Located,
 }
 
@@ -52,8 +52,17 @@ impl Entry<'_> {
         Ok(())
     }
 
-    /// A field as text: a word, a number, or a list of them.
+    /// A field as text: a word, a number, or a list of them with commas.
     fn text(&self, path: &str) -> Result<Option<String>> {
+        self.joined(path, ", ")
+    }
+
+    /// A set as text: of a list, any of its entries.
+    fn set(&self, path: &str) -> Result<Option<String>> {
+        self.joined(path, " or ")
+    }
+
+    fn joined(&self, path: &str, separator: &str) -> Result<Option<String>> {
         let mut at = Some(self.root);
         for step in path.split('.') {
             at = at.and_then(|at| match at.elements() {
@@ -71,7 +80,7 @@ impl Entry<'_> {
             Some(Value::Array(list)) => {
                 let words: Option<Vec<String>> = list.iter().map(word).collect();
                 words
-                    .map(|words| Some(words.join(", ")))
+                    .map(|words| Some(words.join(separator)))
                     .ok_or_else(|| self.wrong(path, "a list of something else than words"))
             }
             Some(value) => word(&value).map(Some).ok_or_else(|| self.wrong(path, "here should be text")),
@@ -79,7 +88,7 @@ impl Entry<'_> {
     }
 
     fn peers(&self, path: &str) -> Result<Option<Peers>> {
-        let Some(text) = self.text(path)? else { return Ok(None) };
+        let Some(text) = self.set(path)? else { return Ok(None) };
         Peers::parse(&text).map(Some).map_err(|why| self.wrong(path, format!("{text:?}: {why}")))
     }
 
@@ -89,7 +98,7 @@ impl Entry<'_> {
     }
 }
 
-fn entries(documents: &[Read1]) -> Vec<Entry<'_>> {
+fn entries(documents: &[FileDocument]) -> Vec<Entry<'_>> {
     let mut out = Vec::new();
     for document in documents {
         match document.root.elements() {
@@ -104,7 +113,7 @@ fn entries(documents: &[Read1]) -> Vec<Entry<'_>> {
 ///
 /// # Errors
 /// One cannot be understood; the error has its place.
-pub(super) fn expectations(documents: &[Read1]) -> Result<Vec<Question<Expectation>>> {
+pub(super) fn expectations(documents: &[FileDocument]) -> Result<Vec<Question<Expectation>>> {
     let mut out = Vec::new();
     for entry in entries(documents) {
         entry.only(None, &["name", "allow", "deny"])?;
@@ -120,10 +129,9 @@ pub(super) fn expectations(documents: &[Read1]) -> Result<Vec<Question<Expectati
         };
         let (from, to) = (end("from")?, end("to")?);
         let port = format!("{verb}.port");
-        let said = |key: &str, default: &str| -> Result<String> {
-            Ok(entry.text(&format!("{verb}.{key}"))?.unwrap_or_else(|| default.to_owned()))
-        };
-        let described = format!("{verb} {} → {} on {}", said("from", "")?, said("to", "")?, said("port", "any port")?);
+        let said = |end: &str| Ok::<_, anyhow::Error>(entry.set(&format!("{verb}.{end}"))?.unwrap_or_default());
+        let on = entry.text(&port)?.unwrap_or_else(|| "any port".to_owned());
+        let described = format!("{verb} {} → {} on {on}", said("from")?, said("to")?);
         out.push(Question {
             name: entry.text("name")?.unwrap_or(described),
             at: Some(entry.position("")),
@@ -147,7 +155,7 @@ pub(super) fn expectations(documents: &[Read1]) -> Result<Vec<Question<Expectati
 ///
 /// # Errors
 /// One cannot be understood; the error has its place.
-pub(super) fn statements(documents: &[Read1]) -> Result<Vec<Question<Statement>>> {
+pub(super) fn statements(documents: &[FileDocument]) -> Result<Vec<Question<Statement>>> {
     let mut out = Vec::new();
     for entry in entries(documents) {
         let value = entry.root.value();
@@ -201,14 +209,10 @@ fn by_fields(entry: &Entry<'_>) -> Result<(String, Statement)> {
             ports: entry.ports(&field("on"))?.unwrap_or_else(PortWords::any),
         });
     }
-    let words =
-        |key: &str, default: &str| Ok::<_, anyhow::Error>(entry.text(key)?.unwrap_or_else(|| default.to_owned()));
     let more = if but.is_empty() { "" } else { " but …" };
-    let described = format!(
-        "{verb} {} reaches {} on {}{more}",
-        words(verb, "anything")?,
-        words("reaches", "")?,
-        words("on", "any port")?
-    );
+    let who = entry.set(verb)?.unwrap_or_else(|| "anything".to_owned());
+    let whom = entry.set("reaches")?.unwrap_or_default();
+    let on = entry.text("on")?.unwrap_or_else(|| "any port".to_owned());
+    let described = format!("{verb} {who} reaches {whom} on {on}{more}");
     Ok((described, Statement { claim, from, to, ports, but }))
 }

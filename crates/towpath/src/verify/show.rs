@@ -6,8 +6,9 @@ use comfy_table::{Table, presets::NOTHING};
 use towpath_model::Family;
 use towpath_model::desired::Verdict;
 use towpath_policy::verify::Row;
+use towpath_policy::verify::diff::Difference;
 use towpath_policy::verify::expect::Failure;
-use towpath_policy::verify::reach::{Difference, Reach};
+use towpath_policy::verify::reach::Reach;
 
 use crate::connectivity::escaped;
 
@@ -54,22 +55,28 @@ pub(super) fn reach(reach: &Reach, pod_ranges: &str) -> String {
         let _ =
             write!(text, "\nOn their nodes' addresses, where NetworkPolicy does not apply: {}.", list(&reach.on_nodes));
     }
-    if reach.placed > 0 {
-        let _ = write!(text, "\nPods without an address are taken to be in {pod_ranges} (--pod-cidr)");
-        if reach.inner_blocks > 0 {
-            let _ = write!(text, ", and outside of the {} ipBlocks that lie within it", reach.inner_blocks);
-        }
-        text.push('.');
+    if let Some(assumed) = assumed(reach.placed, reach.inner_blocks, pod_ranges) {
+        let _ = write!(text, "\n{assumed}");
     }
     text
 }
 
+/// What is taken for granted of pods without an address, if there are some.
+pub(super) fn assumed(placed: usize, inner_blocks: usize, pod_ranges: &str) -> Option<String> {
+    let outside = match inner_blocks {
+        0 => String::new(),
+        1 => ", and outside of the ipBlock that lies within it".to_owned(),
+        more => format!(", and outside of the {more} ipBlocks that lie within it"),
+    };
+    (placed > 0).then(|| format!("Pods without an address are taken to be in {pod_ranges} (--pod-cidr){outside}."))
+}
+
 /// What a change does.
-pub(super) fn difference(difference: &Difference) -> String {
-    if difference.is_empty() {
-        return "no difference".to_owned();
-    }
+pub(super) fn difference(difference: &Difference, pod_ranges: &str) -> String {
     let mut parts = Vec::new();
+    if difference.is_empty() {
+        parts.push("no difference".to_owned());
+    }
     for (title, sign, rows) in [("newly allowed", '+', &difference.allowed), ("newly denied", '-', &difference.denied)]
     {
         if !rows.is_empty() {
@@ -85,6 +92,14 @@ pub(super) fn difference(difference: &Difference) -> String {
             parts.push(format!("{title} (not compared): {}", list(names)));
         }
     }
+    if !difference.unassigned.is_empty() {
+        let blocks: Vec<String> = difference.unassigned.iter().map(ToString::to_string).collect();
+        parts.push(format!(
+            "changed, and whom it concerns depends on which pods get these addresses (not compared): {}",
+            list(&blocks)
+        ));
+    }
+    parts.extend(assumed(difference.placed, difference.inner_blocks, pod_ranges));
     parts.join("\n\n")
 }
 

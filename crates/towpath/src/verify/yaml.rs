@@ -166,8 +166,8 @@ pub(super) struct Unreadable {
 pub(super) fn documents(text: &str) -> Result<Vec<Document>, Unreadable> {
     let mut out = Vec::new();
     for (number, before, part) in parts(text) {
-        let blank =
-            |line: &str| line.trim().is_empty() || line.trim_start().starts_with('#') || line.starts_with("---");
+        let empty = |rest: &str| rest.trim().is_empty() || rest.trim_start().starts_with('#');
+        let blank = |line: &str| empty(line) || line.strip_prefix("---").is_some_and(empty);
         if part.lines().all(blank) {
             continue;
         }
@@ -248,5 +248,9 @@ mod tests {
         assert!((3..=5).contains(&error.line), "{error:?}");
         assert!(documents("{\n\t\"a\":\t[1]\n}").unwrap()[0].root.get("a").is_some(), "JSON with tabs");
         assert!(documents("").unwrap().is_empty());
+        assert!(documents("--- # nothing\n---\n").unwrap().is_empty());
+        let one_line = documents("a: 1\n--- {b: 2} # here\n").unwrap();
+        assert_eq!(one_line[1].root.value()["b"], 2, "what stands beside the marker");
+        assert_eq!(one_line[1].before + one_line[1].root.line_of("b"), 2);
     }
 }

@@ -72,6 +72,8 @@ pub(crate) fn endpoint_slice(object: &mut Value) {
 
 /// Fills in a `NetworkPolicy`.
 pub(crate) fn network_policy(object: &mut Value) {
+    // A struct and no pointer: what is left out is the empty one, which selects every pod.
+    fill(object, "spec", json!({}));
     let Some(spec) = present(object, "spec") else { return };
     for direction in ["ingress", "egress"] {
         for rule in items_mut(spec, direction) {

@@ -220,6 +220,7 @@ fn policy_types_default_by_what_is_there() {
     ] {
         assert_eq!(made("NetworkPolicy", policy(spec))["spec"]["policyTypes"], types);
     }
+    assert_eq!(made("NetworkPolicy", json!({}))["spec"], json!({"podSelector": {}, "policyTypes": ["Ingress"]}));
     let ports = made("NetworkPolicy", policy(json!({"podSelector": {}, "ingress": [{"ports": [{"port": 80}]}]})));
     assert_eq!(ports["spec"]["ingress"][0]["ports"], json!([{"port": 80, "protocol": "TCP"}]));
 }
@@ -275,6 +276,18 @@ fn policies_are_refused_in_the_words_of_kubernetes() {
     for (object, expected) in cases {
         assert_eq!(refused("NetworkPolicy", object.clone()), expected, "{object}");
     }
+}
+
+/// As Go decodes them: a null in a list is an item whose fields are all empty. (An agent reads what is stored.)
+#[test]
+fn a_null_in_a_list_is_an_empty_item() {
+    let mut object =
+        policy(json!({"podSelector": {"matchExpressions": [{"key": "a", "operator": "In", "values": [null]}]},
+        "ingress": [{"ports": [null], "from": [null]}, null]}));
+    super::strategy("NetworkPolicy").prune_unknown_fields(&mut object);
+    assert_eq!(object["spec"]["podSelector"]["matchExpressions"][0]["values"], json!([""]));
+    assert_eq!(object["spec"]["ingress"], json!([{"ports": [{}], "from": [{}]}, {}]));
+    assert_eq!(made("NetworkPolicy", object)["spec"]["ingress"][0]["ports"], json!([{"protocol": "TCP"}]));
 }
 
 #[test]

@@ -55,6 +55,18 @@ fn slot_of(id: u32, backend: &Backend) -> Slot {
     Slot { addr: backend.addr, port: backend.port, proto: backend.proto, pad: 0, backend: id }
 }
 
+/// The slots of a list, each with its backend.
+fn slots_of(list: u32, wanted: &[BackendId], backends: &HashMap<u32, Backend>) -> Result<Vec<(SlotKey, Slot)>> {
+    let slot = |(index, BackendId(id)): (u32, &BackendId)| {
+        let backend = backends.get(id).ok_or_else(|| Error::Invalid {
+            object: format!("slot {index} of a list of backends"),
+            reason: "it names a backend that the table does not have",
+        })?;
+        Ok((SlotKey { list, index }, slot_of(*id, backend)))
+    };
+    (0..).zip(wanted).map(slot).collect()
+}
+
 impl Lists {
     /// `used`: the lists that entries point to, and how long they are.
     pub(super) fn open(object: &Object, used: &HashMap<u32, u32>, now: Instant) -> Result<Self> {
@@ -150,11 +162,8 @@ impl Lists {
             return Err(self.slots.full());
         }
         let list = self.next;
+        let slots = slots_of(list, wanted, backends)?;
         self.next = self.next.wrapping_add(1).max(1);
-        let slots = (0u32..).zip(wanted).map(|(index, BackendId(id))| {
-            let backend = backends.get(id).copied().unwrap_or_default();
-            (SlotKey { list, index }, slot_of(*id, &backend))
-        });
         match self.slots.put_all(slots) {
             Ok(changes) => Ok(List { changes, ..List::found(list, wanted.len()) }),
             Err(error) => {
@@ -222,6 +231,19 @@ mod tests {
 
     use super::*;
     use crate::bpf::services::GRACE;
+
+    #[test]
+    fn a_list_that_names_an_unknown_backend_is_refused_whole() {
+        let known = Backend { proto: 6, ..Backend::default() };
+        let backends = HashMap::from([(1, known), (2, known)]);
+        let slots = slots_of(9, &[BackendId(2), BackendId(1)], &backends).unwrap();
+        assert_eq!(
+            slots.iter().map(|(key, slot)| (key.list, key.index, slot.backend)).collect::<Vec<_>>(),
+            [(9, 0, 2), (9, 1, 1)]
+        );
+        let error = slots_of(9, &[BackendId(1), BackendId(3)], &backends).unwrap_err().to_string();
+        assert!(error.contains("slot 1"), "{error}");
+    }
 
     #[test]
     fn entries_are_looked_at_only_when_a_list_is_due_and_only_for_that_list() {

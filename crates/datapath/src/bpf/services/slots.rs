@@ -20,10 +20,15 @@ pub(super) struct Slots {
 }
 
 impl Slots {
-    /// Opens the map and reads it.
+    /// Opens the map and reads it. Slots of nobody are deleted: what was copied from a version whose slots say nothing of what is looked
+    /// for here (until version 4 they were bare ids). The lists that they are of will be written anew, and there is room for that.
     pub(super) fn open(object: &Object) -> Result<Self> {
         let map: Map<SlotKey, Slot> = Map::open(object, "tp_slots")?;
-        let held = map.entries()?.into_iter().map(|(key, slot)| (key, slot.backend)).collect();
+        let (held, dead): (HashMap<_, _>, HashMap<_, _>) =
+            map.entries()?.into_iter().map(|(key, slot)| (key, slot.backend)).partition(|(_, id)| *id != NOBODY);
+        for key in dead.keys() {
+            map.delete(key)?;
+        }
         Ok(Self { map, held })
     }
 

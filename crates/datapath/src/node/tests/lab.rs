@@ -49,7 +49,7 @@ pub(super) struct Kind {
 
 /// Policy sets of a pod that nothing isolates.
 pub(super) const OPEN: Option<PodSets> =
-    Some(PodSets { ingress: towpath_model::desired::SetId(0), egress: towpath_model::desired::SetId(0) });
+    Some(PodSets::enforced(towpath_model::desired::SetId(0), towpath_model::desired::SetId(0)));
 
 /// The network beneath the programs, alone.
 pub(super) const BENEATH: Kind =

@@ -134,7 +134,7 @@ pub(super) fn image(isolated: &[u8], open: &[u8]) -> PolicyImage {
     let set = SetId(7);
     let mut image = PolicyImage::default();
     let addresses = |host: u8| [IpAddr::from([10, 244, 1, host]), format!("fd00:244:1::{host:x}").parse().unwrap()];
-    for (hosts, sets) in [(isolated, PodSets { ingress: set, egress: SetId(0) }), (open, PodSets::default())] {
+    for (hosts, sets) in [(isolated, PodSets::enforced(set, SetId(0))), (open, PodSets::default())] {
         image.pods.extend(hosts.iter().flat_map(|h| addresses(*h)).map(|a| (a, sets)));
     }
     if !isolated.is_empty() {

@@ -55,6 +55,8 @@ fn reaches_dns(world: &World, pods: &[&Endpoint], clause: &Clause<'_>) -> bool {
     match &clause.peer {
         PeerSet::Anyone | PeerSet::Nodes(_) => true,
         PeerSet::Addresses(block) => !block.is_empty(),
+        // They stand for nobody before a DNS server was reached.
+        PeerSet::Names(_) => false,
         PeerSet::Pods(set) => is_cluster_dns(world, *set) || pods.iter().any(|e| is_server(e) && is_in(world, *set, e)),
     }
 }

@@ -99,15 +99,17 @@ codes! {
     Twice = "TP012", Error, "an object is there twice",
         "The last one counts. Delete one, or give it another name or namespace.";
     Invalid = "TP013", Error, "the API server would refuse this",
-        "Correct the field. Until then Towpath takes the rule as one that matches nobody, and an impossible selector as all pods.";
+        "Correct the field. Where the object is in a cluster all the same, Towpath fails closed: a rule that accepts matches nobody, one of a ClusterNetworkPolicy that denies, passes or has an unknown action denies everything, and an impossible selector of a NetworkPolicy's own pods is all of them.";
     Except = "TP014", Error, "except is not within cidr",
         "Each entry of except must be a smaller range inside of cidr.";
     OtherKind = "TP015", Note, "a policy of a kind that Towpath does not enforce",
         "It has no effect here. Write it as a NetworkPolicy (networking.k8s.io/v1) or a ClusterNetworkPolicy (policy.networking.k8s.io/v1alpha2).";
-    Domains = "TP016", Warning, "a rule names domains",
-        "Domain names are not learned yet: the peer matches nobody. Name networks until then.";
+    Domains = "TP016", Note, "a rule names domains",
+        "Whom it accepts is what DNS says on each node (towpath dns names): reach, assert and diff leave it out, prove takes it as any address outside. It needs a rule behind it that denies the rest, and one before it that accepts DNS.";
     Unchecked = "TP017", Note, "not everything was compared",
         "There are more rules than are compared with each other in bounded time; TP004 looked at the first ones only.";
+    Misread = "TP018", Warning, "an annotation that is not understood",
+        "It counts as absent: the policy is enforced. Write towpath.dev/audit: \"true\" for a policy that is to be judged and reported only.";
 }
 
 impl Serialize for Code {
@@ -138,10 +140,14 @@ impl Finding {
 
 const DIRECTIONS: [Direction; 2] = [Direction::Ingress, Direction::Egress];
 
-/// Looks at all policies of a universe. Sorted by object and field.
+/// Looks at all policies of a universe, at those that are only audited as if they were enforced. Sorted by object and field.
 pub fn lint(universe: &Universe) -> Vec<Finding> {
-    let pods: Vec<&Endpoint> = universe.endpoints.iter().filter(|e| e.namespace().is_some()).collect();
+    let mut universe = universe.clone();
     let mut found = Vec::new();
+    annotations(&universe.world, &mut found);
+    universe.world.enforce_all();
+    let universe = &universe;
+    let pods: Vec<&Endpoint> = universe.endpoints.iter().filter(|e| e.namespace().is_some()).collect();
     if !pods.is_empty() {
         subjects(&universe.world, &pods, &mut found);
     }
@@ -183,6 +189,17 @@ fn is_in(world: &World, set: PodSet<'_>, endpoint: &Endpoint) -> bool {
     })
 }
 
+fn annotations(world: &World, found: &mut Vec<Finding>) {
+    let namespaced = world.policies.values();
+    let namespaced = namespaced.map(|policy| (format!("NetworkPolicy {}", policy.name), &policy.enforcement));
+    let cluster = world.cluster_policies.values();
+    let cluster = cluster.map(|policy| (format!("ClusterNetworkPolicy {}", policy.name), &policy.enforcement));
+    for (object, enforcement) in namespaced.chain(cluster) {
+        let misread = enforcement.misread();
+        found.extend(misread.map(|why| Finding::new(Code::Misread, object, "metadata.annotations", why)));
+    }
+}
+
 fn subjects(world: &World, pods: &[&Endpoint], found: &mut Vec<Finding>) {
     let mut by_namespace: BTreeMap<&str, Vec<&Endpoint>> = BTreeMap::new();
     for endpoint in pods {
@@ -208,10 +225,6 @@ fn subjects(world: &World, pods: &[&Endpoint], found: &mut Vec<Finding>) {
             let object = format!("ClusterNetworkPolicy {}", policy.name);
             let message = format!("no pod with {} is in a namespace with {}", set.pods, policy.subject.namespaces);
             found.push(Finding::new(Code::NoSubject, object, "spec.subject", message));
-        }
-        if policy.has_domain_names() {
-            let object = format!("ClusterNetworkPolicy {}", policy.name);
-            found.push(Finding::new(Code::Domains, object, "spec.egress", "domainNames match nobody yet"));
         }
     }
 }
@@ -272,7 +285,7 @@ fn port_names(
         (Direction::Ingress, _) => pods.iter().filter(|e| is_in(world, subject, e)).collect(),
         (Direction::Egress, PeerSet::Pods(set)) => pods.iter().filter(|e| is_in(world, *set, e)).collect(),
         (Direction::Egress, PeerSet::Anyone | PeerSet::Addresses(_)) => pods.iter().collect(),
-        (Direction::Egress, PeerSet::Nodes(_)) => Vec::new(),
+        (Direction::Egress, PeerSet::Nodes(_) | PeerSet::Names(_)) => Vec::new(),
     };
     if targets.is_empty() {
         return;
@@ -327,7 +340,17 @@ fn brief(addresses: &Addresses) -> String {
     format!("{}{more}", shown.join(", "))
 }
 
+/// What is found in ClusterNetworkPolicies without any pod.
 fn priorities(world: &World, found: &mut Vec<Finding>) {
+    for policy in world.cluster_policies.values().filter(|policy| policy.has_domain_names()) {
+        let object = format!("ClusterNetworkPolicy {}", policy.name);
+        let mut names: Vec<String> = policy.domain_names().map(ToString::to_string).collect();
+        names.dedup();
+        let more = if names.len() > 4 { " …" } else { "" };
+        names.truncate(4);
+        let message = format!("what {}{more} stand for is known on nodes only", names.join(", "));
+        found.push(Finding::new(Code::Domains, object, "spec.egress", message));
+    }
     for tier in [Tier::Admin, Tier::Baseline] {
         let mut by_priority: BTreeMap<u16, Vec<&str>> = BTreeMap::new();
         for policy in world.cluster_policies_of(tier) {

@@ -1,9 +1,10 @@
 //! Rules that can never decide: another one that is asked first, or says as much, is about every flow that they are about.
 
 use super::{Code, Finding};
+use crate::verify::addresses::Addresses;
 use crate::verify::clauses::{Action, Clause, Namespaces, PeerSet, PodSet, PortSet, Tiers};
 use crate::verify::ports::Ports;
-use towpath_model::{Protocol, Selector};
+use towpath_model::{DomainName, Family, Protocol, Selector};
 
 /// How many pairs of rules are compared at most.
 const MOST: usize = 3_000_000;
@@ -26,6 +27,9 @@ pub(super) fn find(tiers: &Tiers<'_>, found: &mut Vec<Finding>) {
             whole &= compare(later, earlier, &mut left, found, |_| true);
         }
     }
+    // What a rule of the admin tier passes on comes to NetworkPolicy past all that are after it.
+    let passes = tiers.admin.iter().position(|ranked| ranked.clause.action == Action::Pass).unwrap_or(admin.len());
+    let deciding = admin.get(..passes).unwrap_or_default();
     for (namespace, policies) in &tiers.isolation {
         let own: Vec<Seen<'_, '_>> = policies
             .iter()
@@ -35,9 +39,8 @@ pub(super) fn find(tiers: &Tiers<'_>, found: &mut Vec<Finding>) {
             })
             .collect();
         for (index, one) in own.iter().enumerate() {
-            // Only a rule of the admin tier that decides is before all of them.
             let before = found.len();
-            whole &= compare(one, &admin, &mut left, found, |clause| clause.action != Action::Pass);
+            whole &= compare(one, deciding, &mut left, found, |_| true);
             if found.len() > before {
                 continue;
             }
@@ -89,12 +92,22 @@ fn is_nothing(clause: &Clause<'_>) -> bool {
     nobody || unlucky || (clause.ports.fixed.is_empty() && clause.ports.named.is_empty())
 }
 
+/// Whether a name stands for all that another stands for.
+fn stands_for(wide: &DomainName, narrow: &DomainName) -> bool {
+    wide == narrow || (wide.below && wide.matches(&narrow.name))
+}
+
 fn covers_clause(wide: &Clause<'_>, narrow: &Clause<'_>) -> bool {
     let peers = match (&wide.peer, &narrow.peer) {
         (PeerSet::Anyone, _) => true,
         (PeerSet::Pods(a), PeerSet::Pods(b)) => covers_pods(*a, *b),
         (PeerSet::Nodes(a), PeerSet::Nodes(b)) => covers_labels(a, b),
         (PeerSet::Addresses(a), PeerSet::Addresses(b)) => b.0.is_within(&a.0),
+        (PeerSet::Names(a), PeerSet::Names(b)) => b.iter().all(|name| a.iter().any(|wide| stands_for(wide, name))),
+        // Whatever they stand for.
+        (PeerSet::Addresses(a), PeerSet::Names(_)) => {
+            [Family::V4, Family::V6].iter().all(|family| Addresses::of_family(*family).0.is_within(&a.0))
+        }
         _ => false,
     };
     peers && covers_ports(&wide.ports, &narrow.ports)

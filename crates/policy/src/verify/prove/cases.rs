@@ -1,6 +1,8 @@
 //! One shape of a flow (pod or outside at each end, in which namespaces, of which family), its variables, and the ways in which
 //! policies let it pass or drop it.
 
+use std::rc::Rc;
+
 use towpath_model::{Direction, Family, Labels, Protocol};
 
 use super::solve::{Budget, Conjunction, Domains, Exhausted, Literal, both};
@@ -36,6 +38,10 @@ pub(super) struct Vocabulary {
     pub(super) pods: Keys,
     pub(super) namespaces: Keys,
     pub(super) names: PortNames,
+    /// Labels of nodes.
+    pub(super) nodes: Keys,
+    /// Addresses of nodes that are known, by the labels of the node; none where two nodes with other labels share them.
+    pub(super) known_nodes: Vec<(Addresses, Option<Labels>)>,
     pub(super) pod_ranges: Addresses,
 }
 
@@ -45,7 +51,8 @@ const FIRST: usize = 3;
 const ABSENT: u128 = 0;
 const GIVEN: u128 = 1;
 
-/// The shape of a flow. Variables: port; addresses; labels of the source, of the destination; of their namespaces; port names.
+/// The shape of a flow. Variables: port; addresses; labels of the source, of the destination; of their namespaces; port names; and of each end
+/// whether it is a node, and the labels of that node.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Case<'s> {
     pub(super) vocabulary: &'s Vocabulary,
@@ -58,7 +65,44 @@ pub(super) struct Case<'s> {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Way {
     pub(super) when: Conjunction,
-    pub(super) unless: Vec<Conjunction>,
+    unless: Vec<Unless>,
+}
+
+/// Conjunctions that must not hold: the first ones of a list. Thousands of ways exclude parts of one list, so they share it.
+#[derive(Clone, Debug)]
+struct Unless {
+    list: Rc<[Conjunction]>,
+    first: usize,
+}
+
+impl Unless {
+    fn iter(&self) -> impl Iterator<Item = &Conjunction> {
+        self.list.iter().take(self.first)
+    }
+}
+
+/// A list of which ways exclude the beginnings.
+struct Excluded {
+    list: Rc<[Conjunction]>,
+    /// The place of the first one that always holds.
+    hopeless: usize,
+}
+
+impl Excluded {
+    fn of(list: Vec<Conjunction>) -> Self {
+        let hopeless = list.iter().position(Vec::is_empty).unwrap_or(list.len());
+        Self { list: list.into(), hopeless }
+    }
+
+    fn all(&self, when: Conjunction) -> Option<Way> {
+        self.before(when, self.list.len())
+    }
+
+    /// A way that excludes the first ones of them; none: what must not hold always does.
+    fn before(&self, when: Conjunction, first: usize) -> Option<Way> {
+        let unless = if first == 0 { Vec::new() } else { vec![Unless { list: Rc::clone(&self.list), first }] };
+        (first <= self.hopeless).then_some(Way { when, unless })
+    }
 }
 
 impl Way {
@@ -66,6 +110,11 @@ impl Way {
     fn and(&self, other: &Way) -> Option<Way> {
         let unless = self.unless.iter().chain(&other.unless).cloned().collect();
         Some(Way { when: both(&self.when, &other.when)?, unless })
+    }
+
+    /// What must not hold.
+    pub(super) fn excluded(&self) -> impl Iterator<Item = &Conjunction> {
+        self.unless.iter().flat_map(Unless::iter)
     }
 }
 
@@ -103,6 +152,15 @@ impl<'s> Case<'s> {
         FIRST + 2 * self.vocabulary.pods.len() + 2 * self.vocabulary.namespaces.len()
     }
 
+    /// Whether an end is a node.
+    pub(super) fn is_node(&self, which: usize) -> usize {
+        self.port_names() + self.vocabulary.names.len() + which * (1 + self.vocabulary.nodes.len())
+    }
+
+    pub(super) fn node_labels(&self, which: usize) -> usize {
+        self.is_node(which) + 1
+    }
+
     /// What each variable may be at first; none: there is no such flow.
     pub(super) fn domains(&self) -> Option<Domains> {
         let family = Addresses::of_family(self.family);
@@ -132,7 +190,35 @@ impl<'s> Case<'s> {
             }
         }
         domains.extend((0..self.vocabulary.names.len()).map(|_| Ranges::of(ABSENT, GIVEN)));
+        for end in self.ends {
+            domains.push(match end {
+                End::Pod(_) => Ranges::one(ABSENT),
+                End::Outside => Ranges::of(ABSENT, GIVEN),
+            });
+            domains.extend(self.vocabulary.nodes.domains());
+        }
         Some(domains)
+    }
+
+    /// What cannot be because of the nodes that are known: that somebody else has their addresses, or they other labels.
+    pub(super) fn impossible(&self) -> Vec<Conjunction> {
+        let mut out = Vec::new();
+        for which in (0..2).filter(|which| matches!(self.end(*which), End::Outside)) {
+            for (addresses, labels) in &self.vocabulary.known_nodes {
+                let Some(there) = self.in_addresses(which, addresses) else { continue };
+                let nobody = vec![Literal { variable: self.is_node(which), within: Ranges::one(ABSENT) }];
+                let others =
+                    labels.iter().flat_map(|labels| self.vocabulary.nodes.others(self.node_labels(which), labels));
+                let wrong = std::iter::once(nobody).chain(others.map(|literal| vec![literal]));
+                out.extend(wrong.filter_map(|wrong| both(&there, &wrong)));
+            }
+        }
+        out
+    }
+
+    fn nodes(&self, which: usize) -> Option<Conjunction> {
+        let is_node = Literal { variable: self.is_node(which), within: Ranges::one(GIVEN) };
+        matches!(self.end(which), End::Outside).then(|| vec![is_node])
     }
 
     fn in_namespaces(&self, which: usize, space: &Space, set: Namespaces<'_>) -> Option<Conjunction> {
@@ -155,9 +241,12 @@ impl<'s> Case<'s> {
         match peers {
             PeerSet::Anyone => Some(Vec::new()),
             PeerSet::Pods(set) => self.in_pods(which, set),
-            // An end that is no pod is no node either: see the module above.
-            PeerSet::Nodes(_) => None,
+            PeerSet::Nodes(selector) => {
+                both(&self.nodes(which)?, &self.vocabulary.nodes.literals(self.node_labels(which), selector)?)
+            }
             PeerSet::Addresses(block) => self.in_addresses(which, block),
+            // Any address outside may be one of theirs.
+            PeerSet::Names(_) => matches!(self.end(which), End::Outside).then(Vec::new),
         }
     }
 
@@ -207,7 +296,7 @@ impl<'s> Case<'s> {
             return Ok(if open { vec![Way::default()] } else { Vec::new() });
         };
         let wanted = if open { Action::Accept } else { Action::Deny };
-        let admin = self.ranked(subject, &tiers.admin);
+        let admin = self.ranked(subject, &tiers.admin, open);
         let mut ways = first_of(&admin, wanted, budget)?;
         let through = falls_through(&admin, budget)?;
         let isolations = tiers.isolation.get(space.name.as_str()).map(Vec::as_slice).unwrap_or_default();
@@ -225,28 +314,28 @@ impl<'s> Case<'s> {
         if open {
             later.extend(admitted.into_iter().map(|when| Way { when, unless: Vec::new() }));
         } else {
-            budget.spend(selected.len().saturating_mul(admitted.len()))?;
-            later.extend(selected.iter().map(|own| Way { when: own.clone(), unless: admitted.clone() }));
+            let admitted = Excluded::of(admitted);
+            later.extend(selected.iter().filter_map(|own| admitted.all(own.clone())));
         }
-        let free = Way { when: Vec::new(), unless: selected };
-        let baseline = self.ranked(subject, &tiers.baseline);
+        let free = Excluded::of(selected).all(Vec::new());
+        let baseline = self.ranked(subject, &tiers.baseline, open);
         let mut last = first_of(&baseline, wanted, budget)?;
         if open {
             last.extend(falls_through(&baseline, budget)?);
         }
-        later.extend(last.iter().filter_map(|way| way.and(&free)));
+        later.extend(free.iter().flat_map(|free| last.iter().filter_map(|way| way.and(free))));
         for way in &later {
-            budget.spend(through.iter().map(|first| first.unless.len() + way.unless.len() + 1).sum())?;
+            // A step for each that is made, so that the limit bounds the memory too.
+            budget.spend(through.iter().map(|first| first.when.len() + way.when.len() + 1).sum())?;
             ways.extend(through.iter().filter_map(|first| first.and(way)));
         }
-        // What must not hold and always does makes a way none.
-        ways.retain(|way| way.unless.iter().all(|conjunction| !conjunction.is_empty()));
         Ok(ways)
     }
 
-    fn ranked(&self, subject: usize, list: &[Ranked<'_>]) -> Vec<(Conjunction, Action)> {
+    /// With domain names that stand for every address outside where an `open` way is looked for, and for none where a closed one is: DNS may say either.
+    fn ranked(&self, subject: usize, list: &[Ranked<'_>], open: bool) -> Vec<(Conjunction, Action)> {
         let mut out = Vec::new();
-        for ranked in list {
+        for ranked in list.iter().filter(|ranked| open || !matches!(ranked.clause.peer, PeerSet::Names(_))) {
             let Some(own) = self.in_pods(subject, &ranked.subject) else { continue };
             let clauses = self.clause(1 - subject, &ranked.clause);
             out.extend(clauses.iter().filter_map(|clause| Some((both(&own, clause)?, ranked.clause.action))));
@@ -259,7 +348,7 @@ impl<'s> Case<'s> {
         peers.0.iter().flat_map(|term| self.term(which, term)).collect()
     }
 
-    fn term(&self, which: usize, term: &Term) -> Vec<Conjunction> {
+    pub(super) fn term(&self, which: usize, term: &Term) -> Vec<Conjunction> {
         let always = || vec![Vec::new()];
         match (term, self.end(which)) {
             (Term::Anything, _) | (Term::Outside | Term::NotIn(_), End::Outside) => always(),
@@ -276,8 +365,11 @@ impl<'s> Case<'s> {
                 };
                 places.iter().filter_map(|place| both(place, &pods)).collect()
             }
+            (Term::Node(None), _) => self.nodes(which).into_iter().collect(),
             // Of names there is nothing to say about all possible pods: they are refused before.
-            (Term::Outside | Term::Named { .. } | Term::Node(_), _) | (Term::Pods(..), End::Outside) => Vec::new(),
+            (Term::Outside | Term::Named { .. } | Term::Node(Some(_)), _) | (Term::Pods(..), End::Outside) => {
+                Vec::new()
+            }
         }
     }
 
@@ -318,32 +410,32 @@ impl<'s> Case<'s> {
 
 /// The ways in which the first clause that matches does what is wanted.
 fn first_of(list: &[(Conjunction, Action)], wanted: Action, budget: &mut Budget) -> Result<Vec<Way>, Exhausted> {
-    let mut ways = Vec::new();
+    let mut found: Vec<(Conjunction, usize)> = Vec::new();
     let mut others: Vec<Conjunction> = Vec::new();
     for (when, action) in list {
+        budget.spend(when.len() + 1)?;
         if *action == wanted {
-            budget.spend(others.len())?;
-            ways.push(Way { when: when.clone(), unless: others.clone() });
+            found.push((when.clone(), others.len()));
         } else {
             others.push(when.clone());
         }
     }
-    Ok(ways)
+    let others = Excluded::of(others);
+    Ok(found.into_iter().filter_map(|(when, before)| others.before(when, before)).collect())
 }
 
 /// The ways in which a tier leaves a flow to the next: no clause decides it, or one that passes it on comes before any that does.
 fn falls_through(list: &[(Conjunction, Action)], budget: &mut Budget) -> Result<Vec<Way>, Exhausted> {
-    let mut ways = Vec::new();
+    let mut found: Vec<(Conjunction, usize)> = Vec::new();
     let mut deciding: Vec<Conjunction> = Vec::new();
     for (when, action) in list {
+        budget.spend(when.len() + 1)?;
         match action {
-            Action::Pass => {
-                budget.spend(deciding.len())?;
-                ways.push(Way { when: when.clone(), unless: deciding.clone() });
-            }
+            Action::Pass => found.push((when.clone(), deciding.len())),
             Action::Accept | Action::Deny => deciding.push(when.clone()),
         }
     }
-    ways.push(Way { when: Vec::new(), unless: deciding });
-    Ok(ways)
+    found.push((Vec::new(), deciding.len()));
+    let deciding = Excluded::of(deciding);
+    Ok(found.into_iter().filter_map(|(when, before)| deciding.before(when, before)).collect())
 }

@@ -8,8 +8,10 @@
 //! beyond them the answer is [`Unanswered::TooLong`]. Before a counterexample is shown, the evaluator is asked about it.
 //!
 //! What a possible pod is: on the pod network, with an address of [`Universe::pod_ranges`], in a namespace that is known (then with its labels) or, unless
-//! [`Limits::known_namespaces`], in any other. Two pods are two: what a pod sends to itself is not spoken of. A possible address outside is any that is in no pod range;
-//! a pod's own node always reaches it, and no node is among them.
+//! [`Limits::known_namespaces`], in any other. Two pods are two: what a pod sends to itself is not spoken of. A possible address outside is any that is in no pod range.
+//! It may be a node's: that of a known node is, with its labels; any other may be, with any. Such a node is none that the pod is on: a pod's own node always reaches it.
+//!
+//! "Proved" is not said of nobody: where no possible flow is one that the statement speaks of, or a part of its sets holds nobody, there is no answer.
 
 mod cases;
 mod realize;
@@ -18,6 +20,7 @@ mod vocabulary;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::net::IpAddr;
 
 use towpath_model::{Direction, Family, Labels, World};
 
@@ -25,7 +28,8 @@ use self::cases::{Case, End, NAME_LABEL, Space, Vocabulary};
 use self::solve::{Budget, Conjunction, Domains, Exhausted, assume, both, solve};
 use self::vocabulary::{Keys, PortNames, fresh};
 use super::addresses::Addresses;
-use super::clauses::{Namespaces, Tiers};
+use super::clauses::{Namespaces, PeerSet, Tiers};
+use super::expect::describe;
 use super::statement::{Claim, Exception, Statement};
 use super::universe::Universe;
 use super::words::{Peers, Place, PortWords, Term, Within};
@@ -67,7 +71,7 @@ pub enum Unanswered {
         /// The limit.
         steps: u64,
     },
-    /// The statement speaks of what a proof over all possible pods cannot: names, nodes.
+    /// The statement speaks of what a proof over all possible pods cannot (names), or of nobody.
     Unspeakable(String),
     /// A counterexample was found, and the evaluator does not agree with it: a fault of this program.
     Disagreement(String),
@@ -93,14 +97,15 @@ impl std::error::Error for Unanswered {}
 /// Decides a statement.
 ///
 /// # Errors
-/// It speaks of names or nodes, or the search is longer than the limit.
+/// It speaks of names or of nobody, or the search is longer than the limit.
 pub fn prove(universe: &Universe, statement: &Statement, limits: &Limits) -> Result<Answer, Unanswered> {
     speakable(statement)?;
     let world = &universe.world;
     let tiers = [Tiers::of(world, Direction::Egress), Tiers::of(world, Direction::Ingress)];
     let vocabulary = vocabulary(universe, &tiers, statement);
     let spaces = spaces(world, &tiers, statement, &vocabulary, limits);
-    let mut search = Search { tiers: &tiers, statement, budget: Budget { spent: 0, limit: limits.steps } };
+    let budget = Budget { spent: 0, limit: limits.steps };
+    let mut search = Search { tiers: &tiers, statement, budget, meant: Meant::nobody(statement) };
     let too_long = |_: Exhausted| Unanswered::TooLong { steps: limits.steps };
     for family in [Family::V4, Family::V6] {
         for ends in pairs(&spaces) {
@@ -111,6 +116,7 @@ pub fn prove(universe: &Universe, statement: &Statement, limits: &Limits) -> Res
             }
         }
     }
+    search.meant.somebody(statement)?;
     Ok(Answer::Proved { steps: search.budget.spent })
 }
 
@@ -146,6 +152,42 @@ struct Search<'s> {
     tiers: &'s [Tiers<'s>; 2],
     statement: &'s Statement,
     budget: Budget,
+    meant: Meant,
+}
+
+/// Whether a statement speaks of anybody.
+struct Meant {
+    /// A flow that no exception takes out was possible.
+    flow: bool,
+    /// Of each term of the source, and of the destination: somebody could be that.
+    ends: [Vec<bool>; 2],
+}
+
+impl Meant {
+    fn nobody(statement: &Statement) -> Self {
+        Self { flow: false, ends: [&statement.from, &statement.to].map(|peers| vec![false; peers.0.len()]) }
+    }
+
+    /// # Errors
+    /// Nobody could be what is said of one end, or there could be no such flow between them.
+    fn somebody(&self, statement: &Statement) -> Result<(), Unanswered> {
+        for ((peers, found), end) in [&statement.from, &statement.to].into_iter().zip(&self.ends).zip(["from", "to"]) {
+            if let Some((term, _)) = peers.0.iter().zip(found).find(|(_, found)| !**found) {
+                return Err(Unanswered::Unspeakable(format!(
+                    "{end}: {}: nobody can be that, so nothing would be proved",
+                    describe(term)
+                )));
+            }
+        }
+        if self.flow {
+            return Ok(());
+        }
+        Err(Unanswered::Unspeakable(
+            "no possible flow is meant, so nothing would be proved: one end must be a pod, both of one address family, \
+             only pods give names to ports, and the exceptions must leave something"
+                .to_owned(),
+        ))
+    }
 }
 
 impl Search<'_> {
@@ -154,11 +196,13 @@ impl Search<'_> {
         self.budget.spend(1)?;
         let statement = self.statement;
         let Some(domains) = case.domains() else { return Ok(None) };
+        self.note_ends(case, &domains)?;
         let (from, to) = (case.among(0, &statement.from), case.among(1, &statement.to));
         if from.is_empty() || to.is_empty() {
             return Ok(None);
         }
-        let except: Vec<Conjunction> = statement.but.iter().flat_map(|but| case.exception(but)).collect();
+        let mut except: Vec<Conjunction> = statement.but.iter().flat_map(|but| case.exception(but)).collect();
+        except.extend(case.impossible());
         if except.iter().any(Vec::is_empty) {
             return Ok(None);
         }
@@ -171,6 +215,10 @@ impl Search<'_> {
         }
         if starts.is_empty() {
             return Ok(None);
+        }
+        if !self.meant.flow {
+            let always = [cases::Way::default()];
+            self.meant.flow = self.open(case, &starts, &except, &always, &always)?.is_some();
         }
         let [egress, ingress] = self.tiers;
         match statement.claim {
@@ -187,6 +235,21 @@ impl Search<'_> {
         }
     }
 
+    /// Notes which terms of the statement somebody of this shape could be.
+    fn note_ends(&mut self, case: &Case<'_>, domains: &Domains) -> Result<(), Exhausted> {
+        let statement = self.statement;
+        for ((which, peers), found) in
+            [&statement.from, &statement.to].into_iter().enumerate().zip(&mut self.meant.ends)
+        {
+            for (term, found) in peers.0.iter().zip(found).filter(|(_, found)| !**found) {
+                for kind in case.term(which, term) {
+                    *found |= assume(domains, &kind, &mut self.budget)?.is_some();
+                }
+            }
+        }
+        Ok(())
+    }
+
     fn open(
         &mut self,
         case: &Case<'_>,
@@ -201,7 +264,9 @@ impl Search<'_> {
                 let Some(domains) = assume(start, &one.when, &mut self.budget)? else { continue };
                 for two in second {
                     let Some(domains) = assume(&domains, &two.when, &mut self.budget)? else { continue };
-                    let forbidden: Vec<&Conjunction> = except.iter().chain(&one.unless).chain(&two.unless).collect();
+                    let forbidden: Vec<&Conjunction> =
+                        except.iter().chain(one.excluded()).chain(two.excluded()).collect();
+                    self.budget.spend(forbidden.len())?;
                     if let Some(found) = solve(domains, &forbidden, &fits, &mut self.budget)? {
                         return Ok(Some(found));
                     }
@@ -229,9 +294,9 @@ fn speakable(statement: &Statement) -> Result<(), Unanswered> {
                 "{namespace}/{name}: a proof is about all possible pods, so it names them by labels (pods app={name} in namespace {namespace}); \
                  what workloads that exist may do is for `towpath verify assert`"
             ),
-            Term::Node(_) => {
-                "nodes: a proof is about pods and addresses outside; a node's address can be said (192.0.2.1), and a pod's own node always reaches it".to_owned()
-            }
+            Term::Node(Some(name)) => format!(
+                "node/{name}: a proof is about all possible nodes (nodes); one of them is said by its address (192.0.2.1)"
+            ),
             _ => continue,
         };
         return Err(Unanswered::Unspeakable(refused));
@@ -252,6 +317,7 @@ fn sets_of(statement: &Statement) -> impl Iterator<Item = &Term> {
 
 fn vocabulary(universe: &Universe, tiers: &[Tiers<'_>; 2], statement: &Statement) -> Vocabulary {
     let (mut pods, mut namespaces, mut names) = (Keys::default(), Keys::default(), PortNames::default());
+    let mut nodes = Keys::default();
     namespaces.note_key(NAME_LABEL);
     for tiers in tiers {
         for set in tiers.pod_sets() {
@@ -260,8 +326,11 @@ fn vocabulary(universe: &Universe, tiers: &[Tiers<'_>; 2], statement: &Statement
                 namespaces.note(selector);
             }
         }
-        for (name, protocol) in tiers.clauses().flat_map(|clause| &clause.ports.named) {
-            names.note(name, *protocol);
+        for clause in tiers.clauses() {
+            clause.ports.named.iter().for_each(|(name, protocol)| names.note(name, *protocol));
+            if let PeerSet::Nodes(selector) = &clause.peer {
+                nodes.note(selector);
+            }
         }
     }
     for term in sets_of(statement) {
@@ -282,7 +351,29 @@ fn vocabulary(universe: &Universe, tiers: &[Tiers<'_>; 2], statement: &Statement
     }
     pods.settle();
     namespaces.settle();
-    Vocabulary { pods, namespaces, names, pod_ranges: Addresses::of_all(&universe.pod_ranges) }
+    nodes.settle();
+    // Who nobody asks for is not told apart.
+    let of_nodes = tiers.iter().flat_map(Tiers::clauses).any(|clause| matches!(clause.peer, PeerSet::Nodes(_)));
+    let asked = of_nodes || sets_of(statement).any(|term| matches!(term, Term::Node(_)));
+    let known_nodes = if asked { known_nodes(&universe.world, &nodes) } else { Vec::new() };
+    Vocabulary { pods, namespaces, names, nodes, known_nodes, pod_ranges: Addresses::of_all(&universe.pod_ranges) }
+}
+
+/// The addresses of all nodes, those of nodes with the same labels (as far as anybody looks) together.
+fn known_nodes(world: &World, keys: &Keys) -> Vec<(Addresses, Option<Labels>)> {
+    let mut labels_at: BTreeMap<IpAddr, BTreeSet<Labels>> = BTreeMap::new();
+    for node in world.nodes.values() {
+        for address in node.addresses() {
+            labels_at.entry(address).or_default().insert(keys.reduced(&node.labels));
+        }
+    }
+    let mut groups: BTreeMap<Option<Labels>, Vec<IpAddr>> = BTreeMap::new();
+    for (address, labels) in labels_at {
+        let only = if labels.len() == 1 { labels.into_iter().next() } else { None };
+        groups.entry(only).or_default().push(address);
+    }
+    let of = |list: &[IpAddr]| Addresses::any_of(list.iter().map(|ip| Addresses::one(*ip)).collect::<Vec<_>>().iter());
+    groups.into_iter().map(|(labels, list)| (of(&list), labels)).collect()
 }
 
 /// The namespaces to look at: those that something speaks of by name; of the other known ones, one of each kind; and two that are not known.

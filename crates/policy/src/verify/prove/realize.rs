@@ -3,15 +3,17 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use serde::Serialize;
 use towpath_model::desired::{RowProtocol, Verdict};
-use towpath_model::{Labels, NamedPort, Namespace, NamespacedName, Phase, Pod, SocketServices, World};
+use towpath_model::{Labels, NamedPort, Namespace, NamespacedName, Node, NodeName, Phase, Pod, SocketServices, World};
 
 use super::Unanswered;
 use super::cases::{Case, End, NAME_LABEL, PORT};
 use super::solve::Domains;
 use crate::evaluate::{Decision, Flow, evaluate};
+use crate::names::{Learned, Limits};
 use crate::verify::addresses::address;
 use crate::verify::membership::{Peer, holds, holds_ports};
 use crate::verify::ports::Ports;
@@ -24,6 +26,9 @@ use crate::view::View;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Actor {
+    /// Whether it is a node; then the labels are the node's.
+    #[serde(rename = "node", skip_serializing_if = "std::ops::Not::not")]
+    pub is_node: bool,
     /// Its namespace; none: it is no pod.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub namespace: Option<String>,
@@ -63,7 +68,13 @@ impl fmt::Display for Actor {
             parts.extend(labels.iter().map(|(key, value)| format!("{key}={value}")));
             parts.join(",")
         };
-        let Some(namespace) = &self.namespace else { return write!(f, "{}, which is outside", self.address) };
+        let Some(namespace) = &self.namespace else {
+            return match (self.is_node, self.labels.is_empty()) {
+                (false, _) => write!(f, "{}, which is outside", self.address),
+                (true, true) => write!(f, "{}, a node", self.address),
+                (true, false) => write!(f, "{}, a node with {}", self.address, list(&self.labels)),
+            };
+        };
         match self.labels.is_empty() {
             true => f.write_str("a pod without labels")?,
             false => write!(f, "a pod with {}", list(&self.labels))?,
@@ -119,7 +130,7 @@ pub(super) fn realize(
         .map(|(_, (name, _))| name.clone())
         .collect();
     let [from, to] = [0, 1].map(|which| actor(case, domains, which, addresses));
-    let decision = judge(universe, [&from, &to], protocol, port, &names);
+    let decision = judge(universe, [&from, &to], protocol, port, &names, statement.claim);
     let found = Counterexample {
         protocol: match protocol {
             RowProtocol::Ports(protocol) => protocol.to_string(),
@@ -166,7 +177,12 @@ fn actor(case: &Case<'_>, domains: &Domains, which: usize, addresses: [IpAddr; 2
     };
     let end = if which == 0 { case.ends[0] } else { case.ends[1] };
     match end {
-        End::Outside => Actor { namespace: None, namespace_labels: Labels::new(), labels: Labels::new(), address },
+        End::Outside => {
+            // Nobody says it must be one: then it is none.
+            let is_node = domains.get(case.is_node(which)).is_some_and(|domain| !domain.has(0));
+            let labels = if is_node { chosen(case.node_labels(which), &case.vocabulary.nodes) } else { Labels::new() };
+            Actor { is_node, namespace: None, namespace_labels: Labels::new(), labels, address }
+        }
         End::Pod(space) => {
             let mut namespace_labels = match &space.labels {
                 Some(labels) => labels.clone(),
@@ -176,6 +192,7 @@ fn actor(case: &Case<'_>, domains: &Domains, which: usize, addresses: [IpAddr; 2
                 namespace_labels.insert(NAME_LABEL.to_owned(), space.name.clone());
             }
             Actor {
+                is_node: false,
                 namespace: Some(space.name.clone()),
                 namespace_labels,
                 labels: chosen(case.pod_labels(which), &case.vocabulary.pods),
@@ -185,13 +202,14 @@ fn actor(case: &Case<'_>, domains: &Domains, which: usize, addresses: [IpAddr; 2
     }
 }
 
-/// What the evaluator says, in a world of these two and the policies.
+/// What the evaluator says, in a world of these two (no pod is on one of them that is a node) and the policies.
 pub(super) fn judge(
     universe: &Universe,
     ends: [&Actor; 2],
     protocol: RowProtocol,
     port: u16,
     names: &[String],
+    claim: Claim,
 ) -> Decision {
     let mut world = World {
         policies: universe.world.policies.clone(),
@@ -199,11 +217,20 @@ pub(super) fn judge(
         ..World::default()
     };
     for (which, actor) in ends.into_iter().enumerate() {
+        if actor.is_node {
+            let node = node(if which == 0 { "source" } else { "destination" }, actor);
+            world.nodes.insert(node.name.clone(), node);
+        }
         let Some(namespace) = &actor.namespace else { continue };
         let labels = actor.namespace_labels.clone();
         world.namespaces.insert(
             namespace.clone(),
-            Namespace { name: namespace.clone(), labels, socket_services: SocketServices::default() },
+            Namespace {
+                name: namespace.clone(),
+                labels,
+                socket_services: SocketServices::default(),
+                terminating: false,
+            },
         );
         let named_ports = match (protocol, which) {
             (RowProtocol::Ports(protocol), 1) => {
@@ -214,7 +241,35 @@ pub(super) fn judge(
         let name = NamespacedName::new(namespace, if which == 0 { "source" } else { "destination" });
         world.pods.insert(name.clone(), pod(name, actor, named_ports));
     }
-    evaluate(&View::of(&world), &Flow::new(ends[0].address, ends[1].address, protocol, port))
+    // What is to stay closed must be closed whatever DNS says, and what is to be open must not need it.
+    let learned = match claim {
+        Claim::Nothing => said_by_all_names(&world, ends[1].address),
+        Claim::Everything => Learned::default(),
+    };
+    let view = View { names: &learned, ..View::of(&world) };
+    evaluate(&view, &Flow::new(ends[0].address, ends[1].address, protocol, port))
+}
+
+/// As if every domain name of every policy stood for an address.
+fn said_by_all_names(world: &World, address: IpAddr) -> Learned {
+    let mut learned = Learned::new(Limits::default());
+    for pattern in world.cluster_policies.values().flat_map(|policy| policy.domain_names()) {
+        let name = if pattern.below { format!("any.{}", pattern.name) } else { pattern.name.clone() };
+        learned.learn(&name, [address], Duration::ZERO, std::slice::from_ref(pattern));
+    }
+    learned
+}
+
+fn node(name: &str, actor: &Actor) -> Node {
+    Node {
+        name: NodeName::new(name),
+        labels: actor.labels.clone(),
+        internal_ips: vec![actor.address],
+        other_ips: Vec::new(),
+        pod_cidrs: Vec::new(),
+        ready: true,
+        flannel: None,
+    }
 }
 
 fn pod(name: NamespacedName, actor: &Actor, named_ports: Vec<NamedPort>) -> Pod {
@@ -240,6 +295,7 @@ fn pod(name: NamespacedName, actor: &Actor, named_ports: Vec<NamedPort>) -> Pod 
 /// That it is a flow of the statement and that its verdict is not what the statement says.
 fn check(statement: &Statement, found: &Counterexample, protocol: RowProtocol) -> Result<(), Unanswered> {
     let peer = |actor: &'_ Actor| Peer {
+        is_node: actor.is_node,
         namespace: actor.namespace.clone(),
         namespace_labels: actor.namespace_labels.clone(),
         labels: actor.labels.clone(),

@@ -133,6 +133,15 @@ impl Keys {
         }
     }
 
+    /// What labels that are known are not: each of these by itself.
+    pub(super) fn others(&self, base: usize, labels: &Labels) -> Vec<Literal> {
+        let of = |(key, known): (&String, &Known)| {
+            let number = labels.get(key).map_or(ABSENT, |value| self.number(key, value));
+            Literal { variable: base + known.position, within: self.all(key).without(&Ranges::one(number)) }
+        };
+        self.0.iter().map(of).collect()
+    }
+
     /// Labels reduced to keys that are mentioned.
     pub(super) fn reduced(&self, labels: &Labels) -> Labels {
         labels.iter().filter(|(key, _)| self.0.contains_key(*key)).map(|(k, v)| (k.clone(), v.clone())).collect()

@@ -1,0 +1,211 @@
+//! What the image shows of classes, and how that differs from the image before.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use towpath_model::desired::{ClassId, PolicyChanges, PolicyImage};
+
+use super::Compiler;
+use super::classes::{Classes, Content, Turnover, Votes};
+use super::peers::{Held, NONE};
+use super::sight::{Looks, Recut, Sight};
+
+/// Classes that are seen otherwise now; none: gone.
+type Reclassed = Vec<(ClassId, Option<Arc<Content>>)>;
+
+impl Sight {
+    /// Who was in which class: of each content the members by the class that they were in.
+    pub(super) fn votes(
+        &self,
+        changed: &[(u32, u32)],
+        moved: &[IpAddr],
+        regions: &std::collections::HashMap<IpNet, ClassId>,
+    ) -> Votes {
+        let mut votes = Votes::new();
+        let mut vote = |content: u32, class: Option<ClassId>, count: usize| {
+            if let (Ok(content), Some(class)) = (usize::try_from(content), class)
+                && count > 0
+            {
+                *votes.entry((content, class)).or_default() += count;
+            }
+        };
+        let before: BTreeMap<u32, u32> = changed.iter().copied().collect();
+        for (number, kind) in (0u32..).zip(&self.kinds.list).filter(|(_, kind)| kind.addresses > kind.arrived) {
+            let before = before.get(&number).copied().unwrap_or(kind.content);
+            let class = self.kinds.content(before).and_then(|shared| shared.class);
+            vote(kind.content, class, kind.addresses - kind.arrived);
+        }
+        let content = |kind: u32| self.kinds.get(kind).map_or(NONE, |kind| kind.content);
+        for held in moved.iter().filter_map(|ip| self.peers.addresses.get(ip)) {
+            vote(content(held.kind), held.class, 1);
+        }
+        for ((net, _), kind) in self.space.regions.iter().zip(&self.space.kinds) {
+            vote(content(*kind), regions.get(&net).copied(), 1);
+        }
+        votes
+    }
+
+    /// The classes of all contents, since sets came or went, or the regions are others.
+    pub(super) fn reassign(&mut self, classes: &mut Classes, votes: &Votes, turnover: &Turnover) -> Reclassed {
+        let used = self.kinds.contents().filter(|(_, shared)| shared.kinds > 0);
+        let (numbers, contents): (Vec<u32>, Vec<Arc<Content>>) =
+            used.map(|(number, shared)| (number, shared.content.clone())).unzip();
+        let index: std::collections::HashMap<u32, usize> = numbers.iter().copied().zip(0..).collect();
+        let by_index = votes.iter().filter_map(|((content, class), count)| {
+            let content = index.get(&u32::try_from(*content).ok()?)?;
+            Some(((*content, *class), *count))
+        });
+        let ids = classes.assign(&contents, &by_index.collect(), turnover);
+        for (number, id) in numbers.iter().zip(&ids) {
+            self.kinds.set_class(*number, *id);
+        }
+        self.kinds.sweep();
+        let named = ids.into_iter().zip(contents).filter(|(_, content)| !content.is_empty());
+        let next: BTreeMap<ClassId, Arc<Content>> = named.collect();
+        let gone = classes.contents.keys().filter(|id| !next.contains_key(id)).map(|id| (*id, None));
+        let mut reclassed: Reclassed = gone.collect();
+        reclassed.extend(
+            next.into_iter()
+                .filter(|(id, content)| classes.contents.get(id) != Some(content))
+                .map(|(id, content)| (id, Some(content))),
+        );
+        reclassed
+    }
+
+    /// The classes of contents that are new, while the sets and regions are those of before.
+    pub(super) fn add_classes(&mut self, classes: &mut Classes, changed: &[(u32, u32)]) -> Reclassed {
+        let mut fresh: BTreeMap<Arc<Content>, u32> = BTreeMap::new();
+        for (kind, _) in changed {
+            let Some(number) = self.kinds.get(*kind).map(|kind| kind.content) else { continue };
+            if let Some(shared) = self.kinds.content(number)
+                && shared.class.is_none()
+            {
+                fresh.insert(shared.content.clone(), number);
+            }
+        }
+        let unused = self.kinds.contents().filter(|(_, shared)| shared.kinds == 0 && !shared.content.is_empty());
+        let mut reclassed: Reclassed = unused.filter_map(|(_, shared)| Some((shared.class?, None))).collect();
+        for (content, number) in fresh {
+            let id = if content.is_empty() { ClassId::default() } else { ClassId(classes.ids.take()) };
+            self.kinds.set_class(number, id);
+            if !content.is_empty() {
+                reclassed.push((id, Some(content)));
+            }
+        }
+        self.kinds.sweep();
+        reclassed
+    }
+
+    /// Nothing has moved since the image.
+    pub(super) fn settle(&mut self, moved: &[IpAddr]) {
+        for ip in moved {
+            let Some(kind) = self.peers.addresses.get(ip).map(|held| held.kind) else { continue };
+            if let Some(kind) = self.kinds.get_mut(kind) {
+                kind.arrived = 0;
+            }
+            self.peers.forget(*ip);
+        }
+    }
+}
+
+/// What an address shows.
+fn show(image: &mut PolicyImage, changes: &mut PolicyChanges, ip: IpAddr, held: &mut Held, of: (ClassId, ClassId)) {
+    let (class, around) = of;
+    let is_peer = held.kind != NONE;
+    // What a shorter prefix already implies is left out.
+    let wanted = (is_peer && class != around).then_some(class);
+    let was = held.class.filter(|_| held.shown);
+    held.class = is_peer.then_some(class);
+    held.shown = wanted.is_some();
+    if wanted == was {
+        return;
+    }
+    match wanted {
+        Some(class) => drop(image.pod_classes.insert(ip, class)),
+        None => drop(image.pod_classes.remove(&ip)),
+    }
+    changes.pod_classes.insert(ip, wanted);
+}
+
+impl Compiler {
+    /// How the sets see each class.
+    pub(super) fn show_set_classes(&mut self, reclassed: Reclassed, now: Duration) {
+        let (image, changes) = (&mut self.image.set_classes, &mut self.changes.set_classes);
+        for (id, next) in reclassed {
+            let before = match &next {
+                Some(content) => self.classes.contents.insert(id, content.clone()),
+                None => {
+                    self.classes.ids.release(id.0, now);
+                    self.classes.contents.remove(&id)
+                }
+            };
+            let next = next.as_deref().map(Vec::as_slice).unwrap_or_default();
+            for (set, _) in before.iter().flat_map(|before| before.iter()) {
+                if next.binary_search_by_key(set, |(set, _)| *set).is_err() {
+                    image.remove(&(*set, id));
+                    changes.insert((*set, id), None);
+                }
+            }
+            for (set, class) in next {
+                if image.insert((*set, id), *class) != Some(*class) {
+                    changes.insert((*set, id), Some(*class));
+                }
+            }
+        }
+    }
+
+    /// Classes of addresses and regions.
+    pub(super) fn show_addresses(&mut self, sight: &mut Sight, looks: &Looks, recut: &Recut, anew: bool) {
+        if anew {
+            self.with_classes(sight);
+        }
+        let (image, changes) = (&mut self.image, &mut self.changes);
+        let (kinds, space) = (&sight.kinds, &sight.space);
+        let of = |held: &Held| (kinds.class_of(held.kind), kinds.class_of(space.kind(held.region)));
+        if anew {
+            for (ip, held) in &mut sight.peers.addresses {
+                show(image, changes, *ip, held, of(held));
+            }
+        } else {
+            for ip in &recut.moved {
+                if let Some(held) = sight.peers.addresses.get_mut(ip) {
+                    show(image, changes, *ip, held, of(held));
+                }
+            }
+        }
+        if let Looks::All { gone } = looks {
+            for ip in gone {
+                image.pod_classes.remove(ip);
+                changes.pod_classes.insert(*ip, None);
+            }
+        }
+    }
+
+    /// Classes of regions; an entry that a shorter prefix already implies is left out.
+    fn with_classes(&mut self, sight: &Sight) {
+        let of_region: Vec<ClassId> = sight.space.kinds.iter().map(|kind| sight.kinds.class_of(*kind)).collect();
+        let at = |region: Option<usize>| region.and_then(|r| of_region.get(r).copied()).unwrap_or_default();
+        let mut shown: BTreeMap<IpNet, ClassId> = BTreeMap::new();
+        self.classes.regions.clear();
+        for (index, (net, parent)) in sight.space.regions.iter().enumerate() {
+            let own = at(Some(index));
+            self.classes.regions.insert(net, own);
+            if own != at(parent) {
+                shown.insert(net, own);
+            }
+        }
+        let changes = &mut self.changes.cidr_classes;
+        for net in self.image.cidr_classes.keys().filter(|net| !shown.contains_key(net)) {
+            changes.insert(*net, None);
+        }
+        for (net, class) in &shown {
+            if self.image.cidr_classes.get(net) != Some(class) {
+                changes.insert(*net, Some(*class));
+            }
+        }
+        self.image.cidr_classes = shown;
+    }
+}

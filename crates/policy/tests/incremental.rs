@@ -1,0 +1,275 @@
+//! What a compiler makes of a change is what one makes that looks at everything: the same image, with the same ids. And the translation
+//! check of what a change touches would notice if it were not.
+
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic, its helper functions too")]
+
+mod cluster;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use proptest::prelude::*;
+use towpath_model::desired::{PolicyChanges, PolicyImage};
+use towpath_model::{NamespacedName, NodeName, World};
+use towpath_policy::check::{Before, Mismatch, Scope, check};
+use towpath_policy::compile::{Touched, UsedIds};
+use towpath_policy::{Compiler, Holder, Holders, View};
+
+use cluster::{PodSpec, Spec, dns, spec, world};
+
+const GRACE: Duration = Duration::from_secs(5);
+
+type Given = BTreeMap<NamespacedName, Vec<IpAddr>>;
+
+/// A change of a cluster.
+#[derive(Clone, Debug)]
+enum Change {
+    Policy(usize, serde_json::Value),
+    DropPolicy(usize),
+    ClusterPolicy(usize, serde_json::Value),
+    DropClusterPolicy(usize),
+    /// The policy of that number, of both kinds together, is only audited from now on, or is enforced again.
+    Audit(usize),
+    Pod(usize, PodSpec),
+    /// Its labels only.
+    Label(usize, BTreeMap<String, String>),
+    NewPod(PodSpec),
+    /// The last one.
+    DropPod,
+    Namespace(usize, BTreeMap<String, String>),
+    /// The node says that it gave a pod an address, which may be another pod's, a node's or that of DNS; or nothing any more.
+    Given(usize, Option<IpAddr>),
+    /// A name of a pod that nothing happened to.
+    Rumour(usize),
+    /// What DNS has said of names.
+    Names(u16),
+    /// Nothing but time.
+    Wait,
+}
+
+fn given() -> impl Strategy<Value = IpAddr> {
+    prop_oneof![
+        3 => (0u8..9).prop_map(|number| IpAddr::from([10, 0, number % 2, number])),
+        1 => prop::sample::select(vec!["10.9.0.1", "192.0.2.70", "198.51.100.70", cluster::DNS[0]])
+            .prop_map(|text| text.parse().unwrap()),
+    ]
+}
+
+fn change() -> impl Strategy<Value = Change> {
+    prop_oneof![
+        3 => (0usize..7, cluster::policy()).prop_map(|(i, p)| Change::Policy(i, p)),
+        2 => (0usize..7).prop_map(Change::DropPolicy),
+        2 => (0usize..6, cluster::cluster_policy()).prop_map(|(i, p)| Change::ClusterPolicy(i, p)),
+        2 => (0usize..6).prop_map(Change::DropClusterPolicy),
+        3 => (0usize..12).prop_map(Change::Audit),
+        4 => (0usize..8, cluster::pod()).prop_map(|(i, p)| Change::Pod(i, p)),
+        5 => (0usize..8, cluster::labels()).prop_map(|(i, l)| Change::Label(i, l)),
+        2 => cluster::pod().prop_map(Change::NewPod),
+        2 => Just(Change::DropPod),
+        2 => (0usize..3, cluster::labels()).prop_map(|(i, l)| Change::Namespace(i, l)),
+        2 => (0usize..8, prop::option::of(given())).prop_map(|(i, n)| Change::Given(i, n)),
+        1 => (0usize..8).prop_map(Change::Rumour),
+        3 => (0..1u16 << cluster::NAMES.len()).prop_map(Change::Names),
+        2 => Just(Change::Wait),
+    ]
+}
+
+/// Pods that nothing happened to and that are said to have changed.
+fn apply(spec: &mut Spec, given: &mut Given, change: &Change) -> Vec<NamespacedName> {
+    let name = |spec: &Spec, index: usize| {
+        let index = index % spec.pods.len();
+        cluster::named(cluster::NAMESPACES[spec.pods[index].namespace], &format!("p{index}"))
+    };
+    match change {
+        Change::Policy(index, policy) if *index < spec.policies.len() => spec.policies[*index] = policy.clone(),
+        Change::Policy(_, policy) => spec.policies.push(policy.clone()),
+        Change::DropPolicy(index) if *index < spec.policies.len() => drop(spec.policies.remove(*index)),
+        Change::ClusterPolicy(index, policy) if *index < spec.cluster_policies.len() => {
+            spec.cluster_policies[*index] = policy.clone();
+        }
+        Change::ClusterPolicy(_, policy) => spec.cluster_policies.push(policy.clone()),
+        Change::DropClusterPolicy(index) if *index < spec.cluster_policies.len() => {
+            spec.cluster_policies.remove(*index);
+        }
+        Change::Audit(index) => {
+            let policy = spec.policies.iter_mut().chain(&mut spec.cluster_policies).nth(*index);
+            policy.into_iter().for_each(cluster::audit_or_not);
+        }
+        Change::Pod(index, pod) => {
+            let index = index % spec.pods.len();
+            spec.pods[index] = pod.clone();
+        }
+        Change::Label(index, labels) => {
+            let index = index % spec.pods.len();
+            spec.pods[index].labels = labels.clone();
+        }
+        Change::NewPod(pod) => spec.pods.push(pod.clone()),
+        Change::DropPod if spec.pods.len() > 1 => drop(spec.pods.pop()),
+        Change::Namespace(index, labels) => spec.namespaces[*index] = labels.clone(),
+        Change::Given(index, None) => drop(given.remove(&name(spec, *index))),
+        Change::Given(index, Some(address)) => drop(given.insert(name(spec, *index), vec![*address])),
+        Change::Names(said) => spec.names = *said,
+        Change::Rumour(index) => return vec![name(spec, *index)],
+        Change::DropPolicy(_) | Change::DropClusterPolicy(_) | Change::DropPod | Change::Wait => {}
+    }
+    Vec::new()
+}
+
+/// The keys at which two maps differ.
+fn differing<K: Ord + Clone, V: PartialEq>(a: &BTreeMap<K, V>, b: &BTreeMap<K, V>) -> BTreeSet<K> {
+    a.keys().chain(b.keys()).filter(|key| a.get(*key) != b.get(*key)).cloned().collect()
+}
+
+fn touched(before: &World, after: &World, rumours: Vec<NamespacedName>) -> Touched {
+    let mut touched = Touched::nothing();
+    differing(&before.pods, &after.pods).into_iter().chain(rumours).for_each(|name| touched.pod(name));
+    differing(&before.namespaces, &after.namespaces).into_iter().for_each(|name| touched.namespace(name));
+    differing(&before.policies, &after.policies).into_iter().for_each(|name| touched.policy(name));
+    if before.cluster_policies != after.cluster_policies {
+        touched.cluster_policies();
+    }
+    assert_eq!(before.nodes, after.nodes, "nodes stay as they are here");
+    touched
+}
+
+/// The image before with the changes made to it.
+fn changed(mut image: PolicyImage, changes: &PolicyChanges) -> PolicyImage {
+    fn each<K: Ord + Clone, V: Clone>(map: &mut BTreeMap<K, V>, changes: &BTreeMap<K, Option<V>>) {
+        for (key, value) in changes {
+            match value {
+                Some(value) => drop(map.insert(key.clone(), value.clone())),
+                None => drop(map.remove(key)),
+            }
+        }
+    }
+    each(&mut image.pod_classes, &changes.pod_classes);
+    each(&mut image.cidr_classes, &changes.cidr_classes);
+    each(&mut image.set_classes, &changes.set_classes);
+    each(&mut image.rows, &changes.rows);
+    each(&mut image.rules, &changes.rules);
+    each(&mut image.isolating, &changes.isolating);
+    image.audited.clone_from(&changes.audited);
+    image.pods.clone_from(&changes.pods);
+    image
+}
+
+/// What is in both images as it was is not among the changes.
+fn says_only_what_differs(before: &PolicyImage, after: &PolicyImage, changes: &PolicyChanges) {
+    let keys = |changes: &BTreeSet<IpAddr>| changes.clone();
+    let said: BTreeSet<IpAddr> = changes.pod_classes.keys().copied().collect();
+    assert_eq!(keys(&said), differing(&before.pod_classes, &after.pod_classes));
+    assert_eq!(
+        changes.cidr_classes.keys().copied().collect::<BTreeSet<_>>(),
+        differing(&before.cidr_classes, &after.cidr_classes)
+    );
+    assert_eq!(
+        changes.set_classes.keys().copied().collect::<BTreeSet<_>>(),
+        differing(&before.set_classes, &after.set_classes)
+    );
+    assert_eq!(changes.rows.keys().copied().collect::<BTreeSet<_>>(), differing(&before.rows, &after.rows));
+}
+
+/// Had the compiler missed the change, the check of what it touched notices, if there is anything to be noticed.
+fn would_be_noticed(
+    view: &View<'_>,
+    node: &NodeName,
+    image: &PolicyImage,
+    touched: &Touched,
+    before: &Before,
+) -> Result<(), TestCaseError> {
+    let Err(missed) = check(view, node, image, &Scope::everything()) else { return Ok(()) };
+    if let Mismatch::Flow { flow, .. } = &*missed {
+        // What a pod left behind where it was is noticed by a look at everything: nobody knows that it was there.
+        let left = [flow.source, flow.destination].into_iter().any(|address| match Holders::of(view).holder(address) {
+            Some(Holder::Pod(pod)) => !touched.has_pod(&pod.name),
+            _ => true,
+        });
+        if left && touched.has_pods() {
+            return Ok(());
+        }
+    }
+    let scope = Scope::after(view, image, touched, &PolicyChanges::default(), before);
+    let noticed = check(view, node, image, &scope);
+    prop_assert!(noticed.is_err(), "not noticed: {}", missed);
+    Ok(())
+}
+
+fn run(
+    follower: &mut Compiler,
+    thorough: &mut Compiler,
+    spec: &mut Spec,
+    changes: &[(Change, u64)],
+) -> Result<(), TestCaseError> {
+    let (dns, node) = (dns(), NodeName::new("m0"));
+    let (mut given, mut now) = (Given::new(), Duration::ZERO);
+    let mut before = World::default();
+    let mut touched_now = Touched::everything();
+    let mut image: Option<PolicyImage> = None;
+    let mut looked = Before::default();
+    for (change, seconds) in [(Change::Wait, 0)].iter().chain(changes) {
+        let rumours = apply(spec, &mut given, change);
+        now += Duration::from_secs(*seconds);
+        let world = world(&spec.objects());
+        if image.is_some() {
+            touched_now = touched(&before, &world, rumours);
+        }
+        let learned = cluster::learned(&cluster::names(spec, &world));
+        let view = View { world: &world, dns: &dns, pod_ips: &given, names: &learned };
+        follower.follow(&view, &node, now, &touched_now);
+        let all = thorough.compile(&view, &node, now);
+        prop_assert_eq!(follower.image(), &all, "after {:?}", change);
+        prop_assert_eq!(follower.next_expiry(), thorough.next_expiry());
+        prop_assert_eq!(follower.changes(), thorough.changes());
+        match (follower.changes(), image.clone()) {
+            (Some(changes), Some(image)) => {
+                prop_assert_eq!(&changed(image.clone(), changes), &all);
+                says_only_what_differs(&image, &all, changes);
+            }
+            (None, Some(_)) => {}
+            (changes, None) => prop_assert_eq!(changes, None, "there is no image before the first"),
+        }
+        let checked = check(&view, &node, &all, &Scope::everything());
+        prop_assert!(checked.is_ok(), "after {:?}: {}", change, checked.unwrap_err());
+        if let (Some(changes), Some(before)) = (follower.changes(), &image) {
+            let scope = Scope::after(&view, &all, &touched_now, changes, &looked);
+            prop_assert!(check(&view, &node, &all, &scope).is_ok());
+            would_be_noticed(&view, &node, before, &touched_now, &looked)
+                .map_err(|e| TestCaseError::fail(format!("after {change:?}: {e}")))?;
+        }
+        looked = Before::of(&view);
+        (image, before) = (Some(all), world);
+    }
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(cluster::config(96))]
+
+    #[test]
+    fn following_changes_gives_the_image_of_a_look_at_everything(
+        mut spec in spec(), changes in prop::collection::vec((change(), 0u64..4), 1..12),
+    ) {
+        run(&mut Compiler::new(GRACE), &mut Compiler::new(GRACE), &mut spec, &changes)?;
+    }
+
+    #[test]
+    fn also_after_a_restart_over_what_the_kernel_holds(
+        mut spec in spec(), earlier in change(), changes in prop::collection::vec((change(), 0u64..4), 1..6),
+    ) {
+        let (dns, mut given, node) = (dns(), Given::new(), NodeName::new("m0"));
+        let objects = world(&spec.objects());
+        let learned = cluster::learned(&cluster::names(&spec, &objects));
+        let view = View { world: &objects, dns: &dns, pod_ips: &given, names: &learned };
+        let held = Compiler::new(GRACE).compile(&view, &node, Duration::ZERO);
+        let used = UsedIds {
+            sets: held.isolating.keys().copied().collect(),
+            classes: held.pod_classes.values().chain(held.cidr_classes.values()).copied().collect(),
+            rules: held.rows.values().map(|row| row.rule).collect(),
+            held,
+        };
+        apply(&mut spec, &mut given, &earlier);
+        let resumed = || Compiler::resume(GRACE, &used, Duration::ZERO);
+        run(&mut resumed(), &mut resumed(), &mut spec, &changes)?;
+    }
+}
