@@ -131,7 +131,7 @@ impl Followed {
     fn follow(&mut self, compiler: &mut Compiler, world: &World, now: Duration, touched: &Touched) {
         let (view, node) = (View::of(world), NodeName::new("node0"));
         let start = Instant::now();
-        compiler.follow(&view, &node, now, touched);
+        compiler.follow(&view, &node, now, touched).expect("not too large");
         self.times.push(start.elapsed());
         let start = Instant::now();
         let before = Before::of(&view);

@@ -4,12 +4,15 @@
 //! are refused ([`is_special`] has what holds everywhere); whoever compiles or evaluates asks it by pattern. Whatever is in the table is in
 //! force, also what is overdue: that is taken out by [`Learned::forget_overdue`], which leaves what is still connected to.
 //!
+//! Who follows a table need not read all of it: [`Learned::since`] says which addresses are concerned.
+//!
 //! Bounds: [`Limits`]. Within a name the address whose time ends first makes room; over all names the one whose time ends first of the
 //! pattern that has most, so that a wildcard under which somebody invents names costs other policies nothing.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use towpath_model::DomainName;
@@ -59,17 +62,70 @@ struct Entry {
 }
 
 /// The table.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub struct Learned {
     limits: Limits,
     /// By the name's labels from the right, so that all names below one are neighbours.
     names: BTreeMap<String, Entry>,
+    /// The keys of the names that stand for an address.
+    by_address: BTreeMap<IpAddr, BTreeSet<String>>,
     pairs: usize,
+    log: Log,
 }
 
+/// What a table holds, not how it came to it.
+impl PartialEq for Learned {
+    fn eq(&self, other: &Self) -> bool {
+        (self.limits, self.pairs) == (other.limits, other.pairs) && self.names == other.names
+    }
+}
+
+impl Eq for Learned {}
+
 /// An empty table: whoever knows no names.
-pub static NOTHING_LEARNED: Learned =
-    Learned { limits: Limits { of_name: 0, all: 0 }, names: BTreeMap::new(), pairs: 0 };
+pub static NOTHING_LEARNED: Learned = Learned {
+    limits: Limits { of_name: 0, all: 0 },
+    names: BTreeMap::new(),
+    by_address: BTreeMap::new(),
+    pairs: 0,
+    log: Log { from: Mark(0), changes: VecDeque::new() },
+};
+
+/// A moment in the history of a table: of the one that it was taken from, and of its clones. The default is before anything was learned.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Mark(u64);
+
+/// So many changes are remembered; who is further behind looks at everything.
+const REMEMBERED: usize = 4096;
+
+/// The last changes, with the moments after them. No two changes of any tables have the same moment, so one that is found here is of
+/// this table's history.
+#[derive(Clone, Debug, Default)]
+struct Log {
+    /// Before the first of them.
+    from: Mark,
+    changes: VecDeque<(Mark, IpAddr)>,
+}
+
+impl Log {
+    fn add(&mut self, address: IpAddr) {
+        static LAST: AtomicU64 = AtomicU64::new(0);
+        let mark = Mark(LAST.fetch_add(1, Ordering::Relaxed) + 1);
+        self.changes.push_back((mark, address));
+        if self.changes.len() > REMEMBERED {
+            self.from = self.changes.pop_front().map_or(self.from, |(mark, _)| mark);
+        }
+    }
+}
+
+fn unfile(by_address: &mut BTreeMap<IpAddr, BTreeSet<String>>, key: &str, address: IpAddr) {
+    if let Some(keys) = by_address.get_mut(&address) {
+        keys.remove(key);
+        if keys.is_empty() {
+            by_address.remove(&address);
+        }
+    }
+}
 
 fn reversed(name: &str) -> String {
     let mut labels: Vec<&str> = name.rsplit('.').collect();
@@ -103,13 +159,19 @@ impl Learned {
         let fresh: BTreeSet<IpAddr> = addresses.into_iter().take(self.limits.of_name).collect();
         for address in &fresh {
             let known = entry.addresses.get(address).copied();
-            lesson.new += usize::from(known.is_none());
+            if known.is_none() {
+                lesson.new += 1;
+                self.by_address.entry(*address).or_default().insert(reversed(name));
+                self.log.add(*address);
+            }
             entry.addresses.insert(*address, known.map_or(until, |before| before.max(until)));
         }
         while entry.addresses.len() > self.limits.of_name {
             let others = entry.addresses.iter().filter(|(address, _)| !fresh.contains(address));
             let Some(oldest) = others.min_by_key(|(_, until)| **until).map(|(address, _)| *address) else { break };
             entry.addresses.remove(&oldest);
+            unfile(&mut self.by_address, &reversed(name), oldest);
+            self.log.add(oldest);
             lesson.evicted += 1;
         }
         if entry.addresses.is_empty() {
@@ -154,6 +216,8 @@ impl Learned {
         let Some(entry) = self.names.get_mut(key) else { return };
         if entry.addresses.remove(address).is_some() {
             self.pairs = self.pairs.saturating_sub(1);
+            unfile(&mut self.by_address, key, *address);
+            self.log.add(*address);
         }
         if entry.addresses.is_empty() {
             self.names.remove(key);
@@ -213,8 +277,29 @@ impl Learned {
 
     /// The name by which one of these patterns stands for an address.
     pub fn name_of(&self, patterns: &[DomainName], address: IpAddr) -> Option<&str> {
-        let mut entries = patterns.iter().flat_map(|pattern| self.entries(pattern));
-        entries.find(|entry| entry.addresses.contains_key(&address)).map(|entry| entry.name.as_str())
+        let names = || self.by_address.get(&address).into_iter().flatten().filter_map(|key| self.names.get(key));
+        let mut found = patterns.iter().flat_map(|pattern| names().filter(move |entry| pattern.matches(&entry.name)));
+        found.next().map(|entry| entry.name.as_str())
+    }
+
+    /// Whether one of these patterns stands for an address.
+    pub fn stand_for(&self, patterns: &[DomainName], address: IpAddr) -> bool {
+        self.name_of(patterns, address).is_some()
+    }
+
+    /// This moment.
+    pub fn mark(&self) -> Mark {
+        self.log.changes.back().map_or(self.log.from, |(mark, _)| *mark)
+    }
+
+    /// The addresses of which names came or went since a moment. None: it is of another table, or too long ago.
+    pub fn since(&self, mark: Mark) -> Option<BTreeSet<IpAddr>> {
+        let first = match self.log.changes.binary_search_by_key(&mark, |(mark, _)| *mark) {
+            Ok(index) => index + 1,
+            Err(_) if mark == self.log.from => 0,
+            Err(_) => return None,
+        };
+        Some(self.log.changes.range(first..).map(|(_, address)| *address).collect())
     }
 
     fn entries<'a>(&'a self, pattern: &DomainName) -> impl Iterator<Item = &'a Entry> + use<'a> {

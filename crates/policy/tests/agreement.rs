@@ -101,7 +101,9 @@ fn check(spec: &Spec) -> Result<Asked, TestCaseError> {
     with_dns.pods.push(dns_pod());
     let images: BTreeMap<&str, PolicyImage> = cluster::NODES
         .iter()
-        .map(|node| (*node, Compiler::new(Duration::ZERO).compile(&view, &NodeName::new(*node), Duration::ZERO)))
+        .map(|node| {
+            (*node, Compiler::new(Duration::ZERO).compile(&view, &NodeName::new(*node), Duration::ZERO).unwrap())
+        })
         .collect();
     let addresses = addresses(spec);
     let services = services();
@@ -175,7 +177,7 @@ proptest! {
     #[test]
     fn an_image_is_consistent(spec in spec()) {
         let world = world(&spec.objects());
-        let image = Compiler::new(Duration::ZERO).compile(&View::of(&world), &NodeName::new("m0"), Duration::ZERO);
+        let image = Compiler::new(Duration::ZERO).compile(&View::of(&world), &NodeName::new("m0"), Duration::ZERO).unwrap();
         for (row, value) in &image.rows {
             prop_assert!(image.rules.contains_key(&value.rule) || value.rule == RuleId::NOT_ISOLATED);
             prop_assert!(image.isolating.contains_key(&row.set));

@@ -24,7 +24,7 @@ const GRACE: Duration = Duration::from_secs(5);
 fn compile(compiler: &mut Compiler, world: &World, node: &str) -> PolicyImage {
     let (dns, given, learned) = (dns(), BTreeMap::new(), Learned::default());
     let view = View { world, dns: &dns, pod_ips: &given, names: &learned };
-    compiler.compile(&view, &NodeName::new(node), Duration::ZERO)
+    compiler.compile(&view, &NodeName::new(node), Duration::ZERO).unwrap()
 }
 
 fn policies(spec: &mut Spec) -> impl Iterator<Item = &mut serde_json::Value> {

@@ -92,7 +92,7 @@ fn world(own: usize, labels: usize, sets: usize, replicas: usize, copies: usize)
 }
 
 fn compile(compiler: &mut Compiler, world: &World) {
-    compiler.follow(&View::of(world), &NodeName::new("n1"), Duration::ZERO, &Touched::everything());
+    compiler.follow(&View::of(world), &NodeName::new("n1"), Duration::ZERO, &Touched::everything()).unwrap();
 }
 
 /// Bytes of this process that are in memory. Tests have a process each.

@@ -56,7 +56,7 @@ fn from_cli(port: Value) -> NetworkPolicy {
 }
 
 fn compile(compiler: &mut Compiler, world: &World, seconds: u64) -> PolicyImage {
-    compiler.compile(&View::of(world), &NodeName::new("n1"), Duration::from_secs(seconds))
+    compiler.compile(&View::of(world), &NodeName::new("n1"), Duration::from_secs(seconds)).unwrap()
 }
 
 fn ip(text: &str) -> IpAddr {
@@ -146,7 +146,7 @@ fn an_address_given_at_add_counts_before_the_status_shows_it_and_replaces_it() {
         (stranger.clone(), vec![ip("10.0.0.9")]),
     ]);
     let view = View { world: &world, dns: &[], pod_ips: &given, names: &NOTHING_LEARNED };
-    let image = Compiler::new(GRACE).compile(&view, &NodeName::new("n1"), Duration::ZERO);
+    let image = Compiler::new(GRACE).compile(&view, &NodeName::new("n1"), Duration::ZERO).unwrap();
     assert_eq!(image.pods.keys().copied().collect::<Vec<_>>(), [ip("10.0.0.7"), ip("10.0.0.8")]);
     assert!(image.pods.values().all(|sets| sets.ingress != SetId(0)));
     assert!(matches!(Holders::of(&view).holder(ip("10.0.0.9")), Some(Holder::UnknownPod(name)) if *name == stranger));

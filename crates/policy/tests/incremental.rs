@@ -14,6 +14,7 @@ use towpath_model::desired::{PolicyChanges, PolicyImage};
 use towpath_model::{NamespacedName, NodeName, World};
 use towpath_policy::check::{Before, Mismatch, Scope, check};
 use towpath_policy::compile::{Touched, UsedIds};
+use towpath_policy::names::{Learned, Limits};
 use towpath_policy::{Compiler, Holder, Holders, View};
 
 use cluster::{PodSpec, Spec, dns, spec, world};
@@ -207,17 +208,22 @@ fn run(
     let mut touched_now = Touched::everything();
     let mut image: Option<PolicyImage> = None;
     let mut looked = Before::default();
-    for (change, seconds) in [(Change::Wait, 0)].iter().chain(changes) {
+    let mut table = Learned::new(Limits::default());
+    for (turn, (change, seconds)) in (0..).zip([(Change::Wait, 0)].iter().chain(changes)) {
         let rumours = apply(spec, &mut given, change);
         now += Duration::from_secs(*seconds);
         let world = world(&spec.objects());
         if image.is_some() {
             touched_now = touched(&before, &world, rumours);
         }
-        let learned = cluster::learned(&cluster::names(spec, &world));
-        let view = View { world: &world, dns: &dns, pod_ips: &given, names: &learned };
-        follower.follow(&view, &node, now, &touched_now);
-        let all = thorough.compile(&view, &node, now);
+        let names = cluster::names(spec, &world);
+        cluster::relearn(&mut table, turn, &names);
+        // One follows the table that learns; to the other each is a new one.
+        let anew = cluster::learned(&names);
+        let view = View { world: &world, dns: &dns, pod_ips: &given, names: &table };
+        let other = View { names: &anew, ..view };
+        follower.follow(&view, &node, now, &touched_now).unwrap();
+        let all = thorough.compile(&other, &node, now).unwrap();
         prop_assert_eq!(follower.image(), &all, "after {:?}", change);
         prop_assert_eq!(follower.next_expiry(), thorough.next_expiry());
         prop_assert_eq!(follower.changes(), thorough.changes());
@@ -261,7 +267,7 @@ proptest! {
         let objects = world(&spec.objects());
         let learned = cluster::learned(&cluster::names(&spec, &objects));
         let view = View { world: &objects, dns: &dns, pod_ips: &given, names: &learned };
-        let held = Compiler::new(GRACE).compile(&view, &node, Duration::ZERO);
+        let held = Compiler::new(GRACE).compile(&view, &node, Duration::ZERO).unwrap();
         let used = UsedIds {
             sets: held.isolating.keys().copied().collect(),
             classes: held.pod_classes.values().chain(held.cidr_classes.values()).copied().collect(),

@@ -169,7 +169,7 @@ fn compile(compiler: &mut Compiler, spec: &Spec, now: Duration) -> PolicyImage {
     let (dns, given, world) = (dns(), BTreeMap::new(), world(&spec.objects()));
     let learned = cluster::learned(&cluster::names(spec, &world));
     let view = View { world: &world, dns: &dns, pod_ips: &given, names: &learned };
-    compiler.compile(&view, &NodeName::new("m0"), now)
+    compiler.compile(&view, &NodeName::new("m0"), now).unwrap()
 }
 
 fn without_retired(image: &PolicyImage) -> usize {

@@ -22,7 +22,7 @@ use cluster::{Spec, addresses, dns, services, spec, world};
 const NODE: &str = "m0";
 
 fn compiled(view: &View<'_>) -> PolicyImage {
-    Compiler::new(Duration::ZERO).compile(view, &NodeName::new(NODE), Duration::ZERO)
+    Compiler::new(Duration::ZERO).compile(view, &NodeName::new(NODE), Duration::ZERO).unwrap()
 }
 
 fn set(image: &PolicyImage, own: IpAddr, direction: Direction) -> SetId {

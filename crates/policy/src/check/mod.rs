@@ -7,6 +7,7 @@
 //!
 //! Its cost grows with the peers that some policy of the node names, and with the classes of each set; not with pods × policies.
 
+mod effort;
 mod peers;
 mod rows;
 mod scope;
@@ -19,6 +20,7 @@ use std::net::IpAddr;
 use towpath_model::desired::{LocalClass, PodSets, PolicyImage, RowProtocol, SetId, Verdict};
 use towpath_model::{Direction, NamespacedName, NodeName, Pod};
 
+use self::effort::{Effort, TooMuch};
 use self::peers::Peers;
 use self::rows::Rows;
 pub use self::scope::{Before, Scope};
@@ -39,7 +41,7 @@ pub struct Checked {
     pub compared: usize,
 }
 
-/// An image does not say what the policies say.
+/// An image does not say what the policies say, or nobody knows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Mismatch {
     /// A pod of the node is not in the image.
@@ -54,6 +56,8 @@ pub enum Mismatch {
         /// The address.
         address: IpAddr,
     },
+    /// The policies tell more apart than is checked; whether the image does is not known.
+    TooLarge,
     /// A flow is judged otherwise.
     Flow {
         /// The pod whose policies are asked.
@@ -78,6 +82,10 @@ impl fmt::Display for Mismatch {
             Mismatch::Surplus { address } => {
                 write!(f, "the compiled image has a pod at {address}, where this node has none")
             }
+            Mismatch::TooLarge => f.write_str(
+                "the policies that select pods of this node are too large to be checked (peers times rules): look for thousands of \
+                 rules that each speak of the same addresses",
+            ),
             Mismatch::Flow { pod, direction, flow, image, policies } => {
                 let (asked, said) = match direction {
                     Direction::Ingress => (flow.source, "to reach"),
@@ -99,6 +107,12 @@ impl fmt::Display for Mismatch {
 }
 
 impl std::error::Error for Mismatch {}
+
+impl From<TooMuch> for Box<Mismatch> {
+    fn from(_: TooMuch) -> Self {
+        Box::new(Mismatch::TooLarge)
+    }
+}
 
 /// Checks an image of `node` against the policies of the view that it was compiled from.
 ///
@@ -179,12 +193,13 @@ impl<'a> Check<'_, 'a> {
         if texts().next().is_none() || whom.is_some_and(Whom::is_nobody) {
             return Ok(());
         }
-        let peers = Peers::cut(self.view, self.holders, self.image, subjects, whom);
+        let mut effort = Effort::new();
+        let peers = Peers::cut(self.view, self.holders, self.image, subjects, whom, &mut effort)?;
         checked.peers += peers.len();
         let mut rows = Rows::of(self.image);
         for text in texts() {
             checked.subjects += 1;
-            if let Some(difference) = compare(subjects, text, &peers, &mut rows, checked) {
+            if let Some(difference) = compare(subjects, text, &peers, &mut rows, checked, &mut effort)? {
                 return Err(Box::new(named(self.view, text, &difference)));
             }
         }
@@ -226,7 +241,8 @@ fn compare(
     peers: &Peers<'_>,
     rows: &mut Rows<'_>,
     checked: &mut Checked,
-) -> Option<Difference> {
+    effort: &mut Effort,
+) -> Result<Option<Difference>, TooMuch> {
     let program = subjects.program(text);
     let classes = rows.classes(text.set);
     // Whom a step of the program, or the set, tells from a stranger. All others are strangers to both: one stands for them.
@@ -240,6 +256,7 @@ fn compare(
     for kind in visited.into_iter().zip(peers.all()).filter_map(|(seen, kind)| seen.then_some(kind)) {
         let class = classes.get(&kind.class).copied().unwrap_or_default();
         let case = program.case(kind);
+        effort.take(1 + case.len())?;
         let (said, known) = outcomes.entry(case.key()).or_insert_with(|| (program.run(&case), HashSet::new()));
         if !known.insert(class) {
             continue;
@@ -253,10 +270,10 @@ fn compare(
         let (ports, image) =
             if too_much.is_empty() { (said.without(&held), Verdict::Deny) } else { (too_much, Verdict::Allow) };
         if let Some((protocol, port)) = ports.sample() {
-            return Some(Difference { peer: kind.sample, protocol, port, image });
+            return Ok(Some(Difference { peer: kind.sample, protocol, port, image }));
         }
     }
-    None
+    Ok(None)
 }
 
 /// A difference as people read it: with the reason that the evaluator gives.

@@ -6,11 +6,13 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use towpath_model::desired::{ClassId, PolicyImage};
 use towpath_model::labels::Requirement;
 use towpath_model::{Labels, NamedPort, Node, Protocol, Selector, World};
 
 use super::Whom;
+use super::effort::{Effort, TooMuch};
 use super::subject::Subjects;
 use crate::image::prefix_class;
 use crate::verify::addresses::{Addresses, address as at, number};
@@ -85,11 +87,12 @@ impl<'a> Peers<'a> {
         image: &PolicyImage,
         subjects: &Subjects<'a>,
         whom: Option<&Whom<'_>>,
-    ) -> Self {
+        effort: &mut Effort,
+    ) -> Result<Self, TooMuch> {
         let matchers = &subjects.matchers.list;
         let doubts = matchers.contains(&Matcher::MayBePod);
         let pods = if doubts { where_pods_may_be(view.world) } else { Addresses::default() };
-        let line = Line::cut(matchers, image, whom.map(|whom| &whom.prefixes), &pods);
+        let line = Line::cut(matchers, image, whom, &pods, effort)?;
         let identities = Identities::of(matchers, view.world);
         let mut seen = Seen { holders, image, line, identities, pods };
         let mut peers = Self::default();
@@ -118,7 +121,7 @@ impl<'a> Peers<'a> {
                 peers.add(address, None, &mut seen);
             }
         }
-        peers
+        Ok(peers)
     }
 
     fn add(&mut self, address: IpAddr, holder: Option<Holder<'a>>, seen: &mut Seen<'_, 'a>) {
@@ -190,33 +193,50 @@ struct Line {
 }
 
 impl Line {
-    fn cut(matchers: &[Matcher<'_>], image: &PolicyImage, more: Option<&Addresses>, pods: &Addresses) -> Self {
+    fn cut(
+        matchers: &[Matcher<'_>],
+        image: &PolicyImage,
+        whom: Option<&Whom<'_>>,
+        pods: &Addresses,
+        effort: &mut Effort,
+    ) -> Result<Self, TooMuch> {
         let blocks = || {
             (0u32..).zip(matchers).filter_map(|(number, matcher)| match matcher {
                 Matcher::Addresses(addresses) | Matcher::Outside(addresses) => Some((number, addresses)),
                 _ => None,
             })
         };
-        let prefixes = image.cidr_classes.keys().map(Addresses::of).collect::<Vec<_>>();
-        let families = [towpath_model::Family::V4, towpath_model::Family::V6].map(Addresses::of_family);
-        let all = blocks().map(|(_, addresses)| addresses).chain(&prefixes).chain([pods]).chain(more).chain(&families);
         let mut starts = BTreeSet::from([0]);
-        for (first, last) in all.flat_map(|addresses| addresses.0.iter()) {
+        let mut border = |first: u128, last: u128| {
             starts.insert(first);
             starts.extend(last.checked_add(1));
+        };
+        let single = whom.filter(|whom| whom.prefixes.is_empty());
+        match single {
+            // Each address is an interval of its own: whatever else borders anywhere tells nothing of it.
+            Some(whom) => whom.peers.iter().map(|address| number(*address)).for_each(|n| border(n, n)),
+            None => {
+                let prefixes = image.cidr_classes.keys().map(Addresses::of).collect::<Vec<_>>();
+                let families = [towpath_model::Family::V4, towpath_model::Family::V6].map(Addresses::of_family);
+                let more = whom.map(|whom| &whom.prefixes);
+                let all = blocks().map(|(_, addresses)| addresses);
+                let all = all.chain(&prefixes).chain([pods]).chain(more).chain(&families);
+                all.flat_map(|addresses| addresses.0.iter()).for_each(|(first, last)| border(first, last));
+            }
         }
         let starts: Vec<u128> = starts.into_iter().collect();
         let mut matched = vec![Vec::new(); starts.len()];
         for (number, addresses) in blocks() {
             for (first, last) in addresses.0.iter() {
                 let (from, to) = (starts.partition_point(|s| *s < first), starts.partition_point(|s| *s <= last));
+                effort.take(to.saturating_sub(from))?;
                 matched.get_mut(from..to).into_iter().flatten().for_each(|list: &mut Vec<u32>| list.push(number));
             }
         }
-        let classes = vec![None; starts.len()];
+        let classes = if single.is_some() { vec![None; starts.len()] } else { classes_at(&starts, image) };
         let outside = (0u32..).zip(matchers).filter(|(_, matcher)| matches!(matcher, Matcher::Outside(_)));
         let outside = outside.map(|(number, _)| number).collect();
-        Self { starts, matched, outside, classes }
+        Ok(Self { starts, matched, outside, classes })
     }
 
     fn interval(&self, address: IpAddr) -> Option<usize> {
@@ -242,6 +262,43 @@ impl Line {
         let end = self.starts.get(interval + 1).copied();
         let mut numbers = (first..=u128::MAX).take_while(|number| end.is_none_or(|end| *number < end));
         numbers.find_map(|number| Some(at(number)).filter(|address| !held.contains(address)))
+    }
+}
+
+/// The classes of the longest prefixes that ascending places of the line are in, as [`prefix_class`] finds them one by one.
+fn classes_at(starts: &[u128], image: &PolicyImage) -> Vec<Option<ClassId>> {
+    // A prefix sorts right before those inside it. One that has bits behind its length is never found.
+    let known = || image.cidr_classes.iter().filter(|(net, _)| **net == net.trunc());
+    let mut v4 = Nested { rest: known().filter(|(net, _)| net.addr().is_ipv4()).peekable(), open: Vec::new() };
+    let mut v6 = Nested { rest: known().filter(|(net, _)| net.addr().is_ipv6()).peekable(), open: Vec::new() };
+    let class = |start: &u128| match at(*start) {
+        address @ IpAddr::V4(_) => v4.class(address),
+        address @ IpAddr::V6(_) => v6.class(address),
+    };
+    starts.iter().map(class).map(Some).collect()
+}
+
+/// Prefixes of one family, walked along.
+struct Nested<'i, I: Iterator<Item = (&'i IpNet, &'i ClassId)>> {
+    rest: std::iter::Peekable<I>,
+    /// Those that the last address was in, each in the one before.
+    open: Vec<(IpAddr, ClassId)>,
+}
+
+impl<'i, I: Iterator<Item = (&'i IpNet, &'i ClassId)>> Nested<'i, I> {
+    /// The class of an address, which must not be below the one before.
+    fn class(&mut self, address: IpAddr) -> ClassId {
+        while let Some((net, class)) = self.rest.next_if(|(net, _)| net.network() <= address) {
+            self.close(net.network());
+            self.open.push((net.broadcast(), *class));
+        }
+        self.close(address);
+        self.open.last().map(|(_, class)| *class).unwrap_or_default()
+    }
+
+    /// Leaves those that end before an address.
+    fn close(&mut self, address: IpAddr) {
+        while self.open.pop_if(|(last, _)| *last < address).is_some() {}
     }
 }
 

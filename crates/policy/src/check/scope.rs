@@ -8,20 +8,20 @@ use towpath_model::NamespacedName;
 use towpath_model::desired::{ClassId, PolicyChanges, PolicyImage, SetId};
 
 use crate::compile::Touched;
-use crate::names::Learned;
+use crate::names::Mark;
 use crate::view::{DNS_NAMESPACE, View};
 
-/// What the node had given to pods ([`View::pod_ips`]) and learned of names ([`View::names`]) when an image was checked.
+/// What the node had given to pods ([`View::pod_ips`]), and up to when it had learned names ([`View::names`]), when an image was checked.
 #[derive(Clone, Debug, Default)]
 pub struct Before {
     given: BTreeMap<NamespacedName, Vec<IpAddr>>,
-    names: Learned,
+    taught: Mark,
 }
 
 impl Before {
     /// Of a view.
     pub fn of(view: &View<'_>) -> Self {
-        Self { given: view.pod_ips.clone(), names: view.names.clone() }
+        Self { given: view.pod_ips.clone(), taught: view.names.mark() }
     }
 }
 
@@ -63,6 +63,8 @@ impl Scope {
         if touched.everything || touched.cluster_policies {
             return Self::everything();
         }
+        // Of another table, or of one that has learned very much meanwhile, nobody knows what is new in it.
+        let Some(named) = view.names.since(before.taught) else { return Self::everything() };
         let mut scope = Self::default();
         scope.namespaces.extend(touched.policies.iter().map(|policy| policy.namespace.clone()));
         // Which NetworkPolicies select a pod does not depend on its namespace's labels.
@@ -88,15 +90,21 @@ impl Scope {
             scope.peers.extend(before.given.get(name).into_iter().flatten());
         }
         scope.own.extend(scope.peers.iter().filter(|address| image.pods.contains_key(*address)));
-        if before.names != *view.names {
-            let pairs = |names: &Learned| names.iter().map(|pair| (pair.name.to_owned(), pair.address)).collect();
-            let [was, is]: [BTreeSet<(String, IpAddr)>; 2] = [pairs(&before.names), pairs(view.names)];
-            scope.peers.extend(was.symmetric_difference(&is).map(|(_, address)| *address));
-        }
+        scope.peers.extend(named);
         scope.peers.extend(changes.pod_classes.keys());
-        scope.prefixes.extend(changes.cidr_classes.keys());
+        changes.cidr_classes.keys().for_each(|prefix| scope.add_prefix(prefix));
         scope.add_classes(image, &seen_otherwise(image, changes));
         scope
+    }
+
+    /// Adds everybody in a prefix.
+    fn add_prefix(&mut self, prefix: &IpNet) {
+        // One address is looked at alone, and not with all that borders on it.
+        if prefix.prefix_len() == prefix.max_prefix_len() {
+            self.peers.insert(prefix.addr());
+        } else {
+            self.prefixes.insert(*prefix);
+        }
     }
 
     /// Adds everybody of these classes.
@@ -107,7 +115,7 @@ impl Scope {
         let pods = image.pod_classes.iter().filter(|(_, class)| classes.contains(class));
         self.peers.extend(pods.map(|(address, _)| *address));
         let prefixes = image.cidr_classes.iter().filter(|(_, class)| classes.contains(class));
-        self.prefixes.extend(prefixes.map(|(prefix, _)| *prefix));
+        prefixes.for_each(|(prefix, _)| self.add_prefix(prefix));
     }
 
     /// Whether nothing is to be checked.

@@ -2,11 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use towpath_model::desired::{PolicyImage, SetId};
 use towpath_model::{
-    Action, ClusterNetworkPolicy, Direction, Labels, NamedPort, NamespacedName, NetworkPolicy, Node, Pod, PortMatch,
-    Protocol, ProtocolMatch, Tier, World,
+    Action, ClusterNetworkPolicy, Direction, DomainName, Labels, NamedPort, NamespacedName, NetworkPolicy, Node, Pod,
+    PortMatch, Protocol, ProtocolMatch, Tier, World,
 };
 
 use super::peers::{Kind, Matcher, Peers, is_in};
@@ -32,6 +33,8 @@ pub(super) struct Text<'w> {
     pub(super) set: SetId,
     /// Indices of the clauses of each policy that selects them.
     policies: Vec<usize>,
+    /// What these say, once all of them are read.
+    steps: Vec<Step<'w>>,
 }
 
 impl Text<'_> {
@@ -41,12 +44,30 @@ impl Text<'_> {
     }
 }
 
-/// A policy's clauses, with the numbers of their matchers.
+/// A policy's clauses.
 struct Clauses<'w> {
     tier: Option<Tier>,
-    list: Vec<(Option<u32>, Clause<'w>)>,
+    list: Vec<Read<'w>>,
     /// Some clause takes the number of a port from the pod that is reached.
     by_name: bool,
+}
+
+/// A clause, or several that differ in nothing but addresses, between which nothing else is asked.
+struct Read<'w> {
+    peers: PeersOf,
+    /// It is about pods, and asked of whoever may be one.
+    doubtful: bool,
+    ports: Arc<PortSet<'w>>,
+    action: Action,
+}
+
+/// Whom a clause is about.
+enum PeersOf {
+    Anyone,
+    /// Whom this matcher matches.
+    Matched(u32),
+    /// Whoever has one of these addresses.
+    Addresses(Addresses),
 }
 
 /// A policy in one direction: its tier (none: a NetworkPolicy), namespace and name.
@@ -141,11 +162,20 @@ impl<'w> Interest<'w> {
                 faces.iter().flat_map(|face| &face.nodes).any(|node| selector.matches(&node.labels))
             }
             PeerSet::Addresses(addresses) => faces.iter().any(|face| addresses.has(face.address)),
-            PeerSet::Names(asked) => {
-                let said = names.of(asked);
-                faces.iter().any(|face| face.stranger && said.contains(&face.address))
-            }
+            PeerSet::Names(asked) => faces.iter().any(|face| face.stranger && names.stand_for(asked, face.address)),
         }
+    }
+
+    /// What names stand for, as far as these are concerned.
+    fn named(&self, asked: &[DomainName], names: &Learned) -> Addresses {
+        let said: BTreeSet<IpAddr> = match self {
+            Self::Everybody => names.of(asked),
+            Self::Few(faces) => {
+                let addresses = faces.iter().map(|face| face.address);
+                addresses.filter(|address| names.stand_for(asked, *address)).collect()
+            }
+        };
+        Addresses::any_of(&said.into_iter().map(Addresses::one).collect::<Vec<_>>())
     }
 }
 
@@ -192,14 +222,63 @@ impl<'w> Subjects<'w> {
                 let named: &'w [NamedPort] =
                     if by_name && direction == Direction::Ingress { &pod.named_ports } else { &[] };
                 let index = *alike.entry(Alike { policies: policies.clone(), named, set }).or_insert_with(|| {
-                    texts.push(Text { pod, addresses: Vec::new(), direction, set, policies });
+                    texts.push(Text { pod, addresses: Vec::new(), direction, set, policies, steps: Vec::new() });
                     texts.len() - 1
                 });
                 texts.get_mut(index).into_iter().for_each(|text| text.addresses.push(*address));
                 same.insert(seen, Some(index));
             }
         }
+        for text in &mut texts {
+            text.steps = self.steps(&text.policies);
+        }
         texts
+    }
+
+    /// What policies say, in the order in which they are asked. NetworkPolicies add up, whatever their order: all that one or another says of
+    /// everybody is one step, and so are all addresses of the same ports.
+    fn steps(&mut self, policies: &[usize]) -> Vec<Step<'w>> {
+        let (mut steps, mut everyone) = (Vec::new(), Vec::new());
+        let mut by_ports: HashMap<&Arc<PortSet<'w>>, usize> = HashMap::new();
+        let mut blocks: Vec<(&Arc<PortSet<'w>>, Vec<&Addresses>)> = Vec::new();
+        for clauses in policies.iter().filter_map(|index| self.clauses.get(*index)) {
+            let tier = clauses.tier;
+            for Read { peers, doubtful, ports, action } in &clauses.list {
+                let matcher = match peers {
+                    PeersOf::Anyone if tier.is_none() => {
+                        everyone.push(ports);
+                        continue;
+                    }
+                    PeersOf::Addresses(addresses) if tier.is_none() => {
+                        let index = *by_ports.entry(ports).or_insert(blocks.len());
+                        match blocks.get_mut(index) {
+                            Some((_, all)) => all.push(addresses),
+                            None => blocks.push((ports, vec![addresses])),
+                        }
+                        continue;
+                    }
+                    PeersOf::Anyone => None,
+                    PeersOf::Matched(number) => Some(*number),
+                    PeersOf::Addresses(addresses) => Some(self.matchers.number(Matcher::Addresses(addresses.clone()))),
+                };
+                steps.push(Step { tier, matcher, ports: ports.clone(), action: *action, doubtful: *doubtful });
+            }
+        }
+        let mut accept = |matcher, ports| {
+            steps.push(Step { tier: None, matcher, ports, action: Action::Accept, doubtful: false });
+        };
+        for (ports, all) in blocks {
+            let addresses = Addresses::any_of(all);
+            accept(Some(self.matchers.number(Matcher::Addresses(addresses))), ports.clone());
+        }
+        if !everyone.is_empty() {
+            let fixed = Ports::any_of(everyone.iter().map(|ports| &ports.fixed));
+            let mut named: Vec<_> = everyone.iter().flat_map(|ports| ports.named.iter().copied()).collect();
+            named.sort_unstable();
+            named.dedup();
+            accept(None, Arc::new(PortSet { fixed, named }));
+        }
+        steps
     }
 
     /// The policies in force that select a pod and speak of a direction, in the order in which they are asked.
@@ -255,25 +334,36 @@ impl<'w> Subjects<'w> {
                 (clauses_of(policy, direction, &wanted).unwrap_or_default(), by_name)
             }
         };
-        let mut clauses = Clauses { tier, list: Vec::with_capacity(list.len()), by_name };
-        for clause in list {
+        let mut clauses: Vec<Read<'w>> = Vec::new();
+        // Those of a rule follow each other, and share their ports.
+        for alike in list.chunk_by(|a, b| Arc::ptr_eq(&a.ports, &b.ports) && is_block(a) && is_block(b)) {
+            let Some(Clause { peer, ports, action, .. }) = alike.first() else { continue };
+            let (ports, action) = (ports.clone(), *action);
             if direction == Direction::Egress {
-                for (name, protocol) in &clause.ports.named {
+                for (name, protocol) in &ports.named {
                     self.matchers.number(Matcher::Calls(name, *protocol));
                 }
             }
-            let matcher = match &clause.peer {
-                PeerSet::Anyone => None,
-                PeerSet::Pods(set) => Some(self.pods(*set, tier.is_some())),
-                PeerSet::Nodes(selector) => Some(self.matchers.number(Matcher::Nodes(selector))),
-                PeerSet::Addresses(addresses) => Some(self.matchers.number(Matcher::Addresses(addresses.clone()))),
+            let doubtful = tier.is_some() && matches!(peer, PeerSet::Pods(_));
+            let peers = match peer {
+                PeerSet::Anyone => PeersOf::Anyone,
+                PeerSet::Pods(set) => PeersOf::Matched(self.pods(*set, tier.is_some())),
+                PeerSet::Nodes(selector) => PeersOf::Matched(self.matchers.number(Matcher::Nodes(selector))),
+                PeerSet::Addresses(_) => {
+                    let all = alike.iter().filter_map(|clause| match &clause.peer {
+                        PeerSet::Addresses(addresses) => Some(addresses),
+                        _ => None,
+                    });
+                    PeersOf::Addresses(Addresses::any_of(all))
+                }
                 PeerSet::Names(names) => {
-                    let said: Vec<Addresses> = self.names.of(names).into_iter().map(Addresses::one).collect();
-                    Some(self.matchers.number(Matcher::Outside(Addresses::any_of(&said))))
+                    let said = self.interest.named(names, self.names);
+                    PeersOf::Matched(self.matchers.number(Matcher::Outside(said)))
                 }
             };
-            clauses.list.push((matcher, clause));
+            clauses.push(Read { peers, doubtful, ports, action });
         }
+        let clauses = Clauses { tier, list: clauses, by_name };
         self.clauses.push(clauses);
         self.known.insert(key, self.clauses.len() - 1);
         self.clauses.len() - 1
@@ -287,38 +377,37 @@ impl<'w> Subjects<'w> {
     }
 
     /// What decides over the flows of these pods.
-    pub(super) fn program(&self, text: &Text<'w>) -> Program<'_, 'w> {
+    pub(super) fn program<'s>(&self, text: &'s Text<'w>) -> Program<'s, 'w> {
         let named = if text.direction == Direction::Ingress { Some(text.pod.named_ports.as_slice()) } else { None };
+        let of = |policy: &usize| self.clauses.get(*policy);
         let mut program = Program {
-            steps: Vec::new(),
+            steps: &text.steps,
             by_matcher: HashMap::new(),
             everyone: Vec::new(),
+            doubtful: Vec::new(),
             own: named,
-            isolated: false,
+            isolated: text.policies.iter().filter_map(of).any(|clauses| clauses.tier.is_none()),
             ask: Vec::new(),
         };
         let mut ask: Vec<u32> = Vec::new();
-        for clauses in text.policies.iter().filter_map(|index| self.clauses.get(*index)) {
-            program.isolated |= clauses.tier.is_none();
-            for (matcher, clause) in &clauses.list {
-                let number = u32::try_from(program.steps.len()).unwrap_or(u32::MAX);
-                let doubtful = clauses.tier.is_some() && matches!(clause.peer, PeerSet::Pods(_));
-                program.steps.push(Step { tier: clauses.tier, ports: &clause.ports, action: clause.action, doubtful });
-                match matcher {
-                    Some(matcher) => {
-                        program.by_matcher.entry(*matcher).or_default().push(number);
-                        ask.push(*matcher);
-                    }
-                    None => program.everyone.push(number),
+        for (number, step) in (0u32..).zip(&text.steps) {
+            match step.matcher {
+                Some(matcher) => {
+                    program.by_matcher.entry(matcher).or_default().push(number);
+                    ask.push(matcher);
                 }
-                if doubtful {
-                    ask.extend(self.matchers.known(&Matcher::MayBePod));
-                }
-                if named.is_none() {
-                    let calls = clause.ports.named.iter().map(|(name, protocol)| Matcher::Calls(name, *protocol));
-                    ask.extend(calls.filter_map(|calls| self.matchers.known(&calls)));
-                }
+                None => program.everyone.push(number),
             }
+            if step.doubtful {
+                program.doubtful.push(number);
+            }
+            if named.is_none() {
+                let calls = step.ports.named.iter().map(|(name, protocol)| Matcher::Calls(name, *protocol));
+                ask.extend(calls.filter_map(|calls| self.matchers.known(&calls)));
+            }
+        }
+        if !program.doubtful.is_empty() {
+            ask.extend(self.matchers.known(&Matcher::MayBePod));
         }
         ask.sort_unstable();
         ask.dedup();
@@ -327,11 +416,17 @@ impl<'w> Subjects<'w> {
     }
 }
 
-/// A clause, as a program asks it.
-struct Step<'s, 'w> {
+fn is_block(clause: &Clause<'_>) -> bool {
+    matches!(clause.peer, PeerSet::Addresses(_))
+}
+
+/// What a program asks.
+struct Step<'w> {
     /// None: a NetworkPolicy's.
     tier: Option<Tier>,
-    ports: &'s PortSet<'w>,
+    /// None: everybody.
+    matcher: Option<u32>,
+    ports: Arc<PortSet<'w>>,
     action: Action,
     /// It is about pods, and asked of whoever may be one.
     doubtful: bool,
@@ -339,10 +434,12 @@ struct Step<'s, 'w> {
 
 /// What decides over the flows of some pods in one direction.
 pub(super) struct Program<'s, 'w> {
-    steps: Vec<Step<'s, 'w>>,
+    steps: &'s [Step<'w>],
     by_matcher: HashMap<u32, Vec<u32>>,
     /// Steps about everybody.
     everyone: Vec<u32>,
+    /// Steps that are asked of whoever may be a pod.
+    doubtful: Vec<u32>,
     /// Ingress: the named ports of the pods themselves.
     own: Option<&'w [NamedPort]>,
     isolated: bool,
@@ -365,6 +462,11 @@ impl Case<'_> {
     pub(super) fn key(&self) -> Vec<u32> {
         self.key.clone()
     }
+
+    /// How many steps match it.
+    pub(super) fn len(&self) -> usize {
+        self.matched.len()
+    }
 }
 
 impl Program<'_, '_> {
@@ -375,7 +477,7 @@ impl Program<'_, '_> {
 
     /// A peer as the program sees it.
     pub(super) fn case<'k>(&self, peer: &Kind<'k>) -> Case<'k> {
-        let may_be_pod = peer.may_be_pod && self.steps.iter().any(|step| step.doubtful);
+        let may_be_pod = peer.may_be_pod && !self.doubtful.is_empty();
         let mut matched = self.everyone.clone();
         matched.extend(peer.matched.iter().filter_map(|matcher| self.by_matcher.get(matcher)).flatten());
         matched.sort_unstable();
@@ -390,7 +492,7 @@ impl Program<'_, '_> {
         Case { matched, named: peer.named, may_be_pod, key }
     }
 
-    fn step(&self, index: u32) -> Option<&Step<'_, '_>> {
+    fn step(&self, index: u32) -> Option<&Step<'_>> {
         self.steps.get(usize::try_from(index).ok()?)
     }
 
@@ -411,7 +513,12 @@ impl Program<'_, '_> {
     /// Takes out of `undecided` what a tier decides.
     fn tier(&self, tier: Tier, case: &Case<'_>, open: &mut Ports, undecided: &mut Ports) {
         let (mut passed, mut passed_perhaps) = (Ports::none(), Ports::none());
-        for (index, step) in (0u32..).zip(&self.steps).filter(|(_, step)| step.tier == Some(tier)) {
+        let perhaps: &[u32] = if case.may_be_pod { &self.doubtful } else { &[] };
+        let mut asked: Vec<u32> = case.matched.iter().chain(perhaps).copied().collect();
+        asked.sort_unstable();
+        asked.dedup();
+        let asked = asked.into_iter().filter_map(|index| Some((index, self.step(index)?)));
+        for (index, step) in asked.filter(|(_, step)| step.tier == Some(tier)) {
             let matches = case.matched.binary_search(&index).is_ok();
             let perhaps = !matches && case.may_be_pod && step.doubtful;
             if !matches && !perhaps {
@@ -437,7 +544,7 @@ impl Program<'_, '_> {
     }
 
     /// The ports of a step. What somebody calls his ports of whom it is not known whether he is a pod is not known either.
-    fn ports(&self, step: &Step<'_, '_>, case: &Case<'_>, certain: bool) -> Ports {
+    fn ports(&self, step: &Step<'_>, case: &Case<'_>, certain: bool) -> Ports {
         let named = self.own.unwrap_or(case.named);
         step.ports.named.iter().fold(step.ports.fixed.clone(), |ports, (name, protocol)| {
             if !certain && self.own.is_none() {

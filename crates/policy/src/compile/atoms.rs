@@ -3,17 +3,15 @@
 //! A group finds its atoms by its labels: each selector is filed under one label that it wants. So neither a new pod nor a new policy asks
 //! every selector of every pod.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::net::IpAddr;
+use std::collections::{BTreeSet, HashMap};
 
 use ipnet::IpNet;
 use towpath_model::desired::SetId;
 use towpath_model::labels::Requirement;
-use towpath_model::{Labels, Protocol, World};
+use towpath_model::{DomainName, Labels, Protocol, World};
 
 use super::peers::{Group, Who};
 use super::program::{Atom, Within};
-use crate::names::Learned;
 
 /// Labels of namespaces, each looked up once.
 #[derive(Debug, Default)]
@@ -98,6 +96,8 @@ pub(super) struct Atoms {
     numbers: HashMap<Atom, u32>,
     list: Vec<Asked>,
     filed: Filed,
+    /// Those about domain names.
+    about_names: Vec<u32>,
     /// Named ports that egress rules ask of peers.
     names: HashMap<String, Vec<Named>>,
     name_count: u32,
@@ -105,7 +105,7 @@ pub(super) struct Atoms {
     /// What came since [`Atoms::news`].
     fresh: Filed,
     fresh_names: Vec<(String, Protocol)>,
-    /// Blocks came or went.
+    /// Blocks came or went, or are asked for by another set.
     borders: bool,
 }
 
@@ -123,7 +123,7 @@ struct Named {
 pub(super) struct News {
     atoms: Filed,
     names: Vec<(String, Protocol)>,
-    /// Blocks came or went.
+    /// Blocks came or went, or are asked for by another set.
     pub(super) borders: bool,
 }
 
@@ -141,6 +141,9 @@ impl Atoms {
                 self.numbers.insert(atom.clone(), number);
                 self.list.push(Asked { atom: atom.clone(), sets: Vec::new() });
                 self.idle += 1;
+                if matches!(atom, Atom::Names(_)) {
+                    self.about_names.push(number);
+                }
                 self.filed.file(number, atom);
                 self.fresh.file(number, atom);
                 number
@@ -153,8 +156,9 @@ impl Atoms {
         {
             if asked.sets.is_empty() {
                 self.idle -= 1;
-                self.borders |= is_block(atom);
             }
+            // Also if others ask for it: where it decides something differs from set to set.
+            self.borders |= is_block(atom);
             asked.sets.push(set);
         }
         number
@@ -219,13 +223,15 @@ impl Atoms {
         asked.map(|(number, asked)| (number, &asked.atom)).filter(|(_, atom)| is_block(atom))
     }
 
-    /// What the domain names that somebody asks for stand for, by atom.
-    pub(super) fn named(&self, learned: &Learned) -> BTreeMap<u32, BTreeSet<IpAddr>> {
-        let of = |(number, atom): (u32, &Atom)| match atom {
-            Atom::Names(names) => Some((number, learned.of(names))),
-            _ => None,
-        };
-        self.blocks().filter_map(of).collect()
+    /// The atoms about domain names that somebody asks for, ascending, with their patterns.
+    pub(super) fn names(&self) -> impl Iterator<Item = (u32, &[DomainName])> {
+        self.about_names.iter().filter_map(|number| {
+            let asked = self.list.get(usize::try_from(*number).ok()?).filter(|asked| !asked.sets.is_empty())?;
+            match &asked.atom {
+                Atom::Names(names) => Some((*number, names.as_slice())),
+                _ => None,
+            }
+        })
     }
 
     /// Whether an atom is about domain names: then it is about nobody whom a selector can match.

@@ -31,6 +31,11 @@ impl Ids {
         }
     }
 
+    /// Numbers that live or rest, in no order.
+    pub(super) fn taken(&self) -> impl Iterator<Item = u32> + '_ {
+        self.taken.iter().copied()
+    }
+
     /// A number that nobody has.
     pub(super) fn take(&mut self) -> u32 {
         // Ends: there are 2^32 numbers and far fewer entries in `taken` than that, each of which is in memory.

@@ -3,7 +3,7 @@
 //! Finer than classes, since it is not asked here whether rules differ; coarser than groups. A kind is what a group's labels match together
 //! with what the region of the address matches, and has one content: how each set sees it. Contents are kept once, with their class.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::hash::Hash;
 use std::sync::Arc;
 
@@ -27,7 +27,7 @@ pub(super) struct GroupKind {
 /// What a region matches.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) struct RegionKind {
-    /// Atoms, sorted.
+    /// Atoms, sorted; of blocks only those that decide something there for some set ([`super::set::Set::decide_where`]).
     pub(super) atoms: Box<[u32]>,
     /// Pods may be there that are not known yet.
     pub(super) may_hold_pods: bool,
@@ -109,9 +109,15 @@ pub(super) struct Kinds {
     pub(super) regions: Numbered<RegionKind>,
     numbers: HashMap<(u32, u32), u32>,
     pub(super) list: Vec<Kind>,
+    /// Kinds that came into use, or fell out of it, since [`Kinds::take_stirred`].
+    stirred: BTreeSet<u32>,
+    /// How many are in use.
+    used: usize,
     contents: HashMap<Arc<Content>, u32>,
     shared: Vec<Option<Shared>>,
     free: Vec<u32>,
+    /// Contents that kinds left since [`Kinds::sweep`].
+    left: BTreeSet<u32>,
 }
 
 impl Kinds {
@@ -136,13 +142,37 @@ impl Kinds {
 
     /// An address is of another kind now.
     pub(super) fn moved(&mut self, from: u32, to: u32) {
-        if let Some(kind) = self.get_mut(from) {
-            kind.addresses = kind.addresses.saturating_sub(1);
-        }
-        if let Some(kind) = self.get_mut(to) {
+        self.count(from, |kind| kind.addresses = kind.addresses.saturating_sub(1));
+        self.count(to, |kind| {
             kind.addresses += 1;
             kind.arrived += 1;
+        });
+    }
+
+    /// A region is of this kind now.
+    pub(super) fn region_came(&mut self, kind: u32) {
+        self.count(kind, |kind| kind.regions += 1);
+    }
+
+    /// A region is not of this kind any more.
+    pub(super) fn region_left(&mut self, kind: u32) {
+        self.count(kind, |kind| kind.regions = kind.regions.saturating_sub(1));
+    }
+
+    fn count(&mut self, number: u32, change: impl FnOnce(&mut Kind)) {
+        let Some(kind) = self.get_mut(number) else { return };
+        let before = kind.is_in_use();
+        change(kind);
+        let after = kind.is_in_use();
+        if before != after {
+            self.used = if after { self.used + 1 } else { self.used.saturating_sub(1) };
+            self.stirred.insert(number);
         }
+    }
+
+    /// Kinds that came into use, or fell out of it, since this was last asked.
+    pub(super) fn take_stirred(&mut self) -> BTreeSet<u32> {
+        std::mem::take(&mut self.stirred)
     }
 
     /// A content.
@@ -171,7 +201,13 @@ impl Kinds {
         let Some(before) = self.get_mut(kind).map(|kind| std::mem::replace(&mut kind.content, number)) else { return };
         if let Some(shared) = self.shared_mut(before) {
             shared.kinds = shared.kinds.saturating_sub(1);
+            self.left.insert(before);
         }
+    }
+
+    /// Contents that no kind has any more.
+    pub(super) fn unused(&self) -> impl Iterator<Item = &Shared> {
+        self.left.iter().filter_map(|number| self.content(*number)).filter(|shared| shared.kinds == 0)
     }
 
     fn share(&mut self, content: Content) -> u32 {
@@ -212,7 +248,10 @@ impl Kinds {
 
     /// Forgets contents that no kind has.
     pub(super) fn sweep(&mut self) {
-        for (number, place) in (0u32..).zip(&mut self.shared) {
+        for number in std::mem::take(&mut self.left) {
+            let Some(place) = usize::try_from(number).ok().and_then(|number| self.shared.get_mut(number)) else {
+                continue;
+            };
             if place.as_ref().is_some_and(|shared| shared.kinds == 0)
                 && let Some(shared) = place.take()
             {
@@ -224,7 +263,7 @@ impl Kinds {
 
     /// Whether so much of it is of no use that it is time to begin anew.
     pub(super) fn is_littered(&self) -> bool {
-        let used = self.list.iter().filter(|kind| kind.is_in_use()).count();
+        let used = self.used;
         self.list.len() > 2 * used + 1024 || self.groups.len() > 4 * used + 4096
     }
 
@@ -248,13 +287,6 @@ pub(super) struct Sample<'s> {
 }
 
 impl Sample<'_> {
-    /// All atoms that match it.
-    pub(super) fn atoms(&self) -> impl Iterator<Item = u32> + '_ {
-        let of_group = self.group.into_iter().flat_map(|kind| kind.atoms.iter());
-        let of_region = self.region.into_iter().flat_map(|kind| kind.atoms.iter());
-        of_group.chain(of_region.filter(|atom| self.is_of_region(**atom))).copied()
-    }
-
     /// Whether what its region matches, it does. A domain name is nobody whom a selector can match, whatever DNS says.
     fn is_of_region(&self, atom: u32) -> bool {
         self.group.is_none() || !self.names.is_named(atom)
@@ -262,10 +294,10 @@ impl Sample<'_> {
 }
 
 impl Seen for Sample<'_> {
-    fn matches(&self, atom: usize) -> bool {
-        let Ok(atom) = u32::try_from(atom) else { return false };
-        self.group.is_some_and(|kind| kind.atoms.binary_search(&atom).is_ok())
-            || (self.region.is_some_and(|kind| kind.atoms.binary_search(&atom).is_ok()) && self.is_of_region(atom))
+    fn atoms(&self) -> impl Iterator<Item = u32> {
+        let of_group = self.group.into_iter().flat_map(|kind| kind.atoms.iter());
+        let of_region = self.region.into_iter().flat_map(|kind| kind.atoms.iter());
+        of_group.chain(of_region.filter(|atom| self.is_of_region(**atom))).copied()
     }
 
     fn named_port(&self, name: &str, protocol: Protocol) -> Option<u16> {

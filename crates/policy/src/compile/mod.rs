@@ -22,11 +22,13 @@
 //! Done otherwise (removals of step 2 at the end) a flow may be denied for a moment, but never allowed against both images.
 
 mod atoms;
-mod bits;
 mod bridge;
+mod budget;
 mod classes;
 mod ids;
 mod kinds;
+mod lanes;
+mod painted;
 mod peers;
 mod ports;
 mod program;
@@ -47,6 +49,7 @@ use towpath_model::desired::{
 use towpath_model::{ClusterNetworkPolicy, Direction, Labels, NamespacedName, NetworkPolicy, NodeName, Tier};
 
 use self::bridge::Bridge;
+use self::budget::Budget;
 use self::classes::{Classes, Turnover};
 use self::ids::Ids;
 use self::peers::{Group, Peers};
@@ -55,6 +58,7 @@ use self::set::{RowDraft, RuleKey, Set, SetKey};
 use self::sight::{Looks, Sight};
 use crate::view::{PeerPod, View};
 
+pub use self::budget::TooLarge;
 pub use self::touched::Touched;
 
 /// Highest rule id that is not reserved, see [`RuleId`].
@@ -207,13 +211,26 @@ impl Compiler {
     /// Against the image before: a set whose policies and named ports are the same keeps its id, a changed one gets another; a
     /// local class and a rule keep theirs within a set; a class keeps its id while the remaining sets see it as before. Sets
     /// without pods stay for the grace period, so that a kernel between two images still judges by one of them.
-    pub fn compile(&mut self, view: &View<'_>, node: &NodeName, now: Duration) -> PolicyImage {
-        self.follow(view, node, now, &Touched::everything());
-        self.image().clone()
+    ///
+    /// # Errors
+    /// The policies ask for more than is compiled. The image is the one before, and what is compiled next follows on it as on one of an
+    /// earlier run ([`Compiler::resume`]).
+    pub fn compile(&mut self, view: &View<'_>, node: &NodeName, now: Duration) -> Result<PolicyImage, TooLarge> {
+        self.follow(view, node, now, &Touched::everything())?;
+        Ok(self.image().clone())
     }
 
     /// As [`Compiler::compile`], looking at what is touched since the last time only. The image is the same, with the same ids.
-    pub fn follow(&mut self, view: &View<'_>, node: &NodeName, now: Duration, touched: &Touched) {
+    ///
+    /// # Errors
+    /// As of [`Compiler::compile`].
+    pub fn follow(
+        &mut self,
+        view: &View<'_>,
+        node: &NodeName,
+        now: Duration,
+        touched: &Touched,
+    ) -> Result<(), TooLarge> {
         self.set_ids.rested(now, self.grace);
         self.classes.ids.rested(now, self.grace);
         self.rule_ids.rested(now, self.grace);
@@ -223,7 +240,10 @@ impl Compiler {
         let everything = Touched::everything();
         let touched = if matches!(looks, Looks::All { .. }) { &everything } else { touched };
         let (turnover, gone) = self.choose_sets(view, &mut sight, touched, now);
-        self.compile_sets(view, &mut sight, &looks, touched, &turnover, &gone, now);
+        if let Err(error) = self.compile_sets(view, &mut sight, &looks, touched, &turnover, &gone, now) {
+            self.start_over(now);
+            return Err(error);
+        }
         self.with_pods(&sight);
         self.sight = sight;
         if !gone.is_empty() {
@@ -237,6 +257,19 @@ impl Compiler {
             self.audits = !audited.is_empty();
         }
         self.span(now);
+        Ok(())
+    }
+
+    /// Forgets all but the last image, as if an earlier run had made it.
+    fn start_over(&mut self, now: Duration) {
+        let held = self.image().clone();
+        let used = UsedIds {
+            sets: self.set_ids.taken().map(SetId).collect(),
+            classes: self.classes.ids.taken().map(ClassId).collect(),
+            rules: self.rule_ids.taken().map(RuleId).collect(),
+            held: held.clone(),
+        };
+        *self = Self { spanned: Some(held), next_version: self.next_version, ..Self::resume(self.grace, &used, now) };
     }
 
     /// The image that was compiled last.
@@ -533,13 +566,15 @@ impl Compiler {
         turnover: &Turnover,
         gone: &[Set],
         now: Duration,
-    ) {
+    ) -> Result<(), TooLarge> {
+        let mut budget = Budget::new();
         let all = matches!(looks, Looks::All { .. });
         if all {
             self.sets.values_mut().for_each(Set::begin);
         }
-        let recut = sight.recut(view, looks, touched, &mut self.sets, turnover, gone);
-        let (changed, mut concerned) = sight.classify(&mut self.sets, all, turnover);
+        let recut = sight.recut(view, looks, touched, &mut self.sets, turnover, gone, &mut budget)?;
+        let (changed, mut concerned) = sight.classify(&mut self.sets, all, turnover, &mut budget)?;
+        // From here on nothing fails, and the image becomes another.
         let anew = recut.regions || !turnover.is_empty();
         let classes = if anew {
             let votes = sight.votes(&changed, &recut.moved, &self.classes.regions);
@@ -557,6 +592,7 @@ impl Compiler {
             }
         }
         self.with_rows(&concerned, gone, now);
+        Ok(())
     }
 
     fn with_pods(&mut self, sight: &Sight) {
@@ -579,7 +615,7 @@ impl Compiler {
                 self.changes.isolating.insert(set.id, Some(names.clone()));
                 self.image.isolating.insert(set.id, names);
             }
-            for class in set.in_use().filter(|class| !set.shown.contains_key(class)) {
+            for class in set.to_show() {
                 self.show_rows(set, class);
             }
         }
@@ -615,14 +651,19 @@ impl Compiler {
                     let id = entry.0;
                     if entry.1 == 1 {
                         let info = rule.info();
-                        self.changes.rules.insert(id, Some(info.clone()));
+                        if self.compiled {
+                            self.changes.rules.insert(id, Some(info.clone()));
+                        }
                         self.image.rules.insert(id, info);
                     }
                     Row { verdict: rule.verdict, rule: id }
                 }
             };
             self.image.rows.insert(row, value);
-            self.changes.rows.insert(row, Some(value));
+            // Of a first image nobody asks what changed.
+            if self.compiled {
+                self.changes.rows.insert(row, Some(value));
+            }
         }
     }
 

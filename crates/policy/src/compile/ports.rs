@@ -13,6 +13,11 @@ pub(super) struct Span {
 /// Disjoint spans, ascending; neighbours differ in rank. `decide` is given the ranks that cover a port, ascending, and says which of
 /// them decides.
 pub(super) fn flatten(spans: &[Span], decide: impl Fn(&mut dyn Iterator<Item = u32>) -> Option<u32>) -> Vec<Span> {
+    // Of most peers one rule decides all.
+    if let [span] = spans {
+        let decided = decide(&mut std::iter::once(span.rank)).filter(|_| span.first <= span.last);
+        return decided.map(|rank| Span { rank, ..*span }).into_iter().collect();
+    }
     let mut changes: BTreeMap<u32, (Vec<u32>, Vec<u32>)> = BTreeMap::new();
     for span in spans.iter().filter(|s| s.first <= s.last) {
         changes.entry(u32::from(span.first)).or_default().0.push(span.rank);

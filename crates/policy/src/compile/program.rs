@@ -1,5 +1,8 @@
 //! One direction of one policy, flattened to clauses: a clause is one peer of one rule with the rule's ports.
 
+use std::collections::HashMap;
+use std::sync::Arc;
+
 use ipnet::IpNet;
 use towpath_model::desired::PolicyRef;
 use towpath_model::{
@@ -62,11 +65,35 @@ pub(super) enum Within {
 }
 
 /// An entry of a rule's `ports` or `protocols`; a named port of any protocol is three of one index.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct ClausePort {
     pub(super) index: u32,
     pub(super) protocol: Protocol,
     pub(super) wanted: PortMatch,
+}
+
+/// The ports of a rule, which all its clauses share.
+#[derive(Debug, PartialEq, Eq, Hash)]
+pub(super) struct Ports {
+    /// None: all of every protocol.
+    pub(super) list: Option<Vec<ClausePort>>,
+    /// Its named ports in order.
+    pub(super) named: Vec<(String, Protocol)>,
+    /// Whether it has something even where no named port resolves.
+    pub(super) has_numbers: bool,
+}
+
+impl Ports {
+    fn of(list: Option<Vec<ClausePort>>) -> Self {
+        let named = list.iter().flatten().filter_map(|port| match &port.wanted {
+            PortMatch::Named(name) => Some((name.clone(), port.protocol)),
+            PortMatch::Any | PortMatch::Range(..) => None,
+        });
+        let named = named.collect();
+        let is_number = |port: &ClausePort| matches!(port.wanted, PortMatch::Any | PortMatch::Range(..));
+        let has_numbers = list.as_ref().is_none_or(|ports| ports.iter().any(is_number));
+        Self { list, named, has_numbers }
+    }
 }
 
 /// One peer of one rule.
@@ -78,31 +105,18 @@ pub(super) struct Clause {
     pub(super) peer: Option<u32>,
     /// Whom it matches; none: everybody.
     pub(super) atom: Option<Atom>,
-    /// On which ports; none: all of every protocol.
-    pub(super) ports: Option<Vec<ClausePort>>,
+    /// On which ports.
+    pub(super) ports: Arc<Ports>,
+    /// Which of [`Program::ports`] these are.
+    pub(super) lane: usize,
     /// What it does with them.
     pub(super) action: Action,
 }
 
 impl Clause {
-    /// Its named ports in order.
-    pub(super) fn named(&self) -> impl Iterator<Item = (&str, Protocol)> {
-        self.ports.iter().flatten().filter_map(|port| match &port.wanted {
-            PortMatch::Named(name) => Some((name.as_str(), port.protocol)),
-            PortMatch::Any | PortMatch::Range(..) => None,
-        })
-    }
-
     /// Whether it might turn out to be about a pod that is not known yet, to that pod's disadvantage.
     pub(super) fn doubts(&self) -> bool {
         self.action != Action::Accept && matches!(self.atom, Some(Atom::Pods { .. }))
-    }
-
-    /// Whether it matches something even where no named port resolves.
-    pub(super) fn has_numbers(&self) -> bool {
-        self.ports
-            .as_ref()
-            .is_none_or(|ports| ports.iter().any(|p| matches!(p.wanted, PortMatch::Any | PortMatch::Range(..))))
     }
 }
 
@@ -127,6 +141,8 @@ pub(super) struct Program {
     pub(super) rules: Rules,
     /// In the order in which they decide.
     pub(super) clauses: Vec<Clause>,
+    /// The ports that its rules have, each once.
+    pub(super) ports: Vec<Arc<Ports>>,
     /// All named ports, sorted.
     pub(super) named: Vec<(String, Protocol)>,
 }
@@ -135,13 +151,15 @@ impl Program {
     /// Flattens the rules of a NetworkPolicy.
     pub(super) fn of(policy: &NamespacedName, direction: Direction, rules: &[PolicyRule], version: u64) -> Self {
         let mut clauses = Vec::new();
+        let mut lanes = Lanes::default();
         for (rule_index, rule) in (0u32..).zip(rules) {
             let ports = (!rule.ports.is_empty()).then(|| {
                 let list = (0u32..).zip(&rule.ports);
                 list.map(|(index, port)| clause_port(index, port)).collect()
             });
-            let clause =
-                |peer, atom| Clause { rule: rule_index, peer, atom, ports: ports.clone(), action: Action::Accept };
+            let (lane, ports) = lanes.lane(ports);
+            let action = Action::Accept;
+            let clause = |peer, atom| Clause { rule: rule_index, peer, atom, ports: ports.clone(), lane, action };
             if rule.peers.is_empty() {
                 clauses.push(clause(None, None));
                 continue;
@@ -161,7 +179,8 @@ impl Program {
             }
         }
         let rules = Rules::Namespaced(rules.to_vec());
-        Self::new(PolicyRef::Namespaced(policy.clone()), Stage::Namespaced, direction, version, rules, clauses)
+        let policy = PolicyRef::Namespaced(policy.clone());
+        Self::new(policy, Stage::Namespaced, direction, version, rules, clauses, lanes.list)
     }
 
     /// Flattens the rules of a ClusterNetworkPolicy.
@@ -173,11 +192,17 @@ impl Program {
         version: u64,
     ) -> Self {
         let mut clauses = Vec::new();
+        let mut lanes = Lanes::default();
         for (rule_index, rule) in (0u32..).zip(rules) {
             let ports = (!rule.protocols.is_empty()).then(|| {
                 let list = (0u32..).zip(&rule.protocols);
                 list.flat_map(|(index, protocol)| clause_ports(index, protocol)).collect()
             });
+            // One without peers has no clauses, and nobody asks for its ports.
+            if rule.peers.is_empty() {
+                continue;
+            }
+            let (lane, ports) = lanes.lane(ports);
             for (index, peer) in (0u32..).zip(&rule.peers) {
                 let (peer, atom) = match peer {
                     ClusterPeer::Everybody => (None, None),
@@ -189,11 +214,11 @@ impl Program {
                     ClusterPeer::Networks(networks) => (Some(index), Some(Atom::Networks(networks.clone()))),
                     ClusterPeer::DomainNames(names) => (Some(index), Some(Atom::Names(names.clone()))),
                 };
-                clauses.push(Clause { rule: rule_index, peer, atom, ports: ports.clone(), action: rule.action });
+                clauses.push(Clause { rule: rule_index, peer, atom, ports: ports.clone(), lane, action: rule.action });
             }
         }
         let policy = PolicyRef::Cluster { tier, name: name.to_owned() };
-        Self::new(policy, tier.into(), direction, version, Rules::Cluster(rules.to_vec()), clauses)
+        Self::new(policy, tier.into(), direction, version, Rules::Cluster(rules.to_vec()), clauses, lanes.list)
     }
 
     fn new(
@@ -203,12 +228,12 @@ impl Program {
         version: u64,
         rules: Rules,
         clauses: Vec<Clause>,
+        ports: Vec<Arc<Ports>>,
     ) -> Self {
-        let mut named: Vec<(String, Protocol)> =
-            clauses.iter().flat_map(Clause::named).map(|(name, protocol)| (name.to_owned(), protocol)).collect();
+        let mut named: Vec<(String, Protocol)> = ports.iter().flat_map(|ports| &ports.named).cloned().collect();
         named.sort();
         named.dedup();
-        Self { policy, stage, direction, version, rules, clauses, named }
+        Self { policy, stage, direction, version, rules, clauses, ports, named }
     }
 
     /// What a rule is called.
@@ -224,6 +249,26 @@ impl Program {
     /// Whether a clause denies pods, or passes what they send: then a pod that is not known yet must be told from a stranger.
     pub(super) fn doubts(&self) -> bool {
         self.stage != Stage::Namespaced && self.clauses.iter().any(Clause::doubts)
+    }
+}
+
+/// The ports of rules, each once.
+#[derive(Default)]
+struct Lanes {
+    numbers: HashMap<Arc<Ports>, usize>,
+    list: Vec<Arc<Ports>>,
+}
+
+impl Lanes {
+    fn lane(&mut self, ports: Option<Vec<ClausePort>>) -> (usize, Arc<Ports>) {
+        let ports = Arc::new(Ports::of(ports));
+        if let Some((known, lane)) = self.numbers.get_key_value(&ports) {
+            return (*lane, known.clone());
+        }
+        let lane = self.list.len();
+        self.numbers.insert(ports.clone(), lane);
+        self.list.push(ports.clone());
+        (lane, ports)
     }
 }
 

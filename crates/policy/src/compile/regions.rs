@@ -2,10 +2,9 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::ops::Range;
 
 use ipnet::IpNet;
-
-use super::bits::Bits;
 
 /// Disjoint regions: each is a prefix without the longer prefixes inside it.
 #[derive(Clone, Debug, Default)]
@@ -83,22 +82,50 @@ impl Regions {
         starts.get(after.checked_sub(1)?)?.1
     }
 
-    /// The regions in a block. All its borders must be among the prefixes.
-    pub(super) fn in_block(&self, cidr: &IpNet, except: &[IpNet]) -> Bits {
-        let mut bits = Bits::none(self.nets.len());
-        self.inside(cidr).for_each(|i| bits.insert(i));
-        for hole in except {
-            self.inside(hole).for_each(|i| bits.remove(i));
+    /// The regions in a block: ascending ranges with gaps between them. All its borders must be among the prefixes.
+    pub(super) fn in_block(&self, cidr: &IpNet, except: &[IpNet]) -> Vec<Range<usize>> {
+        let whole = self.inside(cidr);
+        let mut holes: Vec<Range<usize>> = except.iter().map(|hole| self.inside(hole)).collect();
+        holes.sort_unstable_by_key(|hole| hole.start);
+        let (mut at, mut left) = (whole.start, Vec::new());
+        for hole in holes {
+            let start = hole.start.min(whole.end);
+            if at < start {
+                left.push(at..start);
+            }
+            at = at.max(hole.end);
         }
-        bits
+        if at < whole.end {
+            left.push(at..whole.end);
+        }
+        left
+    }
+
+    /// The regions in any of these prefixes, which must be borders: ascending ranges with gaps between them.
+    pub(super) fn in_any(&self, nets: &[IpNet]) -> Vec<Range<usize>> {
+        let mut ranges: Vec<Range<usize>> = nets.iter().map(|net| self.inside(net)).collect();
+        ranges.sort_unstable_by_key(|range| range.start);
+        let mut all: Vec<Range<usize>> = Vec::with_capacity(ranges.len());
+        for range in ranges {
+            match all.last_mut() {
+                Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
+                _ => all.push(range),
+            }
+        }
+        all
     }
 
     /// The regions in a prefix, which must be one of the borders.
-    pub(super) fn inside(&self, net: &IpNet) -> std::ops::Range<usize> {
+    pub(super) fn inside(&self, net: &IpNet) -> Range<usize> {
         match self.nets.binary_search_by(|r| r.net.cmp(net)) {
             Ok(index) => index..self.nets.get(index).map_or(index, |r| r.end),
             Err(index) => index..index,
         }
+    }
+
+    /// A region's prefix, and the index of the next larger one.
+    pub(super) fn get(&self, index: usize) -> Option<(IpNet, Option<usize>)> {
+        self.nets.get(index).map(|region| (region.net, region.parent))
     }
 
     /// All prefixes in pre-order with the index of the next larger one.
@@ -139,7 +166,10 @@ mod tests {
                 for outer in &list {
                     let holes: Vec<IpNet> = list.iter().copied().filter(|h| outer.contains(h) && h != outer).take(2).collect();
                     let truth = outer.contains(&address) && !holes.iter().any(|h| h.contains(&address));
-                    prop_assert_eq!(found.is_some_and(|f| regions.in_block(outer, &holes).has(f)), truth);
+                    prop_assert_eq!(found.is_some_and(|f| regions.in_block(outer, &holes).iter().any(|r| r.contains(&f))), truth);
+                    let both = [*outer, *list.first().unwrap_or(outer)];
+                    let any = both.iter().any(|net| net.contains(&address));
+                    prop_assert_eq!(found.is_some_and(|f| regions.in_any(&both).iter().any(|r| r.contains(&f))), any);
                 }
             }
         }

@@ -3,7 +3,9 @@
 //! A set never changes its meaning: when a policy changes, its pods get another set. Its local classes are numbered as peers
 //! turn up, and a number is never given to other rows while the set lives, so rows can be added under traffic.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::hash::{Hash, Hasher};
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,6 +13,9 @@ use towpath_model::desired::{LocalClass, PolicyRef, RowKey, RowProtocol, RuleInf
 use towpath_model::{Action, Direction, NamespacedName, PortMatch, Protocol};
 
 use super::atoms::Atoms;
+use super::budget::{Budget, TooLarge};
+use super::lanes::Lanes;
+use super::painted::Painted;
 use super::ports::{self, Span};
 use super::program::{Clause, Program, Stage};
 
@@ -25,7 +30,7 @@ pub(super) struct SetKey {
 }
 
 /// A row but for its set, class and rule id.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct RowDraft {
     pub(super) protocol: RowProtocol,
     pub(super) port: u16,
@@ -34,6 +39,19 @@ pub(super) struct RowDraft {
     pub(super) clause: Option<u32>,
     /// Index into the rule's ports.
     pub(super) port_index: Option<u32>,
+}
+
+impl Hash for RowDraft {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        // In few words: lists of these are hashed for each class.
+        let protocol = match self.protocol {
+            RowProtocol::Ports(protocol) => protocol.number(),
+            RowProtocol::Other => 0,
+        };
+        state.write_u32(u32::from(self.port) << 16 | u32::from(self.port_bits) << 8 | u32::from(protocol));
+        let clause = u64::from(self.clause.unwrap_or(u32::MAX)) << 32;
+        state.write_u64(clause | u64::from(self.port_index.unwrap_or(u32::MAX)));
+    }
 }
 
 /// Where a rule id comes from: version of the program, rule, peer, port.
@@ -64,8 +82,8 @@ impl Deciding<'_> {
 
 /// A peer, as far as sets look at it.
 pub(super) trait Seen {
-    /// Whether an atom (by the number it has in this compilation) matches it.
-    fn matches(&self, atom: usize) -> bool;
+    /// The atoms that match it (by the numbers they have in this compilation), but for some that decide nothing where others do.
+    fn atoms(&self) -> impl Iterator<Item = u32>;
     /// What a named port is in it.
     fn named_port(&self, name: &str, protocol: Protocol) -> Option<u16>;
     /// Whether it may be a pod that is not known yet.
@@ -78,8 +96,8 @@ pub(super) trait Seen {
 struct Stranger;
 
 impl Seen for Stranger {
-    fn matches(&self, _: usize) -> bool {
-        false
+    fn atoms(&self) -> impl Iterator<Item = u32> {
+        std::iter::empty()
     }
 
     fn named_port(&self, _: &str, _: Protocol) -> Option<u16> {
@@ -94,8 +112,13 @@ pub(super) struct Set {
     pub(super) programs: Vec<Arc<Program>>,
     /// Since when no pod has it.
     pub(super) retired: Option<Duration>,
-    /// Numbers of its clauses' atoms.
-    atoms: Vec<Option<usize>>,
+    lanes: Lanes,
+    /// Numbers of its clauses' atoms, sorted.
+    atoms: Vec<u32>,
+    /// The clauses of each atom that decide something somewhere, ascending.
+    of_atom: HashMap<u32, Vec<u32>>,
+    /// All these with their atoms and lanes, ascending.
+    deciding: Vec<(u32, u32)>,
     doubts: bool,
     asks_everyone: bool,
     /// Ingress: named ports of the pods.
@@ -107,6 +130,8 @@ pub(super) struct Set {
     next: u32,
     /// Classes but 0 in which somebody is, with how many kinds of peers.
     used: BTreeMap<LocalClass, usize>,
+    /// Classes that somebody is in and was not, or the other way round, since [`Set::show`].
+    stirred: BTreeSet<LocalClass>,
     /// Classes of which the last image has the rows.
     pub(super) shown: BTreeMap<LocalClass, Arc<[RowDraft]>>,
 }
@@ -132,9 +157,12 @@ impl Set {
         let mut set = Self {
             id,
             key,
+            lanes: Lanes::of(&programs),
             programs,
             retired: None,
             atoms: Vec::new(),
+            of_atom: HashMap::new(),
+            deciding: Vec::new(),
             doubts: false,
             asks_everyone: false,
             own_ports,
@@ -143,12 +171,13 @@ impl Set {
             rows: BTreeMap::new(),
             next: 1,
             used: BTreeMap::new(),
+            stirred: BTreeSet::from([LocalClass(0)]),
             shown: BTreeMap::new(),
         };
         set.doubts = set.programs.iter().any(|program| program.doubts());
         set.asks_everyone = set.key.direction == Direction::Egress
-            && set.clauses().any(|(_, c)| c.atom.is_none() && c.named().next().is_some());
-        let base = set.draft(&[], &Stranger);
+            && set.clauses().any(|(_, c)| c.atom.is_none() && !c.ports.named.is_empty());
+        let base = set.draft(&[], &Stranger, &mut Budget::boundless()).unwrap_or_else(|_| Arc::from([]));
         set.by_rows.insert(base.clone(), LocalClass(0));
         set.rows.insert(LocalClass(0), base);
         set.by_clauses.insert(Box::default(), LocalClass(0));
@@ -172,56 +201,102 @@ impl Set {
 
     /// Has its atoms and named ports looked up.
     pub(super) fn ask(&mut self, atoms: &mut Atoms) {
-        let (id, programs) = (self.id, &self.programs);
-        let clauses = programs.iter().flat_map(|program| &program.clauses);
-        self.atoms = clauses
-            .map(|clause| clause.atom.as_ref().and_then(|atom| usize::try_from(atoms.ask(atom, id)).ok()))
-            .collect();
+        self.of_atom.clear();
+        self.deciding.clear();
+        let (mut all, mut known) = (Vec::new(), HashSet::new());
+        let clauses = self.programs.iter().flat_map(|program| &program.clauses);
+        for (position, clause) in (0u32..).zip(clauses) {
+            let Some(atom) = &clause.atom else { continue };
+            let number = atoms.ask(atom, self.id);
+            all.push(number);
+            // A second clause of the same peers and ports decides nothing.
+            if let Some(lane) = self.lanes.lane(position)
+                && known.insert((lane, number))
+            {
+                self.of_atom.entry(number).or_default().push(position);
+                self.deciding.push((number, lane));
+            }
+        }
+        all.sort_unstable();
+        all.dedup();
+        self.atoms = all;
         if self.key.direction == Direction::Egress {
-            let names = programs.iter().flat_map(|program| &program.named);
+            let names = self.programs.iter().flat_map(|program| &program.named);
             names.for_each(|(name, protocol)| atoms.ask_name(name, *protocol));
         }
     }
 
     /// Needs them no more.
     pub(super) fn leave(&self, atoms: &mut Atoms) {
-        for atom in self.atoms.iter().flatten().filter_map(|atom| u32::try_from(*atom).ok()) {
-            atoms.leave(atom, self.id);
-        }
+        self.atoms.iter().for_each(|atom| atoms.leave(*atom, self.id));
         if self.key.direction == Direction::Egress {
             let names = self.programs.iter().flat_map(|program| &program.named);
             names.for_each(|(name, protocol)| atoms.leave_name(name, *protocol));
         }
     }
 
-    /// The numbers of its atoms.
+    /// The numbers of its atoms, ascending.
     pub(super) fn atoms(&self) -> impl Iterator<Item = u32> + '_ {
-        self.atoms.iter().flatten().filter_map(|atom| u32::try_from(*atom).ok())
+        self.atoms.iter().copied()
+    }
+
+    /// Where in the address space its atoms decide something: elsewhere an earlier clause of the same ports does, or one of all ports.
+    /// `cover` says which regions an atom is about, as ascending ranges; `decides` is told of ranges of regions.
+    pub(super) fn decide_where<'c>(
+        &self,
+        cover: impl Fn(u32) -> &'c [Range<usize>],
+        mut decides: impl FnMut(u32, Range<usize>),
+    ) {
+        let mut painted: HashMap<u32, Painted> = HashMap::new();
+        let nothing = Painted::default();
+        for (atom, lane) in &self.deciding {
+            let mut fresh = Vec::new();
+            for range in cover(*atom) {
+                painted.entry(*lane).or_default().paint(range.clone(), |piece| fresh.push(piece));
+            }
+            let whole = self.lanes.whole_beside(*lane).and_then(|whole| painted.get(&whole)).unwrap_or(&nothing);
+            for piece in fresh {
+                whole.unpainted(piece, |piece| decides(*atom, piece));
+            }
+        }
     }
 
     /// Starts a new count of the classes in use.
     pub(super) fn begin(&mut self) {
+        self.stirred.extend(self.shown.keys());
         self.used.clear();
     }
 
     /// The local classes of these kinds of peers, which count as in them from now on. New classes are numbered in the order of their
     /// rows, so that it does not matter in which order, or how often, peers are asked about.
-    pub(super) fn classify<S: Seen>(&mut self, kinds: &[u32], sample: impl Fn(u32) -> S) -> Vec<(u32, LocalClass)> {
-        let mut scratch = Vec::new();
+    ///
+    /// # Errors
+    /// They have more rows than there is budget for; nothing is counted then.
+    pub(super) fn classify<S: Seen>(
+        &mut self,
+        kinds: &[u32],
+        sample: impl Fn(u32) -> S,
+        budget: &mut Budget,
+    ) -> Result<Vec<(u32, LocalClass)>, TooLarge> {
+        let (mut scratch, mut positions) = (Vec::new(), Vec::new());
         let mut drafts: HashMap<Box<[u32]>, Arc<[RowDraft]>> = HashMap::new();
         /// The class, or the clauses by which it is found when it has a number.
         type Found = Result<LocalClass, Box<[u32]>>;
         let mut keys: Vec<(u32, Found)> = Vec::with_capacity(kinds.len());
         for kind in kinds {
             let peer = sample(*kind);
+            positions.clear();
+            positions.extend(peer.atoms().filter_map(|atom| self.of_atom.get(&atom)).flatten());
+            positions.sort_unstable();
             scratch.clear();
-            self.matching(&self.atoms, &peer, &mut scratch);
+            self.matching(&positions, &peer, &mut scratch);
+            budget.spend(1 + positions.len())?;
             if let Some(class) = self.by_clauses.get(scratch.as_slice()) {
                 keys.push((*kind, Ok(*class)));
                 continue;
             }
             if !drafts.contains_key(scratch.as_slice()) {
-                drafts.insert(scratch.as_slice().into(), self.draft(&self.atoms, &peer));
+                drafts.insert(scratch.as_slice().into(), self.draft(&positions, &peer, budget)?);
             }
             keys.push((*kind, Err(scratch.as_slice().into())));
         }
@@ -243,9 +318,13 @@ impl Set {
         };
         let classes: Vec<(u32, LocalClass)> = keys.into_iter().map(|(kind, key)| (kind, class(key))).collect();
         for (_, class) in classes.iter().filter(|(_, class)| *class != LocalClass(0)) {
-            *self.used.entry(*class).or_default() += 1;
+            let kinds = self.used.entry(*class).or_default();
+            *kinds += 1;
+            if *kinds == 1 {
+                self.stirred.insert(*class);
+            }
         }
-        classes
+        Ok(classes)
     }
 
     /// A kind of peers is no longer in this class.
@@ -254,13 +333,19 @@ impl Set {
             *kinds = kinds.saturating_sub(1);
             if *kinds == 0 {
                 self.used.remove(&class);
+                self.stirred.insert(class);
             }
         }
     }
 
-    /// The classes in use.
-    pub(super) fn in_use(&self) -> impl Iterator<Item = LocalClass> + '_ {
-        [LocalClass(0)].into_iter().chain(self.used.keys().copied())
+    /// Whether somebody is in a class; strangers always are.
+    fn is_in_use(&self, class: LocalClass) -> bool {
+        class == LocalClass(0) || self.used.contains_key(&class)
+    }
+
+    /// The classes in use of which the last image does not have the rows, ascending.
+    pub(super) fn to_show(&self) -> impl Iterator<Item = LocalClass> + '_ {
+        self.stirred.iter().copied().filter(|class| self.is_in_use(*class) && !self.shown.contains_key(class))
     }
 
     /// The rows of a class.
@@ -270,16 +355,17 @@ impl Set {
 
     /// The last image has the rows of the classes in use now. Of these it had some before.
     pub(super) fn show(&mut self) -> Vec<(LocalClass, Arc<[RowDraft]>)> {
-        let now: BTreeSet<LocalClass> = self.in_use().collect();
-        let gone: Vec<LocalClass> = self.shown.keys().filter(|class| !now.contains(class)).copied().collect();
-        for class in now {
-            if !self.shown.contains_key(&class)
+        let mut gone = Vec::new();
+        for class in std::mem::take(&mut self.stirred) {
+            if !self.is_in_use(class) {
+                gone.extend(self.shown.remove(&class).map(|rows| (class, rows)));
+            } else if !self.shown.contains_key(&class)
                 && let Some(rows) = self.rows_of(class)
             {
                 self.shown.insert(class, rows);
             }
         }
-        gone.into_iter().filter_map(|class| Some((class, self.shown.remove(&class)?))).collect()
+        gone
     }
 
     /// NetworkPolicies among its programs.
@@ -300,22 +386,18 @@ impl Set {
             let RowDraft { protocol, port, port_bits, .. } = *draft;
             let row = RowKey { set: self.id, class, protocol, port, port_bits };
             let Some(position) = draft.clause else { return Some((row, None)) };
-            let (program, clause) = self.position(usize::try_from(position).ok()?)?;
+            let (_, program, clause) = self.position(position)?;
             let verdict = if clause.action == Action::Deny { Verdict::Deny } else { Verdict::Allow };
             let key = (program.version, clause.rule, clause.peer, draft.port_index);
             Some((row, Some(Deciding { key, verdict, program })))
         })
     }
 
-    /// The clause at an index over the clauses of all programs.
-    fn position(&self, mut position: usize) -> Option<(&Program, &Clause)> {
-        for program in &self.programs {
-            match program.clauses.get(position) {
-                Some(clause) => return Some((program, clause)),
-                None => position -= program.clauses.len(),
-            }
-        }
-        None
+    /// The clause at an index over the clauses of all programs, with its program's index.
+    fn position(&self, position: u32) -> Option<(usize, &Program, &Clause)> {
+        let (index, within) = self.lanes.program(position)?;
+        let program = self.programs.get(index)?;
+        Some((index, program, program.clauses.get(within)?))
     }
 
     /// Forgets classes that nobody is in, once they are many, and what was found out about peers that are gone. Which classes are
@@ -333,27 +415,24 @@ impl Set {
         }
     }
 
-    /// Lists the clauses that make this peer differ from a stranger.
-    fn matching(&self, atoms: &[Option<usize>], peer: &impl Seen, out: &mut Vec<u32>) {
-        let egress = self.key.direction == Direction::Egress;
+    /// Lists what makes this peer, which these clauses match, differ from a stranger.
+    fn matching(&self, positions: &[u32], peer: &impl Seen, out: &mut Vec<u32>) {
         if peer.may_be_pod() && self.doubts() {
             out.push(MAY_BE_POD);
         }
-        for ((index, (_, clause)), atom) in (0u32..).zip(self.clauses()).zip(atoms) {
-            if atom.is_some_and(|a| !peer.matches(a)) {
-                continue;
-            }
+        if self.key.direction == Direction::Ingress {
+            out.extend(positions);
+            return;
+        }
+        for (index, matched) in merged(positions, self.lanes.everyone_named(), &[]) {
+            let Some((_, _, clause)) = self.position(index) else { continue };
             let before = out.len();
             out.push(index);
-            let mut differs = atom.is_some() && clause.has_numbers();
-            if egress {
-                for (name, protocol) in clause.named() {
-                    let number = peer.named_port(name, protocol);
-                    differs |= number.is_some();
-                    out.push(NAMED | number.map_or(UNRESOLVED, u32::from));
-                }
-            } else {
-                differs |= atom.is_some();
+            let mut differs = matched && clause.atom.is_some() && clause.ports.has_numbers;
+            for (name, protocol) in &clause.ports.named {
+                let number = peer.named_port(name, *protocol);
+                differs |= number.is_some();
+                out.push(NAMED | number.map_or(UNRESOLVED, u32::from));
             }
             if !differs {
                 out.truncate(before);
@@ -361,23 +440,34 @@ impl Set {
         }
     }
 
-    /// The rows of a peer. Without `atoms`: of a stranger.
-    fn draft(&self, atoms: &[Option<usize>], peer: &impl Seen) -> Arc<[RowDraft]> {
+    /// The rows of a peer that these clauses match.
+    fn draft(&self, positions: &[u32], peer: &impl Seen, budget: &mut Budget) -> Result<Arc<[RowDraft]>, TooLarge> {
         let mut candidates = Candidates::default();
-        for (position, (program, clause)) in self.clauses().enumerate() {
-            let Ok(index) = u32::try_from(position) else { break };
-            let matched = match &clause.atom {
-                None => true,
-                Some(_) => atoms.get(position).copied().flatten().is_some_and(|a| peer.matches(a)),
-            };
-            let Some(stage) = self.programs.get(program).map(|p| p.stage) else { continue };
-            let doubtful = !matched && stage != Stage::Namespaced && peer.may_be_pod() && clause.doubts();
-            if !matched && !doubtful {
+        let doubtful = if peer.may_be_pod() { self.lanes.doubtful() } else { &[] };
+        // What a clause of all ports leaves to later ones of its stage, or of any: nothing.
+        let (mut over, mut passes): (Option<Stage>, Option<Stage>) = (None, None);
+        let mut seen: HashSet<u32> = HashSet::new();
+        for (index, matched) in merged(positions, self.lanes.everyone(), doubtful) {
+            let Some((program, Program { stage, .. }, clause)) = self.position(index) else { continue };
+            let (stage, doubtful) = (*stage, !matched);
+            if over.is_some_and(|over| stage <= over) {
                 continue;
             }
+            if matched && self.lanes.lane(index).is_some_and(|lane| !seen.insert(lane)) {
+                continue;
+            }
+            if clause.action == Action::Pass {
+                passes = Some(stage);
+            }
+            budget.spend(1 + clause.ports.list.as_ref().map_or(0, Vec::len))?;
             let base = Candidate { clause: Some(index), port: None, stage, action: clause.action, doubtful };
-            let Some(list) = &clause.ports else {
+            let Some(list) = &clause.ports.list else {
                 candidates.add_all(base);
+                match matched {
+                    true if passes != Some(stage) => break,
+                    true => over = Some(stage),
+                    false => {}
+                }
                 continue;
             };
             for port in list {
@@ -398,7 +488,9 @@ impl Set {
             let (stage, action) = (Stage::Default, Action::Accept);
             candidates.add_all(Candidate { clause: None, port: None, stage, action, doubtful: false });
         }
-        candidates.rows()
+        let rows = candidates.rows();
+        budget.spend(rows.len())?;
+        Ok(rows)
     }
 
     /// Whether a NetworkPolicy is among its programs: then what no rule allows is denied.
@@ -412,6 +504,20 @@ impl Set {
             Direction::Egress => peer.named_port(name, protocol),
         }
     }
+}
+
+/// The numbers of three ascending lists in one, each with whether it is in one of the first two.
+fn merged<'l>(first: &'l [u32], second: &'l [u32], doubtful: &'l [u32]) -> impl Iterator<Item = (u32, bool)> + 'l {
+    let mut first = first.iter().copied().peekable();
+    let mut second = second.iter().copied().peekable();
+    let mut doubtful = doubtful.iter().copied().peekable();
+    std::iter::from_fn(move || {
+        let heads = [first.peek(), second.peek(), doubtful.peek()];
+        let next = heads.into_iter().flatten().copied().min()?;
+        let sure = first.next_if_eq(&next).is_some() | second.next_if_eq(&next).is_some();
+        doubtful.next_if_eq(&next);
+        Some((next, sure))
+    })
 }
 
 /// A clause with one of its ports, as it stands for some traffic.

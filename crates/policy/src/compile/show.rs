@@ -42,8 +42,8 @@ impl Sight {
         for held in moved.iter().filter_map(|ip| self.peers.addresses.get(ip)) {
             vote(content(held.kind), held.class, 1);
         }
-        for ((net, _), kind) in self.space.regions.iter().zip(&self.space.kinds) {
-            vote(content(*kind), regions.get(&net).copied(), 1);
+        for (net, kind, _) in self.space.iter() {
+            vote(content(kind), regions.get(&net).copied(), 1);
         }
         votes
     }
@@ -86,8 +86,8 @@ impl Sight {
                 fresh.insert(shared.content.clone(), number);
             }
         }
-        let unused = self.kinds.contents().filter(|(_, shared)| shared.kinds == 0 && !shared.content.is_empty());
-        let mut reclassed: Reclassed = unused.filter_map(|(_, shared)| Some((shared.class?, None))).collect();
+        let unused = self.kinds.unused().filter(|shared| !shared.content.is_empty());
+        let mut reclassed: Reclassed = unused.filter_map(|shared| Some((shared.class?, None))).collect();
         for (content, number) in fresh {
             let id = if content.is_empty() { ClassId::default() } else { ClassId(classes.ids.take()) };
             self.kinds.set_class(number, id);
@@ -161,6 +161,8 @@ impl Compiler {
     pub(super) fn show_addresses(&mut self, sight: &mut Sight, looks: &Looks, recut: &Recut, anew: bool) {
         if anew {
             self.with_classes(sight);
+        } else {
+            recut.named.iter().for_each(|address| self.show_point(sight, *address));
         }
         let (image, changes) = (&mut self.image, &mut self.changes);
         let (kinds, space) = (&sight.kinds, &sight.space);
@@ -186,14 +188,12 @@ impl Compiler {
 
     /// Classes of regions; an entry that a shorter prefix already implies is left out.
     fn with_classes(&mut self, sight: &Sight) {
-        let of_region: Vec<ClassId> = sight.space.kinds.iter().map(|kind| sight.kinds.class_of(*kind)).collect();
-        let at = |region: Option<usize>| region.and_then(|r| of_region.get(r).copied()).unwrap_or_default();
         let mut shown: BTreeMap<IpNet, ClassId> = BTreeMap::new();
         self.classes.regions.clear();
-        for (index, (net, parent)) in sight.space.regions.iter().enumerate() {
-            let own = at(Some(index));
+        for (net, kind, around) in sight.space.iter() {
+            let (own, around) = (sight.kinds.class_of(kind), sight.kinds.class_of(around));
             self.classes.regions.insert(net, own);
-            if own != at(parent) {
+            if own != around {
                 shown.insert(net, own);
             }
         }
@@ -207,5 +207,24 @@ impl Compiler {
             }
         }
         self.image.cidr_classes = shown;
+    }
+
+    /// The class of one address that names stand for, or do no more.
+    fn show_point(&mut self, sight: &Sight, address: IpAddr) {
+        let net = IpNet::from(address);
+        let classes = sight.space.at(address);
+        let classes = classes.map(|(own, around)| (sight.kinds.class_of(own), sight.kinds.class_of(around)));
+        match classes {
+            Some((own, _)) => drop(self.classes.regions.insert(net, own)),
+            None => drop(self.classes.regions.remove(&net)),
+        }
+        let wanted = classes.filter(|(own, around)| own != around).map(|(own, _)| own);
+        let was = match wanted {
+            Some(class) => self.image.cidr_classes.insert(net, class),
+            None => self.image.cidr_classes.remove(&net),
+        };
+        if was != wanted {
+            self.changes.cidr_classes.insert(net, wanted);
+        }
     }
 }

@@ -10,12 +10,14 @@ use towpath_model::desired::{LocalClass, PodSets, SetId};
 use towpath_model::{NamespacedName, NodeName};
 
 use super::atoms::{Atoms, NamespaceLabels};
+use super::budget::{Budget, TooLarge};
 use super::classes::{Content, Turnover};
 use super::kinds::{GroupKind, Kinds};
 use super::peers::{Moves, NONE, Peers};
 use super::set::{Seen, Set};
 use super::space::{PodRanges, Space};
 use super::touched::Touched;
+use crate::names::{Learned, Mark};
 use crate::view::{Holders, View};
 
 /// Peers, what they match, and how sets see it.
@@ -28,8 +30,8 @@ pub(super) struct Sight {
     atoms: Atoms,
     namespaces: NamespaceLabels,
     pub(super) space: Space,
-    /// What domain names stand for, by atom.
-    named: BTreeMap<u32, BTreeSet<IpAddr>>,
+    /// Up to where it was followed what domain names stand for.
+    taught: Mark,
     pub(super) kinds: Kinds,
     /// Sets of each group of this node's pods.
     pub(super) of_group: HashMap<u32, PodSets>,
@@ -52,9 +54,14 @@ pub(super) enum Looks {
 pub(super) struct Recut {
     /// Addresses of another kind.
     pub(super) moved: Vec<IpAddr>,
+    /// Addresses that other names stand for.
+    pub(super) named: Vec<IpAddr>,
     /// Regions may be others.
     pub(super) regions: bool,
 }
+
+/// Kinds with their contents before, and the sets that somebody came into or left.
+type Classified = (Vec<(u32, u32)>, BTreeSet<SetId>);
 
 impl Sight {
     /// Looks at what is touched, or at everything, if there is no other way.
@@ -105,7 +112,8 @@ impl Sight {
         sets: &mut BTreeMap<SetId, Set>,
         turnover: &Turnover,
         gone: &[Set],
-    ) -> Recut {
+        budget: &mut Budget,
+    ) -> Result<Recut, TooLarge> {
         let all = matches!(looks, Looks::All { .. });
         for set in sets.values_mut().filter(|set| all || turnover.came.contains(&set.id)) {
             set.ask(&mut self.atoms);
@@ -151,20 +159,63 @@ impl Sight {
             }
         }
         let doubts = sets.values().any(Set::doubts);
-        let named = self.atoms.named(view.names);
-        let taught = self.named != named;
-        self.named = named;
-        let regions = all || news.borders || taught || self.space.lacks(doubts);
+        let regions = all || news.borders || self.space.lacks(doubts);
+        let mut named = Vec::new();
         if regions {
             // Only who denies pods must know where there may be more of them.
             let pods = doubts.then(|| PodRanges::of(view, &Holders::of(view)));
-            self.space.cut(&self.atoms, pods.as_ref(), &self.named, &mut self.kinds);
+            let of = self.named(view.names);
+            self.space.cut(&self.atoms, sets, pods.as_ref(), of, &mut self.kinds, budget)?;
+        } else {
+            named = self.follow_names(view.names);
         }
+        self.taught = view.names.mark();
         let scan = regions || (!idle && regrouped.contains(&true));
-        Recut { moved: self.move_addresses(looks, scan, regions, &regrouped), regions }
+        let moved = self.move_addresses(looks, scan, regions, &regrouped, &named);
+        Ok(Recut { moved, named, regions })
     }
 
-    fn move_addresses(&mut self, looks: &Looks, scan: bool, regions: bool, regrouped: &[bool]) -> Vec<IpAddr> {
+    /// What the domain names stand for that sets ask for: the atoms of each address.
+    fn named(&self, learned: &Learned) -> BTreeMap<IpAddr, Vec<u32>> {
+        let mut of: BTreeMap<IpAddr, Vec<u32>> = BTreeMap::new();
+        for (number, names) in self.atoms.names() {
+            learned.of(names).into_iter().for_each(|address| of.entry(address).or_default().push(number));
+        }
+        of
+    }
+
+    /// Looks at the addresses that were learned or forgotten, or at all if nobody knows which. Those that other names stand for now.
+    fn follow_names(&mut self, learned: &Learned) -> Vec<IpAddr> {
+        let mut named = Vec::new();
+        let mut name = |space: &mut Space, address: IpAddr, atoms: Vec<u32>, kinds: &mut Kinds| {
+            if space.name(address, atoms, kinds) {
+                named.push(address);
+            }
+        };
+        if let Some(changed) = learned.since(self.taught) {
+            for address in changed {
+                let atoms = self.atoms.names().filter(|(_, names)| learned.stand_for(names, address));
+                let atoms = atoms.map(|(number, _)| number).collect();
+                name(&mut self.space, address, atoms, &mut self.kinds);
+            }
+            return named;
+        }
+        let mut of = self.named(learned);
+        for address in self.space.named() {
+            of.entry(address).or_default();
+        }
+        of.into_iter().for_each(|(address, atoms)| name(&mut self.space, address, atoms, &mut self.kinds));
+        named
+    }
+
+    fn move_addresses(
+        &mut self,
+        looks: &Looks,
+        scan: bool,
+        regions: bool,
+        regrouped: &[bool],
+        named: &[IpAddr],
+    ) -> Vec<IpAddr> {
         let (groups, space, kinds) = (&self.peers, &self.space, &mut self.kinds);
         let group_kind = |number: u32| groups.group(number).map_or(NONE, |group| group.kind);
         let mut next = |group: u32, region: u32| match group {
@@ -186,7 +237,7 @@ impl Sight {
             }
         }
         if let Looks::Moves(moves) = looks {
-            for ip in &moves.addresses {
+            for ip in moves.addresses.iter().chain(named) {
                 let Some(held) = groups.addresses.get(ip) else { continue };
                 let region = space.find(*ip);
                 let kind = next(held.group, region);
@@ -212,7 +263,8 @@ impl Sight {
         sets: &mut BTreeMap<SetId, Set>,
         all: bool,
         turnover: &Turnover,
-    ) -> (Vec<(u32, u32)>, BTreeSet<SetId>) {
+        budget: &mut Budget,
+    ) -> Result<Classified, TooLarge> {
         let mut contents: BTreeMap<u32, Content> = BTreeMap::new();
         let mut asked: BTreeMap<SetId, Vec<u32>> = BTreeMap::new();
         let mut concerned: BTreeSet<SetId> = BTreeSet::new();
@@ -220,7 +272,14 @@ impl Sight {
         let flags: Vec<(SetId, bool, bool)> =
             sets.values().map(|set| (set.id, set.asks_everyone(), set.doubts())).filter(|(_, a, d)| *a || *d).collect();
         let came = self.atoms_of(sets, turnover);
-        for (number, kind) in (0u32..).zip(&self.kinds.list) {
+        let stirred = self.kinds.take_stirred();
+        // Sets that come or go may see any kind.
+        let looked_at: Box<dyn Iterator<Item = u32>> = match turnover.is_empty() {
+            true => Box::new(stirred.into_iter()),
+            false => Box::new((0u32..).zip(&self.kinds.list).map(|(number, _)| number)),
+        };
+        for number in looked_at {
+            let Some(kind) = self.kinds.get(number) else { continue };
             let new = kind.content == NONE;
             match (kind.is_in_use(), new) {
                 (false, true) => continue,
@@ -256,7 +315,7 @@ impl Sight {
         for (set, kinds) in asked {
             let Some(set) = sets.get_mut(&set) else { continue };
             concerned.insert(set.id);
-            let classes = set.classify(&kinds, |kind| self.kinds.sample(kind, &self.atoms));
+            let classes = set.classify(&kinds, |kind| self.kinds.sample(kind, &self.atoms), budget)?;
             for (kind, class) in classes.into_iter().filter(|(_, class)| *class != LocalClass(0)) {
                 contents.entry(kind).or_default().push((set.id, class));
             }
@@ -281,7 +340,7 @@ impl Sight {
         if all {
             concerned.extend(sets.keys());
         }
-        (changed, concerned)
+        Ok((changed, concerned))
     }
 
     /// By the number of each atom, the sets that came and ask for it.

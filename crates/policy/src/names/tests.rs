@@ -45,6 +45,40 @@ proptest! {
         }
     }
 
+    /// Who follows a table by what it says has changed knows what it holds; and who comes from another table is told that he does not.
+    #[test]
+    fn what_came_since_a_moment_is_all_that_did(
+        steps in prop::collection::vec((0u8..3, 0u16..12, 0u8..8, 0u64..20), 1..60), limits in (1usize..4, 1usize..12),
+    ) {
+        let asked = patterns(&["*.example.com", "h1.example.com"]);
+        let mut learned = Learned::new(Limits { of_name: limits.0, all: limits.1 });
+        let mut followed: BTreeSet<IpAddr> = BTreeSet::new();
+        let mut mark = Mark::default();
+        for (what, host, last, until) in steps {
+            let address = IpAddr::from([192, 0, 2, last]);
+            match what {
+                0 => drop(learned.forget_overdue(at(until), &BTreeSet::from([address]))),
+                1 => drop(learned.keep_addresses(|known| known != address)),
+                _ => drop(learned.learn(&format!("h{host}.example.com"), [address], at(until), &asked)),
+            }
+            for address in learned.since(mark).unwrap() {
+                match learned.stand_for(&asked, address) {
+                    true => followed.insert(address),
+                    false => followed.remove(&address),
+                };
+            }
+            mark = learned.mark();
+            prop_assert_eq!(learned.since(mark), Some(BTreeSet::new()));
+            prop_assert_eq!(&followed, &learned.of(&asked));
+        }
+        // Two that were one table go their own ways.
+        let mut other = learned.clone();
+        other.learn("h99.example.com", [ip("198.51.100.99")], at(99), &asked);
+        learned.learn("h98.example.com", [ip("198.51.100.98")], at(99), &asked);
+        prop_assert_eq!(learned.since(other.mark()), None);
+        prop_assert!(other.since(mark).is_some_and(|came| came.contains(&ip("198.51.100.99"))));
+    }
+
     /// However many names are invented, the bounds hold, and only names under the wildcard pay.
     #[test]
     fn bounds_hold_and_a_flood_takes_from_its_own_pattern(flood in prop::collection::vec((0u16..200, 0u8..8, 0u64..50), 1..300)) {
@@ -139,4 +173,18 @@ fn addresses_that_no_host_outside_has_are_special() {
     {
         assert!(!is_special(ip(text)), "{text}");
     }
+}
+
+#[test]
+fn who_is_very_far_behind_is_told_so() {
+    let asked = patterns(&["*.example.com"]);
+    let mut learned = Learned::new(Limits { of_name: 1, all: 8 });
+    learned.learn("a.example.com", [ip("192.0.2.1")], at(1), &asked);
+    let mark = learned.mark();
+    for turn in 0..=REMEMBERED {
+        learned.learn("b.example.com", [IpAddr::from([192, 0, 3, u8::from(turn % 2 == 0)])], at(1), &asked);
+        let known = learned.since(mark);
+        assert_eq!(known.is_none(), 2 * turn + 1 > REMEMBERED, "each turn is two changes, but for the first: {turn}");
+    }
+    assert!(learned.since(learned.mark()).is_some());
 }

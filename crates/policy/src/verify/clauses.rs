@@ -5,6 +5,7 @@
 //! the evaluator: that both agree is what the tests check.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 pub(crate) use towpath_model::Action;
 use towpath_model::{
@@ -47,7 +48,7 @@ pub(crate) enum PeerSet<'a> {
 }
 
 /// Ports that a clause speaks of.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct PortSet<'a> {
     /// By number.
     pub(crate) fixed: Ports,
@@ -68,7 +69,8 @@ pub(crate) struct Source {
 #[derive(Clone, Debug)]
 pub(crate) struct Clause<'a> {
     pub(crate) peer: PeerSet<'a>,
-    pub(crate) ports: PortSet<'a>,
+    /// All clauses of a rule share them.
+    pub(crate) ports: Arc<PortSet<'a>>,
     pub(crate) action: Action,
     pub(crate) source: Source,
 }
@@ -170,7 +172,7 @@ pub(crate) fn rank<'a>(
         if peers.is_empty() {
             continue;
         }
-        let ports = protocols_of(&rule.protocols);
+        let ports = Arc::new(protocols_of(&rule.protocols));
         for (number, peer) in peers {
             let source = Source {
                 policy: format!("ClusterNetworkPolicy {}", policy.name),
@@ -229,7 +231,7 @@ pub(crate) fn clauses_of<'a>(
         let some = some.map(|(number, peer)| (format!("spec.{list}[{index}].{below}[{number}]"), peer));
         let mut ports = None;
         for (path, peer) in everyone.into_iter().chain(some) {
-            let ports = ports.get_or_insert_with(|| ports_of(&rule.ports)).clone();
+            let ports = ports.get_or_insert_with(|| Arc::new(ports_of(&rule.ports))).clone();
             let source = Source { policy: format!("NetworkPolicy {}", policy.name), path };
             clauses.push(Clause { peer, ports, action: Action::Accept, source });
         }

@@ -294,7 +294,7 @@ impl<'u> Index<'u> {
         // Towards the subject, a port's name is the subject's own, whoever the peer is.
         let ports = match subject {
             Some(named) => PortSet { fixed: resolve(&clause.ports, named), named: Vec::new() },
-            None => clause.ports.clone(),
+            None => (*clause.ports).clone(),
         };
         Step { wanted, ports, action: clause.action }
     }

@@ -1,7 +1,7 @@
 //! Random small clusters as API objects: few labels, addresses and ports, so that everything meets everything.
 #![allow(dead_code, unreachable_pub, missing_docs, reason = "each test binary uses a part of it")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -62,11 +62,19 @@ pub fn names(spec: &Spec, world: &World) -> Vec<(String, IpAddr)> {
 /// The same, as a node has learned it.
 pub fn learned(names: &[(String, IpAddr)]) -> Learned {
     let mut learned = Learned::new(Limits::default());
+    relearn(&mut learned, 0, names);
+    learned
+}
+
+/// Has a table hold these and no others, by learning and forgetting. `turn` must grow.
+#[allow(dead_code, reason = "not every test changes what it has learned")]
+pub fn relearn(learned: &mut Learned, turn: u64, names: &[(String, IpAddr)]) {
     for (name, address) in names {
         let itself = DomainName { below: false, name: name.clone() };
-        learned.learn(name, [*address], Duration::from_secs(60), &[itself]);
+        learned.learn(name, [*address], Duration::from_secs(60 + turn), &[itself]);
     }
-    learned
+    // What was said again this turn is good for longer.
+    learned.forget_overdue(Duration::from_secs(59 + turn), &BTreeSet::new());
 }
 
 /// How a pod is.
