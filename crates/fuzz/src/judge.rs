@@ -70,8 +70,12 @@ pub fn view(parsed: &Parsed) -> View<'_> {
 }
 
 /// The image of the first node.
+///
+/// # Panics
+/// It is larger than what is compiled, which no case here is meant to be.
+#[expect(clippy::expect_used, reason = "tests only; no random case is so large")]
 pub fn compile(parsed: &Parsed, compiler: &mut Compiler, now: Duration) -> PolicyImage {
-    compiler.compile(&view(parsed), &NodeName::new(NODES[0]), now)
+    compiler.compile(&view(parsed), &NodeName::new(NODES[0]), now).expect("not too large")
 }
 
 /// A compiler that follows a cluster as it changes, looking at what has changed only.
@@ -97,6 +101,10 @@ impl Following {
     }
 
     /// The image of the first node.
+    ///
+    /// # Panics
+    /// As [`compile`].
+    #[expect(clippy::expect_used, reason = "tests only; no random case is so large")]
     pub fn image(&mut self, parsed: &Parsed, now: Duration) -> PolicyImage {
         let world = &parsed.world;
         let mut touched = Touched::nothing();
@@ -111,7 +119,7 @@ impl Following {
                 }
             }
         }
-        self.compiler.follow(&view(parsed), &NodeName::new(NODES[0]), now, &touched);
+        self.compiler.follow(&view(parsed), &NodeName::new(NODES[0]), now, &touched).expect("not too large");
         self.before = Some(world.clone());
         self.compiler.image().clone()
     }

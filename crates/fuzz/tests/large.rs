@@ -1,4 +1,4 @@
-//! Policies as large as the API server lets in are read, compiled and judged within bounds of time and memory.
+//! Policies as large as the API server lets in are read, compiled, checked and judged within bounds of time and memory.
 //!
 //! Time is this thread's own on the processor, so that a busy machine changes nothing; the bounds are for code that is not optimised.
 
@@ -10,13 +10,15 @@ use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
 use serde_json::{Value, json};
-use towpath_fuzz::cluster::{Local, Spec};
+use towpath_fuzz::cluster::{Local, NODES, Spec};
 use towpath_fuzz::judge::{Judges, compile};
 use towpath_fuzz::packet::{Packet, Subjects, Transport};
 use towpath_fuzz::random::Random;
 use towpath_fuzz::tally::Tally;
+use towpath_model::NodeName;
 use towpath_model::desired::PolicyImage;
 use towpath_policy::Compiler;
+use towpath_policy::check::{Scope, check};
 
 /// The API server's limit of a request: 3 MiB; of what etcd stores: 1.5 MiB.
 const LARGEST: usize = 3 << 19;
@@ -48,12 +50,14 @@ fn cluster(policies: Vec<Value>) -> Spec {
     spec
 }
 
-/// Reads, compiles and judges; how long the first two took, and the image.
+/// Reads, compiles, checks and judges; how long all but the last took, and the image.
 fn judged(name: &str, spec: &Spec) -> (Duration, PolicyImage) {
     let bytes: usize = spec.policies.iter().map(|policy| policy.to_string().len()).sum();
     let (before, start) = (most_memory(), used());
     let parsed = spec.parse().unwrap();
     let image = compile(&parsed, &mut Compiler::new(Duration::ZERO), Duration::ZERO);
+    let view = towpath_fuzz::judge::view(&parsed);
+    check(&view, &NodeName::new(NODES[0]), &image, &Scope::everything()).unwrap();
     let took = used() - start;
     let grown = most_memory() - before;
     println!(
@@ -63,8 +67,8 @@ fn judged(name: &str, spec: &Spec) -> (Duration, PolicyImage) {
         grown >> 20
     );
     assert!(bytes > LARGEST / 16, "{name} is not large: {bytes} bytes");
-    assert!(took < Duration::from_secs(5), "{name} took {took:?} to read and compile");
-    assert!(grown < 128 << 20, "{name} took {} MiB", grown >> 20);
+    assert!(took < Duration::from_secs(5), "{name} took {took:?} to read, compile and check");
+    assert!(grown < 192 << 20, "{name} took {} MiB", grown >> 20);
     let judges = Judges::new(&parsed, &image);
     let mut random = Random::new(12);
     let subjects = Subjects::of(spec);
@@ -92,18 +96,95 @@ fn ten_thousand_rules_of_one_policy() {
     assert!(image.rows.len() >= 10_000, "{}", image.rows.len());
 }
 
-/// What a compilation costs grows with the blocks of a set times those that it tells apart: more of them take long in code that is not
-/// optimised.
+/// Ten thousand blocks, in a policy as large as a request may be.
+const BLOCKS: u32 = 10_000;
+
+fn block(address: u32, bits: u8, except: &[(u32, u8)]) -> Value {
+    let text = |address: u32, bits: u8| format!("{}/{bits}", std::net::Ipv4Addr::from(address));
+    let except: Vec<String> = except.iter().map(|(address, bits)| text(*address, *bits)).collect();
+    json!({"ipBlock": {"cidr": text(address, bits), "except": except}})
+}
+
+/// Blocks of one shape.
+type Shape = (&'static str, fn(u32) -> Value);
+
+const TEN: u32 = 10 << 24;
+
+/// How blocks can be to each other; of IPv6, too.
+const SHAPES: [Shape; 6] = [
+    ("apart", |n| block(TEN + 2 * n, 32, &[])),
+    ("overlapping, with holes that the next fill again", |n| {
+        block(TEN + (n << 8), 23, &[(TEN + (n << 8), 25), (TEN + (n << 8), 24)])
+    }),
+    ("all over everything but one address", |n| block(0, 0, &[(TEN + 2 * n, 32)])),
+    ("one in the other", |n| block(TEN + ((n / 20) << 12), u8::try_from(12 + n % 20).unwrap(), &[])),
+    ("apart, of IPv6", |n| json!({"ipBlock": {"cidr": format!("2001:db8:{:x}::/64", n)}})),
+    (
+        "all over everything of IPv6 but a network",
+        |n| json!({"ipBlock": {"cidr": "2001:db8::/32", "except": [format!("2001:db8:{n:x}::/64")]}}),
+    ),
+];
+
+/// One policy whose one rule has so many blocks.
+fn blocks(shape: fn(u32) -> Value, count: u32) -> Vec<Value> {
+    vec![policy(vec![json!({"from": (0..count).map(shape).collect::<Vec<_>>()})])]
+}
+
 #[test]
-fn blocks_that_nest_and_holes_that_cover() {
-    // Each block overlaps the one before it, and each has holes that the next ones fill again.
-    let nested = |n: u32| {
-        let base = u32::from_be_bytes([10, 0, 0, 0]) | (n << 8);
-        let inner: IpAddr = std::net::Ipv4Addr::from(base).into();
-        json!({"ipBlock": {"cidr": format!("{inner}/23"), "except": [format!("{inner}/25"), format!("{inner}/24")]}})
+fn ten_thousand_blocks_of_every_shape() {
+    for (name, shape) in SHAPES {
+        judged(name, &cluster(blocks(shape, BLOCKS)));
+    }
+}
+
+#[test]
+fn fifty_thousand_blocks_of_five_policies_and_ten_thousand_policies_of_a_block() {
+    let apart = SHAPES[0].1;
+    let five = (0..5).map(|p| {
+        let peers: Vec<Value> = (0..BLOCKS).map(|n| apart(p * BLOCKS + n)).collect();
+        policy(vec![json!({"from": peers})])
+    });
+    judged("five policies", &cluster(five.collect()));
+    let each = |shape: fn(u32) -> Value| (0..BLOCKS).map(|n| policy(vec![json!({"from": [shape(n)]})])).collect();
+    judged("a policy each, apart", &cluster(each(apart)));
+    judged("a policy each, over everything", &cluster(each(SHAPES[2].1)));
+}
+
+/// What compiling and checking cost this thread, of the cheapest of some tries.
+fn cost(spec: &Spec) -> Duration {
+    let parsed = spec.parse().unwrap();
+    let try_once = || {
+        let start = used();
+        let image = compile(&parsed, &mut Compiler::new(Duration::ZERO), Duration::ZERO);
+        let view = towpath_fuzz::judge::view(&parsed);
+        check(&view, &NodeName::new(NODES[0]), &image, &Scope::everything()).unwrap();
+        used() - start
     };
-    let peers: Vec<Value> = (0..2_000).map(nested).collect();
-    judged("2,000 blocks with holes", &cluster(vec![policy(vec![json!({"from": peers})])]));
+    (0..3).map(|_| try_once()).min().unwrap()
+}
+
+/// Four times the blocks cost some four times as much: with the square it would be sixteen times.
+#[test]
+fn what_blocks_cost_grows_with_their_number_and_not_with_its_square() {
+    let several =
+        |shape: fn(u32) -> Value, count: u32| (0..count).map(|n| policy(vec![json!({"from": [shape(n)]})])).collect();
+    let ports = |shape: fn(u32) -> Value, count: u32| {
+        let rule = |n| json!({"from": [shape(n)], "ports": [{"port": n + 1}]});
+        vec![policy((0..count).map(rule).collect())]
+    };
+    type Make<'m> = &'m dyn Fn(fn(u32) -> Value, u32) -> Vec<Value>;
+    let of_one = SHAPES.map(|(name, shape)| (name, shape, &blocks as Make<'_>));
+    let others: [(&str, fn(u32) -> Value, Make<'_>); 3] = [
+        ("a policy each, apart", SHAPES[0].1, &several),
+        ("a policy each, over everything", SHAPES[2].1, &several),
+        ("a port each, apart", SHAPES[0].1, &ports),
+    ];
+    for (name, shape, make) in of_one.into_iter().chain(others) {
+        let [few, many] = [1_000, 4_000].map(|count| cost(&cluster(make(shape, count))));
+        let ratio = many.as_secs_f64() / few.as_secs_f64();
+        println!("{name}: {few:?}, four times as many {many:?}: {ratio:.1} times");
+        assert!(ratio < 8.0, "{name}: {few:?}, four times as many {many:?}: {ratio:.1} times");
+    }
 }
 
 #[test]

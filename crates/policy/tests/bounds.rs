@@ -7,8 +7,12 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use towpath_model::labels::Requirement;
-use towpath_model::{Labels, NamespacedName, NetworkPolicy, NodeName, Peer, Phase, Pod, PolicyRule, Selector, World};
-use towpath_policy::compile::Touched;
+use towpath_model::{
+    Labels, NamespacedName, NetworkPolicy, NodeName, Peer, Phase, Pod, PolicyPort, PolicyRule, PortMatch, Protocol,
+    Selector, World,
+};
+use towpath_policy::check::{Scope, check};
+use towpath_policy::compile::{TooLarge, Touched};
 use towpath_policy::{Compiler, View};
 
 const GRACE: Duration = Duration::from_secs(5);
@@ -157,4 +161,54 @@ fn a_pod_elsewhere_costs_the_compiler_less_than_300_bytes() {
     let each = (after[1] - after[0]) / pods;
     assert!((50..300).contains(&each), "{each} bytes for each of {pods} pods");
     println!("{each} bytes a pod");
+}
+
+/// One rule of so many blocks and so many ports, none next to another: a row for each of both.
+fn product(name: &str, blocks: u32, ports: u16) -> NetworkPolicy {
+    let block =
+        |n| Peer::IpBlock { cidr: IpAddr::from(u32::to_be_bytes(0xc612_0000 + 2 * n)).into(), except: Vec::new() };
+    let port = |n| PolicyPort { protocol: Protocol::Tcp, port: PortMatch::Range(2 * n + 1, 2 * n + 1) };
+    let rule = PolicyRule { peers: (0..blocks).map(block).collect(), ports: (0..ports).map(port).collect() };
+    NetworkPolicy { ingress: Some(vec![rule]), ..policy(name.to_owned(), 0, Selector::everything()) }
+}
+
+#[test]
+fn what_is_too_large_is_given_up_before_it_costs_much_and_what_was_compiled_before_stays() {
+    let mut world = world(2, FEW, 96, 1, 1);
+    let node = NodeName::new("n1");
+    let mut compiler = Compiler::new(GRACE);
+    let mut now = Duration::ZERO;
+    let mut follow = |compiler: &mut Compiler, world: &World| {
+        now += Duration::from_secs(1);
+        let mut touched = Touched::nothing();
+        touched.policy(NamespacedName::new("default", "huge"));
+        compiler.follow(&View::of(world), &node, now, &touched)
+    };
+    compile(&mut compiler, &world);
+    let before = compiler.image().clone();
+    let huge = product("huge", 10_000, 10_000);
+    world.policies.insert(huge.name.clone(), huge.clone());
+    let memory = resident();
+    for _ in 0..2 {
+        assert_eq!(follow(&mut compiler, &world), Err(TooLarge));
+        assert_eq!(*compiler.image(), before, "the image is the one before");
+    }
+    let grown = resident().saturating_sub(memory);
+    assert!(grown < 192 << 20, "100 million rows would take gigabytes: {} MiB", grown >> 20);
+    // A smaller one is taken, as after a restart: what the kernel holds keeps its meaning.
+    let smaller = product("huge", 100, 10);
+    world.policies.insert(smaller.name.clone(), smaller);
+    follow(&mut compiler, &world).unwrap();
+    let after = compiler.image().clone();
+    check(&View::of(&world), &node, &after, &Scope::everything()).unwrap();
+    let sets =
+        |image: &towpath_model::desired::PolicyImage| image.pods.values().map(|s| s.ingress).collect::<BTreeSet<_>>();
+    assert!(sets(&before).is_disjoint(&sets(&after)), "numbers that the kernel holds are not given to others");
+    assert!(
+        before.rows.iter().all(|(key, row)| after.rows.get(key) == Some(row)),
+        "the rows of sets that pods still have stay"
+    );
+    world.policies.remove(&huge.name);
+    follow(&mut compiler, &world).unwrap();
+    check(&View::of(&world), &node, compiler.image(), &Scope::everything()).unwrap();
 }

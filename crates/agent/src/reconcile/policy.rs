@@ -9,7 +9,7 @@ use towpath_model::desired::{PolicyChanges, PolicyImage};
 use towpath_plan::services::{Asks, Refusal, RefusedPart};
 use towpath_policy::View;
 use towpath_policy::check::{Before, Mismatch, Scope, check};
-use towpath_policy::compile::Touched;
+use towpath_policy::compile::{TooLarge, Touched};
 use tracing::error;
 
 use super::{Reconciler, RuleNames};
@@ -23,6 +23,9 @@ pub(super) const REVIEW: Duration = Duration::from_secs(600);
 /// Said of an image that fails its check.
 const NOT_AS_WRITTEN: &str = "the compiled policies do not say what the policies say, and are not enforced; those before stay in force. \
                               This is a fault of Towpath, please report it";
+
+/// Said where what was written last is too large.
+const STAY: &str = "the policies are not enforced as they are now; those before stay in force";
 
 impl Reconciler {
     /// Compiles what changed and writes what became different; the whole image where nobody knows what the kernel holds of it.
@@ -136,8 +139,9 @@ impl Reconciler {
             let view = View { world: index.world(), dns: &self.dns, pod_ips: &pod_ips, names: book.learned() };
             let before = std::mem::replace(&mut self.policy_looked, Before::of(&view));
             let begun = Instant::now();
-            self.compiler.follow(&view, &self.node, now, &touched);
+            let followed = self.compiler.follow(&view, &self.node, now, &touched);
             counts::compiled(begun.elapsed());
+            followed.map_err(too_large)?;
             let scope = match self.compiler.changes().filter(|_| self.policy_followed && !review) {
                 Some(changes) => Scope::after(&view, self.compiler.image(), &touched, changes, &before),
                 None => Scope::everything(),
@@ -147,7 +151,7 @@ impl Reconciler {
                 self.review_at = Instant::now() + REVIEW;
             }
             if review || checked.is_err() {
-                self.compiler.follow(&view, &self.node, now, &Touched::everything());
+                self.compiler.follow(&view, &self.node, now, &Touched::everything()).map_err(too_large)?;
                 let differs = self.compiler.changes().is_some_and(|changes| !changes.is_empty());
                 if differs {
                     counts::MISSED_CHANGES.inc();
@@ -158,7 +162,7 @@ impl Reconciler {
                 self.policy_followed = false;
                 checked = self.check(&view, &Scope::everything());
             }
-            checked.map_err(|mismatch| format!("{NOT_AS_WRITTEN}: {mismatch}"))
+            checked.map_err(|mismatch| not_enforced(&mismatch))
         })
     }
 
@@ -167,9 +171,24 @@ impl Reconciler {
         let outcome = check(view, &self.node, self.compiler.image(), scope);
         counts::CHECK_DURATION.observe(begun.elapsed().as_secs_f64());
         outcome.map(drop).inspect_err(|mismatch| {
-            counts::MISMATCHES.inc();
-            error!(%mismatch, "{NOT_AS_WRITTEN}");
+            if !matches!(**mismatch, Mismatch::TooLarge) {
+                counts::MISMATCHES.inc();
+                error!(%mismatch, "{NOT_AS_WRITTEN}");
+            }
         })
+    }
+}
+
+/// Said of policies that are not compiled.
+fn too_large(error: TooLarge) -> String {
+    format!("{STAY}: {error}")
+}
+
+/// Said of an image that was not found to say what the policies say.
+fn not_enforced(mismatch: &Mismatch) -> String {
+    match mismatch {
+        Mismatch::TooLarge => format!("{STAY}: {mismatch}"),
+        other => format!("{NOT_AS_WRITTEN}: {other}"),
     }
 }
 

@@ -44,6 +44,12 @@ where
         Error::Full { map: self.map.name(), limit: self.map.limit() }
     }
 
+    /// Whether it has room for these entries besides those that it holds.
+    pub(crate) fn has_room(&self, entries: &[(K, V)]) -> bool {
+        let new = entries.iter().filter(|(key, _)| !self.held.contains_key(key)).count();
+        usize::try_from(self.map.limit()).is_ok_and(|limit| self.held.len() + new <= limit)
+    }
+
     /// Writes one entry if it differs.
     pub(crate) fn put(&mut self, key: K, value: V) -> Result<bool> {
         if self.held.get(&key) == Some(&value) {

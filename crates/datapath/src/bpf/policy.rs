@@ -256,13 +256,38 @@ impl PolicyMaps {
         self.write(writes, &changes.pods, raise)
     }
 
+    /// That there is room for all of it, before any of it is written: what does not fit leaves the maps as they are, and no litter in them for
+    /// which what comes next does not fit either. Rows and classes of sets that no pod has make room first, if they are to go.
+    fn make_room(&mut self, writes: &mut Writes) -> Result<()> {
+        let in_use: HashSet<u32> =
+            self.pods.held().values().flat_map(|pod| sets_of(pod).all().map(|set| set.0)).collect();
+        if !self.rules.has_room(&writes.rules.put) {
+            let (idle, later) = writes.rules.remove.drain(..).partition(|key| !in_use.contains(&key.set));
+            writes.rules.remove = later;
+            self.rules.remove_all(&idle)?;
+        }
+        if !self.set_classes.has_room(&writes.set_classes.put) {
+            let (idle, later) = writes.set_classes.remove.drain(..).partition(|key| !in_use.contains(&key.set));
+            writes.set_classes.remove = later;
+            self.set_classes.remove_all(&idle)?;
+        }
+        let full = [
+            (self.rules.has_room(&writes.rules.put), self.rules.full()),
+            (self.set_classes.has_room(&writes.set_classes.put), self.set_classes.full()),
+            (self.class_cidrs.has_room(&writes.cidrs.put), self.class_cidrs.full()),
+            (self.class_pods.has_room(&writes.pods.put), self.class_pods.full()),
+        ];
+        full.into_iter().find(|(has_room, _)| !has_room).map_or(Ok(()), |(_, full)| Err(full))
+    }
+
     /// In the order that is never less safe than before or after (`towpath_policy::compile`).
     fn write(
         &mut self,
-        writes: Writes,
+        mut writes: Writes,
         sets: &BTreeMap<IpAddr, PodSets>,
         raise: impl Fn() -> Result<u32>,
     ) -> Result<Changes> {
+        self.make_room(&mut writes)?;
         let before = std::mem::replace(&mut self.unraised, true);
         let mut changes = self.rules.put_all(writes.rules.put)?;
         changes += self.set_classes.put_all(writes.set_classes.put)?;

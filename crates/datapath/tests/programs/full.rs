@@ -1,10 +1,14 @@
-//! Maps of Services that are full: what has no room takes none from others, and loses nothing that it had.
+//! Maps of Services and of policy that are full: what has no room takes none from others, and loses nothing that it had.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
+use towpath_datapath::bpf::Error;
 use towpath_datapath::bpf::{Limits, Programs};
-use towpath_model::desired::{Algorithm, Frontend, FrontendTarget};
+use towpath_model::desired::{
+    Algorithm, ClassId, Frontend, FrontendTarget, LocalClass, PolicyImage, Row, RowKey, RowProtocol, RuleId, SetId,
+    Verdict,
+};
 use towpath_model::{Family, Protocol};
 
 use crate::frame::L4;
@@ -151,4 +155,64 @@ fn slots_that_another_version_left_without_a_backend_take_no_room() {
         assert_eq!(slots.len(), 3, "{slots:?}");
         assert!((8001..8004).contains(&led_to(w, 1, 5000)));
     });
+}
+
+/// An image in which pod b has a set of so many rows, and a class, a prefix and an entry of the set for each.
+fn rows(w: &mut World, set: u32, count: u16) -> PolicyImage {
+    let mut image = w.image.clone();
+    let sets = towpath_model::desired::PodSets { ingress: SetId(set), ..Default::default() };
+    image.pods.extend(w.local_b().addresses.iter().map(|address| (*address, sets)));
+    for port in 1..=count {
+        let key = RowKey {
+            set: SetId(set),
+            class: LocalClass(0),
+            protocol: RowProtocol::Ports(Protocol::Tcp),
+            port,
+            port_bits: 16,
+        };
+        image.rows.insert(key, Row { verdict: Verdict::Allow, rule: RuleId(set) });
+        let (class, third, fourth) = (ClassId(1000 * set + u32::from(port)), (port >> 8) as u8, (port & 255) as u8);
+        image.cidr_classes.insert(IpAddr::from([198, set as u8, third, fourth]).into(), class);
+        image.set_classes.insert((SetId(set), class), LocalClass(0));
+    }
+    image
+}
+
+/// What does not fit is not written, not even a part: the policies before stay in force, and the next ones that fit are taken.
+#[test]
+fn policies_that_do_not_fit_leave_the_tables_as_they_are() {
+    for (limits, full) in [
+        (Limits { rules: 64, ..Limits::default() }, "tp_rules"),
+        (Limits { set_classes: 64, ..Limits::default() }, "tp_set_class"),
+        (Limits { classes: 64, ..Limits::default() }, "tp_class_cidrs"),
+    ] {
+        in_world_with(limits, |w| {
+            let h = hosts(Family::V4);
+            let small = rows(w, 5, 20);
+            w.programs.apply_policy(&small).unwrap();
+            let passes =
+                |w: &World, sport, port| w.from_pod(&sent_by(h.a, sport, h.b, port, L4::syn())).into_pod(w.pod_b);
+            let denied = |w: &World, sport, port| {
+                w.from_pod(&sent_by(h.a, sport, h.b, port, L4::syn())).dropped("ingress_policy")
+            };
+            passes(w, 4001, 20);
+            denied(w, 4002, 21);
+            let held = |w: &World| {
+                ["tp_rules", "tp_set_class", "tp_class_cidrs"].map(|map| libbpf_rs::MapCore::keys(&w.map(map)).count())
+            };
+            let before = held(w);
+            let large = rows(w, 6, 100);
+            for _ in 0..2 {
+                let error = w.programs.apply_policy(&large).unwrap_err();
+                assert!(matches!(error, Error::Full { map, limit: 64 } if map == full), "{error}");
+                assert_eq!(held(w), before, "nothing is left of it");
+            }
+            passes(w, 4003, 20);
+            denied(w, 4004, 21);
+            let other = rows(w, 7, 30);
+            w.programs.apply_policy(&other).unwrap();
+            passes(w, 4005, 30);
+            denied(w, 4006, 31);
+        });
+    }
 }

@@ -5,9 +5,11 @@
 
 use std::fmt;
 
-/// Steps of a compilation: rows drafted, clauses looked at for them, and what regions match. A kernel's tables of the default sizes are full
-/// at a sixteenth of it.
+/// Steps of a compilation: clauses looked at for rows, what regions match, and [`ROW`] for each row that is new.
 pub(super) const STEPS: usize = 16 << 20;
+
+/// Steps of a row. So there are two million rows at most in what is new at once: twice what the kernel's table of rows holds by default.
+pub(super) const ROW: usize = 8;
 
 /// The policies in force on a node ask for more than is compiled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

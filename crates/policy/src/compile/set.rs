@@ -13,7 +13,7 @@ use towpath_model::desired::{LocalClass, PolicyRef, RowKey, RowProtocol, RuleInf
 use towpath_model::{Action, Direction, NamespacedName, PortMatch, Protocol};
 
 use super::atoms::Atoms;
-use super::budget::{Budget, TooLarge};
+use super::budget::{Budget, ROW, TooLarge};
 use super::lanes::Lanes;
 use super::painted::Painted;
 use super::ports::{self, Span};
@@ -489,7 +489,7 @@ impl Set {
             candidates.add_all(Candidate { clause: None, port: None, stage, action, doubtful: false });
         }
         let rows = candidates.rows();
-        budget.spend(rows.len())?;
+        budget.spend(ROW * rows.len())?;
         Ok(rows)
     }
 

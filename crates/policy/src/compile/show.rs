@@ -150,7 +150,8 @@ impl Compiler {
                 }
             }
             for (set, class) in next {
-                if image.insert((*set, id), *class) != Some(*class) {
+                // Of a first image nobody asks what changed.
+                if image.insert((*set, id), *class) != Some(*class) && self.compiled {
                     changes.insert((*set, id), Some(*class));
                 }
             }
