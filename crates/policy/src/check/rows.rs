@@ -44,21 +44,26 @@ fn read(image: &PolicyImage, set: SetId, class: LocalClass) -> Ports {
         let at = |port, port_bits| RowKey { set, class, protocol, port, port_bits };
         let mut rows: Vec<_> = image.rows.range(at(0, 0)..=at(u16::MAX, u8::MAX)).collect();
         rows.sort_by_key(|(key, _)| key.port_bits);
-        for (key, row) in rows {
-            let mask = port_mask(key.port_bits);
-            // The kernel looks for the port's leading bits: what is set behind them is never found.
-            if key.port & !mask != 0 || key.port_bits > 16 {
-                continue;
+        // Rows of one length are about different ports.
+        for level in rows.chunk_by(|(a, _), (b, _)| a.port_bits == b.port_bits) {
+            let (mut allow, mut deny) = (Vec::new(), Vec::new());
+            for (key, row) in level {
+                let mask = port_mask(key.port_bits);
+                // The kernel looks for the port's leading bits: what is set behind them is never found.
+                if key.port & !mask != 0 || key.port_bits > 16 {
+                    continue;
+                }
+                let ports = match protocol {
+                    RowProtocol::Ports(protocol) => Ports::of(protocol, key.port, key.port | !mask),
+                    RowProtocol::Other if key.port == 0 => Ports::without_ports(),
+                    RowProtocol::Other => continue,
+                };
+                match row.verdict {
+                    Verdict::Allow => allow.push(ports),
+                    Verdict::Deny => deny.push(ports),
+                }
             }
-            let ports = match protocol {
-                RowProtocol::Ports(protocol) => Ports::of(protocol, key.port, key.port | !mask),
-                RowProtocol::Other if key.port == 0 => Ports::without_ports(),
-                RowProtocol::Other => continue,
-            };
-            allowed = match row.verdict {
-                Verdict::Allow => allowed.or(&ports),
-                Verdict::Deny => allowed.without(&ports),
-            };
+            allowed = allowed.without(&Ports::any_of(&deny)).or(&Ports::any_of(&allow));
         }
     }
     allowed
