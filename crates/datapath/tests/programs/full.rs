@@ -186,7 +186,7 @@ fn policies_that_do_not_fit_leave_the_tables_as_they_are() {
         (Limits { set_classes: 64, ..Limits::default() }, "tp_set_class"),
         (Limits { classes: 64, ..Limits::default() }, "tp_class_cidrs"),
     ] {
-        in_world_with(limits, |w| {
+        in_world_with(limits, move |w| {
             let h = hosts(Family::V4);
             let small = rows(w, 5, 20);
             w.programs.apply_policy(&small).unwrap();
