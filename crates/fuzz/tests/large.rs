@@ -173,7 +173,8 @@ fn what_blocks_cost_grows_with_their_number_and_not_with_its_square() {
     };
     type Make<'m> = &'m dyn Fn(fn(u32) -> Value, u32) -> Vec<Value>;
     let of_one = SHAPES.map(|(name, shape)| (name, shape, &blocks as Make<'_>));
-    let others: [(&str, fn(u32) -> Value, Make<'_>); 3] = [
+    type Case<'m> = (&'static str, fn(u32) -> Value, Make<'m>);
+    let others: [Case<'_>; 3] = [
         ("a policy each, apart", SHAPES[0].1, &several),
         ("a policy each, over everything", SHAPES[2].1, &several),
         ("a port each, apart", SHAPES[0].1, &ports),

@@ -104,6 +104,7 @@ impl Sight {
     }
 
     /// Cuts the peers, as far as they changed, or the atoms that are asked for did.
+    #[expect(clippy::too_many_arguments, reason = "all of one compilation")]
     pub(super) fn recut(
         &mut self,
         view: &View<'_>,
