@@ -28,6 +28,7 @@ use tracing::warn;
 use crate::heard::Heard;
 use crate::node_network::given::Given;
 use crate::outliving::{Outliving, Question};
+use towpath_plan::backend::Says;
 
 /// A kind the agent watches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -433,6 +434,7 @@ pub enum ServiceCidrs {
 pub struct Index {
     world: World,
     given: BTreeMap<NodeName, Vec<Given>>,
+    backends: BTreeMap<NodeName, Says>,
     dns_config: DnsConfig,
     service_cidrs: ServiceCidrs,
     changes: Changes,
@@ -568,7 +570,32 @@ impl Index {
         &self.given
     }
 
-    /// What a node says now; `None`: its object is gone.
+    /// What nodes say of backends, of every node whose object is there.
+    pub fn backends(&self) -> &BTreeMap<NodeName, Says> {
+        &self.backends
+    }
+
+    /// What a node says of backends now; `None`: its object is gone.
+    pub fn say(&mut self, node: NodeName, says: Option<Says>) {
+        let now = says.clone();
+        let before = match says {
+            Some(says) => self.backends.insert(node, says),
+            None => self.backends.remove(&node),
+        };
+        if before != now {
+            self.changes.kinds.insert(Kind::NodeNetwork);
+        }
+    }
+
+    /// What all nodes say of backends now.
+    pub fn say_all(&mut self, all: BTreeMap<NodeName, Says>) {
+        if self.backends != all {
+            self.backends = all;
+            self.changes.kinds.insert(Kind::NodeNetwork);
+        }
+    }
+
+    /// Addresses that a node says it gave to its pods now; `None`: its object is gone.
     pub fn give(&mut self, node: NodeName, pods: Option<Vec<Given>>) {
         let now = pods.clone();
         let before = match pods {
@@ -580,7 +607,7 @@ impl Index {
         }
     }
 
-    /// What all nodes say now.
+    /// The same of all nodes.
     pub fn give_all(&mut self, all: BTreeMap<NodeName, Vec<Given>>) {
         if self.given != all {
             self.given = all;

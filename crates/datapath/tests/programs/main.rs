@@ -29,6 +29,7 @@ mod live;
 mod loader;
 mod local_node_ports;
 mod node_paths;
+mod plain;
 mod policy;
 mod policy_changes;
 mod predecessor;

@@ -250,6 +250,8 @@ pub fn peers() -> Vec<NodePeer> {
             pod_cidrs: vec![net("10.1.0.0/24"), net("fd01::/64")],
             tunnel: ip("192.168.50.1"),
             local: true,
+            reach: Reach::Tunnel,
+            plain: false,
             flannel: None,
         },
         NodePeer {
@@ -258,6 +260,8 @@ pub fn peers() -> Vec<NodePeer> {
             pod_cidrs: vec![net("10.2.0.0/24"), net("fd02::/64")],
             tunnel: ip("192.168.50.2"),
             local: false,
+            reach: Reach::Tunnel,
+            plain: false,
             flannel: None,
         },
         NodePeer {
@@ -266,6 +270,8 @@ pub fn peers() -> Vec<NodePeer> {
             pod_cidrs: vec![net("10.3.0.0/24"), net("fd03::/64")],
             tunnel: ip("192.168.50.3"),
             local: false,
+            reach: Reach::Tunnel,
+            plain: false,
             flannel: None,
         },
     ]
