@@ -204,6 +204,8 @@ impl Loaded {
             pod_cidrs: vec!["10.1.0.0/24".parse()?],
             tunnel: node,
             local: true,
+            reach: towpath_model::desired::Reach::Tunnel,
+            plain: false,
             flannel: None,
         }])?;
         let client = local_pod(11, "client", "tpa", MAC_CLIENT, CLIENT)?;
