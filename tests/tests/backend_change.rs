@@ -150,6 +150,12 @@ fn from_vxlan_to_host_gw_and_back_no_packet_is_lost() -> Result<()> {
     }
     let cluster = Cluster::up("e2e-backend", 3, Families::Dual)?;
     let pods = pods(&cluster)?;
+    // While one end has changed and the other has not, packets come by another device than the routes lead back by.
+    for node in NODES {
+        let strict = "for file in /proc/sys/net/ipv4/conf/all/rp_filter /proc/sys/net/ipv4/conf/eth0/rp_filter; do echo 1 > $file; done";
+        let said = cluster.node(node, strict)?;
+        ensure!(said.ok, "{node}: {}", said.all());
+    }
     by(&cluster, "vxlan")?;
     let mut to = Vec::new();
     for ips in &pods.ips {
