@@ -96,7 +96,7 @@ pub(crate) fn write(run: &Run, machine: &Machine, seed: u64) -> Result<()> {
         save(path, &format!("{value:#}\n"))?;
     }
     let facts = [machine.line(), conditions(run, seed)];
-    let parts = [Part::Network, Part::Services].map(|part| {
+    let parts = [Part::Network, Part::Services, Part::Policy].map(|part| {
         let rows: Vec<Row> = run.rows.iter().filter(|row| Part::of(row) == part).cloned().collect();
         (part, rows)
     });
@@ -121,11 +121,16 @@ enum Part {
     Network,
     /// Services and their scale.
     Services,
+    /// Policies and theirs.
+    Policy,
 }
 
 impl Part {
     fn of(row: &Row) -> Self {
         let services = ["services.", "endpoints.", "programs."];
+        if row.id.starts_with("policy.") {
+            return Part::Policy;
+        }
         if services.iter().any(|prefix| row.id.starts_with(prefix)) { Part::Services } else { Part::Network }
     }
 
@@ -134,6 +139,7 @@ impl Part {
         match self {
             Part::Network => "figures",
             Part::Services => "figures of Services",
+            Part::Policy => "figures of policy",
         }
     }
 }
