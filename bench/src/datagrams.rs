@@ -66,11 +66,15 @@ impl Client {
             std::thread::sleep(AGAIN);
             while let Some(sent) = echo(flow)? {
                 let first = waiting.answered(sent);
-                if request.passes && let Some(first) = first {
+                if request.passes
+                    && let Some(first) = first
+                {
                     return Ok(first);
                 }
             }
-            if !request.passes && let Some(first) = waiting.silent(now()?, silence) {
+            if !request.passes
+                && let Some(first) = waiting.silent(now()?, silence)
+            {
                 return Ok(first);
             }
         }

@@ -178,9 +178,9 @@ fn apply_policies(programs: &mut Programs) -> Result<[PodSets; 2]> {
     let pods = [("client", CLIENT), ("server", SERVER)];
     let admitted = Admitted { from: "client", to: "server", ports: (1, u16::MAX) };
     let mut objects = policies::rules(RULES, admitted);
-    objects.extend(pods.map(|(name, ip)| {
-        policies::running(NAMESPACE, name, NODE, ip.into(), &serde_json::json!({"app": name}))
-    }));
+    objects.extend(
+        pods.map(|(name, ip)| policies::running(NAMESPACE, name, NODE, ip.into(), &serde_json::json!({"app": name}))),
+    );
     let world = policies::world(objects)?;
     let image = Compiler::new(Duration::from_secs(5)).compile(&View::of(&world), &NodeName::new(NODE), Duration::ZERO);
     programs.apply_policy(&image)?;

@@ -122,7 +122,8 @@ pub(crate) fn rules(count: usize, admitted: Admitted<'_>) -> Vec<Value> {
     }
     let policies = directions.chunks(RULES).enumerate().map(|(number, rules)| {
         let (ingress, egress): (Vec<Value>, Vec<Value>) = rules.iter().cloned().unzip();
-        let spec = json!({"podSelector": {}, "policyTypes": ["Ingress", "Egress"], "ingress": ingress, "egress": egress});
+        let spec =
+            json!({"podSelector": {}, "policyTypes": ["Ingress", "Egress"], "ingress": ingress, "egress": egress});
         policy(NAMESPACE, &format!("policy-{number:05}"), &spec)
     });
     objects.extend(policies.collect::<Vec<_>>());
@@ -137,8 +138,7 @@ pub(crate) fn blocks(count: usize, range: &str) -> Vec<Value> {
         3 => format!("20.{}.{}.7/32", index / 256, index % 256),
         _ => format!("20.{}.{}.0/24", index / 256, index % 256),
     });
-    let all: Vec<Value> =
-        others.chain([range.to_owned()]).map(|cidr| json!({"ipBlock": {"cidr": cidr}})).collect();
+    let all: Vec<Value> = others.chain([range.to_owned()]).map(|cidr| json!({"ipBlock": {"cidr": cidr}})).collect();
     let ports = json!([{"protocol": "TCP", "port": PORT}]);
     let spec = json!({
         "podSelector": {}, "policyTypes": ["Ingress", "Egress"],
@@ -219,10 +219,9 @@ impl Scale {
     /// The policies: each selects a tier of a namespace, lets two apps in, and lets out to an app, a block and DNS.
     pub(crate) fn network_policies(&self) -> Vec<Value> {
         let one = |index: usize| {
-            let app = |n: usize| {
-                json!({"namespaceSelector": {}, "podSelector": {"matchLabels": {"app": format!("app{}", n % self.label_sets)}}})
-            };
-            let ports = json!([{"protocol": "TCP", "port": "http"}, {"protocol": "TCP", "port": 9000, "endPort": 10_000}]);
+            let app = |n: usize| json!({"namespaceSelector": {}, "podSelector": {"matchLabels": {"app": format!("app{}", n % self.label_sets)}}});
+            let ports =
+                json!([{"protocol": "TCP", "port": "http"}, {"protocol": "TCP", "port": 9000, "endPort": 10_000}]);
             let block = format!("172.{}.{}.0/24", 16 + index % 16, index / 16 % 256);
             let dns = json!({"namespaceSelector": {}, "podSelector": {"matchLabels": {"k8s-app": "kube-dns"}}});
             let spec = json!({
@@ -271,8 +270,8 @@ mod tests {
     use std::collections::BTreeSet;
 
     use ipnet::IpNet;
-    use towpath_model::Direction;
     use towpath_model::desired::{RowProtocol, Verdict};
+    use towpath_model::{Direction, Protocol};
     use towpath_policy::{Flow, View, evaluate};
 
     use super::*;
@@ -301,12 +300,17 @@ mod tests {
                 let all = world.policies.values().filter_map(|policy| policy.rules(direction)).flatten();
                 assert_eq!(all.count(), count);
             }
-            assert_eq!(verdict(&world, RowProtocol::Tcp, PORT), Verdict::Allow);
-            assert_eq!(verdict(&world, RowProtocol::Tcp, PORT + 1), Verdict::Deny);
-            assert_eq!(verdict(&world, RowProtocol::Udp, PORT), Verdict::Deny);
+            assert_eq!(verdict(&world, RowProtocol::Ports(Protocol::Tcp), PORT), Verdict::Allow);
+            assert_eq!(verdict(&world, RowProtocol::Ports(Protocol::Tcp), PORT + 1), Verdict::Deny);
+            assert_eq!(verdict(&world, RowProtocol::Ports(Protocol::Udp), PORT), Verdict::Deny);
             let mut without = world.clone();
-            without.policies.pop_last();
-            assert_eq!(verdict(&without, RowProtocol::Tcp, PORT), Verdict::Deny, "another rule admits, too");
+            let last = without.policies.values_mut().next_back().unwrap();
+            [&mut last.ingress, &mut last.egress].map(|rules| rules.as_mut().unwrap().pop());
+            assert_eq!(
+                verdict(&without, RowProtocol::Ports(Protocol::Tcp), PORT),
+                Verdict::Deny,
+                "another rule admits, too"
+            );
         }
     }
 
@@ -316,20 +320,22 @@ mod tests {
         let text = objects.first().unwrap().to_string();
         assert!(text.len() < 1_500_000, "an API server takes no object of {} bytes", text.len());
         let listed = objects.first().unwrap().pointer("/spec/ingress/0/from").unwrap().as_array().unwrap().clone();
-        let nets: BTreeSet<IpNet> =
-            listed.iter().map(|peer| peer.pointer("/ipBlock/cidr").unwrap().as_str().unwrap().parse().unwrap()).collect();
+        let nets: BTreeSet<IpNet> = listed
+            .iter()
+            .map(|peer| peer.pointer("/ipBlock/cidr").unwrap().as_str().unwrap().parse().unwrap())
+            .collect();
         assert_eq!(nets.len(), 10_000);
         // In order a network comes right before what is inside it.
         assert!(nets.iter().zip(nets.iter().skip(1)).all(|(one, next)| !one.contains(next)));
         let world = judged(objects);
-        assert_eq!(verdict(&world, RowProtocol::Tcp, PORT), Verdict::Allow);
-        assert_eq!(verdict(&world, RowProtocol::Udp, PORT), Verdict::Deny);
-        assert_eq!(verdict(&judged(blocks(50, "10.9.0.0/16")), RowProtocol::Tcp, PORT), Verdict::Deny);
+        assert_eq!(verdict(&world, RowProtocol::Ports(Protocol::Tcp), PORT), Verdict::Allow);
+        assert_eq!(verdict(&world, RowProtocol::Ports(Protocol::Udp), PORT), Verdict::Deny);
+        assert_eq!(verdict(&judged(blocks(50, "10.9.0.0/16")), RowProtocol::Ports(Protocol::Tcp), PORT), Verdict::Deny);
     }
 
     #[test]
     fn a_change_of_who_may_come_in_changes_the_verdict() {
-        let verdict = |from| verdict(&judged(vec![only(from, "server")]), RowProtocol::Udp, PORT);
+        let verdict = |from| verdict(&judged(vec![only(from, "server")]), RowProtocol::Ports(Protocol::Udp), PORT);
         assert_eq!([verdict("near"), verdict("nobody")], [Verdict::Allow, Verdict::Deny]);
     }
 

@@ -361,7 +361,10 @@ mod tests {
             let object = json!({"apiVersion": "g/v1", "kind": kind, "metadata": {"name": "x", "namespace": "a"}});
             Target::of(&object).unwrap().0.collection
         };
-        assert_eq!([path("EndpointSlice"), path("NetworkPolicy")], ["/apis/g/v1/endpointslices", "/apis/g/v1/networkpolicies"]);
+        assert_eq!(
+            [path("EndpointSlice"), path("NetworkPolicy")],
+            ["/apis/g/v1/endpointslices", "/apis/g/v1/networkpolicies"]
+        );
     }
 
     #[test]

@@ -79,7 +79,12 @@ pub(super) fn measure(run: &mut Run) -> Result<()> {
         ratio("new", "first packet of a flow", NEW, 10.0),
         ratio("established", "later packet of an answered flow", ESTABLISHED, 4.0),
         ratio("new-judged", "first packet of a flow, policies judge both ends", NEW_JUDGED, 10.0),
-        ratio("established-judged", "later packet of an answered flow, policies judge both ends", ESTABLISHED_JUDGED, 4.0),
+        ratio(
+            "established-judged",
+            "later packet of an answered flow, policies judge both ends",
+            ESTABLISHED_JUDGED,
+            4.0,
+        ),
     ];
     let first = run.rows.len();
     run.take(title, series, NULL, ratios);

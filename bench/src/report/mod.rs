@@ -201,6 +201,18 @@ mod tests {
     }
 
     #[test]
+    fn every_row_is_of_one_part_by_its_id() {
+        let part = |id: &str| {
+            let mut about = about(None);
+            about.id = id.to_owned();
+            Part::of(&Row::of_samples(about, Unit::Ratio, Vec::new(), String::new(), &mut Random::new(1)))
+        };
+        assert_eq!(["same-node.rr.veth", "lab.up"].map(part), [Part::Network; 2]);
+        assert_eq!(["services.crr.1", "endpoints.p50", "programs.new-judged"].map(part), [Part::Services; 3]);
+        assert_eq!(["policy.rr.10", "policy.label"].map(part), [Part::Policy; 2]);
+    }
+
+    #[test]
     fn a_table_has_aligned_columns_and_a_line_a_row() {
         let text = table(&rows(), &["facts".to_owned()]);
         let lines: Vec<&str> = text.lines().collect();

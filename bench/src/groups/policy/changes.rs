@@ -45,9 +45,10 @@ pub(super) fn measure(run: &mut Run) -> Result<()> {
         for object in scale.namespaces().into_iter().chain(scale.network_policies()) {
             node.api.apply(object)?;
         }
-        let (here, elsewhere): (Vec<Value>, Vec<Value>) = scale.pods(NODE).into_iter().partition(|pod| {
-            pod.pointer("/spec/nodeName").and_then(Value::as_str) == Some(NODE)
-        });
+        let (here, elsewhere): (Vec<Value>, Vec<Value>) = scale
+            .pods(NODE)
+            .into_iter()
+            .partition(|pod| pod.pointer("/spec/nodeName").and_then(Value::as_str) == Some(NODE));
         for pod in here {
             node.api.apply(pod)?;
         }
@@ -84,9 +85,11 @@ fn memory(run: &mut Run, scale: Scale, remote: usize, alone: f64, all: f64) {
     let about = About {
         id: "policy.memory.agent".to_owned(),
         title: format!("agent, resident memory for each pod of another node, {}", scale.words()),
-        goal: None,
+        goal: Some(Goal::AtMost(300.0)),
     };
-    let note = format!("VmRSS {all:.1} MiB some seconds after the start, {alone:.1} MiB without the {remote} pods of other nodes");
+    let note = format!(
+        "VmRSS {all:.1} MiB some seconds after the start, {alone:.1} MiB without the {remote} pods of other nodes"
+    );
     let bytes = (all - alone) * 1_048_576.0 / remote.max(1) as f64;
     let row = Row::of_samples(about, Unit::Bytes, vec![bytes], note, &mut run.random);
     run.add(row);
@@ -114,12 +117,13 @@ fn changes(run: &mut Run, node: &mut Node, scale: Scale, count: usize) -> Result
     }
     crate::report::progress("");
     let noise = before.until(&Snapshot::take()?, &own);
-    for (id, what, times) in
-        [("deny", "allowed, then denied", denied), ("allow", "denied, then allowed", allowed)]
-    {
+    for (id, what, times) in [("deny", "allowed, then denied", denied), ("allow", "denied, then allowed", allowed)] {
         let about = About {
             id: format!("policy.change.{}.{id}", scale.policies),
-            title: format!("a policy changes, until packets have the new verdict ({what}), 99th percentile, {}", scale.words()),
+            title: format!(
+                "a policy changes, until packets have the new verdict ({what}), 99th percentile, {}",
+                scale.words()
+            ),
             goal: Some(Goal::AtMost(20.0)),
         };
         let (median, worst) = (stats::median(&times).unwrap_or(0.0), times.iter().copied().fold(0.0, f64::max));
@@ -147,6 +151,9 @@ fn change(node: &Node, client: &mut Worker, request: &Request, from: &str, numbe
     });
     let (begun, seen) = changed?;
     // A server that does not come to run for so long is silent, too.
-    ensure!(seen >= begun, "the verdict was seen to change before the policy was changed: this machine is too busy to measure this");
+    ensure!(
+        seen >= begun,
+        "the verdict was seen to change before the policy was changed: this machine is too busy to measure this"
+    );
     Ok(Duration::from_nanos(seen - begun).as_secs_f64() * 1000.0)
 }

@@ -87,7 +87,9 @@ pub(super) fn measure(run: &mut Run) -> Result<()> {
     let guarded = SocketAddr::new(behind.ip, PORT);
     for (place, passes) in [(&near.place, true), (&stranger.place, false)] {
         let mut client = Worker::start("a client of a guarded server", place, &["until-verdict"])?;
-        client.ask::<u64>(&Request::certain(guarded, passes), SLACK).map_err(|error| error.context(node.end_of_log()))?;
+        client
+            .ask::<u64>(&Request::certain(guarded, passes), SLACK)
+            .map_err(|error| error.context(node.end_of_log()))?;
     }
     let (pids, cgroup) = (ends.pids(Measure::Rr), node.cgroup_name());
     let scene = Scene { ends, to, stranger: stranger.place, guarded, _echo: echo, node };
@@ -120,13 +122,7 @@ pub(super) fn measure(run: &mut Run) -> Result<()> {
     let goal = Some(Goal::AtLeast(0.99));
     let ratios = vec![
         ratio("quiet", "`towpath observe --drops` ÷ nobody listens", LISTENING, NULL.one, goal),
-        ratio(
-            "drops",
-            "the same, beside 1,000 datagrams a second that are dropped",
-            DROPS_HEARD,
-            DROPS,
-            goal,
-        ),
+        ratio("drops", "the same, beside 1,000 datagrams a second that are dropped", DROPS_HEARD, DROPS, goal),
         ratio("cost", "1,000 datagrams a second are dropped ÷ none, nobody listens", DROPS, NULL.one, None),
     ];
     run.take(title, series, NULL, ratios);

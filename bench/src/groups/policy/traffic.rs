@@ -74,14 +74,7 @@ impl Pair {
     }
 
     /// With the server reached, and with what policies do not admit kept out: before that nothing is known of what is measured.
-    fn checked(
-        run: &Run,
-        name: &'static str,
-        near: Pod,
-        server: Pod,
-        judged: bool,
-        nodes: Vec<Node>,
-    ) -> Result<Self> {
+    fn checked(run: &Run, name: &'static str, near: Pod, server: Pod, judged: bool, nodes: Vec<Node>) -> Result<Self> {
         let logs = || nodes.iter().map(Node::end_of_log).collect::<Vec<_>>().join("\n");
         let ends = Ends::start(&format!("two pods with {name}"), &near.place, &server.place, run.cpus)?;
         let to = SocketAddr::new(server.ip, PORT);
