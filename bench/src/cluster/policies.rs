@@ -305,7 +305,9 @@ mod tests {
             assert_eq!(verdict(&world, RowProtocol::Ports(Protocol::Udp), PORT), Verdict::Deny);
             let mut without = world.clone();
             let last = without.policies.values_mut().next_back().unwrap();
-            [&mut last.ingress, &mut last.egress].map(|rules| rules.as_mut().unwrap().pop());
+            for rules in [&mut last.ingress, &mut last.egress] {
+                rules.as_mut().unwrap().pop().unwrap();
+            }
             assert_eq!(
                 verdict(&without, RowProtocol::Ports(Protocol::Tcp), PORT),
                 Verdict::Deny,
