@@ -16,6 +16,7 @@ mod budget;
 mod direct_return;
 mod drops;
 mod envelope;
+mod errors;
 mod flips;
 mod fragments;
 mod frame;
