@@ -15,6 +15,7 @@ mod audit;
 mod budget;
 mod direct_return;
 mod drops;
+mod entry_policy;
 mod envelope;
 mod errors;
 mod flips;
