@@ -52,7 +52,7 @@ fn changes_leave_what_the_whole_image_would() {
         second.set_classes.remove(&(SetId(5), ClassId(507)));
         second.cidr_classes.clear();
         let sets = PodSets::enforced(SetId(6), SetId(0));
-        second.pods = b.addresses.iter().map(|address: &IpAddr| (*address, sets)).collect();
+        second.pods.extend(b.addresses.iter().map(|address: &IpAddr| (*address, sets)));
         second.rows =
             first.rows.iter().map(|(key, row)| (RowKey { set: SetId(6), port: 9090, ..*key }, *row)).collect();
         second.set_classes = [((SetId(6), ClassId(77)), LocalClass(1))].into();
