@@ -502,8 +502,8 @@ static __always_inline struct tp_ct *tp_track(struct tp_work *w, const struct tp
 }
 
 /*
- * An ICMP error is as welcome as the flow that it quotes, at whose sender it must be aimed. Without such a flow it is
- * judged like any packet, and leaves no entry.
+ * An ICMP error is as welcome as an answer to the packet that it quotes, at whose sender it must be aimed. Where there is no such
+ * connection, or none any more, it is judged like any packet (and so would that answer be), and leaves no entry.
  */
 static __noinline __u32 tp_track_error(tp_context *skb, struct tp_work *w, const struct tp_node_config *cfg)
 {
@@ -516,7 +516,7 @@ static __noinline __u32 tp_track_error(tp_context *skb, struct tp_work *w, const
 	if (!tp_same(&w->quoted.saddr, &w->p.t.daddr))
 		return TP_DROP_MALFORMED;
 	ct = tp_ct_find(w, &w->quoted);
-	if (!ct) {
+	if (!ct || tp_ct_expired(w->quoted.proto, ct, bpf_ktime_get_coarse_ns())) {
 		w->origin = w->p.t;
 		reason = tp_judge(w, cfg, w->own_node == TP_OWN_YES);
 		if (!reason)

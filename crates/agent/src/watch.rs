@@ -159,7 +159,8 @@ where
             watcher::Event::Delete(object) => match N::key(k8s_openapi::Metadata::metadata(&object)) {
                 Some(key) => {
                     let version = version(&object);
-                    Box::new(move |index| index.remove_at::<N>(&key, version))
+                    let uid = k8s_openapi::Metadata::metadata(&object).uid.clone().unwrap_or_default();
+                    Box::new(move |index| index.remove_at::<N>(&key, &uid, version))
                 }
                 None => continue,
             },

@@ -123,15 +123,14 @@ impl Reconciler {
 
     /// Compiles what is touched and has it checked ([`towpath_policy::check`]): nothing that fails the check is written.
     fn compile(&mut self) -> Result<(), String> {
-        let own = self.leases.pod_addresses();
+        let own = self.leases.leases();
         let now = self.now();
         let index = self.index.clone();
         let touched = std::mem::take(&mut self.policy_touched);
         let review = Instant::now() >= self.review_at;
         tokio::task::block_in_place(|| {
             let index = read(&index);
-            let mut pod_ips = given::believed(index.world(), index.given());
-            pod_ips.extend(own);
+            let pod_ips = given::addresses(index.world(), index.given(), &own);
             let book = self.book.read().unwrap_or_else(PoisonError::into_inner);
             let view = View { world: index.world(), dns: &self.dns, pod_ips: &pod_ips, names: book.learned() };
             let before = std::mem::replace(&mut self.policy_looked, Before::of(&view));
