@@ -152,7 +152,7 @@ static __always_inline int tp_ct_clashes(const struct tp_work *w, const struct t
 		return 0;
 	if (!tp_ct_forward(w, ct) || CT_CLOSED(flags))
 		return 0;
-	now = bpf_ktime_get_coarse_ns();
+	now = tp_now();
 	last_seen = ct->last_seen;
 	if (tp_ct_expired(w->p.t.proto, ct, now))
 		return 0;
@@ -470,7 +470,7 @@ static __always_inline struct tp_ct *tp_ct_reopen(struct tp_work *w, const struc
  */
 static __always_inline struct tp_ct *tp_track(struct tp_work *w, const struct tp_node_config *cfg, struct tp_ct *ct)
 {
-	__u64 now = bpf_ktime_get_coarse_ns();
+	__u64 now = tp_now();
 	__u32 revision = tp_revision_now();
 
 	/* Here, because every hook has checked the source before. */
@@ -516,7 +516,7 @@ static __noinline __u32 tp_track_error(tp_context *skb, struct tp_work *w, const
 	if (!tp_same(&w->quoted.saddr, &w->p.t.daddr))
 		return TP_DROP_MALFORMED;
 	ct = tp_ct_find(w, &w->quoted);
-	if (!ct || tp_ct_expired(w->quoted.proto, ct, bpf_ktime_get_coarse_ns())) {
+	if (!ct || tp_ct_expired(w->quoted.proto, ct, tp_now())) {
 		w->origin = w->p.t;
 		reason = tp_judge(w, cfg, w->own_node == TP_OWN_YES);
 		if (!reason)

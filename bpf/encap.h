@@ -91,7 +91,7 @@ static __always_inline struct tp_hop *tp_hop_to(struct __sk_buff *skb, struct tp
 	__be32 to = tp_word(tunnel, 3);
 	__u32 slot = (bpf_ntohl(to) ^ bpf_ntohl(to) >> 8) % HOPS;
 	struct tp_hop *hop = bpf_map_lookup_elem(&tp_hops, &slot);
-	__u64 now = bpf_ktime_get_coarse_ns();
+	__u64 now = tp_now();
 	struct bpf_fib_lookup *fib = &w->fib;
 
 	if (!hop || (hop->to == to && hop->until > now))

@@ -145,7 +145,7 @@ static __noinline int tp_hairpin_answer(struct __sk_buff *skb, struct tp_work *w
 {
 	__u32 reason;
 
-	if (!ct || tp_ct_restarts(w, ct, bpf_ktime_get_coarse_ns()))
+	if (!ct || tp_ct_restarts(w, ct, tp_now()))
 		return tp_drop(skb, TP_DROP_NO_POD);
 	ct = tp_track(w, cfg, ct);
 	if (w->reason || !ct || !w->reply || !(ct->flags & TP_CT_DNAT))
@@ -208,7 +208,7 @@ static __always_inline int tp_error_from_pod(struct __sk_buff *skb, struct tp_wo
  */
 static __always_inline int tp_goes_on(struct __sk_buff *skb, struct tp_work *w, const struct tp_nat *nat)
 {
-	__u64 age = bpf_ktime_get_coarse_ns() - *(volatile const __u64 *)&nat->fresh;
+	__u64 age = tp_now() - *(volatile const __u64 *)&nat->fresh;
 
 	/* The clock of another CPU may be a tick ahead: then it is old. */
 	if (age > NAT_FRESH || nat->revision != tp_revision_now())
@@ -243,7 +243,7 @@ static __always_inline int tp_go_on(struct __sk_buff *skb, struct tp_work *w, co
 static __always_inline void tp_nat_refresh(struct tp_work *w, struct tp_nat *nat, const struct tp_ct *ct)
 {
 	const __u32 wanted = TP_CT_REPLIED | TP_CT_ESTABLISHED, flags = ct->flags;
-	__u64 now = bpf_ktime_get_coarse_ns();
+	__u64 now = tp_now();
 
 	if ((flags & (wanted | TP_CT_FIN_A | TP_CT_FIN_B | TP_CT_RST)) != wanted)
 		return;
