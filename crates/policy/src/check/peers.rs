@@ -152,6 +152,27 @@ impl Peers {
         }
     }
 
+    /// Takes in all who hold an address, or have a class, at once.
+    pub(super) fn fill(&mut self, holders: &Holders<'_>, image: &PolicyImage, view: &View<'_>, matchers: &Matchers) {
+        let held = holders.all().map(|(address, _)| address);
+        let mut addresses: Vec<IpAddr> = held.chain(image.pod_classes.keys().copied()).collect();
+        addresses.sort_unstable();
+        addresses.dedup();
+        let places = addresses.into_iter().filter_map(|address| {
+            let face = self.face(holders.holder(address), holders.nodes_at(address), view, matchers);
+            let class = image.pod_classes.get(&address).copied();
+            (face != NOBODY || class.is_some()).then(|| (number(address), Place { face, class, spot: None }))
+        });
+        let mut places: BTreeMap<u128, Place> = places.collect();
+        for (address, place) in &mut places {
+            let stand = self.stand(*address, place.face, place.class);
+            place.spot = stand.map(|stand| self.enter(stand, matchers));
+        }
+        self.places = places;
+        // All of them are as they are now: what is nobody's is left.
+        self.moved.cut.extend(std::mem::take(&mut self.moved.renewed));
+    }
+
     /// Has an address held by somebody, or nobody.
     pub(super) fn hold(&mut self, address: IpAddr, holders: &Holders<'_>, view: &View<'_>, matchers: &Matchers) {
         let face = self.face(holders.holder(address), holders.nodes_at(address), view, matchers);

@@ -57,9 +57,8 @@ impl Reading {
         texts.select(&again, view.world, &written, &mut reads, &mut matchers);
         let mut peers = Peers::nobody(view.world, matchers.may_be_pod().is_some());
         peers.ask(view, &matchers);
-        holders.all().for_each(|(address, _)| peers.hold(address, &holders, view, &matchers));
-        image.pod_classes.keys().for_each(|address| peers.class(*address, image));
         peers.prefixes(image.cidr_classes.keys(), image);
+        peers.fill(&holders, image, view, &matchers);
         peers.sort(&matchers);
         let mut reading = Self { written, claims, own: names, reads, matchers, texts, peers, size: 0 };
         reading.size = reading.size_now();
