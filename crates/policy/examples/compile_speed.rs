@@ -118,12 +118,19 @@ fn resident() -> usize {
     text.split(' ').nth(1).and_then(|pages| pages.parse::<usize>().ok()).unwrap_or_default() * 4096
 }
 
+/// For how long this thread had a processor so far.
+fn processor_time() -> Duration {
+    nix::time::clock_gettime(nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID).map(Duration::from).unwrap_or_default()
+}
+
 /// What followed a change: how long, and how many entries became others.
 #[derive(Default)]
 struct Followed {
     times: Vec<Duration>,
     /// What the translation check of it took.
     checks: Vec<Duration>,
+    /// And for how long of that it had a processor: others take turns.
+    worked: Vec<Duration>,
     entries: Vec<usize>,
     /// So many checks read everything anew.
     anew: usize,
@@ -148,9 +155,10 @@ impl Followed {
         let start = Instant::now();
         compiler.follow(&view, &node, now, touched);
         self.times.push(start.elapsed());
-        let start = Instant::now();
+        let (start, worked) = (Instant::now(), processor_time());
         let checked = checker.follow(&view, compiler.image(), compiler.changes(), touched);
         self.checks.push(start.elapsed());
+        self.worked.push(processor_time().saturating_sub(worked));
         let checked = checked.expect("what was compiled is what was written");
         self.anew += usize::from(checked.anew);
         self.entries.push(compiler.changes().map_or(0, |changes| changes.len()));
@@ -159,17 +167,19 @@ impl Followed {
     fn say(mut self, what: &str) {
         self.times.sort_unstable();
         self.checks.sort_unstable();
+        self.worked.sort_unstable();
         self.entries.sort_unstable();
         let (middle, last) = (self.times.len() / 2, self.times.len() - 1);
         let (median, most) = (self.times.get(middle), self.times.get(last));
         let entries = self.entries.get(middle).copied().unwrap_or_default();
         println!(
-            "{what}: {:?} (median of {}, slowest {:?}), {entries} entries; check {:?} (slowest {:?}), {} anew",
+            "{what}: {:?} (median of {}, slowest {:?}), {entries} entries; check {:?} (slowest {:?}, at work {:?}), {} anew",
             median.copied().unwrap_or_default(),
             self.times.len(),
             most.copied().unwrap_or_default(),
             self.checks.get(middle).copied().unwrap_or_default(),
             self.checks.get(last).copied().unwrap_or_default(),
+            self.worked.get(last).copied().unwrap_or_default(),
             self.anew
         );
     }

@@ -151,16 +151,16 @@ impl Matchers {
         self.of_nodes.iter().copied().filter(|number| *number >= from).filter(answers).collect()
     }
 
-    /// What the ports are that those of a peer ask for.
-    pub(super) fn ports(&self, matched: &[u32], named: &[NamedPort]) -> Vec<u16> {
+    /// The ports that those of a peer ask for. The others that it names say nothing: who answers the same may have other ones.
+    pub(super) fn called(&self, matched: &[u32], named: &[NamedPort]) -> Vec<NamedPort> {
         let asked = self.calls.iter().filter(|number| matched.binary_search(number).is_ok());
-        let numbers = asked.filter_map(|number| match self.get(*number) {
+        let ports = asked.filter_map(|number| match self.get(*number) {
             Some(Matcher::Calls(name, protocol)) => {
-                named.iter().find(|port| port.name == *name && port.protocol == *protocol).map(|port| port.number)
+                named.iter().find(|port| port.name == *name && port.protocol == *protocol).cloned()
             }
             _ => None,
         });
-        numbers.collect()
+        ports.collect()
     }
 }
 

@@ -73,7 +73,7 @@ pub(super) struct Kind {
     /// Numbers of the matchers that match it, ascending.
     pub(super) matched: Vec<u32>,
     pub(super) class: ClassId,
-    /// Its named ports.
+    /// Its named ports that some matcher asks for.
     pub(super) named: Vec<NamedPort>,
     pub(super) may_be_pod: bool,
     /// Spots.
@@ -410,7 +410,8 @@ impl Peers {
             Who::Pod { named, .. } => named.as_slice(),
             Who::Nobody | Who::Nodes(_) => &[],
         };
-        let ports = matchers.ports(&matched, named);
+        let named = matchers.called(&matched, named);
+        let ports = named.iter().map(|port| port.number).collect();
         let same = Same { matched, ports, class: stand.class, may_be_pod: stand.may_be_pod };
         let new = next(&self.kinds);
         let kind = match self.known.get(&same) {
@@ -421,7 +422,7 @@ impl Peers {
                 }
                 self.by_class.entry(stand.class).or_default().push(new);
                 let (matched, may_be_pod) = (same.matched.clone(), same.may_be_pod);
-                self.kinds.push(Kind { matched, class: stand.class, named: named.to_vec(), may_be_pod, count: 0 });
+                self.kinds.push(Kind { matched, class: stand.class, named, may_be_pod, count: 0 });
                 self.known.insert(same, new);
                 new
             }
