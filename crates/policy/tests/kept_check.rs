@@ -130,6 +130,29 @@ fn an_address_that_was_all_of_its_block_is_compared_when_it_is_free() {
 }
 
 #[test]
+fn a_block_of_one_address_that_somebody_took_says_nothing_of_anybody() {
+    let mut world = world(Peer::IpBlock { cidr: format!("{OTHER}/32").parse().unwrap(), except: Vec::new() });
+    let name = NamespacedName::new("default", "other");
+    let other = world.pods.remove(&name).unwrap();
+    let image = with_own_entry(&world);
+    let class = image.pod_classes[&ip(OTHER)];
+    let mut before = image.clone();
+    before.pod_classes.clear();
+    let mut checker = after(&world, &before);
+    world.pods.insert(name.clone(), other);
+    let mut touched = Touched::nothing();
+    touched.pod(name);
+    let entry = BTreeMap::from([(ip(OTHER), Some(class))]);
+    let told = PolicyChanges { pod_classes: entry, pods: image.pods.clone(), ..PolicyChanges::default() };
+    assert!(checker.follow(&View::of(&world), &image, Some(&told), &touched).is_ok());
+    // Whoever is there has an entry of his own: the block's may go.
+    let cidr_classes = image.cidr_classes.keys().map(|prefix| (*prefix, None)).collect();
+    let told = PolicyChanges { cidr_classes, pods: image.pods.clone(), ..PolicyChanges::default() };
+    let checked = checker.follow(&View::of(&world), &image, Some(&told), &Touched::nothing());
+    assert!(checked.is_ok(), "{}", checked.unwrap_err());
+}
+
+#[test]
 fn the_first_stranger_to_a_set_is_compared_when_he_comes() {
     let world = world(Peer::Pods {
         namespaces: None,
