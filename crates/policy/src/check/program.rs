@@ -50,7 +50,7 @@ impl Case<'_> {
 impl<'s> Program<'s> {
     pub(super) fn of(text: &'s Text, reads: &'s Reads) -> Self {
         let own = (text.alike.direction == Direction::Ingress).then_some(text.alike.named.as_slice());
-        let (steps, by_matcher, everyone) = (Vec::new(), HashMap::new(), Vec::new());
+        let (steps, by_matcher, everyone) = (Vec::new(), HashMap::<u32, Vec<u32>>::new(), Vec::new());
         let mut program = Self { steps, by_matcher, everyone, own, isolated: false };
         for read in text.alike.reads.iter().filter_map(|read| reads.get(*read)) {
             program.isolated |= read.tier.is_none();
@@ -59,7 +59,7 @@ impl<'s> Program<'s> {
                 let (ports, action, doubtful) = (&*said.ports, said.action, said.doubtful);
                 program.steps.push(Step { tier: read.tier, ports, action, doubtful });
                 match said.matcher {
-                    Some(matcher) => program.by_matcher.entry(matcher).or_insert_with(Vec::new).push(number),
+                    Some(matcher) => program.by_matcher.entry(matcher).or_default().push(number),
                     None => program.everyone.push(number),
                 }
             }
