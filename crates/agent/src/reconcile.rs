@@ -23,7 +23,7 @@ use towpath_plan::dns::FeedPlanner;
 use towpath_plan::peers::Tunnels;
 use towpath_plan::services::{Planner, Refusal, RefusedPart, ServiceConfig, api_server, asks};
 use towpath_policy::Compiler;
-use towpath_policy::check::Before;
+use towpath_policy::check::Checker;
 use towpath_policy::compile::Touched;
 use towpath_wire::config::AgentConfig;
 use tracing::{error, info, warn};
@@ -149,8 +149,8 @@ pub struct Reconciler {
     policy_due: bool,
     /// What it must look at then.
     policy_touched: Touched,
-    /// What it looked at last beside the API's objects.
-    policy_looked: Before,
+    /// Has every image checked before it is written, and keeps what it read for that.
+    checker: Checker,
     /// The kernel has the image that was compiled last.
     policy_followed: bool,
     /// When it looks at everything again.
@@ -248,7 +248,7 @@ impl Reconciler {
             due: Changes::everything(),
             policy_due: true,
             policy_touched: Touched::everything(),
-            policy_looked: Before::default(),
+            checker: Checker::new(parsed.node.clone()),
             policy_followed: false,
             review_at: started + policy::REVIEW,
             host_ports_due: true,
