@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use towpath_datapath::bpf::{BpfConfig, Isolation, Limits, NodeConfig, Programs};
 use towpath_model::desired::{LocalPod, PodSets, PolicyChanges};
 use towpath_model::{NamespacedName, NodeName, Pod, World};
-use towpath_policy::check::{Before, Scope, check};
+use towpath_policy::check::Checker;
 use towpath_policy::compile::Touched;
 use towpath_policy::{Compiler, View};
 
@@ -84,7 +84,7 @@ struct Made {
 struct Loaded {
     programs: Programs,
     compiler: Compiler,
-    before: Before,
+    checker: Checker,
 }
 
 impl Bench {
@@ -161,13 +161,13 @@ impl Made {
         compiler.follow(&view, &node, NOW, &Touched::everything());
         let compile = milliseconds(begun);
         let begun = Instant::now();
-        check(&view, &node, compiler.image(), &Scope::everything())?;
+        let mut checker = Checker::new(node.clone());
+        checker.check(&view, compiler.image())?;
         let checked = milliseconds(begun);
         let begun = Instant::now();
         let changes = programs.apply_policy(compiler.image())?;
         let load = milliseconds(begun);
-        let before = Before::of(&view);
-        self.loaded = Some(Loaded { programs, compiler, before });
+        self.loaded = Some(Loaded { programs, compiler, checker });
         Ok(Took { compile, check: checked, load, entries: changes.written + changes.removed, bytes_a_pod: 0.0 })
     }
 
@@ -189,9 +189,7 @@ impl Made {
         let compile = milliseconds(begun);
         let begun = Instant::now();
         let changes = loaded.compiler.changes().context("the compiler does not know what it changed")?;
-        let scope = Scope::after(&view, loaded.compiler.image(), &touched, changes, &loaded.before);
-        check(&view, &node, loaded.compiler.image(), &scope)?;
-        loaded.before = Before::of(&view);
+        loaded.checker.follow(&view, loaded.compiler.image(), Some(changes), &touched)?;
         let checked = milliseconds(begun);
         let begun = Instant::now();
         let changes = PolicyChanges { pods: loaded.compiler.image().pods.clone(), ..changes.clone() };

@@ -171,8 +171,18 @@ fn from_vxlan_to_host_gw_and_back_no_packet_is_lost() -> Result<()> {
         for place in &pods.places {
             let sessions = Load::sessions(place, &to, 35)?;
             let (load, to) = (&load, &to);
-            scope.spawn(move || place.enter(|| Ok(load.keep("between pods", sessions, Duration::from_millis(200)))));
-            scope.spawn(move || place.enter(|| Ok(load.open("between pods", to, 40))));
+            scope.spawn(move || {
+                place.enter(|| {
+                    load.keep("between pods", sessions, Duration::from_millis(200));
+                    Ok(())
+                })
+            });
+            scope.spawn(move || {
+                place.enter(|| {
+                    load.open("between pods", to, 40);
+                    Ok(())
+                })
+            });
         }
         let done = (|| -> Result<usize> {
             let datagrams = Datagrams::start(&pods)?;
