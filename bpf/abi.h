@@ -121,7 +121,8 @@ struct tp_netns_pod {
 enum tp_peer_flag {
 	TP_PEER_NODE = 1 << 0,		/* the prefix is a node's own address (NodePort answers there, unless SILENT) */
 	TP_PEER_LOCAL = 1 << 1,		/* it is this node's */
-	TP_PEER_PLAIN = 1 << 2,		/* reached by the kernel's routes, without an envelope */
+	TP_PEER_PLAIN = 1 << 2,		/* what is for it is sent without an envelope: a pod's packets to the node, a node's own by the
+					 * kernel's routes */
 	TP_PEER_SILENT = 1 << 3,	/* no NodePort answers at this address of a node */
 };
 
@@ -226,6 +227,7 @@ enum tp_ct_flag {
 	TP_CT_ESTABLISHED = 1 << 7,	/* the opener has sent again after an answer; of TCP: past the handshake */
 	TP_CT_DIRECT = 1 << 8,		/* came in here for an endpoint whose node was asked to answer directly: unless TP_CT_REPLIED,
 					 * answers are not seen here */
+	TP_CT_PLAIN = 1 << 9,		/* with VIA_TUNNEL: that end is a pod of a node that takes packets without an envelope */
 };
 
 /* An end that is a pod of this node: what the source check and the delivery need, so that an established connection costs
@@ -304,7 +306,7 @@ struct tp_nat {
 	__u64 mark;			/* of the key, see addr.h: whose entry this is, where its memory may be another's by now */
 	__u64 fresh;			/* ktime, ns, when the connection was last looked at and established. 0: never */
 	__u32 revision;			/* under which it may pass at all ends that are here, 0: not known */
-	__u32 spare;
+	__u32 plain;			/* with via: as TP_CT_PLAIN */
 	struct tp_ct_end from;		/* the client, if it is a pod of this node */
 	struct tp_ct_end to;		/* the backend, if it is one */
 	struct tp_addr via;		/* the node that the backend lies behind, zero: none */

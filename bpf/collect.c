@@ -107,7 +107,7 @@ static long tp_collect_asked(void *map, struct tp_tuple *sent, struct tp_snat_wa
 static __noinline void tp_collect_all(struct tp_sweep *sweep)
 {
 	/* The fine clock: programs of this kind are not given the coarse one, which is at most a tick behind. */
-	sweep->now = bpf_ktime_get_ns();
+	sweep->now = tp_now_exact();
 	bpf_for_each_map_elem(&tp_ct, tp_collect_ct, sweep, 0);
 	bpf_for_each_map_elem(&tp_nat, tp_collect_nat, sweep, 0);
 	sweep->crowded = 0;
@@ -122,7 +122,7 @@ static int tp_collector_fires(void *map, __u32 *index, struct tp_collector *coll
 {
 	struct tp_sweep sweep = {};
 
-	if (bpf_ktime_get_ns() - collector->last_run >= COLLECT_ALONE)
+	if (tp_now_exact() - collector->last_run >= COLLECT_ALONE)
 		tp_collect_all(&sweep);
 	bpf_timer_start(&collector->timer, COLLECT_EVERY, 0);
 	return 0;

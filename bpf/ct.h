@@ -152,7 +152,7 @@ static __always_inline int tp_ct_clashes(const struct tp_work *w, const struct t
 		return 0;
 	if (!tp_ct_forward(w, ct) || CT_CLOSED(flags))
 		return 0;
-	now = bpf_ktime_get_coarse_ns();
+	now = tp_now();
 	last_seen = ct->last_seen;
 	if (tp_ct_expired(w->p.t.proto, ct, now))
 		return 0;
@@ -188,10 +188,53 @@ static __always_inline void tp_resolve_via(struct tp_work *w)
 		return;
 	tp_full_prefix(&w->cidr, &w->p.t.daddr);
 	peer = bpf_map_lookup_elem(&tp_peers, &w->cidr);
-	if (!peer || (peer->flags & (TP_PEER_LOCAL | TP_PEER_PLAIN)))
+	if (!peer || (peer->flags & TP_PEER_LOCAL) || (peer->flags & (TP_PEER_NODE | TP_PEER_PLAIN)) == (TP_PEER_NODE | TP_PEER_PLAIN))
 		return;
 	w->via = peer->tunnel;
 	w->has_via = 1;
+	w->plain = peer->flags & TP_PEER_PLAIN ? 1 : 0;
+}
+
+/*
+ * The same of the source, for an entry that is judged again by a hook that sends nothing to other nodes: the next packet of the other direction
+ * is not going to ask.
+ */
+static __always_inline void tp_resolve_back(struct tp_work *w, struct tp_ct *ct)
+{
+	struct tp_peer *peer;
+
+	if (w->resolve || w->has_via || !(ct->flags & TP_CT_VIA_TUNNEL))
+		return;
+	tp_full_prefix(&w->cidr, &w->p.t.saddr);
+	peer = bpf_map_lookup_elem(&tp_peers, &w->cidr);
+	if (!peer || (peer->flags & (TP_PEER_LOCAL | TP_PEER_NODE)))
+		return;
+	w->via = peer->tunnel;
+	w->has_via = 1;
+	w->plain = peer->flags & TP_PEER_PLAIN ? 1 : 0;
+}
+
+/* How tp_ct.flags says which way the end that is not here is reached. */
+static __always_inline __u32 tp_way_flags(const struct tp_work *w)
+{
+	if (!w->has_via)
+		return 0;
+	return w->plain ? TP_CT_VIA_TUNNEL | TP_CT_PLAIN : TP_CT_VIA_TUNNEL;
+}
+
+/* Has the entry lead where w->via says. */
+static __always_inline void tp_ct_lead(const struct tp_work *w, struct tp_ct *ct)
+{
+	__u32 flags = ct->flags & (TP_CT_VIA_TUNNEL | TP_CT_PLAIN), way = tp_way_flags(w);
+
+	if (!w->has_via)
+		return;
+	if (!tp_same(&ct->via, &w->via))
+		ct->via = w->via;
+	if (way & ~flags)
+		__sync_fetch_and_or(&ct->flags, way);
+	if (flags & ~way)
+		__sync_fetch_and_and(&ct->flags, ~TP_CT_PLAIN);
 }
 
 /* A connection that passes is held against the policies that are only audited once under one set of them. */
@@ -267,10 +310,7 @@ static __always_inline void tp_ct_observe(struct tp_work *w, struct tp_ct *ct, _
 		__sync_fetch_and_or(&ct->flags, add);
 	if (now - ct->last_seen > NSEC_PER_SEC)
 		ct->last_seen = now;
-	if (w->has_via && (!(flags & TP_CT_VIA_TUNNEL) || !tp_same(&ct->via, &w->via))) {
-		ct->via = w->via;
-		__sync_fetch_and_or(&ct->flags, TP_CT_VIA_TUNNEL);
-	}
+	tp_ct_lead(w, ct);
 }
 
 /*
@@ -366,10 +406,9 @@ static __always_inline struct tp_ct *tp_ct_open(struct tp_work *w, const struct 
 	/* A pod of this node lies behind no other. */
 	if (!old && !w->j.to.ifindex)
 		tp_resolve_via(w);
-	if (w->has_via) {
-		fresh->flags |= TP_CT_VIA_TUNNEL;
+	fresh->flags |= tp_way_flags(w);
+	if (w->has_via)
 		fresh->via = w->via;
-	}
 	if (w->direct)
 		fresh->flags |= TP_CT_DIRECT;
 	fresh->egress_rule = w->j.egress_rule;
@@ -414,13 +453,12 @@ static __always_inline struct tp_ct *tp_ct_reopen(struct tp_work *w, const struc
 	w->reason = tp_ct_denied(w, ct);
 	if (w->reason)
 		return NULL;
-	if (w->has_via && !tp_same(&ct->via, &w->via))
-		ct->via = w->via;
+	tp_ct_lead(w, ct);
 	if (w->translated && w->chosen && tp_nat_enter(w, ct)) {
 		w->reason = TP_DROP_CT_FULL;
 		return NULL;
 	}
-	__sync_fetch_and_and(&ct->flags, TP_CT_FROM_A | TP_CT_DNAT | TP_CT_VIA_TUNNEL | TP_CT_DIRECT);
+	__sync_fetch_and_and(&ct->flags, TP_CT_FROM_A | TP_CT_DNAT | TP_CT_VIA_TUNNEL | TP_CT_DIRECT | TP_CT_PLAIN);
 	if (w->p.tcp_flags & TCP_RST)
 		__sync_fetch_and_or(&ct->flags, TP_CT_RST);
 	return ct;
@@ -432,7 +470,7 @@ static __always_inline struct tp_ct *tp_ct_reopen(struct tp_work *w, const struc
  */
 static __always_inline struct tp_ct *tp_track(struct tp_work *w, const struct tp_node_config *cfg, struct tp_ct *ct)
 {
-	__u64 now = bpf_ktime_get_coarse_ns();
+	__u64 now = tp_now();
 	__u32 revision = tp_revision_now();
 
 	/* Here, because every hook has checked the source before. */
@@ -449,6 +487,7 @@ static __always_inline struct tp_ct *tp_track(struct tp_work *w, const struct tp
 	if (tp_ct_stale(ct, revision)) {
 		tp_rejudge(w, cfg, ct, &w->p.t, revision);
 		tp_resolve_via(w);
+		tp_resolve_back(w, ct);
 	}
 	w->reason = tp_ct_denied(w, ct);
 	if (w->reason)
@@ -463,8 +502,8 @@ static __always_inline struct tp_ct *tp_track(struct tp_work *w, const struct tp
 }
 
 /*
- * An ICMP error is as welcome as the flow that it quotes, at whose sender it must be aimed. Without such a flow it is
- * judged like any packet, and leaves no entry.
+ * An ICMP error is as welcome as an answer to the packet that it quotes, at whose sender it must be aimed. Where there is no such
+ * connection, or none any more, it is judged like any packet (and so would that answer be), and leaves no entry.
  */
 static __noinline __u32 tp_track_error(tp_context *skb, struct tp_work *w, const struct tp_node_config *cfg)
 {
@@ -477,7 +516,7 @@ static __noinline __u32 tp_track_error(tp_context *skb, struct tp_work *w, const
 	if (!tp_same(&w->quoted.saddr, &w->p.t.daddr))
 		return TP_DROP_MALFORMED;
 	ct = tp_ct_find(w, &w->quoted);
-	if (!ct) {
+	if (!ct || tp_ct_expired(w->quoted.proto, ct, tp_now())) {
 		w->origin = w->p.t;
 		reason = tp_judge(w, cfg, w->own_node == TP_OWN_YES);
 		if (!reason)
@@ -498,6 +537,7 @@ static __noinline __u32 tp_track_error(tp_context *skb, struct tp_work *w, const
 	if (ct->flags & TP_CT_VIA_TUNNEL) {
 		w->via = ct->via;
 		w->has_via = 1;
+		w->plain = ct->flags & TP_CT_PLAIN ? 1 : 0;
 	} else {
 		tp_resolve_via(w);
 	}

@@ -154,7 +154,7 @@ static __noinline int tp_is_served(struct tp_work *w, const struct tp_node_confi
  */
 static __noinline int tp_answers_directly(struct tp_work *w, const struct tp_node_config *cfg, struct tp_ct *ct)
 {
-	if (ct && !tp_ct_restarts(w, ct, bpf_ktime_get_coarse_ns()))
+	if (ct && !tp_ct_restarts(w, ct, tp_now()))
 		return tp_ct_forward(w, ct) && (ct->flags & (TP_CT_DNAT | TP_CT_VIA_TUNNEL)) == TP_CT_DNAT;
 	if (!tp_knows_direct_return(cfg) || !tp_read_direct_return(w))
 		return 0;

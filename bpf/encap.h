@@ -91,7 +91,7 @@ static __always_inline struct tp_hop *tp_hop_to(struct __sk_buff *skb, struct tp
 	__be32 to = tp_word(tunnel, 3);
 	__u32 slot = (bpf_ntohl(to) ^ bpf_ntohl(to) >> 8) % HOPS;
 	struct tp_hop *hop = bpf_map_lookup_elem(&tp_hops, &slot);
-	__u64 now = bpf_ktime_get_coarse_ns();
+	__u64 now = tp_now();
 	struct bpf_fib_lookup *fib = &w->fib;
 
 	if (!hop || (hop->to == to && hop->until > now))
@@ -171,6 +171,35 @@ static __noinline int tp_encapsulate(struct __sk_buff *skb, struct tp_work *w, c
 	tp_count(TP_TUNNEL_OUT, skb->len);
 	tp_note(2, cfg->tunnel_ifindex, TP_TUNNEL_OUT);
 	return bpf_redirect(cfg->tunnel_ifindex, 0);
+}
+
+/*
+ * To a pod of another node without an envelope: to the next hop towards the node. What does not fit its path, and IPv6, whose next hop may be
+ * another address of the node, goes by the kernel's routes.
+ */
+static __noinline int tp_send_plain(struct __sk_buff *skb, struct tp_work *w, const struct tp_node_config *cfg, const struct tp_addr *to)
+{
+	__u32 len = tp_wire_len(skb, w);
+	struct tp_hop *hop = NULL;
+
+	if (tp_is_v4(to) && !(w->p.flags & TP_PKT_V6))
+		hop = tp_hop_to(skb, w, cfg, to, len);
+	if (!hop || len > hop->mtu) {
+		if (w->p.flags & TP_PKT_FIRST_FRAG)
+			tp_frag_too_big(w, w->translated ? &w->sent : &w->p.t);
+		return tp_to_stack(skb);
+	}
+	if (tp_forward_headers(skb, w))
+		return tp_drop(skb, TP_DROP_INTERNAL);
+	tp_count(TP_HOST_OUT, skb->len);
+	tp_note(3, hop->ifindex, TP_HOST_OUT);
+	return bpf_redirect_neigh(hop->ifindex, &hop->next, sizeof(hop->next), 0);
+}
+
+/* The way of w->via to another node. */
+static __always_inline int tp_send_to_node(struct __sk_buff *skb, struct tp_work *w, const struct tp_node_config *cfg)
+{
+	return w->plain ? tp_send_plain(skb, w, cfg, &w->via) : tp_encapsulate(skb, w, cfg, &w->via);
 }
 
 /*

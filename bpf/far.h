@@ -184,7 +184,7 @@ static __noinline int tp_has_socket(struct __sk_buff *skb, const struct tp_tuple
  */
 static __noinline __u32 tp_far_take_port(struct __sk_buff *skb, struct tp_work *w)
 {
-	struct tp_port_search search = { .now = bpf_ktime_get_coarse_ns() };
+	struct tp_port_search search = { .now = tp_now() };
 	__u32 random = bpf_get_prandom_u32();
 	long err;
 
@@ -263,7 +263,7 @@ static __noinline __u32 tp_far_open(struct __sk_buff *skb, struct tp_work *w, co
 		return TP_DROP_NO_BACKEND;
 	__builtin_memset(&w->snat, 0, sizeof(w->snat));
 	__builtin_memset(&w->way, 0, sizeof(w->way));
-	w->snat.created = bpf_ktime_get_coarse_ns();
+	w->snat.created = tp_now();
 	w->snat.last_seen = w->snat.created;
 	w->snat.client = w->sent.saddr;
 	w->snat.client_port = w->sent.sport;

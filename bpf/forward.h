@@ -131,19 +131,27 @@ static __always_inline int tp_is_envelope(tp_context *ctx, struct tp_work *w, co
 	       e->vni == bpf_htonl(cfg->tunnel_id << 8);
 }
 
+/* Whether this entry is of pods that are sent packets without an envelope. */
+static __always_inline int tp_pods_are_plain(const struct tp_peer *peer)
+{
+	return peer && (peer->flags & (TP_PEER_NODE | TP_PEER_LOCAL | TP_PEER_PLAIN)) == TP_PEER_PLAIN;
+}
+
 /*
  * Whether `outer` may send this inner source here: it is the node that owns it, or, with `forwards`, a node at all that
  * brings an outside client. The node may send from another of its addresses than that of its tunnel (a network with a tunnel a
- * family does); then `outer` becomes the latter, by which it is answered.
+ * family does); then `outer` becomes the latter, by which it is answered; w->plain says how.
  */
 static __noinline int tp_may_send(struct tp_work *w, struct tp_addr *outer, __u32 forwards)
 {
 	struct tp_peer *peer, *sender;
 
+	w->plain = 0;
 	if (tp_is_hairpin(&w->p.t.saddr))
 		return 0;
 	tp_full_prefix(&w->cidr, &w->p.t.saddr);
 	peer = bpf_map_lookup_elem(&tp_peers, &w->cidr);
+	w->plain = tp_pods_are_plain(peer);
 	if (peer && (peer->flags & TP_PEER_LOCAL))
 		return 0;
 	if (peer && tp_same(&peer->tunnel, outer))

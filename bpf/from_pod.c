@@ -112,7 +112,8 @@ static __always_inline int tp_route_from_pod(struct __sk_buff *skb, struct tp_wo
 			return tp_deliver(skb, w, end);
 		if (ct->flags & TP_CT_VIA_TUNNEL) {
 			w->via = ct->via;
-			return tp_encapsulate(skb, w, cfg, &w->via);
+			w->plain = ct->flags & TP_CT_PLAIN ? 1 : 0;
+			return tp_send_to_node(skb, w, cfg);
 		}
 	} else {
 		struct tp_pod *to = bpf_map_lookup_elem(&tp_pods, &w->p.t.daddr);
@@ -122,7 +123,7 @@ static __always_inline int tp_route_from_pod(struct __sk_buff *skb, struct tp_wo
 		w->resolve = 1;
 		tp_resolve_via(w);
 		if (w->has_via)
-			return tp_encapsulate(skb, w, cfg, &w->via);
+			return tp_send_to_node(skb, w, cfg);
 	}
 	if (answer_of_service)
 		return tp_route_out(skb, w, cfg);
@@ -144,7 +145,7 @@ static __noinline int tp_hairpin_answer(struct __sk_buff *skb, struct tp_work *w
 {
 	__u32 reason;
 
-	if (!ct || tp_ct_restarts(w, ct, bpf_ktime_get_coarse_ns()))
+	if (!ct || tp_ct_restarts(w, ct, tp_now()))
 		return tp_drop(skb, TP_DROP_NO_POD);
 	ct = tp_track(w, cfg, ct);
 	if (w->reason || !ct || !w->reply || !(ct->flags & TP_CT_DNAT))
@@ -193,7 +194,7 @@ static __always_inline int tp_error_from_pod(struct __sk_buff *skb, struct tp_wo
 		return tp_hairpin_error(skb, w);
 	/* For a client that came in at another node, that node restores what it translated. */
 	if (w->has_via && !tp_wants_stack(w) && !bpf_map_lookup_elem(&tp_pods, &w->p.t.daddr))
-		return tp_encapsulate(skb, w, cfg, &w->via);
+		return tp_send_to_node(skb, w, cfg);
 	if (tp_restore_quoted(skb, w))
 		return tp_drop(skb, TP_DROP_INTERNAL);
 	return tp_route_from_pod(skb, w, cfg, NULL, w->restore);
@@ -207,7 +208,7 @@ static __always_inline int tp_error_from_pod(struct __sk_buff *skb, struct tp_wo
  */
 static __always_inline int tp_goes_on(struct __sk_buff *skb, struct tp_work *w, const struct tp_nat *nat)
 {
-	__u64 age = bpf_ktime_get_coarse_ns() - *(volatile const __u64 *)&nat->fresh;
+	__u64 age = tp_now() - *(volatile const __u64 *)&nat->fresh;
 
 	/* The clock of another CPU may be a tick ahead: then it is old. */
 	if (age > NAT_FRESH || nat->revision != tp_revision_now())
@@ -222,6 +223,7 @@ static __always_inline int tp_goes_on(struct __sk_buff *skb, struct tp_work *w, 
 	w->lb.backend.port = nat->dport;
 	w->j.to = nat->to;
 	w->via = nat->via;
+	w->plain = nat->plain;
 	/* Last: the kernel may give the memory of a deleted entry to another key at once. */
 	barrier();
 	return *(volatile const __u64 *)&nat->mark == tp_mark_of(&w->sent) && (w->j.to.ifindex || !tp_is_zero(&w->via));
@@ -234,14 +236,14 @@ static __always_inline int tp_go_on(struct __sk_buff *skb, struct tp_work *w, co
 	if (reason)
 		return tp_drop(skb, reason);
 	tp_count(TP_SERVICE_TRANSLATED, skb->len);
-	return w->j.to.ifindex ? tp_deliver(skb, w, &w->j.to) : tp_encapsulate(skb, w, cfg, &w->via);
+	return w->j.to.ifindex ? tp_deliver(skb, w, &w->j.to) : tp_send_to_node(skb, w, cfg);
 }
 
 /* Notes in the translation of w->sent that its connection was looked at and is established. */
 static __always_inline void tp_nat_refresh(struct tp_work *w, struct tp_nat *nat, const struct tp_ct *ct)
 {
 	const __u32 wanted = TP_CT_REPLIED | TP_CT_ESTABLISHED, flags = ct->flags;
-	__u64 now = bpf_ktime_get_coarse_ns();
+	__u64 now = tp_now();
 
 	if ((flags & (wanted | TP_CT_FIN_A | TP_CT_FIN_B | TP_CT_RST)) != wanted)
 		return;

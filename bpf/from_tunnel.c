@@ -66,26 +66,35 @@ static __always_inline int tp_tunnel_to_other(struct __sk_buff *skb, struct tp_w
 	return tp_wants_stack(w) ? tp_to_stack(skb) : tp_route_out(skb, w, cfg);
 }
 
-/* A flow of a pod here with this very node, under the present revision: its ends were checked when it was entered. */
-static __always_inline int tp_known_in_tunnel(const struct tp_work *w, struct tp_ct *ct, const struct tp_addr *outer)
+/*
+ * A flow of a pod here with this very node, under the present revision: its ends were checked when it was entered. Leaves in w->plain how that node
+ * is answered, as tp_may_send does.
+ */
+static __always_inline int tp_known_in_tunnel(struct tp_work *w, struct tp_ct *ct, const struct tp_addr *outer)
 {
-	return ct && (ct->flags & TP_CT_VIA_TUNNEL) && !(w->p.flags & TP_PKT_ERROR) && tp_same(&ct->via, outer) &&
+	__u32 flags = ct ? ct->flags : 0;
+
+	w->plain = flags & TP_CT_PLAIN ? 1 : 0;
+	return ct && (flags & TP_CT_VIA_TUNNEL) && !(w->p.flags & TP_PKT_ERROR) && tp_same(&ct->via, outer) &&
 	       !tp_is_zero(outer) && tp_ct_target(w, ct)->ifindex && !tp_ct_stale(ct, tp_revision_now());
 }
 
 /*
- * To a pod here, from a node that may send it: `ct` is what tp_ct_find just found, w->via the node. Judged, translated back,
- * delivered.
+ * To a pod here, from a node that may send it: `ct` is what tp_ct_find just found, w->via the node, w->plain how it is answered, `enveloped` whether
+ * it came in the tunnel. Judged, translated back, delivered.
  */
-static __noinline int tp_tunnel_to_pod(struct __sk_buff *skb, struct tp_work *w, const struct tp_node_config *cfg,
-				       struct tp_ct *ct)
+static __noinline int tp_node_to_pod(struct __sk_buff *skb, struct tp_work *w, const struct tp_node_config *cfg, struct tp_ct *ct,
+				     __u32 enveloped)
 {
 	struct tp_pod *to;
 	__u32 reason;
-	int direct = tp_answers_directly(w, cfg, ct);
+	int direct = 0;
 
-	if (direct < 0)
-		return tp_drop(skb, TP_DROP_NO_BACKEND);
+	if (enveloped) {
+		direct = tp_answers_directly(w, cfg, ct);
+		if (direct < 0)
+			return tp_drop(skb, TP_DROP_NO_BACKEND);
+	}
 	w->has_via = !direct;
 	ct = tp_track(w, cfg, ct);
 	if (w->reason)
@@ -167,5 +176,5 @@ int tp_from_tunnel(struct __sk_buff *skb)
 		}
 	}
 	w->via = outer;
-	return tp_tunnel_to_pod(skb, w, cfg, ct);
+	return tp_node_to_pod(skb, w, cfg, ct, 1);
 }

@@ -90,7 +90,20 @@ static __noinline int tp_unwrap(struct __sk_buff *skb, struct tp_work *w, const 
 				BPF_F_ADJ_ROOM_FIXED_GSO | (w->p.flags & TP_PKT_V6 ? ADJ_ROOM_DECAP_L3_IPV6 : 0)))
 		return -1;
 	w->via = outer;
-	return tp_tunnel_to_pod(skb, w, cfg, ct);
+	return tp_node_to_pod(skb, w, cfg, ct, 1);
+}
+
+/*
+ * What another node's pod sends to one here without an envelope; `peer` is that node, which sends so by this device. -1, and nothing changed: it is
+ * for somebody else, or needs the kernel, which leads it to the pod's own device.
+ */
+static __noinline int tp_plain_to_pod(struct __sk_buff *skb, struct tp_work *w, const struct tp_node_config *cfg, const struct tp_peer *peer)
+{
+	if ((w->p.flags & TP_PKT_ERROR) || tp_wants_stack(w) || tp_is_out_of_order(w) || !bpf_map_lookup_elem(&tp_pods, &w->p.t.daddr))
+		return -1;
+	w->via = peer->tunnel;
+	w->plain = tp_pods_are_plain(peer);
+	return tp_node_to_pod(skb, w, cfg, tp_ct_find(w, &w->p.t), 0);
 }
 
 /* Whether the packet is for this node: for the address of its object, or for another that it has on a device that leads out. */
@@ -136,6 +149,12 @@ int tp_from_uplink(struct __sk_buff *skb)
 	/* Its first fragment is not here yet, or went to the stack. What is for a Service's address can only be lost: there it is for nobody. */
 	if (reason)
 		return tp_is_service_address(w, 0) ? tp_drop(skb, reason) : TC_ACT_OK;
+	/* Of a node that may send so: see tp_is_inside_source. */
+	if (peer && !(peer->flags & (TP_PEER_NODE | TP_PEER_LOCAL))) {
+		done = tp_plain_to_pod(skb, w, cfg, peer);
+		if (done >= 0)
+			return done;
+	}
 	if (w->p.t.proto == IPPROTO_UDP && w->p.t.dport == cfg->tunnel_port && tp_is_for_node(w, cfg))
 		return peer ? TC_ACT_OK : tp_drop(skb, TP_DROP_TUNNEL_OUTSIDER);
 	own = tp_is_own_node(cfg, &w->p.t.daddr);

@@ -172,7 +172,7 @@ static __noinline int tp_wire_find(struct xdp_md *ctx, struct tp_work *w, const 
 	tp_copy_mac(hop->dst, fib->dmac);
 	tp_copy_mac(hop->src, fib->smac);
 	tp_inner_mac(w, &w->via, hop->inner);
-	hop->until = bpf_ktime_get_coarse_ns() + HOP_LIFE;
+	hop->until = tp_now() + HOP_LIFE;
 	return 0;
 }
 
@@ -186,7 +186,7 @@ static __always_inline int tp_wire_hop_to(struct xdp_md *ctx, struct tp_work *w,
 	int place;
 
 	if (hop && tp_same(&hop->backend, backend) && hop->ifindex == ctx->ingress_ifindex && hop->revision == tp_revision_now() &&
-	    hop->until > bpf_ktime_get_coarse_ns()) {
+	    hop->until > tp_now()) {
 		w->via = hop->via;
 		w->has_via = 1;
 		w->direct = hop->asked;

@@ -186,7 +186,7 @@ static __always_inline int tp_choose_once(struct tp_lb *lb, const struct tp_addr
 	if (!lb->service.count)
 		return TP_CHOICE_REFUSE;
 	if (lb->service.flags & TP_SERVICE_AFFINITY) {
-		now = bpf_ktime_get_coarse_ns();
+		now = tp_now();
 		lb->affinity_key.client = *client;
 		lb->affinity_key.service = lb->service.id;
 		lb->affinity_key.pad = 0;

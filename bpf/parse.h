@@ -298,6 +298,7 @@ static __always_inline __u32 tp_parse_at(tp_context *ctx, struct tp_work *w, con
 	w->translated = 0;
 	w->sought = TP_NAT_UNSOUGHT;
 	w->has_via = 0;
+	w->plain = 0;
 	w->resolve = 0;
 	w->restore = 0;
 	w->direct = 0;

@@ -183,7 +183,7 @@ static __always_inline void tp_would_deny(struct tp_work *w, __u32 reason, __u32
 	}
 	if (audited) {
 		__sync_fetch_and_add(&audited->connections, 1);
-		audited->last = bpf_ktime_get_coarse_ns();
+		audited->last = tp_now();
 	}
 	tp_tell_audit(reason, set);
 }

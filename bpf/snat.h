@@ -122,7 +122,7 @@ static __noinline int tp_snat_known(struct tp_work *w)
 	tp_snat_answer_of(&w->answer, &w->way, w->sent.proto);
 	snat = bpf_map_lookup_elem(&tp_snat, &w->answer);
 	if (snat && tp_snat_is_of(snat, &w->sent)) {
-		if (!tp_snat_over(w->sent.proto, snat, bpf_ktime_get_coarse_ns()) && !tp_snat_begins_anew(w, snat->flags) &&
+		if (!tp_snat_over(w->sent.proto, snat, tp_now()) && !tp_snat_begins_anew(w, snat->flags) &&
 		    ((snat->flags & TP_CT_REPLIED) || tp_snat_keeps(w) || !tp_snat_is_of_pod(w)))
 			return 1;
 		tp_snat_remove(&w->answer, snat);
@@ -149,14 +149,14 @@ static __noinline int tp_snat_answered(struct tp_work *w, const struct tp_tuple 
 	snat = bpf_map_lookup_elem(&tp_snat, &w->answer);
 	return snat && snat->client_port == w->snat.client_port && snat->vport == w->snat.vport &&
 	       tp_same(&snat->client, &w->snat.client) && tp_same(&snat->vip, &w->snat.vip) &&
-	       !tp_snat_over(w->answer.proto, snat, bpf_ktime_get_coarse_ns());
+	       !tp_snat_over(w->answer.proto, snat, tp_now());
 }
 
 /* What a packet of w->answer's connection tells of its state; see tp_ct_observe. */
 static __always_inline void tp_snat_observe(const struct tp_work *w, int reply)
 {
 	struct tp_snat *snat = bpf_map_lookup_elem(&tp_snat, &w->answer);
-	__u64 now = bpf_ktime_get_coarse_ns();
+	__u64 now = tp_now();
 	__u32 add = 0, flags;
 
 	if (!snat)

@@ -173,6 +173,7 @@ struct tp_work {
 	__u8 chosen;			/* with translated: by this packet, no earlier one */
 	__u8 sought;			/* enum tp_sought */
 	__u8 has_via;
+	__u8 plain;			/* with has_via: without an envelope */
 	__u8 resolve;			/* look the destination's node up for new and stale flows */
 	__u8 own_node;			/* enum tp_own_node */
 	__u8 overtaken;			/* by another CPU, in entering a connection */

@@ -5,6 +5,7 @@ use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
@@ -167,6 +168,9 @@ pub(crate) fn without_sleep(milliseconds: f64) -> f64 {
     }
 }
 
+/// Directories that this process has made.
+static MADE: AtomicUsize = AtomicUsize::new(0);
+
 /// A directory that is removed with its owner.
 #[derive(Debug)]
 pub(crate) struct Scratch(PathBuf);
@@ -177,7 +181,8 @@ impl Scratch {
     /// # Errors
     /// It cannot be made.
     pub(crate) fn new() -> Result<Self> {
-        let path = PathBuf::from(format!("/run/towpath-bench-{}", std::process::id()));
+        let number = MADE.fetch_add(1, Ordering::Relaxed);
+        let path = PathBuf::from(format!("/run/towpath-bench-{}-{number}", std::process::id()));
         std::fs::create_dir_all(&path).with_context(|| format!("create {}", path.display()))?;
         Ok(Self(path))
     }
@@ -185,6 +190,11 @@ impl Scratch {
     /// Its path.
     pub(crate) fn path(&self) -> &Path {
         &self.0
+    }
+
+    /// Its name, which no other directory of this run has.
+    pub(crate) fn name(&self) -> String {
+        self.0.file_name().unwrap_or_default().to_string_lossy().into_owned()
     }
 }
 

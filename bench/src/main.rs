@@ -8,8 +8,10 @@ mod api;
 mod baseline;
 mod cluster;
 mod cni;
+mod datagrams;
 mod fresh;
 mod groups;
+mod image;
 mod interrupt;
 mod lab;
 mod load;
@@ -70,6 +72,15 @@ fn inside(place: &Place, what: Inside) -> Result<()> {
         Inside::Plugins => worker::answer_questions(cni::block),
         Inside::FreshPods => worker::answer_questions(fresh::block),
         Inside::UntilItAnswers => worker::answer_questions(swap::until),
+        Inside::UntilVerdict => {
+            let mut client = datagrams::Client::default();
+            worker::answer_questions(move |request| client.until(request))
+        }
+        Inside::Knock { to, a_second } => datagrams::knock(to, a_second),
+        Inside::Image => {
+            let mut bench = image::Bench::default();
+            worker::answer_questions(move |request| bench.block(request))
+        }
         Inside::Programs => {
             let mut bench = programs::Bench::default();
             worker::answer_questions(move |request| bench.block(request))

@@ -1,5 +1,6 @@
 //! Command line.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -55,6 +56,17 @@ pub(crate) enum Inside {
     FreshPods,
     /// Waits until a Service answers, or refuses.
     UntilItAnswers,
+    /// Sends datagrams until they are let in, or kept out.
+    UntilVerdict,
+    /// Sends datagrams that are kept out.
+    Knock {
+        /// Where to.
+        to: SocketAddr,
+        /// How many a second.
+        a_second: u32,
+    },
+    /// Compiles policies and writes them into the kernel.
+    Image,
     /// Runs the kernel programs on packets.
     Programs,
     /// Sends frames over veths to nodes that forward in their drivers.
@@ -84,6 +96,8 @@ pub(crate) enum Group {
     Services,
     /// With many Services: start of an agent, memory, and how soon a change of endpoints is in force.
     Endpoints,
+    /// What policies cost packets and connections, how soon a change of one is enforced, and what a large cluster's cost a node.
+    Policy,
     /// What a packet to a Service costs in the kernel programs.
     Programs,
     /// NodePorts through the driver of a device.
@@ -153,6 +167,12 @@ pub(crate) struct Options {
     /// How many changes of endpoints are timed.
     #[arg(long, default_value_t = 200)]
     pub(crate) swaps: usize,
+    /// How many changes of a policy are timed in each direction; a quarter of them in the largest cluster.
+    #[arg(long, default_value_t = 100)]
+    pub(crate) policy_changes: usize,
+    /// How many blocks of addresses the policy admits that has the most.
+    #[arg(long, default_value_t = 10_000)]
+    pub(crate) blocks: usize,
     /// Write everything, with every round, as JSON.
     #[arg(long, value_name = "FILE")]
     pub(crate) json: Option<PathBuf>,

@@ -7,7 +7,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 use std::path::PathBuf;
 use std::process::Command;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use libbpf_rs::{MapCore, MapFlags, Object, ObjectBuilder, ProgramInput};
@@ -15,10 +15,13 @@ use serde::{Deserialize, Serialize};
 use towpath_datapath::bpf::{BpfConfig, Hook, Isolation, Limits, NodeConfig, Programs};
 use towpath_model::desired::{
     Algorithm, BackendAddress, BackendId, Clients, Frontend, FrontendTarget, LocalPod, NodePeer, PodSets, ServiceId,
-    ServiceTable,
+    ServiceTable, SetId,
 };
 use towpath_model::{Family, NamespacedName, NodeName, Protocol};
+use towpath_policy::{Compiler, View};
 
+use crate::cluster::NAMESPACE;
+use crate::cluster::policies::{self, Admitted};
 use crate::packet::packet;
 
 /// The programs of `bpf/unit.c`.
@@ -27,6 +30,9 @@ const UNIT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/unit.o"));
 const FLOWS: u32 = 65_536;
 /// Services that they go to, in turn.
 const SERVICES: u32 = 10_000;
+/// Rules, in each direction, of the policies that judge both pods.
+const RULES: usize = 1000;
+const NODE: &str = "n1";
 /// First port of the backends, which are all in one pod.
 const PORT: u16 = 8080;
 /// First Service address.
@@ -78,6 +84,10 @@ pub(crate) enum Request {
     New,
     /// A later one of every flow, after an answer.
     Established,
+    /// As [`Request::New`], with policies that judge both ends.
+    NewJudged,
+    /// As [`Request::Established`], with those.
+    EstablishedJudged,
 }
 
 /// The worker's side.
@@ -91,6 +101,8 @@ struct Loaded {
     unit: Object,
     client: LocalPod,
     server: LocalPod,
+    /// The sets that policies give to the client and the server.
+    sets: [PodSets; 2],
 }
 
 impl Bench {
@@ -111,18 +123,10 @@ impl Bench {
             Request::Load { .. } => Ok(0.0),
             Request::One => loaded.unit("tpb_one"),
             Request::Again => loaded.unit("tpb_again"),
-            Request::New => {
-                loaded.forget()?;
-                loaded.ours(SYN)
-            }
-            Request::Established => {
-                loaded.forget()?;
-                loaded.ours(SYN)?;
-                loaded.answer()?;
-                // The first after an answer makes the connection an established one.
-                loaded.ours(ACK)?;
-                loaded.ours(ACK)
-            }
+            Request::New => loaded.new_flows([PodSets::default(); 2]),
+            Request::NewJudged => loaded.new_flows(loaded.sets),
+            Request::Established => loaded.established([PodSets::default(); 2]),
+            Request::EstablishedJudged => loaded.established(loaded.sets),
         }
     }
 }
@@ -168,6 +172,26 @@ fn table() -> ServiceTable {
     table
 }
 
+/// Has the kernel hold policies of `RULES` rules for both pods, the last of which lets the one connect to the other; the sets that they
+/// have then.
+fn apply_policies(programs: &mut Programs) -> Result<[PodSets; 2]> {
+    let pods = [("client", CLIENT), ("server", SERVER)];
+    let admitted = Admitted { from: "client", to: "server", ports: (1, u16::MAX) };
+    let mut objects = policies::rules(RULES, admitted);
+    objects.extend(
+        pods.map(|(name, ip)| policies::running(NAMESPACE, name, NODE, ip.into(), &serde_json::json!({"app": name}))),
+    );
+    let world = policies::world(objects)?;
+    let image =
+        Compiler::new(Duration::from_secs(5)).compile(&View::of(&world), &NodeName::new(NODE), Duration::ZERO)?;
+    programs.apply_policy(&image)?;
+    let sets = pods.map(|(_, ip)| image.pods.get(&IpAddr::from(ip)).copied().unwrap_or_default());
+    if sets.iter().flat_map(|sets| [sets.ingress, sets.egress]).any(|set| set == SetId(0)) {
+        bail!("the policies do not isolate both pods: {sets:?}");
+    }
+    Ok(sets)
+}
+
 impl Loaded {
     fn new(pin_dir: PathBuf) -> Result<Self> {
         let mut child = Command::new("ip").args(["-batch", "-"]).stdin(std::process::Stdio::piped()).spawn();
@@ -199,11 +223,13 @@ impl Loaded {
             ..NodeConfig::default()
         })?;
         programs.apply_peers(&[NodePeer {
-            name: NodeName::new("n1"),
+            name: NodeName::new(NODE),
             addresses: vec![node],
             pod_cidrs: vec!["10.1.0.0/24".parse()?],
             tunnel: node,
             local: true,
+            reach: towpath_model::desired::Reach::Tunnel,
+            plain: false,
             flannel: None,
         }])?;
         let client = local_pod(11, "client", "tpa", MAC_CLIENT, CLIENT)?;
@@ -212,6 +238,7 @@ impl Loaded {
             programs.set_pod(pod, Isolation::Sets(PodSets::default()))?;
         }
         programs.apply_services(&table(), Instant::now())?;
+        let sets = apply_policies(&mut programs)?;
         let unit = ObjectBuilder::default().open_memory(UNIT)?.load().context("load the programs to compare with")?;
         let flows = unit.maps().find(|map| map.name() == "tpb_flows").context("bpf/unit.c has no tpb_flows")?;
         for number in 0..FLOWS {
@@ -226,13 +253,28 @@ impl Loaded {
             }
             flows.update(&key, &[0; 64], MapFlags::ANY).context("fill tpb_flows")?;
         }
-        Ok(Self { programs, unit, client, server })
+        Ok(Self { programs, unit, client, server, sets })
     }
 
-    /// Ends all connections.
-    fn forget(&mut self) -> Result<()> {
+    fn new_flows(&mut self, sets: [PodSets; 2]) -> Result<f64> {
+        self.forget(sets)?;
+        self.ours(SYN)
+    }
+
+    fn established(&mut self, sets: [PodSets; 2]) -> Result<f64> {
+        self.forget(sets)?;
+        self.ours(SYN)?;
+        self.answer()?;
+        // The first after an answer makes the connection an established one.
+        self.ours(ACK)?;
+        self.ours(ACK)
+    }
+
+    /// Ends all connections, and has the two pods judged by these sets.
+    fn forget(&mut self, [client, server]: [PodSets; 2]) -> Result<()> {
         self.programs.remove_pod(&self.client)?;
-        self.programs.set_pod(&self.client, Isolation::Sets(PodSets::default()))?;
+        self.programs.set_pod(&self.client, Isolation::Sets(client))?;
+        self.programs.set_pod(&self.server, Isolation::Sets(server))?;
         let left = self.programs.held()?.all;
         if left != 0 { bail!("{left} connections stay when their pod is removed") } else { Ok(()) }
     }

@@ -49,6 +49,8 @@ pub(crate) enum Unit {
     Milliseconds,
     /// MiB.
     Mebibytes,
+    /// Bytes.
+    Bytes,
     /// Hundredths.
     Percent,
 }
@@ -61,6 +63,7 @@ impl Unit {
             Unit::Seconds => format!("{value:.2} s"),
             Unit::Milliseconds => format!("{value:.1} ms"),
             Unit::Mebibytes => format!("{value:.1} MiB"),
+            Unit::Bytes => format!("{value:.0} B"),
             Unit::Percent => format!("{value:.2} %"),
         }
     }
@@ -313,6 +316,7 @@ fn plain(goal: f64, unit: Unit) -> String {
         Unit::Ratio => format!("{goal:.2}"),
         Unit::Seconds => format!("{goal} s"),
         Unit::Mebibytes => format!("{goal} MiB"),
+        Unit::Bytes => format!("{goal} B"),
         Unit::Milliseconds => format!("{goal} ms"),
         Unit::Percent => format!("{goal} %"),
     }

@@ -269,6 +269,8 @@ fn towpath(up0: u32, pin_dir: &Path) -> Result<Programs> {
             pod_cidrs: vec![range.parse()?],
             tunnel: address.into(),
             local,
+            reach: towpath_model::desired::Reach::Tunnel,
+            plain: false,
             flannel: None,
         })
     };

@@ -13,7 +13,8 @@
 //!
 //! Between nodes there is one backend, VXLAN, so *overlay, direct* is not an axis of pods' packets: `NodeNetwork` offers nothing else yet. What
 //! packets of clients outside do between nodes is one: forwarded both ways, or answered directly. XDP (`serviceAcceleration`) is not: what the driver
-//! of a veth forwards is lost where the other end runs no XDP program, and a lab has none; `towpath-datapath` tries it.
+//! of a veth forwards is lost where the other end runs no XDP program, and a lab has none; `towpath-datapath` tries it, under policy too
+//! (`tests/programs/entry_policy.rs`).
 //!
 //! # Mutants
 //!

@@ -62,10 +62,15 @@ spec: {podSelector: {}, policyTypes: [Ingress, Egress]}
 type Way<'a> = (&'a Place, SocketAddr);
 
 fn open(ways: &[Way<'_>], wanted: bool) -> Result<()> {
+    let mut wrong = Vec::new();
     for (place, to) in ways {
-        let is = place.enter(|| Ok(Session::open(*to, Duration::from_millis(700)).is_ok()))?;
-        ensure!(is == wanted, "{} → {to}: open is {is}", place.name());
+        match place.enter(|| Ok(Session::open(*to, Duration::from_millis(700)).map(drop)))? {
+            Ok(()) if !wanted => wrong.push(format!("{} → {to} is open", place.name())),
+            Err(error) if wanted => wrong.push(format!("{} → {to}: {error:#}", place.name())),
+            _ => {}
+        }
     }
+    ensure!(wrong.is_empty(), "{} of {}: {}", wrong.len(), ways.len(), wrong.join("; "));
     Ok(())
 }
 
@@ -85,18 +90,27 @@ fn node_addresses(cluster: &Cluster) -> Result<Vec<(String, IpAddr)>> {
     Ok(all)
 }
 
-/// The API server: where it is, and its Service's address.
-fn api_servers(cluster: &Cluster) -> Result<Vec<SocketAddr>> {
+/// The API server: its Service's address, and where it is.
+fn api_server(cluster: &Cluster) -> Result<(SocketAddr, Vec<SocketAddr>)> {
     let service = cluster.get("service", "kubernetes")?;
-    let mut all = vec![SocketAddr::new(address(&field(&service, "/spec/clusterIP"))?, 443)];
+    let mut all = Vec::new();
     for slice in cluster.list("endpointslices", "kubernetes.io/service-name=kubernetes")? {
         let port = slice.pointer("/ports/0/port").and_then(Value::as_u64).context("no port")?;
         for endpoint in slice.get("endpoints").and_then(Value::as_array).into_iter().flatten() {
             all.push(SocketAddr::new(address(&field(endpoint, "/addresses/0"))?, port.try_into()?));
         }
     }
-    ensure!(all.len() >= 2, "the API server has no endpoint");
-    Ok(all)
+    ensure!(!all.is_empty(), "the API server has no endpoint");
+    Ok((SocketAddr::new(address(&field(&service, "/spec/clusterIP"))?, 443), all))
+}
+
+/// Nodes ask the API server by its Service, too: from where their programs are, for what is translated is the sockets of their cgroup.
+fn nodes_ask_the_service(cluster: &Cluster, service: SocketAddr) -> Result<()> {
+    for node in ["n1", "n2"] {
+        let said = cluster.node(node, &format!("nc.openbsd -z -w 2 {} {}", service.ip(), service.port()))?;
+        ensure!(said.ok, "{node} → {service}: {}", said.all());
+    }
+    Ok(())
 }
 
 /// A connection from one node to another that somebody works over.
@@ -151,15 +165,21 @@ fn with_everything_denied_every_node_still_reaches_what_it_needs_and_is_reached(
     let mut targets: Vec<SocketAddr> = listeners.iter().map(TcpListener::local_addr).collect::<Result<_, _>>()?;
     let on_n2 = addresses.iter().filter(|(node, _)| node == "n2").map(|(_, ip)| SocketAddr::new(*ip, HOST_PORT));
     targets.extend(on_n2);
-    let api = api_servers(&cluster)?;
+    let (service, api) = api_server(&cluster)?;
 
     // What no policy may take, and what this one takes.
     let from_nodes = [&n1, &n2].into_iter().flat_map(|node| targets.iter().chain(&api).map(move |to| (node, *to)));
     let from_outside = targets.iter().map(|to| (&outside, *to));
     let kept: Vec<Way<'_>> = from_nodes.chain(from_outside).chain([(&n1, web)]).collect();
-    let from_pods = [&asks, &other].into_iter().flat_map(|pod| targets.iter().chain(&api).map(move |to| (pod, *to)));
+    let from_pods = [&asks, &other]
+        .into_iter()
+        .flat_map(|pod| targets.iter().chain(&api).chain([&service]).map(move |to| (pod, *to)));
     let taken: Vec<Way<'_>> = from_pods.chain([(&asks, web), (&other, web), (&n2, web)]).collect();
-    wait("an open network", SOON, || open(&kept, true).and_then(|()| open(&taken, true)))?;
+    wait("an open network", SOON, || {
+        open(&kept, true)?;
+        nodes_ask_the_service(&cluster, service)?;
+        open(&taken, true)
+    })?;
     let mut works = Vec::new();
     for (listener, from) in listeners.iter().flat_map(|listener| [(listener, &n1), (listener, &n2)]) {
         // Of the connections that were only tried, one each may stand before it.
@@ -174,6 +194,7 @@ fn with_everything_denied_every_node_still_reaches_what_it_needs_and_is_reached(
     cluster.apply_text(LOCKDOWN)?;
     wait("everything to be denied to pods", SOON, || open(&taken, false))?;
     open(&kept, true)?;
+    nodes_ask_the_service(&cluster, service)?;
     works.iter_mut().try_for_each(Work::goes_on)?;
     // Probes come every second and one that fails is enough; a new pod is given its network, probed and ready, too.
     cluster.apply_text(&probed("later"))?;
@@ -186,6 +207,7 @@ fn with_everything_denied_every_node_still_reaches_what_it_needs_and_is_reached(
     let restarts = probed.pointer("/status/containerStatuses/0/restartCount").and_then(Value::as_u64);
     ensure!(restarts == Some(0), "it was restarted: {probed}");
     open(&kept, true)?;
+    nodes_ask_the_service(&cluster, service)?;
     println!("{} ways kept, {} taken", kept.len(), taken.len());
 
     // The agents hear of changes: who locked everything can open it again.

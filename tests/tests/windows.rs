@@ -10,10 +10,11 @@ mod desired;
 #[path = "windows/history.rs"]
 mod history;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -179,6 +180,32 @@ impl Run<'_> {
         Ok(())
     }
 
+    /// One change, and an agent that dies in the kernel call of that number: of the first of its threads to get so far since the change was begun. Whether
+    /// it died.
+    fn change_and_die_in_call(&mut self, call: u32) -> Result<bool> {
+        let victim = NODES[call as usize % NODES.len()];
+        let pid = wait("an agent", PATIENCE, || machine::lab_agent(self.cluster.name(), victim))?;
+        let killer = Killer::of(pid, call)?;
+        let begun = self.clock.now();
+        let change = self.desired.change(&mut self.dice, &self.api, Which::All)?;
+        self.history.begins(begun, self.desired.objects()?, change.what.clone());
+        self.acknowledged(&NODES, &change.written).with_context(|| format!("call {call}: {}", change.what))?;
+        let died = killer.has_killed()?;
+        self.kills += usize::from(died);
+        Ok(died)
+    }
+
+    /// Waits until every agent has listed everything.
+    fn settled(&self) -> Result<()> {
+        wait("the agents to have listed everything", PATIENCE, || {
+            for agent in self.agents.values() {
+                let says = agent.says()?;
+                ensure!(field(&says, "/failing").is_empty(), "{says}");
+            }
+            Ok(())
+        })
+    }
+
     /// Changes while a node hears nothing of the API server: it judges as before until it is back.
     fn change_behind_its_back(&mut self, changes: usize, last_at_least: Duration) -> Result<()> {
         let [away, here] = NODES;
@@ -207,6 +234,44 @@ impl Run<'_> {
         })?;
         self.history.acknowledges(away, self.clock.now());
         self.acknowledged(&[here], &change.written)
+    }
+}
+
+/// Kills a process when one of its threads makes its so manieth `bpf` call.
+struct Killer {
+    strace: Child,
+}
+
+impl Killer {
+    /// From when this returns the calls are counted.
+    fn of(pid: i32, call: u32) -> Result<Self> {
+        let mut strace = Command::new("strace");
+        strace.args(["-f", "-qq", "-o", "/dev/null", "-e", "trace=bpf"]);
+        strace.args(["-e", &format!("inject=bpf:signal=KILL:when={call}"), "-p", &pid.to_string()]);
+        let killer = Self { strace: strace.stdin(Stdio::null()).spawn().context("start strace")? };
+        let traced = |status: &str| status.lines().any(|line| line.starts_with("TracerPid:") && !line.ends_with("\t0"));
+        wait("strace to have all threads", Duration::from_secs(10), || {
+            for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+                let status = std::fs::read_to_string(task?.path().join("status"))?;
+                ensure!(traced(&status), "process {pid}: {status}");
+            }
+            Ok(())
+        })?;
+        Ok(killer)
+    }
+
+    /// Whether it did its work: it ends with the process.
+    fn has_killed(mut self) -> Result<bool> {
+        let ended = self.strace.try_wait()?.is_some();
+        if !ended {
+            // Asked, not killed: it lets go of the process.
+            nix::sys::signal::kill(
+                nix::unistd::Pid::from_raw(self.strace.id() as i32),
+                nix::sys::signal::Signal::SIGTERM,
+            )?;
+            self.strace.wait()?;
+        }
+        Ok(ended)
     }
 }
 
@@ -261,6 +326,63 @@ fn before_a_node_acknowledges_a_change_it_judges_by_old_or_new_and_after_it_by_n
     ensure!(judged.forbidden + judged.lost == 0, "TOWPATH_SEED={seed}\n{}", judged.told.join("\n"));
     ensure!(run.kills > 0 && judged.telling > changes / 5 && judged.in_windows > 0, "too little was tried: {judged:?}");
     ensure!(judged.heard > judged.sent / 20 && judged.heard < judged.sent * 19 / 20, "such policies show little");
+    cluster.down()
+}
+
+/// So many kernel calls a change of policy takes, about; many take fewer, and then nobody dies.
+const CALLS: u32 = 9;
+/// They are gone through for so long, again and again.
+const KILLING: Duration = Duration::from_secs(45);
+
+#[test]
+fn an_agent_that_is_killed_in_any_call_of_a_change_leaves_old_or_new_and_the_next_ends_it() -> Result<()> {
+    if !can_run()? {
+        return Ok(());
+    }
+    if !Command::new("strace").arg("-V").stdout(Stdio::null()).status().is_ok_and(|status| status.success()) {
+        println!("skipped: no strace");
+        return Ok(());
+    }
+    let seed = std::env::var("TOWPATH_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(SEED);
+    println!("TOWPATH_SEED={seed}");
+    let cluster = Cluster::up("e2e-killed", 2, Families::Ipv4)?;
+    cluster.apply_text(&manifests())?;
+    let pods = wait("all pods to be ready", Duration::from_secs(30), || pods(&cluster))?;
+    let api = Api::of(&cluster)?;
+    let (desired, clock) = (Desired::read(&api)?, Clock::default());
+    let agents: BTreeMap<_, _> = NODES.map(|node| (node, Acknowledging::of(cluster.name(), node))).into();
+    let (history, dice) = (History::default(), Dice(seed));
+    let mut run = Run { cluster: &cluster, api, dice, desired, history, clock, agents, kills: 0, took: Vec::new() };
+    // Some policies first, so that there is something to change.
+    for _ in 0..12 {
+        run.change(Which::All, &NODES, false)?;
+    }
+    let traffic = Everywhere::begin(&cluster, &pods, clock)?;
+    let (begun, mut calls) = (Instant::now(), Vec::new());
+    for call in (1..=CALLS).cycle().take_while(|_| begun.elapsed() < KILLING) {
+        if run.change_and_die_in_call(call).with_context(|| format!("TOWPATH_SEED={seed}"))? {
+            calls.push(call);
+            // One that comes up is in the midst of things, too; but it is the change that is to be cut.
+            run.settled()?;
+        }
+    }
+    let passed = traffic.end()?;
+    let judged = run.history.judge(&passed.ways, &passed.sent, &passed.heard)?;
+    println!(
+        "killed in calls {calls:?} within {:.1} s; {} packets sent, {} heard, {} of those in a window; {} forbidden, {} lost",
+        begun.elapsed().as_secs_f64(),
+        judged.sent,
+        judged.heard,
+        judged.in_windows,
+        judged.forbidden,
+        judged.lost
+    );
+    ensure!(judged.forbidden + judged.lost == 0, "TOWPATH_SEED={seed}\n{}", judged.told.join("\n"));
+    let tried: BTreeSet<u32> = calls.into_iter().collect();
+    ensure!(
+        tried.len() > 2 && judged.telling > 0 && judged.in_windows > 0,
+        "too little was tried: {tried:?} {judged:?}"
+    );
     cluster.down()
 }
 
@@ -322,7 +444,7 @@ fn a_namespace_that_ends_keeps_its_policies_until_its_pods_are_gone() -> Result<
     // What an agent that starts again goes by.
     let kept = PathBuf::from("/var/lib/towpath/lab").join(cluster.name()).join("nodes/n1");
     wait("the policy to be on the node's disk", Duration::from_secs(20), || {
-        let found = std::process::Command::new("grep").args(["-rlq", "\"wall\""]).arg(&kept).status()?;
+        let found = Command::new("grep").args(["-rlq", "\"wall\""]).arg(&kept).status()?;
         ensure!(found.success(), "not below {}", kept.display());
         Ok(())
     })?;

@@ -12,6 +12,7 @@ use anyhow::{Context, Result, bail};
 use nix::sched::{CloneFlags, setns};
 use serde_json::{Value, json};
 
+use super::listener::Listener;
 use super::objects;
 use super::server::ApiServer;
 use crate::api::Connection;
@@ -21,9 +22,11 @@ use crate::netns::Netns;
 use crate::place::Place;
 use crate::worker;
 
-const NAME: &str = "n1";
-const ADDRESS: &str = "192.168.77.1";
-const RANGE: &str = "10.244.1.0/24";
+/// The `number`th node's name, address and pod range.
+fn named(number: usize) -> [String; 3] {
+    [format!("n{number}"), format!("192.168.77.{number}"), format!("10.244.{number}.0/24")]
+}
+
 /// Entries for Services that an agent has room for if nobody says otherwise.
 const DEFAULT_ENTRIES: usize = 65_536;
 /// Where the agent serves its metrics, on the node's loopback.
@@ -34,13 +37,14 @@ const METRICS: u16 = 9116;
 pub(crate) struct Node {
     /// What the agent watches.
     pub(crate) api: ApiServer,
+    name: String,
     agent: Option<Agent>,
     pods: BTreeMap<&'static str, Pod>,
     // In the order in which they go: processes of pods, cgroups, namespaces, files.
     containers: Vec<Netns>,
     cgroup: Cgroup,
     netns: Netns,
-    _outside: Netns,
+    _outside: Option<Netns>,
     scratch: Scratch,
 }
 
@@ -60,8 +64,8 @@ impl Drop for Agent {
 struct Cgroup(PathBuf);
 
 impl Cgroup {
-    fn new() -> Result<Self> {
-        let cgroup = Self(cgroup_root()?.join(format!("towpath-bench-{}", std::process::id())));
+    fn new(name: &str) -> Result<Self> {
+        let cgroup = Self(cgroup_root()?.join(name));
         cgroup.child("system")?;
         Ok(cgroup)
     }
@@ -96,22 +100,40 @@ impl Node {
     /// # Errors
     /// Not root, or something of it cannot be made.
     pub(crate) fn new(services: usize) -> Result<Self> {
+        let (netns, outside) = (Netns::new("node")?, Netns::new("outside")?);
+        plug(&netns, &outside)?;
+        outside.ip("addr add 192.168.77.254/24 dev eth0\nlink set eth0 up")?;
+        Self::inside(netns, Some(outside), 1, &[1], services)
+    }
+
+    /// Makes two such nodes with a wire between them. Each has an API server of its own: what both are to know is told to both.
+    ///
+    /// # Errors
+    /// As [`Node::new`].
+    pub(crate) fn pair() -> Result<[Self; 2]> {
+        let (one, two) = (Netns::new("node-1")?, Netns::new("node-2")?);
+        plug(&one, &two)?;
+        Ok([Self::inside(one, None, 1, &[1, 2], 1)?, Self::inside(two, None, 2, &[1, 2], 1)?])
+    }
+
+    /// The `number`th of these nodes, in a namespace with an `eth0`.
+    fn inside(netns: Netns, outside: Option<Netns>, number: usize, all: &[usize], services: usize) -> Result<Self> {
         let scratch = Scratch::new()?;
         for directory in ["bpf", "state", "run", "cni", "cni-state"] {
             std::fs::create_dir_all(scratch.path().join(directory))?;
         }
-        let (netns, outside) = (Netns::new("node")?, Netns::new("outside")?);
-        netns.ip(&format!("link add eth0 type veth peer name eth0 netns {}", outside.pid()))?;
-        netns.ip(&format!("addr add {ADDRESS}/24 dev eth0\nlink set eth0 up\nroute add default via 192.168.77.254"))?;
-        outside.ip("addr add 192.168.77.254/24 dev eth0\nlink set eth0 up")?;
+        let [name, address, _] = named(number);
+        netns.ip(&format!("addr add {address}/24 dev eth0\nlink set eth0 up\nroute add default via 192.168.77.254"))?;
         let Some(path) = netns.place().netns else { bail!("a namespace without a file") };
         let api = ApiServer::listen(&path)?;
-        for object in [objects::node(NAME, ADDRESS, RANGE), objects::namespace()] {
-            api.apply(object)?;
+        for [name, address, range] in all.iter().map(|number| named(*number)) {
+            api.apply(objects::node(&name, &address, &range))?;
         }
-        let cgroup = Cgroup::new()?;
+        api.apply(objects::namespace())?;
+        let cgroup = Cgroup::new(&scratch.name())?;
         let node = Self {
             api,
+            name,
             agent: None,
             pods: BTreeMap::new(),
             containers: Vec::new(),
@@ -131,7 +153,7 @@ impl Node {
 
     fn config(&self, services: usize) -> Value {
         let mut config = json!({
-            "nodeName": NAME, "kubeconfig": self.file("kubeconfig"), "bpffs": self.file("bpf"), "cgroup": self.cgroup.0,
+            "nodeName": self.name, "kubeconfig": self.file("kubeconfig"), "bpffs": self.file("bpf"), "cgroup": self.cgroup.0,
             "stateDir": self.file("state"), "runDir": self.file("run"), "cniConfDir": self.file("cni"),
             "cniStateDir": self.file("cni-state"), "serviceProxy": "towpath", "dns": "off",
             "metricsListen": format!("127.0.0.1:{METRICS}"),
@@ -219,7 +241,7 @@ impl Node {
         if let Some(pod) = self.pods.get(name) {
             return Ok(pod.clone());
         }
-        self.api.apply(objects::pod(name, NAME))?;
+        self.api.apply(objects::pod(name, &self.name))?;
         let container = Netns::new(name)?;
         let ip = self.add(name, &container)?;
         let place = Place { cgroup: Some(self.cgroup.child(&format!("pod-{name}"))?), ..container.place() };
@@ -257,6 +279,15 @@ impl Node {
         address.and_then(|text| text.parse().ok()).with_context(|| format!("ADD of pod {name} gave no address: {said}"))
     }
 
+    /// Has somebody listen to what the node drops (`towpath observe --drops`), in the node's cgroup.
+    ///
+    /// # Errors
+    /// The agent cannot be listened to.
+    pub(crate) fn listen_to_drops(&self) -> Result<Listener> {
+        let place = Place { cgroup: Some(self.cgroup.child("system")?), ..Place::default() };
+        Listener::start(&place, &self.file("run"), self.file("drops.log"))
+    }
+
     /// Resident memory of the agent now, and the most it ever was, in MiB.
     ///
     /// # Errors
@@ -285,6 +316,11 @@ impl Node {
         let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         line.and_then(|value| value.trim().parse().ok()).with_context(|| format!("the agent's metrics have no {name}"))
     }
+}
+
+/// A wire between the `eth0` of two namespaces.
+fn plug(one: &Netns, other: &Netns) -> Result<()> {
+    one.ip(&format!("link add eth0 type veth peer name eth0 netns {}", other.pid()))
 }
 
 /// The answer to a GET on the loopback of a network namespace.

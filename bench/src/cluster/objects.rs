@@ -4,8 +4,8 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use serde_json::{Value, json};
 
-/// Kubernetes namespace of everything.
-const NAMESPACE: &str = "bench";
+/// Kubernetes namespace of all that is measured.
+pub(crate) const NAMESPACE: &str = "bench";
 /// Port of every Service, and of its endpoints.
 pub(crate) const PORT: u16 = crate::load::PORT;
 /// The Service that is measured; the last one of a list.
@@ -33,13 +33,13 @@ pub(crate) fn nobodys(index: usize, count: usize) -> Vec<IpAddr> {
 }
 
 /// Like a random one, and the same for the same name.
-fn uid(of: &str) -> String {
+pub(super) fn uid(of: &str) -> String {
     let hash =
         of.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
     format!("{:08x}-{:04x}-4000-8000-{:012x}", hash >> 32, hash & 0xffff, hash & 0xffff_ffff_ffff)
 }
 
-fn managed(manager: &str, fields: &Value) -> Value {
+pub(super) fn managed(manager: &str, fields: &Value) -> Value {
     json!([{
         "manager": manager, "operation": "Update", "apiVersion": "v1", "time": "2026-01-01T00:00:00Z",
         "fieldsType": "FieldsV1", "fieldsV1": fields,

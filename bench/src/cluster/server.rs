@@ -95,7 +95,8 @@ impl Target {
         let text = |pointer| object.pointer(pointer).and_then(Value::as_str);
         let (version, kind) = text("/apiVersion").zip(text("/kind")).context("an object without a kind")?;
         let prefix = if version.contains('/') { "/apis" } else { "/api" };
-        let plural = format!("{}s", kind.to_ascii_lowercase());
+        let kind = kind.to_ascii_lowercase();
+        let plural = kind.strip_suffix('y').map_or_else(|| format!("{kind}s"), |stem| format!("{stem}ies"));
         let name = text("/metadata/name").context("an object without a name")?;
         let key = text("/metadata/namespace").map_or(name.to_owned(), |space| format!("{space}/{name}"));
         Ok((Self { collection: format!("{prefix}/{version}/{plural}"), key: None }, key))
@@ -356,6 +357,14 @@ mod tests {
         assert_eq!(target("/api/v1/namespaces/x/pods/p/status"), of("/api/v1/pods", Some("x/p")));
         assert_eq!(target("/apis/g/v1/things"), of("/apis/g/v1/things", None));
         assert!(Target::parse("/version").is_none());
+        let path = |kind| {
+            let object = json!({"apiVersion": "g/v1", "kind": kind, "metadata": {"name": "x", "namespace": "a"}});
+            Target::of(&object).unwrap().0.collection
+        };
+        assert_eq!(
+            [path("EndpointSlice"), path("NetworkPolicy")],
+            ["/apis/g/v1/endpointslices", "/apis/g/v1/networkpolicies"]
+        );
     }
 
     #[test]

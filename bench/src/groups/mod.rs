@@ -5,6 +5,7 @@ mod cni;
 mod cross_node;
 mod endpoints;
 mod fresh;
+mod policy;
 mod programs;
 mod same_node;
 mod services;
@@ -90,6 +91,9 @@ impl Run {
         }
         if self.options.has(Group::Wires) {
             wires::measure(self)?;
+        }
+        if self.options.has(Group::Policy) {
+            policy::measure(self)?;
         }
         if self.options.has(Group::Endpoints) {
             endpoints::measure(self)?;

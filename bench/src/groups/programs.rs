@@ -1,4 +1,4 @@
-//! What a packet from a pod to a Service costs in the kernel program that sees it, in units of a program that looks one thing up.
+//! What a packet from a pod to a Service costs in the kernel program that sees it, without policies and with some, in units of a program that looks one thing up.
 
 use std::cell::RefCell;
 use std::time::Duration;
@@ -17,7 +17,9 @@ use crate::worker::Worker;
 const NULL: Null = Null { one: "one look-up", other: "one look-up again" };
 const NEW: &str = "new flow";
 const ESTABLISHED: &str = "established";
-/// Longest time of a block: 65,536 packets, three times.
+const NEW_JUDGED: &str = "new flow, judged";
+const ESTABLISHED_JUDGED: &str = "established, judged";
+/// Longest time of a block: 65,536 packets, four times.
 const SLACK: Duration = Duration::from_secs(30);
 
 /// Measures it.
@@ -49,6 +51,8 @@ pub(super) fn measure(run: &mut Run) -> Result<()> {
         arm(NULL.other, Request::Again),
         arm(NEW, Request::New),
         arm(ESTABLISHED, Request::Established),
+        arm(NEW_JUDGED, Request::NewJudged),
+        arm(ESTABLISHED_JUDGED, Request::EstablishedJudged),
     ];
     let title = "kernel programs".to_owned();
     let series = rounds::measure(&title, &mut arms, &run.protocol, None, &mut run.random)?;
@@ -56,10 +60,13 @@ pub(super) fn measure(run: &mut Run) -> Result<()> {
     let time = |arm: &str| stats::median(&series.values(arm)).unwrap_or(0.0);
     let note = format!(
         "65,536 flows to 10,000 Services, BPF_PROG_TEST_RUN once a flow, an empty program's time taken off: one look-up {:.0} ns, new \
+         flow {:.0} ns, established {:.0} ns; with policies of 1,000 rules in each direction for both pods, the last of which matches: new \
          flow {:.0} ns, established {:.0} ns",
         time(NULL.one),
         time(NEW),
-        time(ESTABLISHED)
+        time(ESTABLISHED),
+        time(NEW_JUDGED),
+        time(ESTABLISHED_JUDGED)
     );
     let ratio = |id: &str, what: &str, over, goal| Ratio {
         id: format!("programs.{id}"),
@@ -71,6 +78,13 @@ pub(super) fn measure(run: &mut Run) -> Result<()> {
     let ratios = vec![
         ratio("new", "first packet of a flow", NEW, 10.0),
         ratio("established", "later packet of an answered flow", ESTABLISHED, 4.0),
+        ratio("new-judged", "first packet of a flow, policies judge both ends", NEW_JUDGED, 10.0),
+        ratio(
+            "established-judged",
+            "later packet of an answered flow, policies judge both ends",
+            ESTABLISHED_JUDGED,
+            4.0,
+        ),
     ];
     let first = run.rows.len();
     run.take(title, series, NULL, ratios);

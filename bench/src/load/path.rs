@@ -54,6 +54,11 @@ impl Ends {
         if measure == Measure::UdpRr { &self.udp } else { &self.tcp }
     }
 
+    /// The two processes of a measure.
+    pub(crate) fn pids(&self, measure: Measure) -> [u32; 2] {
+        [self.server(measure).pid(), self.client.borrow().pid()]
+    }
+
     /// Runs a block to an address and port.
     ///
     /// # Errors
@@ -92,7 +97,7 @@ impl<'a> PathArm<'a> {
     pub(crate) fn arm(self, measure: Measure, length: Duration) -> Arm<'a> {
         Arm {
             name: self.name,
-            pids: vec![self.ends.server(measure).pid(), self.ends.client.borrow().pid()],
+            pids: self.ends.pids(measure).to_vec(),
             run: Box::new(move || self.ends.block(measure, self.to, length)),
         }
     }

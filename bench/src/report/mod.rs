@@ -96,7 +96,7 @@ pub(crate) fn write(run: &Run, machine: &Machine, seed: u64) -> Result<()> {
         save(path, &format!("{value:#}\n"))?;
     }
     let facts = [machine.line(), conditions(run, seed)];
-    let parts = [Part::Network, Part::Services].map(|part| {
+    let parts = [Part::Network, Part::Services, Part::Policy].map(|part| {
         let rows: Vec<Row> = run.rows.iter().filter(|row| Part::of(row) == part).cloned().collect();
         (part, rows)
     });
@@ -121,11 +121,16 @@ enum Part {
     Network,
     /// Services and their scale.
     Services,
+    /// Policies and theirs.
+    Policy,
 }
 
 impl Part {
     fn of(row: &Row) -> Self {
         let services = ["services.", "endpoints.", "programs."];
+        if row.id.starts_with("policy.") {
+            return Part::Policy;
+        }
         if services.iter().any(|prefix| row.id.starts_with(prefix)) { Part::Services } else { Part::Network }
     }
 
@@ -134,6 +139,7 @@ impl Part {
         match self {
             Part::Network => "figures",
             Part::Services => "figures of Services",
+            Part::Policy => "figures of policy",
         }
     }
 }
@@ -192,6 +198,18 @@ mod tests {
             row("huge", Unit::Ratio, &[250.0, 260.0], None),
             row("nothing", Unit::Ratio, &[], Some(Goal::AtLeast(1.0))),
         ]
+    }
+
+    #[test]
+    fn every_row_is_of_one_part_by_its_id() {
+        let part = |id: &str| {
+            let mut about = about(None);
+            about.id = id.to_owned();
+            Part::of(&Row::of_samples(about, Unit::Ratio, Vec::new(), String::new(), &mut Random::new(1)))
+        };
+        assert_eq!(["same-node.rr.veth", "lab.up"].map(part), [Part::Network; 2]);
+        assert_eq!(["services.crr.1", "endpoints.p50", "programs.new-judged"].map(part), [Part::Services; 3]);
+        assert_eq!(["policy.rr.10", "policy.label"].map(part), [Part::Policy; 2]);
     }
 
     #[test]

@@ -52,6 +52,11 @@ impl Heard {
         }
     }
 
+    /// The newest version of a kind that was heard of; 0: none.
+    pub(crate) fn newest(&self, kind: Kind) -> u64 {
+        self.kinds.get(&kind).map_or(0, |of_kind| of_kind.newest)
+    }
+
     /// As it is told to others, of the kinds that decide over packets.
     pub(crate) fn told(&self) -> BTreeMap<String, KindInForce> {
         let told = |kind: &Kind| [&NAMED[..], &[Kind::Pod]].concat().contains(kind);

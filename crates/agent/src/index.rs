@@ -28,6 +28,7 @@ use tracing::warn;
 use crate::heard::Heard;
 use crate::node_network::given::Given;
 use crate::outliving::{Outliving, Question};
+use towpath_plan::backend::Says;
 
 /// A kind the agent watches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -112,6 +113,10 @@ pub trait Noun: Sized + PartialEq + Send + Serialize + DeserializeOwned + 'stati
     fn replace(world: &mut World, all: BTreeMap<Self::Key, Self>);
     /// Names it to whoever compiles policies.
     fn touch(_key: &Self::Key, _touched: &mut Touched) {}
+    /// `metadata.uid` of kinds whose names are given again while what had them before is still heard of; empty: not known.
+    fn uid(&self) -> &str {
+        ""
+    }
     /// Whether policies see no difference.
     fn is_same_to_policies(&self, _other: &Self) -> bool {
         false
@@ -177,10 +182,6 @@ fn namespaced(meta: &ObjectMeta) -> Option<NamespacedName> {
 /// Policies do not look at it.
 fn untouched(_: &NamespacedName, _: &mut Touched) {}
 
-fn pod_touched(name: &NamespacedName, touched: &mut Touched) {
-    touched.pod(name.clone());
-}
-
 #[allow(clippy::ptr_arg, reason = "the kind of key it has in the index")]
 fn namespace_touched(name: &String, touched: &mut Touched) {
     touched.namespace(name.clone());
@@ -218,7 +219,31 @@ impl Noun for Node {
 }
 
 noun!(Namespace, core::Namespace, String, Kind::Namespace, namespaces, |m| m.name.clone(), namespace_touched);
-noun!(Pod, core::Pod, NamespacedName, Kind::Pod, pods, namespaced, pod_touched);
+
+impl Noun for Pod {
+    type Object = core::Pod;
+    type Key = NamespacedName;
+    const KIND: Kind = Kind::Pod;
+
+    fn key(meta: &ObjectMeta) -> Option<NamespacedName> {
+        namespaced(meta)
+    }
+
+    fn parse(object: &Self::Object) -> Result<Self, Invalid> {
+        Self::try_from(object)
+    }
+
+    fn touch(key: &NamespacedName, touched: &mut Touched) {
+        touched.pod(key.clone());
+    }
+
+    fn uid(&self) -> &str {
+        &self.uid
+    }
+
+    kept_in!(pods, NamespacedName);
+}
+
 noun!(
     Service,
     core::Service,
@@ -433,6 +458,7 @@ pub enum ServiceCidrs {
 pub struct Index {
     world: World,
     given: BTreeMap<NodeName, Vec<Given>>,
+    backends: BTreeMap<NodeName, Says>,
     dns_config: DnsConfig,
     service_cidrs: ServiceCidrs,
     changes: Changes,
@@ -441,6 +467,8 @@ pub struct Index {
     recalled: BTreeSet<Kind>,
     revisions: BTreeMap<Kind, u64>,
     heard: Heard,
+    /// Pods that the API server was asked for because their watch had not brought them yet, with their versions.
+    asked_for: BTreeMap<String, u64>,
     outliving: Outliving,
 }
 
@@ -483,6 +511,9 @@ impl Index {
     /// The full list, with the versions of its objects.
     pub(crate) fn listed_at<N: Noun>(&mut self, all: BTreeMap<N::Key, N>, versions: BTreeMap<String, u64>) {
         self.heard.list(N::KIND, versions);
+        if N::KIND == Kind::Pod {
+            self.asked_for.clear();
+        }
         self.reset(all);
         // What outlives its object is in force, in no version that anybody could want.
         if N::KIND == Kind::NetworkPolicy {
@@ -500,12 +531,43 @@ impl Index {
         since: Option<SystemTime>,
     ) {
         self.heard.event(N::KIND, key.to_string(), version, true);
-        self.apply_since(key, noun, since);
+        if !self.is_of_before::<N>(key.to_string(), version) {
+            self.apply_since(key, noun, since);
+        }
     }
 
-    /// An object is gone since this version. As long as it holds all the same, it counts as there.
-    pub(crate) fn remove_at<N: Noun>(&mut self, key: &N::Key, version: Option<u64>) {
-        self.remove::<N>(key);
+    /// A pod as the API server answered, whose watch is late with it. What the watch has brought by then is newer: it says how the pod goes on.
+    pub(crate) fn answered_with(&mut self, key: NamespacedName, pod: Pod, version: Option<u64>) {
+        let known = self.world.pods.get(&key).is_some_and(|known| known.uid == pod.uid);
+        if known || version.is_some_and(|version| self.heard.newest(Kind::Pod) >= version) {
+            return;
+        }
+        self.asked_for.extend(version.map(|version| (key.to_string(), version)));
+        self.apply(key, Some(pod));
+    }
+
+    /// Whether an event is from before what the API server was asked for: it is of an earlier pod of that name, by whose labels the one that is
+    /// here now must not be judged, and whose end is not its own.
+    fn is_of_before<N: Noun>(&mut self, name: String, version: Option<u64>) -> bool {
+        if N::KIND != Kind::Pod || self.asked_for.is_empty() {
+            return false;
+        }
+        let asked_for = self.asked_for.get(&name).copied();
+        let before = asked_for.zip(version).is_some_and(|(asked_for, version)| version < asked_for);
+        if !before {
+            self.asked_for.remove(&name);
+        }
+        before
+    }
+
+    /// An object is gone since this version. As long as it holds all the same, it counts as there. `uid`: its own, as far as that is told: another's
+    /// end, heard late or twice, is not its.
+    pub(crate) fn remove_at<N: Noun>(&mut self, key: &N::Key, uid: &str, version: Option<u64>) {
+        let known = N::all(&self.world).get(key).map(N::uid).unwrap_or_default();
+        let of_another = !known.is_empty() && !uid.is_empty() && known != uid;
+        if !self.is_of_before::<N>(key.to_string(), version) && !of_another {
+            self.remove::<N>(key);
+        }
         if !N::all(&self.world).contains_key(key) {
             self.heard.event(N::KIND, key.to_string(), version, false);
         }
@@ -568,7 +630,32 @@ impl Index {
         &self.given
     }
 
-    /// What a node says now; `None`: its object is gone.
+    /// What nodes say of backends, of every node whose object is there.
+    pub fn backends(&self) -> &BTreeMap<NodeName, Says> {
+        &self.backends
+    }
+
+    /// What a node says of backends now; `None`: its object is gone.
+    pub fn say(&mut self, node: NodeName, says: Option<Says>) {
+        let now = says.clone();
+        let before = match says {
+            Some(says) => self.backends.insert(node, says),
+            None => self.backends.remove(&node),
+        };
+        if before != now {
+            self.changes.kinds.insert(Kind::NodeNetwork);
+        }
+    }
+
+    /// What all nodes say of backends now.
+    pub fn say_all(&mut self, all: BTreeMap<NodeName, Says>) {
+        if self.backends != all {
+            self.backends = all;
+            self.changes.kinds.insert(Kind::NodeNetwork);
+        }
+    }
+
+    /// Addresses that a node says it gave to its pods now; `None`: its object is gone.
     pub fn give(&mut self, node: NodeName, pods: Option<Vec<Given>>) {
         let now = pods.clone();
         let before = match pods {
@@ -580,7 +667,7 @@ impl Index {
         }
     }
 
-    /// What all nodes say now.
+    /// The same of all nodes.
     pub fn give_all(&mut self, all: BTreeMap<NodeName, Vec<Given>>) {
         if self.given != all {
             self.given = all;

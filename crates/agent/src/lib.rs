@@ -74,6 +74,7 @@ use cni_server::{CniServer, CniServerConfig, Readiness};
 use index::Index;
 use ipam::{LeaseStore, RealDisk};
 use last_known::LastKnown;
+use node_network::kept::Kept;
 use node_network::publish::{self, Publisher};
 use predecessor::host_local::HostLocal;
 use reconcile::{Reconciler, Request};
@@ -134,6 +135,7 @@ async fn run_until(config: AgentConfig, shutdown: CancellationToken) -> Result<(
         let mut index = write(&index);
         index.ask_about_namespaces(parsed.node.clone(), asking);
         index.remember_policies(former);
+        index.say_all(Kept::open(&config.state_dir).said().clone());
     }
     let outliving = owned(outliving::answer(client.clone(), questions, updates.clone()));
     let mut watches = watch::watch_all(&client, &updates);
@@ -162,7 +164,7 @@ async fn run_until(config: AgentConfig, shutdown: CancellationToken) -> Result<(
     let facts = datapath.facts().await?;
     let publisher = Publisher::new(
         client.clone(),
-        publish::Facts { node: parsed.node.clone(), spec: own.offers(&facts) },
+        publish::Facts { node: parsed.node.clone(), spec: own.offers(&facts), backend: config.backend },
         leases.clone(),
         index.clone(),
         readiness.clone(),

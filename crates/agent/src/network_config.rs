@@ -13,7 +13,7 @@ use kube::api::Api;
 use kube::runtime::watcher::{self, Event};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch as channel;
-use towpath_model::custom::{BackendName, NETWORK_CONFIG_NAME, NetworkConfig, NetworkConfigSpec};
+use towpath_model::custom::{NETWORK_CONFIG_NAME, NetworkConfig, NetworkConfigSpec};
 use towpath_wire::config::AgentConfig;
 use towpath_wire::config::ipnet_text::Cidr;
 use tracing::{debug, error, info, warn};
@@ -95,9 +95,7 @@ fn cidrs(list: &[String]) -> Vec<Cidr> {
 /// Something that is no address, or that this version cannot do.
 pub fn overlay(mut config: AgentConfig, spec: &NetworkConfigSpec) -> Result<AgentConfig> {
     let said = |field: &str| format!("NetworkConfig {NETWORK_CONFIG_NAME}, spec.{field}");
-    match spec.backend {
-        None | Some(BackendName::Vxlan) => {}
-    }
+    config.backend = spec.backend.unwrap_or(config.backend);
     if let Some(vxlan) = spec.vxlan {
         config.vxlan_vni = vxlan.vni.unwrap_or(config.vxlan_vni);
         config.vxlan_port = vxlan.port.unwrap_or(config.vxlan_port);

@@ -14,6 +14,7 @@ use towpath_wire::cni::Attachment;
 use crate::cni_server::{
     AttachRequest, Attached, DetachRequest, Device, Fetched, PlumbError, PodFacts, PodIndex, PodPlumber,
 };
+use crate::heard;
 use crate::index::{Kind, Noun};
 use crate::reconcile::Request;
 use crate::{SharedIndex, read, write};
@@ -54,17 +55,13 @@ impl PodIndex for Pods {
         let api: Api<Readable<core::Pod>> = Api::namespaced(self.client.clone(), &pod.namespace);
         match api.get_opt(&pod.name).await {
             Ok(Some(object)) => {
+                let version = heard::version(k8s_openapi::Metadata::metadata(&object));
                 match object.object().map_err(str::to_owned).and_then(|o| Pod::parse(o).map_err(|e| e.to_string())) {
                     Ok(noun) => {
                         let facts = facts(&noun);
                         let (index, key) = (self.index.clone(), pod.clone());
-                        // The planner may hold the index for some milliseconds. What the watch brought meanwhile is no older.
-                        let enter = move || {
-                            let mut index = write(&index);
-                            if index.world().pods.get(&key).is_none_or(|known| known.uid != noun.uid) {
-                                index.apply(key, Some(noun));
-                            }
-                        };
+                        // The planner may hold the index for some milliseconds.
+                        let enter = move || write(&index).answered_with(key, noun, version);
                         let applied = tokio::task::spawn_blocking(enter).await;
                         match applied {
                             Ok(()) => Fetched::Found(facts),

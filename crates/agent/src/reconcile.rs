@@ -16,13 +16,14 @@ use tokio::time::{sleep_until, timeout_at};
 use towpath_carry::feed;
 use towpath_datapath::Datapath;
 use towpath_model::NodeName;
+use towpath_model::custom::BackendName;
 use towpath_model::desired::{Clients, NodePeer, PodSets};
 use towpath_plan::Changed;
 use towpath_plan::dns::FeedPlanner;
 use towpath_plan::peers::Tunnels;
 use towpath_plan::services::{Planner, Refusal, RefusedPart, ServiceConfig, api_server, asks};
 use towpath_policy::Compiler;
-use towpath_policy::check::Before;
+use towpath_policy::check::Checker;
 use towpath_policy::compile::Touched;
 use towpath_wire::config::AgentConfig;
 use tracing::{error, info, warn};
@@ -36,6 +37,7 @@ use crate::ipam::LeaseStore;
 use crate::modes::{self, Follower};
 use crate::names::Lesson;
 use crate::names::book::{Book, SharedBook};
+use crate::node_network::kept::Kept;
 use crate::predecessor::Remains;
 use crate::proxy_health::HealthPorts;
 use crate::service_ranges::Ranges;
@@ -128,6 +130,12 @@ pub struct Reconciler {
     peers: Vec<NodePeer>,
     /// Nodes whose agents were heard of, and our VXLAN.
     tunnels: Tunnels,
+    /// Backend that this node sends by.
+    backend: BackendName,
+    /// Packets of other nodes' pods are taken as they are until then.
+    plain_until: Option<Instant>,
+    /// What nodes said of backends.
+    kept: Kept,
     /// What the network before had on this node when it was last looked at.
     remains: Remains,
     /// Sets of this node's pods in the image that was applied last.
@@ -141,8 +149,8 @@ pub struct Reconciler {
     policy_due: bool,
     /// What it must look at then.
     policy_touched: Touched,
-    /// What it looked at last beside the API's objects.
-    policy_looked: Before,
+    /// Has every image checked before it is written, and keeps what it read for that.
+    checker: Checker,
     /// The kernel has the image that was compiled last.
     policy_followed: bool,
     /// When it looks at everything again.
@@ -230,6 +238,9 @@ impl Reconciler {
             ranges,
             peers: Vec::new(),
             tunnels: Tunnels { vni: config.vxlan_vni, ..Tunnels::default() },
+            backend: config.backend,
+            plain_until: None,
+            kept: Kept::open(&config.state_dir),
             remains: Remains::default(),
             pod_sets: BTreeMap::new(),
             at_device: BTreeSet::new(),
@@ -237,7 +248,7 @@ impl Reconciler {
             due: Changes::everything(),
             policy_due: true,
             policy_touched: Touched::everything(),
-            policy_looked: Before::default(),
+            checker: Checker::new(parsed.node.clone()),
             policy_followed: false,
             review_at: started + policy::REVIEW,
             host_ports_due: true,
@@ -459,7 +470,7 @@ impl Reconciler {
             Changed::Services(changed) => changed.contains(&api_server()),
         };
         self.host_ports_due |= api_moved || due.any(&[Kind::Node, Kind::Pod]);
-        if due.is_empty() && !self.policy_due && !self.host_ports_due && !drained {
+        if due.is_empty() && !self.policy_due && !self.host_ports_due && !drained && !self.quiet_is_over() {
             return true;
         }
         self.moved |= due.any(&[Kind::Node]) && self.own_node_moved();
@@ -469,7 +480,8 @@ impl Reconciler {
             failures.insert("service ranges", error);
         }
         let joined = due.any(&[Kind::NodeNetwork]) && self.nodes_taken_over();
-        if (due.any(&[Kind::Node]) || joined)
+        let another_way = (due.any(&[Kind::NodeNetwork]) || self.quiet_is_over()) && self.ways_changed();
+        if (due.any(&[Kind::Node]) || joined || another_way)
             && let Err(error) = self.apply_peers().await
         {
             failures.insert("peers", error);

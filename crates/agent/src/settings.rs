@@ -12,7 +12,7 @@ use towpath_datapath::NodeFacts;
 use towpath_datapath::bpf::Limits;
 use towpath_datapath::net::address::DeviceAddress;
 use towpath_model::custom::NodeNetworkSpec;
-use towpath_model::desired::{Backend, NodeSettings};
+use towpath_model::desired::{NodeSettings, Vxlan};
 use towpath_model::{Node, NodeName, NodePortAddresses, family_of};
 use towpath_wire::config::ipnet_text::Cidr;
 use towpath_wire::config::{AgentConfig, MapLimits};
@@ -241,7 +241,7 @@ pub fn node_settings(config: &AgentConfig, parsed: &Parsed, own: &OwnNode) -> No
         dns_addresses: config.dns_addresses.iter().copied().filter(has).collect(),
         node_ports: config.node_ports,
         node_port_addresses: parsed.node_port_addresses.clone(),
-        backend: Backend::Vxlan { vni: config.vxlan_vni, port: config.vxlan_port },
+        vxlan: Vxlan { vni: config.vxlan_vni, port: config.vxlan_port },
         pod_mtu: config.pod_mtu,
         direct_server_return: config.direct_server_return,
     }

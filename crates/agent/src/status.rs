@@ -1,5 +1,6 @@
 //! The status socket: one JSON document ([`AgentStatus`]) to whoever connects, then the end. Root only.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock, PoisonError};
 
@@ -9,6 +10,7 @@ use tokio_util::task::AbortOnDropHandle;
 use towpath_datapath::Datapath;
 use towpath_datapath::bpf::Count;
 use towpath_model::NodeName;
+use towpath_model::custom::BackendName;
 use towpath_wire::config::AgentConfig;
 use towpath_wire::status::{AgentStatus, PeerStatus};
 
@@ -126,7 +128,7 @@ async fn collected(
         node: node.to_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         ready,
-        backend: "vxlan".to_owned(),
+        backend: report.backend.as_str().to_owned(),
         service_proxy: report.in_charge.in_charge.map_or_else(String::new, |who| who.proxy.name().to_owned()),
         dns: report.in_charge.in_charge.map_or_else(String::new, |who| who.dns.name().to_owned()),
         hints: report.in_charge.hints().into_iter().chain(dns_hints(&report.dns_left_out)).collect(),
@@ -138,6 +140,7 @@ async fn collected(
                 node: p.name.to_string(),
                 tunnel: Some(p.tunnel),
                 pod_cidrs: p.pod_cidrs.iter().map(ToString::to_string).collect(),
+                backend: BackendName::Vxlan.as_str().to_owned(),
                 network: p.flannel.filter(|flannel| !flannel.taken_over).map(|_| "flannel".to_owned()),
             })
             .collect(),
@@ -162,6 +165,7 @@ async fn collected(
             status.pods = count(kernel.pods);
             status.pod_mtu = kernel.facts.pod_mtu;
             problems.extend(kernel.problems);
+            status.hints.extend(ways(report.backend, &mut status.peers, &kernel.routed, &kernel.beyond));
             status.hints.extend(kernel.released.lost);
             status.hints.extend(kernel.acceleration_notes);
         }
@@ -204,4 +208,29 @@ async fn collected(
     }
     status.problems = problems;
     status
+}
+/// Names the backend by which each peer is reached, and why it is not the one that is wanted.
+fn ways(
+    wanted: BackendName,
+    peers: &mut [PeerStatus],
+    routed: &BTreeSet<NodeName>,
+    beyond: &BTreeSet<NodeName>,
+) -> Vec<String> {
+    if wanted != BackendName::HostGw {
+        return Vec::new();
+    }
+    let mut hints = Vec::new();
+    for peer in peers {
+        let name = NodeName::new(&peer.node);
+        if routed.contains(&name) {
+            peer.backend = BackendName::HostGw.as_str().to_owned();
+        } else if beyond.contains(&name) {
+            hints.push(format!("node {name} is beyond a router: packets to its pods go by vxlan, not host-gw"));
+        } else {
+            hints.push(format!(
+                "node {name} has not said that it is ready for host-gw: packets to its pods go by vxlan"
+            ));
+        }
+    }
+    hints
 }

@@ -23,6 +23,7 @@ use towpath_model::{
     ClusterNetworkPolicy, EndpointSlice, Namespace, NetworkPolicy, Node, NodeName, NodeNames, Pod, Readable, Service,
     ServiceCidr,
 };
+use towpath_plan::backend::Says;
 use tracing::{debug, warn};
 
 use crate::counts;
@@ -158,7 +159,8 @@ where
             watcher::Event::Delete(object) => match N::key(k8s_openapi::Metadata::metadata(&object)) {
                 Some(key) => {
                     let version = version(&object);
-                    Box::new(move |index| index.remove_at::<N>(&key, version))
+                    let uid = k8s_openapi::Metadata::metadata(&object).uid.clone().unwrap_or_default();
+                    Box::new(move |index| index.remove_at::<N>(&key, &uid, version))
                 }
                 None => continue,
             },
@@ -200,10 +202,12 @@ impl Absence {
 /// The same for what nodes say of their new pods. Where the kind is not installed it is asked for now and then.
 async fn watch_given(api: Api<Readable<NodeNetwork>>, updates: mpsc::Sender<Update>) {
     let mut events = Watch::new(api, watcher::Config::default());
-    let mut listed: BTreeMap<NodeName, Vec<Given>> = BTreeMap::new();
+    let mut listed: BTreeMap<NodeName, (Vec<Given>, Says)> = BTreeMap::new();
     let name = |object: &Readable<NodeNetwork>| k8s_openapi::Metadata::metadata(object).name.clone().map(NodeName::new);
     // A node of another version may say what this one does not know: then its new pods are known by their status.
-    let said = |object: &Readable<NodeNetwork>| object.object().map(given::of).unwrap_or_default();
+    let said = |object: &Readable<NodeNetwork>| {
+        object.object().map(|object| (given::of(object), Says::of(object))).unwrap_or_default()
+    };
     loop {
         let event = match events.next().await {
             Ok(event) => event,
@@ -224,16 +228,25 @@ async fn watch_given(api: Api<Readable<NodeNetwork>>, updates: mpsc::Sender<Upda
             }
             watcher::Event::InitDone => {
                 let all = std::mem::take(&mut listed);
-                Box::new(move |index| index.give_all(all))
+                Box::new(move |index| {
+                    index.say_all(all.iter().map(|(node, (_, says))| (node.clone(), says.clone())).collect());
+                    index.give_all(all.into_iter().map(|(node, (given, _))| (node, given)).collect());
+                })
             }
             watcher::Event::Apply(object) => {
                 let Some(name) = name(&object) else { continue };
-                let given = said(&object);
-                Box::new(move |index| index.give(name, Some(given)))
+                let (given, says) = said(&object);
+                Box::new(move |index| {
+                    index.say(name.clone(), Some(says));
+                    index.give(name, Some(given));
+                })
             }
             watcher::Event::Delete(object) => {
                 let Some(name) = name(&object) else { continue };
-                Box::new(move |index| index.give(name, None))
+                Box::new(move |index| {
+                    index.say(name.clone(), None);
+                    index.give(name, None);
+                })
             }
         };
         if updates.send(update).await.is_err() {

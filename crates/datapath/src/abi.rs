@@ -78,6 +78,7 @@ pub const TP_CT_RST: u32 = 32;
 pub const TP_CT_VIA_TUNNEL: u32 = 64;
 pub const TP_CT_ESTABLISHED: u32 = 128;
 pub const TP_CT_DIRECT: u32 = 256;
+pub const TP_CT_PLAIN: u32 = 512;
 
 // enum tp_holder
 pub const TP_HOLDER_OTHERS: u32 = 0;
@@ -491,7 +492,7 @@ pub struct Nat {
     pub mark: u64,
     pub fresh: u64,
     pub revision: u32,
-    pub spare: u32,
+    pub plain: u32,
     pub from: CtEnd,
     pub to: CtEnd,
     pub via: Addr,
@@ -1090,7 +1091,7 @@ pub const LAYOUTS: &[Layout] = &[
             ("mark", std::mem::offset_of!(Nat, mark)),
             ("fresh", std::mem::offset_of!(Nat, fresh)),
             ("revision", std::mem::offset_of!(Nat, revision)),
-            ("spare", std::mem::offset_of!(Nat, spare)),
+            ("plain", std::mem::offset_of!(Nat, plain)),
             ("from", std::mem::offset_of!(Nat, from)),
             ("to", std::mem::offset_of!(Nat, to)),
             ("via", std::mem::offset_of!(Nat, via)),

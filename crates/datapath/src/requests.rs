@@ -1,11 +1,12 @@
 //! What the facade takes and gives.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 use towpath_model::NamespacedName;
+use towpath_model::NodeName;
 use towpath_model::custom::Acceleration;
 use towpath_model::desired::{NodeSettings, PodSets, TranslatedAt};
 
@@ -104,6 +105,10 @@ pub struct NodeStatus {
     pub pods: usize,
     /// Other nodes that were handed over.
     pub peers: usize,
+    /// Those of them to whose pods packets go as they are.
+    pub routed: BTreeSet<NodeName>,
+    /// Those of them that were to be sent packets so, and have a router in between.
+    pub beyond: BTreeSet<NodeName>,
     /// What the last `apply_peers` or `audit` could not do, in words; tried again at the next.
     pub problems: Vec<String>,
     /// Devices whose drivers forward packets of Services.

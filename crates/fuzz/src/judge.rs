@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use towpath_model::desired::{PolicyImage, RuleId, Verdict};
 use towpath_model::{Direction, NodeName, World};
 use towpath_oracle::{Cluster, Traffic};
-use towpath_policy::check::{Scope, check};
+use towpath_policy::check::{Checker, Mismatch, check};
 use towpath_policy::compile::Touched;
 use towpath_policy::names::NOTHING_LEARNED;
 use towpath_policy::{Compiler, Evaluator, Flow, Holder, Reason, Side, View, image};
@@ -78,10 +78,11 @@ pub fn compile(parsed: &Parsed, compiler: &mut Compiler, now: Duration) -> Polic
     compiler.compile(&view(parsed), &NodeName::new(NODES[0]), now).expect("not too large")
 }
 
-/// A compiler that follows a cluster as it changes, looking at what has changed only.
+/// A compiler, and a check of what it makes, that follow a cluster as it changes, looking at what has changed only.
 #[derive(Debug)]
 pub struct Following {
     compiler: Compiler,
+    checker: Checker,
     before: Option<World>,
 }
 
@@ -97,15 +98,16 @@ fn differing<'m, K: Ord, V: PartialEq>(
 impl Following {
     /// One that has seen nothing yet. `grace`: how long ids rest.
     pub fn new(grace: Duration) -> Self {
-        Self { compiler: Compiler::new(grace), before: None }
+        let checker = Checker::new(NodeName::new(NODES[0]));
+        Self { compiler: Compiler::new(grace), checker, before: None }
     }
 
-    /// The image of the first node.
+    /// The image of the first node; and what the check has against it.
     ///
     /// # Panics
     /// As [`compile`].
     #[expect(clippy::expect_used, reason = "tests only; no random case is so large")]
-    pub fn image(&mut self, parsed: &Parsed, now: Duration) -> PolicyImage {
+    pub fn image(&mut self, parsed: &Parsed, now: Duration) -> (PolicyImage, Option<Box<Mismatch>>) {
         let world = &parsed.world;
         let mut touched = Touched::nothing();
         match &self.before {
@@ -121,7 +123,9 @@ impl Following {
         }
         self.compiler.follow(&view(parsed), &NodeName::new(NODES[0]), now, &touched).expect("not too large");
         self.before = Some(world.clone());
-        self.compiler.image().clone()
+        let (image, changes) = (self.compiler.image(), self.compiler.changes());
+        let wrong = self.checker.follow(&view(parsed), image, changes, &touched).err();
+        (image.clone(), wrong)
     }
 }
 
@@ -279,13 +283,15 @@ pub fn judge(
     tally: &mut Tally,
 ) -> Result<Vec<Difference>> {
     let parsed = spec.parse().context("a generated object")?;
-    let image = compiler.image(&parsed, now);
+    let (image, followed) = compiler.image(&parsed, now);
     let judges = Judges::new(&parsed, &image);
     let mut differences = Vec::new();
-    let checked = check(&view(&parsed), &NodeName::new(NODES[0]), &image, &Scope::everything());
-    if let (Err(mismatch), Some(packet)) = (checked, packets.first()) {
-        differences
-            .push(Difference { packet: *packet, what: format!("(another packet) the translation check: {mismatch}") });
+    let anew = check(&view(&parsed), &NodeName::new(NODES[0]), &image).err();
+    let checks = [(followed, "the translation check that follows"), (anew, "the translation check")];
+    for (mismatch, which) in checks {
+        if let (Some(mismatch), Some(packet)) = (mismatch, packets.first()) {
+            differences.push(Difference { packet: *packet, what: format!("(another packet) {which}: {mismatch}") });
+        }
     }
     let mut agreed: Vec<(&Packet, Agreed)> = Vec::new();
     for packet in packets {

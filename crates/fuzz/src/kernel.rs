@@ -14,7 +14,7 @@ use nix::mount::{MsFlags, mount, umount};
 use nix::sched::{CloneFlags, unshare};
 use towpath_datapath::abi::Addr;
 use towpath_datapath::bpf::{BpfConfig, Connection, Hook, Isolation, Limits, NodeConfig, Programs};
-use towpath_model::desired::{LocalPod, NodePeer, PolicyImage};
+use towpath_model::desired::{LocalPod, NodePeer, PolicyImage, Reach};
 use towpath_model::{NamespacedName, NodeName};
 
 use crate::cluster::{Local, NODES, PLACES, RANGES, node_ips};
@@ -69,6 +69,8 @@ fn peers() -> Vec<NodePeer> {
             addresses,
             pod_cidrs: parsed(&RANGES[node]),
             local: node == 0,
+            reach: Reach::Tunnel,
+            plain: false,
             flannel: None,
         })
     };

@@ -17,7 +17,7 @@ use towpath_fuzz::tally::Tally;
 use towpath_model::NodeName;
 use towpath_model::desired::PolicyImage;
 use towpath_policy::Compiler;
-use towpath_policy::check::{Scope, check};
+use towpath_policy::check::check;
 
 /// The API server's limit of a request: 3 MiB; of what etcd stores: 1.5 MiB.
 const LARGEST: usize = 3 << 19;
@@ -56,7 +56,7 @@ fn judged(name: &str, spec: &Spec) -> (Duration, PolicyImage) {
     let parsed = spec.parse().unwrap();
     let image = compile(&parsed, &mut Compiler::new(Duration::ZERO), Duration::ZERO);
     let view = towpath_fuzz::judge::view(&parsed);
-    check(&view, &NodeName::new(NODES[0]), &image, &Scope::everything()).unwrap();
+    check(&view, &NodeName::new(NODES[0]), &image).unwrap();
     let took = used() - start;
     let grown = most_memory() - before;
     println!(
@@ -156,7 +156,7 @@ fn cost(spec: &Spec) -> Duration {
         let start = used();
         let image = compile(&parsed, &mut Compiler::new(Duration::ZERO), Duration::ZERO);
         let view = towpath_fuzz::judge::view(&parsed);
-        check(&view, &NodeName::new(NODES[0]), &image, &Scope::everything()).unwrap();
+        check(&view, &NodeName::new(NODES[0]), &image).unwrap();
         used() - start
     };
     (0..3).map(|_| try_once()).min().unwrap()

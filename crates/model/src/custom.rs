@@ -7,7 +7,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector, O
 use k8s_openapi::{ClusterResourceScope, Metadata, Resource};
 use serde::{Deserialize, Serialize};
 
-pub use towpath_wire::config::{Acceleration, Duty};
+pub use towpath_wire::config::{Acceleration, BackendName, Duty};
 
 /// The API group of all kinds here.
 pub const GROUP: &str = "towpath.dev";
@@ -86,7 +86,7 @@ pub struct NetworkConfigSpec {
     /// How packets get from node to node.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backend: Option<BackendName>,
-    /// Of the backend `vxlan`.
+    /// Of the envelopes: of the backend `vxlan`, and of what other backends leave to them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vxlan: Option<VxlanConfig>,
     /// Pod ranges of the whole cluster, at most one a family.
@@ -131,15 +131,7 @@ pub struct NetworkConfigSpec {
     pub cluster_domain: Option<String>,
 }
 
-/// A backend by name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum BackendName {
-    /// Encapsulated in UDP (RFC 7348).
-    Vxlan,
-}
-
-/// Of the backend `vxlan`.
+/// Of the envelopes: of the backend `vxlan`, and of what other backends leave to them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct VxlanConfig {
@@ -213,6 +205,9 @@ pub struct NodeNetworkSpec {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct NodeNetworkStatus {
+    /// Backend that it sends by to whoever is ready to receive it, in reach of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backend: Option<BackendName>,
     /// Backends whose packets it takes now.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub receive_ready: Vec<BackendName>,

@@ -32,25 +32,21 @@ pub struct NodeSettings {
     pub node_ports: (u16, u16),
     /// Where they answer.
     pub node_port_addresses: NodePortAddresses,
-    /// Backend between nodes.
-    pub backend: Backend,
+    /// Envelopes between nodes.
+    pub vxlan: Vxlan,
     /// MTU of pod devices in bytes; none: the uplink's less the backend's overhead.
     pub pod_mtu: Option<u32>,
     /// The node of a Service's endpoint answers clients outside the cluster itself, whichever node they came in at.
     pub direct_server_return: bool,
 }
 
-/// How packets reach another node.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "type", rename_all = "kebab-case")]
-pub enum Backend {
-    /// VXLAN (RFC 7348).
-    Vxlan {
-        /// Network identifier, 24 bits.
-        vni: u32,
-        /// Outer UDP destination port.
-        port: u16,
-    },
+/// Envelopes between nodes: VXLAN (RFC 7348).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Vxlan {
+    /// Network identifier, 24 bits.
+    pub vni: u32,
+    /// Outer UDP destination port.
+    pub port: u16,
 }
 
 /// A node as its peers need it (this one included): where its pods and its own addresses are reached.
@@ -66,16 +62,18 @@ pub struct NodePeer {
     pub tunnel: IpAddr,
     /// Whether it is this node.
     pub local: bool,
+    /// How its pods are reached.
+    pub reach: Reach,
+    /// Its pods' packets may also come as they are, without an envelope.
+    pub plain: bool,
     /// What Flannel has to do with it; none: nothing.
     pub flannel: Option<FlannelPeer>,
 }
 
 /// A node that Flannel connects, or connected before this network did: others that still run Flannel count on what it left.
-/// Its pods' packets may also come as they are, without an envelope (Flannel's `host-gw`, or `vxlan` with DirectRouting).
+/// Its pods' packets may always come as they are (Flannel's `host-gw`, or `vxlan` with DirectRouting).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FlannelPeer {
-    /// How its pods are reached.
-    pub reach: Reach,
     /// Whether this network has taken the node over.
     pub taken_over: bool,
 }
@@ -87,7 +85,7 @@ pub enum Reach {
     Tunnel,
     /// In an envelope whose inner destination is this MAC address: Flannel's device there takes no other.
     TunnelTo([u8; 6]),
-    /// By a route over the node's own address.
+    /// By a route over the node's own address. A node of this network that is beyond a router is reached by [`Reach::Tunnel`] instead.
     Route,
 }
 

@@ -25,6 +25,10 @@ pub struct Tunnels {
     pub vni: u32,
     /// Nodes that this network has taken over: their agents have said something.
     pub taken_over: BTreeSet<NodeName>,
+    /// Nodes to whose pods packets go as they are ([`crate::backend::routed`]).
+    pub routed: BTreeSet<NodeName>,
+    /// Whether other nodes' pods may send so ([`crate::backend::takes_plain`]).
+    pub plain: bool,
 }
 
 /// Plans the peers of `local`. `previous` is the last result: who had a range or an address keeps it; else the first by
@@ -83,16 +87,20 @@ pub fn plan(world: &World, local: &NodeName, previous: &[NodePeer], tunnels: &Tu
         if pod_cidrs.is_empty() {
             continue;
         }
-        let plain = NodePeer {
+        let own = node.name == *local;
+        let routed = !own && tunnels.routed.contains(&node.name);
+        let peer = NodePeer {
             name: node.name.clone(),
             addresses,
             pod_cidrs,
             tunnel,
-            local: node.name == *local,
+            local: own,
+            reach: if routed { Reach::Route } else { Reach::Tunnel },
+            plain: !own && tunnels.plain,
             flannel: None,
         };
         let had = previous.iter().any(|p| p.name == node.name && p.flannel.is_some());
-        let (found, problems) = as_flannel_has_it(node, plain, tunnels, had);
+        let (found, problems) = as_flannel_has_it(node, peer, tunnels, had);
         out.peers.extend(found);
         problems.into_iter().for_each(|reason| refuse(&mut out, &node.name, reason));
     }
@@ -114,9 +122,11 @@ pub fn plan(world: &World, local: &NodeName, previous: &[NodePeer], tunnels: &Tu
             if !peer.addresses.contains(&end.address) {
                 peer.addresses.push(end.address);
             }
-            // Where old pods go by routes, new ones go the same way.
-            let routed = peer.flannel.is_some_and(|flannel| flannel.reach == Reach::Route);
-            if routed && family_of(end.address) == family_of(peer.tunnel) {
+            // Where Flannel's pods go by routes, new ones go the same way.
+            let routed = world.nodes.get(&peer.name).and_then(|node| node.flannel.as_ref());
+            if routed.is_some_and(|flannel| flannel.backend == FlannelBackend::HostGw)
+                && family_of(end.address) == family_of(peer.tunnel)
+            {
                 peer.tunnel = end.address;
             }
         }
@@ -137,8 +147,8 @@ fn as_flannel_has_it(node: &Node, peer: NodePeer, tunnels: &Tunnels, had: bool) 
     }
     let Some(flannel) = &node.flannel else {
         // Whoever has not heard yet that they are gone goes on as before.
-        let flannel = had.then_some(FlannelPeer { reach: Reach::Tunnel, taken_over });
-        return (vec![NodePeer { flannel, ..peer }], Vec::new());
+        let flannel = had.then_some(FlannelPeer { taken_over });
+        return (vec![NodePeer { plain: peer.plain || had, flannel, ..peer }], Vec::new());
     };
     let mut problems: Vec<String> = Vec::new();
     if !taken_over {
@@ -147,9 +157,11 @@ fn as_flannel_has_it(node: &Node, peer: NodePeer, tunnels: &Tunnels, had: bool) 
     }
     if taken_over {
         let end = flannel.end_of(family_of(peer.tunnel));
-        let flannel =
-            Some(FlannelPeer { reach: reach(flannel, end.and_then(|end| end.vtep).map(|vtep| vtep.mac)), taken_over });
-        return (vec![NodePeer { flannel, ..peer }], problems);
+        let reach = match peer.reach {
+            Reach::Route => Reach::Route,
+            _ => reach(flannel, end.and_then(|end| end.vtep).map(|vtep| vtep.mac)),
+        };
+        return (vec![NodePeer { reach, plain: true, flannel: Some(FlannelPeer { taken_over }), ..peer }], problems);
     }
     let mut peers = Vec::new();
     for end in &flannel.ends {
@@ -161,11 +173,11 @@ fn as_flannel_has_it(node: &Node, peer: NodePeer, tunnels: &Tunnels, had: bool) 
         }
         let addresses = peer.addresses.iter().copied().filter(|address| family_of(*address) == family).collect();
         let reach = reach(flannel, end.vtep.map(|vtep| vtep.mac));
-        let flannel = Some(FlannelPeer { reach, taken_over });
-        peers.push(NodePeer { addresses, pod_cidrs, tunnel: end.address, flannel, ..peer.clone() });
+        let flannel = Some(FlannelPeer { taken_over });
+        peers.push(NodePeer { addresses, pod_cidrs, tunnel: end.address, reach, plain: true, flannel, ..peer.clone() });
     }
     if peers.is_empty() {
-        peers.push(NodePeer { flannel: Some(FlannelPeer { reach: Reach::Tunnel, taken_over }), ..peer });
+        peers.push(NodePeer { reach: Reach::Tunnel, plain: true, flannel: Some(FlannelPeer { taken_over }), ..peer });
     }
     (peers, problems)
 }

@@ -13,7 +13,7 @@ use towpath_model::{
     Enforcement, Labels, NamespacedName, NetworkPolicy, NodeName, Peer, Phase, Pod, PolicyPort, PolicyRule, PortMatch,
     Protocol, Selector, World,
 };
-use towpath_policy::check::{Scope, check};
+use towpath_policy::check::check;
 use towpath_policy::compile::Touched;
 use towpath_policy::{Compiler, View};
 
@@ -155,7 +155,7 @@ fn main() {
             compiler.follow(&view, &node, Duration::ZERO, &Touched::everything()).expect("not too large");
             let compiled = used() - start;
             let start = used();
-            check(&view, &node, compiler.image(), &Scope::everything()).expect("what was compiled is what was written");
+            check(&view, &node, compiler.image()).expect("what was compiled is what was written");
             let checked = used() - start;
             let counts = compiler.counts();
             println!(

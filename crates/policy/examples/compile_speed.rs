@@ -12,7 +12,7 @@ use towpath_model::{
     Enforcement, Labels, NamedPort, Namespace, NamespacedName, NetworkPolicy, NodeName, Peer, Phase, Pod, PolicyPort,
     PolicyRule, PortMatch, Protocol, Selector, World,
 };
-use towpath_policy::check::{Before, Scope, check};
+use towpath_policy::check::Checker;
 use towpath_policy::compile::Touched;
 use towpath_policy::{Compiler, View};
 
@@ -118,53 +118,79 @@ fn resident() -> usize {
     text.split(' ').nth(1).and_then(|pages| pages.parse::<usize>().ok()).unwrap_or_default() * 4096
 }
 
+/// For how long this thread had a processor so far.
+fn processor_time() -> Duration {
+    nix::time::clock_gettime(nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID).map(Duration::from).unwrap_or_default()
+}
+
 /// What followed a change: how long, and how many entries became others.
 #[derive(Default)]
 struct Followed {
     times: Vec<Duration>,
     /// What the translation check of it took.
     checks: Vec<Duration>,
+    /// And for how long of that it had a processor: others take turns.
+    worked: Vec<Duration>,
     entries: Vec<usize>,
+    /// So many checks read everything anew.
+    anew: usize,
+}
+
+/// Whoever follows changes.
+struct Followers {
+    compiler: Compiler,
+    checker: Checker,
+}
+
+impl Followers {
+    fn new() -> Self {
+        Self { compiler: Compiler::new(Duration::from_secs(5)), checker: Checker::new(NodeName::new("node0")) }
+    }
 }
 
 impl Followed {
-    fn follow(&mut self, compiler: &mut Compiler, world: &World, now: Duration, touched: &Touched) {
+    fn follow(&mut self, followers: &mut Followers, world: &World, now: Duration, touched: &Touched) {
         let (view, node) = (View::of(world), NodeName::new("node0"));
+        let Followers { compiler, checker } = followers;
         let start = Instant::now();
         compiler.follow(&view, &node, now, touched).expect("not too large");
         self.times.push(start.elapsed());
-        let start = Instant::now();
-        let before = Before::of(&view);
-        let scope = compiler.changes().map(|changes| Scope::after(&view, compiler.image(), touched, changes, &before));
-        let checked = check(&view, &node, compiler.image(), &scope.unwrap_or_else(Scope::everything));
+        let (start, worked) = (Instant::now(), processor_time());
+        let checked = checker.follow(&view, compiler.image(), compiler.changes(), touched);
         self.checks.push(start.elapsed());
-        checked.expect("what was compiled is what was written");
+        self.worked.push(processor_time().saturating_sub(worked));
+        let checked = checked.expect("what was compiled is what was written");
+        self.anew += usize::from(checked.anew);
         self.entries.push(compiler.changes().map_or(0, |changes| changes.len()));
     }
 
     fn say(mut self, what: &str) {
         self.times.sort_unstable();
         self.checks.sort_unstable();
+        self.worked.sort_unstable();
         self.entries.sort_unstable();
         let (middle, last) = (self.times.len() / 2, self.times.len() - 1);
         let (median, most) = (self.times.get(middle), self.times.get(last));
         let entries = self.entries.get(middle).copied().unwrap_or_default();
         println!(
-            "{what}: {:?} (median of {}, slowest {:?}), {entries} entries; check {:?} (slowest {:?})",
+            "{what}: {:?} (median of {}, slowest {:?}), {entries} entries; check {:?} (slowest {:?}, at work {:?}), {} anew",
             median.copied().unwrap_or_default(),
             self.times.len(),
             most.copied().unwrap_or_default(),
             self.checks.get(middle).copied().unwrap_or_default(),
-            self.checks.get(last).copied().unwrap_or_default()
+            self.checks.get(last).copied().unwrap_or_default(),
+            self.worked.get(last).copied().unwrap_or_default(),
+            self.anew
         );
     }
 }
 
-const ROUNDS: usize = 21;
+/// The slowest of so many is about what one of a hundred takes.
+const ROUNDS: usize = 101;
 
 /// Gives every pod that `which` picks another `app` label, one after another, each a change of its own.
 fn relabel(
-    compiler: &mut Compiler,
+    followers: &mut Followers,
     world: &mut World,
     now: Duration,
     apps: usize,
@@ -180,7 +206,7 @@ fn relabel(
         }
         let mut touched = Touched::nothing();
         touched.pod(name);
-        followed.follow(compiler, world, now, &touched);
+        followed.follow(followers, world, now, &touched);
     }
     followed
 }
@@ -191,17 +217,22 @@ fn main() {
     let apps = numbers.next().unwrap_or(pods / 10).max(1);
     let mut world = world(policies, pods, apps);
     let (node, before) = (NodeName::new("node0"), resident());
-    let mut compiler = Compiler::new(Duration::from_secs(5));
+    let mut followers = Followers::new();
+    followers.compiler.follow(&View::of(&world), &node, Duration::ZERO, &Touched::everything()).expect("not too large");
+    let (grown, before) = (resident().saturating_sub(before), resident());
+    followers
+        .checker
+        .check(&View::of(&world), followers.compiler.image())
+        .expect("what was compiled is what was written");
+    let kept = resident().saturating_sub(before);
     let mut now = Duration::from_secs(1);
     let (mut first, mut again) = (Followed::default(), Followed::default());
-    first.follow(&mut compiler, &world, now, &Touched::everything());
-    let grown = resident().saturating_sub(before);
     for _ in 0..3 {
-        again.follow(&mut compiler, &world, now, &Touched::everything());
-        let mut other = Compiler::new(Duration::from_secs(5));
+        again.follow(&mut followers, &world, now, &Touched::everything());
+        let mut other = Followers::new();
         first.follow(&mut other, &world, now, &Touched::everything());
     }
-    let image: &PolicyImage = compiler.image();
+    let image: &PolicyImage = followers.compiler.image();
     println!("{policies} policies, {pods} pods of {apps} label sets, {} of them on the node", image.pods.len());
     println!(
         "image: {} sets, {} pod classes, {} CIDR classes, {} class entries, {} rows",
@@ -212,20 +243,21 @@ fn main() {
         image.rows.len()
     );
     println!("compiler and image: {grown} B, {} B a pod", grown / pods.max(1));
+    println!("what the check keeps: {kept} B, {} B a pod", kept / pods.max(1));
     first.say("first");
     again.say("everything again");
     let remote = |pod: &Pod| pod.node.as_ref() != Some(&node);
-    relabel(&mut compiler, &mut world, now, apps, remote).say("label of a pod elsewhere");
-    relabel(&mut compiler, &mut world, now, apps, |pod| !remote(pod)).say("label of a pod here");
+    relabel(&mut followers, &mut world, now, apps, remote).say("label of a pod elsewhere");
+    relabel(&mut followers, &mut world, now, apps, |pod| !remote(pod)).say("label of a pod here");
     let (mut edited, mut expired) = (Followed::default(), Followed::default());
     for round in 0..ROUNDS {
         let next = policy(round, apps, 9001 + u16::try_from(round).unwrap_or(0));
         let mut touched = Touched::nothing();
         touched.policy(next.name.clone());
         world.policies.insert(next.name.clone(), next);
-        edited.follow(&mut compiler, &world, now, &touched);
+        edited.follow(&mut followers, &world, now, &touched);
         now += Duration::from_secs(6);
-        expired.follow(&mut compiler, &world, now, &Touched::nothing());
+        expired.follow(&mut followers, &world, now, &Touched::nothing());
     }
     edited.say("rules of a policy");
     expired.say("sets that nobody has leave");
@@ -237,7 +269,7 @@ fn main() {
         }
         let mut touched = Touched::nothing();
         touched.namespace(name);
-        renamed.follow(&mut compiler, &world, now, &touched);
+        renamed.follow(&mut followers, &world, now, &touched);
     }
     renamed.say("labels of a namespace");
 }

@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
 use towpath_model::{ClusterNetworkPolicy, DomainName, NamespacedName, NetworkPolicy, NodeName, Pod, World};
-use towpath_policy::check::{Before, Scope, check};
+use towpath_policy::check::Checker;
 use towpath_policy::compile::Touched;
 use towpath_policy::names::{Learned, Limits};
 use towpath_policy::{Compiler, View};
@@ -72,7 +72,8 @@ fn main() {
     let mut compiler = Compiler::new(Duration::from_secs(5));
     let view = View { world: &world, dns: &[], pod_ips: &given, names: &learned };
     compiler.follow(&view, &node, Duration::ZERO, &Touched::everything()).expect("not too large");
-    let mut before = Before::of(&view);
+    let mut checker = Checker::new(node.clone());
+    checker.check(&view, compiler.image()).expect("what was compiled is what was written");
     let (mut compiled, mut checked, mut entries) = (Vec::new(), Vec::new(), 0);
     for turn in 0..21 {
         learn(&mut learned, names + turn);
@@ -82,9 +83,8 @@ fn main() {
         compiled.push(start.elapsed());
         let start = Instant::now();
         let changes = compiler.changes().expect("it follows");
-        let scope = Scope::after(&view, compiler.image(), &Touched::nothing(), changes, &before);
-        check(&view, &node, compiler.image(), &scope).expect("what was compiled is what was written");
-        before = Before::of(&view);
+        let checked_now = checker.follow(&view, compiler.image(), Some(changes), &Touched::nothing());
+        checked_now.expect("what was compiled is what was written");
         checked.push(start.elapsed());
         entries = changes.len();
     }

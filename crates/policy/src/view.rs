@@ -119,11 +119,15 @@ pub(crate) fn likelier(world: &World, address: IpAddr, challenger: &Pod, holder:
 impl<'a> Holders<'a> {
     /// Works out who holds what.
     pub fn of(view: &View<'a>) -> Self {
-        Self::among(view, |_| true)
+        Self::among(view, |_| true, view.world.pods.values())
     }
 
-    /// Works out who holds these addresses.
-    pub fn among(view: &View<'a>, asked: impl Fn(IpAddr) -> bool) -> Self {
+    /// Works out who holds these addresses. `claimants` are the pods whose status says one of them, or more pods, in the order of their names.
+    pub(crate) fn among(
+        view: &View<'a>,
+        asked: impl Fn(IpAddr) -> bool,
+        claimants: impl Iterator<Item = &'a Pod>,
+    ) -> Self {
         let world = view.world;
         let mut by_address: HashMap<IpAddr, Holder<'a>> = HashMap::new();
         by_address.extend(view.dns.iter().filter(|ip| asked(**ip)).map(|ip| (*ip, Holder::Dns)));
@@ -142,7 +146,7 @@ impl<'a> Holders<'a> {
                 by_address.entry(*ip).or_insert(holder);
             }
         }
-        for pod in world.pods.values().filter(|pod| pod.on_pod_network()) {
+        for pod in claimants.filter(|pod| pod.on_pod_network()) {
             if view.pod_ips.get(&pod.name).is_some_and(|ips| !ips.is_empty()) {
                 continue;
             }

@@ -60,7 +60,7 @@ fn compare(enforced: &Spec, audited: &[bool]) -> Result<Asked, TestCaseError> {
         .map(|node| (*node, [&world, &enforced_world, &forced].map(|w| compile(&mut Compiler::new(GRACE), w, node))))
         .collect();
     for (node, [image, ..]) in &images {
-        let checked = check::check(&view, &NodeName::new(*node), image, &check::Scope::everything());
+        let checked = check::check(&view, &NodeName::new(*node), image);
         prop_assert!(checked.is_ok(), "the translation check takes an audited policy for one in force: {:?}", checked);
     }
     let mut asked = Asked::default();

@@ -11,7 +11,7 @@ use towpath_model::{
     Labels, NamespacedName, NetworkPolicy, NodeName, Peer, Phase, Pod, PolicyPort, PolicyRule, PortMatch, Protocol,
     Selector, World,
 };
-use towpath_policy::check::{Scope, check};
+use towpath_policy::check::check;
 use towpath_policy::compile::{TooLarge, Touched};
 use towpath_policy::{Compiler, View};
 
@@ -200,7 +200,7 @@ fn what_is_too_large_is_given_up_before_it_costs_much_and_what_was_compiled_befo
     world.policies.insert(smaller.name.clone(), smaller);
     follow(&mut compiler, &world).unwrap();
     let after = compiler.image().clone();
-    check(&View::of(&world), &node, &after, &Scope::everything()).unwrap();
+    check(&View::of(&world), &node, &after).unwrap();
     let sets =
         |image: &towpath_model::desired::PolicyImage| image.pods.values().map(|s| s.ingress).collect::<BTreeSet<_>>();
     assert!(sets(&before).is_disjoint(&sets(&after)), "numbers that the kernel holds are not given to others");
@@ -210,5 +210,5 @@ fn what_is_too_large_is_given_up_before_it_costs_much_and_what_was_compiled_befo
     );
     world.policies.remove(&huge.name);
     follow(&mut compiler, &world).unwrap();
-    check(&View::of(&world), &node, compiler.image(), &Scope::everything()).unwrap();
+    check(&View::of(&world), &node, compiler.image()).unwrap();
 }

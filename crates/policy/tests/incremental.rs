@@ -1,5 +1,6 @@
-//! What a compiler makes of a change is what one makes that looks at everything: the same image, with the same ids. And the translation
-//! check of what a change touches would notice if it were not.
+//! What a compiler makes of a change is what one makes that looks at everything: the same image, with the same ids. And a translation
+//! check that keeps what it read finds what one finds that reads everything anew: nothing; or, if the compiler misses the change, has an entry
+//! wrong or does not tell one to the kernel, that.
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic, its helper functions too")]
 
@@ -10,12 +11,13 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use proptest::prelude::*;
+use proptest::sample::Index;
 use towpath_model::desired::{PolicyChanges, PolicyImage};
 use towpath_model::{NamespacedName, NodeName, World};
-use towpath_policy::check::{Before, Mismatch, Scope, check};
+use towpath_policy::check::{Checker, check};
 use towpath_policy::compile::{Touched, UsedIds};
 use towpath_policy::names::{Learned, Limits};
-use towpath_policy::{Compiler, Holder, Holders, View};
+use towpath_policy::{Compiler, View};
 
 use cluster::{PodSpec, Spec, dns, spec, world};
 
@@ -171,47 +173,75 @@ fn says_only_what_differs(before: &PolicyImage, after: &PolicyImage, changes: &P
     assert_eq!(changes.rows.keys().copied().collect::<BTreeSet<_>>(), differing(&before.rows, &after.rows));
 }
 
-/// Had the compiler missed the change, the check of what it touched notices, if there is anything to be noticed.
-fn would_be_noticed(
+/// Fate's choice of a wrong entry.
+#[derive(Clone, Debug)]
+struct Fault {
+    how: u8,
+    one: Index,
+    other: Index,
+}
+
+fn fault() -> impl Strategy<Value = Fault> {
+    (0u8..11, any::<Index>(), any::<Index>()).prop_map(|(how, one, other)| Fault { how, one, other })
+}
+
+/// What a checker says that has followed so far, and is told this now; and one that knows nothing and reads what the kernel holds then. They
+/// find the same, whatever the compiler did of what it should.
+fn agree(
+    checker: &Checker,
     view: &View<'_>,
-    node: &NodeName,
-    image: &PolicyImage,
+    before: &PolicyImage,
+    told: &PolicyChanges,
     touched: &Touched,
-    before: &Before,
+    what: &str,
 ) -> Result<(), TestCaseError> {
-    let Err(missed) = check(view, node, image, &Scope::everything()) else { return Ok(()) };
-    if let Mismatch::Flow { flow, .. } = &*missed {
-        // What a pod left behind where it was is noticed by a look at everything: nobody knows that it was there.
-        let left = [flow.source, flow.destination].into_iter().any(|address| match Holders::of(view).holder(address) {
-            Some(Holder::Pod(pod)) => !touched.has_pod(&pod.name),
-            _ => true,
-        });
-        if left && touched.has_pods() {
-            return Ok(());
-        }
+    let held = changed(before.clone(), told);
+    let anew = check(view, &NodeName::new("m0"), &held);
+    let mut checker = checker.clone();
+    let followed = checker.follow(view, &held, Some(told), touched);
+    match (&followed, &anew) {
+        (Ok(_), Ok(_)) => prop_assert!(checker.has(&held)),
+        (Err(_), Err(_)) => {}
+        (Ok(_), Err(missed)) => prop_assert!(false, "not noticed of {}: {}", what, missed),
+        (Err(wrong), Ok(_)) => prop_assert!(false, "nothing is wrong with {}: {}", what, wrong),
     }
-    let scope = Scope::after(view, image, touched, &PolicyChanges::default(), before);
-    let noticed = check(view, node, image, &scope);
-    prop_assert!(noticed.is_err(), "not noticed: {}", missed);
     Ok(())
+}
+
+/// What the kernel is told but for one entry; none: there is none.
+fn untold(changes: &PolicyChanges, fault: &Fault) -> Option<PolicyChanges> {
+    fn without<K: Ord + Clone, V: Clone>(map: &BTreeMap<K, V>, index: Index) -> Option<BTreeMap<K, V>> {
+        let key = map.keys().nth(index.index(map.len().max(1)))?;
+        Some(map.iter().filter(|(other, _)| *other != key).map(|(key, value)| (key.clone(), value.clone())).collect())
+    }
+    let mut told = changes.clone();
+    match fault.how % 4 {
+        0 => told.pod_classes = without(&told.pod_classes, fault.one)?,
+        1 => told.cidr_classes = without(&told.cidr_classes, fault.one)?,
+        2 => told.set_classes = without(&told.set_classes, fault.one)?,
+        _ => told.rows = without(&told.rows, fault.one)?,
+    }
+    Some(told)
 }
 
 fn run(
     follower: &mut Compiler,
     thorough: &mut Compiler,
     spec: &mut Spec,
-    changes: &[(Change, u64)],
+    changes: &[(Change, u64, Fault)],
 ) -> Result<(), TestCaseError> {
     let (dns, node) = (dns(), NodeName::new("m0"));
     let (mut given, mut now) = (Given::new(), Duration::ZERO);
     let mut before = World::default();
     let mut touched_now = Touched::everything();
     let mut image: Option<PolicyImage> = None;
-    let mut looked = Before::default();
+    let mut checker = Checker::new(node.clone());
     let mut table = Learned::new(Limits::default());
-    for (turn, (change, seconds)) in (0..).zip([(Change::Wait, 0)].iter().chain(changes)) {
+    let first = [(&Change::Wait, 0, None)].into_iter();
+    let changes = first.chain(changes.iter().map(|(change, seconds, fault)| (change, *seconds, Some(fault))));
+    for (turn, (change, seconds, fault)) in (0..).zip(changes) {
         let rumours = apply(spec, &mut given, change);
-        now += Duration::from_secs(*seconds);
+        now += Duration::from_secs(seconds);
         let world = world(&spec.objects());
         if image.is_some() {
             touched_now = touched(&before, &world, rumours);
@@ -235,15 +265,31 @@ fn run(
             (None, Some(_)) => {}
             (changes, None) => prop_assert_eq!(changes, None, "there is no image before the first"),
         }
-        let checked = check(&view, &node, &all, &Scope::everything());
+        let checked = check(&view, &node, &all);
         prop_assert!(checked.is_ok(), "after {:?}: {}", change, checked.unwrap_err());
-        if let (Some(changes), Some(before)) = (follower.changes(), &image) {
-            let scope = Scope::after(&view, &all, &touched_now, changes, &looked);
-            prop_assert!(check(&view, &node, &all, &scope).is_ok());
-            would_be_noticed(&view, &node, before, &touched_now, &looked)
-                .map_err(|e| TestCaseError::fail(format!("after {change:?}: {e}")))?;
+        if let (Some(changes), Some(before), Some(fault)) = (follower.changes(), &image, fault) {
+            let nothing = PolicyChanges { pods: before.pods.clone(), ..PolicyChanges::default() };
+            agree(&checker, &view, before, &nothing, &touched_now, &format!("{change:?}, if the compiler misses it"))?;
+            if let Some(broken) = cluster::broken(all.clone(), fault.how, fault.one, fault.other) {
+                let told = cluster::changes(before, &broken);
+                agree(
+                    &checker,
+                    &view,
+                    before,
+                    &told,
+                    &touched_now,
+                    &format!("{change:?}, with a wrong entry {fault:?}"),
+                )?;
+            }
+            if let Some(told) = untold(changes, fault) {
+                agree(&checker, &view, before, &told, &touched_now, &format!("{change:?}, not all of it told"))?;
+                let all_again = checker.clone().follow(&view, &all, Some(&told), &Touched::everything());
+                prop_assert!(all_again.is_err(), "the kernel does not have what the compiler has: {:?}", fault);
+            }
         }
-        looked = Before::of(&view);
+        let followed = checker.follow(&view, &all, follower.changes(), &touched_now);
+        prop_assert!(followed.is_ok(), "after {:?}: {}", change, followed.unwrap_err());
+        prop_assert!(checker.has(&all));
         (image, before) = (Some(all), world);
     }
     Ok(())
@@ -254,14 +300,14 @@ proptest! {
 
     #[test]
     fn following_changes_gives_the_image_of_a_look_at_everything(
-        mut spec in spec(), changes in prop::collection::vec((change(), 0u64..4), 1..12),
+        mut spec in spec(), changes in prop::collection::vec((change(), 0u64..4, fault()), 1..12),
     ) {
         run(&mut Compiler::new(GRACE), &mut Compiler::new(GRACE), &mut spec, &changes)?;
     }
 
     #[test]
     fn also_after_a_restart_over_what_the_kernel_holds(
-        mut spec in spec(), earlier in change(), changes in prop::collection::vec((change(), 0u64..4), 1..6),
+        mut spec in spec(), earlier in change(), changes in prop::collection::vec((change(), 0u64..4, fault()), 1..6),
     ) {
         let (dns, mut given, node) = (dns(), Given::new(), NodeName::new("m0"));
         let objects = world(&spec.objects());

@@ -6,18 +6,19 @@
 
 mod cluster;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
 use proptest::prelude::*;
 use proptest::sample::Index;
-use towpath_model::desired::{PolicyImage, Row, RowKey, SetId, Verdict};
+use towpath_model::desired::{PolicyImage, SetId, Verdict};
 use towpath_model::{Direction, NodeName, World};
-use towpath_policy::check::{Mismatch, Scope, check};
+use towpath_policy::check::{Checker, Mismatch, check};
+use towpath_policy::compile::Touched;
 use towpath_policy::{Compiler, Evaluator, Flow, Holder, Reason, View, image};
 
-use cluster::{Spec, addresses, dns, services, spec, world};
+use cluster::{Spec, addresses, broken, changes, dns, services, spec, world};
 
 const NODE: &str = "m0";
 
@@ -69,81 +70,14 @@ fn differs(spec: &Spec, view: &View<'_>, image: &PolicyImage) -> Option<(IpAddr,
     None
 }
 
-/// One wrong entry in an image.
-fn broken(mut image: PolicyImage, how: u8, one: Index, other: Index) -> Option<PolicyImage> {
-    fn pick<T: Clone>(list: Vec<T>, index: Index) -> Option<T> {
-        (!list.is_empty()).then(|| list[index.index(list.len())].clone())
-    }
-    match how {
-        0 => {
-            let key = pick(image.set_classes.keys().copied().collect(), one)?;
-            image.set_classes.remove(&key);
-        }
-        1 => {
-            let key = pick(image.set_classes.keys().copied().collect(), one)?;
-            let locals = image.rows.keys().filter(|row| row.set == key.0).map(|row| row.class).collect();
-            image.set_classes.insert(key, pick(locals, other)?);
-        }
-        2 => {
-            let key: RowKey = pick(image.rows.keys().copied().collect(), one)?;
-            let row = image.rows[&key];
-            let verdict = if row.verdict == Verdict::Allow { Verdict::Deny } else { Verdict::Allow };
-            image.rows.insert(key, Row { verdict, ..row });
-        }
-        3 => {
-            let key: RowKey = pick(image.rows.keys().copied().collect(), one)?;
-            image.rows.remove(&key);
-        }
-        4 => {
-            let key: RowKey = pick(image.rows.keys().copied().collect(), one)?;
-            let row = image.rows.remove(&key)?;
-            image.rows.insert(RowKey { port_bits: key.port_bits.checked_sub(1)?, ..key }, row);
-        }
-        5 => {
-            let key = pick(image.pod_classes.keys().copied().collect(), one)?;
-            image.pod_classes.insert(key, pick(image.cidr_classes.values().copied().collect(), other)?);
-        }
-        6 => {
-            let key = pick(image.pod_classes.keys().copied().collect(), one)?;
-            image.pod_classes.remove(&key);
-        }
-        7 => {
-            let key = pick(image.cidr_classes.keys().copied().collect(), one)?;
-            image.cidr_classes.remove(&key);
-        }
-        8 => {
-            let key = pick(image.cidr_classes.keys().copied().collect(), one)?;
-            image.cidr_classes.insert(key, pick(image.pod_classes.values().copied().collect(), other)?);
-        }
-        9 => {
-            let key = pick(image.pods.keys().copied().collect(), one)?;
-            let sets = pick(image.pods.values().copied().collect(), other)?;
-            image.pods.insert(key, sets);
-        }
-        _ => {
-            let key = pick(image.pods.keys().copied().collect(), one)?;
-            image.pods.insert(key, Default::default());
-        }
-    }
-    Some(image)
-}
-
 fn noticed(spec: &Spec, world: &World, image: &PolicyImage) -> Result<(bool, bool), TestCaseError> {
     let (dns, given) = (dns(), BTreeMap::new());
     let learned = cluster::learned(&cluster::names(spec, world));
     let view = View { world, dns: &dns, pod_ips: &given, names: &learned };
     let wrong = differs(spec, &view, image);
-    let outcome = check(&view, &NodeName::new(NODE), image, &Scope::everything());
-    if let Some((own, flow)) = wrong {
+    let outcome = check(&view, &NodeName::new(NODE), image);
+    if let Some((_, flow)) = wrong {
         prop_assert!(outcome.is_err(), "the check does not notice that {:?} is judged otherwise", flow);
-        let peer = if flow.source == own { flow.destination } else { flow.source };
-        let Some(Holder::Pod(pod)) = Evaluator::new(&view).holder(own) else { unreachable!() };
-        let about_peer = Scope::of(BTreeSet::from([peer]), BTreeSet::new());
-        let about_own = Scope::of(BTreeSet::new(), BTreeSet::from([pod.name.namespace.clone()]));
-        for scope in [about_peer, about_own] {
-            let outcome = check(&view, &NodeName::new(NODE), image, &scope);
-            prop_assert!(outcome.is_err(), "{:?} is judged otherwise and not noticed in {:?}", flow, scope);
-        }
     }
     if let Err(mismatch) = &outcome {
         let Mismatch::Flow { direction, flow, image: held, .. } = &**mismatch else {
@@ -166,7 +100,7 @@ proptest! {
         let (dns, given) = (dns(), BTreeMap::new());
         let learned = cluster::learned(&cluster::names(&spec, &world));
         let view = View { world: &world, dns: &dns, pod_ips: &given, names: &learned };
-        let checked = check(&view, &NodeName::new(NODE), &compiled(&view), &Scope::everything());
+        let checked = check(&view, &NodeName::new(NODE), &compiled(&view));
         prop_assert!(checked.is_ok(), "{}", checked.unwrap_err());
     }
 
@@ -175,9 +109,16 @@ proptest! {
         let world = world(&spec.objects());
         let (dns, given) = (dns(), BTreeMap::new());
         let learned = cluster::learned(&cluster::names(&spec, &world));
-        let image = compiled(&View { world: &world, dns: &dns, pod_ips: &given, names: &learned });
-        if let Some(image) = broken(image, how, one, other) {
-            noticed(&spec, &world, &image)?;
+        let view = View { world: &world, dns: &dns, pod_ips: &given, names: &learned };
+        let honest = compiled(&view);
+        if let Some(image) = broken(honest.clone(), how, one, other) {
+            let (_, seen) = noticed(&spec, &world, &image)?;
+            // And if it is told to the kernel later, where everything was read before.
+            let mut checker = Checker::new(NodeName::new(NODE));
+            prop_assert!(checker.check(&view, &honest).is_ok());
+            let told = changes(&honest, &image);
+            let later = checker.follow(&view, &honest, Some(&told), &Touched::nothing());
+            prop_assert_eq!(later.is_err(), seen, "{:?}", told);
         }
     }
 }
@@ -199,11 +140,11 @@ fn most_wrong_entries_matter_and_a_missing_pod_is_named() {
             if let Some(address) = honest.pods.keys().next().copied() {
                 let mut image = honest.clone();
                 image.pods.remove(&address);
-                let said = check(&view, &NodeName::new(NODE), &image, &Scope::everything()).unwrap_err();
+                let said = check(&view, &NodeName::new(NODE), &image).unwrap_err();
                 assert!(matches!(*said, Mismatch::Missing { address: missing, .. } if missing == address), "{said}");
                 image = honest.clone();
                 image.pods.insert("203.0.113.9".parse().unwrap(), Default::default());
-                let said = check(&view, &NodeName::new(NODE), &image, &Scope::everything()).unwrap_err();
+                let said = check(&view, &NodeName::new(NODE), &image).unwrap_err();
                 assert!(matches!(*said, Mismatch::Surplus { .. }), "{said}");
             }
             let Some(image) = broken(honest, how, one, other) else { continue };

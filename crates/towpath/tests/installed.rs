@@ -189,7 +189,8 @@ async fn our_types_are_what_the_definitions_say() {
     let status = NodeNetworkStatus {
         service_proxy: Some("kube-proxy".to_owned()),
         dns: Some("stand-in".to_owned()),
-        receive_ready: vec![BackendName::Vxlan],
+        backend: Some(BackendName::HostGw),
+        receive_ready: vec![BackendName::Vxlan, BackendName::HostGw],
         network_config_generation: Some(1),
         agent_version: Some("0.1.0".to_owned()),
         pods: vec![GivenAddress {

@@ -33,6 +33,27 @@ pub enum Acceleration {
     Native,
 }
 
+/// How packets get from pod to pod of another node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum BackendName {
+    /// Encapsulated in UDP (RFC 7348).
+    #[default]
+    Vxlan,
+    /// As they are, over the node itself, where it is on the same link; else as with [`BackendName::Vxlan`].
+    HostGw,
+}
+
+impl BackendName {
+    /// As configurations say it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Vxlan => "vxlan",
+            Self::HostGw => "host-gw",
+        }
+    }
+}
+
 /// `towpath agent --config FILE`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default, rename_all = "camelCase")]
@@ -75,7 +96,9 @@ pub struct AgentConfig {
     pub node_ports: (u16, u16),
     /// At which of a node's addresses NodePorts answer: CIDRs, or `primary` alone; all, if there are none.
     pub node_port_addresses: Vec<String>,
-    /// VXLAN network identifier.
+    /// How packets get from pod to pod of another node.
+    pub backend: BackendName,
+    /// VXLAN network identifier. With other backends, too, what has to come back by this node goes in envelopes.
     pub vxlan_vni: u32,
     /// VXLAN UDP port.
     pub vxlan_port: u16,
@@ -148,6 +171,7 @@ impl Default for AgentConfig {
             cluster_domain: "cluster.local".to_owned(),
             node_ports: (30000, 32767),
             node_port_addresses: Vec::new(),
+            backend: BackendName::Vxlan,
             vxlan_vni: 116,
             vxlan_port: 8472,
             uplink: None,

@@ -17,7 +17,7 @@ pub struct AgentStatus {
     pub ready: bool,
     /// What is wrong, for people; empty when all is well.
     pub problems: Vec<String>,
-    /// The backend between nodes, for example `vxlan`.
+    /// The backend that is wanted between nodes, for example `vxlan`.
     pub backend: String,
     /// Who serves Services to the node's own processes and the outside: `towpath`, `kube-proxy` or `others`; empty: not decided.
     #[serde(default)]
@@ -91,6 +91,9 @@ pub struct PeerStatus {
     pub tunnel: Option<IpAddr>,
     /// Its pod ranges.
     pub pod_cidrs: Vec<String>,
+    /// Backend by which packets go to its pods.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub backend: String,
     /// The network that connects its pods, if it is not this one (`flannel`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<String>,

@@ -6,6 +6,8 @@ use std::net::IpAddr;
 use towpath_model::custom::NodeNetwork;
 use towpath_model::{NamespacedName, NodeName, World, canonical};
 
+use crate::ipam::Lease;
+
 /// Addresses that a node says it gave to a pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Given {
@@ -67,6 +69,37 @@ pub fn believed(world: &World, given: &BTreeMap<NodeName, Vec<Given>>) -> BTreeM
     });
     believed
 }
+
+/// Addresses by pod that are believed whatever the pod's status says: of other nodes' pods what is [`believed`], of this node's what it gave out
+/// itself.
+///
+/// A sandbox of another life than the one that the API has told of (a StatefulSet's pod is there again under its name, and its news are late; or it is
+/// an earlier one's, not removed yet) is that of a pod of which nothing is known: it stands under a name that no pod can have. By the labels of another
+/// life it would be judged as the pod that it is not.
+pub fn addresses(
+    world: &World,
+    given: &BTreeMap<NodeName, Vec<Given>>,
+    own: &[Lease],
+) -> BTreeMap<NamespacedName, Vec<IpAddr>> {
+    let mut addresses = believed(world, given);
+    let mut mine: BTreeMap<NamespacedName, Vec<IpAddr>> = BTreeMap::new();
+    for lease in own {
+        let Some(pod) = &lease.pod else { continue };
+        let told = world.pods.get(pod).map(|pod| pod.uid.as_str()).unwrap_or_default();
+        let same_life = told.is_empty() || lease.uid.is_empty() || told == lease.uid;
+        let name = if same_life {
+            pod.clone()
+        } else {
+            NamespacedName::new(&pod.namespace, format!("{} {}", pod.name, lease.uid))
+        };
+        mine.entry(name).or_default().extend(&lease.addresses);
+    }
+    addresses.extend(mine);
+    addresses
+}
+
+#[cfg(test)]
+mod late_news;
 
 #[cfg(test)]
 mod tests {

@@ -7,4 +7,5 @@
 //! Where the kind is not installed nothing of this happens: pods are then known by their status.
 
 pub mod given;
+pub mod kept;
 pub mod publish;

@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until};
 use towpath_model::custom::{BackendName, GivenAddress, NodeNetwork, NodeNetworkSpec, NodeNetworkStatus};
 use towpath_model::{NamespacedName, NodeName, World};
+use towpath_plan::backend::ready_for;
 use tracing::{debug, info, warn};
 
 use crate::backoff::Backoff;
@@ -54,6 +55,8 @@ pub struct Facts {
     pub node: NodeName,
     /// What it offers.
     pub spec: NodeNetworkSpec,
+    /// Backend that it sends by.
+    pub backend: BackendName,
 }
 
 /// Keeps the object as it should be, until it is dropped.
@@ -173,10 +176,22 @@ impl Publisher {
         let pods = unreported(&leases, read(&self.index).world());
         let condition = self.ready_condition();
         let in_charge = self.in_charge.borrow_and_update().in_charge;
+        // Until the kernel holds what this run wants it goes on as the run before: what that one said of itself still holds, but that it
+        // takes what this one will not.
+        let own = self.facts.backend;
+        let (backend, receive_ready) = match &*self.readiness.borrow() {
+            Readiness::Ready => (Some(own), ready_for(own)),
+            Readiness::Starting(_) => {
+                let before = read(&self.index).backends().get(&self.facts.node).cloned().unwrap_or_default();
+                (before.sends, before.receives.intersection(&ready_for(own)).copied().collect())
+            }
+        };
+        let receive_ready = receive_ready.into_iter().collect();
         NodeNetworkStatus {
             service_proxy: in_charge.map(|who| who.proxy.name().to_owned()),
             dns: in_charge.map(|who| who.dns.name().to_owned()),
-            receive_ready: vec![BackendName::Vxlan],
+            backend,
+            receive_ready,
             network_config_generation: *self.generation.borrow_and_update(),
             agent_version: Some(env!("CARGO_PKG_VERSION").to_owned()),
             pods,

@@ -176,7 +176,7 @@ fn a_deletion_is_not_acknowledged_while_the_policy_holds() {
     let (mut index, mut questions) = index(false, "n1");
     let all = |index: &Index| index.heard().told()["NetworkPolicy"].objects.clone().unwrap();
     index.listed_at(policies(), BTreeMap::from([("red/p".to_owned(), 5), ("red/q".to_owned(), 6)]));
-    index.remove_at::<NetworkPolicy>(&name("p"), Some(7));
+    index.remove_at::<NetworkPolicy>(&name("p"), "", Some(7));
     assert_eq!((all(&index).len(), index.outliving().len()), (2, 0), "whether it outlives its object is not known");
     index.namespace_ends(&questions.try_recv().unwrap(), false);
     assert_eq!(all(&index), BTreeMap::from([("red/q".to_owned(), 6)]));

@@ -1,15 +1,19 @@
 //! The other nodes: who they are, how they are reached, and whether this one is still where it was.
 
-use std::collections::BTreeSet;
-use std::time::Instant;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
 
 use towpath_model::NodeName;
+use towpath_plan::backend::{self, Says};
 use towpath_plan::peers;
 use tracing::{debug, warn};
 
 use super::{AUDIT_SOON, Reconciler};
 use crate::read;
 use crate::settings::OwnNode;
+
+/// Packets of a backend are taken for so long after the last node stopped to send them.
+const QUIET: Duration = Duration::from_secs(30);
 
 impl Reconciler {
     /// Whether this node's own addresses or ranges are no longer those that the data path was opened with.
@@ -28,13 +32,42 @@ impl Reconciler {
         changed
     }
 
+    /// Notes which way packets go to and come from other nodes; whether that is another than before.
+    pub(super) fn ways_changed(&mut self) -> bool {
+        let index = read(&self.index);
+        let others: BTreeMap<NodeName, Says> = index
+            .backends()
+            .iter()
+            .filter(|(node, _)| **node != self.node)
+            .map(|(node, says)| (node.clone(), says.clone()))
+            .collect();
+        self.kept.keep(index.backends());
+        let routed = backend::routed(self.backend, &others);
+        let now = Instant::now();
+        if backend::takes_plain(self.backend, &others) {
+            self.plain_until = Some(now + QUIET);
+        }
+        let plain = self.plain_until.is_some_and(|until| now < until);
+        let changed = (routed != self.tunnels.routed) || plain != self.tunnels.plain;
+        (self.tunnels.routed, self.tunnels.plain) = (routed, plain);
+        changed
+    }
+
+    /// Whether packets of other nodes' pods are taken as they are, and nobody has sent any for a while.
+    pub(super) fn quiet_is_over(&self) -> bool {
+        self.tunnels.plain && self.plain_until.is_none_or(|until| until <= Instant::now())
+    }
+
     pub(super) async fn apply_peers(&mut self) -> Result<(), String> {
         self.nodes_taken_over();
+        self.ways_changed();
         let planned = peers::plan(read(&self.index).world(), &self.node, &self.peers, &self.tunnels);
         self.peers.clone_from(&planned.peers);
+        let backend = self.backend;
         self.with_report(|report| {
             report.refused = planned.refused.into_iter().map(|(node, why)| (node.to_string(), why)).collect();
             report.peers.clone_from(&planned.peers);
+            report.backend = backend;
         });
         let applied = self.datapath.apply_peers(planned.peers).await.map_err(|e| e.to_string())?;
         for change in &applied.changes {

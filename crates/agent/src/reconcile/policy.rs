@@ -8,7 +8,7 @@ use towpath_model::NamespacedName;
 use towpath_model::desired::{PolicyChanges, PolicyImage};
 use towpath_plan::services::{Asks, Refusal, RefusedPart};
 use towpath_policy::View;
-use towpath_policy::check::{Before, Mismatch, Scope, check};
+use towpath_policy::check::Mismatch;
 use towpath_policy::compile::{TooLarge, Touched};
 use tracing::error;
 
@@ -126,49 +126,54 @@ impl Reconciler {
 
     /// Compiles what is touched and has it checked ([`towpath_policy::check`]): nothing that fails the check is written.
     fn compile(&mut self) -> Result<(), String> {
-        let own = self.leases.pod_addresses();
+        let own = self.leases.leases();
         let now = self.now();
-        let index = self.index.clone();
+        let (index, book, dns) = (self.index.clone(), self.book.clone(), self.dns.clone());
         let touched = std::mem::take(&mut self.policy_touched);
         let review = Instant::now() >= self.review_at;
         tokio::task::block_in_place(|| {
             let index = read(&index);
-            let mut pod_ips = given::believed(index.world(), index.given());
-            pod_ips.extend(own);
-            let book = self.book.read().unwrap_or_else(PoisonError::into_inner);
-            let view = View { world: index.world(), dns: &self.dns, pod_ips: &pod_ips, names: book.learned() };
-            let before = std::mem::replace(&mut self.policy_looked, Before::of(&view));
+            let pod_ips = given::addresses(index.world(), index.given(), &own);
+            let book = book.read().unwrap_or_else(PoisonError::into_inner);
+            let view = View { world: index.world(), dns: &dns, pod_ips: &pod_ips, names: book.learned() };
             let begun = Instant::now();
             let followed = self.compiler.follow(&view, &self.node, now, &touched);
             counts::compiled(begun.elapsed());
-            followed.map_err(too_large)?;
-            let scope = match self.compiler.changes().filter(|_| self.policy_followed && !review) {
-                Some(changes) => Scope::after(&view, self.compiler.image(), &touched, changes, &before),
-                None => Scope::everything(),
-            };
-            let mut checked = self.check(&view, &scope);
+            if let Err(reason) = followed {
+                // The check has not heard of what was touched.
+                self.policy_followed = false;
+                return Err(too_large(reason));
+            }
+            let mut checked = self.check(&view, Some(&touched));
             if review {
                 self.review_at = Instant::now() + REVIEW;
             }
             if review || checked.is_err() {
+                let told = self.checker.has(self.compiler.image());
                 self.compiler.follow(&view, &self.node, now, &Touched::everything()).map_err(too_large)?;
                 let differs = self.compiler.changes().is_some_and(|changes| !changes.is_empty());
-                if differs {
+                if differs || !told || matches!(&checked, Err(mismatch) if **mismatch == Mismatch::Untold) {
                     counts::MISSED_CHANGES.inc();
                     error!(
                         "a change was missed by the policies in force: repaired now. This is a fault of Towpath, please report it"
                     );
                 }
                 self.policy_followed = false;
-                checked = self.check(&view, &Scope::everything());
+                checked = self.check(&view, None);
             }
             checked.map_err(|mismatch| not_enforced(&mismatch))
         })
     }
 
-    fn check(&self, view: &View<'_>, scope: &Scope) -> Result<(), Box<Mismatch>> {
+    /// Has the image checked: what may be another since the last one, if these objects may have changed and the kernel has that; else all of it.
+    fn check(&mut self, view: &View<'_>, touched: Option<&Touched>) -> Result<(), Box<Mismatch>> {
         let begun = Instant::now();
-        let outcome = check(view, &self.node, self.compiler.image(), scope);
+        let image = self.compiler.image();
+        let changes = self.compiler.changes().filter(|_| self.policy_followed);
+        let outcome = match touched {
+            Some(touched) => self.checker.follow(view, image, changes, touched),
+            None => self.checker.check(view, image),
+        };
         counts::CHECK_DURATION.observe(begun.elapsed().as_secs_f64());
         outcome.map(drop).inspect_err(|mismatch| {
             if !matches!(**mismatch, Mismatch::TooLarge) {

@@ -7,6 +7,7 @@ use std::time::SystemTime;
 
 use ipnet::IpNet;
 use towpath_model::NamespacedName;
+use towpath_model::custom::BackendName;
 use towpath_model::desired::{NodePeer, PodSets, PolicyChanges, PolicyImage, PolicyRef, RuleId, RuleInfo, SetId};
 use towpath_plan::services::Refusal;
 use towpath_policy::compile::Counts;
@@ -19,6 +20,8 @@ use crate::predecessor::Remains;
 /// What the loop has done, for status and metrics.
 #[derive(Clone, Debug, Default)]
 pub struct Report {
+    /// Backend that this node sends by.
+    pub backend: BackendName,
     /// Peers as last planned.
     pub peers: Vec<NodePeer>,
     /// Why a node or one of its ranges is left out.

@@ -135,8 +135,7 @@ pub struct NodeConfig {
 /// What packets of pods come by besides our own devices, where another network was here before or still is on other nodes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Surroundings {
-    /// Devices by which packets of a node's pods may come without an envelope, IPv4 and IPv6; 0: none. Only for nodes that are, or
-    /// were, another network's.
+    /// Devices by which packets of a node's pods may come without an envelope, IPv4 and IPv6; 0: none.
     pub plain: BTreeMap<NodeName, [u32; 2]>,
     /// Addresses in this node's ranges that are no pods of ours, with the device that each is reached by.
     pub elsewhere: Vec<(IpAddr, u32)>,

@@ -88,7 +88,7 @@ pub struct Programs {
     snat: Map<Tuple, abi::Snat>,
     audited: AuditMap,
     accounts: Accounts,
-    /// Peers were written, perhaps not all of them, and the revision was not raised for it.
+    /// Peers were written, perhaps not all of them, and the revision was not raised for it; perhaps by a process before this one.
     unraised: bool,
     collected: Option<Instant>,
 }
@@ -149,7 +149,7 @@ impl Programs {
             inheritance,
             translations: Map::open(&object, "tp_nat")?,
             snat: Map::open(&object, "tp_snat")?,
-            unraised: false,
+            unraised: true,
             collected: None,
             config,
             object,

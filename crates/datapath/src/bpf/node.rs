@@ -60,20 +60,21 @@ fn encode(node: &NodeConfig) -> abi::NodeConfig {
 fn prefixes(peers: &[NodePeer], surroundings: &Surroundings) -> HashMap<CidrKey, abi::Peer> {
     let mut wanted = HashMap::new();
     for peer in peers {
-        let reach = peer.flannel.map(|flannel| flannel.reach);
-        let plain = if reach == Some(Reach::Route) { TP_PEER_PLAIN } else { 0 };
-        let mac = if let Some(Reach::TunnelTo(mac)) = reach { mac } else { [0; 6] };
+        let plain = if peer.reach == Reach::Route { TP_PEER_PLAIN } else { 0 };
+        let mac = if let Reach::TunnelTo(mac) = peer.reach { mac } else { [0; 6] };
         let local = if peer.local { TP_PEER_LOCAL } else { 0 };
-        let entry = abi::Peer { tunnel: Addr::new(peer.tunnel), flags: local | plain, ifindex: 0, mac, pad: [0; 2] };
+        let entry = abi::Peer { tunnel: Addr::new(peer.tunnel), flags: local, ifindex: 0, mac, pad: [0; 2] };
         let [plain_v4, plain_v6] =
-            surroundings.plain.get(&peer.name).filter(|_| reach.is_some()).copied().unwrap_or_default();
+            surroundings.plain.get(&peer.name).filter(|_| peer.plain).copied().unwrap_or_default();
         for net in &peer.pod_cidrs {
             let ifindex = if net.addr().is_ipv4() { plain_v4 } else { plain_v6 };
-            wanted.entry(CidrKey::new(*net)).or_insert(abi::Peer { ifindex, ..entry });
+            wanted.entry(CidrKey::new(*net)).or_insert(abi::Peer { ifindex, flags: local | plain, ..entry });
         }
+        // A node of ours answers pods in the tunnel, for an underlay may drop their addresses; Flannel's has none for that.
+        let plain = if peer.flannel.is_some() { plain } else { 0 };
         let of_node = |address: &IpAddr| {
             let silent = if surroundings.silent.contains(address) { TP_PEER_SILENT } else { 0 };
-            abi::Peer { flags: entry.flags | TP_PEER_NODE | silent, ..entry }
+            abi::Peer { flags: local | plain | TP_PEER_NODE | silent, ..entry }
         };
         for address in &peer.addresses {
             wanted.insert(CidrKey::host(*address), of_node(address));

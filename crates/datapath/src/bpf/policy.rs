@@ -31,7 +31,8 @@ pub(crate) struct PolicyMaps {
     class_cidrs: Mirror<CidrKey, u32>,
     set_classes: Mirror<SetClassKey, u32>,
     rules: Mirror<RuleKey, abi::Rule>,
-    /// An [`PolicyMaps::apply`] failed midway: what it wrote is in force, and the revision was not raised for it.
+    /// An [`PolicyMaps::apply`] failed midway: what it wrote is in force, and the revision was not raised for it. Or nobody knows, because who wrote
+    /// last was another process, which may have been killed there.
     unraised: bool,
 }
 
@@ -171,7 +172,7 @@ impl PolicyMaps {
             class_cidrs: Mirror::open(object, "tp_class_cidrs")?,
             set_classes: Mirror::open(object, "tp_set_class")?,
             rules: Mirror::open(object, "tp_rules")?,
-            unraised: false,
+            unraised: true,
         })
     }
 

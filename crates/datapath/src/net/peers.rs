@@ -3,7 +3,8 @@
 //! Pure: from peers to routes and neighbours. Every remote pod range has a route into the tunnel whose next hop is the range's
 //! own gateway address; its permanent neighbour entry names the remote tunnel device's computed MAC, so nothing is ever
 //! asked on the overlay. Other nodes' own addresses have the same in a table that only packets from our pods look into,
-//! because an underlay may drop pod sources.
+//! because an underlay may drop pod sources. A node whose pods are sent packets as they are has routes to its ranges over its own
+//! addresses instead; all else stays.
 //!
 //! Over a tunnel device that another network lent (Flannel's, while its pods are here) routes carry no tunnel key: the device finds the
 //! node by the MAC address in its forwarding table, which is written too. Next hops are then the ranges' network addresses, as
@@ -72,7 +73,12 @@ pub fn tables(tunnel: &Tunnel, peers: &[NodePeer]) -> PeerTables {
             ));
             continue;
         };
-        let path = Path::to(tunnel, peer, source);
+        let path = Path::to(tunnel, peer, source, peer.reach);
+        // What other networks' nodes do not take in a tunnel goes to the nodes themselves as it is, too.
+        let to_node = match (peer.reach, peer.flannel) {
+            (Reach::Route, None) => Path::to(tunnel, peer, source, Reach::Tunnel),
+            _ => Path::to(tunnel, peer, source, peer.reach),
+        };
         let mut gateways = Vec::new();
         for range in &peer.pod_cidrs {
             let Some(gateway) = path.next_hop(*range).filter(|_| taken.insert((MAIN_TABLE, range.trunc()))) else {
@@ -85,7 +91,7 @@ pub fn tables(tunnel: &Tunnel, peers: &[NodePeer]) -> PeerTables {
                 tables.yielding.insert(range.trunc());
             }
             tables.ranges.push(path.route(MAIN_TABLE, range.trunc(), gateway));
-            if let Some(mac) = path.mac {
+            if let (Some(mac), Some(gateway)) = (to_node.mac, to_node.next_hop(*range)) {
                 gateways.push(gateway);
                 tables.neighbours.insert(gateway, mac);
                 tables.forwarding.extend(tunnel.lent.then_some((mac, peer.tunnel)));
@@ -94,7 +100,7 @@ pub fn tables(tunnel: &Tunnel, peers: &[NodePeer]) -> PeerTables {
         for address in &peer.addresses {
             let Some(gateway) = of_family(&gateways, *address) else { continue };
             if taken.insert((NODE_TABLE, host_range(*address))) {
-                tables.nodes.push(path.route(NODE_TABLE, host_range(*address), gateway));
+                tables.nodes.push(to_node.route(NODE_TABLE, host_range(*address), gateway));
             } else {
                 tables.problems.push(format!("node {}: address {address} is another node's too", peer.name));
             }
@@ -115,11 +121,11 @@ struct Path<'a> {
 }
 
 impl<'a> Path<'a> {
-    fn to(tunnel: &'a Tunnel, peer: &'a NodePeer, source: IpAddr) -> Self {
-        let mac = match peer.flannel.map(|flannel| flannel.reach) {
-            None | Some(Reach::Tunnel) => Some(mac::of_tunnel(peer.tunnel)),
-            Some(Reach::TunnelTo(mac)) => Some(mac),
-            Some(Reach::Route) => None,
+    fn to(tunnel: &'a Tunnel, peer: &'a NodePeer, source: IpAddr, reach: Reach) -> Self {
+        let mac = match reach {
+            Reach::Tunnel => Some(mac::of_tunnel(peer.tunnel)),
+            Reach::TunnelTo(mac) => Some(mac),
+            Reach::Route => None,
         };
         let encap = Encap { id: tunnel.id, source, destination: peer.tunnel };
         let sources = match (mac, peer.flannel) {
@@ -133,7 +139,11 @@ impl<'a> Path<'a> {
 
     fn next_hop(&self, range: IpNet) -> Option<IpAddr> {
         match (self.mac, self.tunnel.lent) {
-            (None, _) => Some(self.peer.tunnel).filter(|next| next.is_ipv4() == range.addr().is_ipv4()),
+            // Flannel's nodes have a peer a family; ours have an address of each.
+            (None, _) => {
+                let mut ends = std::iter::once(&self.peer.tunnel).chain(&self.peer.addresses);
+                ends.find(|next| next.is_ipv4() == range.addr().is_ipv4()).copied()
+            }
             (Some(_), true) => gateway_of(range).map(|_| range.network()),
             (Some(_), false) => gateway_of(range),
         }
@@ -168,6 +178,8 @@ mod tests {
             pod_cidrs: ranges.iter().map(|r| r.parse().unwrap()).collect(),
             tunnel: address,
             local,
+            reach: Reach::Tunnel,
+            plain: false,
             flannel: None,
         }
     }
@@ -222,8 +234,8 @@ mod tests {
     const VTEP: [u8; 6] = [0xde, 0xad, 0, 0, 0, 2];
 
     fn flannels(reach: Reach) -> NodePeer {
-        let flannel = Some(towpath_model::desired::FlannelPeer { reach, taken_over: false });
-        NodePeer { flannel, ..peer("b", "192.0.2.2", &["10.244.2.0/24"], false) }
+        let flannel = Some(towpath_model::desired::FlannelPeer { taken_over: false });
+        NodePeer { flannel, reach, plain: true, ..peer("b", "192.0.2.2", &["10.244.2.0/24"], false) }
     }
 
     #[test]
@@ -243,6 +255,21 @@ mod tests {
         assert_eq!(tables.neighbours[&"10.244.2.0".parse().unwrap()], VTEP);
         assert_eq!(tables.forwarding[&VTEP], "192.0.2.2".parse::<IpAddr>().unwrap());
         assert!(tables.yielding.contains(&"10.244.2.0/24".parse().unwrap()));
+    }
+
+    #[test]
+    fn a_node_that_takes_packets_as_they_are_has_its_pods_over_itself_and_its_own_addresses_in_the_tunnel() {
+        let mut b = peer("b", "192.0.2.2", &["10.244.2.0/24", "fd00:2::/64"], false);
+        (b.reach, b.plain) = (Reach::Route, true);
+        b.addresses.push("2001:db8::2".parse().unwrap());
+        let with = tables(&tunnel(), std::slice::from_ref(&b));
+        let next: Vec<_> =
+            with.ranges.iter().map(|r| (r.device, r.gateway.unwrap().to_string(), r.encap.is_some())).collect();
+        assert_eq!(next, [(2, "192.0.2.2".to_owned(), false), (2, "2001:db8::2".to_owned(), false)]);
+        assert_eq!(with.ranges[0].source, Some("192.0.2.1".parse().unwrap()));
+        // The rest is as with a tunnel, so that nothing goes while a node changes its way.
+        let without = tables(&tunnel(), &[NodePeer { reach: Reach::Tunnel, ..b }]);
+        assert_eq!((with.nodes.len(), &with.nodes, &with.neighbours), (2, &without.nodes, &without.neighbours));
     }
 
     #[test]

@@ -172,8 +172,17 @@ pub fn list(netlink: &mut Netlink, table: u32) -> Result<Vec<Route>, Error> {
     Ok(routes)
 }
 
-/// The device that the kernel's routes lead to for an address; none: they lead nowhere.
-pub fn device_towards(netlink: &mut Netlink, address: IpAddr) -> Result<Option<u32>, Error> {
+/// Where the kernel's routes lead for an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Towards {
+    /// Index of the device.
+    pub device: u32,
+    /// It is on that device's link: no router is in between.
+    pub on_link: bool,
+}
+
+/// Where the kernel's routes lead for an address; none: nowhere.
+pub fn towards(netlink: &mut Netlink, address: IpAddr) -> Result<Option<Towards>, Error> {
     let mut message = RouteMessage::default();
     let host = host_range(address);
     message.header.address_family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
@@ -188,10 +197,20 @@ pub fn device_towards(netlink: &mut Netlink, address: IpAddr) -> Result<Option<u
         };
     Ok(answers.into_iter().find_map(|answer| match answer {
         Message::NewRoute(route) if route.header.kind == RouteType::Unicast => {
-            route.attributes.iter().find_map(|a| if let RouteAttribute::Oif(device) = a { Some(*device) } else { None })
+            let device = route
+                .attributes
+                .iter()
+                .find_map(|a| if let RouteAttribute::Oif(device) = a { Some(*device) } else { None });
+            let routed = |a: &RouteAttribute| matches!(a, RouteAttribute::Gateway(_) | RouteAttribute::Via(_));
+            device.map(|device| Towards { device, on_link: !route.attributes.iter().any(routed) })
         }
         _ => None,
     }))
+}
+
+/// The device that the kernel's routes lead to for an address; none: they lead nowhere.
+pub fn device_towards(netlink: &mut Netlink, address: IpAddr) -> Result<Option<u32>, Error> {
+    Ok(towards(netlink, address)?.map(|towards| towards.device))
 }
 
 /// Indexes of the devices that default routes of the main table lead to, whosever the routes are.

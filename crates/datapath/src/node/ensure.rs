@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use towpath_model::desired::Backend;
+use towpath_model::desired::Vxlan;
 
 use super::{Node, cgroup_root, lent, program_error};
 use crate::bpf::NodeConfig;
@@ -81,7 +81,7 @@ impl Node {
     /// Adopts the tunnel device, or makes it (down). A device of its name that is of another kind or port is ours, from
     /// another configuration: it is replaced.
     fn ensure_tunnel_device(&mut self, changes: &mut Vec<String>) -> Result<Link, Error> {
-        let Backend::Vxlan { port, .. } = self.config.settings.backend;
+        let port = self.config.settings.vxlan.port;
         if let Some(lent) = self.find_lent_tunnel()? {
             return Ok(lent);
         }
@@ -126,7 +126,7 @@ impl Node {
     /// Node facts first, then the hooks that read them.
     pub(super) fn ensure_programs(&mut self) -> Result<(), Error> {
         let settings = &self.config.settings;
-        let Backend::Vxlan { vni, port } = settings.backend;
+        let Vxlan { vni, port } = settings.vxlan;
         let facts = &self.facts;
         let Some(programs) = &mut self.programs else { return Ok(()) };
         let plain_routing = rule::is_plain(&mut self.netlink)?;

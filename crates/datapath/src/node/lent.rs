@@ -13,7 +13,7 @@ use std::net::IpAddr;
 
 use rtnetlink::packet_route::link::InfoKind;
 use towpath_model::NodeName;
-use towpath_model::desired::{Backend, Reach};
+use towpath_model::desired::{NodePeer, Reach, Vxlan};
 
 use super::Node;
 use crate::bpf::Surroundings;
@@ -58,8 +58,8 @@ pub(crate) fn no_longer_answer() -> Result<(), Error> {
 
 /// Flannel's device, if it is up with our port while ours is not. Another identifier than ours is refused: neither device could
 /// take the other's packets.
-pub(super) fn find(netlink: &mut Netlink, backend: &Backend) -> Result<Option<Link>, Error> {
-    let Backend::Vxlan { vni, port } = *backend;
+pub(super) fn find(netlink: &mut Netlink, vxlan: Vxlan) -> Result<Option<Link>, Error> {
+    let Vxlan { vni, port } = vxlan;
     let links = link::list(netlink)?;
     if links.iter().any(|l| l.name == TUNNEL_DEVICE && l.up) {
         return Ok(None);
@@ -87,7 +87,7 @@ impl Node {
     /// Flannel's device, if it can serve; notes in [`Node::lent`] what was found.
     pub(super) fn find_lent_tunnel(&mut self) -> Result<Option<Link>, Error> {
         self.lent = None;
-        let Some(found) = find(&mut self.netlink, &self.config.settings.backend)? else { return Ok(None) };
+        let Some(found) = find(&mut self.netlink, self.config.settings.vxlan)? else { return Ok(None) };
         if let Some(own) = link::by_name(&mut self.netlink, TUNNEL_DEVICE)? {
             // Left by a start that was cut off before the device came up.
             link::delete(&mut self.netlink, own.index, TUNNEL_DEVICE)?;
@@ -155,33 +155,50 @@ impl Node {
         Ok(applied)
     }
 
-    /// By which devices nodes that are or were Flannel's send packets as they are (`host-gw`, and DirectRouting): those that the kernel's
-    /// routes lead to them by, where flanneld was given another card (`--iface`) than the uplink.
-    /// Of a node whose annotations went just now that is as before: others, who have not heard yet, go on so.
-    fn devices_of_flannels_nodes(&mut self) -> Result<BTreeMap<NodeName, [u32; 2]>, Error> {
-        let mut plain: BTreeMap<NodeName, [u32; 2]> = BTreeMap::new();
-        for peer in &self.peers {
-            let Some(flannel) = peer.flannel else { continue };
-            if let Some(before) = self.plain.get(&peer.name).filter(|_| flannel.reach == Reach::Tunnel) {
-                plain.insert(peer.name.clone(), *before);
-                continue;
+    /// The devices that lead to a peer, IPv4 and IPv6, and whether it is on their links. Flannel may have been given another card (`--iface`)
+    /// than the uplink.
+    fn devices_to(&mut self, peer: &NodePeer) -> Result<([u32; 2], bool), Error> {
+        let (mut devices, mut on_link) = ([self.facts.uplink_ifindex; 2], true);
+        for (device, v4) in devices.iter_mut().zip([true, false]) {
+            let mut ends = [peer.tunnel].into_iter().chain(peer.addresses.iter().copied());
+            if let Some(end) = ends.find(|address| address.is_ipv4() == v4)
+                && let Some(towards) = route::towards(&mut self.netlink, end)?
+            {
+                *device = towards.device;
+                on_link &= towards.on_link;
             }
-            let devices = plain.entry(peer.name.clone()).or_insert([self.facts.uplink_ifindex; 2]);
-            for (device, v4) in devices.iter_mut().zip([true, false]) {
-                let mut ends = [peer.tunnel].into_iter().chain(peer.addresses.iter().copied());
-                if let Some(end) = ends.find(|address| address.is_ipv4() == v4)
-                    && let Some(towards) = route::device_towards(&mut self.netlink, end)?
-                {
-                    *device = towards;
+        }
+        Ok((devices, on_link))
+    }
+
+    /// By which devices nodes send packets as they are, and how each is reached: a node beyond a router neither sends nor is sent any.
+    fn ensure_ways(&mut self) -> Result<(), Error> {
+        let mut plain: BTreeMap<NodeName, [u32; 2]> = BTreeMap::new();
+        let mut peers = self.planned.clone();
+        self.beyond.clear();
+        for peer in peers.iter_mut().filter(|peer| peer.plain) {
+            let before = self.plain.get(&peer.name).copied();
+            match (peer.flannel, before) {
+                // Of a node whose annotations went just now that is as before: others, who have not heard yet, go on so.
+                (Some(_), Some(before)) if peer.reach == Reach::Tunnel => drop(plain.insert(peer.name.clone(), before)),
+                (flannel, _) => {
+                    let (devices, on_link) = self.devices_to(peer)?;
+                    if flannel.is_some() || on_link {
+                        plain.insert(peer.name.clone(), devices);
+                    } else {
+                        self.beyond.extend((peer.reach == Reach::Route).then(|| peer.name.clone()));
+                        (peer.reach, peer.plain) = (Reach::Tunnel, false);
+                    }
                 }
             }
         }
-        Ok(plain)
+        (self.plain, self.peers) = (plain, peers);
+        Ok(())
     }
 
     /// Has the programs know the peers, and what besides our own devices packets come by.
     pub(super) fn ensure_surroundings(&mut self) -> Result<(), Error> {
-        self.plain = self.devices_of_flannels_nodes()?;
+        self.ensure_ways()?;
         let mut surroundings = Surroundings { plain: self.plain.clone(), ..Surroundings::default() };
         let links = link::list(&mut self.netlink)?;
         for address in &self.elsewhere {

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use towpath_model::NodeName;
-use towpath_model::desired::{Backend, NodePeer, PolicyChanges, PolicyImage, ServiceChanges, ServiceTable};
+use towpath_model::desired::{NodePeer, PolicyChanges, PolicyImage, Reach, ServiceChanges, ServiceTable};
 
 use self::hooks::{Attachment, Part};
 use self::reaper::Reaper;
@@ -69,10 +69,15 @@ pub(crate) struct Node {
     wires: wires::Wires,
     /// What is to be applied before another version's programs go.
     awaited: BTreeSet<Part>,
+    /// The peers as they were planned.
+    planned: Vec<NodePeer>,
+    /// The same as each is reached.
     peers: Vec<NodePeer>,
+    /// Nodes that were to be sent packets as they are, and have a router in between.
+    beyond: BTreeSet<NodeName>,
     /// Name of the tunnel device, where it is another network's.
     lent: Option<String>,
-    /// Devices by which packets of Flannel's nodes come as they are, IPv4 and IPv6.
+    /// Devices by which packets of nodes come as they are, IPv4 and IPv6.
     plain: BTreeMap<NodeName, [u32; 2]>,
     /// Bridges of another network on which the node answers for pods here, by index with their names.
     bridges: BTreeMap<u32, String>,
@@ -140,7 +145,9 @@ impl Node {
             plain: BTreeMap::new(),
             bridges: BTreeMap::new(),
             elsewhere: BTreeSet::new(),
+            planned: Vec::new(),
             peers: Vec::new(),
+            beyond: BTreeSet::new(),
             peers_known: false,
             nft,
             problems: Vec::new(),
@@ -165,6 +172,8 @@ impl Node {
             facts: self.facts.clone(),
             pods: self.records.iter().count(),
             peers: self.peers.iter().filter(|p| !p.local).count(),
+            routed: self.peers.iter().filter(|p| p.reach == Reach::Route).map(|p| p.name.clone()).collect(),
+            beyond: self.beyond.clone(),
             problems: self.problems.iter().chain(&released.problem).cloned().chain(self.port_problem()).collect(),
             accelerated: self.wires.accelerated(),
             acceleration_notes: self.wires.notes(),
@@ -186,9 +195,9 @@ impl Node {
 
     /// See [`crate::Datapath::apply_peers`]. Programs learn of a peer before routes lead to it.
     pub(crate) fn apply_peers(&mut self, peers: Vec<NodePeer>) -> Result<Applied, Error> {
-        self.peers = peers;
+        self.planned = peers;
         self.peers_known = true;
-        let own = self.peers.iter().find(|p| p.local).map(|p| p.tunnel);
+        let own = self.planned.iter().find(|p| p.local).map(|p| p.tunnel);
         let mut applied = Applied::default();
         if own.is_some_and(|own| own != self.facts.tunnel_address) {
             self.facts = gather_with(&mut self.netlink, &self.config, own)?;
@@ -364,10 +373,9 @@ impl Node {
     }
 
     fn tunnel(&self) -> Tunnel {
-        let Backend::Vxlan { vni, .. } = self.config.settings.backend;
         Tunnel {
             device: self.facts.tunnel_ifindex,
-            id: vni,
+            id: self.config.settings.vxlan.vni,
             addresses: self.config.settings.addresses.clone(),
             gateways: self.facts.gateways.clone(),
             lent: self.lent.is_some(),
@@ -378,7 +386,6 @@ impl Node {
 
     fn nft_facts(&self) -> nft::Facts {
         let settings = &self.config.settings;
-        let Backend::Vxlan { port, .. } = settings.backend;
         let mut nodes: Vec<IpAddr> = settings.addresses.iter().chain(&self.facts.more_addresses).copied().collect();
         nodes.extend(self.peers.iter().flat_map(|p| p.addresses.iter().copied().chain([p.tunnel])));
         nodes.sort_unstable();
@@ -391,7 +398,7 @@ impl Node {
             nodes,
             untranslated: settings.non_masquerade_cidrs.clone(),
             dns: settings.dns_addresses.clone(),
-            tunnel_port: port,
+            tunnel_port: settings.vxlan.port,
             // Before the peers are known every node would be a stranger.
             borrowed_tunnel: self.lent.is_some() && self.peers_known,
             // Before the first peers nothing is known of another network's pods either.
@@ -431,7 +438,7 @@ fn gather_with(netlink: &mut Netlink, config: &DatapathConfig, tunnel: Option<Ip
     }
     uplink::settle(netlink, &settings.addresses, DAD_PATIENCE)?;
     let uplink = uplink::find(netlink, &settings.addresses, config.uplink.as_deref())?;
-    lent::find(netlink, &settings.backend)?;
+    lent::find(netlink, settings.vxlan)?;
     let tunnel_mtu = uplink::tunnel_mtu(uplink.mtu, tunnel_address);
     let present = link::by_name(netlink, TUNNEL_DEVICE)?;
     let outside = find_outside(netlink, config, &uplink)?;

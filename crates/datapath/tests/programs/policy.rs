@@ -242,7 +242,7 @@ fn the_stack_does_not_carry_what_policy_denies() {
 }
 
 /// An ICMP error about a packet from `quoted.0` to `quoted.1`.
-fn unreachable(src: IpAddr, dst: IpAddr, quoted: (IpAddr, u16, IpAddr, u16)) -> crate::frame::Frame {
+pub fn unreachable(src: IpAddr, dst: IpAddr, quoted: (IpAddr, u16, IpAddr, u16)) -> crate::frame::Frame {
     let inner = sent_by(quoted.0, quoted.1, quoted.2, quoted.3, L4::udp(b"hello")).packet();
     let (kind, code) = if src.is_ipv4() { (3, 3) } else { (1, 4) };
     sent_by(src, 0, dst, 0, L4::Icmp { kind, code, rest: [0; 4], payload: inner })

@@ -21,7 +21,8 @@ fn old(family: Family) -> IpAddr {
 fn with_flannel(reach: Reach) -> impl FnOnce(&mut World) {
     move |w| {
         let mut peers = peers();
-        peers[1].flannel = Some(FlannelPeer { reach, taken_over: false });
+        peers[1].flannel = Some(FlannelPeer { taken_over: false });
+        (peers[1].reach, peers[1].plain) = (reach, true);
         let elsewhere = BOTH.map(|family| (old(family), BRIDGE)).to_vec();
         let plain = [(peers[1].name.clone(), [w.uplink; 2])].into();
         w.programs.surround(Surroundings { plain, elsewhere, ..Surroundings::default() });
@@ -56,9 +57,14 @@ fn a_frame_for_flannels_device_bears_its_mac_and_others_the_computed_one() {
 fn a_routed_node_gets_packets_as_they_are_and_so_sends_them() {
     in_world_of_flannels(Reach::Route, |w| {
         for h in BOTH.map(hosts) {
-            w.from_pod(&sent_by(h.a, 4000, h.remote, 80, L4::syn())).passed();
+            let asks = w.from_pod(&sent_by(h.a, 4000, h.remote, 80, L4::syn()));
+            if h.a.is_ipv4() {
+                asks.out_of(3, w.uplink);
+            } else {
+                asks.passed();
+            }
             let answer = arriving(MAC_UPLINK, h.remote, 80, h.a, 4000, L4::tcp(SYN | ACK));
-            w.from_uplink(&answer).passed();
+            w.from_uplink(&answer).into_pod(w.pod_a);
             w.to_pod(&answer, w.pod_a, w.uplink).passed();
             // By another device, and from a node of whom nobody said so.
             w.to_pod(&answer, w.pod_a, BRIDGE).dropped("spoofed_node");

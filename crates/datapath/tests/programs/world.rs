@@ -250,6 +250,8 @@ pub fn peers() -> Vec<NodePeer> {
             pod_cidrs: vec![net("10.1.0.0/24"), net("fd01::/64")],
             tunnel: ip("192.168.50.1"),
             local: true,
+            reach: Reach::Tunnel,
+            plain: false,
             flannel: None,
         },
         NodePeer {
@@ -258,6 +260,8 @@ pub fn peers() -> Vec<NodePeer> {
             pod_cidrs: vec![net("10.2.0.0/24"), net("fd02::/64")],
             tunnel: ip("192.168.50.2"),
             local: false,
+            reach: Reach::Tunnel,
+            plain: false,
             flannel: None,
         },
         NodePeer {
@@ -266,6 +270,8 @@ pub fn peers() -> Vec<NodePeer> {
             pod_cidrs: vec![net("10.3.0.0/24"), net("fd03::/64")],
             tunnel: ip("192.168.50.3"),
             local: false,
+            reach: Reach::Tunnel,
+            plain: false,
             flannel: None,
         },
     ]
@@ -597,10 +603,10 @@ pub fn of_bytes<T: Plain>(bytes: &[u8]) -> T {
     unsafe { std::ptr::read_unaligned(bytes.as_ptr().cast()) }
 }
 
-/// Nanoseconds since the machine started.
+/// The clock of the programs under test: a day more than since the machine started (`TESTING_AHEAD` in bpf/maps.h).
 pub fn uptime() -> u64 {
     let text = std::fs::read_to_string("/proc/uptime").unwrap();
-    (text.split(' ').next().unwrap().parse::<f64>().unwrap() * 1e9) as u64
+    ((text.split(' ').next().unwrap().parse::<f64>().unwrap() + 24.0 * 3600.0) * 1e9) as u64
 }
 
 /// A frame that pod a or b sends (by its address), to its gateway.

@@ -28,7 +28,8 @@ fn planned(nodes: Vec<Node>) -> Peers {
 }
 
 fn tunnels(taken_over: &[&str]) -> Tunnels {
-    Tunnels { vni: 1, taken_over: taken_over.iter().map(|n| NodeName::new(*n)).collect::<BTreeSet<_>>() }
+    let taken_over = taken_over.iter().map(|n| NodeName::new(*n)).collect::<BTreeSet<_>>();
+    Tunnels { vni: 1, taken_over, ..Tunnels::default() }
 }
 
 fn names(peers: &Peers) -> Vec<&str> {
@@ -149,12 +150,12 @@ fn a_node_of_flannels_is_reached_by_its_device_and_outer_address() {
     let before = plan(&world(nodes()), &NodeName::new("n1"), &[], &tunnels(&["n1"]));
     assert!(before.refused.is_empty(), "{:?}", before.refused);
     assert_eq!(before.peers[0].flannel, None, "this node knows itself");
-    let flannel = FlannelPeer { reach: Reach::TunnelTo(MAC), taken_over: false };
-    assert_eq!(before.peers[1].flannel, Some(flannel));
+    let way = |peers: &Peers| (peers.peers[1].flannel, peers.peers[1].reach, peers.peers[1].plain);
+    assert_eq!(way(&before), (Some(FlannelPeer { taken_over: false }), Reach::TunnelTo(MAC), true));
     assert_eq!(before.peers[1].tunnel.to_string(), "203.0.113.2");
 
     let after = plan(&world(nodes()), &NodeName::new("n1"), &before.peers, &tunnels(&["n1", "n2"]));
-    assert_eq!(after.peers[1].flannel, Some(FlannelPeer { reach: Reach::TunnelTo(MAC), taken_over: true }));
+    assert_eq!(way(&after), (Some(FlannelPeer { taken_over: true }), Reach::TunnelTo(MAC), true));
     assert_eq!(after.peers[1].tunnel.to_string(), "192.168.0.2", "our agents send from the node's own address");
     let known: Vec<String> = after.peers[1].addresses.iter().map(ToString::to_string).collect();
     assert_eq!(known, ["192.168.0.2", "203.0.113.2"], "and Flannel's device for its old pods from the annotation's");
@@ -162,11 +163,8 @@ fn a_node_of_flannels_is_reached_by_its_device_and_outer_address() {
     let mut bare = nodes();
     bare[1].flannel = None;
     let last = plan(&world(bare), &NodeName::new("n1"), &after.peers, &tunnels(&["n1", "n2"]));
-    assert_eq!(
-        last.peers[1].flannel,
-        Some(FlannelPeer { reach: Reach::Tunnel, taken_over: true }),
-        "what is under way as before is still taken"
-    );
+    let still_taken = (Some(FlannelPeer { taken_over: true }), Reach::Tunnel, true);
+    assert_eq!(way(&last), still_taken, "what is under way as before");
 }
 
 #[test]
@@ -195,7 +193,18 @@ fn host_gw_is_reached_by_route() {
         node("n1", &["192.168.0.1"], &["10.244.1.0/24"]),
         flannels(node("n2", &["192.168.0.2"], &["10.244.2.0/24"]), annotations),
     ]);
-    assert_eq!(peers.peers[1].flannel, Some(FlannelPeer { reach: Reach::Route, taken_over: false }));
+    assert_eq!(peers.peers[1].reach, Reach::Route);
+}
+
+#[test]
+fn a_node_that_is_ready_for_packets_as_they_are_is_reached_by_route_and_keeps_its_tunnel() {
+    let nodes =
+        ["1", "2", "3"].map(|n| node(&format!("n{n}"), &[&format!("192.168.0.{n}")], &[&format!("10.244.{n}.0/24")]));
+    let ways = Tunnels { routed: [NodeName::new("n1"), NodeName::new("n2")].into(), plain: true, ..tunnels(&[]) };
+    let peers = plan(&world(nodes.to_vec()), &NodeName::new("n1"), &[], &ways).peers;
+    let ways: Vec<_> = peers.iter().map(|peer| (peer.reach, peer.plain)).collect();
+    assert_eq!(ways, [(Reach::Tunnel, false), (Reach::Route, true), (Reach::Tunnel, true)]);
+    assert_eq!(peers[1].tunnel.to_string(), "192.168.0.2");
 }
 
 #[test]

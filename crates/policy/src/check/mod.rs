@@ -3,40 +3,47 @@
 //! It covers every pod of the node, every class of peers and every port of every protocol, not samples of them: peers are cut where any
 //! policy in force on the node or any prefix of the image tells two of them apart, and ports are compared as sets. What the policies say
 //! is read from their [clauses](crate::verify), not from what the compiler made of them; the two share only who holds which
-//! address ([`Holders`]). The tests hold the check against flows that are judged one by one, and break images to see that it notices.
+//! address ([`Holders`](crate::Holders)). The tests hold the check against flows that are judged one by one, and break images to see that it notices.
 //!
-//! Its cost grows with the peers that some policy of the node names, and with the classes of each set; not with pods × policies.
+//! A [`Checker`] keeps what it read, of policies, peers and the image, and after a change compares what is no longer as it was. What that is
+//! it takes from the objects that changed, as whoever watches them says, and from what is told to the kernel; never from what the compiler
+//! thinks of the one or holds of the other. So a compiler that misses a change does not have it missed here. What is kept is bounded:
+//! some 300 bytes an address of the cluster, 1 to 2 KiB a set of labels that pods have, what the policies in force on the node say and a
+//! copy of the image's maps (700 bytes a pod in all, where ten pods share their labels); and of what is no longer there about as much
+//! again, before everything is read anew.
 
+mod claims;
+mod compare;
 mod effort;
+mod line;
+mod matchers;
 mod peers;
+mod program;
+mod reading;
+mod reads;
 mod rows;
-mod scope;
-mod subject;
+mod texts;
+mod written;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::net::IpAddr;
 
-use towpath_model::desired::{LocalClass, PodSets, PolicyImage, RowProtocol, SetId, Verdict};
-use towpath_model::{Direction, NamespacedName, NodeName, Pod};
+use towpath_model::desired::{PolicyChanges, PolicyImage, RowProtocol, Verdict};
+use towpath_model::{Direction, NamespacedName, NodeName};
 
-use self::effort::{Effort, TooMuch};
-use self::peers::Peers;
-use self::rows::Rows;
-pub use self::scope::{Before, Scope};
-use self::subject::{Interest, Subjects, Text};
-use crate::evaluate::{Evaluator, Flow, Side};
-use crate::verify::addresses::Addresses;
-use crate::verify::ports::Ports;
-use crate::view::{Holder, Holders, View};
+use self::effort::TooMuch;
+use self::reading::Reading;
+use crate::compile::Touched;
+use crate::evaluate::{Flow, Side};
+use crate::view::View;
 
 /// What a check that found nothing looked at.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Checked {
-    /// Kinds of pods of the node, by direction: those that the same policies select.
+    /// Kinds of pods of the node, by direction, of which something was compared: those that the same policies select.
     pub subjects: usize,
-    /// Kinds of peers.
-    pub peers: usize,
+    /// Everything was read anew.
+    pub anew: bool,
     /// Sets of ports that were compared.
     pub compared: usize,
 }
@@ -56,6 +63,8 @@ pub enum Mismatch {
         /// The address.
         address: IpAddr,
     },
+    /// What is told to the kernel does not make the compiled image of what it had.
+    Untold,
     /// The policies tell more apart than is checked; whether the image does is not known.
     TooLarge,
     /// A flow is judged otherwise.
@@ -81,6 +90,9 @@ impl fmt::Display for Mismatch {
             }
             Mismatch::Surplus { address } => {
                 write!(f, "the compiled image has a pod at {address}, where this node has none")
+            }
+            Mismatch::Untold => {
+                write!(f, "the changes that were told to the kernel do not make the compiled image of the one before")
             }
             Mismatch::TooLarge => f.write_str(
                 "the policies that select pods of this node are too large to be checked (peers times rules): look for thousands of \
@@ -118,186 +130,66 @@ impl From<TooMuch> for Box<Mismatch> {
 ///
 /// # Errors
 /// The first flow that the two judge differently, or a pod that only one of them knows.
-pub fn check(view: &View<'_>, node: &NodeName, image: &PolicyImage, scope: &Scope) -> Result<Checked, Box<Mismatch>> {
-    let mut checked = Checked::default();
-    if scope.is_empty() {
-        return Ok(checked);
-    }
-    let whom = Whom { peers: &scope.peers, prefixes: Addresses::of_all(&scope.prefixes) };
-    // Whoever gave or took an address: the node's own pods are always looked at.
-    let mut known: HashSet<IpAddr> = image.pods.keys().chain(&scope.peers).copied().collect();
-    known.extend(view.pod_ips.values().flatten());
-    let asked = |ip: IpAddr| scope.everything || known.contains(&ip) || whom.prefixes.has(ip);
-    let holders = Holders::among(view, asked);
-    let own = own_pods(&holders, node);
-    same_pods(&own, image)?;
-    let interest = match scope.everything || !scope.prefixes.is_empty() {
-        true => Interest::Everybody,
-        false => Interest::of(view, &holders, &scope.peers),
-    };
-    let mut subjects = Subjects::of(view, interest);
-    let texts = subjects.select(&own, image);
-    let check = Check { view, holders: &holders, image };
-    if scope.everything {
-        check.run(&subjects, &texts, None, &mut checked)?;
-        return Ok(checked);
-    }
-    check.run(&subjects, &texts, Some(&whom), &mut checked)?;
-    let new = texts.iter().filter(|text| {
-        let pods = text.addresses.iter().filter_map(|address| own.get(address));
-        scope.is_new(&text.addresses, pods.map(|pod| &pod.name.namespace))
-    });
-    let new = new.flat_map(|text| &text.addresses);
-    let new: BTreeMap<IpAddr, &Pod> = new.filter_map(|address| Some((*address, *own.get(address)?))).collect();
-    if !new.is_empty() {
-        let mut subjects = Subjects::of(view, Interest::Everybody);
-        let texts = subjects.select(&new, image);
-        Check { view, holders: &Holders::of(view), image }.run(&subjects, &texts, None, &mut checked)?;
-    }
-    Ok(checked)
+pub fn check(view: &View<'_>, node: &NodeName, image: &PolicyImage) -> Result<Checked, Box<Mismatch>> {
+    Reading::of(view, node, image)?.compare_all(view)
 }
 
-/// Some peers.
-struct Whom<'s> {
-    peers: &'s BTreeSet<IpAddr>,
-    prefixes: Addresses,
+/// Checks the images of one node, one after another.
+#[derive(Clone, Debug)]
+pub struct Checker {
+    node: NodeName,
+    /// None: nothing was checked yet, or what was differed.
+    reading: Option<Reading>,
 }
 
-impl Whom<'_> {
-    fn is_nobody(&self) -> bool {
-        self.peers.is_empty() && self.prefixes.is_empty()
+impl Checker {
+    /// One that has read nothing yet.
+    pub fn new(node: NodeName) -> Self {
+        Self { node, reading: None }
     }
 
-    fn has(&self, address: IpAddr) -> bool {
-        self.peers.contains(&address) || self.prefixes.has(address)
+    /// Reads everything anew, and checks all of an image.
+    ///
+    /// # Errors
+    /// As [`check`].
+    pub fn check(&mut self, view: &View<'_>, image: &PolicyImage) -> Result<Checked, Box<Mismatch>> {
+        self.reading = None;
+        let mut reading = Reading::of(view, &self.node, image)?;
+        let checked = reading.compare_all(view)?;
+        self.reading = Some(reading);
+        Ok(checked)
     }
-}
 
-/// An image, and what it was made of.
-struct Check<'c, 'a> {
-    view: &'c View<'a>,
-    holders: &'c Holders<'a>,
-    image: &'c PolicyImage,
-}
-
-impl<'a> Check<'_, 'a> {
-    /// Compares what is said of these pods and everybody, or these.
-    fn run(
-        &self,
-        subjects: &Subjects<'a>,
-        texts: &[Text<'a>],
-        whom: Option<&Whom<'_>>,
-        checked: &mut Checked,
-    ) -> Result<(), Box<Mismatch>> {
-        let texts = || texts.iter().filter(|text| !text.is_open());
-        if texts().next().is_none() || whom.is_some_and(Whom::is_nobody) {
-            return Ok(());
-        }
-        let mut effort = Effort::new();
-        let peers = Peers::cut(self.view, self.holders, self.image, subjects, whom, &mut effort)?;
-        checked.peers += peers.len();
-        let mut rows = Rows::of(self.image);
-        for text in texts() {
-            checked.subjects += 1;
-            if let Some(difference) = compare(subjects, text, &peers, &mut rows, checked, &mut effort)? {
-                return Err(Box::new(named(self.view, text, &difference)));
+    /// Checks what is no longer as it was when the image before was checked: `touched` are the objects that may have changed since, and
+    /// `changes` what the kernel is told; none: the whole `image`, which is then checked wholly. Of addresses that the node gave, of DNS and of
+    /// domain names it finds out by itself.
+    ///
+    /// Without mention of what changed it reads everything, too, and compares `image` with what it has of it.
+    ///
+    /// # Errors
+    /// As [`check`]; or the changes do not make the image. After either the next check reads everything anew.
+    pub fn follow(
+        &mut self,
+        view: &View<'_>,
+        image: &PolicyImage,
+        changes: Option<&PolicyChanges>,
+        touched: &Touched,
+    ) -> Result<Checked, Box<Mismatch>> {
+        let (Some(mut reading), Some(changes)) = (self.reading.take(), changes) else { return self.check(view, image) };
+        let news = reading.follow(view, &self.node, changes, touched)?;
+        let Some(news) = news else {
+            if !reading.has(image) {
+                return Err(Box::new(Mismatch::Untold));
             }
-        }
-        Ok(())
+            return self.check(view, image);
+        };
+        let checked = reading.compare_news(&news, view)?;
+        self.reading = Some(reading);
+        Ok(checked)
     }
-}
 
-/// The pods of the node, by address.
-fn own_pods<'a>(holders: &Holders<'a>, node: &NodeName) -> BTreeMap<IpAddr, &'a Pod> {
-    let of_node = holders.all().filter_map(|(address, holder)| match holder {
-        Holder::Pod(pod) if pod.node.as_ref() == Some(node) => Some((address, pod)),
-        _ => None,
-    });
-    of_node.collect()
-}
-
-fn same_pods(own: &BTreeMap<IpAddr, &Pod>, image: &PolicyImage) -> Result<(), Box<Mismatch>> {
-    if let Some((address, pod)) = own.iter().find(|(address, _)| !image.pods.contains_key(*address)) {
-        return Err(Box::new(Mismatch::Missing { pod: pod.name.clone(), address: *address }));
-    }
-    match image.pods.keys().find(|address| !own.contains_key(*address)) {
-        Some(address) => Err(Box::new(Mismatch::Surplus { address: *address })),
-        None => Ok(()),
-    }
-}
-
-/// Where an image and the policies differ.
-struct Difference {
-    peer: IpAddr,
-    protocol: RowProtocol,
-    port: u16,
-    image: Verdict,
-}
-
-/// Compares what the image says of a set's pods with their policies, over all peers and ports.
-fn compare(
-    subjects: &Subjects<'_>,
-    text: &Text<'_>,
-    peers: &Peers<'_>,
-    rows: &mut Rows<'_>,
-    checked: &mut Checked,
-    effort: &mut Effort,
-) -> Result<Option<Difference>, TooMuch> {
-    let program = subjects.program(text);
-    let classes = rows.classes(text.set);
-    // Whom a step of the program, or the set, tells from a stranger. All others are strangers to both: one stands for them.
-    let mut visited = vec![false; peers.len()];
-    let told_apart = program.tells_apart(peers).chain(classes.keys().flat_map(|class| peers.of_class(*class)));
-    told_apart.filter_map(|kind| usize::try_from(*kind).ok()).for_each(|kind| {
-        visited.get_mut(kind).into_iter().for_each(|seen| *seen = true);
-    });
-    visited.iter_mut().find(|seen| !**seen).into_iter().for_each(|seen| *seen = true);
-    let mut outcomes: HashMap<Vec<u32>, (Ports, HashSet<LocalClass>)> = HashMap::new();
-    for kind in visited.into_iter().zip(peers.all()).filter_map(|(seen, kind)| seen.then_some(kind)) {
-        let class = classes.get(&kind.class).copied().unwrap_or_default();
-        let case = program.case(kind);
-        effort.take(1 + case.len())?;
-        let (said, known) = outcomes.entry(case.key()).or_insert_with(|| (program.run(&case), HashSet::new()));
-        if !known.insert(class) {
-            continue;
-        }
-        checked.compared += 1;
-        let held = rows.ports(text.set, class);
-        if held == *said {
-            continue;
-        }
-        let too_much = held.without(said);
-        let (ports, image) =
-            if too_much.is_empty() { (said.without(&held), Verdict::Deny) } else { (too_much, Verdict::Allow) };
-        if let Some((protocol, port)) = ports.sample() {
-            return Ok(Some(Difference { peer: kind.sample, protocol, port, image }));
-        }
-    }
-    Ok(None)
-}
-
-/// A difference as people read it: with the reason that the evaluator gives.
-fn named(view: &View<'_>, text: &Text<'_>, difference: &Difference) -> Mismatch {
-    let own = text.addresses.iter().copied().find(|a| a.is_ipv4() == difference.peer.is_ipv4());
-    let own = own.or_else(|| text.addresses.first().copied()).unwrap_or(difference.peer);
-    let (source, destination) = match text.direction {
-        Direction::Ingress => (difference.peer, own),
-        Direction::Egress => (own, difference.peer),
-    };
-    let flow = Flow { source, destination, protocol: difference.protocol, port: difference.port, forwarded: true };
-    Mismatch::Flow {
-        pod: text.pod.name.clone(),
-        direction: text.direction,
-        flow,
-        image: difference.image,
-        policies: Evaluator::new(view).side(&flow, text.direction).map(Box::new),
-    }
-}
-
-/// The set of a direction.
-fn set_of(sets: PodSets, direction: Direction) -> SetId {
-    match direction {
-        Direction::Ingress => sets.ingress,
-        Direction::Egress => sets.egress,
+    /// Whether what is kept was read from this image, with all changes since: what the kernel has been told.
+    pub fn has(&self, image: &PolicyImage) -> bool {
+        self.reading.as_ref().is_none_or(|reading| reading.has(image))
     }
 }

@@ -1,67 +1,88 @@
-//! All peers, cut where some policy in force on the node, or some entry of the image, may tell two of them apart.
+//! All peers, sorted into kinds that nothing in force on the node, in policies or in the image, tells apart.
 //!
-//! Unlike the compiler's cut, this one knows nothing of groups and regions: who holds an address is looked at by his labels, and addresses
-//! are cut at both ends of every range that anybody speaks of.
+//! Unlike the compiler's sorting, this one knows nothing of groups and regions. An address has a *face*, what selectors see of its holder; the
+//! face, the interval of the [`Line`] and the class that the image gives the address make its *spot*; and spots are of one *kind* if clauses
+//! and the image see the same in them. So labels of a namespace move spots, not addresses, and a clause that is new looks at faces.
+//!
+//! What is left of faces, spots and kinds that nobody has stays until everything is read anew ([`Peers::size`] says how much there is).
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
 
-use ipnet::IpNet;
 use towpath_model::desired::{ClassId, PolicyImage};
-use towpath_model::labels::Requirement;
-use towpath_model::{Labels, NamedPort, Node, Protocol, Selector, World};
+use towpath_model::{Labels, NamedPort, Node, NodeName, World};
 
-use super::Whom;
-use super::effort::{Effort, TooMuch};
-use super::subject::Subjects;
-use crate::image::prefix_class;
+use super::effort::TooMuch;
+use super::line::{Line, Moved};
+use super::matchers::Matchers;
 use crate::verify::addresses::{Addresses, address as at, number};
-use crate::verify::clauses::{Namespaces, PodSet};
 use crate::view::{Holder, Holders, PeerPod, View, never_given};
 
-/// What a clause asks of a peer.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Matcher<'w> {
-    /// It is one of these pods.
-    Pods(PodSet<'w>),
-    /// It is one of these nodes.
-    Nodes(&'w Selector),
-    /// It has one of these addresses.
-    Addresses(Addresses),
-    /// It has one of these addresses, and is nobody whom a selector can match.
-    Outside(Addresses),
-    /// It is a pod that has a port of this name.
-    Calls(&'w str, Protocol),
-    /// It may be a pod that is not known yet.
-    MayBePod,
+/// What selectors see of a holder.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Who {
+    /// Nobody whom one could match.
+    Nobody,
+    Nodes(Vec<NodeName>),
+    Pod {
+        namespace: String,
+        labels: Labels,
+        named: Vec<NamedPort>,
+    },
+}
+
+#[derive(Clone, Debug)]
+struct Face {
+    who: Who,
+    /// Numbers of the matchers that it answers with yes, ascending.
+    matched: Vec<u32>,
+    spots: Vec<u32>,
+}
+
+/// The face of who is nobody.
+const NOBODY: u32 = 0;
+
+/// What an address is: who holds it, where it is, and its class.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Stand {
+    face: u32,
+    blocks: u32,
+    class: ClassId,
+    may_be_pod: bool,
+}
+
+#[derive(Clone, Debug)]
+struct Spot {
+    stand: Stand,
+    kind: u32,
+    /// Addresses, and intervals with addresses that are nobody's.
+    count: u32,
+}
+
+/// An address that somebody holds whom selectors may match, or that the image has a class for.
+#[derive(Clone, Copy, Debug, Default)]
+struct Place {
+    face: u32,
+    class: Option<ClassId>,
+    spot: Option<u32>,
 }
 
 /// Peers that nothing tells apart.
-#[derive(Debug)]
-pub(super) struct Kind<'a> {
+#[derive(Clone, Debug)]
+pub(super) struct Kind {
     /// Numbers of the matchers that match it, ascending.
     pub(super) matched: Vec<u32>,
     pub(super) class: ClassId,
-    /// One of them.
-    pub(super) sample: IpAddr,
-    /// Its named ports.
-    pub(super) named: &'a [NamedPort],
+    /// Its named ports that some matcher asks for.
+    pub(super) named: Vec<NamedPort>,
     pub(super) may_be_pod: bool,
-}
-
-/// All peers.
-#[derive(Debug, Default)]
-pub(super) struct Peers<'a> {
-    kinds: Vec<Kind<'a>>,
-    known: HashMap<Same, u32>,
-    by_matcher: HashMap<u32, Vec<u32>>,
-    by_class: HashMap<ClassId, Vec<u32>>,
-    /// Classes of whom no matcher matches.
-    unmatched: HashSet<ClassId>,
+    /// Spots.
+    count: u32,
 }
 
 /// What makes two peers of one kind: matchers, what the ports that matchers ask for are, and the class.
-#[derive(Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Same {
     matched: Vec<u32>,
     ports: Vec<u16>,
@@ -69,108 +90,388 @@ struct Same {
     may_be_pod: bool,
 }
 
-/// What peers are seen with.
-struct Seen<'s, 'a> {
-    holders: &'s Holders<'a>,
-    image: &'s PolicyImage,
+/// All peers.
+#[derive(Clone, Debug)]
+pub(super) struct Peers {
+    places: BTreeMap<u128, Place>,
     line: Line,
-    identities: Identities<'s, 'a>,
-    /// Where pods may be that are not known yet.
-    pods: Addresses,
+    faces: Vec<Face>,
+    /// Faces by the hash of who they are, and those of pods by namespace.
+    by_hash: HashMap<u64, Vec<u32>>,
+    by_namespace: HashMap<String, Vec<u32>>,
+    hashes: RandomState,
+    spots: Vec<Spot>,
+    stands: HashMap<Stand, u32>,
+    kinds: Vec<Kind>,
+    known: HashMap<Same, u32>,
+    by_matcher: HashMap<u32, Vec<u32>>,
+    by_class: HashMap<ClassId, Vec<u32>>,
+    /// So many matchers have been asked of faces and addresses.
+    asked: u32,
+    /// Addresses that are to be sorted again.
+    unsorted: BTreeSet<u128>,
+    moved: Moved,
+    /// Kinds that nobody was of when they were last asked for.
+    fresh: BTreeSet<u32>,
 }
 
-impl<'a> Peers<'a> {
-    /// Cuts them, or these.
-    pub(super) fn cut(
-        view: &View<'a>,
-        holders: &Holders<'a>,
+fn index<T>(list: &[T], number: u32) -> Option<&T> {
+    list.get(usize::try_from(number).ok()?)
+}
+
+fn index_mut<T>(list: &mut [T], number: u32) -> Option<&mut T> {
+    list.get_mut(usize::try_from(number).ok()?)
+}
+
+fn next<T>(list: &[T]) -> u32 {
+    u32::try_from(list.len()).unwrap_or(u32::MAX)
+}
+
+impl Peers {
+    /// Nobody, on a line that is cut where pods may be of which nobody has heard, if `doubts` says that somebody asks.
+    pub(super) fn nobody(world: &World, doubts: bool) -> Self {
+        let pods = if doubts { where_pods_may_be(world) } else { Addresses::default() };
+        let line = Line::of(&pods);
+        let moved = Moved { cut: line.starts().collect(), ..Moved::default() };
+        Self {
+            places: BTreeMap::new(),
+            line,
+            faces: vec![Face { who: Who::Nobody, matched: Vec::new(), spots: Vec::new() }],
+            by_hash: HashMap::new(),
+            by_namespace: HashMap::new(),
+            hashes: RandomState::new(),
+            spots: Vec::new(),
+            stands: HashMap::new(),
+            kinds: Vec::new(),
+            known: HashMap::new(),
+            by_matcher: HashMap::new(),
+            by_class: HashMap::new(),
+            asked: 0,
+            unsorted: BTreeSet::new(),
+            moved,
+            fresh: BTreeSet::new(),
+        }
+    }
+
+    /// Takes in all who hold an address, or have a class, at once.
+    pub(super) fn fill(&mut self, holders: &Holders<'_>, image: &PolicyImage, view: &View<'_>, matchers: &Matchers) {
+        let held = holders.all().map(|(address, _)| address);
+        let mut addresses: Vec<IpAddr> = held.chain(image.pod_classes.keys().copied()).collect();
+        addresses.sort_unstable();
+        addresses.dedup();
+        let places = addresses.into_iter().filter_map(|address| {
+            let face = self.face(holders.holder(address), holders.nodes_at(address), view, matchers);
+            let class = image.pod_classes.get(&address).copied();
+            (face != NOBODY || class.is_some()).then(|| (number(address), Place { face, class, spot: None }))
+        });
+        let mut places: BTreeMap<u128, Place> = places.collect();
+        for (address, place) in &mut places {
+            let stand = self.stand(*address, place.face, place.class);
+            place.spot = stand.map(|stand| self.enter(stand, matchers));
+        }
+        self.places = places;
+        // All of them are as they are now: what is nobody's is left.
+        self.moved.cut.extend(std::mem::take(&mut self.moved.renewed));
+    }
+
+    /// Has an address held by somebody, or nobody.
+    pub(super) fn hold(&mut self, address: IpAddr, holders: &Holders<'_>, view: &View<'_>, matchers: &Matchers) {
+        let face = self.face(holders.holder(address), holders.nodes_at(address), view, matchers);
+        self.change(number(address), |place| place.face = face);
+    }
+
+    /// Takes up the class that an image gives an address.
+    pub(super) fn class(&mut self, address: IpAddr, image: &PolicyImage) {
+        let class = image.pod_classes.get(&address).copied();
+        self.change(number(address), |place| place.class = class);
+    }
+
+    fn change(&mut self, address: u128, change: impl FnOnce(&mut Place)) {
+        let known = self.places.get(&address).copied();
+        let mut place = known.unwrap_or_default();
+        change(&mut place);
+        if place.class.is_some() || place.face != NOBODY {
+            self.places.insert(address, place);
+            self.unsorted.insert(address);
+            if known.is_none() {
+                self.take(address);
+            }
+        } else if known.is_some() {
+            self.places.remove(&address);
+            place.spot.into_iter().for_each(|spot| self.leave(spot));
+            self.give_back(address);
+        }
+    }
+
+    /// An address is somebody's that was nobody's.
+    fn take(&mut self, address: u128) {
+        if let Some((start, interval)) = self.line.interval(address)
+            && interval.free == Some(address)
+        {
+            let free = self.free_from(address, self.line.last(start));
+            self.line.interval_mut(address).into_iter().for_each(|interval| interval.free = free);
+            self.moved.cut.insert(start);
+        }
+    }
+
+    /// The other way round.
+    fn give_back(&mut self, address: u128) {
+        if let Some((start, interval)) = self.line.interval(address)
+            && interval.free.is_none_or(|free| address < free)
+        {
+            self.line.interval_mut(address).into_iter().for_each(|interval| interval.free = Some(address));
+            self.moved.cut.insert(start);
+        }
+    }
+
+    /// The first address that is nobody's from there on.
+    fn free_from(&self, first: u128, last: u128) -> Option<u128> {
+        let mut free = Some(first);
+        for (held, _) in self.places.range(first..=last) {
+            if free != Some(*held) {
+                break;
+            }
+            free = held.checked_add(1).filter(|next| *next <= last);
+        }
+        free
+    }
+
+    /// Looks at the labels of a namespace again.
+    pub(super) fn relabel(&mut self, namespace: &str, view: &View<'_>, matchers: &Matchers) {
+        let labels = view.world.namespace_labels(namespace);
+        for face in self.by_namespace.get(namespace).cloned().unwrap_or_default() {
+            let Some(known) = index_mut(&mut self.faces, face) else { continue };
+            let Who::Pod { namespace, labels: own, named } = &known.who else { continue };
+            let matched = matchers.of_peer(&PeerPod { namespace, labels: own, named_ports: named }, &labels, 0);
+            if known.matched != matched {
+                known.matched = matched;
+                self.move_spots(face, matchers);
+            }
+        }
+    }
+
+    /// Asks everybody what is asked newly.
+    pub(super) fn ask(&mut self, view: &View<'_>, matchers: &Matchers) -> Result<(), TooMuch> {
+        let from = std::mem::replace(&mut self.asked, matchers.len());
+        if from == matchers.len() {
+            return Ok(());
+        }
+        self.line.add_blocks(matchers.blocks(from), &mut self.moved)?;
+        let mut namespaces: HashMap<&str, Labels> = HashMap::new();
+        let mut changed = Vec::new();
+        for (face, known) in (0u32..).zip(&mut self.faces) {
+            let matched = match &known.who {
+                Who::Nobody => Vec::new(),
+                Who::Nodes(names) => {
+                    let nodes: Vec<&Node> = names.iter().filter_map(|name| view.world.nodes.get(name)).collect();
+                    matchers.of_nodes(&nodes, from)
+                }
+                Who::Pod { namespace, labels, named } => {
+                    let of_namespace =
+                        namespaces.entry(namespace).or_insert_with(|| view.world.namespace_labels(namespace));
+                    matchers.of_peer(&PeerPod { namespace, labels, named_ports: named }, of_namespace, from)
+                }
+            };
+            if !matched.is_empty() {
+                known.matched.extend(matched);
+                changed.push(face);
+            }
+        }
+        changed.into_iter().for_each(|face| self.move_spots(face, matchers));
+        Ok(())
+    }
+
+    /// Takes up prefixes of the image that changed.
+    pub(super) fn prefixes<'n>(
+        &mut self,
+        changed: impl Iterator<Item = &'n ipnet::IpNet> + Clone,
         image: &PolicyImage,
-        subjects: &Subjects<'a>,
-        whom: Option<&Whom<'_>>,
-        effort: &mut Effort,
-    ) -> Result<Self, TooMuch> {
-        let matchers = &subjects.matchers.list;
-        let doubts = matchers.contains(&Matcher::MayBePod);
-        let pods = if doubts { where_pods_may_be(view.world) } else { Addresses::default() };
-        let line = Line::cut(matchers, image, whom, &pods, effort)?;
-        let identities = Identities::of(matchers, view.world);
-        let mut seen = Seen { holders, image, line, identities, pods };
-        let mut peers = Self::default();
-        let asked = |address: IpAddr| whom.is_none_or(|whom| whom.has(address));
-        let mut held: HashSet<IpAddr> = HashSet::new();
-        for (address, holder) in holders.all().filter(|(address, _)| asked(*address)) {
-            held.insert(address);
-            peers.add(address, Some(holder), &mut seen);
-        }
-        // What the image says of an address that nobody holds.
-        let unheld = whom.map(|whom| whom.peers.iter());
-        let unheld: Vec<IpAddr> = match unheld {
-            Some(unheld) => unheld.copied().collect(),
-            None => image.pod_classes.keys().copied().collect(),
-        };
-        for address in unheld {
-            if held.insert(address) {
-                peers.add(address, None, &mut seen);
-            }
-        }
-        for interval in 0..seen.line.starts.len() {
-            let first = seen.line.starts.get(interval).copied().map(at);
-            if first.is_some_and(|first| whom.is_none_or(|whom| whom.prefixes.has(first)))
-                && let Some(address) = seen.line.somebody_in(interval, &held)
-            {
-                peers.add(address, None, &mut seen);
-            }
-        }
-        Ok(peers)
+    ) {
+        self.line.follow(changed, image, &mut self.moved);
     }
 
-    fn add(&mut self, address: IpAddr, holder: Option<Holder<'a>>, seen: &mut Seen<'_, 'a>) {
-        let Some(interval) = seen.line.interval(address) else { return };
-        let nodes = seen.holders.nodes_at(address);
+    /// Sorts whoever is to be sorted again: the kinds that are new since.
+    pub(super) fn sort(&mut self, matchers: &Matchers) -> BTreeSet<u32> {
+        let moved = std::mem::take(&mut self.moved);
+        for start in &moved.renewed {
+            let last = self.line.last(*start);
+            self.unsorted.extend(self.places.range(*start..=last).map(|(address, _)| *address));
+        }
+        for address in std::mem::take(&mut self.unsorted) {
+            let Some(place) = self.places.get(&address).copied() else { continue };
+            let Some(stand) = self.stand(address, place.face, place.class) else { continue };
+            let spot = self.enter(stand, matchers);
+            place.spot.into_iter().for_each(|spot| self.leave(spot));
+            self.places.get_mut(&address).into_iter().for_each(|place| place.spot = Some(spot));
+        }
+        for start in moved.renewed.iter().chain(&moved.cut) {
+            self.sort_free(*start, matchers);
+        }
+        let mut fresh = std::mem::take(&mut self.fresh);
+        fresh.retain(|kind| self.kind(*kind).is_some());
+        fresh
+    }
+
+    /// Sorts what is nobody's of an interval.
+    fn sort_free(&mut self, start: u128, matchers: &Matchers) {
+        let Some((_, interval)) = self.line.interval(start) else { return };
+        let (free, before) = (interval.free.or_else(|| self.free_from(start, self.line.last(start))), interval.spot);
+        let stand = free.and_then(|free| self.stand(free, NOBODY, None));
+        let spot = stand.map(|stand| self.enter(stand, matchers));
+        before.into_iter().for_each(|spot| self.leave(spot));
+        self.line.interval_mut(start).into_iter().for_each(|interval| (interval.free, interval.spot) = (free, spot));
+    }
+
+    fn stand(&self, address: u128, face: u32, class: Option<ClassId>) -> Option<Stand> {
+        let (_, interval) = self.line.interval(address)?;
+        let class = class.unwrap_or(interval.class);
+        Some(Stand { face, blocks: interval.blocks, class, may_be_pod: face == NOBODY && interval.may_be_pod })
+    }
+
+    fn face(&mut self, holder: Option<Holder<'_>>, nodes: &[&Node], view: &View<'_>, matchers: &Matchers) -> u32 {
         let peer = holder.and_then(|holder| holder.as_peer());
-        let nobody = matches!(holder, None | Some(Holder::UnknownPod(_)));
-        let may_be_pod = nobody && seen.pods.has(address);
-        let mut matched = seen.identities.matched(peer, nodes);
-        matched
-            .extend(seen.line.matched(interval).iter().filter(|number| nobody || !seen.line.outside.contains(number)));
-        matched.extend(seen.identities.may_be_pod.filter(|_| may_be_pod));
+        let names: Vec<&NodeName> = nodes.iter().map(|node| &node.name).collect();
+        let hash = match &peer {
+            Some(peer) => self.hashes.hash_one((peer.namespace, peer.labels, peer.named_ports)),
+            // A node of no name that is listed is an address of its own.
+            None if matches!(holder, Some(Holder::Node(_))) => self.hashes.hash_one(&names),
+            None => return NOBODY,
+        };
+        let same = |face: &&u32| match (index(&self.faces, **face).map(|face| &face.who), &peer) {
+            (Some(Who::Pod { namespace, labels, named }), Some(peer)) => {
+                namespace == peer.namespace && labels == peer.labels && named == peer.named_ports
+            }
+            (Some(Who::Nodes(known)), None) => known.iter().eq(names.iter().copied()),
+            _ => false,
+        };
+        if let Some(known) = self.by_hash.get(&hash).and_then(|faces| faces.iter().find(same)) {
+            return *known;
+        }
+        let face = next(&self.faces);
+        let (who, matched) = match peer {
+            Some(peer) => {
+                let labels = view.world.namespace_labels(peer.namespace);
+                let (namespace, named) = (peer.namespace.to_owned(), peer.named_ports.to_vec());
+                self.by_namespace.entry(namespace.clone()).or_default().push(face);
+                let matched = matchers.of_peer(&peer, &labels, 0);
+                (Who::Pod { namespace, labels: peer.labels.clone(), named }, matched)
+            }
+            None => (Who::Nodes(names.into_iter().cloned().collect()), matchers.of_nodes(nodes, 0)),
+        };
+        // What is asked newly, everybody is asked later.
+        let matched = matched.into_iter().filter(|number| *number < self.asked).collect();
+        self.faces.push(Face { who, matched, spots: Vec::new() });
+        self.by_hash.entry(hash).or_default().push(face);
+        face
+    }
+
+    fn move_spots(&mut self, face: u32, matchers: &Matchers) {
+        for spot in index(&self.faces, face).map(|face| face.spots.clone()).unwrap_or_default() {
+            let Some((stand, before)) =
+                index(&self.spots, spot).filter(|spot| spot.count > 0).map(|spot| (spot.stand, spot.kind))
+            else {
+                continue;
+            };
+            let kind = self.enter_kind(&stand, matchers);
+            index_mut(&mut self.kinds, before).into_iter().for_each(|kind| kind.count -= 1);
+            index_mut(&mut self.spots, spot).into_iter().for_each(|spot| spot.kind = kind);
+        }
+    }
+
+    fn enter(&mut self, stand: Stand, matchers: &Matchers) -> u32 {
+        let new = next(&self.spots);
+        let spot = *self.stands.entry(stand).or_insert(new);
+        if spot == new {
+            self.spots.push(Spot { stand, kind: 0, count: 0 });
+            index_mut(&mut self.faces, stand.face).into_iter().for_each(|face| face.spots.push(spot));
+        }
+        if index(&self.spots, spot).is_some_and(|spot| spot.count == 0) {
+            let kind = self.enter_kind(&stand, matchers);
+            index_mut(&mut self.spots, spot).into_iter().for_each(|spot| spot.kind = kind);
+        }
+        index_mut(&mut self.spots, spot).into_iter().for_each(|spot| spot.count += 1);
+        spot
+    }
+
+    fn leave(&mut self, spot: u32) {
+        let Some(left) = index_mut(&mut self.spots, spot) else { return };
+        left.count -= 1;
+        if left.count == 0 {
+            index_mut(&mut self.kinds, left.kind).into_iter().for_each(|kind| kind.count -= 1);
+        }
+    }
+
+    fn enter_kind(&mut self, stand: &Stand, matchers: &Matchers) -> u32 {
+        let Some(face) = index(&self.faces, stand.face) else { return u32::MAX };
+        let nobody = stand.face == NOBODY;
+        let blocks = self.line.blocks(stand.blocks).iter().filter(|number| nobody || !matchers.is_outside(**number));
+        let mut matched: Vec<u32> = face.matched.iter().chain(blocks).copied().collect();
+        matched.extend(matchers.may_be_pod().filter(|_| stand.may_be_pod));
         matched.sort_unstable();
-        let named = peer.map_or(&[][..], |peer| peer.named_ports);
-        let class = seen.image.pod_classes.get(&address).copied();
-        let class = class.unwrap_or_else(|| seen.line.class(seen.image, interval));
-        // Most of many: nobody asks for them, and one of each class stands for all.
-        if matched.is_empty() && !may_be_pod && !self.unmatched.insert(class) {
-            return;
+        let named = match &face.who {
+            Who::Pod { named, .. } => named.as_slice(),
+            Who::Nobody | Who::Nodes(_) => &[],
+        };
+        let named = matchers.called(&matched, named);
+        let ports = named.iter().map(|port| port.number).collect();
+        let same = Same { matched, ports, class: stand.class, may_be_pod: stand.may_be_pod };
+        let new = next(&self.kinds);
+        let kind = match self.known.get(&same) {
+            Some(known) => *known,
+            None => {
+                for matcher in &same.matched {
+                    self.by_matcher.entry(*matcher).or_default().push(new);
+                }
+                self.by_class.entry(stand.class).or_default().push(new);
+                let (matched, may_be_pod) = (same.matched.clone(), same.may_be_pod);
+                self.kinds.push(Kind { matched, class: stand.class, named, may_be_pod, count: 0 });
+                self.known.insert(same, new);
+                new
+            }
+        };
+        if let Some(entered) = index_mut(&mut self.kinds, kind) {
+            if entered.count == 0 {
+                self.fresh.insert(kind);
+            }
+            entered.count += 1;
         }
-        let same = Same { ports: seen.identities.ports(&matched, named), matched, class, may_be_pod };
-        if self.known.contains_key(&same) {
-            return;
-        }
-        let number = u32::try_from(self.kinds.len()).unwrap_or(u32::MAX);
-        for matcher in &same.matched {
-            self.by_matcher.entry(*matcher).or_default().push(number);
-        }
-        self.by_class.entry(class).or_default().push(number);
-        self.kinds.push(Kind { matched: same.matched.clone(), class, sample: address, named, may_be_pod });
-        self.known.insert(same, number);
+        kind
     }
 
-    pub(super) fn len(&self) -> usize {
-        self.kinds.len()
+    /// A kind that somebody is of.
+    pub(super) fn kind(&self, number: u32) -> Option<&Kind> {
+        index(&self.kinds, number).filter(|kind| kind.count > 0)
     }
 
-    pub(super) fn all(&self) -> &[Kind<'a>] {
-        &self.kinds
+    /// The numbers of all kinds, and of some that nobody is of.
+    pub(super) fn kinds(&self) -> std::ops::Range<u32> {
+        0..next(&self.kinds)
     }
 
-    /// The numbers of the kinds of a class.
+    /// The numbers of the kinds of a class, and of some that nobody is of.
     pub(super) fn of_class(&self, class: ClassId) -> &[u32] {
         self.by_class.get(&class).map(Vec::as_slice).unwrap_or_default()
     }
 
-    /// The numbers of the kinds that a matcher matches.
+    /// The numbers of the kinds that a matcher matches, and of some that nobody is of.
     pub(super) fn matched_by(&self, matcher: u32) -> &[u32] {
         self.by_matcher.get(&matcher).map(Vec::as_slice).unwrap_or_default()
+    }
+
+    /// Somebody of a kind.
+    pub(super) fn sample(&self, kind: u32) -> Option<IpAddr> {
+        let is_of = |spot: Option<u32>| spot.and_then(|spot| index(&self.spots, spot)).is_some_and(|s| s.kind == kind);
+        let held = self.places.iter().find(|(_, place)| is_of(place.spot)).map(|(address, _)| *address);
+        let free = || {
+            let intervals = self.line.starts().filter_map(|start| self.line.interval(start));
+            intervals.filter(|(_, interval)| is_of(interval.spot)).find_map(|(_, interval)| interval.free)
+        };
+        held.or_else(free).map(at)
+    }
+
+    /// How many faces, spots, kinds and intervals there are, with those that nobody is of any more.
+    pub(super) fn size(&self) -> usize {
+        self.faces.len() + self.spots.len() + self.kinds.len() + self.line.len()
     }
 }
 
@@ -179,230 +480,4 @@ fn where_pods_may_be(world: &World) -> Addresses {
     let ranges = world.nodes.values().flat_map(|node| &node.pod_cidrs);
     let never: Vec<Addresses> = ranges.clone().flat_map(never_given).map(Addresses::one).collect();
     Addresses::of_all(ranges).without(&Addresses::any_of(&never))
-}
-
-/// The line of all addresses, cut into intervals in which nothing but the holders tells two addresses apart.
-struct Line {
-    /// First number of each interval, ascending, from 0.
-    starts: Vec<u128>,
-    matched: Vec<Vec<u32>>,
-    /// Those of them that are about nobody whom a selector can match.
-    outside: HashSet<u32>,
-    /// As far as it was asked.
-    classes: Vec<Option<ClassId>>,
-}
-
-impl Line {
-    fn cut(
-        matchers: &[Matcher<'_>],
-        image: &PolicyImage,
-        whom: Option<&Whom<'_>>,
-        pods: &Addresses,
-        effort: &mut Effort,
-    ) -> Result<Self, TooMuch> {
-        let blocks = || {
-            (0u32..).zip(matchers).filter_map(|(number, matcher)| match matcher {
-                Matcher::Addresses(addresses) | Matcher::Outside(addresses) => Some((number, addresses)),
-                _ => None,
-            })
-        };
-        let mut starts = BTreeSet::from([0]);
-        let mut border = |first: u128, last: u128| {
-            starts.insert(first);
-            starts.extend(last.checked_add(1));
-        };
-        let single = whom.filter(|whom| whom.prefixes.is_empty());
-        match single {
-            // Each address is an interval of its own: whatever else borders anywhere tells nothing of it.
-            Some(whom) => whom.peers.iter().map(|address| number(*address)).for_each(|n| border(n, n)),
-            None => {
-                let prefixes = image.cidr_classes.keys().map(Addresses::of).collect::<Vec<_>>();
-                let families = [towpath_model::Family::V4, towpath_model::Family::V6].map(Addresses::of_family);
-                let more = whom.map(|whom| &whom.prefixes);
-                let all = blocks().map(|(_, addresses)| addresses);
-                let all = all.chain(&prefixes).chain([pods]).chain(more).chain(&families);
-                all.flat_map(|addresses| addresses.0.iter()).for_each(|(first, last)| border(first, last));
-            }
-        }
-        let starts: Vec<u128> = starts.into_iter().collect();
-        let mut matched = vec![Vec::new(); starts.len()];
-        for (number, addresses) in blocks() {
-            for (first, last) in addresses.0.iter() {
-                let (from, to) = (starts.partition_point(|s| *s < first), starts.partition_point(|s| *s <= last));
-                effort.take(to.saturating_sub(from))?;
-                matched.get_mut(from..to).into_iter().flatten().for_each(|list: &mut Vec<u32>| list.push(number));
-            }
-        }
-        let classes = if single.is_some() { vec![None; starts.len()] } else { classes_at(&starts, image) };
-        let outside = (0u32..).zip(matchers).filter(|(_, matcher)| matches!(matcher, Matcher::Outside(_)));
-        let outside = outside.map(|(number, _)| number).collect();
-        Ok(Self { starts, matched, outside, classes })
-    }
-
-    fn interval(&self, address: IpAddr) -> Option<usize> {
-        let number = number(address);
-        self.starts.partition_point(|start| *start <= number).checked_sub(1)
-    }
-
-    fn matched(&self, interval: usize) -> &[u32] {
-        self.matched.get(interval).map(Vec::as_slice).unwrap_or_default()
-    }
-
-    /// The class of who is no pod. No prefix of the image ends within an interval, so one address tells.
-    fn class(&mut self, image: &PolicyImage, interval: usize) -> ClassId {
-        let (Some(start), Some(class)) = (self.starts.get(interval), self.classes.get_mut(interval)) else {
-            return ClassId::default();
-        };
-        *class.get_or_insert_with(|| prefix_class(image, at(*start)))
-    }
-
-    /// An address of an interval that nobody holds.
-    fn somebody_in(&self, interval: usize, held: &HashSet<IpAddr>) -> Option<IpAddr> {
-        let first = *self.starts.get(interval)?;
-        let end = self.starts.get(interval + 1).copied();
-        let mut numbers = (first..=u128::MAX).take_while(|number| end.is_none_or(|end| *number < end));
-        numbers.find_map(|number| Some(at(number)).filter(|address| !held.contains(address)))
-    }
-}
-
-/// The classes of the longest prefixes that ascending places of the line are in, as [`prefix_class`] finds them one by one.
-fn classes_at(starts: &[u128], image: &PolicyImage) -> Vec<Option<ClassId>> {
-    // A prefix sorts right before those inside it. One that has bits behind its length is never found.
-    let known = || image.cidr_classes.iter().filter(|(net, _)| **net == net.trunc());
-    let mut v4 = Nested { rest: known().filter(|(net, _)| net.addr().is_ipv4()).peekable(), open: Vec::new() };
-    let mut v6 = Nested { rest: known().filter(|(net, _)| net.addr().is_ipv6()).peekable(), open: Vec::new() };
-    let class = |start: &u128| match at(*start) {
-        address @ IpAddr::V4(_) => v4.class(address),
-        address @ IpAddr::V6(_) => v6.class(address),
-    };
-    starts.iter().map(class).map(Some).collect()
-}
-
-/// Prefixes of one family, walked along.
-struct Nested<'i, I: Iterator<Item = (&'i IpNet, &'i ClassId)>> {
-    rest: std::iter::Peekable<I>,
-    /// Those that the last address was in, each in the one before.
-    open: Vec<(IpAddr, ClassId)>,
-}
-
-impl<'i, I: Iterator<Item = (&'i IpNet, &'i ClassId)>> Nested<'i, I> {
-    /// The class of an address, which must not be below the one before.
-    fn class(&mut self, address: IpAddr) -> ClassId {
-        while let Some((net, class)) = self.rest.next_if(|(net, _)| net.network() <= address) {
-            self.close(net.network());
-            self.open.push((net.broadcast(), *class));
-        }
-        self.close(address);
-        self.open.last().map(|(_, class)| *class).unwrap_or_default()
-    }
-
-    /// Leaves those that end before an address.
-    fn close(&mut self, address: IpAddr) {
-        while self.open.pop_if(|(last, _)| *last < address).is_some() {}
-    }
-}
-
-/// Which matchers match whom by what he is.
-struct Identities<'m, 'a> {
-    matchers: &'m [Matcher<'a>],
-    /// Selectors that want a label with a value, by that; the others of one namespace, by that; and the rest.
-    by_label: HashMap<(&'a str, &'a str), Vec<u32>>,
-    by_namespace: HashMap<&'a str, Vec<u32>>,
-    of_pods: Vec<u32>,
-    of_nodes: Vec<u32>,
-    calls: Vec<u32>,
-    may_be_pod: Option<u32>,
-    namespaces: HashMap<&'a str, Labels>,
-    world: &'a World,
-}
-
-impl<'m, 'a> Identities<'m, 'a> {
-    fn of(matchers: &'m [Matcher<'a>], world: &'a World) -> Self {
-        let mut all = Self {
-            matchers,
-            by_label: HashMap::new(),
-            by_namespace: HashMap::new(),
-            of_pods: Vec::new(),
-            of_nodes: Vec::new(),
-            calls: Vec::new(),
-            may_be_pod: None,
-            namespaces: HashMap::new(),
-            world,
-        };
-        for (number, matcher) in (0u32..).zip(matchers) {
-            match matcher {
-                Matcher::Pods(set) => match (one_of(set.pods), set.namespaces) {
-                    (Some((key, values)), _) => {
-                        for value in values {
-                            all.by_label.entry((key, value)).or_default().push(number);
-                        }
-                    }
-                    (None, Namespaces::Named(name)) => all.by_namespace.entry(name).or_default().push(number),
-                    (None, Namespaces::Matching(_)) => all.of_pods.push(number),
-                },
-                Matcher::Nodes(_) => all.of_nodes.push(number),
-                Matcher::Calls(..) => all.calls.push(number),
-                Matcher::MayBePod => all.may_be_pod = Some(number),
-                Matcher::Addresses(_) | Matcher::Outside(_) => {}
-            }
-        }
-        all
-    }
-
-    fn matched(&mut self, peer: Option<PeerPod<'a>>, nodes: &[&'a Node]) -> Vec<u32> {
-        let mut matched = Vec::new();
-        if let Some(peer) = &peer {
-            let world = self.world;
-            let namespace =
-                self.namespaces.entry(peer.namespace).or_insert_with(|| world.namespace_labels(peer.namespace));
-            let by_label =
-                peer.labels.iter().filter_map(|(key, value)| self.by_label.get(&(key.as_str(), value.as_str())));
-            let candidates = by_label.flatten().chain(self.by_namespace.get(peer.namespace).into_iter().flatten());
-            for number in candidates.chain(&self.of_pods).chain(&self.calls) {
-                let matches = match usize::try_from(*number).ok().and_then(|index| self.matchers.get(index)) {
-                    Some(Matcher::Pods(set)) => is_in(set, peer, namespace),
-                    Some(Matcher::Calls(name, protocol)) => peer.named_port(name, *protocol).is_some(),
-                    _ => false,
-                };
-                matched.extend(matches.then_some(*number));
-            }
-        }
-        for number in self.of_nodes.iter().filter(|_| !nodes.is_empty()) {
-            if let Some(Matcher::Nodes(selector)) = usize::try_from(*number).ok().and_then(|i| self.matchers.get(i)) {
-                matched.extend(nodes.iter().any(|node| selector.matches(&node.labels)).then_some(*number));
-            }
-        }
-        matched.sort_unstable();
-        matched.dedup();
-        matched
-    }
-
-    /// What the ports are that matchers ask for.
-    fn ports(&self, matched: &[u32], named: &[NamedPort]) -> Vec<u16> {
-        let calls = self.calls.iter().filter(|number| matched.binary_search(number).is_ok());
-        let asked = calls.filter_map(|number| match self.matchers.get(usize::try_from(*number).ok()?) {
-            Some(Matcher::Calls(name, protocol)) => {
-                named.iter().find(|port| port.name == *name && port.protocol == *protocol).map(|port| port.number)
-            }
-            _ => None,
-        });
-        asked.collect()
-    }
-}
-
-/// Whether somebody is one of these pods.
-pub(super) fn is_in(set: &PodSet<'_>, peer: &PeerPod<'_>, namespace: &Labels) -> bool {
-    let here = match set.namespaces {
-        Namespaces::Named(name) => name == peer.namespace,
-        Namespaces::Matching(selector) => selector.matches(namespace),
-    };
-    here && set.pods.matches(peer.labels)
-}
-
-/// A label that a selector wants, and the values it may have.
-fn one_of(selector: &Selector) -> Option<(&str, impl Iterator<Item = &str>)> {
-    selector.requirements().find_map(|requirement| match requirement {
-        Requirement::In(key, values) => Some((key.as_str(), values.iter().map(String::as_str))),
-        _ => None,
-    })
 }

@@ -1,9 +1,9 @@
 //! What an image says of a set and a class, as a set of ports.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 
 use towpath_model::Protocol;
-use towpath_model::desired::{ClassId, LocalClass, PolicyImage, RowKey, RowProtocol, SetId, Verdict};
+use towpath_model::desired::{LocalClass, PolicyImage, RowKey, RowProtocol, SetId, Verdict};
 
 use crate::image::port_mask;
 use crate::verify::ports::Ports;
@@ -17,15 +17,6 @@ pub(super) struct Rows<'i> {
 impl<'i> Rows<'i> {
     pub(super) fn of(image: &'i PolicyImage) -> Self {
         Self { image, known: HashMap::new() }
-    }
-
-    /// The classes that a set tells from a stranger.
-    pub(super) fn classes(&self, set: SetId) -> BTreeMap<ClassId, LocalClass> {
-        if set == SetId::default() {
-            return BTreeMap::new();
-        }
-        let entries = self.image.set_classes.range((set, ClassId(0))..=(set, ClassId(u32::MAX)));
-        entries.map(|((_, class), local)| (*class, *local)).collect()
     }
 
     /// The ports that the rows of a set and a class allow: for each port the longest prefix decides, without one it is denied.

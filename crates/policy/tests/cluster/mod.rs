@@ -8,8 +8,9 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::networking::v1 as networking;
 use proptest::prelude::*;
+use proptest::sample::Index;
 use serde_json::{Value, json};
-use towpath_model::desired::RowProtocol;
+use towpath_model::desired::{PolicyChanges, PolicyImage, Row, RowKey, RowProtocol, Verdict};
 use towpath_model::{
     ClusterNetworkPolicy, DomainName, Namespace, NamespacedName, NetworkPolicy, Node, Pod, Protocol, World,
 };
@@ -546,4 +547,84 @@ pub fn services() -> Vec<(RowProtocol, &'static str, u16)> {
 pub fn config(cases: u32) -> ProptestConfig {
     let said = std::env::var("PROPTEST_CASES").ok().and_then(|text| text.parse().ok());
     ProptestConfig { cases: said.unwrap_or(cases), ..ProptestConfig::default() }
+}
+
+/// One wrong entry in an image.
+pub fn broken(mut image: PolicyImage, how: u8, one: Index, other: Index) -> Option<PolicyImage> {
+    fn pick<T: Clone>(list: Vec<T>, index: Index) -> Option<T> {
+        (!list.is_empty()).then(|| list[index.index(list.len())].clone())
+    }
+    match how {
+        0 => {
+            let key = pick(image.set_classes.keys().copied().collect(), one)?;
+            image.set_classes.remove(&key);
+        }
+        1 => {
+            let key = pick(image.set_classes.keys().copied().collect(), one)?;
+            let locals = image.rows.keys().filter(|row| row.set == key.0).map(|row| row.class).collect();
+            image.set_classes.insert(key, pick(locals, other)?);
+        }
+        2 => {
+            let key: RowKey = pick(image.rows.keys().copied().collect(), one)?;
+            let row = image.rows[&key];
+            let verdict = if row.verdict == Verdict::Allow { Verdict::Deny } else { Verdict::Allow };
+            image.rows.insert(key, Row { verdict, ..row });
+        }
+        3 => {
+            let key: RowKey = pick(image.rows.keys().copied().collect(), one)?;
+            image.rows.remove(&key);
+        }
+        4 => {
+            let key: RowKey = pick(image.rows.keys().copied().collect(), one)?;
+            let row = image.rows.remove(&key)?;
+            image.rows.insert(RowKey { port_bits: key.port_bits.checked_sub(1)?, ..key }, row);
+        }
+        5 => {
+            let key = pick(image.pod_classes.keys().copied().collect(), one)?;
+            image.pod_classes.insert(key, pick(image.cidr_classes.values().copied().collect(), other)?);
+        }
+        6 => {
+            let key = pick(image.pod_classes.keys().copied().collect(), one)?;
+            image.pod_classes.remove(&key);
+        }
+        7 => {
+            let key = pick(image.cidr_classes.keys().copied().collect(), one)?;
+            image.cidr_classes.remove(&key);
+        }
+        8 => {
+            let key = pick(image.cidr_classes.keys().copied().collect(), one)?;
+            image.cidr_classes.insert(key, pick(image.pod_classes.values().copied().collect(), other)?);
+        }
+        9 => {
+            let key = pick(image.pods.keys().copied().collect(), one)?;
+            let sets = pick(image.pods.values().copied().collect(), other)?;
+            image.pods.insert(key, sets);
+        }
+        _ => {
+            let key = pick(image.pods.keys().copied().collect(), one)?;
+            image.pods.insert(key, Default::default());
+        }
+    }
+    Some(image)
+}
+
+/// What is told to a kernel that has one image, so that it has another.
+pub fn changes(before: &PolicyImage, after: &PolicyImage) -> PolicyChanges {
+    fn each<K: Ord + Clone, V: Clone + PartialEq>(
+        before: &BTreeMap<K, V>,
+        after: &BTreeMap<K, V>,
+    ) -> BTreeMap<K, Option<V>> {
+        let keys = before.keys().chain(after.keys()).filter(|key| before.get(*key) != after.get(*key));
+        keys.map(|key| (key.clone(), after.get(key).cloned())).collect()
+    }
+    PolicyChanges {
+        pod_classes: each(&before.pod_classes, &after.pod_classes),
+        cidr_classes: each(&before.cidr_classes, &after.cidr_classes),
+        set_classes: each(&before.set_classes, &after.set_classes),
+        rows: each(&before.rows, &after.rows),
+        rules: each(&before.rules, &after.rules),
+        isolating: each(&before.isolating, &after.isolating),
+        audited: after.audited.clone(),
+        pods: after.pods.clone(),
+    }
 }

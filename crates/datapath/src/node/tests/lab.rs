@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
 use tempfile::TempDir;
-use towpath_model::desired::{Backend, LocalPod, NodePeer, NodeSettings, PodSets, TranslatedAt};
+use towpath_model::desired::{LocalPod, NodePeer, NodeSettings, PodSets, Reach, TranslatedAt, Vxlan};
 use towpath_model::{Family, NamespacedName, NodeName, family_of};
 
 use crate::net::link::{self, Veth};
@@ -418,7 +418,7 @@ fn settings(number: u8, kind: Kind) -> NodeSettings {
         dns_addresses: vec!["169.254.116.10".parse().unwrap(), "fd00:7470::a".parse().unwrap()],
         node_ports: (30000, 32767),
         node_port_addresses: Default::default(),
-        backend: Backend::Vxlan { vni: 116, port: 8472 },
+        vxlan: Vxlan { vni: 116, port: 8472 },
         pod_mtu: None,
         direct_server_return: false,
     };
@@ -442,6 +442,8 @@ fn peers(kind: Kind) -> Vec<NodePeer> {
                 addresses: settings.addresses,
                 pod_cidrs: settings.pod_cidrs,
                 local: false,
+                reach: Reach::Tunnel,
+                plain: false,
                 flannel: None,
             }
         })

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use towpath_model::NodeName;
-use towpath_model::desired::NodePeer;
+use towpath_model::desired::{NodePeer, Reach};
 
 use super::lab::{Lab, Ns, OPEN, PROGRAMS, root};
 
@@ -48,6 +48,8 @@ fn a_thousand_nodes_are_applied_in_a_moment_and_once() {
             ],
             tunnel: [172, 16, high, low].into(),
             local: false,
+            reach: Reach::Tunnel,
+            plain: false,
             flannel: None,
         }
     };

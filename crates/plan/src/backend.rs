@@ -1,0 +1,93 @@
+//! Which way packets go to each node while nodes change from one backend to another.
+//!
+//! Every node takes envelopes (VXLAN), whatever its backend is, so no order of changes leaves two nodes without a way. A node is sent
+//! another backend's packets when it says that it is ready for them; and a node takes them from all nodes as long as any may still send
+//! them, also after it has left that backend itself.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+use towpath_model::NodeName;
+use towpath_model::custom::{BackendName, NodeNetwork};
+
+/// What a node's `NodeNetwork` says of backends.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Says {
+    /// What it sends by. None: it does not say, and sends envelopes.
+    pub sends: Option<BackendName>,
+    /// What it is ready to receive besides envelopes.
+    pub receives: BTreeSet<BackendName>,
+}
+
+impl Says {
+    /// What an object says.
+    pub fn of(object: &NodeNetwork) -> Self {
+        let status = object.status.as_ref();
+        Self {
+            sends: status.and_then(|status| status.backend),
+            receives: status.iter().flat_map(|status| status.receive_ready.iter().copied()).collect(),
+        }
+    }
+}
+
+/// What a node whose backend is `own` is ready to receive, and tells the others so.
+pub fn ready_for(own: BackendName) -> BTreeSet<BackendName> {
+    [BackendName::Vxlan, own].into()
+}
+
+/// Nodes to whose pods packets go as they are.
+pub fn routed(own: BackendName, said: &BTreeMap<NodeName, Says>) -> BTreeSet<NodeName> {
+    let ready = said.iter().filter(|(_, says)| says.receives.contains(&BackendName::HostGw));
+    ready.filter(|_| own == BackendName::HostGw).map(|(node, _)| node.clone()).collect()
+}
+
+/// Whether packets of other nodes' pods are taken as they are.
+pub fn takes_plain(own: BackendName, said: &BTreeMap<NodeName, Says>) -> bool {
+    own == BackendName::HostGw || said.values().any(|says| says.sends == Some(BackendName::HostGw))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BOTH: [BackendName; 2] = [BackendName::Vxlan, BackendName::HostGw];
+
+    fn says(backend: BackendName) -> Says {
+        Says { sends: Some(backend), receives: ready_for(backend) }
+    }
+
+    /// Whether what the first sends to the second arrives.
+    fn arrives(from: (BackendName, &BTreeMap<NodeName, Says>), to: (BackendName, &BTreeMap<NodeName, Says>)) -> bool {
+        !routed(from.0, from.1).contains(&NodeName::new("to")) || takes_plain(to.0, to.1)
+    }
+
+    #[test]
+    fn whatever_two_nodes_are_and_however_late_they_hear_of_it_packets_arrive() {
+        for [from, to, heard_of_from, heard_of_to] in BOTH
+            .into_iter()
+            .flat_map(|a| BOTH.into_iter().flat_map(move |b| BOTH.map(|c| BOTH.map(|d| [a, b, c, d]))))
+            .flatten()
+        {
+            // Where both are out of date, who just left a backend still takes its packets for a while: the agent's to see to.
+            if from != heard_of_from && to != heard_of_to {
+                continue;
+            }
+            let at_from = BTreeMap::from([(NodeName::new("to"), says(heard_of_to))]);
+            let at_to = BTreeMap::from([(NodeName::new("from"), says(heard_of_from))]);
+            assert!(arrives((from, &at_from), (to, &at_to)), "{from:?} {to:?} {heard_of_from:?} {heard_of_to:?}");
+        }
+    }
+
+    #[test]
+    fn a_node_is_sent_what_it_is_ready_for_and_nobody_else_decides() {
+        let said = BTreeMap::from([
+            (NodeName::new("ready"), says(BackendName::HostGw)),
+            (NodeName::new("old"), Says::default()),
+            (NodeName::new("vxlan"), says(BackendName::Vxlan)),
+        ]);
+        assert_eq!(routed(BackendName::HostGw, &said), BTreeSet::from([NodeName::new("ready")]));
+        assert_eq!(routed(BackendName::Vxlan, &said), BTreeSet::new());
+        assert!(takes_plain(BackendName::Vxlan, &said), "one still sends so");
+        assert!(!takes_plain(BackendName::Vxlan, &BTreeMap::from([(NodeName::new("old"), Says::default())])));
+    }
+}
