@@ -128,7 +128,7 @@ impl Comparison<'_> {
         checked: &mut Checked,
         effort: &mut Effort,
     ) -> Result<Option<Difference>, TooMuch> {
-        let (set, program) = (self.text.alike.set, Program::of(self.text, &self.reading.reads));
+        let (set, program) = (self.text.alike.set, Program::of(self.text));
         let mut outcomes: HashMap<Vec<u32>, (Ports, HashSet<LocalClass>)> = HashMap::new();
         for number in kinds {
             let Some(kind) = self.reading.peers.kind(number) else { continue };

@@ -5,26 +5,17 @@ use std::collections::HashMap;
 use towpath_model::{Action, Direction, NamedPort, Protocol, Tier};
 
 use super::peers::Kind;
-use super::reads::{Doors, Reads};
-use super::texts::Text;
+use super::texts::{Step, Text};
 use crate::verify::ports::Ports;
-
-/// A clause, as a program asks it.
-struct Step<'s> {
-    /// None: a NetworkPolicy's.
-    tier: Option<Tier>,
-    ports: &'s Doors,
-    action: Action,
-    /// It is about pods, and asked of whoever may be one.
-    doubtful: bool,
-}
 
 /// What decides over the flows of some pods in one direction.
 pub(super) struct Program<'s> {
-    steps: Vec<Step<'s>>,
+    steps: &'s [Step],
     by_matcher: HashMap<u32, Vec<u32>>,
     /// Steps about everybody.
     everyone: Vec<u32>,
+    /// Some step is asked of whoever may be a pod.
+    doubtful: bool,
     /// Ingress: the named ports of the pods themselves.
     own: Option<&'s [NamedPort]>,
     isolated: bool,
@@ -53,28 +44,22 @@ impl Case<'_> {
 }
 
 impl<'s> Program<'s> {
-    pub(super) fn of(text: &'s Text, reads: &'s Reads) -> Self {
+    pub(super) fn of(text: &'s Text) -> Self {
         let own = (text.alike.direction == Direction::Ingress).then_some(text.alike.named.as_slice());
-        let (steps, by_matcher, everyone) = (Vec::new(), HashMap::<u32, Vec<u32>>::new(), Vec::new());
-        let mut program = Self { steps, by_matcher, everyone, own, isolated: false };
-        for read in text.alike.reads.iter().filter_map(|read| reads.get(*read)) {
-            program.isolated |= read.tier.is_none();
-            for said in &read.clauses {
-                let number = u32::try_from(program.steps.len()).unwrap_or(u32::MAX);
-                let (ports, action, doubtful) = (&*said.ports, said.action, said.doubtful);
-                program.steps.push(Step { tier: read.tier, ports, action, doubtful });
-                match said.matcher {
-                    Some(matcher) => program.by_matcher.entry(matcher).or_default().push(number),
-                    None => program.everyone.push(number),
-                }
+        let (mut by_matcher, mut everyone) = (HashMap::<u32, Vec<u32>>::new(), Vec::new());
+        for (number, step) in (0u32..).zip(&text.steps) {
+            match step.matcher {
+                Some(matcher) => by_matcher.entry(matcher).or_default().push(number),
+                None => everyone.push(number),
             }
         }
-        program
+        let doubtful = text.steps.iter().any(|step| step.doubtful);
+        Self { steps: &text.steps, by_matcher, everyone, doubtful, own, isolated: text.isolated }
     }
 
     /// A peer as the program sees it.
     pub(super) fn case<'k>(&self, peer: &'k Kind) -> Case<'k> {
-        let may_be_pod = peer.may_be_pod && self.steps.iter().any(|step| step.doubtful);
+        let may_be_pod = peer.may_be_pod && self.doubtful;
         let mut matched = self.everyone.clone();
         matched.extend(peer.matched.iter().filter_map(|matcher| self.by_matcher.get(matcher)).flatten());
         matched.sort_unstable();
@@ -89,7 +74,7 @@ impl<'s> Program<'s> {
         Case { matched, named: &peer.named, may_be_pod, key }
     }
 
-    fn step(&self, index: u32) -> Option<&Step<'_>> {
+    fn step(&self, index: u32) -> Option<&Step> {
         self.steps.get(usize::try_from(index).ok()?)
     }
 
@@ -110,7 +95,7 @@ impl<'s> Program<'s> {
     /// Takes out of `undecided` what a tier decides.
     fn tier(&self, tier: Tier, case: &Case<'_>, open: &mut Ports, undecided: &mut Ports) {
         let (mut passed, mut passed_perhaps) = (Ports::none(), Ports::none());
-        for (index, step) in (0u32..).zip(&self.steps).filter(|(_, step)| step.tier == Some(tier)) {
+        for (index, step) in (0u32..).zip(self.steps).filter(|(_, step)| step.tier == Some(tier)) {
             let matches = case.matched.binary_search(&index).is_ok();
             let perhaps = !matches && case.may_be_pod && step.doubtful;
             if !matches && !perhaps {
@@ -136,7 +121,7 @@ impl<'s> Program<'s> {
     }
 
     /// The ports of a step. What somebody calls his ports of whom it is not known whether he is a pod is not known either.
-    fn ports(&self, step: &Step<'_>, case: &Case<'_>, certain: bool) -> Ports {
+    fn ports(&self, step: &Step, case: &Case<'_>, certain: bool) -> Ports {
         let named = self.own.unwrap_or(case.named);
         step.ports.named.iter().fold(step.ports.fixed.clone(), |ports, (name, protocol)| {
             if !certain && self.own.is_none() {

@@ -33,7 +33,7 @@ impl Policy<'_> {
 }
 
 /// Ports that a clause speaks of.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq, Hash)]
 pub(super) struct Doors {
     pub(super) fixed: Ports,
     /// By the name that the pod gives them which is reached.
@@ -46,17 +46,32 @@ impl Doors {
         Self { fixed: ports.fixed.clone(), named: named.collect() }
     }
 
+    /// All of several.
+    pub(super) fn any_of(all: &[Arc<Self>]) -> Self {
+        let named: BTreeSet<&(String, Protocol)> = all.iter().flat_map(|ports| &ports.named).collect();
+        Self { fixed: Ports::any_of(all.iter().map(|ports| &ports.fixed)), named: named.into_iter().cloned().collect() }
+    }
+
     fn is(&self, ports: &PortSet<'_>) -> bool {
         let named = self.named.iter().map(|(name, protocol)| (name.as_str(), *protocol));
         self.fixed == ports.fixed && named.eq(ports.named.iter().copied())
     }
 }
 
+/// Whom a clause is about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum About {
+    Everybody,
+    /// Whom this matcher matches.
+    Matched(u32),
+    /// Whoever has one of these addresses. Which matcher asks that is seen when it is known what else is asked.
+    Addresses(Arc<Addresses>),
+}
+
 /// A clause.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Said {
-    /// None: everybody.
-    pub(super) matcher: Option<u32>,
+    pub(super) about: About,
     pub(super) ports: Arc<Doors>,
     pub(super) action: Action,
     /// It is about pods, and asked of whoever may be one.
@@ -71,7 +86,7 @@ pub(super) struct Read {
     pub(super) clauses: Vec<Said>,
     /// Some clause takes the number of a port from the pod that is reached.
     pub(super) by_name: bool,
-    /// Numbers of the matchers that tell peers apart, ascending.
+    /// Numbers of the matchers that tell peers apart, ascending; but for those of addresses.
     pub(super) ask: Vec<u32>,
 }
 
@@ -201,19 +216,22 @@ fn read(policy: Policy<'_>, direction: Direction, learned: &Learned, matchers: &
     let mut clauses: Vec<Said> = Vec::with_capacity(list.len());
     let mut ask = Vec::new();
     for (clause, addresses) in without_repeats(tier, &list) {
-        let matcher = match &clause.peer {
-            PeerSet::Anyone => None,
-            PeerSet::Pods(set) => Some(Matcher::pods(set)),
-            PeerSet::Nodes(selector) => Some(Matcher::Nodes((*selector).clone())),
-            PeerSet::Addresses(_) => Some(Matcher::Addresses(Addresses::any_of(addresses))),
+        let mut matched = |matcher| {
+            let number = matchers.number(matcher);
+            ask.push(number);
+            About::Matched(number)
+        };
+        let about = match &clause.peer {
+            PeerSet::Anyone => About::Everybody,
+            PeerSet::Pods(set) => matched(Matcher::pods(set)),
+            PeerSet::Nodes(selector) => matched(Matcher::Nodes((*selector).clone())),
+            PeerSet::Addresses(_) => About::Addresses(Arc::new(Addresses::any_of(addresses))),
             PeerSet::Names(names) => {
                 let said: Vec<Addresses> = learned.of(names).into_iter().map(Addresses::one).collect();
-                Some(Matcher::Outside(Addresses::any_of(&said)))
+                matched(Matcher::Outside(Addresses::any_of(&said)))
             }
         };
-        let matcher = matcher.map(|matcher| matchers.number(matcher));
         let doubtful = tier.is_some() && matches!(clause.peer, PeerSet::Pods(_));
-        ask.extend(matcher);
         ask.extend(doubtful.then(|| matchers.number(Matcher::MayBePod)));
         if direction == Direction::Egress {
             let calls = clause.ports.named.iter().map(|(name, protocol)| Matcher::Calls((*name).to_owned(), *protocol));
@@ -221,7 +239,7 @@ fn read(policy: Policy<'_>, direction: Direction, learned: &Learned, matchers: &
         }
         let before = clauses.last().map(|before| &before.ports).filter(|ports| ports.is(&clause.ports)).cloned();
         let ports = before.unwrap_or_else(|| Arc::new(Doors::of(&clause.ports)));
-        clauses.push(Said { matcher, ports, action: clause.action, doubtful });
+        clauses.push(Said { about, ports, action: clause.action, doubtful });
     }
     ask.sort_unstable();
     ask.dedup();

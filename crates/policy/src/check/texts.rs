@@ -2,13 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use towpath_model::desired::SetId;
-use towpath_model::{ClusterNetworkPolicy, Direction, Labels, NamedPort, NamespacedName, Pod, Tier, World};
+use towpath_model::{Action, ClusterNetworkPolicy, Direction, Labels, NamedPort, NamespacedName, Pod, Tier, World};
 
-use super::matchers::Matchers;
-use super::reads::{Policy, Reads};
+use super::matchers::{Matcher, Matchers};
+use super::reads::{About, Doors, Policy, Read, Reads};
 use super::written::Written;
+use crate::verify::addresses::Addresses;
 
 /// What makes pods of the node alike, in one direction.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -26,9 +28,26 @@ pub(super) struct Alike {
 pub(super) struct Text {
     pub(super) alike: Alike,
     pub(super) addresses: BTreeSet<IpAddr>,
+    /// What the policies say, in the order in which it is asked.
+    pub(super) steps: Vec<Step>,
+    /// A NetworkPolicy selects them.
+    pub(super) isolated: bool,
     /// Numbers of the matchers that tell peers apart for them, ascending.
     pub(super) ask: Vec<u32>,
     pub(super) compared: Compared,
+}
+
+/// A clause, or several that are asked as one.
+#[derive(Clone, Debug)]
+pub(super) struct Step {
+    /// None: a NetworkPolicy's.
+    pub(super) tier: Option<Tier>,
+    /// None: everybody.
+    pub(super) matcher: Option<u32>,
+    pub(super) ports: Arc<Doors>,
+    pub(super) action: Action,
+    /// It is about pods, and asked of whoever may be one.
+    pub(super) doubtful: bool,
 }
 
 /// What of what is said of some pods was compared with the image.
@@ -104,7 +123,7 @@ impl Texts {
                 let named = if by_name { pod.named_ports.clone() } else { Vec::new() };
                 let set = written.set(*address, direction);
                 let alike = Alike { direction, set, reads: all.clone(), named };
-                let text = self.number(alike, reads);
+                let text = self.number(alike, reads, matchers);
                 if before != Some(text) {
                     self.of_pod.insert((*address, direction), text);
                     self.list.get_mut(&text).into_iter().for_each(|text| text.addresses.extend([*address]));
@@ -115,20 +134,24 @@ impl Texts {
         reads.sweep();
     }
 
-    fn number(&mut self, alike: Alike, reads: &mut Reads) -> u32 {
+    fn number(&mut self, alike: Alike, reads: &mut Reads, matchers: &mut Matchers) -> u32 {
         if let Some(known) = self.known.get(&alike) {
             return *known;
         }
         let number = self.next;
         self.next += 1;
-        let ask: BTreeSet<u32> =
-            alike.reads.iter().filter_map(|read| reads.get(*read)).flat_map(|read| &read.ask).copied().collect();
+        let all: Vec<&Read> = alike.reads.iter().filter_map(|read| reads.get(*read)).collect();
+        let steps = steps(&all, matchers);
+        let isolated = all.iter().any(|read| read.tier.is_none());
+        let asked = all.iter().flat_map(|read| &read.ask).copied();
+        let ask: BTreeSet<u32> = asked.chain(steps.iter().filter_map(|step| step.matcher)).collect();
         let ask: Vec<u32> = ask.into_iter().collect();
         alike.reads.iter().for_each(|read| reads.enter(*read));
         ask.iter().for_each(|matcher| self.asked_by.entry(*matcher).or_default().push(number));
         self.of_set.entry(alike.set).or_default().push(number);
         self.known.insert(alike.clone(), number);
-        self.list.insert(number, Text { alike, addresses: BTreeSet::new(), ask, compared: Compared::Nothing });
+        let addresses = BTreeSet::new();
+        self.list.insert(number, Text { alike, addresses, steps, isolated, ask, compared: Compared::Nothing });
         number
     }
 
@@ -204,4 +227,52 @@ fn selecting<'w>(world: &'w World, tiers: &Tiers<'w>, pod: &Pod, direction: Dire
         all.extend(of_tier(&tiers.baseline));
     }
     all
+}
+
+/// So many clauses of NetworkPolicies, which differ in nothing but addresses, are asked one by one: then one that changes has nobody asked what
+/// the others ask. More are asked as one.
+const FEW: usize = 16;
+
+/// What policies say, in the order in which they are asked. NetworkPolicies add up, whatever their order: so what they say of everybody is one
+/// step, and so is what many of them say of addresses, for each set of ports.
+fn steps(all: &[&Read], matchers: &mut Matchers) -> Vec<Step> {
+    let (mut steps, mut everyone) = (Vec::new(), Vec::new());
+    let mut blocks: BTreeMap<usize, (Arc<Doors>, Vec<Arc<Addresses>>)> = BTreeMap::new();
+    let mut by_ports: HashMap<Arc<Doors>, usize> = HashMap::new();
+    for read in all {
+        for said in &read.clauses {
+            let matcher = match &said.about {
+                About::Everybody if read.tier.is_none() => {
+                    everyone.push(said.ports.clone());
+                    continue;
+                }
+                About::Addresses(addresses) if read.tier.is_none() => {
+                    let next = by_ports.len();
+                    let index = *by_ports.entry(said.ports.clone()).or_insert(next);
+                    blocks.entry(index).or_insert_with(|| (said.ports.clone(), Vec::new())).1.push(addresses.clone());
+                    continue;
+                }
+                About::Everybody => None,
+                About::Matched(number) => Some(*number),
+                About::Addresses(addresses) => Some(matchers.number(Matcher::Addresses((**addresses).clone()))),
+            };
+            let (ports, action, doubtful) = (said.ports.clone(), said.action, said.doubtful);
+            steps.push(Step { tier: read.tier, matcher, ports, action, doubtful });
+        }
+    }
+    let mut accept = |matcher, ports| {
+        steps.push(Step { tier: None, matcher, ports, action: Action::Accept, doubtful: false });
+    };
+    for (ports, all) in blocks.into_values() {
+        let mut one = |addresses| matchers.number(Matcher::Addresses(addresses));
+        if all.len() <= FEW {
+            all.iter().for_each(|addresses| accept(Some(one((**addresses).clone())), ports.clone()));
+        } else {
+            accept(Some(one(Addresses::any_of(all.iter().map(|addresses| &**addresses)))), ports);
+        }
+    }
+    if !everyone.is_empty() {
+        accept(None, Arc::new(Doors::any_of(&everyone)));
+    }
+    steps
 }
