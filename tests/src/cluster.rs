@@ -361,9 +361,31 @@ impl Cluster {
 impl Drop for Cluster {
     fn drop(&mut self) {
         if !self.keep {
+            // Nobody took it down in good order, so something failed: what its processes complained of goes with it.
+            eprintln!("lab {}: {}", self.name, complaints(&Path::new("/var/lib/towpath/lab").join(&self.name)));
             let _ = self.lab(&["down"]);
         }
     }
+}
+
+/// The last warnings, errors and panics in the logs of a lab, but for those of its pods.
+fn complaints(directory: &Path) -> String {
+    const LAST: usize = 15;
+    let Ok(entries) = std::fs::read_dir(directory) else { return String::new() };
+    let mut said = String::new();
+    for entry in entries.flatten() {
+        let path = entry.path();
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) && entry.file_name() != "pods" {
+            said += &complaints(&path);
+        } else if path.extension().is_some_and(|end| end == "log") {
+            let log = std::fs::read_to_string(&path).unwrap_or_default();
+            let all: Vec<&str> = log.lines().filter(|line| !line.contains(" INFO ")).collect();
+            for line in all.iter().skip(all.len().saturating_sub(LAST)) {
+                said += &format!("\n{}: {line}", path.display());
+            }
+        }
+    }
+    said
 }
 
 /// What the rows need of a pod.

@@ -134,8 +134,8 @@ fn traffic_names_and_policies_outlive_the_agent() -> Result<()> {
     let tally = Tally::default();
     // In the pods themselves, whose connections the socket programs translate.
     let script = "n=0; while [ ! -e /tmp/over ]; do n=$((n+1)); \
-                  timeout 5 wget -q -O /dev/null http://SERVICE/ || echo REFUSED $n; \
-                  timeout 5 nslookup web.default.svc.cluster.local >/dev/null || echo NAMELESS $n; done; echo TRIED $n"
+                  timeout 5 wget -q -O /dev/null http://SERVICE/ || echo REFUSED $n, status $?, at $(date +%T); \
+                  timeout 5 nslookup web.default.svc.cluster.local >/dev/null || echo NAMELESS $n, status $?, at $(date +%T); done; echo TRIED $n"
         .replace("SERVICE", &service.ip().to_string());
     let (dead, inside, outcomes) = std::thread::scope(|scope| {
         let tally = &tally;

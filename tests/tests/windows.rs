@@ -461,7 +461,7 @@ fn a_namespace_that_ends_keeps_its_policies_until_its_pods_are_gone() -> Result<
         ensure!(field(&says, "/outliving/0") == "ending/wall", "{says}");
         Ok(())
     })?;
-    machine::kill(machine::lab_agent(cluster.name(), "n1")?)?;
+    machine::kill(wait("an agent", PATIENCE, || machine::lab_agent(cluster.name(), "n1"))?)?;
     wait("its successor to say so, too", Duration::from_secs(60), || {
         let says = agent.says()?;
         ensure!(field(&says, "/outliving/0") == "ending/wall", "{says}");

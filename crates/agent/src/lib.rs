@@ -86,11 +86,20 @@ use status::{SharedSources, Sources};
 /// The index, shared between the one who writes it and those who look pods up.
 pub type SharedIndex = Arc<RwLock<Index>>;
 
-/// Runs the agent until `shutdown`. What is in the kernel stays there and goes on working.
+/// Why an agent ended in good order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// It was told to.
+    Told,
+    /// The cluster's NetworkConfig says something else now. It is kept on disk, and an agent that starts anew goes by it.
+    ConfigChanged,
+}
+
+/// Runs the agent until `shutdown`, or until the cluster's configuration changes. What is in the kernel stays there and goes on working.
 ///
 /// # Errors
 /// The configuration is wrong, the kernel refuses, or an essential task died; the process should be started again.
-pub async fn run(config: AgentConfig, shutdown: CancellationToken) -> Result<()> {
+pub async fn run(config: AgentConfig, shutdown: CancellationToken) -> Result<Ended> {
     let outcome = run_until(config.clone(), shutdown).await;
     if let Err(error) = &outcome {
         failure::report(&config, error).await;
@@ -98,7 +107,7 @@ pub async fn run(config: AgentConfig, shutdown: CancellationToken) -> Result<()>
     outcome
 }
 
-async fn run_until(config: AgentConfig, shutdown: CancellationToken) -> Result<()> {
+async fn run_until(config: AgentConfig, shutdown: CancellationToken) -> Result<Ended> {
     counts::begin();
     let node = settings::parse(&config)?.node;
     for directory in [&config.run_dir, &config.state_dir] {
@@ -142,7 +151,7 @@ async fn run_until(config: AgentConfig, shutdown: CancellationToken) -> Result<(
     let recalling = owned(last_known.clone().recall_when_silent(index.clone(), updates.clone()));
     let keeping = owned(last_known.clone().keep(index.clone()));
     let own = tokio::select! {
-        () = shutdown.cancelled() => return Ok(()),
+        () = shutdown.cancelled() => return Ok(Ended::Told),
         own = own_node::own_node(&config, &parsed, &index, &mut inbox, &ready) => own?,
     };
     settings::refuse_underlay_overlap(&parsed.node, &own, &own_node::own_addresses().await?)?;
@@ -214,9 +223,9 @@ async fn run_until(config: AgentConfig, shutdown: CancellationToken) -> Result<(
         config.kube_proxy_health.then(|| proxy_health::serve_when_in_charge(in_charge, readiness));
 
     let outcome = tokio::select! {
-        () = shutdown.cancelled() => Ok(()),
+        () = shutdown.cancelled() => Ok(Ended::Told),
         ended = &mut loop_task => Err(anyhow::anyhow!("the reconcile loop ended: {ended:?}")),
-        () = config_changed => Ok(()),
+        () = config_changed => Ok(Ended::ConfigChanged),
         () = cni.ended() => Err(anyhow::anyhow!("the CNI server ended")),
         Some(ended) = watches.join_next() => Err(anyhow::anyhow!("a watch ended: {ended:?}")),
     };

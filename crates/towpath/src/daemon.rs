@@ -1,6 +1,7 @@
 //! `towpath agent`, `carry` and `controller`: configuration, log, signals.
 
 use std::future::Future;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -66,10 +67,10 @@ fn or_environment(configured: &mut String, name: &str) {
     }
 }
 
-/// Runs a daemon until SIGTERM or SIGINT.
-fn run<F>(options: &Options, name: &'static str, daemon: impl FnOnce(CancellationToken) -> F) -> Result<bool>
+/// Runs a daemon until SIGTERM or SIGINT, or until it ends by itself.
+fn run<F, T>(options: &Options, name: &'static str, daemon: impl FnOnce(CancellationToken) -> F) -> Result<T>
 where
-    F: Future<Output = Result<()>>,
+    F: Future<Output = Result<T>>,
 {
     options.start_log()?;
     let _ = rustls::crypto::ring::default_provider().install_default();
@@ -87,8 +88,19 @@ where
         });
         info!(version = env!("CARGO_PKG_VERSION"), "towpath {name}");
         daemon(shutdown).await
-    })?;
-    Ok(true)
+    })
+}
+
+/// Starts this program anew in this process, with the words it was started with. The process stays the same one for whoever watches
+/// over it: a kubelet would count an end, also in good order, towards a back-off of up to five minutes.
+fn start_anew() -> Result<std::convert::Infallible> {
+    let program = std::env::current_exe().context("find the file of this program")?;
+    let mut words = std::env::args_os();
+    let mut command = std::process::Command::new(&program);
+    if let Some(name) = words.next() {
+        command.arg0(name);
+    }
+    Err(command.args(words).exec()).with_context(|| format!("run {}", program.display()))
 }
 
 /// `towpath agent`. The node's name: the configuration's, else `NODE_NAME`, else the host's.
@@ -96,7 +108,12 @@ pub(crate) fn agent(options: &Options) -> Result<bool> {
     towpath_datapath::memory::be_frugal();
     let mut config: AgentConfig = options.load()?;
     or_environment(&mut config.node_name, "NODE_NAME");
-    run(options, "agent", |shutdown| towpath_agent::run(config, shutdown))
+    if run(options, "agent", |shutdown| towpath_agent::run(config, shutdown))? == towpath_agent::Ended::ConfigChanged {
+        let Err(reason) = start_anew();
+        // Whoever started it starts it again.
+        tracing::warn!("ends, for it cannot start anew by itself: {reason:#}");
+    }
+    Ok(true)
 }
 
 /// Options of `towpath carry`.
@@ -118,12 +135,14 @@ pub(crate) fn carry(options: &CarryOptions) -> Result<bool> {
             crate::client_runtime()?.block_on(towpath_carry::feed::is_of_this_pid_namespace(&config.feed_socket()));
         return here.context("no carry answers DNS on this node");
     }
-    run(&options.daemon, "carry", |shutdown| async move { Ok(towpath_carry::run(config, shutdown).await?) })
+    run(&options.daemon, "carry", |shutdown| async move { Ok(towpath_carry::run(config, shutdown).await?) })?;
+    Ok(true)
 }
 
 /// `towpath controller`. Its identity: the configuration's, else `POD_NAME`, else the host's name.
 pub(crate) fn controller(options: &Options) -> Result<bool> {
     let mut config: ControllerConfig = options.load()?;
     or_environment(&mut config.identity, "POD_NAME");
-    run(options, "controller", |shutdown| async move { Ok(towpath_controller::run(config, shutdown).await?) })
+    run(options, "controller", |shutdown| async move { Ok(towpath_controller::run(config, shutdown).await?) })?;
+    Ok(true)
 }
