@@ -118,12 +118,20 @@ struct tp_netns_pod {
 	__u32 pad;
 };
 
+/* How a packet goes to the node that its destination lies behind. */
+enum tp_by {
+	TP_BY_ENVELOPE = 0,		/* VXLAN */
+	TP_BY_ITSELF = 1,
+	TP_BY_IPIP = 2,			/* an IP header (RFC 2003, RFC 4213); what the other end could not take out of it goes in an envelope */
+};
+
 enum tp_peer_flag {
 	TP_PEER_NODE = 1 << 0,		/* the prefix is a node's own address (NodePort answers there, unless SILENT) */
 	TP_PEER_LOCAL = 1 << 1,		/* it is this node's */
 	TP_PEER_PLAIN = 1 << 2,		/* what is for it is sent without an envelope: a pod's packets to the node, a node's own by the
 					 * kernel's routes */
 	TP_PEER_SILENT = 1 << 3,	/* no NodePort answers at this address of a node */
+	TP_PEER_IPIP = 1 << 4,		/* of a pod range: what is for it is sent in an IP header alone, where that can be */
 };
 
 /* tp_peers: prefix tree, tp_cidr_key -> this. podCIDRs and node addresses of all nodes, this one included. Who is not
@@ -228,6 +236,7 @@ enum tp_ct_flag {
 	TP_CT_DIRECT = 1 << 8,		/* came in here for an endpoint whose node was asked to answer directly: unless TP_CT_REPLIED,
 					 * answers are not seen here */
 	TP_CT_PLAIN = 1 << 9,		/* with VIA_TUNNEL: that end is a pod of a node that takes packets without an envelope */
+	TP_CT_IPIP = 1 << 10,		/* the same, in an IP header alone */
 };
 
 /* An end that is a pod of this node: what the source check and the delivery need, so that an established connection costs
@@ -306,7 +315,7 @@ struct tp_nat {
 	__u64 mark;			/* of the key, see addr.h: whose entry this is, where its memory may be another's by now */
 	__u64 fresh;			/* ktime, ns, when the connection was last looked at and established. 0: never */
 	__u32 revision;			/* under which it may pass at all ends that are here, 0: not known */
-	__u32 plain;			/* with via: as TP_CT_PLAIN */
+	__u32 by;			/* with via: enum tp_by */
 	struct tp_ct_end from;		/* the client, if it is a pod of this node */
 	struct tp_ct_end to;		/* the backend, if it is one */
 	struct tp_addr via;		/* the node that the backend lies behind, zero: none */
@@ -537,6 +546,7 @@ enum tp_reason {
 	TP_AUDIT_EGRESS = 10,		/* a connection that passes, and that a policy which is only audited would deny: of its opener's egress */
 	TP_AUDIT_INGRESS = 11,		/* of its responder's ingress */
 	TP_DIRECT_RETURN = 12,		/* opened by way of another node and answered from here (TP_NODE_DIRECT_RETURN) */
+	TP_IPIP_OUT = 13,		/* to another node in an IP header alone */
 	TP_DROP_FIRST = 16,
 	TP_DROP_MALFORMED = 16,
 	TP_DROP_SOURCE_ADDRESS = 17,	/* not the sender's own */
@@ -560,6 +570,7 @@ enum tp_reason {
 	TP_DROP_SNAT_FULL = 35,		/* the same: tp_snat or tp_snat_asked has no room */
 	TP_DROP_SNAT_ODD = 36,		/* IP options, or the end of its time to live, towards or from such a backend: the kernel, whose
 					 * business that is, forwards nothing that has its own address as the source */
+	TP_DROP_CONGESTED = 37,		/* met congestion between nodes (ECN) on its way to an end that does not know of such a thing */
 	TP_REASON_MAX = 64,
 };
 

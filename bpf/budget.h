@@ -92,7 +92,7 @@ static __always_inline void tp_nat_fill(struct tp_work *w, const struct tp_ct *c
 	nat->fresh = 0;
 	/* Of what a pod sends itself both ends are the same, and it goes back the way it came. */
 	nat->revision = tp_is_hairpin(&w->p.t.saddr) ? 0 : tp_ct_judged_under(ct);
-	nat->plain = ct->flags & TP_CT_PLAIN ? 1 : 0;
+	nat->by = tp_by_of_ct(ct->flags);
 	/* After the revision: see tp_rejudge. */
 	barrier();
 	nat->from = w->from_a ? ct->a : ct->b;

@@ -192,7 +192,7 @@ static __always_inline void tp_resolve_via(struct tp_work *w)
 		return;
 	w->via = peer->tunnel;
 	w->has_via = 1;
-	w->plain = peer->flags & TP_PEER_PLAIN ? 1 : 0;
+	w->by = tp_by_of_peer(peer);
 }
 
 /*
@@ -211,7 +211,7 @@ static __always_inline void tp_resolve_back(struct tp_work *w, struct tp_ct *ct)
 		return;
 	w->via = peer->tunnel;
 	w->has_via = 1;
-	w->plain = peer->flags & TP_PEER_PLAIN ? 1 : 0;
+	w->by = tp_by_of_peer(peer);
 }
 
 /* How tp_ct.flags says which way the end that is not here is reached. */
@@ -219,13 +219,15 @@ static __always_inline __u32 tp_way_flags(const struct tp_work *w)
 {
 	if (!w->has_via)
 		return 0;
-	return w->plain ? TP_CT_VIA_TUNNEL | TP_CT_PLAIN : TP_CT_VIA_TUNNEL;
+	if (w->by == TP_BY_ENVELOPE)
+		return TP_CT_VIA_TUNNEL;
+	return w->by == TP_BY_IPIP ? TP_CT_VIA_TUNNEL | TP_CT_IPIP : TP_CT_VIA_TUNNEL | TP_CT_PLAIN;
 }
 
 /* Has the entry lead where w->via says. */
 static __always_inline void tp_ct_lead(const struct tp_work *w, struct tp_ct *ct)
 {
-	__u32 flags = ct->flags & (TP_CT_VIA_TUNNEL | TP_CT_PLAIN), way = tp_way_flags(w);
+	__u32 flags = ct->flags & (TP_CT_VIA_TUNNEL | TP_CT_PLAIN | TP_CT_IPIP), way = tp_way_flags(w);
 
 	if (!w->has_via)
 		return;
@@ -234,7 +236,7 @@ static __always_inline void tp_ct_lead(const struct tp_work *w, struct tp_ct *ct
 	if (way & ~flags)
 		__sync_fetch_and_or(&ct->flags, way);
 	if (flags & ~way)
-		__sync_fetch_and_and(&ct->flags, ~TP_CT_PLAIN);
+		__sync_fetch_and_and(&ct->flags, ~(flags & ~way));
 }
 
 /* A connection that passes is held against the policies that are only audited once under one set of them. */
@@ -458,7 +460,7 @@ static __always_inline struct tp_ct *tp_ct_reopen(struct tp_work *w, const struc
 		w->reason = TP_DROP_CT_FULL;
 		return NULL;
 	}
-	__sync_fetch_and_and(&ct->flags, TP_CT_FROM_A | TP_CT_DNAT | TP_CT_VIA_TUNNEL | TP_CT_DIRECT | TP_CT_PLAIN);
+	__sync_fetch_and_and(&ct->flags, TP_CT_FROM_A | TP_CT_DNAT | TP_CT_VIA_TUNNEL | TP_CT_DIRECT | TP_CT_PLAIN | TP_CT_IPIP);
 	if (w->p.tcp_flags & TCP_RST)
 		__sync_fetch_and_or(&ct->flags, TP_CT_RST);
 	return ct;
@@ -537,7 +539,7 @@ static __noinline __u32 tp_track_error(tp_context *skb, struct tp_work *w, const
 	if (ct->flags & TP_CT_VIA_TUNNEL) {
 		w->via = ct->via;
 		w->has_via = 1;
-		w->plain = ct->flags & TP_CT_PLAIN ? 1 : 0;
+		w->by = tp_by_of_ct(ct->flags);
 	} else {
 		tp_resolve_via(w);
 	}

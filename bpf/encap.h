@@ -196,10 +196,70 @@ static __noinline int tp_send_plain(struct __sk_buff *skb, struct tp_work *w, co
 	return bpf_redirect_neigh(hop->ifindex, &hop->next, sizeof(hop->next), 0);
 }
 
+/* Makes w->ipip for this packet to the node at `to`, once there is room for the header. */
+static __always_inline void tp_write_ipip(struct __sk_buff *skb, struct tp_work *w, const struct tp_node_config *cfg, __be32 to)
+{
+	struct tp_ipip *o = &w->ipip;
+	const __u16 *inner = (const __u16 *)&w->h.v4;
+	__be16 words[] = { bpf_htons(0x4500 | tp_outer_ecn(w)), bpf_htons(skb->len - ETH_LEN),
+			   (__u16)bpf_get_prandom_u32(), bpf_htons(IP_DF),
+			   bpf_htons(TUNNEL_TTL << 8 | (w->p.flags & TP_PKT_V6 ? IPPROTO_IPV6 : IPPROTO_IPIP)) };
+	__be32 from = tp_word(&cfg->node4, 3);
+	__u32 sum = (from & 0xffff) + (from >> 16) + (to & 0xffff) + (to >> 16);
+
+#pragma unroll
+	for (int i = 0; i < 5; i++) {
+		((__u16 *)o)[1 + i] = words[i];
+		sum += words[i];
+	}
+	o->eth_type = bpf_htons(ETH_P_IP);
+	o->ip.check = ~tp_fold(sum);
+	o->ip.saddr = from;
+	o->ip.daddr = to;
+#pragma unroll
+	for (int i = 0; i < 6; i++)
+		o->inner[i] = inner[i];
+}
+
+/*
+ * To a pod of another node with an IP header and nothing else around it. -1, and nothing changed: an envelope is for it, as for all that the
+ * other end could not take out by itself (there is no tunnel device that would help it), and over IPv6.
+ */
+static __noinline int tp_send_ipip(struct __sk_buff *skb, struct tp_work *w, const struct tp_node_config *cfg, const struct tp_addr *to)
+{
+	__u32 len = tp_wire_len(skb, w);
+	struct tp_hop *hop;
+
+	if (!tp_is_v4(to) || (w->p.flags & (TP_PKT_ERROR | TP_PKT_FIRST_FRAG | TP_PKT_LATER_FRAG | TP_PKT_SLOW)) || w->p.ttl <= 2 ||
+	    skb->len > 0xffff - sizeof(w->ipip.ip) || (cfg->tunnel_mtu && len > cfg->tunnel_mtu))
+		return -1;
+	hop = tp_hop_to(skb, w, cfg, to, len + sizeof(w->ipip.ip));
+	if (!hop || len + sizeof(w->ipip.ip) > hop->mtu)
+		return -1;
+	if (bpf_skb_adjust_room(skb, sizeof(w->ipip.ip), BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4))
+		return -1;
+	tp_take_one_hop(w);
+	tp_write_ipip(skb, w, cfg, tp_word(to, 3));
+	if (bpf_skb_store_bytes(skb, ETH_LEN - sizeof(w->ipip.eth_type), &w->ipip, sizeof(w->ipip), BPF_F_RECOMPUTE_CSUM))
+		return tp_drop(skb, TP_DROP_INTERNAL);
+	tp_count(TP_IPIP_OUT, skb->len);
+	tp_note(3, hop->ifindex, TP_IPIP_OUT);
+	return bpf_redirect_neigh(hop->ifindex, &hop->next, sizeof(hop->next), 0);
+}
+
 /* The way of w->via to another node. */
 static __always_inline int tp_send_to_node(struct __sk_buff *skb, struct tp_work *w, const struct tp_node_config *cfg)
 {
-	return w->plain ? tp_send_plain(skb, w, cfg, &w->via) : tp_encapsulate(skb, w, cfg, &w->via);
+	int sent;
+
+	if (w->by == TP_BY_ITSELF)
+		return tp_send_plain(skb, w, cfg, &w->via);
+	if (w->by == TP_BY_IPIP) {
+		sent = tp_send_ipip(skb, w, cfg, &w->via);
+		if (sent >= 0)
+			return sent;
+	}
+	return tp_encapsulate(skb, w, cfg, &w->via);
 }
 
 /*

@@ -131,27 +131,43 @@ static __always_inline int tp_is_envelope(tp_context *ctx, struct tp_work *w, co
 	       e->vni == bpf_htonl(cfg->tunnel_id << 8);
 }
 
-/* Whether this entry is of pods that are sent packets without an envelope. */
-static __always_inline int tp_pods_are_plain(const struct tp_peer *peer)
+/* Whether this is an IP header alone around a packet, to this node, and nothing odd about it. Then w->ipip holds it. */
+static __always_inline int tp_is_ipip(tp_context *ctx, struct tp_work *w, const struct tp_node_config *cfg)
 {
-	return peer && (peer->flags & (TP_PEER_NODE | TP_PEER_LOCAL | TP_PEER_PLAIN)) == TP_PEER_PLAIN;
+	const void *data = (void *)(long)ctx->data;
+	const void *end = (void *)(long)ctx->data_end;
+	const struct iphdr *ip = data + ETH_LEN;
+
+	if (tp_protocol(ctx) != bpf_htons(ETH_P_IP) || data + ETH_LEN + sizeof(*ip) > end ||
+	    (ip->protocol != IPPROTO_IPIP && ip->protocol != IPPROTO_IPV6))
+		return 0;
+	w->ipip.ip = *ip;
+	w->ipip.eth_type = ip->protocol == IPPROTO_IPIP ? bpf_htons(ETH_P_IP) : bpf_htons(ETH_P_IPV6);
+	return *(__u8 *)ip == 0x45 && ip->daddr == tp_word(&cfg->node4, 3) && tp_is_v4(&cfg->node4) &&
+	       !(ip->frag_off & bpf_htons(IP_MF | IP_OFFSET));
+}
+
+/* How pods of this entry are sent to. */
+static __always_inline __u8 tp_by_of_pods(const struct tp_peer *peer)
+{
+	return peer && !(peer->flags & (TP_PEER_NODE | TP_PEER_LOCAL)) ? tp_by_of_peer(peer) : TP_BY_ENVELOPE;
 }
 
 /*
  * Whether `outer` may send this inner source here: it is the node that owns it, or, with `forwards`, a node at all that
  * brings an outside client. The node may send from another of its addresses than that of its tunnel (a network with a tunnel a
- * family does); then `outer` becomes the latter, by which it is answered; w->plain says how.
+ * family does); then `outer` becomes the latter, by which it is answered; w->by says how.
  */
 static __noinline int tp_may_send(struct tp_work *w, struct tp_addr *outer, __u32 forwards)
 {
 	struct tp_peer *peer, *sender;
 
-	w->plain = 0;
+	w->by = TP_BY_ENVELOPE;
 	if (tp_is_hairpin(&w->p.t.saddr))
 		return 0;
 	tp_full_prefix(&w->cidr, &w->p.t.saddr);
 	peer = bpf_map_lookup_elem(&tp_peers, &w->cidr);
-	w->plain = tp_pods_are_plain(peer);
+	w->by = tp_by_of_pods(peer);
 	if (peer && (peer->flags & TP_PEER_LOCAL))
 		return 0;
 	if (peer && tp_same(&peer->tunnel, outer))

@@ -112,7 +112,7 @@ static __always_inline int tp_route_from_pod(struct __sk_buff *skb, struct tp_wo
 			return tp_deliver(skb, w, end);
 		if (ct->flags & TP_CT_VIA_TUNNEL) {
 			w->via = ct->via;
-			w->plain = ct->flags & TP_CT_PLAIN ? 1 : 0;
+			w->by = tp_by_of_ct(ct->flags);
 			return tp_send_to_node(skb, w, cfg);
 		}
 	} else {
@@ -223,7 +223,7 @@ static __always_inline int tp_goes_on(struct __sk_buff *skb, struct tp_work *w, 
 	w->lb.backend.port = nat->dport;
 	w->j.to = nat->to;
 	w->via = nat->via;
-	w->plain = nat->plain;
+	w->by = nat->by;
 	/* Last: the kernel may give the memory of a deleted entry to another key at once. */
 	barrier();
 	return *(volatile const __u64 *)&nat->mark == tp_mark_of(&w->sent) && (w->j.to.ifindex || !tp_is_zero(&w->via));

@@ -67,20 +67,20 @@ static __always_inline int tp_tunnel_to_other(struct __sk_buff *skb, struct tp_w
 }
 
 /*
- * A flow of a pod here with this very node, under the present revision: its ends were checked when it was entered. Leaves in w->plain how that node
+ * A flow of a pod here with this very node, under the present revision: its ends were checked when it was entered. Leaves in w->by how that node
  * is answered, as tp_may_send does.
  */
 static __always_inline int tp_known_in_tunnel(struct tp_work *w, struct tp_ct *ct, const struct tp_addr *outer)
 {
 	__u32 flags = ct ? ct->flags : 0;
 
-	w->plain = flags & TP_CT_PLAIN ? 1 : 0;
+	w->by = tp_by_of_ct(flags);
 	return ct && (flags & TP_CT_VIA_TUNNEL) && !(w->p.flags & TP_PKT_ERROR) && tp_same(&ct->via, outer) &&
 	       !tp_is_zero(outer) && tp_ct_target(w, ct)->ifindex && !tp_ct_stale(ct, tp_revision_now());
 }
 
 /*
- * To a pod here, from a node that may send it: `ct` is what tp_ct_find just found, w->via the node, w->plain how it is answered, `enveloped` whether
+ * To a pod here, from a node that may send it: `ct` is what tp_ct_find just found, w->via the node, w->by how it is answered, `enveloped` whether
  * it came in the tunnel. Judged, translated back, delivered.
  */
 static __noinline int tp_node_to_pod(struct __sk_buff *skb, struct tp_work *w, const struct tp_node_config *cfg, struct tp_ct *ct,

@@ -94,6 +94,43 @@ static __noinline int tp_unwrap(struct __sk_buff *skb, struct tp_work *w, const 
 }
 
 /*
+ * What a pod here is sent in an IP header alone, taken out of it. -1, and nothing changed: it is for no pod here, or nothing that a node of this network
+ * would send so, and the kernel's, where another network may know of it.
+ */
+static __noinline int tp_unwrap_ipip(struct __sk_buff *skb, struct tp_work *w, const struct tp_node_config *cfg)
+{
+	struct tp_addr outer;
+	struct tp_ct *ct;
+
+	tp_set_v4(&outer, w->ipip.ip.saddr);
+	if (tp_parse_in_ipip(skb, w) || (w->p.flags & (TP_PKT_ERROR | TP_PKT_FIRST_FRAG | TP_PKT_LATER_FRAG)) || tp_wants_stack(w))
+		return -1;
+	ct = tp_ct_find(w, &w->p.t);
+	if (!tp_known_in_tunnel(w, ct, &outer)) {
+		if (!bpf_map_lookup_elem(&tp_pods, &w->p.t.daddr))
+			return -1;
+		if (!tp_may_send(w, &outer, 0))
+			return tp_drop(skb, TP_DROP_TUNNEL_OUTSIDER);
+	}
+	if (bpf_skb_adjust_room(skb, -(int)sizeof(w->ipip.ip), BPF_ADJ_ROOM_MAC,
+				BPF_F_ADJ_ROOM_FIXED_GSO | (w->p.flags & TP_PKT_V6 ? ADJ_ROOM_DECAP_L3_IPV6 : 0)))
+		return tp_drop(skb, TP_DROP_INTERNAL);
+	if ((w->ipip.ip.tos & ECN_MASK) == ECN_CE) {
+		__u8 by = w->by;
+
+		/* Congestion that was met on the way, for an end that knows nothing of it, is told by the loss (RFC 6040 4.2). */
+		if (bpf_skb_ecn_set_ce(skb) <= 0 || tp_parse(skb, w))
+			return tp_drop(skb, TP_DROP_CONGESTED);
+		w->by = by;
+		ct = tp_ct_find(w, &w->p.t);
+	}
+	/* The link header is still that of the packet around it. */
+	w->h.eth_type = w->ipip.eth_type;
+	w->via = outer;
+	return tp_node_to_pod(skb, w, cfg, ct, 0);
+}
+
+/*
  * What another node's pod sends to one here without an envelope; `peer` is that node, which sends so by this device. -1, and nothing changed: it is
  * for somebody else, or needs the kernel, which leads it to the pod's own device.
  */
@@ -102,7 +139,7 @@ static __noinline int tp_plain_to_pod(struct __sk_buff *skb, struct tp_work *w, 
 	if ((w->p.flags & TP_PKT_ERROR) || tp_wants_stack(w) || tp_is_out_of_order(w) || !bpf_map_lookup_elem(&tp_pods, &w->p.t.daddr))
 		return -1;
 	w->via = peer->tunnel;
-	w->plain = tp_pods_are_plain(peer);
+	w->by = tp_by_of_pods(peer);
 	return tp_node_to_pod(skb, w, cfg, tp_ct_find(w, &w->p.t), 0);
 }
 
@@ -133,6 +170,10 @@ int tp_from_uplink(struct __sk_buff *skb)
 	/* At any other device the kernel may know better (rp_filter), and its tunnel device is there for what it lets in. */
 	if (skb->ifindex == cfg->uplink_ifindex && tp_is_envelope(skb, w, cfg)) {
 		done = tp_unwrap(skb, w, cfg);
+		if (done >= 0)
+			return done;
+	} else if (skb->ifindex == cfg->uplink_ifindex && tp_is_ipip(skb, w, cfg)) {
+		done = tp_unwrap_ipip(skb, w, cfg);
 		if (done >= 0)
 			return done;
 	}

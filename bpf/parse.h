@@ -298,7 +298,7 @@ static __always_inline __u32 tp_parse_at(tp_context *ctx, struct tp_work *w, con
 	w->translated = 0;
 	w->sought = TP_NAT_UNSOUGHT;
 	w->has_via = 0;
-	w->plain = 0;
+	w->by = TP_BY_ENVELOPE;
 	w->resolve = 0;
 	w->restore = 0;
 	w->direct = 0;
@@ -319,6 +319,12 @@ static __noinline __u32 tp_parse(tp_context *ctx, struct tp_work *w)
 static __noinline __u32 tp_parse_inner(tp_context *ctx, struct tp_work *w)
 {
 	return tp_parse_at(ctx, w, TP_ENVELOPE_LEN, w->envelope.eth_type);
+}
+
+/* The same of an IP header alone, that tp_is_ipip has seen. */
+static __noinline __u32 tp_parse_in_ipip(tp_context *ctx, struct tp_work *w)
+{
+	return tp_parse_at(ctx, w, sizeof(w->ipip.ip), w->ipip.eth_type);
 }
 
 /* The tuple of the packet that an ICMP error quotes, as the quoted packet has it. */

@@ -46,6 +46,13 @@ struct tp_envelope {
 #define TP_ENVELOPE_LEN 50
 #define TP_VXLAN_FLAGS bpf_htonl(0x08000000)	/* a valid identifier, nothing else */
 
+/* An IP header alone around a packet, with the Ethernet type before it and the first bytes of the packet behind it. */
+struct tp_ipip {
+	__be16 eth_type;
+	struct iphdr ip;
+	__u16 inner[6];
+} __attribute__((packed));
+
 enum tp_packet_flag {
 	TP_PKT_V6 = 1 << 0,
 	TP_PKT_SLOW = 1 << 1,		/* IPv4 options or IPv6 extension headers: forwarding is the kernel's business */
@@ -158,6 +165,8 @@ struct tp_work {
 	struct tp_frag frag;
 	struct bpf_tunnel_key tunnel;
 	struct tp_envelope envelope;
+	struct tp_ipip ipip;
+	__u8 ipip_pad[2];
 	struct bpf_fib_lookup fib;
 	struct bpf_redir_neigh hop;
 	struct tp_l4 l4;
@@ -173,12 +182,28 @@ struct tp_work {
 	__u8 chosen;			/* with translated: by this packet, no earlier one */
 	__u8 sought;			/* enum tp_sought */
 	__u8 has_via;
-	__u8 plain;			/* with has_via: without an envelope */
+	__u8 by;			/* with has_via: enum tp_by */
 	__u8 resolve;			/* look the destination's node up for new and stale flows */
 	__u8 own_node;			/* enum tp_own_node */
 	__u8 overtaken;			/* by another CPU, in entering a connection */
 	__u8 direct;			/* the node that it is sent to is asked to answer `sent` itself */
 	__u8 restore;			/* the quoted packet was translated: its destination was nat.daddr, nat.dport */
 };
+
+/* How the far end of a connection is sent to, by tp_ct.flags. */
+static __always_inline __u8 tp_by_of_ct(__u32 flags)
+{
+	if (flags & TP_CT_PLAIN)
+		return TP_BY_ITSELF;
+	return flags & TP_CT_IPIP ? TP_BY_IPIP : TP_BY_ENVELOPE;
+}
+
+/* How the pods of a node are, by its entry. */
+static __always_inline __u8 tp_by_of_peer(const struct tp_peer *peer)
+{
+	if (peer->flags & TP_PEER_PLAIN)
+		return TP_BY_ITSELF;
+	return peer->flags & TP_PEER_IPIP ? TP_BY_IPIP : TP_BY_ENVELOPE;
+}
 
 #endif

@@ -3,20 +3,23 @@
 //! Sender and receiver read one clock (`CLOCK_MONOTONIC`), so that what is heard can be held against what was in force at that moment.
 
 use std::collections::HashSet;
-use std::net::{SocketAddr, UdpSocket};
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, ensure};
 
 use crate::place::Place;
 
 /// Room for what arrives while the receiver is not scheduled, in bytes.
 const ROOM: usize = 8 << 20;
-/// Bytes of a datagram.
+/// Bytes of a datagram that says no more than it has to.
 const SIZE: usize = 20;
+/// The largest datagram that is read whole, in bytes.
+const LARGEST: usize = 9000;
 /// How long a receiver waits before it looks whether it is over.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -63,7 +66,7 @@ impl Packet {
     /// Of bytes that are one.
     pub fn of(bytes: &[u8]) -> Option<Self> {
         let word = |at: usize| Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
-        let whole = bytes.len() == SIZE;
+        let whole = bytes.len() >= SIZE;
         let sent = u64::from_le_bytes(bytes.get(12..20)?.try_into().ok()?);
         Some(Self { sender: word(0)?, flow: word(4)?, number: word(8)?, sent }).filter(|_| whole)
     }
@@ -108,7 +111,7 @@ impl Receiver {
         let senders = Arc::<Mutex<HashSet<u32>>>::default();
         let (notes, names, ended) = (heard.clone(), senders.clone(), over.clone());
         let thread = std::thread::spawn(move || {
-            let mut buffer = [0; 64];
+            let mut buffer = [0; LARGEST];
             let mut empty = false;
             // What has arrived before the end is heard.
             while !(empty && ended.load(Ordering::Relaxed)) {
@@ -166,6 +169,9 @@ pub struct Flow {
     pub fresh: bool,
     /// It sends in every so manieth round.
     pub every: u32,
+    /// Bytes of a datagram, if they are to be more than it has to say. Such a one is sent in one piece or not at all (the kernel has it not
+    /// fragmented if it fits the path that it knows), and one that cannot be sent is an error.
+    pub size: usize,
 }
 
 /// A thread that sends from a place. Ended by [`Sender::end`].
@@ -214,9 +220,17 @@ fn rounds(sender: u32, flows: &[Flow], pace: Duration, clock: Clock, over: impl 
             }
             let own = if flow.fresh { Some(UdpSocket::bind(any(flow.to))?) } else { None };
             let packet = Packet { sender, flow: flow.number, number: *number, sent: clock.now() };
-            if own.as_ref().unwrap_or(socket).send_to(&packet.bytes(), flow.to).is_ok() {
-                all.push(Sent { packet, done: clock.now() });
-                *number += 1;
+            let mut bytes = packet.bytes().to_vec();
+            bytes.resize(flow.size.max(SIZE), 0);
+            match own.as_ref().unwrap_or(socket).send_to(&bytes, flow.to) {
+                Ok(_) => {
+                    all.push(Sent { packet, done: clock.now() });
+                    *number += 1;
+                }
+                Err(error) if flow.size > SIZE => {
+                    return Err(error).with_context(|| format!("send {} bytes to {}", flow.size, flow.to));
+                }
+                Err(_) => {}
             }
         }
         round = round.wrapping_add(1);
@@ -224,6 +238,70 @@ fn rounds(sender: u32, flows: &[Flow], pace: Duration, clock: Clock, over: impl 
         std::thread::sleep(next.saturating_duration_since(Instant::now()).max(Duration::from_micros(200)));
     }
     Ok(all)
+}
+
+/// Bytes that go from one place to another over one connection, without an end. Ended by [`Bulk::end`].
+#[derive(Debug)]
+pub struct Bulk {
+    over: Arc<AtomicBool>,
+    sender: JoinHandle<Result<u64>>,
+    receiver: JoinHandle<Result<u64>>,
+}
+
+/// What is written at once, and how often.
+const PIECE: (usize, Duration) = (64 << 10, Duration::from_millis(5));
+/// Longest that a connection may make no progress.
+const STALLED: Duration = Duration::from_secs(10);
+
+impl Bulk {
+    /// Connects and begins: some 12 MiB a second.
+    ///
+    /// # Errors
+    /// The address cannot be listened on in `to`, or is not reached from `from`.
+    pub fn start(from: &Place, to: &Place, at: SocketAddr) -> Result<Self> {
+        let listener = to.enter(|| TcpListener::bind(at).with_context(|| format!("listen on {at}")))?;
+        let mut client = from
+            .enter(|| TcpStream::connect_timeout(&at, STALLED).with_context(|| format!("connect to {at} for bulk")))?;
+        let (mut server, _) = listener.accept()?;
+        server.set_read_timeout(Some(STALLED))?;
+        client.set_write_timeout(Some(STALLED))?;
+        let over = Arc::<AtomicBool>::default();
+        let ended = over.clone();
+        let sender = std::thread::spawn(move || {
+            let (piece, mut sent) = (vec![7; PIECE.0], 0);
+            while !ended.load(Ordering::Relaxed) {
+                client.write_all(&piece).with_context(|| format!("a bulk connection to {at} after {sent} bytes"))?;
+                sent += piece.len() as u64;
+                std::thread::sleep(PIECE.1);
+            }
+            Ok(sent)
+        });
+        let receiver = std::thread::spawn(move || {
+            let (mut buffer, mut heard) = (vec![0; PIECE.0], 0);
+            loop {
+                match server
+                    .read(&mut buffer)
+                    .with_context(|| format!("a bulk connection at {at} after {heard} bytes"))?
+                {
+                    0 => return Ok(heard),
+                    count => heard += count as u64,
+                }
+            }
+        });
+        Ok(Self { over, sender, receiver })
+    }
+
+    /// Bytes that were sent, all of which arrived.
+    ///
+    /// # Errors
+    /// The connection broke or stood still, or not all arrived.
+    pub fn end(self) -> Result<u64> {
+        self.over.store(true, Ordering::Relaxed);
+        let sent = self.sender.join().map_err(|_| anyhow!("a sender panicked"))??;
+        let heard = self.receiver.join().map_err(|_| anyhow!("a receiver panicked"))??;
+        ensure!(sent == heard, "{heard} of {sent} bytes arrived");
+        Ok(sent)
+    }
 }
 
 #[cfg(test)]

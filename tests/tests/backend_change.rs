@@ -1,8 +1,8 @@
 //! The backend of a running cluster is changed, and nobody notices: connections between pods and through Services stay open and new ones open,
-//! and of the datagrams that pods send each other all the while every one arrives, also while agents are killed in the middle of the change.
+//! and of the datagrams that pods send each other all the while, small and as large as they may be, every one arrives, also while agents are killed in the middle of the change.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use towpath_walkthrough::load::Load;
 use towpath_walkthrough::machine::{can_run_labs, kill, lab_agent};
 use towpath_walkthrough::place::{Place, address};
 use towpath_walkthrough::pods::server;
-use towpath_walkthrough::traffic::{Clock, Flow, Heard, Receiver, Sender, Sent};
+use towpath_walkthrough::traffic::{Bulk, Clock, Flow, Heard, Receiver, Sender, Sent};
 
 const NODES: [&str; 3] = ["n1", "n2", "n3"];
 const SOON: Duration = Duration::from_secs(30);
@@ -29,7 +29,7 @@ const SERVICE: &str = "---\napiVersion: v1\nkind: Service\nmetadata: {name: web}
 
 struct Pods {
     places: Vec<Arc<Place>>,
-    ips: Vec<Vec<String>>,
+    ips: Vec<Vec<IpAddr>>,
 }
 
 fn pods(cluster: &Cluster) -> Result<Pods> {
@@ -42,42 +42,55 @@ fn pods(cluster: &Cluster) -> Result<Pods> {
         places.push(Arc::new(Place::of_pod(cluster, &pod)?));
         let object = cluster.get("pod", &name)?;
         let all = object.pointer("/status/podIPs").and_then(Value::as_array).context("no podIPs")?;
-        ips.push(all.iter().filter_map(|ip| ip.get("ip")?.as_str().map(str::to_owned)).collect());
+        let texts = all.iter().filter_map(|ip| ip.get("ip")?.as_str());
+        ips.push(texts.map(address).collect::<Result<_>>()?);
     }
     Ok(Pods { places, ips })
 }
 
-/// Datagrams from each pod to each other one, over every family.
-struct Datagrams {
+/// Datagrams from each pod to each other one, over every family, small ones and ones as large as the pods' MTU lets them be; and bytes without
+/// an end from each to the next.
+struct Traffic {
     receivers: Vec<Receiver>,
     senders: Vec<Sender>,
+    bulk: Vec<Bulk>,
 }
 
-impl Datagrams {
-    fn start(pods: &Pods) -> Result<Self> {
+impl Traffic {
+    /// `mtu`: of the pods, in bytes.
+    fn start(pods: &Pods, mtu: usize) -> Result<Self> {
         let clock = Clock::default();
-        let (mut receivers, mut senders, mut flow) = (Vec::new(), Vec::new(), 0);
+        let (mut receivers, mut senders, mut bulk, mut number) = (Vec::new(), Vec::new(), Vec::new(), 0);
         let mut targets = Vec::new();
         for (place, ips) in pods.places.iter().zip(&pods.ips) {
             for ip in ips {
-                let at = SocketAddr::new(address(ip)?, PORT);
+                let at = SocketAddr::new(*ip, PORT);
                 receivers.push(Receiver::at(place, at, clock)?);
-                targets.push((place.name().to_owned(), at));
+                targets.push((place, at));
             }
         }
         for (sender, place) in (0..).zip(&pods.places) {
             let mut flows = Vec::new();
-            for (_, to) in targets.iter().filter(|(name, _)| name != place.name()) {
-                flow += 1;
-                flows.push(Flow { number: flow, to: *to, fresh: false, every: 1 });
+            for (_, to) in targets.iter().filter(|(other, _)| other.name() != place.name()) {
+                let headers = if to.is_ipv4() { 28 } else { 48 };
+                for size in [0, mtu - headers] {
+                    number += 1;
+                    flows.push(Flow { number, to: *to, fresh: false, every: 1, size });
+                }
             }
             senders.push(Sender::start(place.clone(), sender, flows, PACE, clock));
         }
-        Ok(Self { receivers, senders })
+        for (n, from) in pods.places.iter().enumerate() {
+            let to = (n + 1) % pods.places.len();
+            for ip in &pods.ips[to] {
+                bulk.push(Bulk::start(from, &pods.places[to], SocketAddr::new(*ip, PORT))?);
+            }
+        }
+        Ok(Self { receivers, senders, bulk })
     }
 
-    /// How many were sent; all of them arrived, once.
-    fn end(self) -> Result<usize> {
+    /// How many datagrams were sent; all of them arrived, once. And the bytes that went without an end, of which none is missing either.
+    fn end(self) -> Result<(usize, u64)> {
         let sent: Vec<Sent> =
             self.senders.into_iter().map(Sender::end).collect::<Result<Vec<_>>>()?.into_iter().flatten().collect();
         std::thread::sleep(Duration::from_millis(300));
@@ -101,7 +114,8 @@ impl Datagrams {
             .collect();
         ensure!(lost.is_empty(), "{} of {} datagrams were lost: {}", lost.len(), sent.len(), when.join(", "));
         ensure!(times.values().all(|count| *count == 1), "some arrived twice");
-        Ok(sent.len())
+        let bytes = self.bulk.into_iter().map(Bulk::end).sum::<Result<u64>>()?;
+        Ok((sent.len(), bytes))
     }
 }
 
@@ -132,10 +146,10 @@ fn by(cluster: &Cluster, backend: &str) -> Result<()> {
     })
 }
 
-/// How many packets a node sent and opened in envelopes, and sent as they are.
-fn counters(cluster: &Cluster, node: &str) -> Result<[u64; 2]> {
+/// How many packets a node sent in envelopes, as they are, and in headers alone.
+fn counters(cluster: &Cluster, node: &str) -> Result<[u64; 3]> {
     let status = status(cluster, node)?;
-    Ok(["tunnel_out", "host_out"]
+    Ok(["tunnel_out", "host_out", "ipip_out"]
         .map(|name| status.pointer(&format!("/counters/{name}")).and_then(Value::as_u64).unwrap_or_default()))
 }
 
@@ -143,8 +157,21 @@ fn change(cluster: &Cluster, backend: &str) -> Result<()> {
     cluster.apply_text(&network_config(&format!("{{backend: {backend}}}")))
 }
 
+/// Sees that packets go by this backend for a while.
+fn stays(cluster: &Cluster, backend: &str) -> Result<()> {
+    by(cluster, backend)?;
+    let before = counters(cluster, "n1")?;
+    std::thread::sleep(STAY);
+    let after = counters(cluster, "n1")?;
+    let gone: Vec<u64> = after.iter().zip(before).map(|(after, before)| after - before).collect();
+    println!("{backend}: {} packets in envelopes, {} as they are, {} in headers", gone[0], gone[1], gone[2]);
+    let which = ["vxlan", "host-gw", "ipip"].iter().position(|name| *name == backend).context("another backend")?;
+    ensure!(gone[which] > 500, "packets do not go by {backend}: {gone:?}");
+    Ok(())
+}
+
 #[test]
-fn from_vxlan_to_host_gw_and_back_no_packet_is_lost() -> Result<()> {
+fn from_each_backend_to_each_other_no_packet_is_lost() -> Result<()> {
     if !can_run_labs()? {
         return Ok(());
     }
@@ -158,17 +185,13 @@ fn from_vxlan_to_host_gw_and_back_no_packet_is_lost() -> Result<()> {
     }
     by(&cluster, "vxlan")?;
     let agent = lab_agent(cluster.name(), "n1")?;
-    let mut to = Vec::new();
-    for ips in &pods.ips {
-        for ip in ips {
-            to.push(SocketAddr::new(address(ip)?, 80));
-        }
-    }
+    let mtu = status(&cluster, "n1")?.get("podMtu").and_then(Value::as_u64).context("no podMtu")?;
+    let mut to: Vec<SocketAddr> = pods.ips.iter().flatten().map(|ip| SocketAddr::new(*ip, 80)).collect();
     let service = cluster.get("service", "web")?;
     let service = service.pointer("/spec/clusterIP").and_then(Value::as_str).context("no clusterIP")?;
     to.push(SocketAddr::new(address(service)?, 8080));
     let load = Load::default();
-    let sent = std::thread::scope(|scope| -> Result<usize> {
+    let (sent, bytes) = std::thread::scope(|scope| -> Result<(usize, u64)> {
         for place in &pods.places {
             let sessions = Load::sessions(place, &to, 35)?;
             let (load, to) = (&load, &to);
@@ -185,38 +208,31 @@ fn from_vxlan_to_host_gw_and_back_no_packet_is_lost() -> Result<()> {
                 })
             });
         }
-        let done = (|| -> Result<usize> {
-            let datagrams = Datagrams::start(&pods)?;
-            std::thread::sleep(STAY);
-            change(&cluster, "host-gw")?;
-            by(&cluster, "host-gw")?;
-            let [before, plain] = counters(&cluster, "n1")?;
-            std::thread::sleep(STAY);
-            let [after, gone] = counters(&cluster, "n1")?;
-            println!("host-gw: {} packets in envelopes, {} as they are", after - before, gone - plain);
-            ensure!(gone > plain + 500, "packets do not go as they are: {plain} before, {gone} after");
-            // Back, with an agent killed in the middle; and there and back again faster than anybody can follow.
-            change(&cluster, "vxlan")?;
-            kill(wait("an agent", SOON, || lab_agent(cluster.name(), "n2"))?)?;
-            by(&cluster, "vxlan")?;
-            std::thread::sleep(STAY);
-            for backend in ["host-gw", "vxlan", "host-gw", "vxlan", "host-gw"] {
+        let done = (|| -> Result<(usize, u64)> {
+            let traffic = Traffic::start(&pods, usize::try_from(mtu)?)?;
+            stays(&cluster, "vxlan")?;
+            // Every ordered pair, with an agent killed in the middle of every other one.
+            for (n, backend) in (0..).zip(["host-gw", "ipip", "vxlan", "ipip", "host-gw", "vxlan"]) {
+                change(&cluster, backend)?;
+                if n % 2 == 1 {
+                    kill(wait("an agent", SOON, || lab_agent(cluster.name(), "n2"))?)?;
+                }
+                stays(&cluster, backend)?;
+            }
+            // Faster than anybody can follow, with one that dies on the way.
+            for backend in ["host-gw", "ipip", "vxlan", "host-gw", "vxlan", "ipip"] {
                 change(&cluster, backend)?;
                 std::thread::sleep(Duration::from_millis(400));
             }
             kill(wait("an agent", SOON, || lab_agent(cluster.name(), "n3"))?)?;
-            by(&cluster, "host-gw")?;
-            std::thread::sleep(STAY);
-            change(&cluster, "vxlan")?;
-            by(&cluster, "vxlan")?;
-            std::thread::sleep(STAY);
-            datagrams.end()
+            stays(&cluster, "ipip")?;
+            traffic.end()
         })();
         load.ends();
         done
     })?;
-    println!("{sent} datagrams, all of them heard");
-    ensure!(sent > 10_000, "only {sent} datagrams were sent");
+    println!("{sent} datagrams, all of them heard, and {} MiB", bytes >> 20);
+    ensure!(sent > 10_000 && bytes > 100 << 20, "only {sent} datagrams and {bytes} bytes were sent");
     load.judge(500, 1000)?;
     // For whoever watches over it, an agent that follows its configuration does not end: no back-off ever holds it up.
     ensure!(lab_agent(cluster.name(), "n1")? == agent, "the agent of n1 ended");

@@ -177,7 +177,7 @@ fn knock(cluster: &Cluster, name: &str, pods: u32, clock: Clock) -> Result<Sende
         _ => IpAddr::from([0xfd00, 0x10, 0x244, u16::from(node), 0, 0, 0, host]),
     };
     let flows = of_node(0).chain(of_node(1)).map(address);
-    let flows = flows.map(|ip| Flow { number: 0, to: SocketAddr::new(ip, KNOCK), fresh: false, every: 1 });
+    let flows = flows.map(|ip| Flow { number: 0, to: SocketAddr::new(ip, KNOCK), fresh: false, every: 1, size: 0 });
     // One socket a flow: as many datagrams a second, however many addresses there are.
     let pace = Duration::from_micros(500) * u32::from(most);
     Ok(Sender::start(place, u32::MAX, flows.collect(), pace, clock))

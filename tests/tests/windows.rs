@@ -102,7 +102,7 @@ impl Everywhere {
                 for (port, fresh) in PORTS.iter().flat_map(|port| [(*port, false), (*port, true)]) {
                     let number = u32::try_from(flows.len())?;
                     let to = SocketAddr::new(address(&other.ip)?, port);
-                    flows.push(Flow { number, to, fresh, every: if fresh { FRESH_EVERY } else { 1 } });
+                    flows.push(Flow { number, to, fresh, every: if fresh { FRESH_EVERY } else { 1 }, size: 0 });
                     let way = Way {
                         nodes: [pod.node.clone(), other.node.clone()],
                         names: [pod.name.clone(), other.name.clone()],
@@ -422,8 +422,13 @@ fn a_namespace_that_ends_keeps_its_policies_until_its_pods_are_gone() -> Result<
     let clock = Clock::default();
     let at = SocketAddr::new(address(&walled.ip)?, 9000);
     let receiver = Receiver::at(&Place::of_pod(&cluster, &walled)?, at, clock)?;
-    let flows =
-        [false, true].map(|fresh| Flow { number: u32::from(fresh), to: at, fresh, every: 1 + 9 * u32::from(fresh) });
+    let flows = [false, true].map(|fresh| Flow {
+        number: u32::from(fresh),
+        to: at,
+        fresh,
+        every: 1 + 9 * u32::from(fresh),
+        size: 0,
+    });
     let mut senders = Vec::new();
     for (number, name) in (0_u32..).zip(["near", "far"]) {
         let place = Arc::new(Place::of_pod(&cluster, &cluster.wait_pod(name)?)?);

@@ -173,7 +173,12 @@ async fn run_until(config: AgentConfig, shutdown: CancellationToken) -> Result<E
     let facts = datapath.facts().await?;
     let publisher = Publisher::new(
         client.clone(),
-        publish::Facts { node: parsed.node.clone(), spec: own.offers(&facts), backend: config.backend },
+        publish::Facts {
+            node: parsed.node.clone(),
+            spec: own.offers(&facts),
+            backend: config.backend,
+            takes_ipip: facts.takes_ipip,
+        },
         leases.clone(),
         index.clone(),
         readiness.clone(),

@@ -1,6 +1,6 @@
 //! The status socket: one JSON document ([`AgentStatus`]) to whoever connects, then the end. Root only.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock, PoisonError};
 
@@ -11,6 +11,7 @@ use towpath_datapath::Datapath;
 use towpath_datapath::bpf::Count;
 use towpath_model::NodeName;
 use towpath_model::custom::BackendName;
+use towpath_model::desired::Reach;
 use towpath_wire::config::AgentConfig;
 use towpath_wire::status::{AgentStatus, PeerStatus};
 
@@ -165,7 +166,7 @@ async fn collected(
             status.pods = count(kernel.pods);
             status.pod_mtu = kernel.facts.pod_mtu;
             problems.extend(kernel.problems);
-            status.hints.extend(ways(report.backend, &mut status.peers, &kernel.routed, &kernel.beyond));
+            status.hints.extend(ways(report.backend, &mut status.peers, &kernel.reached, &kernel.beyond));
             status.hints.extend(kernel.released.lost);
             status.hints.extend(kernel.acceleration_notes);
         }
@@ -213,24 +214,30 @@ async fn collected(
 fn ways(
     wanted: BackendName,
     peers: &mut [PeerStatus],
-    routed: &BTreeSet<NodeName>,
+    reached: &BTreeMap<NodeName, Reach>,
     beyond: &BTreeSet<NodeName>,
 ) -> Vec<String> {
-    if wanted != BackendName::HostGw {
-        return Vec::new();
-    }
     let mut hints = Vec::new();
     for peer in peers {
         let name = NodeName::new(&peer.node);
-        if routed.contains(&name) {
-            peer.backend = BackendName::HostGw.as_str().to_owned();
-        } else if beyond.contains(&name) {
-            hints.push(format!("node {name} is beyond a router: packets to its pods go by vxlan, not host-gw"));
-        } else {
-            hints.push(format!(
-                "node {name} has not said that it is ready for host-gw: packets to its pods go by vxlan"
-            ));
+        let by = match reached.get(&name) {
+            Some(Reach::Route) => BackendName::HostGw,
+            Some(Reach::Ipip) => BackendName::Ipip,
+            Some(Reach::Tunnel | Reach::TunnelTo(_)) | None => BackendName::Vxlan,
+        };
+        peer.backend = by.as_str().to_owned();
+        if by == wanted || wanted == BackendName::Vxlan {
+            continue;
         }
+        let (node, wanted) = (&peer.node, wanted.as_str());
+        let why = if beyond.contains(&name) {
+            "is beyond a router"
+        } else if wanted == BackendName::Ipip.as_str() && peer.tunnel.is_some_and(|tunnel| tunnel.is_ipv6()) {
+            "is reached over IPv6"
+        } else {
+            "has not said that it is ready for that"
+        };
+        hints.push(format!("packets to the pods of node {node} go by {by}, not {wanted}: it {why}", by = by.as_str()));
     }
     hints
 }

@@ -50,11 +50,17 @@ pub const TP_NODE_DIRECT_RETURN: u32 = 16;
 // enum tp_pod_flag
 pub const TP_POD_HOST_ONLY: u32 = 1;
 
+// enum tp_by
+pub const TP_BY_ENVELOPE: u32 = 0;
+pub const TP_BY_ITSELF: u32 = 1;
+pub const TP_BY_IPIP: u32 = 2;
+
 // enum tp_peer_flag
 pub const TP_PEER_NODE: u32 = 1;
 pub const TP_PEER_LOCAL: u32 = 2;
 pub const TP_PEER_PLAIN: u32 = 4;
 pub const TP_PEER_SILENT: u32 = 8;
+pub const TP_PEER_IPIP: u32 = 16;
 
 // enum tp_verdict
 pub const TP_VERDICT_NONE: u32 = 0;
@@ -79,6 +85,7 @@ pub const TP_CT_VIA_TUNNEL: u32 = 64;
 pub const TP_CT_ESTABLISHED: u32 = 128;
 pub const TP_CT_DIRECT: u32 = 256;
 pub const TP_CT_PLAIN: u32 = 512;
+pub const TP_CT_IPIP: u32 = 1024;
 
 // enum tp_holder
 pub const TP_HOLDER_OTHERS: u32 = 0;
@@ -117,6 +124,7 @@ pub const TP_ACCELERATED: u32 = 9;
 pub const TP_AUDIT_EGRESS: u32 = 10;
 pub const TP_AUDIT_INGRESS: u32 = 11;
 pub const TP_DIRECT_RETURN: u32 = 12;
+pub const TP_IPIP_OUT: u32 = 13;
 pub const TP_DROP_FIRST: u32 = 16;
 pub const TP_DROP_MALFORMED: u32 = 16;
 pub const TP_DROP_SOURCE_ADDRESS: u32 = 17;
@@ -139,6 +147,7 @@ pub const TP_DROP_SOURCE_RANGE: u32 = 33;
 pub const TP_DROP_SNAT_PORTS: u32 = 34;
 pub const TP_DROP_SNAT_FULL: u32 = 35;
 pub const TP_DROP_SNAT_ODD: u32 = 36;
+pub const TP_DROP_CONGESTED: u32 = 37;
 pub const TP_REASON_MAX: u32 = 64;
 
 // enum tp_drop_flag
@@ -492,7 +501,7 @@ pub struct Nat {
     pub mark: u64,
     pub fresh: u64,
     pub revision: u32,
-    pub plain: u32,
+    pub by: u32,
     pub from: CtEnd,
     pub to: CtEnd,
     pub via: Addr,
@@ -1091,7 +1100,7 @@ pub const LAYOUTS: &[Layout] = &[
             ("mark", std::mem::offset_of!(Nat, mark)),
             ("fresh", std::mem::offset_of!(Nat, fresh)),
             ("revision", std::mem::offset_of!(Nat, revision)),
-            ("plain", std::mem::offset_of!(Nat, plain)),
+            ("by", std::mem::offset_of!(Nat, by)),
             ("from", std::mem::offset_of!(Nat, from)),
             ("to", std::mem::offset_of!(Nat, to)),
             ("via", std::mem::offset_of!(Nat, via)),

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use towpath_model::NamespacedName;
 use towpath_model::NodeName;
 use towpath_model::custom::Acceleration;
-use towpath_model::desired::{NodeSettings, PodSets, TranslatedAt};
+use towpath_model::desired::{NodeSettings, PodSets, Reach, TranslatedAt};
 
 use crate::bpf;
 
@@ -94,6 +94,8 @@ pub struct NodeFacts {
     pub gateways: Vec<IpAddr>,
     /// Cookie of the node's network namespace.
     pub netns_cookie: u64,
+    /// Whether this kernel's programs can take packets of both families out of an IP header (Linux 6.3).
+    pub takes_ipip: bool,
 }
 
 /// The data path as it is now.
@@ -105,9 +107,9 @@ pub struct NodeStatus {
     pub pods: usize,
     /// Other nodes that were handed over.
     pub peers: usize,
-    /// Those of them to whose pods packets go as they are.
-    pub routed: BTreeSet<NodeName>,
-    /// Those of them that were to be sent packets so, and have a router in between.
+    /// How the pods of each of them are reached.
+    pub reached: BTreeMap<NodeName, Reach>,
+    /// Those of them that were to be sent packets as they are, and have a router in between.
     pub beyond: BTreeSet<NodeName>,
     /// What the last `apply_peers` or `audit` could not do, in words; tried again at the next.
     pub problems: Vec<String>,

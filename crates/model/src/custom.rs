@@ -5,7 +5,8 @@
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector, ObjectMeta};
 use k8s_openapi::{ClusterResourceScope, Metadata, Resource};
-use serde::{Deserialize, Serialize};
+use serde::de::IntoDeserializer;
+use serde::{Deserialize, Deserializer, Serialize};
 
 pub use towpath_wire::config::{Acceleration, BackendName, Duty};
 
@@ -201,15 +202,32 @@ pub struct NodeNetworkSpec {
     pub pod_cidrs: Vec<String>,
 }
 
+/// The backends that this version knows; of a node of a later one, which may say more, the others mean nothing here.
+fn known_backends<'de, D: Deserializer<'de>>(names: D) -> Result<Vec<BackendName>, D::Error> {
+    let names = Vec::<String>::deserialize(names)?;
+    let known = |name: String| {
+        BackendName::deserialize(IntoDeserializer::<serde::de::value::Error>::into_deserializer(name)).ok()
+    };
+    Ok(names.into_iter().filter_map(known).collect())
+}
+
+/// The same of one, or none.
+fn known_backend<'de, D: Deserializer<'de>>(name: D) -> Result<Option<BackendName>, D::Error> {
+    let name = Option::<String>::deserialize(name)?;
+    Ok(name.and_then(|name| {
+        BackendName::deserialize(IntoDeserializer::<serde::de::value::Error>::into_deserializer(name)).ok()
+    }))
+}
+
 /// What a node has.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct NodeNetworkStatus {
     /// Backend that it sends by to whoever is ready to receive it, in reach of it.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "known_backend")]
     pub backend: Option<BackendName>,
     /// Backends whose packets it takes now.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "known_backends")]
     pub receive_ready: Vec<BackendName>,
     /// Generation of the [`NetworkConfig`] that is in force on it; none: there is no such object.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -321,6 +339,14 @@ pub struct AddressPoolStatus {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_later_version_says_of_backends_is_no_reason_to_know_nothing_of_its_node() {
+        let said =
+            serde_json::json!({"backend": "by-pigeon", "receiveReady": ["vxlan", "by-pigeon", "ipip"], "pods": []});
+        let status: NodeNetworkStatus = serde_json::from_value(said).unwrap();
+        assert_eq!((status.backend, status.receive_ready), (None, vec![BackendName::Vxlan, BackendName::Ipip]));
+    }
 
     #[test]
     fn what_is_left_out_is_not_written_and_names_are_those_of_the_definition() {

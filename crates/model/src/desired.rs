@@ -85,6 +85,8 @@ pub enum Reach {
     Tunnel,
     /// In an envelope whose inner destination is this MAC address: Flannel's device there takes no other.
     TunnelTo([u8; 6]),
+    /// In an IP header alone; what needs more, as with [`Reach::Tunnel`].
+    Ipip,
     /// By a route over the node's own address. A node of this network that is beyond a router is reached by [`Reach::Tunnel`] instead.
     Route,
 }

@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 use towpath_model::NodeName;
 use towpath_model::custom::{BackendName, NodeNetwork};
+use towpath_model::desired::Reach;
 
 /// What a node's `NodeNetwork` says of backends.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,15 +31,23 @@ impl Says {
     }
 }
 
-/// What a node whose backend is `own` is ready to receive, and tells the others so.
-pub fn ready_for(own: BackendName) -> BTreeSet<BackendName> {
-    [BackendName::Vxlan, own].into()
+/// What a node whose backend is `own` is ready to receive, and tells the others so. `ipip`: whether its kernel can take packets of both
+/// families out of an IP header. That asks for nothing that envelopes do not, so it is done whatever the backend is.
+pub fn ready_for(own: BackendName, ipip: bool) -> BTreeSet<BackendName> {
+    let mut ready = BTreeSet::from([BackendName::Vxlan]);
+    ready.extend((own == BackendName::HostGw).then_some(BackendName::HostGw));
+    ready.extend(ipip.then_some(BackendName::Ipip));
+    ready
 }
 
-/// Nodes to whose pods packets go as they are.
-pub fn routed(own: BackendName, said: &BTreeMap<NodeName, Says>) -> BTreeSet<NodeName> {
-    let ready = said.iter().filter(|(_, says)| says.receives.contains(&BackendName::HostGw));
-    ready.filter(|_| own == BackendName::HostGw).map(|(node, _)| node.clone()).collect()
+/// How nodes' pods are reached that are not sent envelopes.
+pub fn instead(own: BackendName, said: &BTreeMap<NodeName, Says>) -> BTreeMap<NodeName, Reach> {
+    let reach = match own {
+        BackendName::Vxlan => return BTreeMap::new(),
+        BackendName::HostGw => Reach::Route,
+        BackendName::Ipip => Reach::Ipip,
+    };
+    said.iter().filter(|(_, says)| says.receives.contains(&own)).map(|(node, _)| (node.clone(), reach)).collect()
 }
 
 /// Whether packets of other nodes' pods are taken as they are.
@@ -50,22 +59,22 @@ pub fn takes_plain(own: BackendName, said: &BTreeMap<NodeName, Says>) -> bool {
 mod tests {
     use super::*;
 
-    const BOTH: [BackendName; 2] = [BackendName::Vxlan, BackendName::HostGw];
+    const ALL: [BackendName; 3] = [BackendName::Vxlan, BackendName::HostGw, BackendName::Ipip];
 
     fn says(backend: BackendName) -> Says {
-        Says { sends: Some(backend), receives: ready_for(backend) }
+        Says { sends: Some(backend), receives: ready_for(backend, true) }
     }
 
     /// Whether what the first sends to the second arrives.
     fn arrives(from: (BackendName, &BTreeMap<NodeName, Says>), to: (BackendName, &BTreeMap<NodeName, Says>)) -> bool {
-        !routed(from.0, from.1).contains(&NodeName::new("to")) || takes_plain(to.0, to.1)
+        instead(from.0, from.1).get(&NodeName::new("to")) != Some(&Reach::Route) || takes_plain(to.0, to.1)
     }
 
     #[test]
     fn whatever_two_nodes_are_and_however_late_they_hear_of_it_packets_arrive() {
-        for [from, to, heard_of_from, heard_of_to] in BOTH
+        for [from, to, heard_of_from, heard_of_to] in ALL
             .into_iter()
-            .flat_map(|a| BOTH.into_iter().flat_map(move |b| BOTH.map(|c| BOTH.map(|d| [a, b, c, d]))))
+            .flat_map(|a| ALL.into_iter().flat_map(move |b| ALL.map(|c| ALL.map(|d| [a, b, c, d]))))
             .flatten()
         {
             // Where both are out of date, who just left a backend still takes its packets for a while: the agent's to see to.
@@ -85,8 +94,11 @@ mod tests {
             (NodeName::new("old"), Says::default()),
             (NodeName::new("vxlan"), says(BackendName::Vxlan)),
         ]);
-        assert_eq!(routed(BackendName::HostGw, &said), BTreeSet::from([NodeName::new("ready")]));
-        assert_eq!(routed(BackendName::Vxlan, &said), BTreeSet::new());
+        assert_eq!(instead(BackendName::HostGw, &said), BTreeMap::from([(NodeName::new("ready"), Reach::Route)]));
+        assert_eq!(instead(BackendName::Vxlan, &said), BTreeMap::new());
+        let named: Vec<String> = instead(BackendName::Ipip, &said).keys().map(NodeName::to_string).collect();
+        assert_eq!(named, ["ready", "vxlan"], "who is of this version takes them whatever it sends itself");
+        assert!(!ready_for(BackendName::Ipip, false).contains(&BackendName::Ipip), "a kernel that cannot is sent none");
         assert!(takes_plain(BackendName::Vxlan, &said), "one still sends so");
         assert!(!takes_plain(BackendName::Vxlan, &BTreeMap::from([(NodeName::new("old"), Says::default())])));
     }

@@ -25,8 +25,8 @@ pub struct Tunnels {
     pub vni: u32,
     /// Nodes that this network has taken over: their agents have said something.
     pub taken_over: BTreeSet<NodeName>,
-    /// Nodes to whose pods packets go as they are ([`crate::backend::routed`]).
-    pub routed: BTreeSet<NodeName>,
+    /// How nodes' pods are reached that are not sent envelopes ([`crate::backend::instead`]).
+    pub instead: BTreeMap<NodeName, Reach>,
     /// Whether other nodes' pods may send so ([`crate::backend::takes_plain`]).
     pub plain: bool,
 }
@@ -88,14 +88,19 @@ pub fn plan(world: &World, local: &NodeName, previous: &[NodePeer], tunnels: &Tu
             continue;
         }
         let own = node.name == *local;
-        let routed = !own && tunnels.routed.contains(&node.name);
+        let reach = match tunnels.instead.get(&node.name) {
+            _ if own => Reach::Tunnel,
+            // Between IPv6 addresses packets go in envelopes.
+            Some(Reach::Ipip) if tunnel.is_ipv6() => Reach::Tunnel,
+            instead => instead.copied().unwrap_or(Reach::Tunnel),
+        };
         let peer = NodePeer {
             name: node.name.clone(),
             addresses,
             pod_cidrs,
             tunnel,
             local: own,
-            reach: if routed { Reach::Route } else { Reach::Tunnel },
+            reach,
             plain: !own && tunnels.plain,
             flannel: None,
         };

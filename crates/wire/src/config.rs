@@ -42,6 +42,9 @@ pub enum BackendName {
     Vxlan,
     /// As they are, over the node itself, where it is on the same link; else as with [`BackendName::Vxlan`].
     HostGw,
+    /// In an IP header alone (RFC 2003, RFC 4213). What needs more than that, and what goes between nodes' IPv6 addresses, as with
+    /// [`BackendName::Vxlan`].
+    Ipip,
 }
 
 impl BackendName {
@@ -50,6 +53,7 @@ impl BackendName {
         match self {
             Self::Vxlan => "vxlan",
             Self::HostGw => "host-gw",
+            Self::Ipip => "ipip",
         }
     }
 }

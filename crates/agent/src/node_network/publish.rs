@@ -57,6 +57,8 @@ pub struct Facts {
     pub spec: NodeNetworkSpec,
     /// Backend that it sends by.
     pub backend: BackendName,
+    /// Whether its kernel takes packets out of IP headers.
+    pub takes_ipip: bool,
 }
 
 /// Keeps the object as it should be, until it is dropped.
@@ -180,10 +182,10 @@ impl Publisher {
         // takes what this one will not.
         let own = self.facts.backend;
         let (backend, receive_ready) = match &*self.readiness.borrow() {
-            Readiness::Ready => (Some(own), ready_for(own)),
+            Readiness::Ready => (Some(own), ready_for(own, self.facts.takes_ipip)),
             Readiness::Starting(_) => {
                 let before = read(&self.index).backends().get(&self.facts.node).cloned().unwrap_or_default();
-                (before.sends, before.receives.intersection(&ready_for(own)).copied().collect())
+                (before.sends, before.receives.intersection(&ready_for(own, self.facts.takes_ipip)).copied().collect())
             }
         };
         let receive_ready = receive_ready.into_iter().collect();

@@ -42,14 +42,14 @@ impl Reconciler {
             .map(|(node, says)| (node.clone(), says.clone()))
             .collect();
         self.kept.keep(index.backends());
-        let routed = backend::routed(self.backend, &others);
+        let instead = backend::instead(self.backend, &others);
         let now = Instant::now();
         if backend::takes_plain(self.backend, &others) {
             self.plain_until = Some(now + QUIET);
         }
         let plain = self.plain_until.is_some_and(|until| now < until);
-        let changed = (routed != self.tunnels.routed) || plain != self.tunnels.plain;
-        (self.tunnels.routed, self.tunnels.plain) = (routed, plain);
+        let changed = (instead != self.tunnels.instead) || plain != self.tunnels.plain;
+        (self.tunnels.instead, self.tunnels.plain) = (instead, plain);
         changed
     }
 

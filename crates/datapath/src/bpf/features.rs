@@ -124,10 +124,37 @@ pub(crate) fn release() -> String {
     release.map_or_else(|_| "of unknown release".to_owned(), |text| text.trim().to_owned())
 }
 
+/// Whether `bpf_skb_adjust_room` makes an IPv6 packet of an IPv4 one whose header it takes off (`BPF_F_ADJ_ROOM_DECAP_L3_IPV6`): since
+/// Linux 6.3. Before, the flag is refused.
+pub(crate) fn takes_ipv6_out_of_ipv4() -> bool {
+    is_since(&release(), (6, 3))
+}
+
+/// Whether a release is this version or a later one; one that cannot be read is not.
+fn is_since(release: &str, version: (u32, u32)) -> bool {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
+    matches!((numbers.next(), numbers.next()), (Some(Ok(major)), Some(Ok(minor))) if (major, minor) >= version)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::bpf::Error;
+
+    #[test]
+    fn releases_are_compared_by_their_numbers() {
+        for (release, new_enough) in [
+            ("6.3.0", true),
+            ("6.18.44-fc-v769", true),
+            ("10.0", true),
+            ("6.2.16", false),
+            ("5.15.0-105-generic", false),
+            ("6", false),
+            ("", false),
+        ] {
+            assert_eq!(is_since(release, (6, 3)), new_enough, "{release}");
+        }
+    }
 
     #[test]
     fn what_a_kernel_lacks_is_named_with_the_release_that_has_it() {

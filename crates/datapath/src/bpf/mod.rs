@@ -59,6 +59,7 @@ pub use budget::{Held, Holder};
 pub use config::{BpfConfig, Changes, Hook, Isolation, Limits, NodeConfig, Surroundings};
 pub use drops::{Dropped, DropsEar, Place};
 pub use error::{Error, Result};
+pub(crate) use features::takes_ipv6_out_of_ipv4;
 pub use features::{Feature, needed_here as needed_features};
 pub use held::{HeldSocket, HeldSockets};
 #[cfg(test)]

@@ -12,7 +12,7 @@ use super::map::Map;
 use super::mirror::Mirror;
 use crate::abi::{
     self, Addr, Be16, CidrKey, TP_MODE_VXLAN, TP_NODE_BORROWED_TUNNEL, TP_NODE_DIRECT_RETURN, TP_NODE_PLAIN_ROUTING,
-    TP_NODE_SILENT_LO4, TP_NODE_SILENT_LO6, TP_PEER_LOCAL, TP_PEER_NODE, TP_PEER_PLAIN, TP_PEER_SILENT,
+    TP_NODE_SILENT_LO4, TP_NODE_SILENT_LO6, TP_PEER_IPIP, TP_PEER_LOCAL, TP_PEER_NODE, TP_PEER_PLAIN, TP_PEER_SILENT,
 };
 
 /// `tp_node_config`, `tp_peers` and `tp_revision`.
@@ -60,7 +60,11 @@ fn encode(node: &NodeConfig) -> abi::NodeConfig {
 fn prefixes(peers: &[NodePeer], surroundings: &Surroundings) -> HashMap<CidrKey, abi::Peer> {
     let mut wanted = HashMap::new();
     for peer in peers {
-        let plain = if peer.reach == Reach::Route { TP_PEER_PLAIN } else { 0 };
+        let plain = match peer.reach {
+            Reach::Route => TP_PEER_PLAIN,
+            Reach::Ipip => TP_PEER_IPIP,
+            Reach::Tunnel | Reach::TunnelTo(_) => 0,
+        };
         let mac = if let Reach::TunnelTo(mac) = peer.reach { mac } else { [0; 6] };
         let local = if peer.local { TP_PEER_LOCAL } else { 0 };
         let entry = abi::Peer { tunnel: Addr::new(peer.tunnel), flags: local, ifindex: 0, mac, pad: [0; 2] };

@@ -45,6 +45,7 @@ impl Reason {
             TP_AUDIT_EGRESS => "audit_egress",
             TP_AUDIT_INGRESS => "audit_ingress",
             TP_DIRECT_RETURN => "direct_return",
+            TP_IPIP_OUT => "ipip_out",
             TP_ACCELERATED => "accelerated",
             TP_DROP_MALFORMED => "malformed",
             TP_DROP_SOURCE_ADDRESS => "source_address",
@@ -67,6 +68,7 @@ impl Reason {
             TP_DROP_SNAT_PORTS => "snat_ports",
             TP_DROP_SNAT_FULL => "snat_full",
             TP_DROP_SNAT_ODD => "snat_odd",
+            TP_DROP_CONGESTED => "congested",
             _ => "unknown",
         }
     }

@@ -123,7 +123,8 @@ struct Path<'a> {
 impl<'a> Path<'a> {
     fn to(tunnel: &'a Tunnel, peer: &'a NodePeer, source: IpAddr, reach: Reach) -> Self {
         let mac = match reach {
-            Reach::Tunnel => Some(mac::of_tunnel(peer.tunnel)),
+            // What the programs do not send otherwise the kernel puts into envelopes.
+            Reach::Tunnel | Reach::Ipip => Some(mac::of_tunnel(peer.tunnel)),
             Reach::TunnelTo(mac) => Some(mac),
             Reach::Route => None,
         };

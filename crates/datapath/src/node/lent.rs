@@ -187,7 +187,10 @@ impl Node {
                         plain.insert(peer.name.clone(), devices);
                     } else {
                         self.beyond.extend((peer.reach == Reach::Route).then(|| peer.name.clone()));
-                        (peer.reach, peer.plain) = (Reach::Tunnel, false);
+                        peer.plain = false;
+                        if peer.reach == Reach::Route {
+                            peer.reach = Reach::Tunnel;
+                        }
                     }
                 }
             }

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use towpath_model::NodeName;
-use towpath_model::desired::{NodePeer, PolicyChanges, PolicyImage, Reach, ServiceChanges, ServiceTable};
+use towpath_model::desired::{NodePeer, PolicyChanges, PolicyImage, ServiceChanges, ServiceTable};
 
 use self::hooks::{Attachment, Part};
 use self::reaper::Reaper;
@@ -172,7 +172,7 @@ impl Node {
             facts: self.facts.clone(),
             pods: self.records.iter().count(),
             peers: self.peers.iter().filter(|p| !p.local).count(),
-            routed: self.peers.iter().filter(|p| p.reach == Reach::Route).map(|p| p.name.clone()).collect(),
+            reached: self.peers.iter().filter(|p| !p.local).map(|p| (p.name.clone(), p.reach)).collect(),
             beyond: self.beyond.clone(),
             problems: self.problems.iter().chain(&released.problem).cloned().chain(self.port_problem()).collect(),
             accelerated: self.wires.accelerated(),
@@ -455,6 +455,7 @@ fn gather_with(netlink: &mut Netlink, config: &DatapathConfig, tunnel: Option<Ip
         pod_mtu: settings.pod_mtu.unwrap_or(tunnel_mtu),
         gateways: settings.pod_cidrs.iter().copied().filter_map(gateway_of).collect(),
         netns_cookie: netns::cookie()?,
+        takes_ipip: bpf::takes_ipv6_out_of_ipv4(),
     })
 }
 

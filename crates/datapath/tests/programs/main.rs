@@ -26,6 +26,7 @@ mod full;
 mod goes_on;
 mod hairpin;
 mod host_ports;
+mod ipip;
 mod kills;
 mod left_alone;
 mod live;

@@ -200,7 +200,8 @@ fn host_gw_is_reached_by_route() {
 fn a_node_that_is_ready_for_packets_as_they_are_is_reached_by_route_and_keeps_its_tunnel() {
     let nodes =
         ["1", "2", "3"].map(|n| node(&format!("n{n}"), &[&format!("192.168.0.{n}")], &[&format!("10.244.{n}.0/24")]));
-    let ways = Tunnels { routed: [NodeName::new("n1"), NodeName::new("n2")].into(), plain: true, ..tunnels(&[]) };
+    let ways =
+        Tunnels { instead: ["n1", "n2"].map(|n| (NodeName::new(n), Reach::Route)).into(), plain: true, ..tunnels(&[]) };
     let peers = plan(&world(nodes.to_vec()), &NodeName::new("n1"), &[], &ways).peers;
     let ways: Vec<_> = peers.iter().map(|peer| (peer.reach, peer.plain)).collect();
     assert_eq!(ways, [(Reach::Tunnel, false), (Reach::Route, true), (Reach::Tunnel, true)]);
