@@ -15,8 +15,9 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use serde::de::DeserializeOwned;
 use tokio::io::AsyncReadExt;
 use towpath_model::cluster_policy::object::ClusterNetworkPolicy as ClusterPolicyObject;
-use towpath_model::custom::{NETWORK_CONFIG_NAME, NetworkConfig, NetworkConfigSpec};
-use towpath_model::{ClusterNetworkPolicy, Invalid, NamespacedName, NetworkPolicy, Readable, World};
+use towpath_model::custom::{NETWORK_CONFIG_NAME, NetworkConfig, NetworkConfigSpec, NodeNetwork};
+use towpath_model::{ClusterNetworkPolicy, Invalid, NamespacedName, NetworkPolicy, NodeName, Readable, World};
+use towpath_plan::backend::Says;
 
 /// A client for `kubeconfig`, else for what `KUBECONFIG`, `~/.kube/config` or the pod's service account say.
 ///
@@ -123,6 +124,13 @@ pub(crate) async fn world(client: &kube::Client) -> Result<World> {
 pub(crate) async fn network(client: &kube::Client) -> Option<NetworkConfigSpec> {
     let network = Api::<NetworkConfig>::all(client.clone()).get_opt(NETWORK_CONFIG_NAME).await;
     network.ok().flatten().map(|network| network.spec)
+}
+
+/// What nodes say of their backends; nothing where that cannot be read.
+pub(crate) async fn backends(client: &kube::Client) -> BTreeMap<NodeName, Says> {
+    let said = Api::<NodeNetwork>::all(client.clone()).list(&ListParams::default()).await;
+    let said = said.into_iter().flat_map(|list| list.items);
+    said.map(|object| (NodeName::new(object.metadata.name.as_deref().unwrap_or_default()), Says::of(&object))).collect()
 }
 
 /// What Services depend on: nodes, Services, and the slices of all of them or of one.

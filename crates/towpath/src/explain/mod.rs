@@ -16,11 +16,12 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use serde::Serialize;
 use towpath_model::custom::NetworkConfigSpec;
-use towpath_model::desired::{Algorithm, BackendAddress, Frontend, PolicyRef, RowProtocol, Verdict};
+use towpath_model::desired::{Algorithm, BackendAddress, Frontend, PolicyRef, Reach, RowProtocol, Verdict};
 use towpath_model::{
     ClusterNetworkPolicy, DomainName, NamespacedName, NodeName, NodePortAddresses, Protocol,
     SOCKET_SERVICES_ANNOTATION, Service, SocketServices, TrafficPolicy, World, family_of,
 };
+use towpath_plan::backend::{self, Says};
 use towpath_plan::services::{OwnPods, Planner, ServiceConfig, host_port_of};
 use towpath_plan::{Changed, modes, socket_services};
 use towpath_policy::names::{Learned, Limits};
@@ -161,6 +162,8 @@ pub(crate) struct Facts {
     names: Learned,
     /// Why that is not known, for people.
     no_names: Option<String>,
+    /// What nodes say of their backends; nothing of those that send envelopes and take nothing else.
+    backends: BTreeMap<NodeName, Says>,
 }
 
 impl Default for Facts {
@@ -176,6 +179,7 @@ impl Default for Facts {
             dns: config.dns_addresses,
             names: Learned::default(),
             no_names: None,
+            backends: BTreeMap::new(),
         }
     }
 }
@@ -196,6 +200,16 @@ impl Facts {
         }
         facts
     }
+
+    /// How pods' packets go from one node to another, in words.
+    fn way(&self, from: &NodeName, to: &NodeName) -> &'static str {
+        let sends = self.backends.get(from).and_then(|says| says.sends).unwrap_or_default();
+        match backend::instead(sends, &self.backends).get(to) {
+            Some(Reach::Route) => "as it is (host-gw; VXLAN where a router lies between)",
+            Some(Reach::Ipip) => "in an IP header (ipip)",
+            Some(Reach::Tunnel | Reach::TunnelTo(_)) | None => "VXLAN",
+        }
+    }
 }
 
 /// Asks the API server, prints the answer. The exit code is 0 when the answer is `allow`, 1 when it is not.
@@ -206,6 +220,7 @@ pub(crate) async fn run(options: &Options) -> Result<bool> {
     let from = who::parse(&world, &namespace, &options.from)?;
     let to = who::parse(&world, &namespace, &options.to)?;
     let mut facts = Facts::of(&world, kubernetes::network(&client).await.as_ref());
+    facts.backends = kubernetes::backends(&client).await;
     if let Some(node) = asks_for_names(&world, &from) {
         facts.ask_for_names(options, &node).await;
     }
@@ -277,7 +292,7 @@ struct Case<'a> {
     evaluator: Evaluator<'a>,
     /// Only if there are policies that are only audited.
     as_if_enforced: Option<Evaluator<'a>>,
-    dns: &'a [IpAddr],
+    facts: &'a Facts,
 }
 
 /// Answers from a world.
@@ -288,7 +303,7 @@ pub(crate) fn explain(world: &World, facts: &Facts, from: &Target, to: &Target, 
     let no_pod_ips = BTreeMap::new();
     let view = View { world, dns: &facts.dns, pod_ips: &no_pod_ips, names: &facts.names };
     let as_if_enforced = Evaluator::as_if_enforced(&view);
-    let case = Case { world, evaluator: Evaluator::new(&view), as_if_enforced, dns: &facts.dns };
+    let case = Case { world, evaluator: Evaluator::new(&view), as_if_enforced, facts };
     let (source, destination) = who::pair(from, to)?;
     let from = case.end(source);
     let to = match &from.node {
@@ -436,12 +451,12 @@ impl Case<'_> {
             PortSpec::Port(protocol, _) => RowProtocol::Ports(protocol),
             PortSpec::Icmp => RowProtocol::Other,
         };
-        let end = if self.dns.contains(&to) {
+        let end = if self.facts.dns.contains(&to) {
             End { what: "the node's own DNS".to_owned(), address: to, node: from.node.clone() }
         } else {
             self.end(to)
         };
-        let path = path(from, entry, &end);
+        let path = path(self.facts, from, entry, &end);
         let flow = Flow::new(from.address, to, protocol, number);
         let decision = self.evaluator.evaluate(&flow);
         let if_enforced = self.if_enforced(&flow, &decision);
@@ -506,7 +521,7 @@ impl Entry<'_> {
 }
 
 /// Hop by hop. (See `bpf/far.h` for endpoints that are no pods.)
-fn path(from: &End, entry: Entry<'_>, to: &End) -> Vec<String> {
+fn path(facts: &Facts, from: &End, entry: Entry<'_>, to: &End) -> Vec<String> {
     let pod = |end: &End| end.what.starts_with("pod ");
     let mut path = vec![format!("{} ({})", from.what, from.address)];
     match (&from.node, &to.node) {
@@ -515,7 +530,11 @@ fn path(from: &End, entry: Entry<'_>, to: &End) -> Vec<String> {
             path.push(format!("node {a}: {how}"));
         }
         (Some(a), Some(b)) => {
-            let how = if pod(from) || pod(to) { "VXLAN" } else { "the node's network" };
+            let how = match (pod(from), pod(to)) {
+                (true, true) => facts.way(&NodeName::new(a), &NodeName::new(b)),
+                (false, false) => "the node's network",
+                _ => "VXLAN",
+            };
             path.push(format!("node {a}: {how} to node {b}"));
             path.push(format!("node {b}"));
         }

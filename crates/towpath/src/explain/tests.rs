@@ -1,5 +1,6 @@
 use std::collections::BTreeMap;
 
+use towpath_model::custom::BackendName;
 use towpath_model::{
     Conditions, Endpoint, EndpointPort, EndpointSlice, Enforcement, HostPort, Labels, Namespace, NetworkPolicy, Node,
     Phase, Pod, PolicyPort, PolicyRule, PortMatch, Selector, Service, ServiceKind, ServicePort, TargetPort,
@@ -141,6 +142,25 @@ fn a_service_is_translated_and_every_endpoint_judged() {
     assert_eq!(answer.ways.len(), 2);
     assert!(answer.ways[0].path[1].contains("straight into the other pod"), "{:?}", answer.ways[0].path);
     assert!(answer.ways[1].path[1].contains("VXLAN to node n2"), "{:?}", answer.ways[1].path);
+}
+
+#[test]
+fn between_nodes_the_way_is_that_of_the_senders_backend_if_the_other_takes_it() {
+    let world = world();
+    let says = |backend, ipip| Says { sends: Some(backend), receives: backend::ready_for(backend, ipip) };
+    for (n1, n2, way) in [
+        (says(BackendName::Ipip, true), says(BackendName::Vxlan, true), "in an IP header (ipip) to node n2"),
+        (says(BackendName::Ipip, true), says(BackendName::Vxlan, false), "VXLAN to node n2"),
+        (says(BackendName::HostGw, true), says(BackendName::HostGw, true), "as it is (host-gw"),
+        (says(BackendName::HostGw, true), says(BackendName::Ipip, true), "VXLAN to node n2"),
+        (says(BackendName::Vxlan, true), says(BackendName::HostGw, true), "VXLAN to node n2"),
+    ] {
+        let backends = [("n1", n1), ("n2", n2)].map(|(node, says)| (NodeName::new(node), says)).into();
+        let facts = Facts { backends, ..Facts::of(&world, None) };
+        let [from, to] = ["pod/client", "svc/web"].map(|end| who::parse(&world, "default", end).unwrap());
+        let answer = explain(&world, &facts, &from, &to, "8080".parse().unwrap()).unwrap();
+        assert!(answer.ways[1].path[1].contains(way), "{way}: {:?}", answer.ways[1].path);
+    }
 }
 
 #[test]
