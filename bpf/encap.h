@@ -174,17 +174,60 @@ static __noinline int tp_encapsulate(struct __sk_buff *skb, struct tp_work *w, c
 }
 
 /*
- * To a pod of another node without an envelope: to the next hop towards the node. What does not fit its path, and IPv6, whose next hop may be
- * another address of the node, goes by the kernel's routes.
+ * The next hop of an IPv6 packet to a pod of the node at `to`, which the kernel's routes lead over that node: by another of its addresses than
+ * that of its tunnel, where that is IPv4's. NULL: they lead nowhere, into the tunnel (still), or have no room for `len` bytes.
  */
+static __always_inline struct tp_hop6 *tp_hop_to_pod6(struct __sk_buff *skb, struct tp_work *w, const struct tp_node_config *cfg,
+						      const struct tp_addr *to, __u32 len)
+{
+	__u32 word = bpf_ntohl(tp_word(to, 0) ^ tp_word(to, 1) ^ tp_word(to, 2) ^ tp_word(to, 3));
+	__u32 slot = (word ^ word >> 8) % HOPS;
+	struct tp_hop6 *hop = bpf_map_lookup_elem(&tp_hops6, &slot);
+	struct bpf_fib_lookup *fib = &w->fib;
+	__u64 now = tp_now();
+
+	if (!hop || (hop->until > now && tp_same(&hop->to, to)))
+		return hop;
+	__builtin_memset(fib, 0, sizeof(*fib));
+	fib->family = FAMILY_V6;
+	fib->l4_protocol = w->p.t.proto;
+	fib->tot_len = len;
+	__builtin_memcpy(fib->ipv6_src, &w->p.t.saddr, 16);
+	__builtin_memcpy(fib->ipv6_dst, &w->p.t.daddr, 16);
+	if (tp_next_hop(skb, w, cfg) || fib->ifindex == cfg->tunnel_ifindex || fib->ifindex == cfg->tunnel6_ifindex)
+		return NULL;
+	hop->until = now + HOP_LIFE;
+	hop->to = *to;
+	hop->ifindex = fib->ifindex;
+	hop->mtu = fib->mtu_result;
+	hop->next = w->hop;
+	return hop;
+}
+
+/* To a pod of another node without an envelope: to the next hop towards the node. What does not fit its path goes by the kernel's routes. */
 static __noinline int tp_send_plain(struct __sk_buff *skb, struct tp_work *w, const struct tp_node_config *cfg, const struct tp_addr *to)
 {
-	__u32 len = tp_wire_len(skb, w);
-	struct tp_hop *hop = NULL;
+	__u32 len = tp_wire_len(skb, w), ifindex = 0, mtu = 0;
+	struct bpf_redir_neigh *next = NULL;
+	struct tp_hop6 *hop6;
+	struct tp_hop *hop;
 
-	if (tp_is_v4(to) && !(w->p.flags & TP_PKT_V6))
+	if (w->p.flags & TP_PKT_V6) {
+		hop6 = tp_hop_to_pod6(skb, w, cfg, to, len);
+		if (hop6) {
+			ifindex = hop6->ifindex;
+			mtu = hop6->mtu;
+			next = &hop6->next;
+		}
+	} else if (tp_is_v4(to)) {
 		hop = tp_hop_to(skb, w, cfg, to, len);
-	if (!hop || len > hop->mtu) {
+		if (hop) {
+			ifindex = hop->ifindex;
+			mtu = hop->mtu;
+			next = &hop->next;
+		}
+	}
+	if (!next || len > mtu) {
 		if (w->p.flags & TP_PKT_FIRST_FRAG)
 			tp_frag_too_big(w, w->translated ? &w->sent : &w->p.t);
 		return tp_to_stack(skb);
@@ -192,8 +235,8 @@ static __noinline int tp_send_plain(struct __sk_buff *skb, struct tp_work *w, co
 	if (tp_forward_headers(skb, w))
 		return tp_drop(skb, TP_DROP_INTERNAL);
 	tp_count(TP_HOST_OUT, skb->len);
-	tp_note(3, hop->ifindex, TP_HOST_OUT);
-	return bpf_redirect_neigh(hop->ifindex, &hop->next, sizeof(hop->next), 0);
+	tp_note(3, ifindex, TP_HOST_OUT);
+	return bpf_redirect_neigh(ifindex, next, sizeof(*next), 0);
 }
 
 /* Makes w->ipip for this packet to the node at `to`, once there is room for the header. */

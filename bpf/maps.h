@@ -80,6 +80,18 @@ struct tp_hop {
 };
 TP_MAP(tp_hops, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct tp_hop, HOPS, 0);
 
+/* The same of IPv6 packets that go as they are, by the tunnel address of the node that they go to: all its pods are behind one next hop. */
+struct tp_hop6 {
+	__u64 until;			/* ktime, ns; 0: empty */
+	struct tp_addr to;
+	__u32 ifindex;
+	__u32 mtu;
+	struct bpf_redir_neigh next;
+	__u32 pad;
+};
+
+TP_MAP(tp_hops6, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct tp_hop6, HOPS, 0);
+
 struct tp_collector {
 	struct bpf_timer timer;
 	__u64 last_run;

@@ -14,7 +14,7 @@ use towpath_walkthrough::in_charge::network_config;
 use towpath_walkthrough::load::Load;
 use towpath_walkthrough::machine::{can_run_labs, kill, lab_agent};
 use towpath_walkthrough::place::{Place, address};
-use towpath_walkthrough::pods::server;
+use towpath_walkthrough::pods::{server, shell};
 use towpath_walkthrough::traffic::{Bulk, Clock, Flow, Heard, Receiver, Sender, Sent};
 
 const NODES: [&str; 3] = ["n1", "n2", "n3"];
@@ -30,12 +30,16 @@ const SERVICE: &str = "---\napiVersion: v1\nkind: Service\nmetadata: {name: web}
 struct Pods {
     places: Vec<Arc<Place>>,
     ips: Vec<Vec<IpAddr>>,
+    /// Pods that ask the Service. They are not the same ones: a client that is translated at its device has one port for a server, by whichever
+    /// address it asks it, and is refused the second time (docs/services.md).
+    askers: Vec<Place>,
 }
 
 fn pods(cluster: &Cluster) -> Result<Pods> {
-    let texts = NODES.map(|node| server(&format!("web-{node}"), node, "app: web"));
-    cluster.apply_text(&(texts.concat() + SERVICE))?;
-    let (mut places, mut ips) = (Vec::new(), Vec::new());
+    let servers = NODES.map(|node| server(&format!("web-{node}"), node, "app: web"));
+    let askers = NODES.map(|node| shell(&format!("asker-{node}"), node, "app: asker"));
+    cluster.apply_text(&(servers.concat() + &askers.concat() + SERVICE))?;
+    let (mut places, mut ips, mut askers) = (Vec::new(), Vec::new(), Vec::new());
     for node in NODES {
         let name = format!("web-{node}");
         let pod = cluster.wait_pod(&name)?;
@@ -44,8 +48,9 @@ fn pods(cluster: &Cluster) -> Result<Pods> {
         let all = object.pointer("/status/podIPs").and_then(Value::as_array).context("no podIPs")?;
         let texts = all.iter().filter_map(|ip| ip.get("ip")?.as_str());
         ips.push(texts.map(address).collect::<Result<_>>()?);
+        askers.push(Place::of_pod(cluster, &cluster.wait_pod(&format!("asker-{node}"))?)?);
     }
-    Ok(Pods { places, ips })
+    Ok(Pods { places, ips, askers })
 }
 
 /// Datagrams from each pod to each other one, over every family, small ones and ones as large as the pods' MTU lets them be; and bytes without
@@ -187,24 +192,26 @@ fn from_each_backend_to_each_other_no_packet_is_lost() -> Result<()> {
     by(&cluster, "vxlan")?;
     let agent = lab_agent(cluster.name(), "n1")?;
     let mtu = status(&cluster, "n1")?.get("podMtu").and_then(Value::as_u64).context("no podMtu")?;
-    let mut to: Vec<SocketAddr> = pods.ips.iter().flatten().map(|ip| SocketAddr::new(*ip, 80)).collect();
+    let to: Vec<SocketAddr> = pods.ips.iter().flatten().map(|ip| SocketAddr::new(*ip, 80)).collect();
     let service = cluster.get("service", "web")?;
     let service = service.pointer("/spec/clusterIP").and_then(Value::as_str).context("no clusterIP")?;
-    to.push(SocketAddr::new(address(service)?, 8080));
+    let service = [SocketAddr::new(address(service)?, 8080)];
     let load = Load::default();
     let (sent, bytes) = std::thread::scope(|scope| -> Result<(usize, u64)> {
-        for place in &pods.places {
-            let sessions = Load::sessions(place, &to, 35)?;
-            let (load, to) = (&load, &to);
+        let direct = pods.places.iter().map(|place| (place.as_ref(), "between pods", to.as_slice(), 30, 34));
+        let through = pods.askers.iter().map(|place| (place, "through the Service", service.as_slice(), 5, 6));
+        for (place, what, to, kept, per_second) in direct.chain(through) {
+            let sessions = Load::sessions(place, to, kept)?;
+            let load = &load;
             scope.spawn(move || {
                 place.enter(|| {
-                    load.keep("between pods", sessions, Duration::from_millis(200));
+                    load.keep(what, sessions, Duration::from_millis(200));
                     Ok(())
                 })
             });
             scope.spawn(move || {
                 place.enter(|| {
-                    load.open("between pods", to, 40);
+                    load.open(what, to, per_second);
                     Ok(())
                 })
             });

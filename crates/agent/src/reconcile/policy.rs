@@ -98,12 +98,14 @@ impl Reconciler {
         let refusal = |asks, name, reason| Refusal { asks, name, part: RefusedPart::Field, reason };
         let index = read(&self.index);
         let world = index.world();
+        // All policies, at each change: what costs something comes after the question.
         let namespaced = world.policies.values().filter_map(|policy| {
-            Some(refusal(Asks::NetworkPolicy, policy.name.clone(), policy.enforcement.misread()?))
+            let reason = policy.enforcement.misread()?;
+            Some(refusal(Asks::NetworkPolicy, policy.name.clone(), reason))
         });
         let cluster = world.cluster_policies.values().filter_map(|policy| {
-            let name = NamespacedName::new("", &policy.name);
-            Some(refusal(Asks::ClusterNetworkPolicy, name, policy.enforcement.misread()?))
+            let reason = policy.enforcement.misread()?;
+            Some(refusal(Asks::ClusterNetworkPolicy, NamespacedName::new("", &policy.name), reason))
         });
         namespaced.chain(cluster).collect()
     }

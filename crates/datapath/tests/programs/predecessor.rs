@@ -57,12 +57,7 @@ fn a_frame_for_flannels_device_bears_its_mac_and_others_the_computed_one() {
 fn a_routed_node_gets_packets_as_they_are_and_so_sends_them() {
     in_world_of_flannels(Reach::Route, |w| {
         for h in BOTH.map(hosts) {
-            let asks = w.from_pod(&sent_by(h.a, 4000, h.remote, 80, L4::syn()));
-            if h.a.is_ipv4() {
-                asks.out_of(3, w.uplink);
-            } else {
-                asks.passed();
-            }
+            w.from_pod(&sent_by(h.a, 4000, h.remote, 80, L4::syn())).out_of(3, w.uplink);
             let answer = arriving(MAC_UPLINK, h.remote, 80, h.a, 4000, L4::tcp(SYN | ACK));
             w.from_uplink(&answer).into_pod(w.pod_a);
             w.to_pod(&answer, w.pod_a, w.uplink).passed();
