@@ -241,7 +241,11 @@ async fn run_until(config: AgentConfig, shutdown: CancellationToken) -> Result<E
     drop((outliving, policies_in_force, named, hearing));
     drop((publishing, recalling, keeping, service_status, observed, refusing, telling_who_announces));
     last_known.keep_now(index).await;
-    outcome
+    // Told to end while it was about to start anew: it ends.
+    match outcome {
+        Ok(_) if shutdown.is_cancelled() => Ok(Ended::Told),
+        outcome => outcome,
+    }
 }
 
 /// The node's data path, as an earlier agent left it or anew.

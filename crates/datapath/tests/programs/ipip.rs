@@ -2,27 +2,19 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use towpath_datapath::bpf::{Hook, Surroundings};
+use towpath_datapath::bpf::Hook;
 use towpath_model::desired::*;
 use towpath_model::{Family, Protocol};
 
 use crate::envelope;
 use crate::frame::{ACK, Frame, L4, SYN, read, sum};
+use crate::plain::node2_is;
 use crate::world::*;
 
 const ETHERNET: usize = 14;
 const HEADER: usize = 20;
 const NODE1: &str = "192.168.50.1";
 const NODE2: &str = "192.168.50.2";
-
-/// The pods of node2 are `reach`ed so, and may send as they are where `plain` is said.
-fn node2_is(w: &mut World, reach: Reach, plain: bool) {
-    let mut peers = peers();
-    (peers[1].reach, peers[1].plain) = (reach, plain);
-    let devices = [(peers[1].name.clone(), [w.uplink; 2])].into();
-    w.programs.surround(Surroundings { plain: devices, ..Surroundings::default() });
-    w.programs.apply_peers(&peers).unwrap();
-}
 
 /// A frame in a header from the node at `from` to this one; `tos`: its second byte.
 fn wrap(frame: &Frame, from: &str, tos: u8) -> Vec<u8> {

@@ -15,7 +15,7 @@ fn node2() -> IpAddr {
 }
 
 /// The pods of node2 are `reach`ed so, and may send as they are where `plain` is said. The kernel's routes to its IPv6 pods lead over it.
-fn node2_is(w: &mut World, reach: Reach, plain: bool) {
+pub fn node2_is(w: &mut World, reach: Reach, plain: bool) {
     sh("ip -6 route replace fd02::/64 via fd50::2 dev up0");
     let mut peers = peers();
     (peers[1].reach, peers[1].plain) = (reach, plain);
