@@ -126,11 +126,10 @@ pub(crate) async fn network(client: &kube::Client) -> Option<NetworkConfigSpec> 
     network.ok().flatten().map(|network| network.spec)
 }
 
-/// What nodes say of their backends; nothing where that cannot be read.
-pub(crate) async fn backends(client: &kube::Client) -> BTreeMap<NodeName, Says> {
-    let said = Api::<NodeNetwork>::all(client.clone()).list(&ListParams::default()).await;
-    let said = said.into_iter().flat_map(|list| list.items);
-    said.map(|object| (NodeName::new(object.metadata.name.as_deref().unwrap_or_default()), Says::of(&object))).collect()
+/// What nodes say of their backends; none where that cannot be read.
+pub(crate) async fn backends(client: &kube::Client) -> Option<BTreeMap<NodeName, Says>> {
+    let said = Api::<NodeNetwork>::all(client.clone()).list(&ListParams::default()).await.ok()?.items.into_iter();
+    Some(said.map(|object| (NodeName::new(object.name_any()), Says::of(&object))).collect())
 }
 
 /// What Services depend on: nodes, Services, and the slices of all of them or of one.

@@ -162,8 +162,8 @@ pub(crate) struct Facts {
     names: Learned,
     /// Why that is not known, for people.
     no_names: Option<String>,
-    /// What nodes say of their backends; nothing of those that send envelopes and take nothing else.
-    backends: BTreeMap<NodeName, Says>,
+    /// What nodes say of their backends; none: that is not known.
+    backends: Option<BTreeMap<NodeName, Says>>,
 }
 
 impl Default for Facts {
@@ -179,7 +179,7 @@ impl Default for Facts {
             dns: config.dns_addresses,
             names: Learned::default(),
             no_names: None,
-            backends: BTreeMap::new(),
+            backends: None,
         }
     }
 }
@@ -203,8 +203,9 @@ impl Facts {
 
     /// How pods' packets go from one node to another, in words.
     fn way(&self, from: &NodeName, to: &NodeName) -> &'static str {
-        let sends = self.backends.get(from).and_then(|says| says.sends).unwrap_or_default();
-        match backend::instead(sends, &self.backends).get(to) {
+        let Some(backends) = &self.backends else { return "by the backend in force, which is not known here," };
+        let sends = backends.get(from).and_then(|says| says.sends).unwrap_or_default();
+        match backend::instead(sends, backends).get(to) {
             Some(Reach::Route) => "as it is (host-gw; VXLAN where a router lies between)",
             Some(Reach::Ipip) => "in an IP header (ipip)",
             Some(Reach::Tunnel | Reach::TunnelTo(_)) | None => "VXLAN",
