@@ -394,6 +394,8 @@ static __noinline int tp_far_serve(struct __sk_buff *skb, struct tp_work *w, con
 	/* It was a pod when the connection was opened. */
 	if (!w->chosen)
 		return tp_refuse_clash(skb, w, 0);
+	if (tp_passes_for_envelope(w, cfg, w->lb.backend.port))
+		return tp_drop(skb, TP_DROP_OWN_ENVELOPE);
 	reason = tp_far_open(skb, w, cfg);
 	if (reason)
 		return reason == TP_DROP_NO_BACKEND ? tp_refuse_clash(skb, w, 0) : tp_drop(skb, reason);

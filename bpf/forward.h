@@ -147,6 +147,32 @@ static __always_inline int tp_is_ipip(tp_context *ctx, struct tp_work *w, const 
 	       !(ip->frag_off & bpf_htons(IP_MF | IP_OFFSET));
 }
 
+/*
+ * Whether another node would take what goes on to `dport` for something that this node put into an envelope, once it bears this node's address:
+ * masquerading gives it that, and so does a Service at this node's address.
+ */
+static __always_inline int tp_passes_for_envelope(const struct tp_work *w, const struct tp_node_config *cfg, __be16 dport)
+{
+	__u8 proto = w->p.t.proto;
+
+	return (proto == IPPROTO_UDP && dport == cfg->tunnel_port) || proto == IPPROTO_IPIP || proto == IPPROTO_IPV6;
+}
+
+/*
+ * Whether a pod may not send that there. Between pods it is theirs, whatever way it goes: they keep their addresses. To a node it is not, also
+ * when that node is known here: what does not fit its tunnel goes by the kernel's routes.
+ */
+static __noinline int tp_leaves_the_pods(struct tp_work *w)
+{
+	struct tp_peer *peer;
+
+	if (bpf_map_lookup_elem(&tp_pods, &w->p.t.daddr))
+		return 0;
+	tp_full_prefix(&w->cidr, &w->p.t.daddr);
+	peer = bpf_map_lookup_elem(&tp_peers, &w->cidr);
+	return !peer || (peer->flags & TP_PEER_NODE);
+}
+
 /* How pods of this entry are sent to. */
 static __always_inline __u8 tp_by_of_pods(const struct tp_peer *peer)
 {
@@ -254,6 +280,10 @@ static __always_inline struct tp_ct *tp_track_answer(struct tp_work *w, const st
 {
 	if (!ct || tp_ct_forward(w, ct) || !(ct->flags & TP_CT_DNAT)) {
 		w->reason = TP_DROP_NO_POD;
+		return NULL;
+	}
+	if (tp_passes_for_envelope(w, cfg, w->p.t.dport)) {
+		w->reason = TP_DROP_OWN_ENVELOPE;
 		return NULL;
 	}
 	ct = tp_track(w, cfg, ct);

@@ -103,6 +103,8 @@ static __noinline int tp_nd_from_pod(struct __sk_buff *skb, struct tp_work *w)
 static __always_inline int tp_route_from_pod(struct __sk_buff *skb, struct tp_work *w, const struct tp_node_config *cfg,
 					     struct tp_ct *ct, int answer_of_service)
 {
+	if (tp_passes_for_envelope(w, cfg, w->p.t.dport) && tp_leaves_the_pods(w))
+		return tp_drop(skb, TP_DROP_OWN_ENVELOPE);
 	if (tp_wants_stack(w))
 		return tp_to_stack(skb);
 	if (ct) {

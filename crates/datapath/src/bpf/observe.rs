@@ -69,6 +69,7 @@ impl Reason {
             TP_DROP_SNAT_FULL => "snat_full",
             TP_DROP_SNAT_ODD => "snat_odd",
             TP_DROP_CONGESTED => "congested",
+            TP_DROP_OWN_ENVELOPE => "own_envelope",
             _ => "unknown",
         }
     }

@@ -33,6 +33,7 @@ mod live;
 mod loader;
 mod local_node_ports;
 mod node_paths;
+mod own_envelopes;
 mod plain;
 mod policy;
 mod policy_changes;
