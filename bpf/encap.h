@@ -173,9 +173,24 @@ static __noinline int tp_encapsulate(struct __sk_buff *skb, struct tp_work *w, c
 	return bpf_redirect(cfg->tunnel_ifindex, 0);
 }
 
+/* Whether what w->fib found has the node at `to` itself as its next hop. */
+static __always_inline int tp_leads_over(struct tp_work *w, const struct tp_addr *to)
+{
+	struct tp_addr next;
+	struct tp_peer *peer;
+
+	if (w->fib.family == FAMILY_V6)
+		tp_set_v6(&next, w->fib.ipv6_dst);
+	else
+		tp_set_v4(&next, w->fib.ipv4_dst);
+	tp_full_prefix(&w->cidr, &next);
+	peer = bpf_map_lookup_elem(&tp_peers, &w->cidr);
+	return peer && (peer->flags & TP_PEER_NODE) && tp_same(&peer->tunnel, to);
+}
+
 /*
  * The next hop of an IPv6 packet to a pod of the node at `to`, which the kernel's routes lead over that node: by another of its addresses than
- * that of its tunnel, where that is IPv4's. NULL: they lead nowhere, into the tunnel (still), or have no room for `len` bytes.
+ * that of its tunnel, where that is IPv4's. NULL: they lead elsewhere (still), into the tunnel or to a router, or have no room for `len` bytes.
  */
 static __always_inline struct tp_hop6 *tp_hop_to_pod6(struct __sk_buff *skb, struct tp_work *w, const struct tp_node_config *cfg,
 						      const struct tp_addr *to, __u32 len)
@@ -194,7 +209,7 @@ static __always_inline struct tp_hop6 *tp_hop_to_pod6(struct __sk_buff *skb, str
 	fib->tot_len = len;
 	__builtin_memcpy(fib->ipv6_src, &w->p.t.saddr, 16);
 	__builtin_memcpy(fib->ipv6_dst, &w->p.t.daddr, 16);
-	if (tp_next_hop(skb, w, cfg) || fib->ifindex == cfg->tunnel_ifindex || fib->ifindex == cfg->tunnel6_ifindex)
+	if (tp_next_hop(skb, w, cfg) || !tp_leads_over(w, to))
 		return NULL;
 	hop->until = now + HOP_LIFE;
 	hop->to = *to;
@@ -204,7 +219,20 @@ static __always_inline struct tp_hop6 *tp_hop_to_pod6(struct __sk_buff *skb, str
 	return hop;
 }
 
-/* To a pod of another node without an envelope: to the next hop towards the node. What does not fit its path goes by the kernel's routes. */
+/* Whether the node at `to` takes envelopes: all do but another network's, which are sent to by the kernel's routes. */
+static __always_inline int tp_takes_envelopes(struct tp_work *w, const struct tp_addr *to)
+{
+	struct tp_peer *peer;
+
+	tp_full_prefix(&w->cidr, to);
+	peer = bpf_map_lookup_elem(&tp_peers, &w->cidr);
+	return peer && !(peer->flags & TP_PEER_PLAIN);
+}
+
+/*
+ * To a pod of another node without an envelope: to the next hop towards the node. Until there is one, in an envelope. What does not fit its path goes
+ * by the kernel's routes.
+ */
 static __noinline int tp_send_plain(struct __sk_buff *skb, struct tp_work *w, const struct tp_node_config *cfg, const struct tp_addr *to)
 {
 	__u32 len = tp_wire_len(skb, w), ifindex = 0, mtu = 0;
@@ -227,6 +255,8 @@ static __noinline int tp_send_plain(struct __sk_buff *skb, struct tp_work *w, co
 			next = &hop->next;
 		}
 	}
+	if (!next && tp_takes_envelopes(w, to))
+		return tp_encapsulate(skb, w, cfg, to);
 	if (!next || len > mtu) {
 		if (w->p.flags & TP_PKT_FIRST_FRAG)
 			tp_frag_too_big(w, w->translated ? &w->sent : &w->p.t);

@@ -59,12 +59,22 @@ fn packets_go_as_they_are_and_the_answers_come_so() {
 }
 
 #[test]
-fn while_the_routes_still_lead_into_the_tunnel_an_ipv6_packet_is_the_kernels() {
+fn while_the_routes_lead_elsewhere_an_ipv6_packet_goes_in_an_envelope() {
     in_world(|w| {
         node2_is(w, Reach::Route, true);
         let h = hosts(Family::V6);
-        sh("ip -6 route replace fd02::/64 dev vx0");
-        w.from_pod(&sent_by(h.a, 4000, h.remote, 80, L4::syn())).passed();
+        for (port, routes) in [
+            (4000, "ip -6 route replace fd02::/64 dev vx0"),
+            (4001, "ip -6 route del fd02::/64"),
+            (4002, "ip -6 route add fd02::/64 via fd50::3 dev up0"),
+        ] {
+            sh(routes);
+            let sent = w.from_pod(&sent_by(h.a, port, h.remote, 80, L4::syn())).into_tunnel(w, node2());
+            assert_eq!((sent.src.ip(), sent.dst.ip()), (h.a, h.remote));
+        }
+        // The route comes, and the next packet goes by it.
+        sh("ip -6 route replace fd02::/64 via fd50::2 dev up0");
+        goes_plain(w, Family::V6, &sent_by(h.a, 4002, h.remote, 80, L4::data(b"more")));
     });
 }
 

@@ -56,6 +56,10 @@ fn a_frame_for_flannels_device_bears_its_mac_and_others_the_computed_one() {
 #[test]
 fn a_routed_node_gets_packets_as_they_are_and_so_sends_them() {
     in_world_of_flannels(Reach::Route, |w| {
+        // What its routes do not lead to yet is the kernel's: it takes no envelopes.
+        let v6 = hosts(Family::V6);
+        w.from_pod(&sent_by(v6.a, 3999, v6.remote, 80, L4::syn())).passed();
+        sh("ip -6 route add fd02::/64 via fd50::2 dev up0");
         for h in BOTH.map(hosts) {
             w.from_pod(&sent_by(h.a, 4000, h.remote, 80, L4::syn())).out_of(3, w.uplink);
             let answer = arriving(MAC_UPLINK, h.remote, 80, h.a, 4000, L4::tcp(SYN | ACK));
