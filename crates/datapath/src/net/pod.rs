@@ -5,16 +5,19 @@
 
 use std::net::IpAddr;
 use std::os::fd::BorrowedFd;
+use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 
 use super::error::Error;
 use super::netlink::{Netlink, Request};
-use super::route::Route;
+use super::route::{self, Route};
 use super::{MAIN_TABLE, address, gateway_of, host_range, link, mac, neighbour, netns, of_family, sysctl};
 
 /// Longest name of a device (IFNAMSIZ less its terminator).
 const NAME_MAX: usize = 15;
+/// How long the kernel may take to put an address that it has accepted into use.
+const TAKEN_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Name of the host side of the device `ifname` of the sandbox `container_id`: `tp` and 11 hex digits of their FNV-1a hash.
 pub fn host_device(container_id: &str, ifname: &str) -> String {
@@ -106,8 +109,25 @@ pub fn set_up_inside(
             requests.push(neighbour::set(device, ifname, *gateway, host_mac));
             requests.extend(inside_routes(device, *gateway).iter().map(Route::add));
         }
-        netlink.batch(requests).into_iter().collect()
+        netlink.batch(requests).into_iter().collect::<Result<(), Error>>()?;
+        addresses.iter().try_for_each(|(address, _)| wait_until_taken(&mut netlink, *address))
     })
+}
+
+/// An IPv6 address is the pod's at once, but what comes for it is taken a moment later, when a thread of the kernel has got to it, which other work
+/// on devices holds up. A pod that asked in that moment would not hear the answer.
+fn wait_until_taken(netlink: &mut Netlink, address: IpAddr) -> Result<(), Error> {
+    let deadline = Instant::now() + TAKEN_PATIENCE;
+    while !route::is_local(netlink, address)? {
+        if Instant::now() > deadline {
+            return Err(Error::Refused(format!(
+                "the kernel has not taken address {address} into use in the pod within {} s; its networking is overloaded, try again",
+                TAKEN_PATIENCE.as_secs()
+            )));
+        }
+        std::thread::sleep(Duration::from_micros(200));
+    }
+    Ok(())
 }
 
 /// To the gateway on the link, and to everybody else through it.
@@ -148,7 +168,7 @@ pub fn check_inside(
             return wrong(format!("device {ifname} is {} with MAC {mac}", if link.up { "up" } else { "down" }));
         }
         let present = address::list(&mut netlink)?;
-        let routes = super::route::list(&mut netlink, MAIN_TABLE)?;
+        let routes = route::list(&mut netlink, MAIN_TABLE)?;
         for (pod, gateway) in addresses {
             if !present.iter().any(|p| p.device == link.index && p.address == *pod) {
                 return wrong(format!("address {pod} is missing from device {ifname}"));

@@ -181,8 +181,23 @@ pub struct Towards {
     pub on_link: bool,
 }
 
-/// Where the kernel's routes lead for an address; none: nowhere.
+/// Where the kernel's routes lead for an address; none: nowhere, or no further than here.
 pub fn towards(netlink: &mut Netlink, address: IpAddr) -> Result<Option<Towards>, Error> {
+    let Some(route) = look_up(netlink, address)?.filter(|route| route.header.kind == RouteType::Unicast) else {
+        return Ok(None);
+    };
+    let device =
+        route.attributes.iter().find_map(|a| if let RouteAttribute::Oif(device) = a { Some(*device) } else { None });
+    let routed = |a: &RouteAttribute| matches!(a, RouteAttribute::Gateway(_) | RouteAttribute::Via(_));
+    Ok(device.map(|device| Towards { device, on_link: !route.attributes.iter().any(routed) }))
+}
+
+/// Whether the kernel takes what is for an address for its own.
+pub fn is_local(netlink: &mut Netlink, address: IpAddr) -> Result<bool, Error> {
+    Ok(look_up(netlink, address)?.is_some_and(|route| route.header.kind == RouteType::Local))
+}
+
+fn look_up(netlink: &mut Netlink, address: IpAddr) -> Result<Option<RouteMessage>, Error> {
     let mut message = RouteMessage::default();
     let host = host_range(address);
     message.header.address_family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
@@ -195,17 +210,7 @@ pub fn towards(netlink: &mut Netlink, address: IpAddr) -> Result<Option<Towards>
             }
             answers => answers?,
         };
-    Ok(answers.into_iter().find_map(|answer| match answer {
-        Message::NewRoute(route) if route.header.kind == RouteType::Unicast => {
-            let device = route
-                .attributes
-                .iter()
-                .find_map(|a| if let RouteAttribute::Oif(device) = a { Some(*device) } else { None });
-            let routed = |a: &RouteAttribute| matches!(a, RouteAttribute::Gateway(_) | RouteAttribute::Via(_));
-            device.map(|device| Towards { device, on_link: !route.attributes.iter().any(routed) })
-        }
-        _ => None,
-    }))
+    Ok(answers.into_iter().find_map(|answer| if let Message::NewRoute(route) = answer { Some(route) } else { None }))
 }
 
 /// The device that the kernel's routes lead to for an address; none: they lead nowhere.

@@ -14,7 +14,7 @@ use towpath_model::desired::*;
 use towpath_model::{Family, Protocol};
 
 use crate::live::Netns;
-use crate::sockets::{backend, in_sockets_world, netns_cookie};
+use crate::sockets::{backend, backends_on_lo, in_sockets_world, netns_cookie};
 use crate::world::*;
 
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -29,7 +29,7 @@ fn pod(w: &mut World) -> (Netns, LocalPod) {
     w.table.frontends.values_mut().for_each(|target| Arc::make_mut(target).algorithm = Algorithm::LeastConnections);
     w.apply_services();
     let netns = Netns::new();
-    netns.sh("ip link set lo up; ip addr add 10.7.0.1/32 dev lo; ip addr add fd07::1/128 dev lo nodad".to_owned());
+    netns.sh(backends_on_lo());
     let pod = LocalPod { netns_cookie: netns.run(netns_cookie).join().unwrap(), ..w.local_a() };
     w.programs.set_pod(&pod, Isolation::Sets(PodSets::default())).unwrap();
     (netns, pod)

@@ -57,7 +57,9 @@ fn plumb(host: &str, inner: &str, mac: &str, v4: &str, v6: &str) -> Netns {
         ip route add 169.254.1.1 dev {inner} scope link; ip route add default via 169.254.1.1 dev {inner}
         ip neigh add 169.254.1.1 lladdr 02:74:70:00:00:01 dev {inner} nud permanent
         ip -6 neigh add fe80::1 lladdr 02:74:70:00:00:01 dev {inner} nud permanent
-        ip -6 route add default via fe80::1 dev {inner}"
+        ip -6 route add default via fe80::1 dev {inner}
+        {}",
+        until_taken(v6)
     ));
     sh(&format!(
         "set -e; ip route add {v4}/32 dev {host}; ip -6 route add {v6}/128 dev {host}

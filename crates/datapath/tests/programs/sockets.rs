@@ -67,6 +67,12 @@ pub fn netns_cookie() -> u64 {
     cookie
 }
 
+/// Gives a namespace's own loopback the backends' addresses.
+pub fn backends_on_lo() -> String {
+    let addresses = "ip link set lo up; ip addr add 10.7.0.1/32 dev lo; ip addr add fd07::1/128 dev lo nodad";
+    format!("set -e; {addresses}; {}", until_taken("fd07::1"))
+}
+
 /// The test's node has its backends on addresses of its own loopback.
 pub fn in_sockets_world(test: impl FnOnce(&mut World, &Path) + Send + 'static) {
     if !may_run() {
@@ -74,7 +80,7 @@ pub fn in_sockets_world(test: impl FnOnce(&mut World, &Path) + Send + 'static) {
     }
     let guard = ONE_CGROUP.lock().unwrap_or_else(PoisonError::into_inner);
     in_world(|w| {
-        sh("ip addr add 10.7.0.1/32 dev lo; ip addr add fd07::1/128 dev lo nodad");
+        sh(&backends_on_lo());
         let config =
             towpath_datapath::bpf::NodeConfig { netns_cookie: netns_cookie(), ..node_config(w.tunnel, w.uplink) };
         w.programs.apply_node(&config).unwrap();

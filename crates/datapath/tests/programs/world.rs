@@ -227,6 +227,11 @@ echo 1 > /proc/sys/net/ipv4/ip_forward
 echo 1 > /proc/sys/net/ipv6/conf/all/forwarding
 ";
 
+/// Waits for the kernel to take an IPv6 address into use, a moment after it has it.
+pub fn until_taken(address: &str) -> String {
+    format!("timeout 5 sh -c 'until ip route get {address} 2>&1 | grep -q ^local; do sleep 0.01; done'")
+}
+
 fn local_pod(id: u32, name: &str, ifindex: u32, mac: Mac, addresses: Vec<IpAddr>) -> LocalPod {
     LocalPod {
         name: NamespacedName::new("default", name),

@@ -1,5 +1,8 @@
 //! The network beneath the programs works by itself: nothing of BPF is loaded here.
 
+use std::net::UdpSocket;
+use std::time::Duration;
+
 use towpath_model::Family;
 
 use super::lab::{BENEATH, Kind, Lab, Ns, OPEN, root};
@@ -207,6 +210,32 @@ fn a_sandbox_can_be_attached_again_at_once() {
         assert!(lab.n1.ns.pings(&pod.addresses[0].to_string()), "round {round}");
         lab.n1.call(move |node| node.detach_pod(&container_id, "eth0")).unwrap();
     }
+}
+
+#[test]
+fn an_attached_pod_takes_what_is_for_its_addresses() {
+    if !root() {
+        return;
+    }
+    let lab = Lab::new(BENEATH);
+    // Others work on devices at the same time, as where many pods begin.
+    let busy = Ns::new();
+    let others = std::thread::spawn(move || {
+        busy.sh("for i in $(seq 100); do ip link add va type veth peer name vb; ip link del va; done");
+    });
+    for host in 10..40 {
+        let pod = lab.n1.pod(host, OPEN);
+        for address in &pod.pod.addresses {
+            let ask = || {
+                let socket = UdpSocket::bind((*address, 0))?;
+                socket.set_read_timeout(Some(Duration::from_secs(2)))?;
+                socket.send_to(b"x", socket.local_addr()?)?;
+                socket.recv(&mut [0; 8])
+            };
+            pod.ns.run(ask).unwrap_or_else(|error| panic!("{address} of pod {host} speaks to itself: {error}"));
+        }
+    }
+    others.join().unwrap();
 }
 
 #[test]
