@@ -1,15 +1,18 @@
 //! What Towpath is compared with, made by hand from the kernel's own parts, in namespaces of our own.
 
+use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr};
-use std::time::Duration;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Context, Result, bail};
 
 use crate::cluster::{MEASURED, address};
 use crate::load::{Cpus, Ends};
 use crate::netns::Netns;
 use crate::place::Place;
 use crate::rulesets::Ruleset;
+use crate::worker;
 
 /// Two ends and the network between them; all gone when dropped.
 #[derive(Debug)]
@@ -19,6 +22,19 @@ pub(crate) struct Baseline {
     /// The server's address.
     pub(crate) to: IpAddr,
     _network: Vec<Netns>,
+    _carriers: Vec<Carrier>,
+}
+
+/// A process that carries packets; ends when dropped.
+#[derive(Debug)]
+struct Carrier(Child);
+
+impl Drop for Carrier {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 impl Baseline {
@@ -30,7 +46,8 @@ impl Baseline {
         server: &Place,
         to: [u8; 4],
     ) -> Result<Self> {
-        Ok(Self { ends: Ends::start(title, client, server, cpus)?, to: Ipv4Addr::from(to).into(), _network: network })
+        let ends = Ends::start(title, client, server, cpus)?;
+        Ok(Self { ends, to: Ipv4Addr::from(to).into(), _network: network, _carriers: Vec::new() })
     }
 
     /// Two namespaces and one veth pair: the least that a packet between two pods can meet.
@@ -102,6 +119,102 @@ impl Baseline {
         let (client, server) = (a.place(), b.place());
         Self::start("kernel VXLAN", cpus, vec![a, b, one, two, hub], &client, &server, [10, 211, 2, 10])
     }
+}
+
+/// How long WireGuard may take to make its device.
+const DEVICE_PATIENCE: Duration = Duration::from_secs(5);
+
+impl Baseline {
+    /// Two bare nodes with WireGuard in user space between them, as who has no other tunnel would use it; none where it is not installed.
+    ///
+    /// # Errors
+    /// As [`Baseline::veth`].
+    pub(crate) fn wireguard(cpus: Cpus) -> Result<Option<Self>> {
+        if ["wireguard-go", "wg"].iter().any(|program| !is_installed(program)) {
+            return Ok(None);
+        }
+        let (hub, one, two) = nodes("wireguard")?;
+        let keys = [Keys::new()?, Keys::new()?];
+        let mut carriers = Vec::new();
+        for (node, own, peer) in [(&one, 0, 1), (&two, 1, 0)] {
+            // Both speak to `wg` by sockets in one directory, named as their devices.
+            let device = format!("tpbwg{own}");
+            carriers.push(user_space_wireguard(node, &device)?);
+            let (Some(mine), Some(theirs)) = (keys.get(own), keys.get(peer)) else { continue };
+            let config = format!(
+                "[Interface]\nPrivateKey = {}\nListenPort = 51820\n\
+                 [Peer]\nPublicKey = {}\nAllowedIPs = 10.214.0.0/24\nEndpoint = 192.168.255.1{}:51820\n",
+                mine.private,
+                theirs.public,
+                peer + 1
+            );
+            node.feed(&["wg", "setconf", &device, "/dev/stdin"], &config)?;
+            node.ip(&format!("addr add 10.214.0.{}/24 dev {device}\nlink set {device} mtu 1420 up", own + 1))?;
+        }
+        let (client, server) = (one.place(), two.place());
+        let mut baseline =
+            Self::start("WireGuard in user space", cpus, vec![one, two, hub], &client, &server, [10, 214, 0, 2])?;
+        baseline.ends = baseline.ends.carried_by(carriers.iter().map(|carrier| carrier.0.id()).collect());
+        baseline._carriers = carriers;
+        Ok(Some(baseline))
+    }
+}
+
+fn is_installed(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|dir| dir.join(program).is_file())
+}
+
+/// A pair of keys.
+struct Keys {
+    private: String,
+    public: String,
+}
+
+impl Keys {
+    fn new() -> Result<Self> {
+        let private = wg(&["genkey"], "")?;
+        Ok(Self { public: wg(&["pubkey"], &private)?, private })
+    }
+}
+
+fn wg(arguments: &[&str], input: &str) -> Result<String> {
+    let mut child = Command::new("wg")
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("start wg")?;
+    if let Some(mut stdin) = child.stdin.take() {
+        // One that ends early says why itself.
+        let _ = stdin.write_all(input.as_bytes());
+    }
+    let output = child.wait_with_output().context("wait for wg")?;
+    if !output.status.success() {
+        bail!("wg {}: {}", arguments.join(" "), output.status);
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+/// WireGuard's process with a device in a namespace.
+fn user_space_wireguard(node: &Netns, device: &str) -> Result<Carrier> {
+    let child = worker::command(&node.place(), &["run", "--", "wireguard-go", "-f", device])?
+        // It warns of itself where the kernel has WireGuard, and goes on with this.
+        .env("WG_PROCESS_FOREGROUND", "1")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .context("start wireguard-go")?;
+    let carrier = Carrier(child);
+    let deadline = Instant::now() + DEVICE_PATIENCE;
+    while node.feed(&["wg", "show", device], "").is_err() {
+        if Instant::now() > deadline {
+            bail!("wireguard-go made no device {device} within {} s", DEVICE_PATIENCE.as_secs());
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(carrier)
 }
 
 /// A namespace with an `eth0` into a bridge.

@@ -53,12 +53,12 @@ pub(crate) struct Pod {
 }
 
 /// Takes an unfinished lab down.
-struct Unfinished<'a>(Option<&'a Path>);
+struct Unfinished<'a>(Option<(&'a Path, &'a str)>);
 
 impl Drop for Unfinished<'_> {
     fn drop(&mut self) {
-        if let Some(towpath) = self.0 {
-            let _ = towpath_lab(towpath, &["down", "--name", OWN]);
+        if let Some((towpath, name)) = self.0 {
+            let _ = towpath_lab(towpath, &["down", "--name", name]);
         }
     }
 }
@@ -69,26 +69,73 @@ impl Lab {
     /// # Errors
     /// `towpath lab up` failed.
     pub(crate) fn up(times: usize) -> Result<Self> {
+        Self::bring_up(OWN, NODES, times)
+    }
+
+    /// Brings a lab of two nodes up whose pods send to each other's node by this backend.
+    ///
+    /// # Errors
+    /// `towpath lab up` failed, or a node cannot send so here.
+    pub(crate) fn with_backend(backend: &str) -> Result<Self> {
+        let lab = Self::bring_up(&format!("{OWN}-{backend}"), 2, 1)?;
+        let config = json!({
+            "apiVersion": "towpath.dev/v1alpha1",
+            "kind": "NetworkConfig",
+            "metadata": {"name": "default"},
+            "spec": {"backend": backend},
+        });
+        let mut apply = Command::new(&lab.towpath);
+        apply.args(["lab", "apply", "--name", &lab.name, "-f", "-"]);
+        crate::api::feed(apply, &config.to_string())?;
+        wait(&format!("the nodes of lab {} to send by {backend}", lab.name), || {
+            let nodes = lab.agents_say()?;
+            let sends = |node: &Value| {
+                let peers = node.get("peers").and_then(Value::as_array);
+                peers.is_some_and(|peers| !peers.is_empty() && peers.iter().all(|peer| text(peer, "/backend") == backend))
+            };
+            Ok((nodes.len() == 2 && nodes.iter().all(sends)).then_some(()))
+        })?;
+        Ok(lab)
+    }
+
+    /// What each agent says of itself (`towpath status`); nothing of one that is about to start anew.
+    fn agents_say(&self) -> Result<Vec<Value>> {
+        let mut command = Command::new(&self.towpath);
+        let output = command.args(["status", "--lab", &self.name, "-o", "json"]).output().context("run towpath status")?;
+        let answers: Vec<Value> = serde_json::from_slice(&output.stdout).context("towpath status gave no JSON")?;
+        Ok(answers.into_iter().filter_map(|mut answer| Some(answer.get_mut("status")?.take())).collect())
+    }
+
+    /// MTU of pods' devices in bytes, as the nodes say.
+    ///
+    /// # Errors
+    /// They say nothing.
+    pub(crate) fn pod_mtu(&self) -> Result<u64> {
+        let says = self.agents_say()?;
+        says.iter().find_map(|node| node.get("podMtu")?.as_u64()).context("no node says the MTU of its pods")
+    }
+
+    fn bring_up(name: &str, nodes: usize, times: usize) -> Result<Self> {
         let towpath = beside("towpath")?;
-        let mut unfinished = Unfinished(Some(&towpath));
+        let mut unfinished = Unfinished(Some((&towpath, name)));
         let (mut ups, mut noise) = (Vec::new(), Noise::default());
-        let own = Own { pids: [std::process::id()].into(), cgroup: Some(cgroup_name(OWN)) };
+        let own = Own { pids: [std::process::id()].into(), cgroup: Some(cgroup_name(name)) };
         for _ in 0..times.max(1) {
             interrupt::check()?;
             // Also what a killed run left.
-            towpath_lab(&towpath, &["down", "--name", OWN])?;
+            towpath_lab(&towpath, &["down", "--name", name])?;
             crate::report::progress("towpath lab up");
             let before = Snapshot::take()?;
             let started = Instant::now();
-            towpath_lab(&towpath, &["up", "--name", OWN, "--nodes", &NODES.to_string()])?;
+            towpath_lab(&towpath, &["up", "--name", name, "--nodes", &nodes.to_string()])?;
             ups.push(started.elapsed().as_secs_f64());
             noise = noise.worst(before.until(&Snapshot::take()?, &own));
         }
-        let (kubeconfig, api) = open(&towpath, OWN)?;
+        let (kubeconfig, api) = open(&towpath, name)?;
         unfinished.0 = None;
         drop(unfinished);
         let mut lab =
-            Self { name: OWN.to_owned(), towpath, kubeconfig, owned: true, api, ups, noise, pods: BTreeMap::new() };
+            Self { name: name.to_owned(), towpath, kubeconfig, owned: true, api, ups, noise, pods: BTreeMap::new() };
         lab.prepare()?;
         Ok(lab)
     }
@@ -226,14 +273,24 @@ impl Lab {
 
     /// Process ids of the agents.
     fn agents(&self) -> Result<Vec<String>> {
+        let all = self.node_processes()?.into_iter().map(|pid| pid.to_string());
+        let found: Vec<String> = all.filter(|pid| is_agent(pid)).collect();
+        if found.is_empty() {
+            bail!("no `towpath agent` runs in lab {}", self.name);
+        }
+        Ok(found)
+    }
+
+    /// Everything of Towpath that runs on its nodes.
+    ///
+    /// # Errors
+    /// The lab's cgroup cannot be read.
+    pub(crate) fn node_processes(&self) -> Result<Vec<u32>> {
         let nodes = self.cgroup()?.join("nodes");
         let mut found = Vec::new();
         for node in std::fs::read_dir(&nodes).with_context(|| format!("read {}", nodes.display()))?.flatten() {
             let procs = std::fs::read_to_string(node.path().join("system/cgroup.procs")).unwrap_or_default();
-            found.extend(procs.lines().filter(|pid| is_agent(pid)).map(str::to_owned));
-        }
-        if found.is_empty() {
-            bail!("no `towpath agent` runs in lab {}", self.name);
+            found.extend(procs.lines().filter_map(|pid| pid.parse::<u32>().ok()));
         }
         Ok(found)
     }

@@ -172,6 +172,13 @@ pub(crate) fn cpu_nanoseconds(pid: u32) -> Result<u64> {
     first.with_context(|| format!("{path} holds {text:?}, no number"))
 }
 
+/// The same of all threads that a process has now. Nothing of a process that has ended.
+pub(crate) fn all_threads_nanoseconds(pid: u32) -> u64 {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let ids = tasks.filter_map(|task| task.file_name().to_str()?.parse().ok());
+    ids.filter_map(|id: u32| cpu_nanoseconds(id).ok()).sum()
+}
+
 /// CPU time that a process with all its threads has used, in seconds.
 ///
 /// # Errors

@@ -88,6 +88,8 @@ pub(crate) enum Group {
     SameNode,
     /// Pods of two nodes.
     CrossNode,
+    /// Every backend, in labs of their own, beside the bare underlay.
+    Backends,
     /// CNI ADD and DEL.
     Cni,
     /// How soon other nodes know a new pod.

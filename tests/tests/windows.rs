@@ -184,8 +184,11 @@ impl Run<'_> {
     /// it died.
     fn change_and_die_in_call(&mut self, call: u32) -> Result<bool> {
         let victim = NODES[call as usize % NODES.len()];
-        let pid = wait("an agent", PATIENCE, || machine::lab_agent(self.cluster.name(), victim))?;
-        let killer = Killer::of(pid, call)?;
+        // Its own housekeeping makes calls too, and may get so far before the change is begun: then it is the next agent's turn.
+        let killer = wait("an agent that lives until the change", Duration::from_secs(60), || {
+            let pid = wait("an agent", PATIENCE, || machine::lab_agent(self.cluster.name(), victim))?;
+            Killer::of(pid, call)?.context("it was killed too early")
+        })?;
         let begun = self.clock.now();
         let change = self.desired.change(&mut self.dice, &self.api, Which::All)?;
         self.history.begins(begun, self.desired.objects()?, change.what.clone());
@@ -243,21 +246,24 @@ struct Killer {
 }
 
 impl Killer {
-    /// From when this returns the calls are counted.
-    fn of(pid: i32, call: u32) -> Result<Self> {
+    /// From when this returns the calls are counted. None: it has done its work already, for a thread made so many while others were being taken.
+    fn of(pid: i32, call: u32) -> Result<Option<Self>> {
         let mut strace = Command::new("strace");
         strace.args(["-f", "-qq", "-o", "/dev/null", "-e", "trace=bpf"]);
         strace.args(["-e", &format!("inject=bpf:signal=KILL:when={call}"), "-p", &pid.to_string()]);
-        let killer = Self { strace: strace.stdin(Stdio::null()).spawn().context("start strace")? };
+        let mut killer = Self { strace: strace.stdin(Stdio::null()).spawn().context("start strace")? };
         let traced = |status: &str| status.lines().any(|line| line.starts_with("TracerPid:") && !line.ends_with("\t0"));
-        wait("strace to have all threads", Duration::from_secs(10), || {
+        wait("strace to have all threads", PATIENCE, || {
+            if killer.strace.try_wait()?.is_some() {
+                return Ok(None);
+            }
             for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
                 let status = std::fs::read_to_string(task?.path().join("status"))?;
                 ensure!(traced(&status), "process {pid}: {status}");
             }
-            Ok(())
-        })?;
-        Ok(killer)
+            Ok(Some(()))
+        })
+        .map(|has_all| has_all.map(|()| killer))
     }
 
     /// Whether it did its work: it ends with the process.

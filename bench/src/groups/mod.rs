@@ -1,5 +1,6 @@
 //! The parts of the benchmark; each measures some arms together and makes rows of them.
 
+pub(crate) mod backends;
 mod cluster;
 mod cni;
 mod cross_node;
@@ -34,6 +35,8 @@ pub(crate) struct Run {
     pub(crate) rows: Vec<Row>,
     /// What was measured, by title.
     pub(crate) series: Vec<(String, Series)>,
+    /// What is known of the backends that were compared.
+    pub(crate) ways: Vec<backends::Way>,
 }
 
 /// A ratio of two arms that becomes a row.
@@ -52,7 +55,8 @@ impl Run {
     /// Options that make no sense.
     pub(crate) fn new(options: Options, seed: u64) -> Result<Self> {
         let (protocol, cpus) = (options.protocol()?, options.cpus()?);
-        Ok(Self { options, protocol, cpus, random: Random::new(seed), rows: Vec::new(), series: Vec::new() })
+        let random = Random::new(seed);
+        Ok(Self { options, protocol, cpus, random, rows: Vec::new(), series: Vec::new(), ways: Vec::new() })
     }
 
     /// Measures everything that the options ask for. What was measured before an error stays in the run.
@@ -81,8 +85,11 @@ impl Run {
         if let Some(lab) = lab.as_mut().filter(|_| self.options.has(Group::Fresh)) {
             fresh::measure(self, lab)?;
         }
-        // What follows has a node of its own.
+        // What follows has nodes of its own.
         drop(lab);
+        if self.options.has(Group::Backends) {
+            backends::measure(self)?;
+        }
         if self.options.baselines_only {
             return Ok(());
         }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use super::{Done, Measure, PORT, Request};
-use crate::noise::cpu_nanoseconds;
+use crate::noise::{all_threads_nanoseconds, cpu_nanoseconds};
 use crate::place::Place;
 use crate::rounds::{Arm, Block};
 use crate::worker::Worker;
@@ -30,6 +30,7 @@ pub(crate) struct Ends {
     tcp: Worker,
     udp: Worker,
     client: RefCell<Worker>,
+    carriers: Vec<u32>,
 }
 
 impl Ends {
@@ -47,16 +48,24 @@ impl Ends {
                 &client.on(cpus.client),
                 &["client"],
             )?),
+            carriers: Vec::new(),
         })
+    }
+
+    /// With processes that carry packets between the ends: their CPU time is part of what a transaction costs, and no noise.
+    pub(crate) fn carried_by(mut self, pids: Vec<u32>) -> Self {
+        self.carriers = pids;
+        self
     }
 
     fn server(&self, measure: Measure) -> &Worker {
         if measure == Measure::UdpRr { &self.udp } else { &self.tcp }
     }
 
-    /// The two processes of a measure.
-    pub(crate) fn pids(&self, measure: Measure) -> [u32; 2] {
-        [self.server(measure).pid(), self.client.borrow().pid()]
+    /// The processes of a measure.
+    pub(crate) fn pids(&self, measure: Measure) -> Vec<u32> {
+        let ends = [self.server(measure).pid(), self.client.borrow().pid()];
+        ends.into_iter().chain(self.carriers.iter().copied()).collect()
     }
 
     /// Runs a block to an address and port.
@@ -66,7 +75,10 @@ impl Ends {
     pub(crate) fn block(&self, measure: Measure, to: SocketAddr, length: Duration) -> Result<Block> {
         let mut client = self.client.borrow_mut();
         let pids = [self.server(measure).pid(), client.pid()];
-        let used = || pids.iter().map(|pid| cpu_nanoseconds(*pid)).sum::<Result<u64>>();
+        let used = || {
+            let ends = pids.iter().map(|pid| cpu_nanoseconds(*pid)).sum::<Result<u64>>()?;
+            anyhow::Ok(ends + self.carriers.iter().map(|pid| all_threads_nanoseconds(*pid)).sum::<u64>())
+        };
         let milliseconds = u64::try_from(length.as_millis()).context("a block's length")?;
         let request = Request { measure, to, warm_up: (milliseconds / 10).min(100), length: milliseconds };
         let before = used()?;
@@ -97,7 +109,7 @@ impl<'a> PathArm<'a> {
     pub(crate) fn arm(self, measure: Measure, length: Duration) -> Arm<'a> {
         Arm {
             name: self.name,
-            pids: self.ends.pids(measure).to_vec(),
+            pids: self.ends.pids(measure),
             run: Box::new(move || self.ends.block(measure, self.to, length)),
         }
     }

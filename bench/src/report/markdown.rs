@@ -29,6 +29,19 @@ pub(super) fn table(rows: &[Row], facts: &[String]) -> String {
     text
 }
 
+/// Lines of cells, the first the head.
+pub(super) fn plain<const N: usize>(lines: &[[String; N]]) -> String {
+    let mut text = String::new();
+    for (number, line) in lines.iter().enumerate() {
+        let cells: Vec<String> = line.iter().map(|cell| cell.replace('|', "\\|")).collect();
+        let _ = writeln!(text, "| {} |", cells.join(" | "));
+        if number == 0 {
+            let _ = writeln!(text, "|{}", "---|".repeat(N));
+        }
+    }
+    text
+}
+
 /// A file's text with the figures between the marks of this name (`<!-- name -->`, `<!-- /name -->`); at the end of a file that has none.
 pub(super) fn between_markers(file: &str, name: &str, figures: &str) -> String {
     let (begin, end) = (format!("<!-- {name} -->"), format!("<!-- /{name} -->"));

@@ -2,6 +2,7 @@
 
 mod markdown;
 mod svg;
+mod ways;
 
 use std::fmt::Write as _;
 use std::io::{IsTerminal, Write as _};
@@ -83,7 +84,11 @@ pub(crate) fn finished(row: &Row) {
 /// A file cannot be written.
 pub(crate) fn write(run: &Run, machine: &Machine, seed: u64) -> Result<()> {
     let mut out = std::io::stdout().lock();
-    let text = table(&run.rows, &[machine.line(), conditions(run, seed)]);
+    let ways = ways::lines(run);
+    let mut text = table(&run.rows, &[machine.line(), conditions(run, seed)]);
+    if !ways.is_empty() {
+        let _ = write!(text, "\n{}", aligned(&ways));
+    }
     match out.write_all(text.as_bytes()) {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => return Err(error).context("print the table"),
         _ => {}
@@ -96,19 +101,27 @@ pub(crate) fn write(run: &Run, machine: &Machine, seed: u64) -> Result<()> {
         save(path, &format!("{value:#}\n"))?;
     }
     let facts = [machine.line(), conditions(run, seed)];
-    let parts = [Part::Network, Part::Services, Part::Policy].map(|part| {
+    let parts = [Part::Network, Part::Backends, Part::Services, Part::Policy].map(|part| {
         let rows: Vec<Row> = run.rows.iter().filter(|row| Part::of(row) == part).cloned().collect();
         (part, rows)
     });
     // What was not measured now stays as it was.
     for (part, rows) in parts.iter().filter(|(_, rows)| !rows.is_empty()) {
         if let Some(path) = &run.options.markdown {
-            let figures = markdown::table(rows, &facts);
+            let mut figures = markdown::table(rows, &facts);
+            if *part == Part::Backends {
+                figures = format!("{}\n{figures}", markdown::plain(&ways));
+            }
             let before = std::fs::read_to_string(path).unwrap_or_default();
             save(path, &markdown::between_markers(&before, part.name(), &figures))?;
         }
-        if let (Part::Network, Some(path)) = (part, &run.options.svg) {
-            save(path, &svg::plot(rows, &machine.line()))?;
+        match (part, &run.options.svg) {
+            (Part::Network, Some(path)) => save(path, &svg::plot(rows, &machine.line()))?,
+            (Part::Backends, Some(path)) => {
+                let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+                save(&path.with_file_name(format!("{stem}-backends.svg")), &svg::plot(rows, &machine.line()))?;
+            }
+            _ => {}
         }
     }
     Ok(())
@@ -119,6 +132,8 @@ pub(crate) fn write(run: &Run, machine: &Machine, seed: u64) -> Result<()> {
 enum Part {
     /// What all traffic meets.
     Network,
+    /// Backends beside each other.
+    Backends,
     /// Services and their scale.
     Services,
     /// Policies and theirs.
@@ -131,6 +146,9 @@ impl Part {
         if row.id.starts_with("policy.") {
             return Part::Policy;
         }
+        if row.id.starts_with("backends.") {
+            return Part::Backends;
+        }
         if services.iter().any(|prefix| row.id.starts_with(prefix)) { Part::Services } else { Part::Network }
     }
 
@@ -138,6 +156,7 @@ impl Part {
     fn name(self) -> &'static str {
         match self {
             Part::Network => "figures",
+            Part::Backends => "figures of backends",
             Part::Services => "figures of Services",
             Part::Policy => "figures of policy",
         }
@@ -157,20 +176,26 @@ fn null(row: &Row) -> String {
     row.null.map_or("–".to_owned(), |null| format!("{null:.3}"))
 }
 
+/// Lines whose columns stand under each other.
+fn aligned<const N: usize>(lines: &[[String; N]]) -> String {
+    let widths: Vec<usize> = (0..N)
+        .map(|column| lines.iter().filter_map(|line| Some(line.get(column)?.chars().count())).max().unwrap_or(0))
+        .collect();
+    let mut text = String::new();
+    for line in lines {
+        let cells: Vec<String> = line.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        let _ = writeln!(text, "{}", cells.join("  ").trim_end());
+    }
+    text
+}
+
 fn table(rows: &[Row], facts: &[String]) -> String {
     let head = ["what", "goal", "measured [95 % CI]", "rounds", "A/A", "verdict"].map(str::to_owned);
     let mut lines = vec![head];
     lines.extend(rows.iter().map(|row| {
         [row.title.clone(), row.goal_text(), row.figure(), rounds(row), null(row), row.verdict.word().to_owned()]
     }));
-    let widths: Vec<usize> = (0..6)
-        .map(|column| lines.iter().filter_map(|line| Some(line.get(column)?.chars().count())).max().unwrap_or(0))
-        .collect();
-    let mut text = String::new();
-    for line in &lines {
-        let cells: Vec<String> = line.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
-        let _ = writeln!(text, "{}", cells.join("  ").trim_end());
-    }
+    let mut text = aligned(&lines);
     for (number, row) in rows.iter().enumerate().filter(|(_, row)| !row.note.is_empty()) {
         let _ = writeln!(text, "{}{}: {}", if number == 0 { "\n" } else { "" }, row.id, row.note);
     }
@@ -210,6 +235,7 @@ mod tests {
         assert_eq!(["same-node.rr.veth", "lab.up"].map(part), [Part::Network; 2]);
         assert_eq!(["services.crr.1", "endpoints.p50", "programs.new-judged"].map(part), [Part::Services; 3]);
         assert_eq!(["policy.rr.10", "policy.label"].map(part), [Part::Policy; 2]);
+        assert_eq!(part("backends.rr.host-gw"), Part::Backends);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! Commands of the lab that change the calling process itself (`lab exec`, `lab stage` …) run before any thread exists.
 #![forbid(unsafe_code)]
 
+mod bench;
 mod connectivity;
 mod daemon;
 mod dns;
@@ -64,6 +65,9 @@ enum Command {
     Connectivity(connectivity::Command),
     /// Collects what somebody else needs to find out what is wrong, in one file without secrets.
     Sysdump(sysdump::Options),
+    /// Comparisons, measured on this machine.
+    #[command(subcommand)]
+    Bench(bench::Command),
     /// The node agent (one a node).
     Agent(daemon::Options),
     /// What answers DNS (one a node, beside the agent). It takes over from one that runs.
@@ -166,6 +170,7 @@ fn run(command: Command) -> Result<bool> {
         Command::Connectivity(command) => client_runtime()?.block_on(connectivity::run(&command)),
         Command::Man { directory } => man::write(Cli::command(), &directory).map(|()| true),
         Command::Probe(command) => probe::run(&command),
+        Command::Bench(command) => bench::run(&command),
         Command::Sysdump(options) => client_runtime()?.block_on(sysdump::run(&options)),
         Command::Agent(options) => daemon::agent(&options),
         Command::Carry(options) => daemon::carry(&options),
