@@ -179,12 +179,8 @@ impl Keys {
 }
 
 fn wg(arguments: &[&str], input: &str) -> Result<String> {
-    let mut child = Command::new("wg")
-        .args(arguments)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .context("start wg")?;
+    let mut child =
+        Command::new("wg").args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().context("start wg")?;
     if let Some(mut stdin) = child.stdin.take() {
         // One that ends early says why itself.
         let _ = stdin.write_all(input.as_bytes());

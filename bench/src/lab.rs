@@ -91,7 +91,9 @@ impl Lab {
             let nodes = lab.agents_say()?;
             let sends = |node: &Value| {
                 let peers = node.get("peers").and_then(Value::as_array);
-                peers.is_some_and(|peers| !peers.is_empty() && peers.iter().all(|peer| text(peer, "/backend") == backend))
+                peers.is_some_and(|peers| {
+                    !peers.is_empty() && peers.iter().all(|peer| text(peer, "/backend") == backend)
+                })
             };
             Ok((nodes.len() == 2 && nodes.iter().all(sends)).then_some(()))
         })?;
@@ -101,7 +103,8 @@ impl Lab {
     /// What each agent says of itself (`towpath status`); nothing of one that is about to start anew.
     fn agents_say(&self) -> Result<Vec<Value>> {
         let mut command = Command::new(&self.towpath);
-        let output = command.args(["status", "--lab", &self.name, "-o", "json"]).output().context("run towpath status")?;
+        let output =
+            command.args(["status", "--lab", &self.name, "-o", "json"]).output().context("run towpath status")?;
         let answers: Vec<Value> = serde_json::from_slice(&output.stdout).context("towpath status gave no JSON")?;
         Ok(answers.into_iter().filter_map(|mut answer| Some(answer.get_mut("status")?.take())).collect())
     }

@@ -54,6 +54,8 @@ pub enum Kind {
     ServiceCidr,
     /// CoreDNS's and kube-dns's configuration. Nothing waits for it: until it is known, DNS is answered as before.
     DnsConfig,
+    /// ip-masq-agent's configuration. Nothing waits for it: until it is known, what it said last holds.
+    IpMasqAgent,
 }
 
 impl Kind {
@@ -415,30 +417,34 @@ impl Changes {
     }
 }
 
-/// A DNS server whose configuration is read.
+/// Somebody in whose place Towpath works, and whose configuration is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DnsServer {
+pub enum Predecessor {
     /// ConfigMap `kube-system/coredns`.
     CoreDns,
     /// ConfigMap `kube-system/kube-dns`.
     KubeDns,
+    /// ConfigMap `kube-system/ip-masq-agent`.
+    IpMasqAgent,
 }
 
-impl DnsServer {
+impl Predecessor {
     /// Name of its ConfigMap.
     pub fn config_map(self) -> &'static str {
         match self {
             Self::CoreDns => "coredns",
             Self::KubeDns => "kube-dns",
+            Self::IpMasqAgent => "ip-masq-agent",
         }
     }
 }
 
 /// What ConfigMaps hold; none: not known yet.
 #[derive(Debug, Default)]
-struct DnsConfig {
+struct PredecessorConfig {
     coredns: Option<BTreeMap<String, String>>,
     kube_dns: Option<BTreeMap<String, String>>,
+    ip_masq_agent: Option<BTreeMap<String, String>>,
 }
 
 /// What the API has of ranges of Service addresses.
@@ -459,7 +465,7 @@ pub struct Index {
     world: World,
     given: BTreeMap<NodeName, Vec<Given>>,
     backends: BTreeMap<NodeName, Says>,
-    dns_config: DnsConfig,
+    predecessors: PredecessorConfig,
     service_cidrs: ServiceCidrs,
     changes: Changes,
     synced: BTreeSet<Kind>,
@@ -703,19 +709,25 @@ impl Index {
 
     /// The configuration of other DNS servers; none before all of it is known.
     pub fn dns_config(&self) -> Option<Sources> {
-        let both = (self.dns_config.coredns.clone()?, self.dns_config.kube_dns.clone()?);
+        let both = (self.predecessors.coredns.clone()?, self.predecessors.kube_dns.clone()?);
         Some(Sources { coredns: both.0, kube_dns: both.1 })
     }
 
-    /// What a ConfigMap of other DNS servers holds now; empty: there is none.
-    pub fn configure_dns(&mut self, of: DnsServer, data: BTreeMap<String, String>) {
-        let place = match of {
-            DnsServer::CoreDns => &mut self.dns_config.coredns,
-            DnsServer::KubeDns => &mut self.dns_config.kube_dns,
+    /// The configuration of ip-masq-agent, empty if it has none; none before it is known.
+    pub fn ip_masq_agent(&self) -> Option<&BTreeMap<String, String>> {
+        self.predecessors.ip_masq_agent.as_ref()
+    }
+
+    /// What a predecessor's ConfigMap holds now; empty: there is none.
+    pub fn configure(&mut self, of: Predecessor, data: BTreeMap<String, String>) {
+        let (place, kind) = match of {
+            Predecessor::CoreDns => (&mut self.predecessors.coredns, Kind::DnsConfig),
+            Predecessor::KubeDns => (&mut self.predecessors.kube_dns, Kind::DnsConfig),
+            Predecessor::IpMasqAgent => (&mut self.predecessors.ip_masq_agent, Kind::IpMasqAgent),
         };
         if place.as_ref() != Some(&data) {
             *place = Some(data);
-            self.changes.kinds.insert(Kind::DnsConfig);
+            self.changes.kinds.insert(kind);
         }
     }
 

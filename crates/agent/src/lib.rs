@@ -31,6 +31,7 @@ pub mod index;
 pub mod ipam;
 mod json_socket;
 pub mod last_known;
+pub mod masquerade;
 pub mod metrics;
 pub mod modes;
 pub mod names;
@@ -74,6 +75,7 @@ use cni_server::{CniServer, CniServerConfig, Readiness};
 use index::Index;
 use ipam::{LeaseStore, RealDisk};
 use last_known::LastKnown;
+use masquerade::NonMasquerade;
 use node_network::kept::Kept;
 use node_network::publish::{self, Publisher};
 use predecessor::host_local::HostLocal;
@@ -158,13 +160,14 @@ async fn run_until(config: AgentConfig, shutdown: CancellationToken) -> Result<E
     info!(node = %parsed.node, addresses = ?own.addresses, pod_cidrs = ?own.pod_cidrs, "this node");
 
     let ranges = ranges_at_start(&config, &parsed, &own, &index);
-    let datapath = open_datapath(&config, &parsed, &own, &ranges).await?;
+    let non_masquerade = NonMasquerade::at_start(&config.state_dir, &parsed.non_masquerade_cidrs);
+    let datapath = open_datapath(&config, &parsed, &own, &ranges, &non_masquerade).await?;
     let before = HostLocal::new(&config.cni_state_dir);
     let leases = Arc::new(LeaseStore::open(&config.state_dir, &own.pod_cidrs, Arc::new(RealDisk))?.after(before));
     let (requests, request_inbox) = mpsc::channel::<Request>(1024);
     let feed = feed::Client::start(config.carry_socket());
     let ends = reconcile::Ends { index: index.clone(), datapath: datapath.clone(), leases: leases.clone(), feed };
-    let reconciler = Reconciler::new(&config, &parsed, &own, ranges, ends).await?;
+    let reconciler = Reconciler::new(&config, &parsed, &own, ranges, non_masquerade, ends).await?;
     let (report, in_charge, book) = (reconciler.report(), reconciler.in_charge(), reconciler.book());
     let hearing = owned(names::hear(config.carry_socket(), reconciler.asked_names(), requests.clone()));
     let mut loop_task = tokio::spawn(reconciler.run(inbox, request_inbox, ready, config.clone()));
@@ -249,10 +252,20 @@ async fn run_until(config: AgentConfig, shutdown: CancellationToken) -> Result<E
 }
 
 /// The node's data path, as an earlier agent left it or anew.
-async fn open_datapath(config: &AgentConfig, parsed: &Parsed, own: &OwnNode, ranges: &Ranges) -> Result<Datapath> {
-    let settings = settings::node_settings(config, parsed, own);
+async fn open_datapath(
+    config: &AgentConfig,
+    parsed: &Parsed,
+    own: &OwnNode,
+    ranges: &Ranges,
+    non_masquerade: &NonMasquerade,
+) -> Result<Datapath> {
+    let settings = NodeSettings {
+        service_cidrs: ranges.in_force().to_vec(),
+        non_masquerade_cidrs: non_masquerade.in_force(),
+        ..settings::node_settings(config, parsed, own)
+    };
     let datapath = Datapath::open(DatapathConfig {
-        settings: NodeSettings { service_cidrs: ranges.in_force().to_vec(), ..settings },
+        settings,
         bpffs: config.bpffs.clone(),
         cgroup: config.cgroup.as_deref().map(settings::cgroup2).transpose()?,
         state_dir: config.run_dir.join("pods"),

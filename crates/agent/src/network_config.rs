@@ -110,6 +110,10 @@ pub fn overlay(mut config: AgentConfig, spec: &NetworkConfigSpec) -> Result<Agen
             *own = cidrs(named);
         }
     }
+    if let Some(masquerade) = spec.masquerade {
+        config.masquerade_ipv4 = masquerade.ipv4.unwrap_or(config.masquerade_ipv4);
+        config.masquerade_ipv6 = masquerade.ipv6.unwrap_or(config.masquerade_ipv6);
+    }
     if let Some(addresses) = &spec.node_port_addresses {
         config.node_port_addresses.clone_from(addresses);
     }
@@ -189,7 +193,7 @@ pub async fn changed(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use towpath_model::custom::{Acceleration, Duty, VxlanConfig};
+    use towpath_model::custom::{Acceleration, Duty, MasqueradeConfig, VxlanConfig};
 
     #[test]
     fn what_is_named_wins_and_the_rest_stays() {
@@ -197,6 +201,7 @@ mod tests {
         let spec = NetworkConfigSpec {
             devices: Some(vec!["eth*".to_owned()]),
             direct_server_return: Some(true),
+            masquerade: Some(MasqueradeConfig { ipv4: None, ipv6: Some(false) }),
             cluster_cidrs: Some(vec!["10.8.0.0/16".to_owned()]),
             vxlan: Some(VxlanConfig { vni: None, port: Some(4789) }),
             service_acceleration: Some(Acceleration::BestEffort),
@@ -207,6 +212,7 @@ mod tests {
         assert_eq!(now.cluster_cidrs, [Cidr("10.8.0.0/16".to_owned())]);
         assert_eq!((now.vxlan_vni, now.vxlan_port), (own.vxlan_vni, 4789));
         assert_eq!(now.devices, ["eth*"]);
+        assert_eq!((now.masquerade_ipv4, now.masquerade_ipv6), (true, false));
         assert!(now.direct_server_return && !own.direct_server_return);
         assert_eq!(now.service_acceleration, Acceleration::BestEffort);
         assert_eq!(now.cluster_dns, ["10.96.0.53".parse::<IpAddr>().unwrap()]);

@@ -34,6 +34,7 @@ use crate::cni_server::{AttachRequest, Attached, PlumbError, Readiness};
 use crate::counts;
 use crate::index::{Changes, Kind};
 use crate::ipam::LeaseStore;
+use crate::masquerade::NonMasquerade;
 use crate::modes::{self, Follower};
 use crate::names::Lesson;
 use crate::names::book::{Book, SharedBook};
@@ -50,6 +51,7 @@ mod attach;
 mod before;
 mod health_checks;
 mod learn;
+mod masquerade;
 mod names;
 mod pace;
 mod peers;
@@ -127,6 +129,7 @@ pub struct Reconciler {
     health_checked: BTreeSet<u16>,
     modes: Follower,
     ranges: Ranges,
+    non_masquerade: NonMasquerade,
     peers: Vec<NodePeer>,
     /// Nodes whose agents were heard of, and our VXLAN.
     tunnels: Tunnels,
@@ -187,6 +190,7 @@ impl Reconciler {
         parsed: &Parsed,
         own: &OwnNode,
         ranges: Ranges,
+        non_masquerade: NonMasquerade,
         Ends { index, datapath, leases, feed }: Ends,
     ) -> Result<Self> {
         let settings = crate::settings::node_settings(config, parsed, own);
@@ -236,6 +240,7 @@ impl Reconciler {
             health_checked: BTreeSet::new(),
             modes: Follower::new(config, &parsed.node, &config.dns_addresses),
             ranges,
+            non_masquerade,
             peers: Vec::new(),
             tunnels: Tunnels { vni: config.vxlan_vni, ..Tunnels::default() },
             backend: config.backend,
@@ -450,6 +455,7 @@ impl Reconciler {
     async fn plan_and_apply(&mut self) -> bool {
         self.follow_modes().await;
         let ranges = self.follow_service_ranges().await;
+        let non_masquerade = self.follow_non_masquerade().await;
         let mut due = std::mem::take(&mut self.due);
         self.policy_touched.merge(due.take_touched());
         let expired = self.compiler.next_expiry().is_some_and(|at| at <= self.now());
@@ -476,6 +482,9 @@ impl Reconciler {
         self.moved |= due.any(&[Kind::Node]) && self.own_node_moved();
         let begun = Instant::now();
         let mut failures: BTreeMap<&'static str, String> = BTreeMap::new();
+        if let Err(error) = non_masquerade {
+            failures.insert("masquerading", error);
+        }
         if let Err(error) = ranges {
             failures.insert("service ranges", error);
         }

@@ -13,7 +13,7 @@ use towpath_datapath::bpf::Limits;
 use towpath_datapath::net::address::DeviceAddress;
 use towpath_model::custom::NodeNetworkSpec;
 use towpath_model::desired::{NodeSettings, Vxlan};
-use towpath_model::{Node, NodeName, NodePortAddresses, family_of};
+use towpath_model::{Family, Node, NodeName, NodePortAddresses, family_of};
 use towpath_wire::config::ipnet_text::Cidr;
 use towpath_wire::config::{AgentConfig, MapLimits};
 
@@ -237,6 +237,10 @@ pub fn node_settings(config: &AgentConfig, parsed: &Parsed, own: &OwnNode) -> No
         pod_cidrs: own.pod_cidrs.clone(),
         cluster_cidrs: parsed.cluster_cidrs.clone(),
         service_cidrs: parsed.service_cidrs.clone(),
+        masqueraded: [(Family::V4, config.masquerade_ipv4), (Family::V6, config.masquerade_ipv6)]
+            .into_iter()
+            .filter_map(|(family, masqueraded)| masqueraded.then_some(family))
+            .collect(),
         non_masquerade_cidrs: parsed.non_masquerade_cidrs.clone(),
         dns_addresses: config.dns_addresses.iter().copied().filter(has).collect(),
         node_ports: config.node_ports,

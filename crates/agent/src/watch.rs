@@ -28,7 +28,7 @@ use tracing::{debug, warn};
 
 use crate::counts;
 use crate::heard;
-use crate::index::{DnsServer, Index, Kind, Noun, ServiceCidrs};
+use crate::index::{Index, Kind, Noun, Predecessor, ServiceCidrs};
 use crate::node_network::given::{self, Given};
 use crate::relist::Watch;
 
@@ -47,8 +47,8 @@ pub fn watch_all(client: &kube::Client, updates: &mpsc::Sender<Update>) -> JoinS
     tasks.spawn(watch::<ClusterNetworkPolicy>(Api::all(client.clone()), updates.clone()));
     tasks.spawn(watch_given(Api::all(client.clone()), updates.clone()));
     tasks.spawn(watch_service_cidrs(Api::all(client.clone()), updates.clone()));
-    for of in [DnsServer::CoreDns, DnsServer::KubeDns] {
-        tasks.spawn(watch_dns_config(Api::namespaced(client.clone(), "kube-system"), of, updates.clone()));
+    for of in [Predecessor::CoreDns, Predecessor::KubeDns, Predecessor::IpMasqAgent] {
+        tasks.spawn(watch_predecessor(Api::namespaced(client.clone(), "kube-system"), of, updates.clone()));
     }
     tasks
 }
@@ -326,8 +326,8 @@ fn refused_with(error: &watcher::Error) -> Option<u16> {
     }
 }
 
-/// The same for the ConfigMap of another DNS server, and for no other ConfigMap.
-async fn watch_dns_config(api: Api<ConfigMap>, of: DnsServer, updates: mpsc::Sender<Update>) {
+/// The same for the ConfigMap of a predecessor, and for no other ConfigMap.
+async fn watch_predecessor(api: Api<ConfigMap>, of: Predecessor, updates: mpsc::Sender<Update>) {
     let only = watcher::Config::default().fields(&format!("metadata.name={}", of.config_map()));
     let mut events = Watch::new(api, only);
     let (mut listed, mut complained) = (BTreeMap::new(), false);
@@ -347,13 +347,13 @@ async fn watch_dns_config(api: Api<ConfigMap>, of: DnsServer, updates: mpsc::Sen
             Err(error) => {
                 // Said once: without the right to it (an older installation) it would be said for ever.
                 if !std::mem::replace(&mut complained, true) {
-                    warn!(config_map = of.config_map(), %error, "cannot be watched: what it says of DNS is not followed");
+                    warn!(config_map = of.config_map(), %error, "cannot be watched: what it says is not followed");
                 }
                 continue;
             }
         };
         complained = false;
-        let update: Update = Box::new(move |index| index.configure_dns(of, data));
+        let update: Update = Box::new(move |index| index.configure(of, data));
         if updates.send(update).await.is_err() {
             return;
         }

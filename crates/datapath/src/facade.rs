@@ -105,6 +105,11 @@ impl Datapath {
         self.worker.call(move |node| node.follow_service_ranges(ranges)).await
     }
 
+    /// Destinations outside the cluster that see pods' own addresses, in place of those that were named before.
+    pub async fn follow_non_masquerade(&self, destinations: Vec<IpNet>) -> Result<(), Error> {
+        self.worker.call(move |node| node.follow_non_masquerade(destinations)).await
+    }
+
     /// The compiled policy, with the sets of the pods that are attached.
     pub async fn apply_policy(&self, image: PolicyImage) -> Result<Changes, Error> {
         self.worker.call(move |node| node.apply_policy(&image)).await

@@ -99,6 +99,9 @@ pub struct NetworkConfigSpec {
     /// Destinations outside the cluster that see pods' own addresses.
     #[serde(rename = "nonMasqueradeCIDRs", skip_serializing_if = "Option::is_none")]
     pub non_masquerade_cidrs: Option<Vec<String>>,
+    /// Whether what pods send out of the cluster leaves with their node's address.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub masquerade: Option<MasqueradeConfig>,
     /// Ranges in which Services may have external addresses (`spec.externalIPs`); nowhere, if there are none.
     #[serde(rename = "externalCIDRs", skip_serializing_if = "Option::is_none")]
     pub external_cidrs: Option<Vec<String>>,
@@ -142,6 +145,18 @@ pub struct VxlanConfig {
     /// UDP port, the same on all nodes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
+}
+
+/// Whether what pods send out of the cluster leaves with their node's address; a family that is left out does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct MasqueradeConfig {
+    /// IPv4.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ipv4: Option<bool>,
+    /// IPv6.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ipv6: Option<bool>,
 }
 
 /// What has become of a [`NetworkConfig`].

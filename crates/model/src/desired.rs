@@ -24,6 +24,8 @@ pub struct NodeSettings {
     pub cluster_cidrs: Vec<IpNet>,
     /// Ranges of Service addresses: what no Service has there is rejected on the node.
     pub service_cidrs: Vec<IpNet>,
+    /// Families of which what pods send out of the cluster leaves with this node's address.
+    pub masqueraded: Vec<Family>,
     /// More destinations that are not masqueraded.
     pub non_masquerade_cidrs: Vec<IpNet>,
     /// Node-local addresses that DNS listens on, at most one a family.

@@ -20,8 +20,8 @@ use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind, Patch, PatchP
 use serde_json::{Value, json};
 use towpath_apiserver::{ApiServer, Config, UserInfo};
 use towpath_model::custom::{
-    Acceleration, AddressPool, AddressPoolSpec, BackendName, Duty, GivenAddress, NetworkConfig, NetworkConfigSpec,
-    NodeNetwork, NodeNetworkSpec, NodeNetworkStatus, VxlanConfig,
+    Acceleration, AddressPool, AddressPoolSpec, BackendName, Duty, GivenAddress, MasqueradeConfig, NetworkConfig,
+    NetworkConfigSpec, NodeNetwork, NodeNetworkSpec, NodeNetworkStatus, VxlanConfig,
 };
 
 fn deploy(file: &str) -> PathBuf {
@@ -140,6 +140,7 @@ fn whole_config() -> NetworkConfigSpec {
         cluster_cidrs: Some(vec!["10.244.0.0/16".to_owned(), "fd00:8::/48".to_owned()]),
         service_cidrs: Some(vec!["10.96.0.0/12".to_owned()]),
         non_masquerade_cidrs: Some(vec!["192.168.0.0/16".to_owned()]),
+        masquerade: Some(MasqueradeConfig { ipv4: Some(true), ipv6: Some(false) }),
         external_cidrs: Some(vec!["203.0.113.0/24".to_owned(), "2001:db8::/32".to_owned()]),
         node_port_addresses: Some(vec!["192.0.2.0/24".to_owned(), "2001:db8::/64".to_owned()]),
         direct_server_return: Some(true),

@@ -113,6 +113,10 @@ pub struct AgentConfig {
     pub devices: Vec<String>,
     /// MTU of pod devices in bytes; none: derived from the uplink.
     pub pod_mtu: Option<u32>,
+    /// What pods send out of the cluster by IPv4 leaves with their node's address.
+    pub masquerade_ipv4: bool,
+    /// The same of IPv6.
+    pub masquerade_ipv6: bool,
     /// Destinations outside the cluster that see pod addresses untranslated.
     pub non_masquerade_cidrs: Vec<ipnet_text::Cidr>,
     /// Ranges in which Services may have external addresses (`spec.externalIPs`); none: nowhere.
@@ -181,6 +185,8 @@ impl Default for AgentConfig {
             uplink: None,
             devices: Vec::new(),
             pod_mtu: None,
+            masquerade_ipv4: true,
+            masquerade_ipv6: true,
             non_masquerade_cidrs: Vec::new(),
             external_cidrs: Vec::new(),
             direct_server_return: false,

@@ -10,6 +10,7 @@ use std::process::{Command, Stdio};
 
 use ipnet::IpNet;
 use serde_json::{Value, json};
+use towpath_model::Family;
 
 use super::error::Error;
 use super::host_range;
@@ -38,6 +39,8 @@ pub struct Facts {
     pub own: Vec<IpAddr>,
     /// Addresses of all nodes, this one included.
     pub nodes: Vec<IpAddr>,
+    /// Families of which anything is masqueraded.
+    pub masqueraded: Vec<Family>,
     /// Destinations that see pod addresses untranslated.
     pub untranslated: Vec<IpNet>,
     /// Node-local DNS addresses.
@@ -226,7 +229,8 @@ fn family_rules(family: u8, facts: &Facts) -> Vec<Value> {
             rules.extend(refusal(chain, &equal(destination(), services.clone())));
         }
     }
-    if let Some(pods) = of(&facts.pods) {
+    let masqueraded = facts.masqueraded.contains(&if family == 4 { Family::V4 } else { Family::V6 });
+    if let Some(pods) = of(&facts.pods).filter(|_| masqueraded) {
         let inside = [&facts.cluster, &facts.services, &facts.untranslated, &facts.pods, &hosts(&facts.nodes)];
         let inside: Vec<IpNet> = inside.into_iter().flatten().copied().collect();
         let leaving = vec![equal(source(), pods), differ(destination(), of(&inside).unwrap_or(Value::Null))];
@@ -327,6 +331,7 @@ mod tests {
             services: vec!["10.96.0.0/12".parse().unwrap()],
             own: vec!["192.0.2.1".parse().unwrap()],
             nodes: vec!["192.0.2.1".parse().unwrap(), "192.0.2.2".parse().unwrap()],
+            masqueraded: vec![Family::V4, Family::V6],
             untranslated: Vec::new(),
             dns: vec!["169.254.116.10".parse().unwrap()],
             tunnel_port: 8472,

@@ -330,6 +330,13 @@ impl Node {
         Ok(())
     }
 
+    /// See [`crate::Datapath::follow_non_masquerade`].
+    pub(crate) fn follow_non_masquerade(&mut self, destinations: Vec<IpNet>) -> Result<(), Error> {
+        self.config.settings.non_masquerade_cidrs = destinations;
+        self.ensure_nftables(false)?;
+        Ok(())
+    }
+
     /// See [`crate::Datapath::audit`].
     pub(crate) fn audit(&mut self) -> Applied {
         let mut applied = Applied::default();
@@ -396,6 +403,7 @@ impl Node {
             services: settings.service_cidrs.clone(),
             own: settings.addresses.clone(),
             nodes,
+            masqueraded: settings.masqueraded.clone(),
             untranslated: settings.non_masquerade_cidrs.clone(),
             dns: settings.dns_addresses.clone(),
             tunnel_port: settings.vxlan.port,

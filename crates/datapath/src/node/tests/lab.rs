@@ -414,6 +414,7 @@ fn settings(number: u8, kind: Kind) -> NodeSettings {
         ],
         cluster_cidrs: vec!["10.244.0.0/16".parse().unwrap(), "fd00:244::/32".parse().unwrap()],
         service_cidrs: vec!["10.96.0.0/12".parse().unwrap(), "fd00:96::/112".parse().unwrap()],
+        masqueraded: vec![Family::V4, Family::V6],
         non_masquerade_cidrs: Vec::new(),
         dns_addresses: vec!["169.254.116.10".parse().unwrap(), "fd00:7470::a".parse().unwrap()],
         node_ports: (30000, 32767),
