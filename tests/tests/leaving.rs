@@ -11,7 +11,7 @@ use serde_json::Value;
 use towpath_walkthrough::cluster::{Cluster, Families, wait};
 use towpath_walkthrough::in_charge::network_config;
 use towpath_walkthrough::machine::can_run_labs;
-use towpath_walkthrough::place::{Place, address};
+use towpath_walkthrough::place::Place;
 
 const SOON: Duration = Duration::from_secs(30);
 const PORT: u16 = 7099;
@@ -36,8 +36,7 @@ fn ip_masq_agent(config: &str) -> String {
 fn addresses_of(namespace: &str) -> Result<Vec<IpAddr>> {
     let said = Command::new("ip").args(["-n", namespace, "-j", "address", "show", "scope", "global"]).output()?;
     let links: Vec<Value> = serde_json::from_slice(&said.stdout).context("ip -j address")?;
-    let all = links.iter().filter_map(|link| link.get("addr_info")?.as_array()).flatten();
-    all.map(|info| address(info.get("local").and_then(Value::as_str).unwrap_or_default())).collect()
+    Ok(links.iter().flat_map(|link| listed(link, "/addr_info", "local")).collect())
 }
 
 /// Addresses in a list of an object's.
@@ -48,7 +47,8 @@ fn listed(object: &Value, list: &str, field: &str) -> Vec<IpAddr> {
 
 /// The first of each family.
 fn both(all: Vec<IpAddr>) -> Result<[IpAddr; 2]> {
-    let first = |v4| all.iter().copied().find(|a| a.is_ipv4() == v4).with_context(|| format!("one of each family in {all:?}"));
+    let first =
+        |v4| all.iter().copied().find(|a| a.is_ipv4() == v4).with_context(|| format!("one of each family in {all:?}"));
     Ok([first(true)?, first(false)?])
 }
 
