@@ -8,6 +8,8 @@
 #define FAMILY_V4 2			/* AF_INET */
 #define FAMILY_V6 10			/* AF_INET6 */
 #define TUNNEL_TTL 64
+#define UDP_FIRST 0x02
+#define UDP_SECOND 0x77
 #define ECN_MASK 3
 #define ECN_ECT_0 2
 #define ECN_CE 3
@@ -48,6 +50,16 @@ static __always_inline void tp_tunnel_mac(__u8 *mac, const struct tp_addr *tunne
 	mac[0] = 0x02;
 	mac[1] = 0x74;
 	__builtin_memcpy(mac + 2, &folded, 4);
+}
+
+/* The same of the device of udp, for a node's IPv4 address. */
+static __always_inline void tp_udp_mac(__u8 *mac, const struct tp_addr *node)
+{
+	__be32 word = tp_word(node, 3);
+
+	mac[0] = UDP_FIRST;
+	mac[1] = UDP_SECOND;
+	__builtin_memcpy(mac + 2, &word, 4);
 }
 
 /* Whether a peer's tunnel device is another network's. */
@@ -145,6 +157,24 @@ static __always_inline int tp_is_ipip(tp_context *ctx, struct tp_work *w, const 
 	w->ipip.eth_type = ip->protocol == IPPROTO_IPIP ? bpf_htons(ETH_P_IP) : bpf_htons(ETH_P_IPV6);
 	return *(__u8 *)ip == 0x45 && ip->daddr == tp_word(&cfg->node4, 3) && tp_is_v4(&cfg->node4) &&
 	       !(ip->frag_off & bpf_htons(IP_MF | IP_OFFSET));
+}
+
+/* Whether what would go to the node at `to` in an envelope goes by user space (udp). */
+static __always_inline int tp_takes_udp(struct tp_work *w, const struct tp_node_config *cfg, const struct tp_addr *to)
+{
+	struct tp_peer *peer;
+
+	if (!cfg->udp_ifindex || !tp_is_v4(to))
+		return 0;
+	tp_full_prefix(&w->cidr, to);
+	peer = bpf_map_lookup_elem(&tp_peers, &w->cidr);
+	return peer && (peer->flags & TP_PEER_UDP);
+}
+
+/* Whether only nodes send to this UDP port. */
+static __always_inline int tp_is_tunnel_port(const struct tp_node_config *cfg, __be16 port)
+{
+	return port == cfg->tunnel_port || (cfg->udp_ifindex && port == cfg->udp_port);
 }
 
 /* How pods of this entry are sent to. */

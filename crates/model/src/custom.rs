@@ -90,6 +90,9 @@ pub struct NetworkConfigSpec {
     /// Of the envelopes: of the backend `vxlan`, and of what other backends leave to them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vxlan: Option<VxlanConfig>,
+    /// Of the backend `udp`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub udp: Option<UdpConfig>,
     /// Pod ranges of the whole cluster, at most one a family.
     #[serde(rename = "clusterCIDRs", skip_serializing_if = "Option::is_none")]
     pub cluster_cidrs: Option<Vec<String>>,
@@ -139,6 +142,15 @@ pub struct VxlanConfig {
     /// Network identifier, 1–16777215.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vni: Option<u32>,
+    /// UDP port, the same on all nodes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+}
+
+/// Of the backend `udp`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct UdpConfig {
     /// UDP port, the same on all nodes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
