@@ -16,7 +16,7 @@
  * - a new field of a value means, as zero, what held before there was one;
  * - fields of a key only come and go with the map's name.
  */
-#define TP_ABI_VERSION 6
+#define TP_ABI_VERSION 7
 
 /* ---- addresses and tuples ------------------------------------------------------------------------------------ */
 
@@ -75,12 +75,21 @@ struct tp_node_config {
 	__u8 tunnel_mac[6];		/* this node's tunnel device's own address, see below */
 	__u32 flags;			/* enum tp_node_flag */
 	__u32 tunnel6_ifindex;		/* with a borrowed tunnel: the other network's device over IPv6, 0: none */
+	__u32 udp_ifindex;		/* the device of the backend udp, see below. 0: none */
+	__be16 udp_port;		/* where its datagrams come in */
+	__u8 pad[2];
 };
 
 /* MAC of the tunnel device of the node whose tunnel address is T: 02:74 and the four bytes of the XOR of T's four 32-bit
  * words. Inner Ethernet source is the sender's (tunnel_mac), inner destination the receiver's, computed from
  * tp_peer.tunnel (or tp_ct.via), unless the entry of that address in tp_peers names another. It must differ between nodes: the
  * VXLAN driver drops a frame whose inner source is its own address as a loop. The programs here take a frame for any MAC. */
+
+/*
+ * The backend udp: user space takes a frame of its device to the node that the frame's destination names, and gives frames of other nodes to it with
+ * the sender's in their source. The node at the IPv4 address A is 02:77 and A there. User space looks at no packet to decide: who may send
+ * what is judged by the program of the device, as in a tunnel.
+ */
 
 /* tp_revision: array of one __u32, raised after every change of policy sets, classes, rules or peers is complete. A verdict
  * older than it is judged again at the flow's next packet, and where the flow goes is looked up again. Never 0. */
@@ -132,6 +141,7 @@ enum tp_peer_flag {
 					 * kernel's routes */
 	TP_PEER_SILENT = 1 << 3,	/* no NodePort answers at this address of a node */
 	TP_PEER_IPIP = 1 << 4,		/* of a pod range: what is for it is sent in an IP header alone, where that can be */
+	TP_PEER_UDP = 1 << 5,		/* of a node's address: what would go there in an envelope goes by the device of udp, if there is one */
 };
 
 /* tp_peers: prefix tree, tp_cidr_key -> this. podCIDRs and node addresses of all nodes, this one included. Who is not
@@ -547,6 +557,7 @@ enum tp_reason {
 	TP_AUDIT_INGRESS = 11,		/* of its responder's ingress */
 	TP_DIRECT_RETURN = 12,		/* opened by way of another node and answered from here (TP_NODE_DIRECT_RETURN) */
 	TP_IPIP_OUT = 13,		/* to another node in an IP header alone */
+	TP_UDP_OUT = 14,		/* to another node by the device of udp */
 	TP_DROP_FIRST = 16,
 	TP_DROP_MALFORMED = 16,
 	TP_DROP_SOURCE_ADDRESS = 17,	/* not the sender's own */

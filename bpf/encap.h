@@ -143,6 +143,20 @@ static __always_inline int tp_envelop(struct __sk_buff *skb, struct tp_work *w, 
 	return bpf_redirect_neigh(hop->ifindex, &hop->next, sizeof(hop->next), 0);
 }
 
+/* To the node at `to` by user space, through the device whose frames say between which nodes they go. */
+static __noinline int tp_send_udp(struct __sk_buff *skb, struct tp_work *w, const struct tp_node_config *cfg, const struct tp_addr *to)
+{
+	__u32 ifindex = cfg->udp_ifindex;
+
+	tp_udp_mac(w->h.eth_dst, to);
+	tp_udp_mac(w->h.eth_src, &cfg->node4);
+	if (tp_forward_headers(skb, w))
+		return tp_drop(skb, TP_DROP_INTERNAL);
+	tp_count(TP_UDP_OUT, skb->len);
+	tp_note(2, ifindex, TP_UDP_OUT);
+	return bpf_redirect(ifindex, 0);
+}
+
 /* Through the tunnel to another node. What is too big for it goes to the kernel, which says so to the sender. */
 static __noinline int tp_encapsulate(struct __sk_buff *skb, struct tp_work *w, const struct tp_node_config *cfg,
 				     const struct tp_addr *to)
@@ -155,6 +169,9 @@ static __noinline int tp_encapsulate(struct __sk_buff *skb, struct tp_work *w, c
 			tp_frag_too_big(w, w->translated ? &w->sent : &w->p.t);
 		return tp_to_stack(skb);
 	}
+	/* Direct return is asked for in what only envelopes have. */
+	if (!w->direct && tp_takes_udp(w, cfg, to))
+		return tp_send_udp(skb, w, cfg, to);
 	tp_copy_mac(w->h.eth_src, cfg->tunnel_mac);
 	tp_take_one_hop(w);
 	tp_note_tunnel(cfg, to);

@@ -8,6 +8,8 @@
 #define FAMILY_V4 2			/* AF_INET */
 #define FAMILY_V6 10			/* AF_INET6 */
 #define TUNNEL_TTL 64
+#define UDP_FIRST 0x02
+#define UDP_SECOND 0x77
 #define ECN_MASK 3
 #define ECN_ECT_0 2
 #define ECN_CE 3
@@ -48,6 +50,16 @@ static __always_inline void tp_tunnel_mac(__u8 *mac, const struct tp_addr *tunne
 	mac[0] = 0x02;
 	mac[1] = 0x74;
 	__builtin_memcpy(mac + 2, &folded, 4);
+}
+
+/* The same of the device of udp, for a node's IPv4 address. */
+static __always_inline void tp_udp_mac(__u8 *mac, const struct tp_addr *node)
+{
+	__be32 word = tp_word(node, 3);
+
+	mac[0] = UDP_FIRST;
+	mac[1] = UDP_SECOND;
+	__builtin_memcpy(mac + 2, &word, 4);
 }
 
 /* Whether a peer's tunnel device is another network's. */
@@ -155,7 +167,10 @@ static __always_inline int tp_passes_for_envelope(const struct tp_work *w, const
 {
 	__u8 proto = w->p.t.proto;
 
-	return (proto == IPPROTO_UDP && dport == cfg->tunnel_port) || proto == IPPROTO_IPIP || proto == IPPROTO_IPV6;
+	/* Other nodes may take datagrams (udp) also where this one does not. */
+	if (proto == IPPROTO_UDP)
+		return dport == cfg->tunnel_port || dport == cfg->udp_port;
+	return proto == IPPROTO_IPIP || proto == IPPROTO_IPV6;
 }
 
 /*
@@ -171,6 +186,24 @@ static __noinline int tp_leaves_the_pods(struct tp_work *w)
 	tp_full_prefix(&w->cidr, &w->p.t.daddr);
 	peer = bpf_map_lookup_elem(&tp_peers, &w->cidr);
 	return !peer || (peer->flags & TP_PEER_NODE);
+}
+
+/* Whether what would go to the node at `to` in an envelope goes by user space (udp). */
+static __always_inline int tp_takes_udp(struct tp_work *w, const struct tp_node_config *cfg, const struct tp_addr *to)
+{
+	struct tp_peer *peer;
+
+	if (!cfg->udp_ifindex || !tp_is_v4(to))
+		return 0;
+	tp_full_prefix(&w->cidr, to);
+	peer = bpf_map_lookup_elem(&tp_peers, &w->cidr);
+	return peer && (peer->flags & TP_PEER_UDP);
+}
+
+/* Whether only nodes send to this UDP port. */
+static __always_inline int tp_is_tunnel_port(const struct tp_node_config *cfg, __be16 port)
+{
+	return port == cfg->tunnel_port || (cfg->udp_ifindex && port == cfg->udp_port);
 }
 
 /* How pods of this entry are sent to. */

@@ -1,17 +1,30 @@
 /* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
-/* tcx ingress of the collect-metadata VXLAN device: what other nodes send here. */
+/* tcx ingress of the collect-metadata VXLAN device, and of the device of udp: what other nodes send here. */
 
 /* linux/if_packet.h */
 #define PACKET_HOST 0
 #define PACKET_OTHERHOST 3
 
-/* The node that sent the encapsulated packet; zero with another network's identifier or without tunnel metadata. */
+static __always_inline int tp_is_by_udp(const struct __sk_buff *skb, const struct tp_node_config *cfg)
+{
+	return cfg->udp_ifindex && skb->ifindex == cfg->udp_ifindex;
+}
+
+/* The node that sent the encapsulated packet, which tp_parse has just read; zero with another network's identifier or without tunnel metadata. */
 static __always_inline void tp_outer_source(struct __sk_buff *skb, struct tp_work *w, const struct tp_node_config *cfg,
 					    struct tp_addr *outer)
 {
 	struct bpf_tunnel_key *key = &w->tunnel;
 
 	__builtin_memset(outer, 0, sizeof(*outer));
+	if (tp_is_by_udp(skb, cfg)) {
+		__be32 node;
+
+		__builtin_memcpy(&node, w->h.eth_src + 2, 4);
+		if (w->h.eth_src[0] == UDP_FIRST && w->h.eth_src[1] == UDP_SECOND)
+			tp_set_v4(outer, node);
+		return;
+	}
 	if (tp_testing) {
 		__u32 zero = 0;
 		struct tp_trace *trace = bpf_map_lookup_elem(&tp_trace, &zero);
@@ -176,5 +189,5 @@ int tp_from_tunnel(struct __sk_buff *skb)
 		}
 	}
 	w->via = outer;
-	return tp_node_to_pod(skb, w, cfg, ct, 1);
+	return tp_node_to_pod(skb, w, cfg, ct, !tp_is_by_udp(skb, cfg));
 }

@@ -196,7 +196,7 @@ int tp_from_uplink(struct __sk_buff *skb)
 		if (done >= 0)
 			return done;
 	}
-	if (w->p.t.proto == IPPROTO_UDP && w->p.t.dport == cfg->tunnel_port && tp_is_for_node(w, cfg))
+	if (w->p.t.proto == IPPROTO_UDP && tp_is_tunnel_port(cfg, w->p.t.dport) && tp_is_for_node(w, cfg))
 		return peer ? TC_ACT_OK : tp_drop(skb, TP_DROP_TUNNEL_OUTSIDER);
 	own = tp_is_own_node(cfg, &w->p.t.daddr);
 	if (w->p.flags & TP_PKT_ERROR)

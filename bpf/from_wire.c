@@ -153,7 +153,7 @@ static __noinline int tp_wire_find(struct xdp_md *ctx, struct tp_work *w, const 
 		return TP_WIRE_ELSEWHERE;
 	if (tp_backend_node(w))
 		return TP_WIRE_NOWHERE;
-	if (!tp_is_v4(&w->via))
+	if (!tp_is_v4(&w->via) || tp_takes_udp(w, cfg, &w->via))
 		return TP_WIRE_ELSEWHERE;
 	__builtin_memset(fib, 0, sizeof(*fib));
 	fib->family = FAMILY_V4;
@@ -334,7 +334,7 @@ static __always_inline int tp_wire_ask(struct xdp_md *ctx, struct tp_work *w, co
 	__u32 len;
 
 	if (tp_parse(ctx, w) || !tp_is_ordinary(ctx, w, 0) ||
-	    (w->p.t.proto == IPPROTO_UDP && w->p.t.dport == cfg->tunnel_port))
+	    (w->p.t.proto == IPPROTO_UDP && tp_is_tunnel_port(cfg, w->p.t.dport)))
 		return XDP_PASS;
 	tp_full_prefix(&w->cidr, &w->p.t.saddr);
 	peer = bpf_map_lookup_elem(&tp_peers, &w->cidr);

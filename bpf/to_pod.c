@@ -27,7 +27,8 @@ static __always_inline int tp_is_forged(struct __sk_buff *skb, struct tp_work *w
 		return 0;
 	if (peer->flags & TP_PEER_LOCAL)
 		return 1;
-	return skb->ingress_ifindex != cfg->tunnel_ifindex && skb->ingress_ifindex != cfg->tunnel6_ifindex;
+	return skb->ingress_ifindex != cfg->tunnel_ifindex && skb->ingress_ifindex != cfg->tunnel6_ifindex &&
+	       skb->ingress_ifindex != cfg->udp_ifindex;
 }
 
 /*

@@ -52,6 +52,7 @@ mod service_status;
 pub mod settings;
 mod sole;
 pub mod status;
+pub mod udp;
 pub mod watch;
 
 use std::net::IpAddr;
@@ -168,6 +169,7 @@ async fn run_until(config: AgentConfig, shutdown: CancellationToken) -> Result<E
     let feed = feed::Client::start(config.carry_socket());
     let ends = reconcile::Ends { index: index.clone(), datapath: datapath.clone(), leases: leases.clone(), feed };
     let reconciler = Reconciler::new(&config, &parsed, &own, ranges, non_masquerade, ends).await?;
+    let carried = reconciler.carried();
     let (report, in_charge, book) = (reconciler.report(), reconciler.in_charge(), reconciler.book());
     let hearing = owned(names::hear(config.carry_socket(), reconciler.asked_names(), requests.clone()));
     let mut loop_task = tokio::spawn(reconciler.run(inbox, request_inbox, ready, config.clone()));
@@ -187,6 +189,7 @@ async fn run_until(config: AgentConfig, shutdown: CancellationToken) -> Result<E
         readiness.clone(),
         in_charge.clone(),
         generation,
+        carried.clone(),
     );
     let announcing_to_flannel = owned(predecessor::announce::keep(
         client.clone(),
@@ -225,6 +228,7 @@ async fn run_until(config: AgentConfig, shutdown: CancellationToken) -> Result<E
         carry: config.carry_socket(),
         announced: announcing_balancers.announced(),
         book,
+        carried,
     });
     let clean = owned(forget_when_ready(config.clone(), readiness.clone()));
     let in_kube_proxys_place =

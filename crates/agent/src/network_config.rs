@@ -100,6 +100,7 @@ pub fn overlay(mut config: AgentConfig, spec: &NetworkConfigSpec) -> Result<Agen
         config.vxlan_vni = vxlan.vni.unwrap_or(config.vxlan_vni);
         config.vxlan_port = vxlan.port.unwrap_or(config.vxlan_port);
     }
+    config.udp_port = spec.udp.and_then(|udp| udp.port).unwrap_or(config.udp_port);
     for (own, named) in [
         (&mut config.cluster_cidrs, &spec.cluster_cidrs),
         (&mut config.service_cidrs, &spec.service_cidrs),

@@ -43,6 +43,7 @@ use crate::predecessor::Remains;
 use crate::proxy_health::HealthPorts;
 use crate::service_ranges::Ranges;
 use crate::settings::{OwnNode, Parsed};
+use crate::udp::Carried;
 use crate::watch::Update;
 use crate::{SharedIndex, read, write};
 
@@ -59,6 +60,7 @@ mod policy;
 mod report;
 mod service_ranges;
 mod socket_services;
+mod udp;
 
 pub use report::{Report, RuleNames, SharedReport};
 
@@ -137,6 +139,8 @@ pub struct Reconciler {
     backend: BackendName,
     /// Packets of other nodes' pods are taken as they are until then.
     plain_until: Option<Instant>,
+    /// Packets by way of user space.
+    udp: udp::Way,
     /// What nodes said of backends.
     kept: Kept,
     /// What the network before had on this node when it was last looked at.
@@ -146,6 +150,8 @@ pub struct Reconciler {
     /// Addresses of this node's pods whose sockets are left alone.
     at_device: BTreeSet<IpAddr>,
     started: Instant,
+    /// Whether packets can go by way of user space became another matter: ways must be looked at.
+    due_ways: bool,
     /// What must be planned at the next opportunity; failed applies put it back.
     due: Changes,
     /// The policy must be compiled at the next opportunity.
@@ -194,6 +200,7 @@ impl Reconciler {
         Ends { index, datapath, leases, feed }: Ends,
     ) -> Result<Self> {
         let settings = crate::settings::node_settings(config, parsed, own);
+        let udp = udp::Way::start(config, &datapath).await?;
         let started = Instant::now();
         let adopted = datapath.adopted().await?;
         let audited = datapath.audited().await?;
@@ -245,11 +252,13 @@ impl Reconciler {
             tunnels: Tunnels { vni: config.vxlan_vni, ..Tunnels::default() },
             backend: config.backend,
             plain_until: None,
+            udp,
             kept: Kept::open(&config.state_dir),
             remains: Remains::default(),
             pod_sets: BTreeMap::new(),
             at_device: BTreeSet::new(),
             started,
+            due_ways: false,
             due: Changes::everything(),
             policy_due: true,
             policy_touched: Touched::everything(),
@@ -278,6 +287,11 @@ impl Reconciler {
     /// The names that policies ask for, as the loop knows them.
     pub fn asked_names(&self) -> watch::Receiver<Option<Vec<String>>> {
         self.asked_names.subscribe()
+    }
+
+    /// Whether packets are carried by way of user space.
+    pub fn carried(&self) -> watch::Receiver<Carried> {
+        self.udp.carried()
     }
 
     /// Who is in charge of Services and DNS, as the loop decides.
@@ -310,6 +324,7 @@ impl Reconciler {
                     None => return,
                 },
                 () = sleep_until(retry.into()) => self.retry_at = None,
+                () = self.udp.changed() => self.due_ways = true,
                 () = addresses.changed() => {
                     addresses::follow(&self.datapath).await;
                     self.answer_health_checks().await;
@@ -476,7 +491,7 @@ impl Reconciler {
             Changed::Services(changed) => changed.contains(&api_server()),
         };
         self.host_ports_due |= api_moved || due.any(&[Kind::Node, Kind::Pod]);
-        if due.is_empty() && !self.policy_due && !self.host_ports_due && !drained && !self.quiet_is_over() {
+        if due.is_empty() && !self.policy_due && !self.host_ports_due && !drained && !self.ways_are_due() {
             return true;
         }
         self.moved |= due.any(&[Kind::Node]) && self.own_node_moved();
@@ -489,7 +504,7 @@ impl Reconciler {
             failures.insert("service ranges", error);
         }
         let joined = due.any(&[Kind::NodeNetwork]) && self.nodes_taken_over();
-        let another_way = (due.any(&[Kind::NodeNetwork]) || self.quiet_is_over()) && self.ways_changed();
+        let another_way = (due.any(&[Kind::NodeNetwork]) || self.ways_are_due()) && self.ways_changed();
         if (due.any(&[Kind::Node]) || joined || another_way)
             && let Err(error) = self.apply_peers().await
         {

@@ -105,6 +105,9 @@ pub fn parse(config: &AgentConfig) -> Result<Parsed> {
     if config.node_ports.0 > config.node_ports.1 {
         bail!("agent configuration, nodePorts: {} is above {}", config.node_ports.0, config.node_ports.1);
     }
+    if config.udp_port == config.vxlan_port {
+        bail!("agent configuration: vxlanPort and udpPort are both {}; a node takes packets of both backends", config.udp_port);
+    }
     Ok(Parsed {
         node,
         cluster_cidrs,
@@ -246,6 +249,7 @@ pub fn node_settings(config: &AgentConfig, parsed: &Parsed, own: &OwnNode) -> No
         node_ports: config.node_ports,
         node_port_addresses: parsed.node_port_addresses.clone(),
         vxlan: Vxlan { vni: config.vxlan_vni, port: config.vxlan_port },
+        udp_port: config.udp_port,
         pod_mtu: config.pod_mtu,
         direct_server_return: config.direct_server_return,
     }

@@ -22,6 +22,7 @@ use crate::ipam::LeaseStore;
 use crate::json_socket;
 use crate::names::book::SharedBook;
 use crate::reconcile::SharedReport;
+use crate::udp::Carried;
 
 /// What the status and the metrics are made of, once the data path is open.
 pub struct Sources {
@@ -41,6 +42,8 @@ pub struct Sources {
     pub announced: Announced,
     /// What domain names of policies stand for.
     pub book: SharedBook,
+    /// Whether packets are carried by way of user space.
+    pub carried: watch::Receiver<Carried>,
 }
 
 impl std::fmt::Debug for Sources {
@@ -77,10 +80,14 @@ fn dns_hints(left_out: &[String]) -> impl Iterator<Item = String> {
 /// The state of this agent now.
 pub async fn collect(node: &str, sources: &SharedSources, readiness: &watch::Receiver<Readiness>) -> AgentStatus {
     match sources.get() {
-        Some(sources) => AgentStatus {
-            announced: sources.announced.addresses().into_iter().collect(),
-            ..collected(node, &sources.datapath, &sources.report, readiness).await
-        },
+        Some(sources) => {
+            let mut status = AgentStatus {
+                announced: sources.announced.addresses().into_iter().collect(),
+                ..collected(node, &sources.datapath, &sources.report, readiness).await
+            };
+            tell_of_udp(&sources.carried.borrow(), &mut status);
+            status
+        }
         None => AgentStatus {
             node: node.to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -118,6 +125,7 @@ async fn collected(
     problems.extend(report.refused_services.iter().chain(&report.misread_pods).map(ToString::to_string));
     problems.extend(report.misread_policies.iter().map(ToString::to_string));
     problems.extend(report.unenforced.iter().cloned());
+    problems.extend(report.no_udp.clone());
     problems.extend(report.in_charge.problems());
     problems.extend(report.remains.in_words());
     problems.extend(report.preferred.iter().map(|name| {
@@ -210,6 +218,27 @@ async fn collected(
     status.problems = problems;
     status
 }
+/// What user space counts of the packets that it carries, or why it carries none.
+fn tell_of_udp(carried: &Carried, status: &mut AgentStatus) {
+    match carried {
+        Carried::Unknown => {}
+        Carried::No(why) if status.backend == BackendName::Udp.as_str() => status.problems.push(why.clone()),
+        Carried::No(why) => status.hints.push(why.clone()),
+        Carried::Yes(counts) => {
+            let named = [
+                ("udp.sent", counts.sent),
+                ("udp.received", counts.received),
+                ("udp.unsent", counts.unsent),
+                ("udp.send_failed", counts.send_failed),
+                ("udp.malformed", counts.malformed),
+                ("udp.other_network", counts.other_network),
+                ("udp.refused", counts.refused),
+            ];
+            status.counters.extend(named.map(|(name, count)| (name.to_owned(), count)));
+        }
+    }
+}
+
 /// Names the backend by which each peer is reached, and why it is not the one that is wanted.
 fn ways(
     wanted: BackendName,
@@ -223,6 +252,7 @@ fn ways(
         let by = match reached.get(&name) {
             Some(Reach::Route) => BackendName::HostGw,
             Some(Reach::Ipip) => BackendName::Ipip,
+            Some(Reach::Udp) => BackendName::Udp,
             Some(Reach::Tunnel | Reach::TunnelTo(_)) | None => BackendName::Vxlan,
         };
         peer.backend = by.as_str().to_owned();
@@ -232,7 +262,7 @@ fn ways(
         let (node, wanted) = (&peer.node, wanted.as_str());
         let why = if beyond.contains(&name) {
             "is beyond a router"
-        } else if wanted == BackendName::Ipip.as_str() && peer.tunnel.is_some_and(|tunnel| tunnel.is_ipv6()) {
+        } else if [BackendName::Ipip, BackendName::Udp].map(BackendName::as_str).contains(&wanted) && peer.tunnel.is_some_and(|tunnel| tunnel.is_ipv6()) {
             "is reached over IPv6"
         } else {
             "has not said that it is ready for that"

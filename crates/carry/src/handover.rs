@@ -3,8 +3,9 @@
 //! ```text
 //! successor                          predecessor
 //!     ├─ connects to carry-handover.sock ──►│ closes the feed: its state changes no more
-//!     │◄── DNS sockets (SCM_RIGHTS), state ─┤ still answers
-//!     │ answers, opens the feed             │
+//!     │◄── DNS sockets (SCM_RIGHTS), state, ┤ still answers
+//!     │    queues and sockets of `udp`      │ and carries
+//!     │ answers, carries, opens the feed    │
 //!     ├─ "taken" ──────────────────────────►│ reads no more queries, finishes those under way
 //!     │      the connection stays open      │ waits, and takes everything back if it breaks
 //! ```
@@ -12,37 +13,43 @@
 //! The sockets are the same ones, queue and all: a query that waits in the kernel is read by whoever reads next. A successor that
 //! dies gives its predecessor everything back by dying, as long as there is one.
 
-use std::io::{IoSlice, IoSliceMut};
-use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::Duration;
 
-use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
-};
 use serde::{Deserialize, Serialize};
 use socket2::Socket;
-use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 use towpath_wire::dns::FeedMessage;
+use towpath_wire::udp::UdpWork;
 
 use crate::CarryError;
+use crate::descriptors;
 use crate::feed::FeedError;
 use crate::feed::frame::Frames;
 use crate::own_socket;
+use crate::udp::Ends;
 
 /// How long either side waits for the other: a large state is made ready meanwhile.
 const WITHIN: Duration = Duration::from_secs(15);
-/// More sockets than this are not handed over: one a transport and address are few, and the kernel's limit is 253.
-const MAX_SOCKETS: usize = 64;
 
 /// The first frame, after the sockets.
 #[derive(Debug, Serialize, Deserialize)]
 struct Handed {
     /// What was fed, if anything was. A successor of another version may know less than it says.
     state: Option<serde_json::Value>,
+    /// Between what it carries packets (`udp`), if it does: the last of the descriptors. One of a version that knows nothing of it takes none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    udp: Option<HandedWork>,
+}
+
+/// What goes with the descriptors of the backend `udp`.
+#[derive(Debug, Serialize, Deserialize)]
+struct HandedWork {
+    work: UdpWork,
+    cuts_udp: bool,
+    descriptors: usize,
 }
 
 /// The second frame, the other way.
@@ -58,6 +65,8 @@ pub(crate) struct Predecessor {
     pub(crate) sockets: Vec<Socket>,
     /// What it answered from.
     pub(crate) state: Option<FeedMessage>,
+    /// Between what it carries packets.
+    pub(crate) udp: Option<(UdpWork, Ends)>,
     frames: Frames,
 }
 
@@ -84,10 +93,15 @@ pub(crate) async fn ask(socket: &Path) -> Result<Option<Predecessor>, CarryError
         return Err(CarryError::HandOver("it is not root's process".to_owned()));
     }
     let took = timeout(WITHIN, async {
-        let sockets = receive_sockets(&stream).await.map_err(FeedError::Io)?;
+        let (_, mut descriptors) = descriptors::receive(&stream).await.map_err(FeedError::Io)?;
         let mut frames = Frames::new(stream);
         let handed: Handed = frames.read().await?.ok_or(FeedError::Closed)?;
-        Ok::<_, FeedError>(Predecessor { sockets, state: handed.state.and_then(known), frames })
+        let udp = handed.udp.and_then(|udp| {
+            let first = descriptors.len().checked_sub(udp.descriptors)?;
+            Some((udp.work, Ends::of(descriptors.split_off(first), udp.cuts_udp)?))
+        });
+        let sockets = descriptors.into_iter().map(Socket::from).collect();
+        Ok::<_, FeedError>(Predecessor { sockets, state: handed.state.and_then(known), udp, frames })
     });
     match took.await {
         Ok(Ok(predecessor)) => Ok(Some(predecessor)),
@@ -118,50 +132,21 @@ pub(crate) async fn offer(
     stream: UnixStream,
     sockets: Vec<Socket>,
     state: Option<FeedMessage>,
+    udp: Option<(UdpWork, Ends)>,
 ) -> Result<Duty, FeedError> {
     let offered = timeout(WITHIN, async {
-        send_sockets(&stream, &sockets).await.map_err(FeedError::Io)?;
+        let mut all: Vec<OwnedFd> = sockets.into_iter().map(OwnedFd::from).collect();
+        let udp = udp.map(|(work, ends)| {
+            let (cuts_udp, before) = (ends.cuts_udp, all.len());
+            all.extend(ends.into_descriptors());
+            HandedWork { work, cuts_udp, descriptors: all.len() - before }
+        });
+        descriptors::send(&stream, 0, &all).await.map_err(FeedError::Io)?;
         let mut frames = Frames::new(stream);
         let state = state.map(serde_json::to_value).transpose().map_err(FeedError::Json)?;
-        frames.write(&Handed { state }).await?;
+        frames.write(&Handed { state, udp }).await?;
         let Taken::Taken = frames.read().await?.ok_or(FeedError::Closed)?;
         Ok(Duty(frames))
     });
     offered.await.unwrap_or(Err(FeedError::TimedOut))
-}
-
-async fn send_sockets(stream: &UnixStream, sockets: &[Socket]) -> std::io::Result<()> {
-    let fds: Vec<_> = sockets.iter().take(MAX_SOCKETS).map(AsFd::as_fd).collect();
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_SOCKETS))];
-    stream
-        .async_io(Interest::WRITABLE, || {
-            let mut control = SendAncillaryBuffer::new(&mut space);
-            if !fds.is_empty() {
-                control.push(SendAncillaryMessage::ScmRights(&fds));
-            }
-            // One byte to go with them: a message without any is no message.
-            Ok(rustix::net::sendmsg(stream, &[IoSlice::new(&[0])], &mut control, SendFlags::NOSIGNAL)?)
-        })
-        .await
-        .map(|_| ())
-}
-
-async fn receive_sockets(stream: &UnixStream) -> std::io::Result<Vec<Socket>> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_SOCKETS))];
-    stream
-        .async_io(Interest::READABLE, || {
-            let mut control = RecvAncillaryBuffer::new(&mut space);
-            let mut byte = [0u8];
-            let message =
-                rustix::net::recvmsg(stream, &mut [IoSliceMut::new(&mut byte)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
-            if message.bytes == 0 {
-                return Err(std::io::ErrorKind::UnexpectedEof.into());
-            }
-            let fds = control.drain().flat_map(|message| match message {
-                RecvAncillaryMessage::ScmRights(fds) => fds.collect::<Vec<OwnedFd>>(),
-                _ => Vec::new(),
-            });
-            Ok(fds.map(Socket::from).collect())
-        })
-        .await
 }

@@ -1,4 +1,4 @@
-//! What answers queries in user space: the DNS server.
+//! What answers queries and carries packets in user space: the DNS server, and the backend `udp`.
 //!
 //! Fed by the agent over a unix socket, it answers for the cluster from memory and asks the node's resolvers for everything
 //! else. It keeps its last state on disk, so that answers go on while the agent, or this process, restarts. A second process on
@@ -9,12 +9,15 @@
 //!                             │                    │
 //!                     store (disk), rules          forward (cache, upstreams) ─► the node's resolvers, stub zones' servers
 //! agent ◄─ feed socket ◄─ names ◄──────────────────┘ answers for names that policies ask for, before they leave
+//!
+//! agent ─► udp socket ─► queues of a device, UDP sockets ─► udp (two threads a queue) ◄─► other nodes
 //! ```
 #![forbid(unsafe_code)]
 
 mod cache;
 mod cluster;
 mod counters;
+mod descriptors;
 pub mod feed;
 mod forward;
 mod handover;
@@ -26,6 +29,7 @@ mod responder;
 mod rules;
 mod server;
 mod store;
+pub mod udp;
 mod upstream;
 
 use std::net::{IpAddr, SocketAddr};
@@ -124,6 +128,7 @@ struct Server {
     cluster: Arc<Cluster>,
     responder: Arc<Responder>,
     sockets: Arc<server::Sockets>,
+    carrier: Arc<udp::Carrier>,
     /// Held as long as the process lives, whoever answers: their end tells those that still wait to answer again.
     predecessors: Vec<handover::Duty>,
 }
@@ -144,7 +149,7 @@ impl Server {
             upstreams.set(resolv::without_own(config.upstreams.clone(), &own));
         }
         let responder = Arc::new(Responder::new(Arc::clone(&cluster), Forwarder::new(Arc::clone(&cluster), upstreams)));
-        Self { config, own, cluster, responder, sockets: Arc::default(), predecessors: Vec::new() }
+        Self { config, own, cluster, responder, sockets: Arc::default(), carrier: Arc::default(), predecessors: Vec::new() }
     }
 
     fn state_file(&self) -> PathBuf {
@@ -163,6 +168,7 @@ impl Server {
             Some(predecessor) => {
                 tracing::info!("taking over from the process that answers DNS on this node");
                 self.sockets.adopt(std::mem::take(&mut predecessor.sockets), &self.own);
+                predecessor.udp.take().into_iter().for_each(|(work, ends)| self.carrier.take(work, ends));
                 predecessor.state.take().into_iter().for_each(|state| self.cluster.restore(state));
             }
             None => store::load(&self.state_file()).into_iter().for_each(|state| self.cluster.restore(state)),
@@ -200,6 +206,8 @@ impl Server {
             }
         };
         term.over.cancel();
+        // Who took over carries already: what is in hand here is finished.
+        self.carrier.stop();
         desk.close().await;
         term.under_way.close();
         if timeout(FINISH_WITHIN, term.under_way.wait()).await.is_err() {
@@ -211,7 +219,7 @@ impl Server {
     /// All sockets or none: one that stayed would go on getting queries, which nobody reads.
     async fn hand_over(&self, to: UnixStream) -> Result<handover::Duty, feed::FeedError> {
         let sockets = self.sockets.all().map_err(feed::FeedError::Io)?;
-        handover::offer(to, sockets, self.cluster.state()).await
+        handover::offer(to, sockets, self.cluster.state(), self.carrier.ends()).await
     }
 
     fn servers(&self, term: &server::Term) -> Tasks {
@@ -240,6 +248,12 @@ impl Server {
         tasks.spawn(async move {
             feed.await;
             "the feed socket"
+        });
+        let listener = own_socket::bind(&self.config.udp_socket())?;
+        let udp = udp::desk::serve(listener, Arc::clone(&self.carrier), closing.clone());
+        tasks.spawn(async move {
+            udp.await;
+            "the socket of the backend udp"
         });
         let saving = store::keep(self.state_file(), Arc::clone(&self.cluster), closing.clone());
         tasks.spawn(async move {

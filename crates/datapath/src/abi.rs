@@ -31,7 +31,7 @@ unsafe impl Plain for u32 {}
 // SAFETY: an integer.
 unsafe impl Plain for u64 {}
 
-pub const TP_ABI_VERSION: u32 = 6;
+pub const TP_ABI_VERSION: u32 = 7;
 pub const TP_SNAT_PORT_MIN: u32 = 61000;
 pub const TP_SNAT_PORT_MAX: u32 = 65535;
 pub const TP_ALGORITHM_SHIFT: u32 = 24;
@@ -61,6 +61,7 @@ pub const TP_PEER_LOCAL: u32 = 2;
 pub const TP_PEER_PLAIN: u32 = 4;
 pub const TP_PEER_SILENT: u32 = 8;
 pub const TP_PEER_IPIP: u32 = 16;
+pub const TP_PEER_UDP: u32 = 32;
 
 // enum tp_verdict
 pub const TP_VERDICT_NONE: u32 = 0;
@@ -125,6 +126,7 @@ pub const TP_AUDIT_EGRESS: u32 = 10;
 pub const TP_AUDIT_INGRESS: u32 = 11;
 pub const TP_DIRECT_RETURN: u32 = 12;
 pub const TP_IPIP_OUT: u32 = 13;
+pub const TP_UDP_OUT: u32 = 14;
 pub const TP_DROP_FIRST: u32 = 16;
 pub const TP_DROP_MALFORMED: u32 = 16;
 pub const TP_DROP_SOURCE_ADDRESS: u32 = 17;
@@ -221,6 +223,9 @@ pub struct NodeConfig {
     pub tunnel_mac: [u8; 6],
     pub flags: u32,
     pub tunnel6_ifindex: u32,
+    pub udp_ifindex: u32,
+    pub udp_port: Be16,
+    pub pad: [u8; 2],
 }
 
 const _: () = assert!(
@@ -241,6 +246,9 @@ const _: () = assert!(
             + size_of::<[u8; 6]>()
             + size_of::<u32>()
             + size_of::<u32>()
+            + size_of::<u32>()
+            + size_of::<Be16>()
+            + size_of::<[u8; 2]>()
 );
 // SAFETY: repr(C), the line above shows that there is no padding, all fields are plain.
 unsafe impl Plain for NodeConfig {}
@@ -958,6 +966,9 @@ pub const LAYOUTS: &[Layout] = &[
             ("tunnel_mac", std::mem::offset_of!(NodeConfig, tunnel_mac)),
             ("flags", std::mem::offset_of!(NodeConfig, flags)),
             ("tunnel6_ifindex", std::mem::offset_of!(NodeConfig, tunnel6_ifindex)),
+            ("udp_ifindex", std::mem::offset_of!(NodeConfig, udp_ifindex)),
+            ("udp_port", std::mem::offset_of!(NodeConfig, udp_port)),
+            ("pad", std::mem::offset_of!(NodeConfig, pad)),
         ],
     ),
     (

@@ -15,7 +15,7 @@ use crate::bpf::{
 use crate::error::Error;
 use crate::net::address_news::{AddressNews, Ear};
 use crate::node::Node;
-use crate::requests::{Applied, AttachRequest, CheckRequest, DatapathConfig, NodeFacts, NodeStatus, ServiceFlows};
+use crate::requests::{Applied, AttachRequest, CheckRequest, DatapathConfig, NodeFacts, NodeStatus, ServiceFlows, UdpEnds};
 use crate::worker::Worker;
 
 /// The data path of one node. Calls are carried out one after the other, in the order in which they were made, on a thread
@@ -87,6 +87,22 @@ impl Datapath {
     /// Removes the tunnel devices that Flannel lent, and puts our own in their place; nothing where there are none.
     pub async fn take_tunnel(&self) -> Result<Applied, Error> {
         self.worker.call(|node| node.take_tunnel()).await
+    }
+
+    /// Whether other nodes' packets are taken by way of user space (`udp`): makes the device for them and says its index, none where this node
+    /// cannot, or takes it away. Before it is called, one that is there stays.
+    pub async fn take_udp(&self, wanted: bool) -> Result<Option<u32>, Error> {
+        self.worker.call(move |node| node.take_udp(wanted)).await
+    }
+
+    /// What carries packets between that device and other nodes: for who reads and writes them.
+    pub async fn open_udp(&self, count: usize) -> Result<UdpEnds, Error> {
+        self.worker.call(move |node| node.open_udp(count)).await
+    }
+
+    /// Whether the device of `udp` sends: a while after the first queue of it was opened.
+    pub async fn udp_works(&self) -> Result<bool, Error> {
+        self.worker.call(|node| node.udp_works()).await
     }
 
     /// All Services. New backend lists are written whole before a Service points to them.

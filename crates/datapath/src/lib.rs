@@ -6,6 +6,7 @@
 
 pub mod abi;
 pub mod bpf;
+pub mod datagrams;
 mod error;
 mod facade;
 pub mod memory;
@@ -21,5 +22,6 @@ pub use error::Error;
 pub use facade::Datapath;
 pub use requests::{
     Applied, AttachRequest, CheckRequest, DatapathConfig, NodeFacts, NodeStatus, Released, ServiceFlow, ServiceFlows,
+    UdpEnds,
 };
 pub use uninstall::uninstall;

@@ -11,6 +11,7 @@ use towpath_model::custom::Acceleration;
 use towpath_model::desired::{NodeSettings, PodSets, Reach, TranslatedAt};
 
 use crate::bpf;
+use crate::net;
 
 /// How to open the data path of a node.
 #[derive(Clone, Debug)]
@@ -82,6 +83,8 @@ pub struct NodeFacts {
     pub more_addresses: Vec<IpAddr>,
     /// Index of the tunnel device.
     pub tunnel_ifindex: u32,
+    /// Index of the device of the backend `udp`; 0: there is none.
+    pub udp_ifindex: u32,
     /// This node's tunnel address.
     pub tunnel_address: IpAddr,
     /// MAC of the tunnel device.
@@ -152,6 +155,17 @@ pub struct ServiceFlows {
     pub flows: BTreeMap<ServiceFlow, u64>,
     /// Why sockets that were translated when they connected are not among them, if they are not.
     pub without_sockets: Option<String>,
+}
+
+/// The ends between which user space carries packets (`udp`).
+#[derive(Debug)]
+pub struct UdpEnds {
+    /// Queues of the device.
+    pub queues: net::tap::Queues,
+    /// Sockets on which datagrams of other nodes come in.
+    pub receivers: Vec<OwnedFd>,
+    /// Sockets by which datagrams go to other nodes.
+    pub senders: Vec<OwnedFd>,
 }
 
 /// What an apply or a check changed.

@@ -90,6 +90,9 @@ pub struct NetworkConfigSpec {
     /// Of the envelopes: of the backend `vxlan`, and of what other backends leave to them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vxlan: Option<VxlanConfig>,
+    /// Of the backend `udp`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub udp: Option<UdpConfig>,
     /// Pod ranges of the whole cluster, at most one a family.
     #[serde(rename = "clusterCIDRs", skip_serializing_if = "Option::is_none")]
     pub cluster_cidrs: Option<Vec<String>>,
@@ -157,6 +160,15 @@ pub struct MasqueradeConfig {
     /// IPv6.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ipv6: Option<bool>,
+}
+
+/// Of the backend `udp`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct UdpConfig {
+    /// UDP port, the same on all nodes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
 }
 
 /// What has become of a [`NetworkConfig`].

@@ -36,6 +36,8 @@ pub struct NodeSettings {
     pub node_port_addresses: NodePortAddresses,
     /// Envelopes between nodes.
     pub vxlan: Vxlan,
+    /// Port of the backend `udp`.
+    pub udp_port: u16,
     /// MTU of pod devices in bytes; none: the uplink's less the backend's overhead.
     pub pod_mtu: Option<u32>,
     /// The node of a Service's endpoint answers clients outside the cluster itself, whichever node they came in at.
@@ -50,6 +52,7 @@ pub struct Vxlan {
     /// Outer UDP destination port.
     pub port: u16,
 }
+
 
 /// A node as its peers need it (this one included): where its pods and its own addresses are reached.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -89,6 +92,8 @@ pub enum Reach {
     TunnelTo([u8; 6]),
     /// In an IP header alone; what needs more, as with [`Reach::Tunnel`].
     Ipip,
+    /// In UDP datagrams that user space makes, with all that would go in an envelope.
+    Udp,
     /// By a route over the node's own address. A node of this network that is beyond a router is reached by [`Reach::Tunnel`] instead.
     Route,
 }

@@ -31,19 +31,31 @@ impl Says {
     }
 }
 
-/// What a node whose backend is `own` is ready to receive, and tells the others so. `ipip`: whether its kernel can take packets of both
-/// families out of an IP header. That asks for nothing that envelopes do not, so it is done whatever the backend is.
-pub fn ready_for(own: BackendName, ipip: bool) -> BTreeSet<BackendName> {
+/// What a node is able to do for some of the backends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Able {
+    /// Its kernel takes packets of both families out of an IP header.
+    pub ipip: bool,
+    /// Somebody in user space carries its packets (`udp`).
+    pub udp: bool,
+}
+
+/// What a node whose backend is `own` is ready to receive, and tells the others so. `ipip` asks for nothing that envelopes do not, so it is
+/// taken whatever the backend is.
+pub fn ready_for(own: BackendName, able: Able) -> BTreeSet<BackendName> {
     let mut ready = BTreeSet::from([BackendName::Vxlan]);
     ready.extend((own == BackendName::HostGw).then_some(BackendName::HostGw));
-    ready.extend(ipip.then_some(BackendName::Ipip));
+    ready.extend(able.ipip.then_some(BackendName::Ipip));
+    ready.extend((own == BackendName::Udp && able.udp).then_some(BackendName::Udp));
     ready
 }
 
-/// How nodes' pods are reached that are not sent envelopes.
-pub fn instead(own: BackendName, said: &BTreeMap<NodeName, Says>) -> BTreeMap<NodeName, Reach> {
+/// How nodes' pods are reached that are not sent envelopes, from a node that is able to do so much.
+pub fn instead(own: BackendName, able: Able, said: &BTreeMap<NodeName, Says>) -> BTreeMap<NodeName, Reach> {
     let reach = match own {
         BackendName::Vxlan => return BTreeMap::new(),
+        BackendName::Udp if !able.udp => return BTreeMap::new(),
+        BackendName::Udp => Reach::Udp,
         BackendName::HostGw => Reach::Route,
         BackendName::Ipip => Reach::Ipip,
     };
@@ -55,19 +67,29 @@ pub fn takes_plain(own: BackendName, said: &BTreeMap<NodeName, Says>) -> bool {
     own == BackendName::HostGw || said.values().any(|says| says.sends == Some(BackendName::HostGw))
 }
 
+/// Whether packets are taken by way of user space.
+pub fn takes_udp(own: BackendName, said: &BTreeMap<NodeName, Says>) -> bool {
+    own == BackendName::Udp || said.values().any(|says| says.sends == Some(BackendName::Udp))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const ALL: [BackendName; 3] = [BackendName::Vxlan, BackendName::HostGw, BackendName::Ipip];
+    const ALL: [BackendName; 4] = [BackendName::Vxlan, BackendName::HostGw, BackendName::Ipip, BackendName::Udp];
+    const ABLE: Able = Able { ipip: true, udp: true };
 
     fn says(backend: BackendName) -> Says {
-        Says { sends: Some(backend), receives: ready_for(backend, true) }
+        Says { sends: Some(backend), receives: ready_for(backend, ABLE) }
     }
 
     /// Whether what the first sends to the second arrives.
     fn arrives(from: (BackendName, &BTreeMap<NodeName, Says>), to: (BackendName, &BTreeMap<NodeName, Says>)) -> bool {
-        instead(from.0, from.1).get(&NodeName::new("to")) != Some(&Reach::Route) || takes_plain(to.0, to.1)
+        match instead(from.0, ABLE, from.1).get(&NodeName::new("to")) {
+            Some(Reach::Route) => takes_plain(to.0, to.1),
+            Some(Reach::Udp) => takes_udp(to.0, to.1),
+            _ => true,
+        }
     }
 
     #[test]
@@ -94,11 +116,17 @@ mod tests {
             (NodeName::new("old"), Says::default()),
             (NodeName::new("vxlan"), says(BackendName::Vxlan)),
         ]);
-        assert_eq!(instead(BackendName::HostGw, &said), BTreeMap::from([(NodeName::new("ready"), Reach::Route)]));
-        assert_eq!(instead(BackendName::Vxlan, &said), BTreeMap::new());
-        let named: Vec<String> = instead(BackendName::Ipip, &said).keys().map(NodeName::to_string).collect();
+        assert_eq!(instead(BackendName::HostGw, ABLE, &said), BTreeMap::from([(NodeName::new("ready"), Reach::Route)]));
+        assert_eq!(instead(BackendName::Vxlan, ABLE, &said), BTreeMap::new());
+        let udp = BTreeMap::from([(NodeName::new("udp"), says(BackendName::Udp))]);
+        assert_eq!(instead(BackendName::Udp, ABLE, &udp), BTreeMap::from([(NodeName::new("udp"), Reach::Udp)]));
+        let without = Able { udp: false, ..ABLE };
+        assert_eq!(instead(BackendName::Udp, without, &udp), BTreeMap::new(), "nobody here would carry it");
+        assert!(!ready_for(BackendName::Udp, without).contains(&BackendName::Udp), "nobody here would take it");
+        assert!(!ready_for(BackendName::Vxlan, ABLE).contains(&BackendName::Udp), "no port is open that nobody asked for");
+        let named: Vec<String> = instead(BackendName::Ipip, ABLE, &said).keys().map(NodeName::to_string).collect();
         assert_eq!(named, ["ready", "vxlan"], "who is of this version takes them whatever it sends itself");
-        assert!(!ready_for(BackendName::Ipip, false).contains(&BackendName::Ipip), "a kernel that cannot is sent none");
+        assert!(!ready_for(BackendName::Ipip, Able { ipip: false, ..ABLE }).contains(&BackendName::Ipip), "a kernel that cannot is sent none");
         assert!(takes_plain(BackendName::Vxlan, &said), "one still sends so");
         assert!(!takes_plain(BackendName::Vxlan, &BTreeMap::from([(NodeName::new("old"), Says::default())])));
     }

@@ -45,6 +45,8 @@ pub enum BackendName {
     /// In an IP header alone (RFC 2003, RFC 4213). What needs more than that, and what goes between nodes' IPv6 addresses, as with
     /// [`BackendName::Vxlan`].
     Ipip,
+    /// In UDP datagrams that are made in user space (by `towpath carry`). Between nodes' IPv6 addresses as with [`BackendName::Vxlan`].
+    Udp,
 }
 
 impl BackendName {
@@ -54,6 +56,7 @@ impl BackendName {
             Self::Vxlan => "vxlan",
             Self::HostGw => "host-gw",
             Self::Ipip => "ipip",
+            Self::Udp => "udp",
         }
     }
 }
@@ -106,6 +109,8 @@ pub struct AgentConfig {
     pub vxlan_vni: u32,
     /// VXLAN UDP port.
     pub vxlan_port: u16,
+    /// UDP port of the backend `udp`.
+    pub udp_port: u16,
     /// Uplink device; none: the one that holds the node's address.
     pub uplink: Option<String>,
     /// Devices that lead out of the node besides the uplink, by name or by the beginning of names (`eth*`); none: those with a default route,
@@ -182,6 +187,7 @@ impl Default for AgentConfig {
             backend: BackendName::Vxlan,
             vxlan_vni: 116,
             vxlan_port: 8472,
+            udp_port: 8285,
             uplink: None,
             devices: Vec::new(),
             pod_mtu: None,
@@ -249,10 +255,17 @@ impl AgentConfig {
     pub fn carry_socket(&self) -> PathBuf {
         self.run_dir.join(FEED_SOCKET)
     }
+
+    /// Socket on which `towpath carry` takes what it needs for the backend `udp` (root only).
+    pub fn carry_udp_socket(&self) -> PathBuf {
+        self.run_dir.join(UDP_SOCKET)
+    }
 }
 
 /// Name of the socket of the feed, below both run directories.
 const FEED_SOCKET: &str = "carry.sock";
+/// Name of the socket on which queues of the backend `udp` are handed over, below both run directories.
+const UDP_SOCKET: &str = "carry-udp.sock";
 
 /// `towpath carry --config FILE`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -274,6 +287,11 @@ impl CarryConfig {
     /// Socket on which it takes the feed (root only); the agent's [`AgentConfig::carry_socket`].
     pub fn feed_socket(&self) -> PathBuf {
         self.run_dir.join(FEED_SOCKET)
+    }
+
+    /// Socket on which it takes what it needs for the backend `udp` (root only); the agent's [`AgentConfig::carry_udp_socket`].
+    pub fn udp_socket(&self) -> PathBuf {
+        self.run_dir.join(UDP_SOCKET)
     }
 
     /// Socket on which one carry hands over to the next (root only).

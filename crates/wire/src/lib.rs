@@ -9,3 +9,4 @@ pub mod observe;
 pub mod policy;
 pub mod service;
 pub mod status;
+pub mod udp;

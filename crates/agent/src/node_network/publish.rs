@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until};
 use towpath_model::custom::{BackendName, GivenAddress, NodeNetwork, NodeNetworkSpec, NodeNetworkStatus};
 use towpath_model::{NamespacedName, NodeName, World};
-use towpath_plan::backend::ready_for;
+use towpath_plan::backend::{Able, ready_for};
 use tracing::{debug, info, warn};
 
 use crate::backoff::Backoff;
@@ -22,6 +22,7 @@ use crate::cni_server::Readiness;
 use crate::counts;
 use crate::ipam::{Lease, LeaseStore};
 use crate::modes::State;
+use crate::udp::Carried;
 use crate::{SharedIndex, read};
 
 /// Field manager of what is written (server-side apply).
@@ -70,6 +71,7 @@ pub struct Publisher {
     readiness: watch::Receiver<Readiness>,
     in_charge: watch::Receiver<State>,
     generation: watch::Receiver<Option<i64>>,
+    carried: watch::Receiver<Carried>,
     written: Option<NodeNetworkStatus>,
     condition: Option<Condition>,
     backoff: Backoff,
@@ -86,6 +88,7 @@ impl Publisher {
         readiness: watch::Receiver<Readiness>,
         in_charge: watch::Receiver<State>,
         generation: watch::Receiver<Option<i64>>,
+        carried: watch::Receiver<Carried>,
     ) -> Self {
         Self {
             client,
@@ -95,6 +98,7 @@ impl Publisher {
             readiness,
             in_charge,
             generation,
+            carried,
             written: None,
             condition: None,
             backoff: Backoff::default(),
@@ -114,6 +118,7 @@ impl Publisher {
                         changed = self.readiness.changed() => if changed.is_err() { return },
                         changed = self.in_charge.changed() => if changed.is_err() { return },
                         changed = self.generation.changed() => if changed.is_err() { return },
+                        changed = self.carried.changed() => if changed.is_err() { return },
                         () = sleep(RECHECK) => continue,
                     }
                     sleep(WINDOW).await;
@@ -181,11 +186,13 @@ impl Publisher {
         // Until the kernel holds what this run wants it goes on as the run before: what that one said of itself still holds, but that it
         // takes what this one will not.
         let own = self.facts.backend;
+        let carried = self.carried.borrow_and_update().clone();
+        let ready = |udp| ready_for(own, Able { ipip: self.facts.takes_ipip, udp });
         let (backend, receive_ready) = match &*self.readiness.borrow() {
-            Readiness::Ready => (Some(own), ready_for(own, self.facts.takes_ipip)),
+            Readiness::Ready => (Some(own), ready(carried.is_yes())),
             Readiness::Starting(_) => {
                 let before = read(&self.index).backends().get(&self.facts.node).cloned().unwrap_or_default();
-                (before.sends, before.receives.intersection(&ready_for(own, self.facts.takes_ipip)).copied().collect())
+                (before.sends, before.receives.intersection(&ready(carried.may_be())).copied().collect())
             }
         };
         let receive_ready = receive_ready.into_iter().collect();

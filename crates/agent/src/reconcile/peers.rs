@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use towpath_model::NodeName;
-use towpath_plan::backend::{self, Says};
+use towpath_plan::backend::{self, Able, Says};
 use towpath_plan::peers;
 use tracing::{debug, warn};
 
@@ -13,7 +13,7 @@ use crate::read;
 use crate::settings::OwnNode;
 
 /// Packets of a backend are taken for so long after the last node stopped to send them.
-const QUIET: Duration = Duration::from_secs(30);
+pub(super) const QUIET: Duration = Duration::from_secs(30);
 
 impl Reconciler {
     /// Whether this node's own addresses or ranges are no longer those that the data path was opened with.
@@ -42,34 +42,50 @@ impl Reconciler {
             .map(|(node, says)| (node.clone(), says.clone()))
             .collect();
         self.kept.keep(index.backends());
-        let instead = backend::instead(self.backend, &others);
+        drop(index);
+        self.due_ways = false;
+        let able = Able { ipip: true, udp: self.udp.is_carried() };
+        let instead = backend::instead(self.backend, able, &others);
         let now = Instant::now();
+        let took_udp = self.udp.follow(backend::takes_udp(self.backend, &others), now);
         if backend::takes_plain(self.backend, &others) {
             self.plain_until = Some(now + QUIET);
         }
         let plain = self.plain_until.is_some_and(|until| now < until);
-        let changed = (instead != self.tunnels.instead) || plain != self.tunnels.plain;
+        let changed = (instead != self.tunnels.instead) || plain != self.tunnels.plain || took_udp;
         (self.tunnels.instead, self.tunnels.plain) = (instead, plain);
         changed
     }
 
-    /// Whether packets of other nodes' pods are taken as they are, and nobody has sent any for a while.
-    pub(super) fn quiet_is_over(&self) -> bool {
-        self.tunnels.plain && self.plain_until.is_none_or(|until| until <= Instant::now())
+    /// Whether packets of other nodes are taken as they are, or by way of user space, and nobody has sent any for a while; or whether the latter
+    /// became possible or impossible.
+    pub(super) fn ways_are_due(&self) -> bool {
+        let now = Instant::now();
+        let plain = self.tunnels.plain && self.plain_until.is_none_or(|until| until <= now);
+        self.due_ways || plain || self.udp.is_due(now)
     }
 
     pub(super) async fn apply_peers(&mut self) -> Result<(), String> {
         self.nodes_taken_over();
         self.ways_changed();
+        let work = self.own_udp_work();
+        if self.udp.make(&self.datapath, work).await {
+            // Whoever carried for an earlier run says so at once: no way is left only to be taken again.
+            self.udp.settle().await;
+            self.ways_changed();
+        }
         let planned = peers::plan(read(&self.index).world(), &self.node, &self.peers, &self.tunnels);
         self.peers.clone_from(&planned.peers);
-        let backend = self.backend;
+        let (backend, no_udp) = (self.backend, self.udp.problem());
         self.with_report(|report| {
             report.refused = planned.refused.into_iter().map(|(node, why)| (node.to_string(), why)).collect();
             report.peers.clone_from(&planned.peers);
             report.backend = backend;
+            report.no_udp = no_udp;
         });
         let applied = self.datapath.apply_peers(planned.peers).await.map_err(|e| e.to_string())?;
+        // Nothing leads there any more.
+        self.udp.unmake(&self.datapath).await?;
         for change in &applied.changes {
             debug!(change, "peers");
         }

@@ -22,6 +22,8 @@ use crate::predecessor::Remains;
 pub struct Report {
     /// Backend that this node sends by.
     pub backend: BackendName,
+    /// Why this node cannot send and take packets by it, if it is `udp`.
+    pub no_udp: Option<String>,
     /// Peers as last planned.
     pub peers: Vec<NodePeer>,
     /// Why a node or one of its ranges is left out.

@@ -145,7 +145,7 @@ pub async fn is_of_this_pid_namespace(socket: &Path) -> Result<bool, FeedError> 
     Ok(peer.pid().is_some_and(|pid| pid != 0))
 }
 
-pub(super) async fn connect(socket: &Path) -> Result<Frames, FeedError> {
+pub(crate) async fn connect(socket: &Path) -> Result<Frames, FeedError> {
     let stream =
         UnixStream::connect(socket).await.map_err(|source| FeedError::Connect { socket: socket.to_owned(), source })?;
     Ok(Frames::new(stream))

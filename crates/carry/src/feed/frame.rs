@@ -22,6 +22,11 @@ impl Frames {
         Self { framed: Framed::new(stream, codec) }
     }
 
+    /// What is under it; between messages nothing of it is read ahead that was not sent ahead.
+    pub(crate) fn stream(&self) -> &UnixStream {
+        self.framed.get_ref()
+    }
+
     /// The next message; none at an orderly end.
     pub(crate) async fn read<T: DeserializeOwned>(&mut self) -> Result<Option<T>, FeedError> {
         match self.framed.next().await {

@@ -130,6 +130,8 @@ pub struct NodeConfig {
     pub direct_return: bool,
     /// The other network's tunnel device over IPv6; 0: none.
     pub borrowed_tunnel6: u32,
+    /// The device of the backend `udp` and the port where its datagrams come in; 0: none.
+    pub udp: (u32, u16),
 }
 
 /// What packets of pods come by besides our own devices, where another network was here before or still is on other nodes.

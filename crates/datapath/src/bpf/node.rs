@@ -12,7 +12,7 @@ use super::map::Map;
 use super::mirror::Mirror;
 use crate::abi::{
     self, Addr, Be16, CidrKey, TP_MODE_VXLAN, TP_NODE_BORROWED_TUNNEL, TP_NODE_DIRECT_RETURN, TP_NODE_PLAIN_ROUTING,
-    TP_NODE_SILENT_LO4, TP_NODE_SILENT_LO6, TP_PEER_IPIP, TP_PEER_LOCAL, TP_PEER_NODE, TP_PEER_PLAIN, TP_PEER_SILENT,
+    TP_NODE_SILENT_LO4, TP_NODE_SILENT_LO6, TP_PEER_IPIP, TP_PEER_LOCAL, TP_PEER_NODE, TP_PEER_PLAIN, TP_PEER_SILENT, TP_PEER_UDP,
 };
 
 /// `tp_node_config`, `tp_peers` and `tp_revision`.
@@ -53,6 +53,9 @@ fn encode(node: &NodeConfig) -> abi::NodeConfig {
             | if node.loopback_node_ports.1 { 0 } else { TP_NODE_SILENT_LO6 }
             | if node.direct_return { TP_NODE_DIRECT_RETURN } else { 0 },
         tunnel6_ifindex: node.borrowed_tunnel6,
+        udp_ifindex: node.udp.0,
+        udp_port: Be16::new(node.udp.1),
+        pad: [0; 2],
     }
 }
 
@@ -63,7 +66,7 @@ fn prefixes(peers: &[NodePeer], surroundings: &Surroundings) -> HashMap<CidrKey,
         let plain = match peer.reach {
             Reach::Route => TP_PEER_PLAIN,
             Reach::Ipip => TP_PEER_IPIP,
-            Reach::Tunnel | Reach::TunnelTo(_) => 0,
+            Reach::Tunnel | Reach::TunnelTo(_) | Reach::Udp => 0,
         };
         let mac = if let Reach::TunnelTo(mac) = peer.reach { mac } else { [0; 6] };
         let local = if peer.local { TP_PEER_LOCAL } else { 0 };
@@ -76,9 +79,10 @@ fn prefixes(peers: &[NodePeer], surroundings: &Surroundings) -> HashMap<CidrKey,
         }
         // A node of ours answers pods in the tunnel, for an underlay may drop their addresses; Flannel's has none for that.
         let plain = if peer.flannel.is_some() { plain } else { 0 };
+        let udp = if peer.reach == Reach::Udp { TP_PEER_UDP } else { 0 };
         let of_node = |address: &IpAddr| {
             let silent = if surroundings.silent.contains(address) { TP_PEER_SILENT } else { 0 };
-            abi::Peer { flags: local | plain | TP_PEER_NODE | silent, ..entry }
+            abi::Peer { flags: local | plain | udp | TP_PEER_NODE | silent, ..entry }
         };
         for address in &peer.addresses {
             wanted.insert(CidrKey::host(*address), of_node(address));

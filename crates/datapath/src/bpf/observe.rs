@@ -46,6 +46,7 @@ impl Reason {
             TP_AUDIT_INGRESS => "audit_ingress",
             TP_DIRECT_RETURN => "direct_return",
             TP_IPIP_OUT => "ipip_out",
+            TP_UDP_OUT => "udp_out",
             TP_ACCELERATED => "accelerated",
             TP_DROP_MALFORMED => "malformed",
             TP_DROP_SOURCE_ADDRESS => "source_address",

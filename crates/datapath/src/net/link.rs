@@ -32,6 +32,8 @@ pub struct Link {
     pub operational: bool,
     /// MTU in bytes.
     pub mtu: u32,
+    /// Packets that may wait to be sent.
+    pub queue: u32,
     /// Hardware address, for Ethernet.
     pub mac: Option<[u8; 6]>,
     /// `veth`, `vxlan`, `bridge`, …; none for a plain device.
@@ -208,6 +210,11 @@ pub fn set_mtu(index: u32, name: &str, mtu: u32) -> Request {
     change(index, format!("set MTU {mtu} on device {name}"), LinkAttribute::Mtu(mtu))
 }
 
+/// Request: how many packets may wait to be sent.
+pub fn set_queue(index: u32, name: &str, packets: u32) -> Request {
+    change(index, format!("let {packets} packets wait at device {name}"), LinkAttribute::TxQueueLen(packets))
+}
+
 /// Request: set the hardware address.
 pub fn set_mac(index: u32, name: &str, mac: [u8; 6]) -> Request {
     change(index, format!("set MAC {} on device {name}", super::mac::text(mac)), LinkAttribute::Address(mac.to_vec()))
@@ -237,6 +244,7 @@ fn read(message: LinkMessage) -> Link {
         up: message.header.flags.contains(LinkFlags::Up),
         operational: false,
         mtu: 0,
+        queue: 0,
         mac: None,
         kind: None,
         vxlan: None,
@@ -246,6 +254,7 @@ fn read(message: LinkMessage) -> Link {
         match attribute {
             LinkAttribute::IfName(name) => link.name = name,
             LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+            LinkAttribute::TxQueueLen(packets) => link.queue = packets,
             LinkAttribute::OperState(state) => link.operational = matches!(state, State::Up | State::Unknown),
             LinkAttribute::Address(bytes) => link.mac = bytes.try_into().ok(),
             LinkAttribute::LinkInfo(infos) => read_info(&mut link, infos),

@@ -2,7 +2,7 @@
 //!
 //! Everything here is synchronous and acts in the network namespace of the calling thread (a [`netlink::Netlink`] socket in
 //! that of the thread which opened it), so callers run it on a thread of their own and never across an await. What is ours
-//! is told from what is not by names ([`link::TUNNEL_DEVICE`], pod devices, see [`pod::host_device`]), by [`PROTOCOL`] on routes,
+//! is told from what is not by names ([`link::TUNNEL_DEVICE`], [`tap::UDP_DEVICE`], pod devices, see [`pod::host_device`]), by [`PROTOCOL`] on routes,
 //! rules and addresses, and by the nftables table [`nft::TABLE`]; nothing else is ever changed or deleted.
 
 pub mod address;
@@ -25,6 +25,7 @@ pub mod route;
 pub mod rule;
 pub mod sock_diag;
 pub mod sysctl;
+pub mod tap;
 pub mod uplink;
 
 pub use error::Error;

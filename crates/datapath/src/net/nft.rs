@@ -15,6 +15,7 @@ use towpath_model::Family;
 use super::error::Error;
 use super::host_range;
 use super::link::TUNNEL_DEVICE;
+use super::tap::UDP_DEVICE;
 
 /// The table's name, in family `inet`.
 pub const TABLE: &str = "towpath";
@@ -47,6 +48,8 @@ pub struct Facts {
     pub dns: Vec<IpAddr>,
     /// UDP port of the tunnel.
     pub tunnel_port: u16,
+    /// Port of the backend `udp`, while packets are taken so.
+    pub udp_port: Option<u16>,
     /// The tunnel device is another network's, and no program of ours judges what it opens: only nodes send envelopes here.
     pub borrowed_tunnel: bool,
     /// Packets between pods are tracked: another network's pods are here, whose rules and translations go by what is tracked.
@@ -178,7 +181,8 @@ pub fn ruleset(facts: &Facts) -> Value {
         }}}));
     }
     for chain in ["raw-prerouting", "raw-output"] {
-        let port = equal(payload("udp", "dport"), json!(facts.tunnel_port));
+        let ports: Vec<u16> = [facts.tunnel_port].into_iter().chain(facts.udp_port).collect();
+        let port = equal(payload("udp", "dport"), json!({"set": ports}));
         commands.push(rule(chain, "tunnel packets need no tracking", vec![port, json!({"notrack": null})]));
     }
     for family in [4, 6] {
@@ -259,7 +263,7 @@ fn source_for_kube_proxy(ip: &str, own: IpAddr) -> Value {
     let mark = || json!({"meta": {"key": "mark"}});
     let marked =
         json!({"match": {"op": "==", "left": {"&": [mark(), KUBE_PROXY_MASQUERADE]}, "right": KUBE_PROXY_MASQUERADE}});
-    let devices = json!({"set": ["tp*", TUNNEL_DEVICE]});
+    let devices = json!({"set": ["tp*", TUNNEL_DEVICE, UDP_DEVICE]});
     let family = if ip == "ip" { "ipv4" } else { "ipv6" };
     let expressions = vec![
         equal(json!({"meta": {"key": "nfproto"}}), json!(family)),
@@ -335,6 +339,7 @@ mod tests {
             untranslated: Vec::new(),
             dns: vec!["169.254.116.10".parse().unwrap()],
             tunnel_port: 8472,
+            udp_port: None,
             borrowed_tunnel: false,
             track_pods: false,
         }

@@ -18,7 +18,7 @@ use towpath_model::NodeName;
 use towpath_model::desired::{NodePeer, Reach};
 
 use super::route::{Encap, Route};
-use super::{MAIN_TABLE, NODE_TABLE, gateway_of, host_range, mac, of_family};
+use super::{MAIN_TABLE, NODE_TABLE, gateway_of, host_range, mac, of_family, tap};
 
 /// This node's end of the tunnel.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,6 +36,8 @@ pub struct Tunnel {
     pub lent: bool,
     /// Index of the uplink.
     pub uplink: u32,
+    /// Index of the device of the backend `udp`; 0: there is none.
+    pub udp: u32,
     /// The devices that lead to nodes which take packets as they are, IPv4 and IPv6.
     pub plain: BTreeMap<NodeName, [u32; 2]>,
 }
@@ -49,6 +51,8 @@ pub struct PeerTables {
     pub nodes: Vec<Route>,
     /// Next hops on the tunnel device.
     pub neighbours: BTreeMap<IpAddr, [u8; 6]>,
+    /// Next hops on the device of `udp`: of all peers, whatever they are reached by, so that a route finds its own there as soon as it leads there.
+    pub udp_neighbours: BTreeMap<IpAddr, [u8; 6]>,
     /// Of a lent tunnel device: where frames for a MAC address go.
     pub forwarding: BTreeMap<[u8; 6], IpAddr>,
     /// Ranges whose route another network may have made; it serves as well.
@@ -73,11 +77,16 @@ pub fn tables(tunnel: &Tunnel, peers: &[NodePeer]) -> PeerTables {
             ));
             continue;
         };
-        let path = Path::to(tunnel, peer, source, peer.reach);
+        let udp = udp_mac(tunnel, peer);
+        let reach = match (peer.reach, udp) {
+            (Reach::Udp, None) => Reach::Tunnel,
+            (reach, _) => reach,
+        };
+        let path = Path::to(tunnel, peer, source, reach);
         // What other networks' nodes do not take in a tunnel goes to the nodes themselves as it is, too.
-        let to_node = match (peer.reach, peer.flannel) {
+        let to_node = match (reach, peer.flannel) {
             (Reach::Route, None) => Path::to(tunnel, peer, source, Reach::Tunnel),
-            _ => Path::to(tunnel, peer, source, peer.reach),
+            _ => Path::to(tunnel, peer, source, reach),
         };
         let mut gateways = Vec::new();
         for range in &peer.pod_cidrs {
@@ -93,6 +102,9 @@ pub fn tables(tunnel: &Tunnel, peers: &[NodePeer]) -> PeerTables {
             tables.ranges.push(path.route(MAIN_TABLE, range.trunc(), gateway));
             if let (Some(mac), Some(gateway)) = (to_node.mac, to_node.next_hop(*range)) {
                 gateways.push(gateway);
+                tables.udp_neighbours.extend(udp.map(|mac| (gateway, mac)));
+                // In the tunnel, too: no route finds its next hop gone while a peer changes its way.
+                let mac = if reach == Reach::Udp { mac::of_tunnel(peer.tunnel) } else { mac };
                 tables.neighbours.insert(gateway, mac);
                 tables.forwarding.extend(tunnel.lent.then_some((mac, peer.tunnel)));
             }
@@ -109,12 +121,22 @@ pub fn tables(tunnel: &Tunnel, peers: &[NodePeer]) -> PeerTables {
     tables
 }
 
+/// MAC address of a peer on the device of `udp`; none: it is not to be had there, or the device is not.
+fn udp_mac(tunnel: &Tunnel, peer: &NodePeer) -> Option<[u8; 6]> {
+    match peer.tunnel {
+        IpAddr::V4(address) if tunnel.udp > 0 && !tunnel.lent => Some(tap::mac_of(address)),
+        _ => None,
+    }
+}
+
 /// How the kernel's routes lead to a peer.
 struct Path<'a> {
     tunnel: &'a Tunnel,
     peer: &'a NodePeer,
     /// Of the peer's tunnel device; none: packets go as they are.
     mac: Option<[u8; 6]>,
+    /// The device that its packets go by, where they do not go as they are.
+    device: u32,
     encap: Option<Encap>,
     /// What the node's own packets have as their source, at most one a family.
     sources: &'a [IpAddr],
@@ -126,8 +148,10 @@ impl<'a> Path<'a> {
             // What the programs do not send otherwise the kernel puts into envelopes.
             Reach::Tunnel | Reach::Ipip => Some(mac::of_tunnel(peer.tunnel)),
             Reach::TunnelTo(mac) => Some(mac),
+            Reach::Udp => udp_mac(tunnel, peer),
             Reach::Route => None,
         };
+        let udp = reach == Reach::Udp;
         let encap = Encap { id: tunnel.id, source, destination: peer.tunnel };
         let sources = match (mac, peer.flannel) {
             // The device's own address is the one that Flannel's nodes answer in the tunnel.
@@ -135,7 +159,8 @@ impl<'a> Path<'a> {
             (Some(_), Some(flannel)) if !flannel.taken_over => tunnel.gateways.as_slice(),
             _ => tunnel.addresses.as_slice(),
         };
-        Self { tunnel, peer, mac, encap: Some(encap).filter(|_| mac.is_some() && !tunnel.lent), sources }
+        let device = if udp { tunnel.udp } else { tunnel.device };
+        Self { tunnel, peer, mac, device, encap: Some(encap).filter(|_| mac.is_some() && !tunnel.lent && !udp), sources }
     }
 
     fn next_hop(&self, range: IpNet) -> Option<IpAddr> {
@@ -159,7 +184,7 @@ impl<'a> Path<'a> {
         Route {
             table,
             destination,
-            device: if self.mac.is_some() { self.tunnel.device } else { self.plain_device(gateway) },
+            device: if self.mac.is_some() { self.device } else { self.plain_device(gateway) },
             gateway: Some(gateway),
             source: of_family(self.sources, gateway),
             encap: self.encap.clone(),
@@ -193,6 +218,7 @@ mod tests {
             gateways: vec!["10.244.1.1".parse().unwrap()],
             lent: false,
             uplink: 2,
+            udp: 9,
             plain: BTreeMap::new(),
         }
     }
@@ -271,6 +297,23 @@ mod tests {
         // The rest is as with a tunnel, so that nothing goes while a node changes its way.
         let without = tables(&tunnel(), &[NodePeer { reach: Reach::Tunnel, ..b }]);
         assert_eq!((with.nodes.len(), &with.nodes, &with.neighbours), (2, &without.nodes, &without.neighbours));
+    }
+
+    #[test]
+    fn a_node_that_takes_udp_has_everything_over_that_device_and_its_place_in_the_tunnel_besides() {
+        let b = NodePeer { reach: Reach::Udp, ..peer("b", "192.0.2.2", &["10.244.2.0/24"], false) };
+        let with = tables(&tunnel(), std::slice::from_ref(&b));
+        let gateway: IpAddr = "10.244.2.1".parse().unwrap();
+        for route in with.ranges.iter().chain(&with.nodes) {
+            assert_eq!((route.device, route.gateway, &route.encap), (9, Some(gateway), &None));
+        }
+        assert_eq!(with.udp_neighbours[&gateway], [0x02, 0x77, 192, 0, 2, 2]);
+        assert_eq!(with.neighbours[&gateway], mac::of_tunnel("192.0.2.2".parse().unwrap()));
+        // Neighbours are the same before and after; without the device it is a node as any.
+        let before = tables(&tunnel(), &[NodePeer { reach: Reach::Tunnel, ..b.clone() }]);
+        assert_eq!((&before.neighbours, &before.udp_neighbours), (&with.neighbours, &with.udp_neighbours));
+        let without = tables(&Tunnel { udp: 0, ..tunnel() }, &[b]);
+        assert_eq!((&without.ranges, without.udp_neighbours.len()), (&before.ranges, 0));
     }
 
     #[test]

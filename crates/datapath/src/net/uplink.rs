@@ -10,7 +10,7 @@ use super::error::Error;
 use super::link::{self, Link};
 use super::netlink::Netlink;
 use super::pod::is_host_device;
-use super::{address, route};
+use super::{address, route, tap};
 
 /// Bytes that VXLAN adds on an IPv4 underlay: 20 IPv4, 8 UDP, 8 VXLAN, 14 inner Ethernet (RFC 7348 §5).
 pub const OVERHEAD_V4: u32 = 50;
@@ -81,7 +81,7 @@ pub fn outside(netlink: &mut Netlink, uplink: &Link, named: &[String]) -> Result
     };
     let by_default = if named.is_empty() { route::default_devices(netlink)? } else { Vec::new() };
     let mut outside = Outside::default();
-    for link in links.iter().filter(|l| !is_host_device(&l.name) && l.name != link::TUNNEL_DEVICE && l.name != "lo") {
+    for link in links.iter().filter(|l| !is_host_device(&l.name) && l.name != link::TUNNEL_DEVICE && l.name != tap::UDP_DEVICE && l.name != "lo") {
         let chosen = if named.is_empty() {
             by_default.contains(&link.index) || (is_of_the_machine(link) && !of(link).is_empty())
         } else {

@@ -10,6 +10,7 @@ use crate::bpf::NodeConfig;
 use crate::error::Error;
 use crate::net::link::{self, Link, TUNNEL_DEVICE};
 use crate::net::route::Route;
+use crate::net::tap::UDP_DEVICE;
 use crate::net::{MAIN_TABLE, NODE_TABLE, address, mac, neighbour, nft, route, rule, sysctl};
 use crate::requests::Applied;
 
@@ -23,7 +24,12 @@ impl Node {
         if let Some(mac) = tunnel.mac.filter(|_| self.lent.is_some()) {
             self.facts.tunnel_mac = mac;
         }
+        let udp = self.ensure_udp_device(&mut changes)?;
         self.ensure_programs()?;
+        if let Some(udp) = udp.filter(|udp| !udp.up) {
+            changes.push(format!("bring device {} up", udp.name));
+            self.netlink.request(link::up(udp.index, &udp.name))?;
+        }
         if !tunnel.up {
             changes.push(format!("bring device {TUNNEL_DEVICE} up"));
             self.netlink.request(link::up(tunnel.index, TUNNEL_DEVICE))?;
@@ -150,6 +156,7 @@ impl Node {
             borrowed_tunnel: self.lent.is_some(),
             direct_return: settings.direct_server_return,
             borrowed_tunnel6,
+            udp: (facts.udp_ifindex, settings.udp_port),
         })?;
         self.ensure_node_hooks()?;
         let cgroup = match &self.config.cgroup {
@@ -181,6 +188,10 @@ impl Node {
                 applied.note(neighbour::ensure_forwarding(&mut self.netlink, device, name, &tables.forwarding));
                 applied.note(neighbour::ensure_among(&mut self.netlink, device, name, &tables.neighbours));
             }
+        }
+        if self.facts.udp_ifindex > 0 {
+            let device = self.facts.udp_ifindex;
+            applied.note(neighbour::ensure(&mut self.netlink, device, UDP_DEVICE, &tables.udp_neighbours));
         }
         for (table, wanted) in [(MAIN_TABLE, tables.ranges), (NODE_TABLE, tables.nodes)] {
             // In the main table the others of ours are the pods'. Ours through no device of ours are leftovers.

@@ -20,6 +20,7 @@ use crate::error::Error;
 use crate::net::filter::{self, Direction, Filter, Present};
 use crate::net::link::{self, Link, TUNNEL_DEVICE};
 use crate::net::pod::is_host_device;
+use crate::net::tap::UDP_DEVICE;
 
 /// The hooks of a pod's device.
 const POD_HOOKS: [(Hook, Direction); 2] = [(Hook::FromPod, Direction::Ingress), (Hook::ToPod, Direction::Egress)];
@@ -145,12 +146,18 @@ impl Node {
         let facts = &self.facts;
         let outside = facts.outside.clone();
         let tunnel = (facts.tunnel_ifindex, TUNNEL_DEVICE.to_owned(), (Hook::FromTunnel, Direction::Ingress));
+        let udp = (facts.udp_ifindex, UDP_DEVICE.to_owned(), (Hook::FromTunnel, Direction::Ingress));
+        let udp = Some(udp).filter(|(index, ..)| *index > 0);
+        let (tunnel_ifindex, udp_ifindex) = (facts.tunnel_ifindex, facts.udp_ifindex);
         let outside_hooks =
             outside.iter().flat_map(|(index, device)| OUTSIDE_HOOKS.map(|hook| (*index, device.clone(), hook)));
-        let hooks: Vec<_> = [tunnel].into_iter().chain(outside_hooks).collect();
+        let hooks: Vec<_> = [tunnel].into_iter().chain(udp).chain(outside_hooks).collect();
         self.leave_devices(&outside)?;
         for (index, device, (hook, direction)) in hooks {
-            if self.lent.is_some() && (hook == Hook::FromTunnel || self.is_too_early(index, hook)?) {
+            if self.lent.is_some()
+                && index != udp_ifindex
+                && (index == tunnel_ifindex || self.is_too_early(index, hook)?)
+            {
                 continue;
             }
             match (self.attachment, &mut self.programs) {
@@ -178,7 +185,7 @@ impl Node {
                 // A filter has no owner: whatever may have led out is looked at once.
                 None => {
                     let all = link::list(&mut self.netlink)?.into_iter();
-                    all.filter(|l| l.name != TUNNEL_DEVICE && !is_host_device(&l.name))
+                    all.filter(|l| l.name != TUNNEL_DEVICE && l.name != UDP_DEVICE && !is_host_device(&l.name))
                         .map(|l| (l.index, l.name))
                         .collect()
                 }

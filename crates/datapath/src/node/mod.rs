@@ -11,6 +11,7 @@ mod reaper;
 mod release;
 #[cfg(test)]
 mod tests;
+mod udp;
 mod wires;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -32,7 +33,7 @@ use crate::net::link::{self, Link, TUNNEL_DEVICE};
 use crate::net::netlink::Netlink;
 use crate::net::peers::{PeerTables, Tunnel};
 use crate::net::uplink::Outside;
-use crate::net::{self, gateway_of, local_ports, mac, netns, nft, of_family, peers, uplink};
+use crate::net::{self, gateway_of, local_ports, mac, netns, nft, of_family, peers, tap, uplink};
 use crate::records::Records;
 use crate::requests::{Applied, DatapathConfig, NodeFacts, NodeStatus, ServiceFlows};
 use crate::uninstall;
@@ -85,6 +86,8 @@ pub(crate) struct Node {
     elsewhere: BTreeSet<IpAddr>,
     /// Whether `apply_peers` was called: before it, what a former agent left stays.
     peers_known: bool,
+    /// Whether packets are taken by way of user space (`udp`); none: nobody has said yet, and what a former agent left stays.
+    udp_wanted: Option<bool>,
     nft: nft::Table,
     problems: Vec<String>,
 }
@@ -149,6 +152,7 @@ impl Node {
             peers: Vec::new(),
             beyond: BTreeSet::new(),
             peers_known: false,
+            udp_wanted: None,
             nft,
             problems: Vec::new(),
         };
@@ -387,6 +391,7 @@ impl Node {
             gateways: self.facts.gateways.clone(),
             lent: self.lent.is_some(),
             uplink: self.facts.uplink_ifindex,
+            udp: self.facts.udp_ifindex,
             plain: self.plain.clone(),
         }
     }
@@ -407,6 +412,7 @@ impl Node {
             untranslated: settings.non_masquerade_cidrs.clone(),
             dns: settings.dns_addresses.clone(),
             tunnel_port: settings.vxlan.port,
+            udp_port: Some(settings.udp_port).filter(|_| self.facts.udp_ifindex > 0),
             // Before the peers are known every node would be a stranger.
             borrowed_tunnel: self.lent.is_some() && self.peers_known,
             // Before the first peers nothing is known of another network's pods either.
@@ -457,6 +463,7 @@ fn gather_with(netlink: &mut Netlink, config: &DatapathConfig, tunnel: Option<Ip
         outside: outside.devices,
         more_addresses: outside.addresses,
         tunnel_ifindex: present.map_or(0, |l| l.index),
+        udp_ifindex: link::by_name(netlink, tap::UDP_DEVICE)?.map_or(0, |l| l.index),
         tunnel_address,
         tunnel_mac: mac::of_tunnel(tunnel_address),
         tunnel_mtu,

@@ -43,5 +43,6 @@ mod services;
 mod snat;
 mod sockets;
 mod supervised;
+mod udp;
 mod wire;
 mod world;

@@ -299,6 +299,7 @@ pub fn node_config(tunnel: u32, uplink: u32) -> NodeConfig {
         borrowed_tunnel: false,
         direct_return: false,
         borrowed_tunnel6: 0,
+        udp: (0, 0),
     }
 }
 

@@ -21,7 +21,7 @@ use towpath_model::{
     ClusterNetworkPolicy, DomainName, NamespacedName, NodeName, NodePortAddresses, Protocol,
     SOCKET_SERVICES_ANNOTATION, Service, SocketServices, TrafficPolicy, World, family_of,
 };
-use towpath_plan::backend::{self, Says};
+use towpath_plan::backend::{self, Able, Says};
 use towpath_plan::services::{OwnPods, Planner, ServiceConfig, host_port_of};
 use towpath_plan::{Changed, modes, socket_services};
 use towpath_policy::names::{Learned, Limits};
@@ -205,9 +205,12 @@ impl Facts {
     fn way(&self, from: &NodeName, to: &NodeName) -> &'static str {
         let Some(backends) = &self.backends else { return "by the backend in force, which is not known here," };
         let sends = backends.get(from).and_then(|says| says.sends).unwrap_or_default();
-        match backend::instead(sends, backends).get(to) {
+        // Who sends so is able to.
+        let able = Able { ipip: true, udp: true };
+        match backend::instead(sends, able, backends).get(to) {
             Some(Reach::Route) => "as it is (host-gw; VXLAN where a router lies between)",
             Some(Reach::Ipip) => "in an IP header (ipip)",
+            Some(Reach::Udp) => "in a UDP datagram (udp)",
             Some(Reach::Tunnel | Reach::TunnelTo(_)) | None => "VXLAN",
         }
     }

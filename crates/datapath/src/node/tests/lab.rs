@@ -420,6 +420,7 @@ fn settings(number: u8, kind: Kind) -> NodeSettings {
         node_ports: (30000, 32767),
         node_port_addresses: Default::default(),
         vxlan: Vxlan { vni: 116, port: 8472 },
+        udp_port: 8285,
         pod_mtu: None,
         direct_server_return: false,
     };

@@ -1,0 +1,290 @@
+//! UDP sockets that give and take many datagrams in one call: several to several ends (`sendmmsg`, `recvmmsg`), and several of one length
+//! between the same ends as one (`UDP_SEGMENT`, `UDP_GRO`).
+//!
+//! Unsafe: the calls, and reading what the kernel wrote. What the kernel says of lengths is held against the buffers.
+
+use std::io::{self, IoSlice};
+use std::mem::{size_of, zeroed};
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+
+use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, SockaddrIn, bind, setsockopt, socket, sockopt};
+
+use crate::net::Error;
+
+/// Bytes that wait in a socket at most, as the kernel counts them.
+const WAITING: usize = 8 << 20;
+/// `IP_PMTUDISC_OMIT` of linux/in.h: nobody's word about the path is believed, and what does not fit the device is cut into fragments.
+const PMTUDISC_OMIT: libc::c_int = 5;
+/// `UDP_GRO` of linux/udp.h.
+const UDP_GRO: libc::c_int = 104;
+/// `UDP_SEGMENT` of linux/udp.h.
+const UDP_SEGMENT: libc::c_int = 103;
+/// The largest that a read gives: datagrams of one length that came together.
+const BUFFER: usize = 0x1_0000;
+/// Room for the one control message that is asked for or given (a number of 4 bytes at most).
+const CONTROL: usize = 64;
+
+/// A socket that takes datagrams at an address, beside others of the same user that do: the kernel gives each one a share of the flows.
+///
+/// # Errors
+/// The port is taken by a socket that does not share it, or the address is not here.
+pub fn receiver(at: SocketAddrV4) -> Result<OwnedFd, Error> {
+    let said = |what: &str| format!("{what} for UDP at {at}");
+    let socket = open().map_err(|e| Error::system(said("open a socket"), e))?;
+    setsockopt(&socket, sockopt::ReusePort, &true).map_err(|e| Error::system(said("share the socket's port"), e))?;
+    enlarge(&socket);
+    set(&socket, libc::SOL_UDP, UDP_GRO, 1).map_err(|e| Error::system(said("have datagrams come together"), e))?;
+    bind(socket.as_raw_fd(), &SockaddrIn::from(at)).map_err(|e| match e {
+        nix::Error::EADDRINUSE => Error::Refused(format!(
+            "UDP port {} of {} is taken: find who has it with `ss -ulnp sport = :{}`, or set another spec.udp.port",
+            at.port(),
+            at.ip(),
+            at.port()
+        )),
+        e => Error::system(said("bind a socket"), e),
+    })?;
+    Ok(socket)
+}
+
+/// A socket that sends datagrams from an address, and is given none.
+///
+/// # Errors
+/// The address is not here.
+pub fn sender(from: Ipv4Addr) -> Result<OwnedFd, Error> {
+    let said = |what: &str| format!("{what} for UDP from {from}");
+    let socket = open().map_err(|e| Error::system(said("open a socket"), e))?;
+    enlarge(&socket);
+    set(&socket, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, PMTUDISC_OMIT)
+        .map_err(|e| Error::system(said("let packets be fragmented"), e))?;
+    bind(socket.as_raw_fd(), &SockaddrIn::from(SocketAddrV4::new(from, 0)))
+        .map_err(|e| Error::system(said("bind a socket"), e))?;
+    Ok(socket)
+}
+
+fn open() -> nix::Result<OwnedFd> {
+    socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, SockProtocol::Udp)
+}
+
+/// As much room as may be had: beyond the limit for all with the right to it, up to the limit without.
+fn enlarge(socket: &OwnedFd) {
+    for (forced, asked) in [(libc::SO_RCVBUFFORCE, libc::SO_RCVBUF), (libc::SO_SNDBUFFORCE, libc::SO_SNDBUF)] {
+        let bytes = WAITING as libc::c_int;
+        if set(socket, libc::SOL_SOCKET, forced, bytes).or_else(|_| set(socket, libc::SOL_SOCKET, asked, bytes)).is_err() {
+            tracing::warn!("a socket of the backend udp keeps the room that the kernel gives by default");
+        }
+    }
+}
+
+fn set(socket: &OwnedFd, level: libc::c_int, name: libc::c_int, value: libc::c_int) -> io::Result<()> {
+    let length = size_of::<libc::c_int>() as libc::socklen_t;
+    // SAFETY: the socket is open, and `value` is an integer of the length that is given, which the call reads.
+    match unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, (&raw const value).cast(), length) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Datagrams to one end: all of `segment` bytes but the last, which may be shorter; at most 64, and 65,507 bytes of them.
+#[derive(Debug)]
+pub struct Train<'a> {
+    /// Where to.
+    pub to: SocketAddrV4,
+    /// Bytes of each but the last.
+    pub segment: u16,
+    /// Their bytes, in pieces.
+    pub pieces: &'a [IoSlice<'a>],
+}
+
+/// A control message that names the length of segments.
+#[repr(C, align(8))]
+struct Control([u8; CONTROL]);
+
+/// Sends trains, waiting while there is no room. How many went before one did not, which has the error.
+///
+/// # Errors
+/// The first that did not go, with its place.
+pub fn send(socket: BorrowedFd<'_>, trains: &[Train<'_>]) -> Result<(), (usize, io::Error)> {
+    let mut names: Vec<libc::sockaddr_in> = trains.iter().map(|train| sockaddr(train.to)).collect();
+    let mut controls: Vec<Control> = trains.iter().map(|_| Control([0; CONTROL])).collect();
+    let mut messages: Vec<libc::mmsghdr> = Vec::with_capacity(trains.len());
+    for ((train, name), control) in trains.iter().zip(&mut names).zip(&mut controls) {
+        // SAFETY: all zero is a value of this plain struct.
+        let mut message: libc::mmsghdr = unsafe { zeroed() };
+        let header = &mut message.msg_hdr;
+        header.msg_name = (&raw mut *name).cast();
+        header.msg_namelen = size_of::<libc::sockaddr_in>() as libc::socklen_t;
+        // An IoSlice has the layout of an iovec, which the call only reads.
+        header.msg_iov = train.pieces.as_ptr().cast_mut().cast();
+        header.msg_iovlen = train.pieces.len() as _;
+        let bytes: usize = train.pieces.iter().map(|piece| piece.len()).sum();
+        if bytes > usize::from(train.segment) {
+            header.msg_control = control.0.as_mut_ptr().cast();
+            header.msg_controllen = CONTROL as _;
+            // SAFETY: the buffer is aligned and longer than a control message of two bytes, and nothing else refers to it.
+            unsafe {
+                let first = libc::CMSG_FIRSTHDR(header);
+                (*first).cmsg_level = libc::SOL_UDP;
+                (*first).cmsg_type = UDP_SEGMENT;
+                (*first).cmsg_len = libc::CMSG_LEN(2) as _;
+                libc::CMSG_DATA(first).cast::<u16>().write_unaligned(train.segment);
+                header.msg_controllen = libc::CMSG_SPACE(2) as _;
+            }
+        }
+        messages.push(message);
+    }
+    let mut gone = 0;
+    while let Some(rest) = messages.get_mut(gone..).filter(|rest| !rest.is_empty()) {
+        let count = rest.len().min(libc::UIO_MAXIOV as usize) as libc::c_uint;
+        // SAFETY: `rest` holds `count` messages, whose names, control messages and pieces live through the call.
+        let sent = unsafe { libc::sendmmsg(socket.as_raw_fd(), rest.as_mut_ptr(), count, libc::MSG_NOSIGNAL) };
+        match usize::try_from(sent) {
+            Ok(sent) => gone += sent,
+            Err(_) => match io::Error::last_os_error() {
+                error if error.kind() == io::ErrorKind::Interrupted => {}
+                error => return Err((gone, error)),
+            },
+        }
+    }
+    Ok(())
+}
+
+fn sockaddr(address: SocketAddrV4) -> libc::sockaddr_in {
+    libc::sockaddr_in {
+        sin_family: libc::AF_INET as libc::sa_family_t,
+        sin_port: address.port().to_be(),
+        sin_addr: libc::in_addr { s_addr: u32::from(*address.ip()).to_be() },
+        sin_zero: [0; 8],
+    }
+}
+
+/// Room for what comes.
+#[derive(Debug)]
+pub struct Incoming {
+    buffers: Vec<Box<[u8]>>,
+    /// Of the last read, what each buffer holds: who sent it, its bytes, and those of each datagram in it.
+    held: Vec<(Ipv4Addr, usize, usize)>,
+}
+
+impl Incoming {
+    /// Room for so many reads of 64 KiB in one call.
+    pub fn new(count: usize) -> Self {
+        Self { buffers: (0..count).map(|_| vec![0; BUFFER].into_boxed_slice()).collect(), held: Vec::new() }
+    }
+
+    /// Takes what is there, without waiting.
+    ///
+    /// # Errors
+    /// `WouldBlock`: nothing is.
+    pub fn receive(&mut self, socket: BorrowedFd<'_>) -> io::Result<()> {
+        self.held.clear();
+        let count = self.buffers.len();
+        // SAFETY: all zero is a value of these plain structs.
+        let mut names: Vec<libc::sockaddr_in> = vec![unsafe { zeroed() }; count];
+        let mut controls: Vec<Control> = (0..count).map(|_| Control([0; CONTROL])).collect();
+        let room = |buffer: &mut Box<[u8]>| libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+        let mut pieces: Vec<libc::iovec> = self.buffers.iter_mut().map(room).collect();
+        let mut messages: Vec<libc::mmsghdr> = Vec::with_capacity(count);
+        for ((name, control), piece) in names.iter_mut().zip(&mut controls).zip(&mut pieces) {
+            // SAFETY: as above.
+            let mut message: libc::mmsghdr = unsafe { zeroed() };
+            message.msg_hdr.msg_name = (&raw mut *name).cast();
+            message.msg_hdr.msg_namelen = size_of::<libc::sockaddr_in>() as libc::socklen_t;
+            message.msg_hdr.msg_iov = piece;
+            message.msg_hdr.msg_iovlen = 1;
+            message.msg_hdr.msg_control = control.0.as_mut_ptr().cast();
+            message.msg_hdr.msg_controllen = CONTROL as _;
+            messages.push(message);
+        }
+        // SAFETY: the messages, and the names, control messages and buffers that they point to, live through the call, each as long as it says.
+        let read = unsafe {
+            let (messages, count) = (messages.as_mut_ptr(), count as libc::c_uint);
+            libc::recvmmsg(socket.as_raw_fd(), messages, count, libc::MSG_DONTWAIT, std::ptr::null_mut())
+        };
+        let read = usize::try_from(read).map_err(|_| io::Error::last_os_error())?;
+        for (message, name) in messages.iter().zip(&names).take(read) {
+            let bytes = message.msg_len as usize;
+            let whole = message.msg_hdr.msg_flags & libc::MSG_TRUNC == 0;
+            let from = Ipv4Addr::from(u32::from_be(name.sin_addr.s_addr));
+            let segment = segment_of(&message.msg_hdr).filter(|segment| *segment > 0).unwrap_or(bytes);
+            self.held.push((from, if whole { bytes } else { 0 }, segment));
+        }
+        Ok(())
+    }
+
+    /// The datagrams of the last read, in order, with who sent them.
+    pub fn datagrams(&self) -> impl Iterator<Item = (Ipv4Addr, &[u8])> {
+        self.held.iter().zip(&self.buffers).flat_map(|((from, bytes, segment), buffer)| {
+            let held = buffer.get(..*bytes).unwrap_or_default();
+            held.chunks((*segment).max(1)).map(move |datagram| (*from, datagram))
+        })
+    }
+}
+
+/// The length of datagrams that came as one.
+fn segment_of(header: &libc::msghdr) -> Option<usize> {
+    // SAFETY: the kernel wrote the header and the control messages that it points to, whose buffer is alive and aligned; a message is read
+    // only when it is as long as what is read of it.
+    unsafe {
+        let mut next = libc::CMSG_FIRSTHDR(header);
+        while let Some(message) = next.as_ref() {
+            let long = message.cmsg_len as usize >= libc::CMSG_LEN(size_of::<libc::c_int>() as u32) as usize;
+            if message.cmsg_level == libc::SOL_UDP && message.cmsg_type == UDP_GRO && long {
+                return usize::try_from(libc::CMSG_DATA(next).cast::<libc::c_int>().read_unaligned()).ok();
+            }
+            next = libc::CMSG_NXTHDR(header, next);
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use super::*;
+
+    fn received(socket: &OwnedFd, bytes: usize) -> Vec<Vec<u8>> {
+        let (mut room, mut all) = (Incoming::new(4), Vec::new());
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(5);
+        while all.iter().map(Vec::len).sum::<usize>() < bytes {
+            assert!(std::time::Instant::now() < deadline, "only {} datagrams came", all.len());
+            match room.receive(socket.as_fd()) {
+                Ok(()) => all.extend(room.datagrams().map(|(from, datagram)| {
+                    assert_eq!(from, Ipv4Addr::LOCALHOST);
+                    datagram.to_vec()
+                })),
+                Err(error) => assert_eq!(error.kind(), io::ErrorKind::WouldBlock),
+            }
+        }
+        all
+    }
+
+    #[test]
+    fn what_goes_as_a_train_comes_as_single_datagrams_with_their_own_bytes() {
+        let to = receiver(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let at: SockaddrIn = nix::sys::socket::getsockname(to.as_raw_fd()).unwrap();
+        let at = SocketAddrV4::new(Ipv4Addr::LOCALHOST, at.port());
+        let from = sender(Ipv4Addr::LOCALHOST).unwrap();
+        let (a, b, c) = (vec![1; 600], vec![2; 600], vec![3; 250]);
+        let long = [IoSlice::new(&a[..8]), IoSlice::new(&a[8..]), IoSlice::new(&b), IoSlice::new(&c)];
+        let short = [IoSlice::new(b"alone")];
+        let trains = [Train { to: at, segment: 600, pieces: &long }, Train { to: at, segment: 5, pieces: &short }];
+        send(from.as_fd(), &trains).unwrap();
+        assert_eq!(received(&to, 1455), [a, b, c, b"alone".to_vec()]);
+    }
+
+    #[test]
+    fn a_train_that_cannot_go_is_named_and_what_stood_before_it_went() {
+        let to = receiver(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let at: SockaddrIn = nix::sys::socket::getsockname(to.as_raw_fd()).unwrap();
+        let at = SocketAddrV4::new(Ipv4Addr::LOCALHOST, at.port());
+        let from = sender(Ipv4Addr::LOCALHOST).unwrap();
+        let (fine, long) = ([IoSlice::new(b"fine")], vec![0; 65_508]);
+        let long = [IoSlice::new(&long)];
+        let trains = [Train { to: at, segment: 4, pieces: &fine }, Train { to: at, segment: u16::MAX, pieces: &long }];
+        let (place, error) = send(from.as_fd(), &trains).unwrap_err();
+        assert_eq!((place, error.raw_os_error()), (1, Some(libc::EMSGSIZE)));
+        assert_eq!(received(&to, 4), [b"fine".to_vec()]);
+    }
+}

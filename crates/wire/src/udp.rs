@@ -1,0 +1,83 @@
+//! What the agent and `towpath carry` say to each other about the backend `udp`: length-prefixed JSON as in [`crate::dns`], and once, in between,
+//! file descriptors.
+//!
+//! ```text
+//! agent                                      carry
+//!   ├─ Carry {work} ───────────────────────────►│ carries this already: Carrying
+//!   │◄─ Give ────────────────────────────────────┤ does not: asks for what it takes
+//!   ├─ queues, receivers, senders (SCM_RIGHTS) ─►│ as many of each; the byte with them: 1 if the device takes UDP that is to be cut
+//!   │◄─ Carrying ────────────────────────────────┤
+//!   ├─ Carry {work} ───────────────────────────►│ again, every few seconds: still? what was counted?
+//! ```
+
+use std::net::Ipv4Addr;
+
+use serde::{Deserialize, Serialize};
+
+/// Queues, and so threads of each direction, at most.
+pub const MAX_QUEUES: usize = 16;
+
+/// Between what packets are to be carried.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct UdpWork {
+    /// Index of the device.
+    pub device: u32,
+    /// This node's address.
+    pub address: Ipv4Addr,
+    /// UDP port, of all nodes.
+    pub port: u16,
+    /// Network identifier, 24 bits.
+    pub network: u32,
+    /// How many queues it has.
+    pub queues: usize,
+}
+
+/// What the agent says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum UdpRequest {
+    /// Carry packets.
+    Carry {
+        /// Between what.
+        work: UdpWork,
+    },
+}
+
+/// What carry answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum UdpReply {
+    /// It does.
+    Carrying {
+        /// What it counted since it began.
+        counters: UdpCounters,
+    },
+    /// Give the ends.
+    Give,
+    /// It does not.
+    Refused {
+        /// Why, for people.
+        reason: String,
+    },
+}
+
+/// What is counted of the backend `udp`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct UdpCounters {
+    /// Packets sent to other nodes, each in a datagram.
+    pub sent: u64,
+    /// Packets that other nodes sent.
+    pub received: u64,
+    /// Frames of the device that are for no node or cannot be read.
+    pub unsent: u64,
+    /// Datagrams that could not be sent.
+    pub send_failed: u64,
+    /// Datagrams that hold nothing that a node would send.
+    pub malformed: u64,
+    /// Datagrams with another network's identifier.
+    pub other_network: u64,
+    /// Frames that the device did not take.
+    pub refused: u64,
+}
