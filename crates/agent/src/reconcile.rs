@@ -21,6 +21,7 @@ use towpath_model::desired::{Clients, NodePeer, PodSets};
 use towpath_plan::Changed;
 use towpath_plan::dns::FeedPlanner;
 use towpath_plan::peers::Tunnels;
+use towpath_plan::pod_mtu::{Change, PodMtu};
 use towpath_plan::services::{Planner, Refusal, RefusedPart, ServiceConfig, api_server, asks};
 use towpath_policy::Compiler;
 use towpath_policy::check::Checker;
@@ -50,6 +51,7 @@ mod attach;
 mod before;
 mod health_checks;
 mod learn;
+mod mtu;
 mod names;
 mod pace;
 mod peers;
@@ -134,6 +136,12 @@ pub struct Reconciler {
     backend: BackendName,
     /// Packets of other nodes' pods are taken as they are until then.
     plain_until: Option<Instant>,
+    /// MTU of this node's pods, and when it may be more.
+    pod_mtu: PodMtu,
+    /// What the configuration says it is.
+    pod_mtu_said: Option<u32>,
+    /// What could not be done of it.
+    mtu_failed: Option<Change>,
     /// What nodes said of backends.
     kept: Kept,
     /// What the network before had on this node when it was last looked at.
@@ -240,6 +248,9 @@ impl Reconciler {
             tunnels: Tunnels { vni: config.vxlan_vni, ..Tunnels::default() },
             backend: config.backend,
             plain_until: None,
+            pod_mtu: PodMtu::default(),
+            pod_mtu_said: config.pod_mtu,
+            mtu_failed: None,
             kept: Kept::open(&config.state_dir),
             remains: Remains::default(),
             pod_sets: BTreeMap::new(),
@@ -312,6 +323,9 @@ impl Reconciler {
                 _ = sweep.tick() => {
                     self.sweep().await;
                     self.forget_names().await;
+                    if self.mtu_is_due() {
+                        self.follow_mtu().await;
+                    }
                     if self.health_ports.lacks_some() {
                         self.answer_health_checks().await;
                     }
@@ -322,6 +336,8 @@ impl Reconciler {
                     }
                     if Instant::now() >= self.audit_at {
                         self.audit().await;
+                        self.retry_mtu().await;
+                        self.follow_mtu().await;
                         self.look_for_preferred(&config.cni_conf_dir);
                         self.audit_at = Instant::now() + AUDIT;
                     }

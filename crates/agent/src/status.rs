@@ -167,6 +167,7 @@ async fn collected(
             status.pod_mtu = kernel.facts.pod_mtu;
             problems.extend(kernel.problems);
             status.hints.extend(ways(report.backend, &mut status.peers, &kernel.reached, &kernel.beyond));
+            status.hints.extend(report.mtu_problems);
             status.hints.extend(kernel.released.lost);
             status.hints.extend(kernel.acceleration_notes);
         }

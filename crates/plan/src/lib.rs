@@ -10,6 +10,7 @@ pub mod ipam;
 pub mod load_balancer;
 pub mod modes;
 pub mod peers;
+pub mod pod_mtu;
 pub mod service_ranges;
 pub mod services;
 pub mod socket_services;

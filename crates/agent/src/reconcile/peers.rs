@@ -69,7 +69,9 @@ impl Reconciler {
             report.peers.clone_from(&planned.peers);
             report.backend = backend;
         });
+        self.lower_mtu(&planned.peers).await;
         let applied = self.datapath.apply_peers(planned.peers).await.map_err(|e| e.to_string())?;
+        self.follow_mtu().await;
         for change in &applied.changes {
             debug!(change, "peers");
         }
