@@ -56,10 +56,12 @@ mod names;
 mod pace;
 mod peers;
 mod policy;
+mod progress;
 mod report;
 mod service_ranges;
 mod socket_services;
 
+pub use progress::Progress;
 pub use report::{Report, RuleNames, SharedReport};
 
 use pace::Pace;
@@ -142,6 +144,8 @@ pub struct Reconciler {
     pod_mtu_said: Option<u32>,
     /// What could not be done of it.
     mtu_failed: Option<Change>,
+    /// Tells how far this node is with its backend.
+    teller: progress::Teller,
     /// What nodes said of backends.
     kept: Kept,
     /// What the network before had on this node when it was last looked at.
@@ -251,6 +255,7 @@ impl Reconciler {
             pod_mtu: PodMtu::default(),
             pod_mtu_said: config.pod_mtu,
             mtu_failed: None,
+            teller: progress::Teller::default(),
             kept: Kept::open(&config.state_dir),
             remains: Remains::default(),
             pod_sets: BTreeMap::new(),
@@ -284,6 +289,11 @@ impl Reconciler {
     /// The names that policies ask for, as the loop knows them.
     pub fn asked_names(&self) -> watch::Receiver<Option<Vec<String>>> {
         self.asked_names.subscribe()
+    }
+
+    /// How far this node is with its backend, as the loop sees it; none: nothing is known yet.
+    pub fn progress(&self) -> watch::Receiver<Option<Progress>> {
+        self.teller.subscribe()
     }
 
     /// Who is in charge of Services and DNS, as the loop decides.
@@ -326,6 +336,7 @@ impl Reconciler {
                     if self.mtu_is_due() {
                         self.follow_mtu().await;
                     }
+                    self.tell_progress().await;
                     if self.health_ports.lacks_some() {
                         self.answer_health_checks().await;
                     }
@@ -338,6 +349,7 @@ impl Reconciler {
                         self.audit().await;
                         self.retry_mtu().await;
                         self.follow_mtu().await;
+                        self.teller.due = true;
                         self.look_for_preferred(&config.cni_conf_dir);
                         self.audit_at = Instant::now() + AUDIT;
                     }
@@ -496,6 +508,7 @@ impl Reconciler {
             failures.insert("service ranges", error);
         }
         let joined = due.any(&[Kind::NodeNetwork]) && self.nodes_taken_over();
+        self.teller.due |= due.any(&[Kind::NodeNetwork]);
         let another_way = (due.any(&[Kind::NodeNetwork]) || self.quiet_is_over()) && self.ways_changed();
         if (due.any(&[Kind::Node]) || joined || another_way)
             && let Err(error) = self.apply_peers().await

@@ -9,6 +9,7 @@ pub mod election;
 pub mod ipam;
 pub mod load_balancer;
 pub mod modes;
+pub mod path;
 pub mod peers;
 pub mod pod_mtu;
 pub mod service_ranges;

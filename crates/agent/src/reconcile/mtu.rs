@@ -42,9 +42,11 @@ impl Reconciler {
             true => self.datapath.widest_pod().await.ok().flatten(),
             false => None,
         };
+        let waited = self.pod_mtu.next().is_some();
         if let Some(change) = self.pod_mtu.after(fits, self.pod_mtu_said.is_some(), widest, self.now()) {
             self.change_mtu(change).await;
         }
+        self.teller.due |= waited != self.pod_mtu.next().is_some();
     }
 
     /// Whether pods may have to be given more although nothing happens.
@@ -72,6 +74,7 @@ impl Reconciler {
         if changed > 0 {
             info!(?change, pods = changed, took = ?begun.elapsed(), "the MTU of pods is another now");
         }
+        self.teller.due = true;
         self.mtu_failed = (!problems.is_empty()).then_some(change);
         let known = self.with_report(|report| std::mem::replace(&mut report.mtu_problems, problems.clone()));
         for problem in problems.iter().filter(|problem| !known.contains(problem)) {

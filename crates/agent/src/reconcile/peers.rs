@@ -72,6 +72,7 @@ impl Reconciler {
         self.lower_mtu(&planned.peers).await;
         let applied = self.datapath.apply_peers(planned.peers).await.map_err(|e| e.to_string())?;
         self.follow_mtu().await;
+        self.teller.due = true;
         for change in &applied.changes {
             debug!(change, "peers");
         }
