@@ -24,7 +24,7 @@ const ROUND: Duration = Duration::from_secs(60);
 const SOON: Duration = Duration::from_secs(2);
 /// Between two nodes.
 const PACE: Duration = Duration::from_millis(50);
-/// What any path carries (RFC 791, RFC 8200 §5).
+/// What any path carries (RFC 791, RFC 8200 §5); the latter is also the least that the configuration takes.
 const LEAST: (u32, u32) = (576, 1280);
 
 /// A path that carries less than it has to.
@@ -46,10 +46,13 @@ impl SmallPath {
     /// For people.
     pub fn in_words(&self) -> String {
         let Self { node, address, carries, needed, pod_mtu } = self;
-        format!(
-            "the path to node {node} ({address}) carries {carries} bytes and not {needed}: what pods send that is larger is lost; repair the \
-             path, or set spec.mtu of NetworkConfig default to {pod_mtu} (pods that run follow)"
-        )
+        let mut words = format!(
+            "the path to node {node} ({address}) carries {carries} bytes and not {needed}: what pods send that is larger is lost; repair the path"
+        );
+        if *pod_mtu >= LEAST.1 {
+            words.push_str(&format!(", or set spec.mtu of NetworkConfig default to {pod_mtu} (pods that run follow)"));
+        }
+        words
     }
 }
 
