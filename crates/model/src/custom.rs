@@ -115,7 +115,7 @@ pub struct NetworkConfigSpec {
     /// Devices that lead out of a node besides the uplink, by name or by the beginning of names (`eth*`).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub devices: Option<Vec<String>>,
-    /// MTU of pods' devices in bytes, 1280–65535.
+    /// MTU of pods' devices in bytes, 1280–65535; none: what the ways between nodes carry.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u32>,
     /// Who serves Services.

@@ -34,7 +34,7 @@ pub struct NodeSettings {
     pub node_port_addresses: NodePortAddresses,
     /// Envelopes between nodes.
     pub vxlan: Vxlan,
-    /// MTU of pod devices in bytes; none: the uplink's less the backend's overhead.
+    /// MTU of pod devices in bytes; none: what the ways to other nodes carry.
     pub pod_mtu: Option<u32>,
     /// The node of a Service's endpoint answers clients outside the cluster itself, whichever node they came in at.
     pub direct_server_return: bool,
