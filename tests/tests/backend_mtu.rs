@@ -215,7 +215,13 @@ impl Traffic {
             .filter(|packet| !times.contains_key(&(packet.sender, packet.flow, packet.number)))
             .map(|packet| format!("{}/{} after {:.3} s", packet.sender, packet.flow, packet.sent as f64 / 1e9))
             .collect();
-        ensure!(lost.is_empty(), "{} of {} were lost: {:?}", lost.len(), sent.len(), lost.iter().take(20).collect::<Vec<_>>());
+        ensure!(
+            lost.is_empty(),
+            "{} of {} were lost: {:?}",
+            lost.len(),
+            sent.len(),
+            lost.iter().take(20).collect::<Vec<_>>()
+        );
         ensure!(times.values().all(|count| *count == 1), "some arrived twice");
         let bytes = self.bulk.into_iter().map(Bulk::end).sum::<Result<u64>>()?;
         Ok((sent.len(), wide, bytes))
@@ -379,7 +385,9 @@ fn a_path_that_carries_less_than_assumed_is_found_named_and_fitted_to() -> Resul
         let all = status["smallPaths"].as_array().cloned().unwrap_or_default();
         let problems = status["problems"].to_string();
         ensure!(all.is_empty() != problems.contains("the path to node"), "{problems}");
-        let one = |path: &Value| Some((path["node"].as_str()?.to_owned(), path["carries"].as_u64()?, path["needed"].as_u64()?));
+        let one = |path: &Value| {
+            Some((path["node"].as_str()?.to_owned(), path["carries"].as_u64()?, path["needed"].as_u64()?))
+        };
         Ok(all.iter().filter_map(one).collect())
     };
     let to = |node: &str| (node.to_owned(), 1300, 1500);

@@ -7,8 +7,8 @@ use std::sync::{Arc, OnceLock, PoisonError};
 use anyhow::Result;
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
-use towpath_datapath::{Datapath, NodeStatus};
 use towpath_datapath::bpf::Count;
+use towpath_datapath::{Datapath, NodeStatus};
 use towpath_model::NodeName;
 use towpath_model::custom::BackendName;
 use towpath_model::desired::Reach;
@@ -84,12 +84,20 @@ pub async fn collect(node: &str, sources: &SharedSources, readiness: &watch::Rec
         Some(sources) => {
             let said = crate::read(&sources.index).backends().clone();
             let mut status = AgentStatus {
-            announced: sources.announced.addresses().into_iter().collect(),
-            ..collected(node, &sources.datapath, &sources.report, readiness, &said).await
-        };
+                announced: sources.announced.addresses().into_iter().collect(),
+                ..collected(node, &sources.datapath, &sources.report, readiness, &said).await
+            };
             let paths = sources.paths.borrow().clone().unwrap_or_default();
             status.problems.extend(paths.iter().map(SmallPath::in_words));
-            status.small_paths = paths.into_iter().map(|path| PathStatus { node: path.node, address: Some(path.address), carries: path.carries, needed: path.needed }).collect();
+            status.small_paths = paths
+                .into_iter()
+                .map(|path| PathStatus {
+                    node: path.node,
+                    address: Some(path.address),
+                    carries: path.carries,
+                    needed: path.needed,
+                })
+                .collect();
             status
         }
         None => AgentStatus {

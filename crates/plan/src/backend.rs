@@ -231,7 +231,9 @@ mod tests {
             ])
         );
         assert_eq!(behind(BackendName::Ipip, "192.0.2.1")[1], ("old".to_owned(), Why::Kernel));
-        assert!(behind(BackendName::Ipip, "2001:db8::1").iter().any(|(name, why)| name == "late" && *why == Why::OverIpv6));
+        assert!(
+            behind(BackendName::Ipip, "2001:db8::1").iter().any(|(name, why)| name == "late" && *why == Why::OverIpv6)
+        );
         assert!(Why::Silent.passes() && !Why::Kernel.passes() && !Why::BeyondRouter.passes());
     }
 

@@ -71,14 +71,19 @@ impl View {
             message: message.to_owned(),
         };
         let Some(status) = status else {
-            return silent("its agent has said nothing yet: is one running there (kubectl -n kube-system get pods -o wide)?");
+            return silent(
+                "its agent has said nothing yet: is one running there (kubectl -n kube-system get pods -o wide)?",
+            );
         };
         let settled = status.conditions.iter().find(|condition| condition.type_ == "Settled");
         let backend = status.backend.map_or("", |backend| backend.as_str());
         let (state, message) = if status.network_config_generation != wanted.generation {
             let says = |generation: Option<i64>| generation.map_or_else(|| "none".to_owned(), |n| n.to_string());
             let (has, wants) = (says(status.network_config_generation), says(wanted.generation));
-            (State::Changing, format!("has generation {has} of the NetworkConfig in force, not {wants}; is its agent running?"))
+            (
+                State::Changing,
+                format!("has generation {has} of the NetworkConfig in force, not {wants}; is its agent running?"),
+            )
         } else if wanted.backend.is_some_and(|wanted| wanted != backend) {
             (State::Changing, "its agent is starting with the new backend".to_owned())
         } else {
@@ -117,19 +122,24 @@ impl View {
         };
         let backend = if self.backend.is_empty() { "-" } else { &self.backend };
         let mtu = self.pod_mtu.map_or_else(|| "-".to_owned(), |mtu| mtu.to_string());
-        format!("{}: {state}; sends by {backend}, takes {}, MTU {mtu}; {}", self.node, self.receives.join(", "), self.message)
+        format!(
+            "{}: {state}; sends by {backend}, takes {}, MTU {mtu}; {}",
+            self.node,
+            self.receives.join(", "),
+            self.message
+        )
     }
 }
 
 async fn look(client: &kube::Client) -> Result<Vec<View>> {
     let config = Api::<NetworkConfig>::all(client.clone()).get_opt(NETWORK_CONFIG_NAME).await;
-    let wanted = config.context("could not read NetworkConfig default")?.map_or_else(Wanted::default, |config| Wanted {
-        backend: config.spec.backend.map(|backend| backend.as_str()),
-        generation: config.metadata.generation,
+    let wanted = config.context("could not read NetworkConfig default")?.map_or_else(Wanted::default, |config| {
+        Wanted { backend: config.spec.backend.map(|backend| backend.as_str()), generation: config.metadata.generation }
     });
     let all = ListParams::default();
     let said = Api::<NodeNetwork>::all(client.clone()).list(&all).await.context("could not list NodeNetworks")?;
-    let said: BTreeMap<String, NodeNetwork> = said.items.into_iter().map(|object| (object.name_any(), object)).collect();
+    let said: BTreeMap<String, NodeNetwork> =
+        said.items.into_iter().map(|object| (object.name_any(), object)).collect();
     let nodes = Api::<core::Node>::all(client.clone()).list_metadata(&all).await.context("could not list nodes")?;
     let names: BTreeSet<String> = nodes.items.iter().map(ResourceExt::name_any).collect();
     // An object outlives its node by a moment.

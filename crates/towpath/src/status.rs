@@ -96,8 +96,7 @@ fn sockets(options: &Options) -> Result<Vec<(String, PathBuf)>> {
 /// Asks and prints; the answer is a success when every agent answers, is ready and sees no problem.
 pub(crate) async fn run(options: &Options) -> Result<bool> {
     if options.watch {
-        let place =
-            Where { kubeconfig: options.kubeconfig.clone(), lab: options.lab.clone(), output: options.output };
+        let place = Where { kubeconfig: options.kubeconfig.clone(), lab: options.lab.clone(), output: options.output };
         return progress::watch(&place, Duration::from_secs(options.timeout)).await;
     }
     let answers: Vec<NodeAnswer> = sockets(options)?

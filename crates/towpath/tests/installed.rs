@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 use towpath_apiserver::{ApiServer, Config, UserInfo};
 use towpath_model::custom::{
     Acceleration, AddressPool, AddressPoolSpec, BackendName, Duty, GivenAddress, NetworkConfig, NetworkConfigSpec,
-    NodeNetwork, NodeNetworkSpec, NodeNetworkStatus, VxlanConfig,
+    NodeNetwork, NodeNetworkSpec, NodeNetworkStatus, PeerBehind, VxlanConfig,
 };
 
 fn deploy(file: &str) -> PathBuf {
@@ -191,6 +191,13 @@ async fn our_types_are_what_the_definitions_say() {
         dns: Some("stand-in".to_owned()),
         backend: Some(BackendName::HostGw),
         receive_ready: vec![BackendName::Vxlan, BackendName::HostGw],
+        pod_mtu: Some(1450),
+        peers_behind: vec![PeerBehind {
+            node: "n2".to_owned(),
+            backend: "vxlan".to_owned(),
+            reason: "BeyondRouter".to_owned(),
+        }],
+        peers_behind_count: Some(1),
         network_config_generation: Some(1),
         agent_version: Some("0.1.0".to_owned()),
         pods: vec![GivenAddress {

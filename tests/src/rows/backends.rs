@@ -50,7 +50,11 @@ pub(super) fn w20(cluster: &Cluster, log: &mut Log) -> Result<()> {
         log.expect(format!("{backend}: ping across nodes"), said.ok, said.all());
         let said = cluster.exec("far", &fetch(&format!("http://{}/", host(&server.ip))))?;
         let right = said.ok && said.out.contains(&far.ip);
-        log.expect(format!("{backend}: HTTP across nodes, and the server sees the client's own address"), right, said.all());
+        log.expect(
+            format!("{backend}: HTTP across nodes, and the server sees the client's own address"),
+            right,
+            said.all(),
+        );
         let said = cluster.exec("far", &fetch("http://httpd-svc:8080/"))?;
         log.expect(format!("{backend}: a Service by its name"), said.ok, said.all());
         for (node, _) in cluster.nodes()? {
@@ -60,7 +64,11 @@ pub(super) fn w20(cluster: &Cluster, log: &mut Log) -> Result<()> {
         // Over IPv6 packets of ipip go in envelopes (docs/backends.md).
         let way = if backend == "ipip" && cluster.node_ip(&far.node)?.contains(':') { "vxlan" } else { backend };
         let after = sent(cluster, &far.node, way)?;
-        log.expect(format!("{backend}: packets went by {way}"), after > before || way != backend, format!("{before}, {after}"));
+        log.expect(
+            format!("{backend}: packets went by {way}"),
+            after > before || way != backend,
+            format!("{before}, {after}"),
+        );
     }
     Ok(())
 }

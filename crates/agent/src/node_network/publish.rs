@@ -295,8 +295,11 @@ fn settled(readiness: &Readiness, progress: Option<&Progress>) -> Said {
         (Readiness::Ready, None) => ("False", "Starting", "the agent has just started".to_owned()),
         (Readiness::Ready, Some(progress)) => {
             let Progress { backend, peers, behind, pod_mtu, mtu_waits } = progress;
-            let mut message =
-                format!("packets to {} of {peers} nodes go by {}", peers.saturating_sub(behind.len()), backend.as_str());
+            let mut message = format!(
+                "packets to {} of {peers} nodes go by {}",
+                peers.saturating_sub(behind.len()),
+                backend.as_str()
+            );
             for one in behind.iter().take(NAMED_MAX) {
                 message.push_str(&format!("; to {} by {}: it {}", one.node, one.by.as_str(), one.why.in_words()));
             }

@@ -116,8 +116,9 @@ impl Node {
             }
             let pairs = pod::with_gateways(&record.pod.addresses, ranges)?;
             let gateways = pairs.into_iter().map(|(_, gateway)| gateway).collect();
-            let outcome =
-                Err(net::Error::Refused("its network namespace is not found (/run/netns, or its processes)".to_owned()));
+            let outcome = Err(net::Error::Refused(
+                "its network namespace is not found (/run/netns, or its processes)".to_owned(),
+            ));
             todo.push(Todo { record: record.clone(), host: host.clone(), gateways, mtu, outcome });
         }
         Ok(todo)
@@ -142,7 +143,8 @@ impl Node {
     }
 
     fn note_batch(&mut self, requests: Vec<Request>, applied: &mut Applied) {
-        let failed = self.netlink.batch(requests).into_iter().filter_map(Result::err).filter(|error| !error.is_absent());
+        let failed =
+            self.netlink.batch(requests).into_iter().filter_map(Result::err).filter(|error| !error.is_absent());
         applied.problems.extend(failed.map(|error| error.to_string()));
     }
 }
