@@ -41,6 +41,7 @@ pub mod node_ready;
 mod observe;
 pub mod outliving;
 mod own_node;
+pub mod paths;
 mod plain_http;
 pub mod pods;
 pub mod predecessor;
@@ -171,11 +172,14 @@ async fn run_until(config: AgentConfig, shutdown: CancellationToken) -> Result<E
     let reconciler = Reconciler::new(&config, &parsed, &own, ranges, non_masquerade, ends).await?;
     let carried = reconciler.carried();
     let (report, in_charge, book) = (reconciler.report(), reconciler.in_charge(), reconciler.book());
+    let progress = reconciler.progress();
     let hearing = owned(names::hear(config.carry_socket(), reconciler.asked_names(), requests.clone()));
     let mut loop_task = tokio::spawn(reconciler.run(inbox, request_inbox, ready, config.clone()));
 
     let announcing = owned(node_ready::announce_when_ready(client.clone(), parsed.node.clone(), readiness.clone()));
     let facts = datapath.facts().await?;
+    let (found, paths) = channel::channel(None);
+    let probing = owned(paths::probe(datapath.clone(), report.clone(), own.addresses.clone(), found));
     let publisher = Publisher::new(
         client.clone(),
         publish::Facts {
@@ -186,10 +190,14 @@ async fn run_until(config: AgentConfig, shutdown: CancellationToken) -> Result<E
         },
         leases.clone(),
         index.clone(),
-        readiness.clone(),
-        in_charge.clone(),
-        generation,
-        carried.clone(),
+        publish::Sources {
+            readiness: readiness.clone(),
+            in_charge: in_charge.clone(),
+            generation,
+            progress,
+            paths: paths.clone(),
+            carried: carried.clone(),
+        },
     );
     let announcing_to_flannel = owned(predecessor::announce::keep(
         client.clone(),
@@ -229,6 +237,7 @@ async fn run_until(config: AgentConfig, shutdown: CancellationToken) -> Result<E
         announced: announcing_balancers.announced(),
         book,
         carried,
+        paths,
     });
     let clean = owned(forget_when_ready(config.clone(), readiness.clone()));
     let in_kube_proxys_place =
@@ -245,7 +254,7 @@ async fn run_until(config: AgentConfig, shutdown: CancellationToken) -> Result<E
     tokio::join!(cni.drain(Duration::from_secs(5)), announcing_balancers.drain());
     loop_task.abort();
     drop((status, telling, clean, watching_rules, health, in_kube_proxys_place, announcing, announcing_to_flannel));
-    drop((outliving, policies_in_force, named, hearing));
+    drop((outliving, policies_in_force, named, hearing, probing));
     drop((publishing, recalling, keeping, service_status, observed, refusing, telling_who_announces));
     last_known.keep_now(index).await;
     // Told to end while it was about to start anew: it ends.

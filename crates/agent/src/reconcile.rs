@@ -21,6 +21,7 @@ use towpath_model::desired::{Clients, NodePeer, PodSets};
 use towpath_plan::Changed;
 use towpath_plan::dns::FeedPlanner;
 use towpath_plan::peers::Tunnels;
+use towpath_plan::pod_mtu::{Change, PodMtu};
 use towpath_plan::services::{Planner, Refusal, RefusedPart, ServiceConfig, api_server, asks};
 use towpath_policy::Compiler;
 use towpath_policy::check::Checker;
@@ -53,15 +54,18 @@ mod before;
 mod health_checks;
 mod learn;
 mod masquerade;
+mod mtu;
 mod names;
 mod pace;
 mod peers;
 mod policy;
+mod progress;
 mod report;
 mod service_ranges;
 mod socket_services;
 mod udp;
 
+pub use progress::Progress;
 pub use report::{Report, RuleNames, SharedReport};
 
 use pace::Pace;
@@ -141,6 +145,14 @@ pub struct Reconciler {
     plain_until: Option<Instant>,
     /// Packets by way of user space.
     udp: udp::Way,
+    /// MTU of this node's pods, and when it may be more.
+    pod_mtu: PodMtu,
+    /// What the configuration says it is.
+    pod_mtu_said: Option<u32>,
+    /// What could not be done of it.
+    mtu_failed: Option<Change>,
+    /// Tells how far this node is with its backend.
+    teller: progress::Teller,
     /// What nodes said of backends.
     kept: Kept,
     /// What the network before had on this node when it was last looked at.
@@ -253,6 +265,10 @@ impl Reconciler {
             backend: config.backend,
             plain_until: None,
             udp,
+            pod_mtu: PodMtu::default(),
+            pod_mtu_said: config.pod_mtu,
+            mtu_failed: None,
+            teller: progress::Teller::default(),
             kept: Kept::open(&config.state_dir),
             remains: Remains::default(),
             pod_sets: BTreeMap::new(),
@@ -294,6 +310,11 @@ impl Reconciler {
         self.udp.carried()
     }
 
+    /// How far this node is with its backend, as the loop sees it; none: nothing is known yet.
+    pub fn progress(&self) -> watch::Receiver<Option<Progress>> {
+        self.teller.subscribe()
+    }
+
     /// Who is in charge of Services and DNS, as the loop decides.
     pub fn in_charge(&self) -> watch::Receiver<modes::State> {
         self.modes.state()
@@ -332,6 +353,10 @@ impl Reconciler {
                 _ = sweep.tick() => {
                     self.sweep().await;
                     self.forget_names().await;
+                    if self.mtu_is_due() {
+                        self.follow_mtu().await;
+                    }
+                    self.tell_progress().await;
                     if self.health_ports.lacks_some() {
                         self.answer_health_checks().await;
                     }
@@ -342,6 +367,9 @@ impl Reconciler {
                     }
                     if Instant::now() >= self.audit_at {
                         self.audit().await;
+                        self.retry_mtu().await;
+                        self.follow_mtu().await;
+                        self.teller.due = true;
                         self.look_for_preferred(&config.cni_conf_dir);
                         self.audit_at = Instant::now() + AUDIT;
                     }
@@ -504,6 +532,7 @@ impl Reconciler {
             failures.insert("service ranges", error);
         }
         let joined = due.any(&[Kind::NodeNetwork]) && self.nodes_taken_over();
+        self.teller.due |= due.any(&[Kind::NodeNetwork]);
         let another_way = (due.any(&[Kind::NodeNetwork]) || self.ways_are_due()) && self.ways_changed();
         if (due.any(&[Kind::Node]) || joined || another_way)
             && let Err(error) = self.apply_peers().await

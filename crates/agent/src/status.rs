@@ -1,19 +1,20 @@
 //! The status socket: one JSON document ([`AgentStatus`]) to whoever connects, then the end. Root only.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock, PoisonError};
 
 use anyhow::Result;
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
-use towpath_datapath::Datapath;
 use towpath_datapath::bpf::Count;
+use towpath_datapath::{Datapath, NodeStatus};
 use towpath_model::NodeName;
 use towpath_model::custom::BackendName;
 use towpath_model::desired::Reach;
+use towpath_plan::backend::{self, Behind, Says, Way};
 use towpath_wire::config::AgentConfig;
-use towpath_wire::status::{AgentStatus, PeerStatus};
+use towpath_wire::status::{AgentStatus, PathStatus, PeerStatus};
 
 use crate::SharedIndex;
 use crate::announce::local_network::Announced;
@@ -21,6 +22,7 @@ use crate::cni_server::Readiness;
 use crate::ipam::LeaseStore;
 use crate::json_socket;
 use crate::names::book::SharedBook;
+use crate::paths::{Paths, SmallPath};
 use crate::reconcile::SharedReport;
 use crate::udp::Carried;
 
@@ -44,6 +46,8 @@ pub struct Sources {
     pub book: SharedBook,
     /// Whether packets are carried by way of user space.
     pub carried: watch::Receiver<Carried>,
+    /// Which paths to other nodes carry less than they have to.
+    pub paths: watch::Receiver<Paths>,
 }
 
 impl std::fmt::Debug for Sources {
@@ -81,10 +85,22 @@ fn dns_hints(left_out: &[String]) -> impl Iterator<Item = String> {
 pub async fn collect(node: &str, sources: &SharedSources, readiness: &watch::Receiver<Readiness>) -> AgentStatus {
     match sources.get() {
         Some(sources) => {
+            let said = crate::read(&sources.index).backends().clone();
             let mut status = AgentStatus {
                 announced: sources.announced.addresses().into_iter().collect(),
-                ..collected(node, &sources.datapath, &sources.report, readiness).await
+                ..collected(node, &sources.datapath, &sources.report, readiness, &said).await
             };
+            let paths = sources.paths.borrow().clone().unwrap_or_default();
+            status.problems.extend(paths.iter().map(SmallPath::in_words));
+            status.small_paths = paths
+                .into_iter()
+                .map(|path| PathStatus {
+                    node: path.node,
+                    address: Some(path.address),
+                    carries: path.carries,
+                    needed: path.needed,
+                })
+                .collect();
             tell_of_udp(&sources.carried.borrow(), &mut status);
             status
         }
@@ -105,6 +121,7 @@ async fn collected(
     datapath: &Datapath,
     report: &SharedReport,
     readiness: &watch::Receiver<Readiness>,
+    said: &BTreeMap<NodeName, Says>,
 ) -> AgentStatus {
     let report = report.read().unwrap_or_else(PoisonError::into_inner).clone();
     let mut problems: Vec<String> = Vec::new();
@@ -150,6 +167,7 @@ async fn collected(
                 tunnel: Some(p.tunnel),
                 pod_cidrs: p.pod_cidrs.iter().map(ToString::to_string).collect(),
                 backend: BackendName::Vxlan.as_str().to_owned(),
+                why: None,
                 network: p.flannel.filter(|flannel| !flannel.taken_over).map(|_| "flannel".to_owned()),
             })
             .collect(),
@@ -173,8 +191,9 @@ async fn collected(
         Ok(kernel) => {
             status.pods = count(kernel.pods);
             status.pod_mtu = kernel.facts.pod_mtu;
+            status.hints.extend(ways(report.backend, &mut status.peers, &kernel, said));
             problems.extend(kernel.problems);
-            status.hints.extend(ways(report.backend, &mut status.peers, &kernel.reached, &kernel.beyond));
+            status.hints.extend(report.mtu_problems);
             status.hints.extend(kernel.released.lost);
             status.hints.extend(kernel.acceleration_notes);
         }
@@ -243,31 +262,25 @@ fn tell_of_udp(carried: &Carried, status: &mut AgentStatus) {
 fn ways(
     wanted: BackendName,
     peers: &mut [PeerStatus],
-    reached: &BTreeMap<NodeName, Reach>,
-    beyond: &BTreeSet<NodeName>,
+    kernel: &NodeStatus,
+    said: &BTreeMap<NodeName, Says>,
 ) -> Vec<String> {
-    let mut hints = Vec::new();
-    for peer in peers {
-        let name = NodeName::new(&peer.node);
-        let by = match reached.get(&name) {
-            Some(Reach::Route) => BackendName::HostGw,
-            Some(Reach::Ipip) => BackendName::Ipip,
-            Some(Reach::Udp) => BackendName::Udp,
-            Some(Reach::Tunnel | Reach::TunnelTo(_)) | None => BackendName::Vxlan,
-        };
-        peer.backend = by.as_str().to_owned();
-        if by == wanted || wanted == BackendName::Vxlan {
-            continue;
-        }
-        let (node, wanted) = (&peer.node, wanted.as_str());
-        let why = if beyond.contains(&name) {
-            "is beyond a router"
-        } else if [BackendName::Ipip, BackendName::Udp].map(BackendName::as_str).contains(&wanted) && peer.tunnel.is_some_and(|tunnel| tunnel.is_ipv6()) {
-            "is reached over IPv6"
-        } else {
-            "has not said that it is ready for that"
-        };
-        hints.push(format!("packets to the pods of node {node} go by {by}, not {wanted}: it {why}", by = by.as_str()));
+    for peer in &mut *peers {
+        let reach = kernel.reached.get(&NodeName::new(&peer.node)).copied().unwrap_or(Reach::Tunnel);
+        peer.backend = backend::of_way(reach).as_str().to_owned();
     }
-    hints
+    let tunnel = |node: &NodeName| peers.iter().find(|peer| peer.node == node.as_str()).and_then(|peer| peer.tunnel);
+    let ways = kernel.reached.iter().filter_map(|(node, reach)| {
+        Some(Way { node, reach: *reach, tunnel: tunnel(node)?, beyond: kernel.beyond.contains(node) })
+    });
+    let behind = backend::behind(wanted, ways.collect::<Vec<_>>(), said);
+    for peer in &mut *peers {
+        let found = behind.iter().find(|behind| behind.node.as_str() == peer.node);
+        peer.why = found.map(|behind| behind.why.reason().to_owned());
+    }
+    let in_words = |Behind { node, by, why }: &Behind| {
+        let (by, wanted) = (by.as_str(), wanted.as_str());
+        format!("packets to the pods of node {node} go by {by}, not {wanted}: it {}", why.in_words())
+    };
+    behind.iter().map(in_words).collect()
 }

@@ -15,7 +15,9 @@ use crate::bpf::{
 use crate::error::Error;
 use crate::net::address_news::{AddressNews, Ear};
 use crate::node::Node;
-use crate::requests::{Applied, AttachRequest, CheckRequest, DatapathConfig, NodeFacts, NodeStatus, ServiceFlows, UdpEnds};
+use crate::requests::{
+    Applied, AttachRequest, CheckRequest, DatapathConfig, NodeFacts, NodeStatus, PodMtu, ServiceFlows, UdpEnds,
+};
 use crate::worker::Worker;
 
 /// The data path of one node. Calls are carried out one after the other, in the order in which they were made, on a thread
@@ -76,6 +78,17 @@ impl Datapath {
     /// All nodes, this one included: the tunnel's peers, routes, rules, masquerade exceptions.
     pub async fn apply_peers(&self, peers: Vec<NodePeer>) -> Result<Applied, Error> {
         self.worker.call(move |node| node.apply_peers(peers)).await
+    }
+
+    /// The MTU of pods that run, and of new ones: both sides of their devices, while they run, and the routes in them. What goes to pods of the cluster may
+    /// be as large as that; what goes elsewhere, as an envelope carries. Pods whose namespaces are not found keep what they have, and are named.
+    pub async fn apply_pod_mtu(&self, mtu: PodMtu) -> Result<Applied, Error> {
+        self.worker.call(move |node| node.apply_pod_mtu(mtu)).await
+    }
+
+    /// The largest MTU that a pod of this node has; none: there is no pod.
+    pub async fn widest_pod(&self) -> Result<Option<u32>, Error> {
+        self.worker.call(|node| node.widest_pod()).await
     }
 
     /// Addresses in this node's ranges that pods of another network hold, which was here before: they are reached through the

@@ -57,6 +57,15 @@ pub struct AttachRequest {
     pub translated_at: TranslatedAt,
 }
 
+/// What pods' devices are to have, in bytes; new ones get the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PodMtu {
+    /// Those that have more get this; others stay as they are.
+    AtMost(u32),
+    /// All of them get this.
+    Exactly(u32),
+}
+
 /// A pod to compare with what was set up for it (CNI CHECK).
 #[derive(Debug)]
 pub struct CheckRequest {
@@ -91,7 +100,7 @@ pub struct NodeFacts {
     pub tunnel_mac: [u8; 6],
     /// MTU of the tunnel device in bytes.
     pub tunnel_mtu: u32,
-    /// MTU that pods get in bytes.
+    /// MTU that new pods get in bytes.
     pub pod_mtu: u32,
     /// Gateway addresses of the node's pod ranges.
     pub gateways: Vec<IpAddr>,

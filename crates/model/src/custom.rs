@@ -121,7 +121,7 @@ pub struct NetworkConfigSpec {
     /// Devices that lead out of a node besides the uplink, by name or by the beginning of names (`eth*`).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub devices: Option<Vec<String>>,
-    /// MTU of pods' devices in bytes, 1280–65535.
+    /// MTU of pods' devices in bytes, 1280–65535; none: what the ways between nodes carry.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u32>,
     /// Who serves Services.
@@ -256,6 +256,15 @@ pub struct NodeNetworkStatus {
     /// Backends whose packets it takes now.
     #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "known_backends")]
     pub receive_ready: Vec<BackendName>,
+    /// MTU of its pods in bytes.
+    #[serde(rename = "podMTU", skip_serializing_if = "Option::is_none")]
+    pub pod_mtu: Option<u32>,
+    /// Nodes whose pods it reaches by another backend than its own; of many the first by name.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub peers_behind: Vec<PeerBehind>,
+    /// How many there are; none: it does not know yet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peers_behind_count: Option<u32>,
     /// Generation of the [`NetworkConfig`] that is in force on it; none: there is no such object.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub network_config_generation: Option<i64>,
@@ -271,9 +280,22 @@ pub struct NodeNetworkStatus {
     /// Addresses given to its pods, as soon as they are given.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub pods: Vec<GivenAddress>,
-    /// Kubernetes conditions; `Ready` when the first full sync is in its kernel.
+    /// Kubernetes conditions; `Ready` when the first full sync is in its kernel, `Settled` when nothing more of a change of backend is to come,
+    /// `PathsFit` when what its pods may send fits the paths to the other nodes.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
+}
+
+/// A node that is reached by another backend than the one that is wanted.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PeerBehind {
+    /// The node.
+    pub node: String,
+    /// The backend that its pods are reached by.
+    pub backend: String,
+    /// Why, in one word: `NotReady`, `Silent`, `Kernel`, `BeyondRouter`, `OverIPv6`.
+    pub reason: String,
 }
 
 /// Addresses that ADD gave to a pod.

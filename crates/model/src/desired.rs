@@ -38,7 +38,7 @@ pub struct NodeSettings {
     pub vxlan: Vxlan,
     /// Port of the backend `udp`.
     pub udp_port: u16,
-    /// MTU of pod devices in bytes; none: the uplink's less the backend's overhead.
+    /// MTU of pod devices in bytes; none: what the ways to other nodes carry.
     pub pod_mtu: Option<u32>,
     /// The node of a Service's endpoint answers clients outside the cluster itself, whichever node they came in at.
     pub direct_server_return: bool,
@@ -52,7 +52,6 @@ pub struct Vxlan {
     /// Outer UDP destination port.
     pub port: u16,
 }
-
 
 /// A node as its peers need it (this one included): where its pods and its own addresses are reached.
 #[derive(Clone, Debug, PartialEq, Eq)]

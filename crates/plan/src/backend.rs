@@ -5,6 +5,7 @@
 //! them, also after it has left that backend itself.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 use towpath_model::NodeName;
@@ -62,6 +63,114 @@ pub fn instead(own: BackendName, able: Able, said: &BTreeMap<NodeName, Says>) ->
     said.iter().filter(|(_, says)| says.receives.contains(&own)).map(|(node, _)| (node.clone(), reach)).collect()
 }
 
+/// Why the pods of a node are not reached by the backend that is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// It has not said that it takes such packets.
+    NotReady,
+    /// It has said nothing at all of backends.
+    Silent,
+    /// Its kernel cannot take such packets.
+    Kernel,
+    /// It is not on a link with this one.
+    BeyondRouter,
+    /// It is reached over IPv6, over which that backend is not there.
+    OverIpv6,
+}
+
+impl Why {
+    /// In one word, as conditions have it.
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::NotReady => "NotReady",
+            Self::Silent => "Silent",
+            Self::Kernel => "Kernel",
+            Self::BeyondRouter => "BeyondRouter",
+            Self::OverIpv6 => "OverIPv6",
+        }
+    }
+
+    /// What is to be said of the node.
+    pub fn in_words(self) -> &'static str {
+        match self {
+            Self::NotReady => "has not said that it is ready for that",
+            Self::Silent => "has said nothing: is its agent running, and of this version?",
+            Self::Kernel => "has a kernel that cannot take it (ipip asks for Linux 6.3)",
+            Self::BeyondRouter => "is beyond a router",
+            Self::OverIpv6 => "is reached over IPv6",
+        }
+    }
+
+    /// Whether it is a matter of time. What is not stays as it is until somebody changes a kernel or a network.
+    pub fn passes(self) -> bool {
+        matches!(self, Self::NotReady | Self::Silent)
+    }
+}
+
+/// A node whose pods are reached by another backend than the one that is wanted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Behind {
+    /// The node.
+    pub node: NodeName,
+    /// The backend that its pods are reached by.
+    pub by: BackendName,
+    /// Why.
+    pub why: Why,
+}
+
+/// The backend that a way is of.
+pub fn of_way(reach: Reach) -> BackendName {
+    match reach {
+        Reach::Route => BackendName::HostGw,
+        Reach::Ipip => BackendName::Ipip,
+        Reach::Udp => BackendName::Udp,
+        Reach::Tunnel | Reach::TunnelTo(_) => BackendName::Vxlan,
+    }
+}
+
+/// A peer as it is reached now.
+#[derive(Clone, Copy, Debug)]
+pub struct Way<'a> {
+    /// The node.
+    pub node: &'a NodeName,
+    /// How its pods are reached.
+    pub reach: Reach,
+    /// Outer address of its tunnel.
+    pub tunnel: IpAddr,
+    /// There is a router in between.
+    pub beyond: bool,
+}
+
+/// The nodes that are not reached by the backend `wanted`, and why. Everybody takes envelopes, so when those are wanted nobody is behind but for an instant.
+pub fn behind<'a>(
+    wanted: BackendName,
+    ways: impl IntoIterator<Item = Way<'a>>,
+    said: &BTreeMap<NodeName, Says>,
+) -> Vec<Behind> {
+    let behind = |way: Way<'_>| {
+        let by = of_way(way.reach);
+        (by != wanted && wanted != BackendName::Vxlan).then(|| Behind {
+            node: way.node.clone(),
+            by,
+            why: match said.get(way.node) {
+                _ if way.beyond => Why::BeyondRouter,
+                _ if matches!(wanted, BackendName::Ipip | BackendName::Udp) && way.tunnel.is_ipv6() => Why::OverIpv6,
+                None => Why::Silent,
+                // Whose agent is ready takes those of this backend whatever its own is, if its kernel can.
+                Some(says)
+                    if wanted == BackendName::Ipip
+                        && says.receives.contains(&BackendName::Vxlan)
+                        && !says.receives.contains(&wanted) =>
+                {
+                    Why::Kernel
+                }
+                Some(_) => Why::NotReady,
+            },
+        })
+    };
+    ways.into_iter().filter_map(behind).collect()
+}
+
 /// Whether packets of other nodes' pods are taken as they are.
 pub fn takes_plain(own: BackendName, said: &BTreeMap<NodeName, Says>) -> bool {
     own == BackendName::HostGw || said.values().any(|says| says.sends == Some(BackendName::HostGw))
@@ -110,6 +219,51 @@ mod tests {
     }
 
     #[test]
+    fn who_is_behind_is_named_with_the_reason_that_holds_longest() {
+        let names: BTreeMap<&str, NodeName> =
+            ["old", "silent", "router", "late", "there"].map(|name| (name, NodeName::new(name))).into();
+        let said = BTreeMap::from([
+            (
+                names["old"].clone(),
+                Says { sends: None, receives: ready_for(BackendName::Ipip, Able { ipip: false, ..ABLE }) },
+            ),
+            (names["router"].clone(), says(BackendName::HostGw)),
+            (names["late"].clone(), says(BackendName::Vxlan)),
+            (names["there"].clone(), says(BackendName::HostGw)),
+        ]);
+        let behind = |wanted, tunnel: &str| {
+            let tunnel: IpAddr = tunnel.parse().unwrap();
+            let ways = names.iter().map(|(name, node)| {
+                let reach = match (*name, wanted) {
+                    ("there", BackendName::HostGw) => Reach::Route,
+                    ("there", BackendName::Ipip) => Reach::Ipip,
+                    _ => Reach::Tunnel,
+                };
+                Way { node, reach, tunnel, beyond: *name == "router" }
+            });
+            let found = super::behind(wanted, ways, &said);
+            assert!(found.iter().all(|behind| behind.by == BackendName::Vxlan));
+            found.into_iter().map(|behind| (behind.node.to_string(), behind.why)).collect::<Vec<_>>()
+        };
+        let expected = |list: &[(&str, Why)]| list.iter().map(|(n, w)| ((*n).to_owned(), *w)).collect::<Vec<_>>();
+        assert_eq!(behind(BackendName::Vxlan, "192.0.2.1"), []);
+        assert_eq!(
+            behind(BackendName::HostGw, "192.0.2.1"),
+            expected(&[
+                ("late", Why::NotReady),
+                ("old", Why::NotReady),
+                ("router", Why::BeyondRouter),
+                ("silent", Why::Silent)
+            ])
+        );
+        assert_eq!(behind(BackendName::Ipip, "192.0.2.1")[1], ("old".to_owned(), Why::Kernel));
+        assert!(
+            behind(BackendName::Ipip, "2001:db8::1").iter().any(|(name, why)| name == "late" && *why == Why::OverIpv6)
+        );
+        assert!(Why::Silent.passes() && !Why::Kernel.passes() && !Why::BeyondRouter.passes());
+    }
+
+    #[test]
     fn a_node_is_sent_what_it_is_ready_for_and_nobody_else_decides() {
         let said = BTreeMap::from([
             (NodeName::new("ready"), says(BackendName::HostGw)),
@@ -123,10 +277,16 @@ mod tests {
         let without = Able { udp: false, ..ABLE };
         assert_eq!(instead(BackendName::Udp, without, &udp), BTreeMap::new(), "nobody here would carry it");
         assert!(!ready_for(BackendName::Udp, without).contains(&BackendName::Udp), "nobody here would take it");
-        assert!(!ready_for(BackendName::Vxlan, ABLE).contains(&BackendName::Udp), "no port is open that nobody asked for");
+        assert!(
+            !ready_for(BackendName::Vxlan, ABLE).contains(&BackendName::Udp),
+            "no port is open that nobody asked for"
+        );
         let named: Vec<String> = instead(BackendName::Ipip, ABLE, &said).keys().map(NodeName::to_string).collect();
         assert_eq!(named, ["ready", "vxlan"], "who is of this version takes them whatever it sends itself");
-        assert!(!ready_for(BackendName::Ipip, Able { ipip: false, ..ABLE }).contains(&BackendName::Ipip), "a kernel that cannot is sent none");
+        assert!(
+            !ready_for(BackendName::Ipip, Able { ipip: false, ..ABLE }).contains(&BackendName::Ipip),
+            "a kernel that cannot is sent none"
+        );
         assert!(takes_plain(BackendName::Vxlan, &said), "one still sends so");
         assert!(!takes_plain(BackendName::Vxlan, &BTreeMap::from([(NodeName::new("old"), Says::default())])));
     }

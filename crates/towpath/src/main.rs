@@ -17,6 +17,7 @@ mod observe;
 mod place;
 mod policy;
 mod probe;
+mod progress;
 mod service;
 mod status;
 mod sysdump;

@@ -16,6 +16,9 @@ use towpath_model::SOCKET_SERVICES_ANNOTATION;
 use towpath_wire::config::AgentConfig;
 use towpath_wire::status::{AgentStatus, AuditedDenial, AuditedPolicy};
 
+use crate::place::Where;
+use crate::progress;
+
 /// Options of `towpath status`.
 #[derive(clap::Args, Debug)]
 pub(crate) struct Options {
@@ -28,6 +31,15 @@ pub(crate) struct Options {
     /// text or json.
     #[arg(short, long, value_enum, default_value = "text")]
     output: crate::Output,
+    /// Shows how far all nodes of the cluster are with a change of backend, as the API server has it, until it is done.
+    #[arg(long, conflicts_with = "socket")]
+    watch: bool,
+    /// How many seconds to watch; over before it is done is no success.
+    #[arg(long, default_value_t = 300, requires = "watch")]
+    timeout: u64,
+    /// Kubeconfig of the cluster to watch; else KUBECONFIG and the usual places.
+    #[arg(long, requires = "watch", conflicts_with = "lab")]
+    kubeconfig: Option<PathBuf>,
 }
 
 /// One node's answer.
@@ -82,8 +94,11 @@ fn sockets(options: &Options) -> Result<Vec<(String, PathBuf)>> {
 }
 
 /// Asks and prints; the answer is a success when every agent answers, is ready and sees no problem.
-#[allow(clippy::unused_async, reason = "runs beside the commands that ask the API server")]
 pub(crate) async fn run(options: &Options) -> Result<bool> {
+    if options.watch {
+        let place = Where { kubeconfig: options.kubeconfig.clone(), lab: options.lab.clone(), output: options.output };
+        return progress::watch(&place, Duration::from_secs(options.timeout)).await;
+    }
     let answers: Vec<NodeAnswer> = sockets(options)?
         .into_iter()
         .map(|(node, socket)| match ask(&socket) {
@@ -177,7 +192,13 @@ fn show(answers: &[NodeAnswer]) -> String {
         for peer in &status.peers {
             let tunnel = peer.tunnel.map(|t| t.to_string()).unwrap_or_default();
             let network = peer.network.as_ref().map(|network| format!(" (still {network})")).unwrap_or_default();
-            notes.push(format!("{} → {} by {tunnel}: {}{network}", status.node, peer.node, peer.pod_cidrs.join(", ")));
+            let backend = if peer.backend.is_empty() { String::new() } else { format!(" ({})", peer.backend) };
+            notes.push(format!(
+                "{} → {} by {tunnel}{backend}: {}{network}",
+                status.node,
+                peer.node,
+                peer.pod_cidrs.join(", ")
+            ));
         }
         for (reason, count) in status.counters.iter().filter(|(name, n)| name.starts_with("drop.") && **n > 0) {
             notes.push(format!("{}: {reason} {count}", status.node));

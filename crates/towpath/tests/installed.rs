@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 use towpath_apiserver::{ApiServer, Config, UserInfo};
 use towpath_model::custom::{
     Acceleration, AddressPool, AddressPoolSpec, BackendName, Duty, GivenAddress, MasqueradeConfig, NetworkConfig,
-    NetworkConfigSpec, NodeNetwork, NodeNetworkSpec, NodeNetworkStatus, VxlanConfig,
+    NetworkConfigSpec, NodeNetwork, NodeNetworkSpec, NodeNetworkStatus, PeerBehind, UdpConfig, VxlanConfig,
 };
 
 fn deploy(file: &str) -> PathBuf {
@@ -137,6 +137,7 @@ fn whole_config() -> NetworkConfigSpec {
     NetworkConfigSpec {
         backend: Some(BackendName::Vxlan),
         vxlan: Some(VxlanConfig { vni: Some(116), port: Some(8472) }),
+        udp: Some(UdpConfig { port: Some(8285) }),
         cluster_cidrs: Some(vec!["10.244.0.0/16".to_owned(), "fd00:8::/48".to_owned()]),
         service_cidrs: Some(vec!["10.96.0.0/12".to_owned()]),
         non_masquerade_cidrs: Some(vec!["192.168.0.0/16".to_owned()]),
@@ -192,6 +193,13 @@ async fn our_types_are_what_the_definitions_say() {
         dns: Some("stand-in".to_owned()),
         backend: Some(BackendName::HostGw),
         receive_ready: vec![BackendName::Vxlan, BackendName::HostGw],
+        pod_mtu: Some(1450),
+        peers_behind: vec![PeerBehind {
+            node: "n2".to_owned(),
+            backend: "vxlan".to_owned(),
+            reason: "BeyondRouter".to_owned(),
+        }],
+        peers_behind_count: Some(1),
         network_config_generation: Some(1),
         agent_version: Some("0.1.0".to_owned()),
         pods: vec![GivenAddress {

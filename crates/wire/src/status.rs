@@ -34,6 +34,9 @@ pub struct AgentStatus {
     pub peers: Vec<PeerStatus>,
     /// Pods with a device on this node.
     pub pods: u32,
+    /// Paths to other nodes that carry less than they have to; those of nodes that answer no echo are not known.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub small_paths: Vec<PathStatus>,
     /// Ranges of Service addresses: what no Service has there is refused on the node.
     #[serde(default)]
     pub service_ranges: Vec<String>,
@@ -94,9 +97,26 @@ pub struct PeerStatus {
     /// Backend by which packets go to its pods.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub backend: String,
+    /// Why that is not the backend that is wanted: `NotReady`, `Silent`, `Kernel`, `BeyondRouter` or `OverIPv6`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
     /// The network that connects its pods, if it is not this one (`flannel`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<String>,
+}
+
+/// A path to another node that carries less than it has to. Sizes are of IP packets, in bytes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PathStatus {
+    /// The node's name.
+    pub node: String,
+    /// Its address that was tried.
+    pub address: Option<IpAddr>,
+    /// The largest that gets through.
+    pub carries: u32,
+    /// What has to.
+    pub needed: u32,
 }
 
 /// A policy that is judged and reported, and not enforced.

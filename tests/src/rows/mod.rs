@@ -1,6 +1,7 @@
 //! The rows of the walkthrough, in the order a reader types them.
 
 mod access;
+mod backends;
 mod balancers;
 mod names;
 mod pods;
@@ -45,6 +46,8 @@ pub const ROWS: &[Row] = &[
     Row { id: "W16", title: "headless Service, a name for each pod", run: names::w16 },
     Row { id: "W17", title: "an annotation picks the balancing algorithm", run: services::w17 },
     Row { id: "W19", title: "troubleshooting with kubectl", run: pods::w19 },
+    Row { id: "W20", title: "each backend carries it all", run: backends::w20 },
+    Row { id: "W21", title: "the backend of a running cluster is changed", run: backends::w21 },
 ];
 
 /// Whether a probe is to be answered. What is not to be is given less time: a second attempt of TCP's falls into it, too.

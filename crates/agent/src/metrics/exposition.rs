@@ -243,7 +243,13 @@ async fn kernel(page: &mut Page, sources: &Sources) -> Result<()> {
         "Translations of UDP flows that were deleted because their backend left the Service",
         status.released.translations,
     );
-    page.gauge("pod_mtu_bytes", "MTU of pods' devices", status.facts.pod_mtu);
+    page.gauge("pod_mtu_bytes", "MTU of new pods' devices", status.facts.pod_mtu);
+    let paths = sources.paths.borrow().clone().unwrap_or_default();
+    page.gauge("paths_too_small", "Paths to other nodes that carry less than they have to", paths.len());
+    let carries = |path: &crate::paths::SmallPath| {
+        (vec![("node", path.node.clone()), ("address", path.address.to_string())], path.carries)
+    };
+    page.gauges("path_mtu_bytes", "What such a path carries, in bytes", paths.iter().map(carries));
     let counters = datapath.counters().await?;
     let (drops, rest): (Vec<_>, Vec<_>) = counters.into_iter().partition(|count| count.reason.is_drop());
     page.counters(

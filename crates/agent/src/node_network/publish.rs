@@ -12,7 +12,7 @@ use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, Patch, PatchParams};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until};
-use towpath_model::custom::{BackendName, GivenAddress, NodeNetwork, NodeNetworkSpec, NodeNetworkStatus};
+use towpath_model::custom::{BackendName, GivenAddress, NodeNetwork, NodeNetworkSpec, NodeNetworkStatus, PeerBehind};
 use towpath_model::{NamespacedName, NodeName, World};
 use towpath_plan::backend::{Able, ready_for};
 use tracing::{debug, info, warn};
@@ -22,6 +22,8 @@ use crate::cni_server::Readiness;
 use crate::counts;
 use crate::ipam::{Lease, LeaseStore};
 use crate::modes::State;
+use crate::paths::Paths;
+use crate::reconcile::Progress;
 use crate::udp::Carried;
 use crate::{SharedIndex, read};
 
@@ -38,6 +40,10 @@ const ABSENT: Duration = Duration::from_secs(60);
 const FORBIDDEN: Duration = Duration::from_secs(300);
 /// As many entries as the definition allows; a node has far fewer pods that nobody else has heard of.
 const ENTRIES_MAX: usize = 2048;
+/// As many nodes that are behind as the definition allows.
+const BEHIND_MAX: usize = 64;
+/// As many are named in a condition.
+const NAMED_MAX: usize = 10;
 /// What is noted of it for the status.
 const NOTE: &str = "NodeNetwork";
 
@@ -62,45 +68,53 @@ pub struct Facts {
     pub takes_ipip: bool,
 }
 
+/// What it is made of, as others keep it.
+pub struct Sources {
+    /// Whether the agent is ready.
+    pub readiness: watch::Receiver<Readiness>,
+    /// Who is in charge of Services and DNS.
+    pub in_charge: watch::Receiver<State>,
+    /// Generation of the `NetworkConfig` in force.
+    pub generation: watch::Receiver<Option<i64>>,
+    /// How far the node is with its backend.
+    pub progress: watch::Receiver<Option<Progress>>,
+    /// Which paths carry less than they have to.
+    pub paths: watch::Receiver<Paths>,
+    /// Whether packets are carried by way of user space.
+    pub carried: watch::Receiver<Carried>,
+}
+
 /// Keeps the object as it should be, until it is dropped.
 pub struct Publisher {
     client: kube::Client,
     facts: Facts,
     leases: Arc<LeaseStore>,
     index: SharedIndex,
-    readiness: watch::Receiver<Readiness>,
-    in_charge: watch::Receiver<State>,
-    generation: watch::Receiver<Option<i64>>,
-    carried: watch::Receiver<Carried>,
+    sources: Sources,
     written: Option<NodeNetworkStatus>,
-    condition: Option<Condition>,
+    /// As they were last, by type.
+    conditions: BTreeMap<&'static str, Condition>,
     backoff: Backoff,
     complained: String,
 }
 
 impl Publisher {
-    /// Over what it reads; `generation` is that of the `NetworkConfig` in force.
+    /// Over what it reads.
     pub fn new(
         client: kube::Client,
         facts: Facts,
         leases: Arc<LeaseStore>,
         index: SharedIndex,
-        readiness: watch::Receiver<Readiness>,
-        in_charge: watch::Receiver<State>,
-        generation: watch::Receiver<Option<i64>>,
-        carried: watch::Receiver<Carried>,
+        sources: Sources,
     ) -> Self {
         Self {
             client,
             facts,
             leases,
             index,
-            readiness,
-            in_charge,
-            generation,
-            carried,
+            sources,
             written: None,
-            condition: None,
+            conditions: BTreeMap::new(),
             backoff: Backoff::default(),
             complained: String::new(),
         }
@@ -115,10 +129,12 @@ impl Publisher {
                 Next::OnChange => {
                     tokio::select! {
                         changed = leases.changed() => if changed.is_err() { return },
-                        changed = self.readiness.changed() => if changed.is_err() { return },
-                        changed = self.in_charge.changed() => if changed.is_err() { return },
-                        changed = self.generation.changed() => if changed.is_err() { return },
-                        changed = self.carried.changed() => if changed.is_err() { return },
+                        changed = self.sources.readiness.changed() => if changed.is_err() { return },
+                        changed = self.sources.in_charge.changed() => if changed.is_err() { return },
+                        changed = self.sources.generation.changed() => if changed.is_err() { return },
+                        changed = self.sources.progress.changed() => if changed.is_err() { return },
+                        changed = self.sources.paths.changed() => if changed.is_err() { return },
+                        changed = self.sources.carried.changed() => if changed.is_err() { return },
                         () = sleep(RECHECK) => continue,
                     }
                     sleep(WINDOW).await;
@@ -181,18 +197,23 @@ impl Publisher {
     fn wanted(&mut self) -> NodeNetworkStatus {
         let leases = self.leases.leases();
         let pods = unreported(&leases, read(&self.index).world());
-        let condition = self.ready_condition();
-        let in_charge = self.in_charge.borrow_and_update().in_charge;
+        let readiness = self.sources.readiness.borrow_and_update().clone();
+        // Until it is ready, it is as the run before left it.
+        let progress = self.sources.progress.borrow_and_update().clone().filter(|_| readiness == Readiness::Ready);
+        let paths = self.sources.paths.borrow_and_update().clone();
+        let conditions = [ready(&readiness), settled(&readiness, progress.as_ref()), paths_fit(paths.as_deref())];
+        let conditions = conditions.map(|said| self.condition(said)).to_vec();
+        let in_charge = self.sources.in_charge.borrow_and_update().in_charge;
         // Until the kernel holds what this run wants it goes on as the run before: what that one said of itself still holds, but that it
         // takes what this one will not.
         let own = self.facts.backend;
-        let carried = self.carried.borrow_and_update().clone();
-        let ready = |udp| ready_for(own, Able { ipip: self.facts.takes_ipip, udp });
-        let (backend, receive_ready) = match &*self.readiness.borrow() {
-            Readiness::Ready => (Some(own), ready(carried.is_yes())),
+        let carried = self.sources.carried.borrow_and_update().clone();
+        let takes = |udp| ready_for(own, Able { ipip: self.facts.takes_ipip, udp });
+        let (backend, receive_ready) = match &readiness {
+            Readiness::Ready => (Some(own), takes(carried.is_yes())),
             Readiness::Starting(_) => {
                 let before = read(&self.index).backends().get(&self.facts.node).cloned().unwrap_or_default();
-                (before.sends, before.receives.intersection(&ready(carried.may_be())).copied().collect())
+                (before.sends, before.receives.intersection(&takes(carried.may_be())).copied().collect())
             }
         };
         let receive_ready = receive_ready.into_iter().collect();
@@ -201,29 +222,29 @@ impl Publisher {
             dns: in_charge.map(|who| who.dns.name().to_owned()),
             backend,
             receive_ready,
-            network_config_generation: *self.generation.borrow_and_update(),
+            pod_mtu: progress.as_ref().map(|progress| progress.pod_mtu),
+            peers_behind: progress.iter().flat_map(|progress| behind(progress)).collect(),
+            peers_behind_count: progress.map(|progress| u32::try_from(progress.behind.len()).unwrap_or(u32::MAX)),
+            network_config_generation: *self.sources.generation.borrow_and_update(),
             agent_version: Some(env!("CARGO_PKG_VERSION").to_owned()),
             pods,
-            conditions: vec![condition],
+            conditions,
         }
     }
 
-    /// The `Ready` condition; its time is that of the last change from or to true.
-    fn ready_condition(&mut self) -> Condition {
-        let (status, reason, message) = match &*self.readiness.borrow_and_update() {
-            Readiness::Ready => ("True", "Synced", "the first full sync is in the kernel".to_owned()),
-            Readiness::Starting(why) => ("False", "Starting", why.clone()),
-        };
-        let before = self.condition.take().filter(|before| before.status == status);
+    /// A condition; its time is that of the last change of its status.
+    fn condition(&mut self, Said { kind, status, reason, message }: Said) -> Condition {
+        let before = self.conditions.get(kind).filter(|before| before.status == status);
         let condition = Condition {
-            type_: "Ready".to_owned(),
+            type_: kind.to_owned(),
             status: status.to_owned(),
             reason: reason.to_owned(),
             message,
-            last_transition_time: before.map_or_else(|| Time(Timestamp::now()), |before| before.last_transition_time),
+            last_transition_time: before
+                .map_or_else(|| Time(Timestamp::now()), |before| before.last_transition_time.clone()),
             observed_generation: None,
         };
-        self.condition = Some(condition.clone());
+        self.conditions.insert(kind, condition.clone());
         condition
     }
 
@@ -255,6 +276,77 @@ impl Publisher {
             ..OwnerReference::default()
         }))
     }
+}
+
+/// What a condition says.
+struct Said {
+    kind: &'static str,
+    status: &'static str,
+    reason: &'static str,
+    message: String,
+}
+
+fn ready(readiness: &Readiness) -> Said {
+    let (status, reason, message) = match readiness {
+        Readiness::Ready => ("True", "Synced", "the first full sync is in the kernel".to_owned()),
+        Readiness::Starting(why) => ("False", "Starting", why.clone()),
+    };
+    Said { kind: "Ready", status, reason, message }
+}
+
+/// Whether nothing more of a change of backend is to come: who is behind is so for a reason that does not pass, and pods have the MTU that fits.
+fn settled(readiness: &Readiness, progress: Option<&Progress>) -> Said {
+    let (status, reason, message) = match (readiness, progress) {
+        (Readiness::Starting(_), _) => ("False", "Starting", "the agent is starting".to_owned()),
+        (Readiness::Ready, None) => ("False", "Starting", "the agent has just started".to_owned()),
+        (Readiness::Ready, Some(progress)) => {
+            let Progress { backend, peers, behind, pod_mtu, mtu_waits } = progress;
+            let mut message = format!(
+                "packets to {} of {peers} nodes go by {}",
+                peers.saturating_sub(behind.len()),
+                backend.as_str()
+            );
+            for one in behind.iter().take(NAMED_MAX) {
+                message.push_str(&format!("; to {} by {}: it {}", one.node, one.by.as_str(), one.why.in_words()));
+            }
+            if behind.len() > NAMED_MAX {
+                message.push_str(&format!("; and {} more", behind.len() - NAMED_MAX));
+            }
+            message.push_str(&format!("; pods have MTU {pod_mtu}"));
+            if *mtu_waits {
+                message.push_str(", and more soon");
+            }
+            let passes = behind.iter().any(|one| one.why.passes()) || *mtu_waits;
+            match (passes, behind.is_empty()) {
+                (true, _) => ("False", "Changing", message),
+                (false, true) => ("True", "AllNodes", message),
+                (false, false) => ("True", "NotAllNodes", message),
+            }
+        }
+    };
+    Said { kind: "Settled", status, reason, message }
+}
+
+/// Whether what pods may send fits the paths to the other nodes.
+fn paths_fit(paths: Option<&[crate::paths::SmallPath]>) -> Said {
+    let (status, reason, message) = match paths {
+        None => ("Unknown", "NotTried", "the paths to the other nodes were not tried yet".to_owned()),
+        Some([]) => ("True", "Tried", "no path to a node that answers echoes carries less than it has to".to_owned()),
+        Some(small) => {
+            let mut words: Vec<String> = small.iter().take(NAMED_MAX).map(|path| path.in_words()).collect();
+            words.extend((small.len() > NAMED_MAX).then(|| format!("and {} more", small.len() - NAMED_MAX)));
+            ("False", "TooSmall", words.join("; "))
+        }
+    };
+    Said { kind: "PathsFit", status, reason, message }
+}
+
+fn behind(progress: &Progress) -> impl Iterator<Item = PeerBehind> + '_ {
+    progress.behind.iter().take(BEHIND_MAX).map(|one| PeerBehind {
+        node: one.node.to_string(),
+        backend: one.by.as_str().to_owned(),
+        reason: one.why.reason().to_owned(),
+    })
 }
 
 /// Pods that hold an address which their status does not say yet, each with the addresses of the lease of its present life.
@@ -314,6 +406,24 @@ mod tests {
 
     fn names(given: &[GivenAddress]) -> Vec<(&str, &str)> {
         given.iter().map(|g| (g.name.as_str(), g.ips[0].as_str())).collect()
+    }
+
+    #[test]
+    fn it_is_settled_when_what_is_left_does_not_pass() {
+        use towpath_plan::backend::{Behind, Why};
+        let behind = |why| Behind { node: NodeName::new("n2"), by: BackendName::Vxlan, why };
+        let says = |behind: Vec<Behind>, mtu_waits| {
+            let progress = Progress { backend: BackendName::HostGw, peers: 3, behind, pod_mtu: 1450, mtu_waits };
+            settled(&Readiness::Ready, Some(&progress))
+        };
+        let outcome = |said: Said| (said.status, said.reason);
+        assert_eq!(outcome(says(vec![], false)), ("True", "AllNodes"));
+        assert_eq!(outcome(says(vec![], true)), ("False", "Changing"), "pods are to have more");
+        assert_eq!(outcome(says(vec![behind(Why::BeyondRouter)], false)), ("True", "NotAllNodes"));
+        assert_eq!(outcome(says(vec![behind(Why::BeyondRouter), behind(Why::NotReady)], false)), ("False", "Changing"));
+        assert_eq!(outcome(settled(&Readiness::Starting(String::new()), None)), ("False", "Starting"));
+        let said = says(vec![behind(Why::BeyondRouter); 12], false).message;
+        assert!(said.contains("n2 by vxlan: it is beyond a router") && said.contains("and 2 more"), "{said}");
     }
 
     #[test]

@@ -83,9 +83,12 @@ impl Reconciler {
             report.backend = backend;
             report.no_udp = no_udp;
         });
+        self.lower_mtu(&planned.peers).await;
         let applied = self.datapath.apply_peers(planned.peers).await.map_err(|e| e.to_string())?;
         // Nothing leads there any more.
         self.udp.unmake(&self.datapath).await?;
+        self.follow_mtu().await;
+        self.teller.due = true;
         for change in &applied.changes {
             debug!(change, "peers");
         }

@@ -68,6 +68,8 @@ pub struct Report {
     pub audited: Vec<AuditedPolicy>,
     /// What the rules in the kernel, and those of the image before, stand for.
     pub rule_names: Arc<RuleNames>,
+    /// Pods that could not be given the MTU that fits.
+    pub mtu_problems: Vec<String>,
     /// What could not be applied, newest attempt.
     pub failures: BTreeMap<&'static str, String>,
     /// How often something could not be applied.

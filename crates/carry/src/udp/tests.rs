@@ -304,7 +304,11 @@ fn only_what_follows_in_a_flow_is_joined() {
         assert_eq!(frames.len(), 2, "byte {at} of the headers is another");
     }
     let pushed = Packet { flags: ACK | PSH, ..first.clone() };
-    assert_eq!(join(&[(THERE, datagram(&pushed)), (THERE, datagram(&next))]).0.len(), 2, "what is pushed waits for nobody");
+    assert_eq!(
+        join(&[(THERE, datagram(&pushed)), (THERE, datagram(&next))]).0.len(),
+        2,
+        "what is pushed waits for nobody"
+    );
     let mut finished = datagram(&next);
     finished[..HEAD].copy_from_slice(&Head { network: NETWORK, unfinished: None }.bytes());
     assert_eq!(join(&[(THERE, datagram(&first)), (THERE, finished)]).0.len(), 2, "a checksum that is made stays");

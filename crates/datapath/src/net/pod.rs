@@ -2,6 +2,9 @@
 //!
 //! The pod has host addresses (/32, /128), a link-scope route to its gateway and the default route through it, and a permanent
 //! neighbour entry for the gateway, so it never asks for anybody. The host side has the same for the pod.
+//!
+//! Where the ways between nodes carry more than an envelope does, pods may send each other more ([`Mtu`]): the device has the larger MTU, the
+//! cluster's pod ranges have routes of their own, and the default route has what an envelope carries, for what is not between pods may go in one.
 
 use std::net::IpAddr;
 use std::os::fd::BorrowedFd;
@@ -90,12 +93,24 @@ pub fn host_side(
     requests
 }
 
+/// How large the packets of a pod may be, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mtu<'a> {
+    /// MTU of its device, and so of what it sends to the pods of the cluster.
+    pub device: u32,
+    /// Of what it sends elsewhere, if that is less.
+    pub elsewhere: u32,
+    /// Where the pods of the cluster are.
+    pub cluster: &'a [IpNet],
+}
+
 /// Sets up the pod's side, in the pod's namespace, and brings it up.
 pub fn set_up_inside(
     netns: BorrowedFd<'_>,
     ifname: &str,
     addresses: &[(IpAddr, IpAddr)],
     host_mac: [u8; 6],
+    mtu: Mtu<'_>,
 ) -> Result<(), Error> {
     netns::within(netns, || {
         quiet_ipv6(ifname, addresses.iter().any(|(address, _)| address.is_ipv6()))?;
@@ -108,6 +123,11 @@ pub fn set_up_inside(
         for (_, gateway) in addresses {
             requests.push(neighbour::set(device, ifname, *gateway, host_mac));
             requests.extend(inside_routes(device, *gateway).iter().map(Route::add));
+            if mtu.elsewhere < mtu.device {
+                let [_, default] = inside_routes(device, *gateway);
+                requests.extend(cluster_routes(device, *gateway, mtu.cluster).iter().map(Route::add));
+                requests.push(default.replace_with_mtu(mtu.elsewhere));
+            }
         }
         netlink.batch(requests).into_iter().collect::<Result<(), Error>>()?;
         addresses.iter().try_for_each(|(address, _)| wait_until_taken(&mut netlink, *address))
@@ -128,6 +148,48 @@ fn wait_until_taken(netlink: &mut Netlink, address: IpAddr) -> Result<(), Error>
         std::thread::sleep(Duration::from_micros(200));
     }
     Ok(())
+}
+
+/// To the pods of the cluster, of the gateway's family.
+fn cluster_routes(device: u32, gateway: IpAddr, cluster: &[IpNet]) -> Vec<Route> {
+    let of_family = cluster.iter().filter(|range| range.addr().is_ipv4() == gateway.is_ipv4());
+    let direct = host_route(device, gateway, &[]);
+    of_family.map(|range| Route { destination: range.trunc(), gateway: Some(gateway), ..direct.clone() }).collect()
+}
+
+/// Changes the MTU of a pod that runs. To be called in its network namespace; the host side is the caller's, before this if it becomes larger, else after it.
+///
+/// Routes come before a device that becomes larger, and after one that becomes smaller, so that nothing larger than `elsewhere` ever goes elsewhere. Refused
+/// where the default route is another's (another network of the same pod): what that one means to carry is not known.
+pub fn change_mtu_inside(ifname: &str, gateways: &[IpAddr], mtu: Mtu<'_>) -> Result<(), Error> {
+    let mut netlink = Netlink::open()?;
+    let link = link::existing(&mut netlink, ifname)?;
+    let present = super::route::list(&mut netlink, MAIN_TABLE)?;
+    let elsewhere = mtu.elsewhere.min(mtu.device);
+    let (mut routes, mut again) = (Vec::new(), Vec::new());
+    for gateway in gateways {
+        let [_, default] = inside_routes(link.index, *gateway);
+        let wanted = cluster_routes(link.index, *gateway, mtu.cluster);
+        if !present.contains(&default) {
+            if elsewhere < mtu.device {
+                return Err(Error::Refused(format!("the default route of device {ifname} is another network's")));
+            }
+            continue;
+        }
+        let missing = wanted.iter().filter(|route| !present.contains(route) && elsewhere < mtu.device);
+        routes.extend(missing.map(Route::replace));
+        // A route whose MTU is its device's goes up with that (`rt6_mtu_change_route`): for an instant it has one byte less.
+        let grows = gateway.is_ipv6() && mtu.device > link.mtu && elsewhere == link.mtu && elsewhere < mtu.device;
+        routes.push(default.replace_with_mtu(if grows { elsewhere - 1 } else { elsewhere }));
+        again.extend(grows.then(|| default.replace_with_mtu(elsewhere)));
+    }
+    let device = link::set_mtu(link.index, ifname, mtu.device);
+    let requests = if mtu.device > link.mtu {
+        routes.into_iter().chain([device]).chain(again).collect::<Vec<_>>()
+    } else {
+        [device].into_iter().chain(routes).collect()
+    };
+    netlink.batch(requests).into_iter().collect()
 }
 
 /// To the gateway on the link, and to everybody else through it.

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use rtnetlink::packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteIp6Tunnel, RouteIp6TunnelFlags, RouteIpTunnel,
-    RouteLwEnCapType, RouteLwTunnelEncap, RouteMessage, RouteProtocol, RouteScope, RouteType,
+    RouteLwEnCapType, RouteLwTunnelEncap, RouteMessage, RouteMetric, RouteProtocol, RouteScope, RouteType,
 };
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage as Message};
 
@@ -65,6 +65,13 @@ impl Route {
     /// Request: put it in the place of ours with the same destination.
     pub fn replace(&self) -> Request {
         self.request("replace", Message::NewRoute(self.message()), NLM_F_CREATE | NLM_F_REPLACE)
+    }
+
+    /// As [`Route::replace`]; what goes by it is at most `mtu` bytes. It is the same route with and without.
+    pub fn replace_with_mtu(&self, mtu: u32) -> Request {
+        let mut message = self.message();
+        message.attributes.push(RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu)]));
+        self.request(&format!("set MTU {mtu} of"), Message::NewRoute(message), NLM_F_CREATE | NLM_F_REPLACE)
     }
 
     /// What has to come before [`Route::replace`] of another: IPv6 takes a next hop within the range itself only if the range leads to its

@@ -6,6 +6,7 @@
 mod ensure;
 mod hooks;
 pub(crate) mod lent;
+mod mtu;
 mod pods;
 mod reaper;
 mod release;
@@ -30,6 +31,7 @@ use self::release::{Releaser, UdpTable};
 use crate::bpf::{self, BpfConfig, Changes, Programs, ServicesApplied};
 use crate::error::Error;
 use crate::net::link::{self, Link, TUNNEL_DEVICE};
+use crate::net::namespaces::{self, Namespaces};
 use crate::net::netlink::Netlink;
 use crate::net::peers::{PeerTables, Tunnel};
 use crate::net::uplink::Outside;
@@ -90,6 +92,10 @@ pub(crate) struct Node {
     udp_wanted: Option<bool>,
     nft: nft::Table,
     problems: Vec<String>,
+    /// What pods have by [`Node::apply_pod_mtu`]; none: it was not called.
+    pod_mtu: Option<u32>,
+    /// Where pods' network namespaces were found.
+    namespaces: Namespaces,
 }
 
 impl Node {
@@ -155,6 +161,8 @@ impl Node {
             udp_wanted: None,
             nft,
             problems: Vec::new(),
+            pod_mtu: None,
+            namespaces: Namespaces::new(namespaces::PLACES.map(PathBuf::from)),
         };
         node.ensure_node()?;
         node.ensure_nftables(false)?;
@@ -164,6 +172,11 @@ impl Node {
             programs.sweep_links()?;
         }
         Ok(node)
+    }
+
+    /// What was found out anew; what pods have is not found out.
+    fn take_facts(&mut self, facts: NodeFacts) {
+        self.facts = NodeFacts { pod_mtu: self.pod_mtu.unwrap_or(facts.pod_mtu), ..facts };
     }
 
     pub(crate) fn facts(&self) -> &NodeFacts {
@@ -204,7 +217,8 @@ impl Node {
         let own = self.planned.iter().find(|p| p.local).map(|p| p.tunnel);
         let mut applied = Applied::default();
         if own.is_some_and(|own| own != self.facts.tunnel_address) {
-            self.facts = gather_with(&mut self.netlink, &self.config, own)?;
+            let facts = gather_with(&mut self.netlink, &self.config, own)?;
+            self.take_facts(facts);
             applied.note(self.ensure_node());
         }
         self.ensure_surroundings()?;
@@ -346,7 +360,7 @@ impl Node {
         let mut applied = Applied::default();
         let own = Some(self.facts.tunnel_address);
         match gather_with(&mut self.netlink, &self.config, own) {
-            Ok(facts) => self.facts = facts,
+            Ok(facts) => self.take_facts(facts),
             Err(error) => applied.problems.push(error.to_string()),
         }
         applied.note(self.ensure_node());

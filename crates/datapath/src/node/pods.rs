@@ -46,6 +46,11 @@ const MTU_MIN_V6: u32 = 1280;
 /// Smallest MTU that IPv4 allows (RFC 791).
 const MTU_MIN_V4: u32 = 68;
 
+/// The smallest MTU that a device with these addresses may have.
+pub(super) fn least_mtu(addresses: &[IpAddr]) -> u32 {
+    if addresses.iter().any(IpAddr::is_ipv6) { MTU_MIN_V6 } else { MTU_MIN_V4 }
+}
+
 impl Node {
     /// See [`crate::Datapath::attach_pod`].
     pub(crate) fn attach_pod(&mut self, request: AttachRequest) -> Result<LocalPod, Error> {
@@ -81,7 +86,7 @@ impl Node {
             made = link::create_veth(&mut self.netlink, &veth);
         }
         made.map_err(|e| refused(e.into()))?;
-        self.connect(pod, &pairs, &request).map_err(|error| (true, error))
+        self.connect(pod, mtu, &pairs, &request).map_err(|error| (true, error))
     }
 
     /// Checks the request, and what the pod will be; its indexes are filled in when the device is there.
@@ -104,8 +109,8 @@ impl Node {
             ))
             .into());
         }
-        let mtu = request.mtu.unwrap_or(self.facts.pod_mtu);
-        let least = if request.addresses.iter().any(IpAddr::is_ipv6) { MTU_MIN_V6 } else { MTU_MIN_V4 };
+        let mtu = request.mtu.unwrap_or(self.pod_mtu());
+        let least = least_mtu(&request.addresses);
         if mtu < least {
             return Err(net::Error::Refused(format!(
                 "MTU {mtu} is below the least that the pod's addresses allow, {least}"
@@ -137,6 +142,7 @@ impl Node {
     fn connect(
         &mut self,
         mut pod: LocalPod,
+        mtu: u32,
         pairs: &[(IpAddr, IpAddr)],
         request: &AttachRequest,
     ) -> Result<LocalPod, Error> {
@@ -158,7 +164,7 @@ impl Node {
         let nodes = &self.config.settings.addresses;
         let requests = pod::host_side(link.index, &pod.host_device, pod.mac, &pod.addresses, nodes);
         self.netlink.batch(requests).into_iter().collect::<Result<(), _>>()?;
-        pod::set_up_inside(request.netns.as_fd(), &request.ifname, pairs, pod.host_mac)?;
+        pod::set_up_inside(request.netns.as_fd(), &request.ifname, pairs, pod.host_mac, self.mtu_of(mtu))?;
         self.answer_for(&pod.addresses)?;
         if !link::operational(&mut self.netlink, &pod.host_device, CARRIER_PATIENCE)? {
             tracing::warn!(pod = %pod.name, device = pod.host_device, "the pod's device has no carrier yet");

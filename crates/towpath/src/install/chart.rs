@@ -77,7 +77,7 @@ fn values_file() -> String {
          # Domain of the cluster.\nclusterDomain: cluster.local\n\
          # https://HOST:PORT of the API server; null: the one that each node's kubelet talks to, by /etc/kubernetes/kubelet.conf.\n\
          apiServer: null\n\
-         # MTU of pods' devices in bytes; null: what the tunnel leaves of the uplink's.\nmtu: null\n\
+         # MTU of pods' devices in bytes; null: what the ways between nodes carry.\nmtu: null\n\
          # Destinations outside the cluster that see pods' own addresses.\nnonMasqueradeCIDRs: []\n\
          # UDP port of the tunnel.\nvxlanPort: 8472\n\
          # Replicas of the controller.\ncontrollerReplicas: 2\n\

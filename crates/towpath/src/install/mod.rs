@@ -56,7 +56,7 @@ pub(crate) struct Options {
     /// The API server, https://HOST:PORT [default: the one that each node's kubelet talks to, by /etc/kubernetes/kubelet.conf].
     #[arg(long, value_name = "URL")]
     api_server: Option<String>,
-    /// MTU of pods' devices in bytes [default: what the tunnel leaves of the uplink's].
+    /// MTU of pods' devices in bytes [default: what the ways between nodes carry].
     #[arg(long, value_parser = clap::value_parser!(u32).range(1280..=65535))]
     mtu: Option<u32>,
     /// Destination outside the cluster that sees pods' own addresses; may be repeated.

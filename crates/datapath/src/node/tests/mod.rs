@@ -6,6 +6,7 @@ mod door;
 mod hooks;
 mod inherit;
 mod lab;
+mod mtu;
 mod release;
 mod scenarios;
 mod several_cards;
