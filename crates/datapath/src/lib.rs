@@ -20,6 +20,7 @@ mod worker;
 pub use error::Error;
 pub use facade::Datapath;
 pub use requests::{
-    Applied, AttachRequest, CheckRequest, DatapathConfig, NodeFacts, NodeStatus, Released, ServiceFlow, ServiceFlows,
+    Applied, AttachRequest, CheckRequest, DatapathConfig, NodeFacts, NodeStatus, PodSurvey, Released, ServiceFlow,
+    ServiceFlows,
 };
 pub use uninstall::uninstall;

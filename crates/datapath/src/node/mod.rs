@@ -4,9 +4,10 @@
 //! (`ensure.rs`), so that opening, applying and auditing are the same code.
 
 mod ensure;
+mod finish;
 mod hooks;
 pub(crate) mod lent;
-mod pods;
+pub(crate) mod pods;
 mod reaper;
 mod release;
 #[cfg(test)]
@@ -23,6 +24,7 @@ use ipnet::IpNet;
 use towpath_model::NodeName;
 use towpath_model::desired::{NodePeer, PolicyChanges, PolicyImage, ServiceChanges, ServiceTable};
 
+use self::finish::Finishers;
 use self::hooks::{Attachment, Part};
 use self::reaper::Reaper;
 use self::release::{Releaser, UdpTable};
@@ -57,6 +59,7 @@ pub(crate) struct Node {
     facts: NodeFacts,
     records: Records,
     reaper: Reaper,
+    finishers: Finishers,
     releaser: Option<Releaser>,
     /// When it was asked last.
     released_at: Option<Instant>,
@@ -124,6 +127,7 @@ impl Node {
         let nft = nft::Table::default();
         let purger = || programs.as_ref().map(Programs::purger).transpose();
         let reaper = Reaper::start(purger()?)?;
+        let finishers = Finishers::start()?;
         let releaser = programs.as_ref().map(|programs| Releaser::start(programs, facts.netns_cookie)).transpose()?;
         let awaited = Part::awaited(programs.as_ref());
         let mut node = Self {
@@ -134,6 +138,7 @@ impl Node {
             facts,
             records,
             reaper,
+            finishers,
             releaser,
             released_at: None,
             buried: BTreeSet::new(),
