@@ -74,7 +74,8 @@ pub(crate) fn block(request: Request) -> Result<Done> {
     Ok(done)
 }
 
-fn milliseconds(since: Instant) -> f64 {
+/// How long ago that was.
+pub(crate) fn milliseconds(since: Instant) -> f64 {
     since.elapsed().as_secs_f64() * 1000.0
 }
 

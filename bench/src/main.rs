@@ -6,6 +6,7 @@
 
 mod api;
 mod baseline;
+mod burst;
 mod cluster;
 mod cni;
 mod datagrams;
@@ -70,6 +71,7 @@ fn inside(place: &Place, what: Inside) -> Result<()> {
         Inside::ServeUdp => load::server::udp(),
         Inside::Client => worker::answer_questions(load::client::block),
         Inside::Plugins => worker::answer_questions(cni::block),
+        Inside::Burst => worker::answer_questions(burst::block),
         Inside::FreshPods => worker::answer_questions(fresh::block),
         Inside::UntilItAnswers => worker::answer_questions(swap::until),
         Inside::UntilVerdict => {

@@ -52,6 +52,8 @@ pub(crate) enum Inside {
     Client,
     /// Runs CNI plugins.
     Plugins,
+    /// Adds pods at once.
+    Burst,
     /// Adds pods and waits until other nodes let them in.
     FreshPods,
     /// Waits until a Service answers, or refuses.
@@ -92,7 +94,7 @@ pub(crate) enum Group {
     Backends,
     /// CNI ADD and DEL.
     Cni,
-    /// How soon other nodes know a new pod.
+    /// ADDs at once, and how soon other nodes know a new pod.
     Fresh,
     /// ClusterIP against pod address and against rules shaped as kube-proxy's, with few and many Services.
     Services,
@@ -166,6 +168,12 @@ pub(crate) struct Options {
     /// How many pods are added to time how soon other nodes know them.
     #[arg(long, default_value_t = 200)]
     pub(crate) fresh_pods: usize,
+    /// How many of them are added at once.
+    #[arg(long, default_value_t = 110)]
+    pub(crate) at_once: usize,
+    /// How many times that is done.
+    #[arg(long, default_value_t = 5)]
+    pub(crate) bursts: usize,
     /// How many changes of endpoints are timed.
     #[arg(long, default_value_t = 200)]
     pub(crate) swaps: usize,

@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -73,12 +73,14 @@ impl Sandbox {
 }
 
 /// What libcni does with a configuration list, by hand.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Libcni {
     plugin: PathBuf,
     list: Value,
     /// `CNI_ARGS`.
     args: String,
+    /// A program that runs the plugin, with its arguments.
+    under: Vec<String>,
 }
 
 impl Libcni {
@@ -88,14 +90,20 @@ impl Libcni {
     /// There is none, or the plugin is not built.
     pub fn of_node(cluster: &Cluster, node: &str) -> Result<Self> {
         let list = serde_json::from_slice(&fs::read(conflist(cluster, node)?)?)?;
-        Ok(Self { plugin: plugin()?, list, args: String::new() })
+        Ok(Self { plugin: plugin()?, list, args: String::new(), under: Vec::new() })
     }
 
     /// The same, for the sandbox of a pod as kubelet names it.
     #[must_use]
     pub fn for_pod(&self, name: &str, uid: &str) -> Self {
         let args = format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME={name};K8S_POD_UID={uid}");
-        Self { plugin: self.plugin.clone(), list: self.list.clone(), args }
+        Self { args, ..self.clone() }
+    }
+
+    /// The same, with the plugin run by another program.
+    #[must_use]
+    pub fn under(&self, program: &[String]) -> Self {
+        Self { under: program.to_vec(), ..self.clone() }
     }
 
     /// One call: the answer, or the plugin's error object.
@@ -123,12 +131,27 @@ impl Libcni {
         version: &str,
         extra: &Value,
     ) -> Result<Result<Value, Value>> {
+        answer_of(&self.start(verb, container, version, extra)?.wait_with_output()?)
+    }
+
+    /// The plugin, started and told what to do. See [`answer_of`].
+    ///
+    /// # Errors
+    /// It could not be started.
+    pub fn start(&self, verb: &str, container: Option<(&str, PathBuf)>, version: &str, extra: &Value) -> Result<Child> {
         let mut config = self.list.pointer("/plugins/0").cloned().context("a list without a plugin")?;
         let fields = config.as_object_mut().context("a plugin that is no object")?;
         fields.insert("name".to_owned(), self.list.get("name").cloned().unwrap_or_default());
         fields.insert("cniVersion".to_owned(), json!(version));
         fields.extend(extra.as_object().cloned().unwrap_or_default());
-        let mut command = Command::new(&self.plugin);
+        let mut command = match self.under.split_first() {
+            Some((program, arguments)) => {
+                let mut command = Command::new(program);
+                command.args(arguments).arg(&self.plugin);
+                command
+            }
+            None => Command::new(&self.plugin),
+        };
         let bin = self.plugin.parent().context("a plugin without a directory")?;
         command.env_clear().env("CNI_COMMAND", verb).env("CNI_PATH", bin);
         if !self.args.is_empty() {
@@ -138,15 +161,9 @@ impl Libcni {
             command.env("CNI_CONTAINERID", id).env("CNI_IFNAME", "eth0").env("CNI_NETNS", netns);
         }
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
-        child.stdin.take().context("no stdin")?.write_all(config.to_string().as_bytes())?;
-        let out = child.wait_with_output()?;
-        let text = String::from_utf8_lossy(&out.stdout).into_owned();
-        let answer = if text.trim().is_empty() {
-            Value::Null
-        } else {
-            serde_json::from_str(&text).with_context(|| text.clone())?
-        };
-        Ok(if out.status.success() { Ok(answer) } else { Err(answer) })
+        // One that dies early takes nothing.
+        let _ = child.stdin.take().context("no stdin")?.write_all(config.to_string().as_bytes());
+        Ok(child)
     }
 
     /// A call that must succeed.
@@ -156,6 +173,19 @@ impl Libcni {
     pub fn succeed(&self, verb: &str, sandbox: Option<&Sandbox>, version: &str, extra: &Value) -> Result<Value> {
         self.call(verb, sandbox, version, extra)?.map_err(|error| anyhow::anyhow!("{verb} {version}: {error}"))
     }
+}
+
+/// What a plugin answered: its result, or its error object; null where it said nothing.
+///
+/// # Errors
+/// It says no JSON.
+pub fn answer_of(out: &Output) -> Result<Result<Value, Value>> {
+    let text = String::from_utf8_lossy(&out.stdout).into_owned();
+    let answer = match text.trim() {
+        "" => Value::Null,
+        text => serde_json::from_str(text).with_context(|| text.to_owned())?,
+    };
+    Ok(if out.status.success() { Ok(answer) } else { Err(answer) })
 }
 
 /// The first address of an ADD's result.

@@ -85,11 +85,20 @@ impl Node {
         self.calls.borrow().adds.iter().filter(|add| without_sleep(**add) < **add).count()
     }
 
-    /// Medians of single calls since the last time it was asked.
+    /// Single calls since the last time it was asked: medians, and what one of a hundred took longer than.
     fn say(&self) -> String {
         let calls = self.calls.take();
         let median = |values: &[f64]| stats::median(values).unwrap_or(0.0);
-        format!("{}: ADD {:.1} ms, DEL {:.1} ms", self.name, median(&calls.adds), median(&calls.dels))
+        let late = |values: &[f64]| stats::percentile(values, 99.0).unwrap_or(0.0);
+        let (adds, dels) = (&calls.adds, &calls.dels);
+        let name = self.name;
+        format!(
+            "{name}: ADD {:.1} ms (99 %: {:.1}), DEL {:.1} ms ({:.1})",
+            median(adds),
+            late(adds),
+            median(dels),
+            late(dels)
+        )
     }
 }
 

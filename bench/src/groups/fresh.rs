@@ -1,4 +1,4 @@
-//! A new pod's address: from the answer to ADD until the policies of all other nodes know it.
+//! New pods: many ADDs at once, and each one's address from the answer to ADD until the policies of all other nodes know it.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::Run;
 use crate::api::Kind;
+use crate::burst;
 use crate::cni::{Plugin, first_plugin};
 use crate::fresh::Request;
 use crate::interrupt;
@@ -21,6 +22,8 @@ use crate::worker::Worker;
 
 /// Longest time for one container, and for the rest.
 const SLACK: Duration = Duration::from_secs(15);
+/// Between two bursts.
+const REST: Duration = Duration::from_secs(3);
 /// Only these pods may talk to the servers.
 const LABEL: &str = "fresh";
 
@@ -52,6 +55,13 @@ pub(super) fn measure(run: &mut Run, lab: &mut Lab) -> Result<()> {
     let config = first_plugin(&serde_json::from_slice(&text)?)?;
     let plugin = Plugin::new(beside("towpath-cni")?);
     let node = Place { netns: Some(lab.node_netns("n1")), ..Place::default() };
+    let at_once = burst::Request {
+        plugin: plugin.clone(),
+        config: config.clone(),
+        pods: pods.iter().take(run.options.at_once).cloned().collect(),
+    };
+    burst_of(run, lab, &node, &at_once)?;
+
     let mut runtime = Worker::start("the runtime of n1", &node, &["fresh-pods"])?;
     let servers: Vec<SocketAddr> = peers.iter().map(|peer| SocketAddr::new(peer.ip, PORT)).collect();
 
@@ -79,6 +89,42 @@ pub(super) fn measure(run: &mut Run, lab: &mut Lab) -> Result<()> {
     };
     let note = format!("3 nodes, {} pods; median {median:.1} ms, worst {worst:.1} ms", times.len());
     let row = Row::of_samples(about, Unit::Milliseconds, late.into_iter().collect(), note, &mut run.random);
+    run.add(row.taken_with(noise, run.protocol.limits));
+    Ok(())
+}
+
+/// All of these at once, several times.
+fn burst_of(run: &mut Run, lab: &Lab, node: &Place, request: &burst::Request) -> Result<()> {
+    let mut runtime = Worker::start("the runtime of n1", node, &["burst"])?;
+    let own = Own { pids: [std::process::id(), runtime.pid()].into(), cgroup: Some(lab.cgroup_name()) };
+    let before = Snapshot::take()?;
+    let (mut last, mut all) = (Vec::new(), burst::Done::default());
+    for number in 0..run.options.bursts {
+        interrupt::check()?;
+        crate::report::progress(&format!("{} ADDs at once, {number} of {}", request.pods.len(), run.options.bursts));
+        let done: burst::Done = runtime.ask(request, SLACK * 10)?;
+        last.push(done.adds.iter().copied().fold(0.0, f64::max));
+        all.adds.extend(done.adds);
+        all.dels.extend(done.dels);
+        // The devices of these are taken away behind the runtime's back.
+        std::thread::sleep(REST);
+    }
+    crate::report::progress("");
+    let noise = before.until(&Snapshot::take()?, &own);
+    let at = |times: &[f64], share: f64| stats::percentile(times, share).unwrap_or(0.0);
+    let note = format!(
+        "ADD: median {:.0} ms, 99th percentile {:.0} ms; DEL, all at once, too: median {:.0} ms, 99th percentile {:.0} ms",
+        at(&all.adds, 50.0),
+        at(&all.adds, 99.0),
+        at(&all.dels, 50.0),
+        at(&all.dels, 99.0)
+    );
+    let about = About {
+        id: "fresh.burst".to_owned(),
+        title: format!("{} ADDs at once, until the last is answered", request.pods.len()),
+        goal: Some(Goal::AtMost(1500.0)),
+    };
+    let row = Row::of_samples(about, Unit::Milliseconds, last, note, &mut run.random);
     run.add(row.taken_with(noise, run.protocol.limits));
     Ok(())
 }

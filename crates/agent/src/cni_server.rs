@@ -9,6 +9,7 @@
 //!         └─ sweep: queued DELs, leases and devices compared        (all owned by CniServer: dropped with it)
 //! ```
 
+mod addresses;
 mod connection;
 mod convergence;
 mod operations;
@@ -16,7 +17,7 @@ mod ports;
 mod queue;
 mod turns;
 
-pub use operations::{Operations, Settings};
+pub use operations::{Answer, Operations, Settings};
 pub use ports::{
     AttachRequest, Attached, DetachRequest, Device, Fetched, Isolation, PlumbError, PodFacts, PodIndex, PodPlumber,
     Readiness,

@@ -5,6 +5,9 @@ use std::path::Path;
 
 use towpath_wire::config::AgentConfig;
 
+/// Name of the network.
+pub const NETWORK: &str = "towpath";
+
 /// File name; runtimes take the first of a directory in lexical order.
 pub const FILE: &str = "10-towpath.conflist";
 
@@ -14,7 +17,7 @@ pub fn text(config: &AgentConfig) -> String {
     let value = serde_json::json!({
         "cniVersion": "1.0.0",
         "cniVersions": ["0.3.1", "0.4.0", "1.0.0", "1.1.0"],
-        "name": "towpath",
+        "name": NETWORK,
         "plugins": [{
             "type": "towpath-cni",
             "socket": config.cni_socket(),

@@ -222,7 +222,7 @@ async fn run_until(config: AgentConfig, shutdown: CancellationToken) -> Result<E
         index.clone(),
         announcing_balancers.announced(),
     ));
-    let pods = Arc::new(pods::Pods::new(client, index.clone(), datapath.clone(), requests));
+    let pods = Arc::new(pods::Pods::new(parsed.node.clone(), client, index.clone(), datapath.clone(), requests));
     let mut cni =
         CniServer::start(CniServerConfig::new(&config), pods.clone(), pods, leases.clone(), readiness.clone()).await?;
     let ways = firewall::Ways { own: own.clone(), dns: config.dns_addresses.clone(), in_charge: in_charge.clone() };

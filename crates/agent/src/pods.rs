@@ -5,10 +5,10 @@ use std::os::fd::OwnedFd;
 use k8s_openapi::api::core::v1 as core;
 use kube::api::Api;
 use tokio::sync::{mpsc, oneshot};
-use towpath_datapath::Datapath;
 use towpath_datapath::net::pod::host_device;
+use towpath_datapath::{Datapath, PodSurvey};
 use towpath_model::desired::LocalPod;
-use towpath_model::{NamespacedName, Pod, Readable};
+use towpath_model::{NamespacedName, NodeName, Pod, Readable};
 use towpath_wire::cni::Attachment;
 
 use crate::cni_server::{
@@ -16,12 +16,14 @@ use crate::cni_server::{
 };
 use crate::heard;
 use crate::index::{Kind, Noun};
+use crate::ipam::check::KnownPod;
 use crate::reconcile::Request;
 use crate::{SharedIndex, read, write};
 
 /// Pods as the CNI server needs them.
 #[derive(Clone)]
 pub struct Pods {
+    node: NodeName,
     client: kube::Client,
     index: SharedIndex,
     datapath: Datapath,
@@ -30,8 +32,14 @@ pub struct Pods {
 
 impl Pods {
     /// Over the agent's index, its data path and its reconcile loop.
-    pub fn new(client: kube::Client, index: SharedIndex, datapath: Datapath, requests: mpsc::Sender<Request>) -> Self {
-        Self { client, index, datapath, requests }
+    pub fn new(
+        node: NodeName,
+        client: kube::Client,
+        index: SharedIndex,
+        datapath: Datapath,
+        requests: mpsc::Sender<Request>,
+    ) -> Self {
+        Self { node, client, index, datapath, requests }
     }
 }
 
@@ -42,6 +50,16 @@ fn facts(pod: &Pod) -> PodFacts {
 impl PodIndex for Pods {
     fn lookup(&self, pod: &NamespacedName) -> Option<PodFacts> {
         read(&self.index).world().pods.get(pod).map(facts)
+    }
+
+    fn of_this_node(&self) -> Option<Vec<KnownPod>> {
+        let index = read(&self.index);
+        if !index.is_synced() || index.recalled().contains(&Kind::Pod) {
+            return None;
+        }
+        let here = |pod: &&Pod| pod.node.as_ref() == Some(&self.node) && pod.on_pod_network();
+        let pods = index.world().pods.values().filter(here);
+        Some(pods.map(|pod| KnownPod { name: pod.name.clone(), addresses: pod.ips.clone() }).collect())
     }
 
     fn policies_are_recalled(&self) -> bool {
@@ -98,6 +116,18 @@ impl PodPlumber for Pods {
         let request =
             towpath_datapath::CheckRequest { netns, container_id: pod.container_id.clone(), ifname: ifname.to_owned() };
         self.datapath.check_pod(request).await.map_err(|e| PlumbError::Mismatch(e.to_string()))
+    }
+
+    async fn survey(&self) -> Result<PodSurvey, PlumbError> {
+        self.datapath.survey_pods().await.map_err(|e| PlumbError::Failed(e.to_string()))
+    }
+
+    async fn repair(&self) -> Result<Vec<String>, PlumbError> {
+        let repaired = self.datapath.repair_pods().await.map_err(|e| PlumbError::Failed(e.to_string()))?;
+        for problem in &repaired.problems {
+            tracing::warn!(problem, "the kernel is not as it should be and could not be repaired");
+        }
+        Ok(repaired.changes)
     }
 
     async fn list(&self) -> Result<Vec<Device>, PlumbError> {

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Result;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
 use tokio::time::{sleep_until, timeout_at};
 use towpath_carry::feed;
 use towpath_datapath::Datapath;
@@ -183,6 +184,8 @@ pub struct Reconciler {
     retry_at: Option<Instant>,
     /// When the next full check is due.
     audit_at: Instant,
+    /// Devices that are being made, each with who waits for it.
+    attaching: JoinSet<()>,
     report: SharedReport,
 }
 
@@ -286,6 +289,7 @@ impl Reconciler {
             pace: Pace::default(),
             retry_at: None,
             audit_at: started + AUDIT,
+            attaching: JoinSet::new(),
             report: SharedReport::default(),
         })
     }

@@ -60,7 +60,7 @@ fn add(lookup: &impl Lookup, input: &[u8]) -> Result<Value, CniError> {
             Ok(whole.to_json(config.version))
         }
         Reply::Failed { error } => Err(error),
-        Reply::Done => Err(confused("ADD")),
+        Reply::Done | Reply::Addresses { .. } => Err(confused("ADD")),
     }
 }
 
@@ -72,7 +72,7 @@ fn del(lookup: &impl Lookup, input: &[u8]) -> Result<(), CniError> {
     let why = match agent::ask(&config.socket, &Request::Del(request.clone()), None, DEL_PATIENCE) {
         Ok(Reply::Done) => return Ok(()),
         Ok(Reply::Failed { error }) => error.to_string(),
-        Ok(Reply::Added { .. }) => confused("DEL").to_string(),
+        Ok(Reply::Added { .. } | Reply::Addresses { .. }) => confused("DEL").to_string(),
         Err(error) => unreachable(&config, &error).to_string(),
     };
     let dir = config.state_dir.join(DELETES_NAME);
@@ -136,7 +136,7 @@ fn done(verb: &str, reply: Reply) -> Result<(), CniError> {
     match reply {
         Reply::Done => Ok(()),
         Reply::Failed { error } => Err(error),
-        Reply::Added { .. } => Err(confused(verb)),
+        Reply::Added { .. } | Reply::Addresses { .. } => Err(confused(verb)),
     }
 }
 

@@ -14,9 +14,10 @@ use crate::bpf::{
 };
 use crate::error::Error;
 use crate::net::address_news::{AddressNews, Ear};
-use crate::node::Node;
+use crate::node::{Node, pods};
 use crate::requests::{
-    Applied, AttachRequest, CheckRequest, DatapathConfig, NodeFacts, NodeStatus, PodMtu, ServiceFlows, UdpEnds,
+    Applied, AttachRequest, CheckRequest, DatapathConfig, NodeFacts, NodeStatus, PodMtu, PodSurvey, ServiceFlows,
+    UdpEnds,
 };
 use crate::worker::Worker;
 
@@ -52,11 +53,19 @@ impl Datapath {
         self.worker.call(|node| Ok(node.status())).await
     }
 
-    /// Gives a pod its device. When it returns, the pod is connected and isolated as its policy sets say, and it was never
+    /// Gives a pod its device. When the answer is there, the pod is connected and isolated as its policy sets say, and it was never
     /// connected without them. On failure nothing is left. A device of an earlier attempt with the same container id and
     /// name is replaced.
-    pub async fn attach_pod(&self, request: AttachRequest) -> Result<LocalPod, Error> {
-        self.worker.call(move |node| node.attach_pod(request)).await
+    ///
+    /// What is called after this has returned is carried out when the pod's entry is there, also before the answer. Whoever
+    /// does not wait for the answer removes the device himself if there is one.
+    pub fn attach_pod(&self, request: AttachRequest) -> impl Future<Output = Result<LocalPod, Error>> + Send + use<> {
+        pods::attach_pod(&self.worker, request)
+    }
+
+    /// Takes a pod's device away that was just made; not one that was made since under the same name.
+    pub async fn take_back_pod(&self, pod: LocalPod) -> Result<(), Error> {
+        self.worker.call(move |node| node.take_back(&pod)).await
     }
 
     /// Takes a pod's device away, with its connections and routes. Fine when there is none, or only parts of one.
@@ -73,6 +82,16 @@ impl Datapath {
     /// The pods that have a device now, by what the kernel says; with the name of the device inside each.
     pub async fn list_pods(&self) -> Result<Vec<(LocalPod, String)>, Error> {
         self.worker.call(|node| node.list_pods()).await
+    }
+
+    /// What there is of pods' devices, by each of those who should agree. Reads all of the programs' tables of pods and Services.
+    pub async fn survey_pods(&self) -> Result<PodSurvey, Error> {
+        self.worker.call(|node| node.survey_pods()).await
+    }
+
+    /// The full check, and pods that the programs know and that have no device are forgotten.
+    pub async fn repair_pods(&self) -> Result<Applied, Error> {
+        self.worker.call(|node| Ok(node.repair_pods())).await
     }
 
     /// All nodes, this one included: the tunnel's peers, routes, rules, masquerade exceptions.

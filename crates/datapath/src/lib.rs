@@ -21,7 +21,7 @@ mod worker;
 pub use error::Error;
 pub use facade::Datapath;
 pub use requests::{
-    Applied, AttachRequest, CheckRequest, DatapathConfig, NodeFacts, NodeStatus, PodMtu, Released, ServiceFlow,
-    ServiceFlows, UdpEnds,
+    Applied, AttachRequest, CheckRequest, DatapathConfig, NodeFacts, NodeStatus, PodMtu, PodSurvey, Released,
+    ServiceFlow, ServiceFlows, UdpEnds,
 };
 pub use uninstall::uninstall;

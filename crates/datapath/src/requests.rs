@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use towpath_model::NamespacedName;
 use towpath_model::NodeName;
 use towpath_model::custom::Acceleration;
-use towpath_model::desired::{NodeSettings, PodSets, Reach, TranslatedAt};
+use towpath_model::desired::{LocalPod, NodeSettings, PodSets, Reach, TranslatedAt};
 
 use crate::bpf;
 use crate::net;
@@ -64,6 +64,19 @@ pub enum PodMtu {
     AtMost(u32),
     /// All of them get this.
     Exactly(u32),
+}
+
+/// What there is of pods' devices, by each of those who should agree.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PodSurvey {
+    /// Devices of the node that are named as the host sides of pods', with their indexes; not those that are being taken away.
+    pub devices: BTreeMap<String, u32>,
+    /// What was written down when devices were made: pods, with the names of their devices inside.
+    pub records: Vec<(LocalPod, String)>,
+    /// Pods that the programs know: each address with the index of a device.
+    pub entries: BTreeMap<IpAddr, u32>,
+    /// MTU that pods get in bytes.
+    pub pod_mtu: u32,
 }
 
 /// A pod to compare with what was set up for it (CNI CHECK).

@@ -66,11 +66,26 @@ impl<S: 'static> Worker<S> {
         &self,
         work: impl FnOnce(&mut S) -> Result<R, Error> + Send + 'static,
     ) -> Result<R, Error> {
+        self.submit(work).await
+    }
+
+    /// As [`Worker::call`], but the work has its place when this returns: before everything that is asked for later, whenever the answer
+    /// is waited for.
+    pub(crate) fn submit<R: Send + 'static, W>(
+        &self,
+        work: W,
+    ) -> impl Future<Output = Result<R, Error>> + Send + use<R, S, W>
+    where
+        W: FnOnce(&mut S) -> Result<R, Error> + Send + 'static,
+    {
         let (answer, result) = oneshot::channel();
         // A caller that was cancelled gets no answer; the work is done all the same.
         let job: Job<S> = Box::new(move |state| drop(answer.send(work(state))));
-        self.jobs.send(job).map_err(|_| Error::Stopped)?;
-        result.await.unwrap_or(Err(Error::Stopped))
+        let sent = self.jobs.send(job).map_err(|_| Error::Stopped);
+        async move {
+            sent?;
+            result.await.unwrap_or(Err(Error::Stopped))
+        }
     }
 }
 
@@ -100,6 +115,21 @@ fn work<S>(state: &mut S, inbox: &mpsc::Receiver<Job<S>>, chore: fn(&mut S) -> b
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn what_is_submitted_has_its_place_before_its_answer_is_waited_for() {
+        let worker = Worker::start(|| Ok(Vec::new()), |_| false).await.unwrap();
+        let say = |what: &'static str| {
+            move |said: &mut Vec<&'static str>| {
+                said.push(what);
+                Ok(said.clone())
+            }
+        };
+        let (first, second) = (worker.submit(say("first")), worker.submit(say("second")));
+        assert_eq!(worker.call(say("third")).await.unwrap(), ["first", "second", "third"]);
+        assert_eq!(second.await.unwrap(), ["first", "second"]);
+        assert_eq!(first.await.unwrap(), ["first"]);
+    }
 
     #[tokio::test]
     async fn chores_are_done_when_nobody_asks_and_a_job_waits_for_one_at_most() {

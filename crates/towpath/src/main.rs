@@ -9,6 +9,7 @@ mod daemon;
 mod dns;
 mod explain;
 mod install;
+mod ipam;
 mod kubernetes;
 mod lab;
 mod lab_client;
@@ -59,6 +60,9 @@ enum Command {
     /// DNS: what the domain names of policies stand for on each node.
     #[command(subcommand)]
     Dns(dns::Command),
+    /// Addresses of pods: whether what is written down fits what there is.
+    #[command(subcommand)]
+    Ipam(ipam::Command),
     /// What is dropped, as it happens: who sent it, to whom, and the rule that denied it.
     Observe(observe::Options),
     /// Tries the network of a live cluster, from pods of its own.
@@ -167,6 +171,7 @@ fn run(command: Command) -> Result<bool> {
         Command::Policy(command) => client_runtime()?.block_on(policy::run(&command)),
         Command::Service(command) => client_runtime()?.block_on(service::run(&command)),
         Command::Dns(command) => client_runtime()?.block_on(dns::run(&command)),
+        Command::Ipam(command) => client_runtime()?.block_on(ipam::run(&command)),
         Command::Observe(options) => client_runtime()?.block_on(observe::run(&options)),
         Command::Connectivity(command) => client_runtime()?.block_on(connectivity::run(&command)),
         Command::Man { directory } => man::write(Cli::command(), &directory).map(|()| true),

@@ -4,6 +4,7 @@
 pub mod cni;
 pub mod config;
 pub mod dns;
+pub mod ipam;
 pub mod names;
 pub mod observe;
 pub mod policy;

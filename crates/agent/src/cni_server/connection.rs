@@ -12,7 +12,7 @@ use tokio::net::UnixStream;
 use tokio_util::sync::CancellationToken;
 use towpath_wire::cni::{CniError, ErrorCode, MAX_MESSAGE, Reply, Request};
 
-use super::Operations;
+use super::operations::{Answer, Operations};
 use super::ports::{PodIndex, PodPlumber};
 
 /// How long a peer may take to send its request, or to take the reply.
@@ -46,18 +46,18 @@ pub(super) async fn serve<I: PodIndex, P: PodPlumber>(mut stream: UnixStream, op
         Err(_) => return,
     };
     let asker_gone = CancellationToken::new();
-    let work = operations.handle(request.clone(), netns, asker_gone.clone());
+    let work = operations.handle(request, netns, asker_gone.clone());
     tokio::pin!(work);
-    let reply = tokio::select! {
-        reply = &mut work => reply,
+    let Answer { reply, made } = tokio::select! {
+        answer = &mut work => answer,
         () = hung_up(&stream) => {
             asker_gone.cancel();
             work.await
         }
     };
     let delivered = tokio::time::timeout(PATIENCE, send(&mut stream, &reply)).await;
-    if !matches!(delivered, Ok(Ok(()))) && matches!(reply, Reply::Added { .. }) {
-        operations.take_back(&request).await;
+    if let (false, Some(made)) = (matches!(delivered, Ok(Ok(()))), made) {
+        operations.take_back(made).await;
     }
 }
 

@@ -19,7 +19,7 @@ use super::ports::{
     AttachRequest, Attached, DetachRequest, Fetched, Isolation, PlumbError, PodFacts, PodIndex, PodPlumber, Readiness,
 };
 use super::queue::DeleteQueue;
-use super::turns::Turns;
+use super::turns::{Turn, Turns};
 use crate::counts;
 use crate::ipam::{AttachedDevice, Lease, LeaseError, LeaseStore};
 
@@ -51,7 +51,7 @@ impl Settings {
     }
 }
 
-/// The verb as the CNI specification calls it.
+/// The verb as the CNI specification calls it, and what only we ask.
 fn verb(request: &Request) -> &'static str {
     match request {
         Request::Add(_) => "ADD",
@@ -59,13 +59,30 @@ fn verb(request: &Request) -> &'static str {
         Request::Check(_) => "CHECK",
         Request::Gc { .. } => "GC",
         Request::Status { .. } => "STATUS",
+        Request::Addresses { .. } => "addresses",
     }
+}
+
+/// What is answered, and what is to be taken back if nobody takes the answer.
+#[derive(Debug)]
+pub struct Answer {
+    /// For the runtime.
+    pub reply: Reply,
+    pub(super) made: Option<Made>,
+}
+
+/// What an ADD made. While it is held nobody else works on the attachment: the runtime may have asked again, and be answered with what is
+/// about to be taken back.
+#[derive(Debug)]
+pub(super) struct Made {
+    request: AddRequest,
+    _turn: Turn,
 }
 
 /// The verbs.
 pub struct Operations<I, P> {
     pub(super) settings: Settings,
-    index: Arc<I>,
+    pub(super) index: Arc<I>,
     pub(super) plumber: Arc<P>,
     pub(super) leases: Arc<LeaseStore>,
     readiness: watch::Receiver<Readiness>,
@@ -87,38 +104,50 @@ impl<I: PodIndex, P: PodPlumber> Operations<I, P> {
     }
 
     /// Answers a request. `asker_gone` ends an ADD that waits for something that nobody waits for any more.
-    pub async fn handle(&self, request: Request, netns: Option<OwnedFd>, asker_gone: CancellationToken) -> Reply {
+    pub async fn handle(&self, request: Request, netns: Option<OwnedFd>, asker_gone: CancellationToken) -> Answer {
         let (verb, begun) = (verb(&request), Instant::now());
-        let reply = self.answer(request, netns, asker_gone).await;
-        counts::cni(verb, begun.elapsed(), !matches!(reply, Reply::Failed { .. }));
-        reply
+        let answer = self.answer(request, netns, asker_gone).await;
+        counts::cni(verb, begun.elapsed(), !matches!(answer.reply, Reply::Failed { .. }));
+        answer
     }
 
-    async fn answer(&self, request: Request, netns: Option<OwnedFd>, asker_gone: CancellationToken) -> Reply {
+    async fn answer(&self, request: Request, netns: Option<OwnedFd>, asker_gone: CancellationToken) -> Answer {
         let outcome = match request {
-            Request::Add(add) => match self.add(&add, netns, &asker_gone).await {
-                Ok(result) => {
-                    tracing::info!(attachment = %add.attachment, pod = ?add.pod.as_ref().map(|p| &p.name), ips = ?result.ips, "ADD");
-                    return Reply::Added { result };
+            Request::Add(add) => {
+                let turn = self.turns.take(&add.attachment).await;
+                match self.add(&add, netns, &asker_gone).await {
+                    Ok(result) => {
+                        tracing::info!(attachment = %add.attachment, pod = ?add.pod.as_ref().map(|p| &p.name), ips = ?result.ips, "ADD");
+                        return Answer {
+                            reply: Reply::Added { result },
+                            made: Some(Made { request: add, _turn: turn }),
+                        };
+                    }
+                    Err(error) => {
+                        tracing::warn!(attachment = %add.attachment, %error, "ADD failed");
+                        Err(error)
+                    }
                 }
-                Err(error) => {
-                    tracing::warn!(attachment = %add.attachment, %error, "ADD failed");
-                    Err(error)
-                }
-            },
+            }
             Request::Del(del) => self.del(&del).await,
             Request::Check(check) => self.check(&check, netns).await,
             Request::Gc { network, valid } => self.collect_garbage(&network, &valid).await,
             Request::Status { .. } => self.status(),
+            Request::Addresses { repair } => match self.addresses(repair).await {
+                Ok(addresses) => return Answer { reply: Reply::Addresses { addresses }, made: None },
+                Err(error) => Err(error),
+            },
         };
-        match outcome {
+        let reply = match outcome {
             Ok(()) => Reply::Done,
             Err(error) => Reply::Failed { error },
-        }
+        };
+        Answer { reply, made: None }
     }
 
     // ---- ADD ---------------------------------------------------------------------------------------------------------
 
+    /// Call with the attachment's turn.
     async fn add(
         &self,
         request: &AddRequest,
@@ -127,7 +156,6 @@ impl<I: PodIndex, P: PodPlumber> Operations<I, P> {
     ) -> Result<AddResult, CniError> {
         let netns = container_namespace(netns)?;
         let owner = &request.attachment;
-        let _turn = self.turns.take(owner).await;
         let isolation = tokio::select! {
             found = async { self.wait_ready().await?; self.isolation(request.pod.as_ref()).await } => found?,
             () = asker_gone.cancelled() => return Err(given_up(owner)),
@@ -307,13 +335,12 @@ impl<I: PodIndex, P: PodPlumber> Operations<I, P> {
     }
 
     /// Removes what an ADD made whose answer could not be delivered.
-    pub(super) async fn take_back(&self, request: &Request) {
-        if let Request::Add(add) = request {
-            tracing::warn!(attachment = %add.attachment, "nobody took the answer to ADD; what it made is removed");
-            let del = DelRequest { attachment: add.attachment.clone(), network: add.network.clone() };
-            if let Err(error) = self.del(&del).await {
-                tracing::error!(attachment = %add.attachment, %error, "what ADD made cannot be removed");
-            }
+    pub(super) async fn take_back(&self, made: Made) {
+        let add = &made.request;
+        tracing::warn!(attachment = %add.attachment, "nobody took the answer to ADD; what it made is removed");
+        let del = DelRequest { attachment: add.attachment.clone(), network: add.network.clone() };
+        if let Err(error) = self.remove_or_queue(&del).await {
+            tracing::error!(attachment = %add.attachment, %error, "what ADD made cannot be removed");
         }
     }
 
@@ -321,6 +348,11 @@ impl<I: PodIndex, P: PodPlumber> Operations<I, P> {
 
     async fn del(&self, request: &DelRequest) -> Result<(), CniError> {
         let _turn = self.turns.take(&request.attachment).await;
+        self.remove_or_queue(request).await
+    }
+
+    /// Call with the attachment's turn.
+    async fn remove_or_queue(&self, request: &DelRequest) -> Result<(), CniError> {
         match self.remove(&request.attachment).await {
             Ok(()) => {
                 tracing::info!(attachment = %request.attachment, "DEL");
@@ -436,7 +468,7 @@ impl<I: PodIndex, P: PodPlumber> Operations<I, P> {
     }
 
     /// Runs work of the lease store where blocking is allowed. It is not cut short when the caller is.
-    async fn on_disk<A, T>(
+    pub(super) async fn on_disk<A, T>(
         &self,
         work: impl FnOnce(&LeaseStore, A) -> Result<T, LeaseError> + Send + 'static,
         argument: A,
@@ -494,7 +526,7 @@ fn lease_error(error: LeaseError) -> CniError {
     CniError::new(code, error.to_string())
 }
 
-fn plumb_error(what: &str, owner: &Attachment, error: &PlumbError) -> CniError {
+pub(super) fn plumb_error(what: &str, owner: &Attachment, error: &PlumbError) -> CniError {
     let code = match error {
         PlumbError::Again(_) => ErrorCode::TryAgain,
         PlumbError::Namespace(_) => ErrorCode::UnknownContainer,

@@ -4,9 +4,12 @@ use std::future::Future;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 
+use towpath_datapath::PodSurvey;
 use towpath_model::NamespacedName;
 use towpath_model::desired::LocalPod;
 use towpath_wire::cni::Attachment;
+
+use crate::ipam::check::KnownPod;
 
 /// Whether ADD can be served.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,6 +47,9 @@ pub trait PodIndex: Send + Sync + 'static {
     /// Asks the API server once (the caller bounds the time) and puts what it says into the index, so that a policy compiled
     /// from then on knows the pod.
     fn fetch(&self, pod: &NamespacedName) -> impl Future<Output = Fetched> + Send;
+
+    /// This node's pods that are on the pod network and have not ended; none: not all are known, or they are an earlier run's.
+    fn of_this_node(&self) -> Option<Vec<KnownPod>>;
 
     /// Whether the policies that are known are an earlier run's: what the API server says now of a pod they may not cover.
     fn policies_are_recalled(&self) -> bool {
@@ -144,6 +150,12 @@ pub trait PodPlumber: Send + Sync + 'static {
         ifname: &str,
         netns: OwnedFd,
     ) -> impl Future<Output = Result<(), PlumbError>> + Send;
+
+    /// What there is of pods' devices, by each of those who should agree.
+    fn survey(&self) -> impl Future<Output = Result<PodSurvey, PlumbError>> + Send;
+
+    /// The full check of devices and of what programs know of pods; what was changed, in words.
+    fn repair(&self) -> impl Future<Output = Result<Vec<String>, PlumbError>> + Send;
 
     /// All pod devices of this node.
     fn list(&self) -> impl Future<Output = Result<Vec<Device>, PlumbError>> + Send;

@@ -11,6 +11,8 @@ use std::time::Instant;
 use towpath_plan::ipam::Usage;
 use towpath_wire::cni::{AddResult, Attachment, CheckRequest, CniError, DelRequest, ErrorCode, Reply, Request};
 
+use towpath_wire::ipam::{Kind, NodeAddresses};
+
 use super::*;
 use crate::ipam::RealDisk;
 use crate::ipam::tests::{ranges, request};
@@ -70,7 +72,7 @@ impl Rig {
         match self.ask(Request::Add(request(id))).await {
             Reply::Added { result } => Ok(result),
             Reply::Failed { error } => Err(error),
-            Reply::Done => panic!("Done to ADD"),
+            other => panic!("{other:?} to ADD"),
         }
     }
 
@@ -325,6 +327,36 @@ async fn a_device_without_a_lease_keeps_its_addresses_until_it_goes() {
 }
 
 #[tokio::test]
+async fn a_check_finds_what_is_lost_and_a_repair_writes_it_down_again() {
+    let rig = Rig::start().await;
+    let given = rig.add("a").await.unwrap().ips[0].address.address;
+    rig.add("b").await.unwrap();
+    let check = async |rig: &Rig, repair| match rig.ask(Request::Addresses { repair }).await {
+        Reply::Addresses { addresses } => addresses,
+        other => panic!("{other:?}"),
+    };
+    let well = check(&rig, false).await;
+    assert_eq!((well.leases, well.findings, well.ranges[0].taken), (2, vec![], 2));
+    // One loses its lease, and, when the new agent has had its first look, the other its namespace.
+    std::fs::write(rig.dir.path().join("leases/a@eth0.lease"), "torn").unwrap();
+    let rig = rig.restart().await;
+    let kinds = |found: &NodeAddresses| found.findings.iter().map(|finding| finding.kind).collect::<Vec<_>>();
+    assert_eq!(kinds(&check(&rig, false).await), [Kind::DeviceWithoutLease]);
+    rig.kernel.lose(&owner("b"));
+    let found = check(&rig, false).await;
+    assert_eq!(kinds(&found), [Kind::LeaseWithoutDevice, Kind::DeviceWithoutLease]);
+    assert_eq!(rig.leases.leases().len(), 1, "a check changes nothing");
+    let repaired = check(&rig, true).await;
+    assert_eq!((kinds(&repaired), repaired.repaired.len(), repaired.leases), (vec![], 2, 1), "{repaired:?}");
+    assert_eq!(rig.leases.lease(&owner("a")).unwrap().addresses[0], given);
+    let rig = rig.restart().await;
+    assert_eq!(rig.leases.lease(&owner("a")).unwrap().addresses[0], given, "on disk, too");
+    assert_eq!(files(&rig.dir.path().join("leases/damaged")), Vec::<String>::new());
+    rig.del("a").await;
+    assert_eq!((rig.taken(), rig.kernel.devices().len()), (0, 0));
+}
+
+#[tokio::test]
 async fn a_failed_attach_gives_the_address_back() {
     let rig = Rig::start().await;
     rig.kernel.refuse_attach.store(true, Ordering::SeqCst);
@@ -360,6 +392,26 @@ async fn an_answer_that_nobody_takes_is_taken_back() {
     while (rig.taken(), rig.kernel.devices().len()) != (0, 0) {
         assert!(Instant::now() < deadline, "{:?} {:?}", rig.leases.leases(), rig.kernel.devices());
         tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn an_add_asked_again_is_not_answered_with_what_is_about_to_be_taken_back() {
+    let rig = Rig::start().await;
+    for round in 0..20 {
+        rig.kernel.slow_attach.store(true, Ordering::SeqCst);
+        // The plugin is killed while its ADD is in work, and the runtime asks again at once.
+        let first = kernel::ask_and_leave_later(&rig.config.socket, &Request::Add(request("a")), &netns()).await;
+        let again = rig.add("a");
+        tokio::pin!(again);
+        let early = tokio::time::timeout(Duration::from_millis(10), &mut again).await;
+        assert!(early.is_err(), "answered beside the first: {early:?}");
+        drop(first);
+        let result = again.await.unwrap();
+        // Its turn would come after the taking back.
+        assert_eq!(rig.check("a", result).await, Reply::Done, "round {round}");
+        assert_eq!((rig.kernel.devices().len(), rig.taken()), (1, 1), "round {round}");
+        rig.del("a").await;
     }
 }
 

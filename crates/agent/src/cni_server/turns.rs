@@ -1,6 +1,6 @@
 //! One at a time for each attachment, side by side for different ones.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::OwnedMutexGuard;
@@ -34,6 +34,11 @@ impl Turns {
     }
 
     /// Attachments that somebody works on or waits for.
+    pub(super) fn busy(&self) -> BTreeSet<Attachment> {
+        self.locks.lock().unwrap_or_else(PoisonError::into_inner).keys().cloned().collect()
+    }
+
+    /// How many those are.
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {
         self.locks.lock().unwrap_or_else(PoisonError::into_inner).len()

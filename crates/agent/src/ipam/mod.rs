@@ -6,7 +6,9 @@
 //! 1. [`LeaseStore::reserve`] writes the lease (write, rename) before there is a device: an agent that dies later finds it.
 //!    Not synced: when the machine dies, so do all pods.
 //! 2. The device is made.
-//! 3. [`LeaseStore::commit`] writes what was made (write, fsync, rename, fsync of the directory); only then is ADD answered.
+//! 3. [`LeaseStore::commit`] writes what was made (write, fsync, rename, fsync of the directory); only then is ADD answered. Leases
+//!    that are written at once sync side by side, and the file system joins them: one sync for all, one after the other, took 2.5 times as long
+//!    (110 leases, ext4).
 //! 4. DEL removes the device, then [`LeaseStore::release`] moves the file to `released/`, where it keeps the address at rest
 //!    over a restart of the agent, and goes after [`REST`].
 //!
@@ -16,6 +18,7 @@
 //!
 //! A lock on the directory keeps a second agent out, so that two can overlap in an upgrade without giving an address twice.
 
+pub mod check;
 mod disk;
 mod lease;
 
@@ -519,6 +522,59 @@ impl LeaseStore {
                 }
             }
         }
+    }
+
+    /// Writes down a lease that was lost, for a device that is there; its addresses were held for the device. Blocks on the disk.
+    ///
+    /// # Errors
+    /// Somebody else has one of the addresses, or the disk refuses; then they are held for the device as before.
+    pub fn adopt(&self, lease: Lease, device: &str) -> Result<(), LeaseError> {
+        let (owner, before) = (lease.owner.clone(), Holder::Device(device.to_owned()));
+        let holder = Holder::Attachment(owner.clone());
+        // In one step under the lock: nobody may be given an address meanwhile.
+        let pass_on = |inner: &mut Inner, from: &Holder, to: &Holder| {
+            inner.pool.release(from, self.now());
+            inner.pool.adopt(to.clone(), &lease.addresses)
+        };
+        {
+            let mut inner = self.lock();
+            if let Err(error) = pass_on(&mut inner, &before, &holder) {
+                for address in &lease.addresses {
+                    // What is somebody else's stays his.
+                    let _ = inner.pool.adopt(before.clone(), &[*address]);
+                }
+                return Err(error.into());
+            }
+            inner.leases.insert(owner.clone(), lease.clone());
+        }
+        let stored = self.store(&lease, Durable::Yes);
+        if stored.is_err() {
+            let mut inner = self.lock();
+            inner.leases.remove(&owner);
+            pass_on(&mut inner, &holder, &before)?;
+        }
+        self.changes.send_modify(|count| *count = count.wrapping_add(1));
+        stored?;
+        if self.lock().damaged.remove(&owner) {
+            let aside = self.damaged.join(format!("{}{SUFFIX}", owner.file_stem()));
+            self.disk.remove(&aside).map_err(disk_error("remove", &aside))?;
+        }
+        Ok(())
+    }
+
+    /// The node's pod ranges.
+    pub fn ranges(&self) -> Vec<IpNet> {
+        self.lock().pool.ranges()
+    }
+
+    /// Addresses that are held for the network that was here before.
+    pub fn held_for_predecessor(&self) -> BTreeSet<IpAddr> {
+        let inner = self.lock();
+        let before = inner.pool.holders().filter_map(|(holder, _)| match holder {
+            Holder::Predecessor(address) => Some(*address),
+            Holder::Attachment(_) | Holder::Device(_) => None,
+        });
+        before.collect()
     }
 
     /// Lets go of the addresses of a device that was there without a lease and has been removed.

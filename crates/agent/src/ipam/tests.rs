@@ -1,7 +1,7 @@
 //! Leases on disk: what is believed, what is not, and what a crash leaves.
 
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use towpath_model::desired::LocalPod;
 use towpath_wire::cni::PodIdentity;
@@ -177,6 +177,8 @@ fn an_exhausted_range_is_an_error_that_leaves_nothing() {
 /// may take with it: contents and names that have not been synced.
 pub(crate) struct Failing {
     pub(crate) left: AtomicU32,
+    /// Only that one operation fails, for want of room, and after it all is well; none: it has not come to it yet.
+    once: Option<AtomicBool>,
     real: RealDisk,
     unsynced: Mutex<BTreeSet<PathBuf>>,
     unsynced_dirs: Mutex<BTreeSet<PathBuf>>,
@@ -186,10 +188,21 @@ impl Failing {
     pub(crate) fn after(operations: u32) -> Self {
         Self {
             left: AtomicU32::new(operations),
+            once: None,
             real: RealDisk,
             unsynced: Mutex::default(),
             unsynced_dirs: Mutex::default(),
         }
+    }
+
+    /// A disk that is full for the one operation of that number.
+    pub(crate) fn once_after(operations: u32) -> Self {
+        Self { once: Some(AtomicBool::new(false)), ..Self::after(operations) }
+    }
+
+    /// Whether that operation came.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.once.as_ref().is_some_and(|failed| failed.load(Ordering::SeqCst))
     }
 
     /// Whether a power cut now would take this lease.
@@ -207,8 +220,12 @@ impl Failing {
 
     fn step<T>(&self, work: impl FnOnce(&RealDisk) -> io::Result<T>) -> io::Result<T> {
         let alive = self.left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
-        if alive.is_err() {
-            return Err(io::Error::other("the power is cut"));
+        match (&self.once, alive) {
+            (None, Err(_)) => return Err(io::Error::other("the power is cut")),
+            (Some(failed), Err(_)) if !failed.swap(true, Ordering::SeqCst) => {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            _ => {}
         }
         work(&self.real)
     }
@@ -330,4 +347,48 @@ fn addresses_of_pods_before_are_held_as_long_as_they_are_said_and_ours_are_told_
     let rest: Vec<String> =
         ["b", "c", "d"].iter().map(|id| store.reserve(&request(id)).unwrap().addresses[0].to_string()).collect();
     assert_eq!(rest, ["10.244.1.5", "10.244.1.6", "10.244.1.2"]);
+}
+
+#[test]
+fn a_lost_lease_is_written_again_and_if_that_fails_its_addresses_stay_held() {
+    let device = Device { name: name_of(&owner("x")), addresses: vec!["10.244.1.2".parse().unwrap()] };
+    let lost = || {
+        let request = request("x");
+        let made = attached(&request, &device.addresses);
+        let attached = Some(AttachedDevice { pod: made.pod, mtu: made.mtu });
+        Lease { addresses: device.addresses.clone(), attached, ..lease_of("x") }
+    };
+    let next = |store: &LeaseStore| store.reserve(&request("next")).map(|lease| lease.addresses[0]);
+    for cut in 0.. {
+        let dir = tempfile::tempdir().unwrap();
+        drop(open(dir.path()));
+        std::fs::write(dir.path().join("leases/x@eth0.lease"), "torn").unwrap();
+        // The store is opened on a disk that works.
+        drop(open(dir.path()));
+        let disk = Arc::new(Failing::once_after(cut));
+        let Ok(store) = LeaseStore::open(dir.path(), &ranges(), disk.clone()) else { continue };
+        store.hold(std::slice::from_ref(&device));
+        let adopted = store.adopt(lost(), &device.name);
+        // The disk may refuse this, too.
+        if let Ok(given) = next(&store) {
+            assert_ne!(given, device.addresses[0], "given twice, cut {cut}: {adopted:?}");
+        }
+        if !disk.has_failed() {
+            assert!(adopted.is_ok() && cut > 4, "{adopted:?}, {cut} operations");
+            drop(store);
+            assert_eq!(open(dir.path()).lease(&owner("x")), Some(lost()));
+            return;
+        }
+    }
+}
+
+#[test]
+fn a_lost_lease_of_an_address_that_another_has_is_not_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let other = add(&store, "other");
+    let lease = Lease { addresses: vec![other.addresses[0], "10.244.1.9".parse().unwrap()], ..lease_of("x") };
+    assert!(matches!(store.adopt(lease, "tp-x@eth0"), Err(LeaseError::Ipam(IpamError::Conflict { .. }))));
+    assert_eq!((store.lease(&owner("x")), store.lease(&owner("other"))), (None, Some(other)));
+    assert!(store.knows("10.244.1.9".parse().unwrap()), "held for the device");
 }

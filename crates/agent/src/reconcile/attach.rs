@@ -1,40 +1,59 @@
 //! ADDs: a device for a pod, made when the policy that isolates it is in the kernel.
 
-use towpath_model::desired::{PodSets, TranslatedAt};
+use std::future::Future;
+
+use towpath_model::desired::{LocalPod, PodSets, TranslatedAt};
 use tracing::warn;
 
 use super::{Attach, Reconciler};
 use crate::cni_server::{AttachRequest, Attached, Isolation, PlumbError};
 
 impl Reconciler {
-    /// Makes devices; the policy that was applied before names their pods.
+    /// Has devices made; the policy that was applied before names their pods. They have their place before whatever the loop applies next,
+    /// which does not wait for them.
     pub(super) async fn attach_all(&mut self, attaches: Vec<Attach>, synced: bool) {
+        while self.attaching.try_join_next().is_some() {}
         if attaches.is_empty() {
             return;
         }
         let policy_failed = self.with_report(|report| report.failures.get("policy").cloned());
+        let mtu = self.datapath.facts().await.map(|facts| facts.pod_mtu).map_err(|e| e.to_string());
         for (request, reply) in attaches {
             // Nobody waits any more: its lease is released, and its addresses may be another pod's by now.
             if reply.is_closed() {
                 continue;
             }
-            let (container_id, ifname) =
-                (request.attachment.container_id().to_owned(), request.attachment.ifname().to_owned());
-            let answer = match (&policy_failed, request.isolation) {
-                (Some(error), Isolation::Policy) => {
-                    Err(PlumbError::Again(format!("the pod's policy is not in the kernel yet: {error}")))
+            let mtu = match (&policy_failed, request.isolation, &mtu) {
+                (Some(error), Isolation::Policy, _) => {
+                    let why = format!("the pod's policy is not in the kernel yet: {error}");
+                    drop(reply.send(Err(PlumbError::Again(why))));
+                    continue;
                 }
-                _ => self.attach(*request, synced).await,
+                (_, _, Err(error)) => {
+                    drop(reply.send(Err(PlumbError::Failed(error.clone()))));
+                    continue;
+                }
+                (_, _, Ok(mtu)) => *mtu,
             };
-            if let Err(Ok(_)) = reply.send(answer)
-                && let Err(error) = self.datapath.detach_pod(&container_id, &ifname).await
-            {
-                warn!(container_id, %error, "a device that nobody waited for cannot be removed; its DEL tries again");
-            }
+            let (attached, datapath) = (self.attach(*request, synced), self.datapath.clone());
+            self.attaching.spawn(async move {
+                let answer = attached.await.map(|pod| Attached { pod, mtu });
+                if let Err(Ok(Attached { pod, .. })) = reply.send(answer) {
+                    let container_id = pod.container_id.clone();
+                    if let Err(error) = datapath.take_back_pod(pod).await {
+                        warn!(container_id, %error, "a device that nobody waited for cannot be removed; its DEL tries again");
+                    }
+                }
+            });
         }
     }
 
-    async fn attach(&self, request: AttachRequest, synced: bool) -> Result<Attached, PlumbError> {
+    /// Hands a device over to be made, with the sets that the pod has now.
+    fn attach(
+        &self,
+        request: AttachRequest,
+        synced: bool,
+    ) -> impl Future<Output = Result<LocalPod, PlumbError>> + Send + use<> {
         let sets = match request.isolation {
             Isolation::NotAPod => Some(PodSets::default()),
             Isolation::HostOnly => None,
@@ -50,8 +69,7 @@ impl Reconciler {
             // What it says is not known yet, or that its sockets are to be left alone.
             Isolation::Policy | Isolation::HostOnly => TranslatedAt::Device,
         };
-        let facts = self.datapath.facts().await.map_err(|e| PlumbError::Failed(e.to_string()))?;
-        let attach = towpath_datapath::AttachRequest {
+        let attach = self.datapath.attach_pod(towpath_datapath::AttachRequest {
             netns: request.netns,
             ifname: request.attachment.ifname().to_owned(),
             container_id: request.attachment.container_id().to_owned(),
@@ -60,8 +78,7 @@ impl Reconciler {
             mtu: None,
             sets,
             translated_at,
-        };
-        let pod = self.datapath.attach_pod(attach).await.map_err(|e| PlumbError::Failed(e.to_string()))?;
-        Ok(Attached { pod, mtu: facts.pod_mtu })
+        });
+        async move { attach.await.map_err(|e| PlumbError::Failed(e.to_string())) }
     }
 }

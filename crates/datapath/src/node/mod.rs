@@ -4,10 +4,11 @@
 //! (`ensure.rs`), so that opening, applying and auditing are the same code.
 
 mod ensure;
+mod finish;
 mod hooks;
 pub(crate) mod lent;
 mod mtu;
-mod pods;
+pub(crate) mod pods;
 mod reaper;
 mod release;
 #[cfg(test)]
@@ -25,6 +26,7 @@ use ipnet::IpNet;
 use towpath_model::NodeName;
 use towpath_model::desired::{NodePeer, PolicyChanges, PolicyImage, ServiceChanges, ServiceTable};
 
+use self::finish::Finishers;
 use self::hooks::{Attachment, Part};
 use self::reaper::Reaper;
 use self::release::{Releaser, UdpTable};
@@ -60,6 +62,7 @@ pub(crate) struct Node {
     facts: NodeFacts,
     records: Records,
     reaper: Reaper,
+    finishers: Finishers,
     releaser: Option<Releaser>,
     /// When it was asked last.
     released_at: Option<Instant>,
@@ -133,6 +136,7 @@ impl Node {
         let nft = nft::Table::default();
         let purger = || programs.as_ref().map(Programs::purger).transpose();
         let reaper = Reaper::start(purger()?)?;
+        let finishers = Finishers::start()?;
         let releaser = programs.as_ref().map(|programs| Releaser::start(programs, facts.netns_cookie)).transpose()?;
         let awaited = Part::awaited(programs.as_ref());
         let mut node = Self {
@@ -143,6 +147,7 @@ impl Node {
             facts,
             records,
             reaper,
+            finishers,
             releaser,
             released_at: None,
             buried: BTreeSet::new(),

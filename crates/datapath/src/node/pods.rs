@@ -2,6 +2,9 @@
 //!
 //! Order when attaching: the pair is made with both sides down, programs and the pod's map entry are in place, then the host
 //! side comes up, and the pod's side last. So no packet of a pod ever passes unjudged.
+//!
+//! All but the pod's side is done on the data path's thread, one pod after the other; the pod's side by others ([`super::finish`]), so that
+//! many pods that come at once do not wait for each other there.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -11,13 +14,16 @@ use std::time::Duration;
 use towpath_model::desired::{LocalPod, TranslatedAt};
 
 use super::Node;
+use super::finish::{Begun, Finishing};
 use super::reaper::Remains;
 use crate::bpf::Isolation;
 use crate::error::Error;
 use crate::net::link::{self, Link, Veth};
+use crate::net::pod::Mtu;
 use crate::net::{self, MAIN_TABLE, mac, neighbour, netns, pod, route};
 use crate::records::Record;
-use crate::requests::{Applied, AttachRequest, CheckRequest};
+use crate::requests::{Applied, AttachRequest, CheckRequest, PodSurvey};
+use crate::worker::Worker;
 
 /// When a device that goes is gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,8 +43,6 @@ struct Described {
     pairs: Vec<(IpAddr, IpAddr)>,
 }
 
-/// The kernel's link watcher runs at least once a second.
-const CARRIER_PATIENCE: Duration = Duration::from_secs(2);
 /// Deleting what is left of a batch of pods takes a fraction of a second.
 const REAPER_PATIENCE: Duration = Duration::from_secs(5);
 /// Smallest MTU that IPv6 allows (RFC 8200 §5).
@@ -51,22 +55,45 @@ pub(super) fn least_mtu(addresses: &[IpAddr]) -> u32 {
     if addresses.iter().any(IpAddr::is_ipv6) { MTU_MIN_V6 } else { MTU_MIN_V4 }
 }
 
+/// See [`crate::Datapath::attach_pod`]. It has its place on the data path's thread when this returns.
+pub(crate) fn attach_pod(
+    worker: &Worker<Node>,
+    request: AttachRequest,
+) -> impl Future<Output = Result<LocalPod, Error>> + Send + use<> {
+    let worker = worker.clone();
+    let begun = worker.submit(move |node| node.begin_attach(request));
+    async move {
+        let Finishing { pod, outcome } = begun.await?;
+        let Err(error) = outcome.await.unwrap_or(Err(Error::Stopped)) else { return Ok(pod) };
+        let name = pod.name.to_string();
+        if let Err(left) = worker.call(move |node| node.take_back(&pod)).await {
+            tracing::error!(pod = name, error = %left, "taking back a half-attached pod failed; DEL or GC will try again");
+        }
+        Err(Error::Pod { pod: name, source: Box::new(error) })
+    }
+}
+
 impl Node {
-    /// See [`crate::Datapath::attach_pod`].
-    pub(crate) fn attach_pod(&mut self, request: AttachRequest) -> Result<LocalPod, Error> {
+    /// Makes a pod's device all but for the pod's side, which somebody else finishes; see [`attach_pod`].
+    pub(crate) fn begin_attach(&mut self, request: AttachRequest) -> Result<Finishing, Error> {
+        let begun = self.begun(request)?;
+        let pod = begun.pod.clone();
+        Ok(Finishing { outcome: self.finishers.finish(begun), pod })
+    }
+
+    fn begun(&mut self, request: AttachRequest) -> Result<Begun, Error> {
         let device = pod::host_device(&request.container_id, &request.ifname);
         let name = request.pod.to_string();
-        let attached = self.attach(&device, request);
-        attached.map_err(|(made, error)| {
-            if made && let Err(left) = self.remove(&device, Removal::Now) {
-                tracing::error!(pod = name, device, error = %left, "taking back a half-attached pod failed; DEL or GC will try again");
+        self.begin(&device, request).map_err(|(made, error)| {
+            if made {
+                self.remove_unfinished(&name, &device);
             }
             Error::Pod { pod: name, source: Box::new(error) }
         })
     }
 
     /// On failure also whether something was made that has to be taken back.
-    fn attach(&mut self, device: &str, request: AttachRequest) -> Result<LocalPod, (bool, Error)> {
+    fn begin(&mut self, device: &str, request: AttachRequest) -> Result<Begun, (bool, Error)> {
         let refused = |error: Error| (false, error);
         let Described { pod, mtu, pairs } = self.describe(device, &request).map_err(refused)?;
         self.remove(device, Removal::Now).map_err(refused)?;
@@ -86,7 +113,22 @@ impl Node {
             made = link::create_veth(&mut self.netlink, &veth);
         }
         made.map_err(|e| refused(e.into()))?;
-        self.connect(pod, mtu, &pairs, &request).map_err(|error| (true, error))
+        let pod = self.connect(pod, &request).map_err(|error| (true, error))?;
+        let Mtu { device: _, elsewhere, cluster } = self.mtu_of(mtu);
+        let cluster = cluster.to_vec();
+        Ok(Begun { pod, netns: request.netns, ifname: request.ifname, pairs, mtu, elsewhere, cluster })
+    }
+
+    fn remove_unfinished(&mut self, name: &str, device: &str) {
+        if let Err(left) = self.remove(device, Removal::Now) {
+            tracing::error!(pod = name, device, error = %left, "taking back a half-attached pod failed; DEL or GC will try again");
+        }
+    }
+
+    /// See [`crate::Datapath::take_back_pod`].
+    pub(crate) fn take_back(&mut self, pod: &LocalPod) -> Result<(), Error> {
+        let still = self.records.get(&pod.host_device).is_some_and(|record| record.pod.ifindex == pod.ifindex);
+        if still { self.remove(&pod.host_device, Removal::Now) } else { Ok(()) }
     }
 
     /// Checks the request, and what the pod will be; its indexes are filled in when the device is there.
@@ -139,13 +181,8 @@ impl Node {
         Ok(Described { pod, mtu, pairs })
     }
 
-    fn connect(
-        &mut self,
-        mut pod: LocalPod,
-        mtu: u32,
-        pairs: &[(IpAddr, IpAddr)],
-        request: &AttachRequest,
-    ) -> Result<LocalPod, Error> {
+    /// Programs, entries and the host side of a pair that was made.
+    fn connect(&mut self, mut pod: LocalPod, request: &AttachRequest) -> Result<LocalPod, Error> {
         let link = link::existing(&mut self.netlink, &pod.host_device)?;
         // An index is unique while the device lives, and never 0.
         (pod.ifindex, pod.pod_id) = (link.index, link.index);
@@ -164,11 +201,7 @@ impl Node {
         let nodes = &self.config.settings.addresses;
         let requests = pod::host_side(link.index, &pod.host_device, pod.mac, &pod.addresses, nodes);
         self.netlink.batch(requests).into_iter().collect::<Result<(), _>>()?;
-        pod::set_up_inside(request.netns.as_fd(), &request.ifname, pairs, pod.host_mac, self.mtu_of(mtu))?;
         self.answer_for(&pod.addresses)?;
-        if !link::operational(&mut self.netlink, &pod.host_device, CARRIER_PATIENCE)? {
-            tracing::warn!(pod = %pod.name, device = pod.host_device, "the pod's device has no carrier yet");
-        }
         Ok(pod)
     }
 
@@ -293,6 +326,32 @@ impl Node {
         let present: BTreeSet<String> = link::list(&mut self.netlink)?.into_iter().map(|l| l.name).collect();
         let there = self.records.iter().filter(|r| present.contains(&r.pod.host_device));
         Ok(there.map(|r| (r.pod.clone(), r.ifname.clone())).collect())
+    }
+
+    /// See [`crate::Datapath::survey_pods`].
+    pub(crate) fn survey_pods(&mut self) -> Result<PodSurvey, Error> {
+        let devices = self.pod_links()?.into_iter().filter(|(_, link)| !self.buried.contains(&link.index));
+        let devices = devices.map(|(name, link)| (name, link.index)).collect();
+        let records: Vec<_> = self.records.iter().map(|record| (record.pod.clone(), record.ifname.clone())).collect();
+        let entries = match &self.programs {
+            Some(programs) => {
+                programs.snapshot()?.pods.into_iter().map(|(address, pod)| (address, pod.ifindex)).collect()
+            }
+            None => records.iter().flat_map(|(pod, _)| pod.addresses.iter().map(|a| (*a, pod.ifindex))).collect(),
+        };
+        Ok(PodSurvey { devices, records, entries, pod_mtu: self.facts.pod_mtu })
+    }
+
+    /// See [`crate::Datapath::repair_pods`].
+    pub(crate) fn repair_pods(&mut self) -> Applied {
+        let mut applied = self.audit();
+        let known: Vec<LocalPod> = self.records.iter().map(|record| record.pod.clone()).collect();
+        match self.programs.as_mut().map_or(Ok(0), |programs| programs.retain_pods(&known)) {
+            Ok(0) => {}
+            Ok(count) => applied.changes.push(format!("forget {count} addresses of pods without a device")),
+            Err(error) => applied.problems.push(error.to_string()),
+        }
+        applied
     }
 
     /// After a restart: pods whose devices are there keep what they have, with our programs; records without a device and

@@ -1,4 +1,4 @@
-//! Messages between `towpath-cni` and the agent.
+//! Messages between `towpath-cni` and the agent, and between `towpath ipam` and the agent.
 //!
 //! One request and one reply a connection, on a unix stream socket: a length of 4 bytes, big-endian, at most
 //! [`MAX_MESSAGE`], then JSON. The file descriptor of the container's network namespace (ADD, CHECK) travels with the
@@ -7,11 +7,12 @@
 use serde::{Deserialize, Serialize};
 
 use super::{AddResult, Attachment, CniError};
+use crate::ipam::NodeAddresses;
 
 /// Largest message in bytes.
 pub const MAX_MESSAGE: usize = 4 << 20;
 
-/// What the plugin asks.
+/// What the plugin asks, and `towpath ipam`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "camelCase")]
 pub enum Request {
@@ -32,6 +33,11 @@ pub enum Request {
     Status {
         /// Name of the network.
         network: String,
+    },
+    /// Not a runtime's: what of the node's addresses does not fit together (`towpath ipam check`).
+    Addresses {
+        /// Repair what can be, first.
+        repair: bool,
     },
 }
 
@@ -96,6 +102,11 @@ pub enum Reply {
     },
     /// To the rest: done, or all is well.
     Done,
+    /// To what is not a runtime's.
+    Addresses {
+        /// The node's addresses.
+        addresses: NodeAddresses,
+    },
     /// It failed.
     Failed {
         /// Why.

@@ -29,12 +29,12 @@ async fn agent(
 }
 
 async fn add(ops: &Ops, id: &str) -> Reply {
-    ops.handle(Request::Add(request(id)), Some(netns().into()), CancellationToken::new()).await
+    ops.handle(Request::Add(request(id)), Some(netns().into()), CancellationToken::new()).await.reply
 }
 
 async fn del(ops: &Ops, id: &str) -> Reply {
     let request = DelRequest { attachment: owner(id), network: "towpath".into() };
-    ops.handle(Request::Del(request), None, CancellationToken::new()).await
+    ops.handle(Request::Del(request), None, CancellationToken::new()).await.reply
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -145,4 +145,51 @@ async fn a_del_cut_anywhere_leaks_nothing() {
 #[tokio::test]
 async fn a_del_cut_anywhere_by_a_power_cut_leaks_nothing() {
     crash_everywhere(Life::AddThenDel, After::PowerCut).await;
+}
+
+/// A disk without room for one operation, whichever: that ADD fails or succeeds, the next succeeds, and after DEL nothing is left, neither now nor
+/// for the next agent.
+#[tokio::test]
+async fn a_disk_that_is_full_for_a_moment_costs_one_answer_at_most() {
+    for cut in 0..500 {
+        let context = format!("no room for disk operation {cut}");
+        let dir = tempfile::tempdir().unwrap();
+        let kernel: Arc<Kernel> = Arc::default();
+        let disk = Arc::new(Failing::once_after(cut));
+        let Some((ops, leases)) = agent(dir.path(), &kernel, disk.clone(), None).await else {
+            assert!(disk.has_failed(), "{context}: the store does not open");
+            continue;
+        };
+        let mut refused = 0;
+        for id in ["first", "second"] {
+            match add(&ops, id).await {
+                Reply::Added { .. } => {}
+                Reply::Failed { error } => {
+                    assert_eq!(error.code, ErrorCode::State, "{context}: {error}");
+                    assert!(error.msg.contains("no storage space"), "{context}: {error}");
+                    refused += 1;
+                    let again = add(&ops, id).await;
+                    assert!(matches!(again, Reply::Added { .. }), "{context}: asked again: {again:?}");
+                }
+                other => panic!("{context}: {other:?}"),
+            }
+        }
+        assert_eq!((leases.leases().len(), kernel.devices().len(), leases.usage()[0].taken), (2, 2, 2), "{context}");
+        for id in ["first", "second"] {
+            assert_eq!(del(&ops, id).await, Reply::Done, "{context}");
+        }
+        // A DEL that failed for want of room is queued, and done by the next sweep.
+        ops.sweep().await;
+        assert!(refused <= 1, "{context}: {refused} ADDs were refused");
+        assert_eq!((kernel.devices(), leases.leases(), leases.usage()[0].taken), (vec![], vec![], 0), "{context}");
+        let came = disk.has_failed();
+        drop((ops, leases));
+        let (_ops, leases) = agent(dir.path(), &kernel, Arc::new(RealDisk), None).await.unwrap();
+        assert_eq!((leases.leases(), files(&dir.path().join("leases"))), (vec![], Vec::<String>::new()), "{context}");
+        if !came {
+            assert!(cut > 12, "only {cut} operations: the test fills nothing");
+            return;
+        }
+    }
+    panic!("never came to its end");
 }

@@ -12,11 +12,13 @@ use std::time::Duration;
 
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use towpath_datapath::PodSurvey;
 use towpath_model::NamespacedName;
 use towpath_model::desired::LocalPod;
 use towpath_wire::cni::{Attachment, Reply, Request};
 
 use super::super::*;
+use crate::ipam::check::KnownPod;
 use crate::ipam::tests::{Failing, attached, name_of, request};
 
 /// Devices that outlive the agent, as the kernel's do.
@@ -120,6 +122,23 @@ impl PodPlumber for Kernel {
         }
     }
 
+    async fn survey(&self) -> Result<PodSurvey, PlumbError> {
+        let mut survey = PodSurvey { pod_mtu: 1450, ..PodSurvey::default() };
+        for device in self.devices() {
+            let stem = device.name.trim_start_matches("tp-").to_owned();
+            let Some(owner) = Attachment::from_file_stem(&stem) else { continue };
+            let pod = attached(&request(owner.container_id()), &device.addresses).pod;
+            survey.devices.insert(device.name, pod.ifindex);
+            survey.entries.extend(device.addresses.iter().map(|address| (*address, pod.ifindex)));
+            survey.records.push((pod, owner.ifname().to_owned()));
+        }
+        Ok(survey)
+    }
+
+    async fn repair(&self) -> Result<Vec<String>, PlumbError> {
+        Ok(Vec::new())
+    }
+
     async fn list(&self) -> Result<Vec<Device>, PlumbError> {
         self.step()?;
         Ok(self.devices())
@@ -157,6 +176,10 @@ impl PodIndex for Api {
         }
     }
 
+    fn of_this_node(&self) -> Option<Vec<KnownPod>> {
+        None
+    }
+
     async fn fetch(&self, _pod: &NamespacedName) -> Fetched {
         self.fetches.fetch_add(1, Ordering::SeqCst);
         let answer = self.answer.lock().unwrap().clone();
@@ -184,6 +207,11 @@ pub(crate) async fn ask(socket: &Path, request: &Request, netns: Option<&File>) 
 /// Hangs up without waiting for the reply, as a plugin does that is killed.
 pub(crate) async fn ask_and_leave(socket: &Path, request: &Request, netns: &File) {
     drop(send(socket, request, Some(netns)).await.unwrap());
+}
+
+/// As [`ask_and_leave`], when what is returned is dropped.
+pub(crate) async fn ask_and_leave_later(socket: &Path, request: &Request, netns: &File) -> tokio::net::UnixStream {
+    send(socket, request, Some(netns)).await.unwrap()
 }
 
 async fn send(socket: &Path, request: &Request, netns: Option<&File>) -> io::Result<tokio::net::UnixStream> {

@@ -150,19 +150,19 @@ fn a_failed_attach_takes_everything_back() {
     let ns = Ns::new();
     ns.sh("ip link add eth0 type veth peer name other");
     let request = lab.n1.request(&ns, 10, OPEN);
-    let error = lab.n1.call(move |node| node.attach_pod(request)).unwrap_err().to_string();
+    let error = lab.n1.attach(request).unwrap_err().to_string();
     assert!(error.contains("default/pod-1-10") && error.contains("eth0"), "{error}");
     // The pod's own default route is in the way: the device was made, its setup fails.
     let ns = Ns::new();
     ns.sh("ip link add x type veth peer name y; ip addr add 10.9.9.1/24 dev x; ip link set x up; ip link set y up; ip route add default dev x scope global");
     let request = lab.n1.request(&ns, 10, OPEN);
-    let error = lab.n1.call(move |node| node.attach_pod(request)).unwrap_err().to_string();
+    let error = lab.n1.attach(request).unwrap_err().to_string();
     assert!(error.contains("0.0.0.0/0"), "{error}");
     assert_eq!(lab.n1.traces(), before);
     // The node's own namespace is no pod's.
     let mut request = lab.n1.request(&ns, 12, OPEN);
     request.netns = lab.n1.ns.fd();
-    assert!(lab.n1.call(move |node| node.attach_pod(request)).unwrap_err().to_string().contains("host-network"));
+    assert!(lab.n1.attach(request).unwrap_err().to_string().contains("host-network"));
     assert!(!lab.n1.traces().contains(&pod::host_device("container-1-12", "eth0")));
 }
 
@@ -206,7 +206,7 @@ fn a_sandbox_can_be_attached_again_at_once() {
         let mut request = lab.n1.request(&ns, 10, OPEN);
         request.container_id = format!("container-{}", round / 2);
         let container_id = request.container_id.clone();
-        let pod = lab.n1.call(move |node| node.attach_pod(request)).unwrap();
+        let pod = lab.n1.attach(request).unwrap();
         assert!(lab.n1.ns.pings(&pod.addresses[0].to_string()), "round {round}");
         lab.n1.call(move |node| node.detach_pod(&container_id, "eth0")).unwrap();
     }

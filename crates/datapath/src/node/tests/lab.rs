@@ -17,6 +17,7 @@ use towpath_model::{Family, NamespacedName, NodeName, family_of};
 use crate::net::link::{self, Veth};
 use crate::net::netlink::Netlink;
 use crate::node::Node;
+use crate::node::pods::attach_pod;
 use crate::requests::{AttachRequest, DatapathConfig};
 use crate::worker::Worker;
 
@@ -244,11 +245,24 @@ impl TestNode {
         block_on(self.worker.as_ref().unwrap().call(work))
     }
 
+    /// Gives a pod its device.
+    pub(super) fn attach(&self, request: AttachRequest) -> Result<LocalPod, crate::Error> {
+        block_on(self.begin_attach(request))
+    }
+
+    /// The same, of which the answer is waited for later.
+    pub(super) fn begin_attach(
+        &self,
+        request: AttachRequest,
+    ) -> impl Future<Output = Result<LocalPod, crate::Error>> + use<> {
+        attach_pod(self.worker.as_ref().unwrap(), request)
+    }
+
     /// A pod with the `host`-th address of the node's ranges.
     pub(super) fn pod(&self, host: u8, sets: Option<PodSets>) -> TestPod {
         let ns = Ns::new();
         let request = self.request(&ns, host, sets);
-        let pod = self.call(move |node| node.attach_pod(request)).unwrap();
+        let pod = self.attach(request).unwrap();
         if !self.kind.keep_filters {
             self.link();
         }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use towpath_model::NodeName;
 use towpath_model::desired::{NodePeer, Reach};
 
-use super::lab::{Lab, Ns, OPEN, PROGRAMS, root};
+use super::lab::{Lab, Ns, OPEN, PROGRAMS, block_on, root};
 
 #[test]
 fn attaching_and_detaching_a_pod_takes_milliseconds() {
@@ -18,7 +18,7 @@ fn attaching_and_detaching_a_pod_takes_milliseconds() {
         let ns = Ns::new();
         let request = lab.n1.request(&ns, host, OPEN);
         let started = Instant::now();
-        lab.n1.call(move |node| node.attach_pod(request)).unwrap();
+        lab.n1.attach(request).unwrap();
         attached.push(started.elapsed());
         let started = Instant::now();
         lab.n1.call(move |node| node.detach_pod(&format!("container-1-{host}"), "eth0")).unwrap();
@@ -29,6 +29,32 @@ fn attaching_and_detaching_a_pod_takes_milliseconds() {
     let (attach, detach) = (attached[attached.len() / 2], detached[detached.len() / 2]);
     println!("median of {}: attach {attach:?}, detach {detach:?}", attached.len());
     assert!(attach < Duration::from_millis(100) && detach < Duration::from_millis(100));
+}
+
+#[test]
+fn pods_that_come_at_once_are_all_made_and_answer_their_first_packet() {
+    const AT_ONCE: u8 = 40;
+    if !root() {
+        return;
+    }
+    let lab = Lab::new(PROGRAMS);
+    let mut took = Vec::new();
+    for (at_once, first) in [(false, 20), (true, 80)] {
+        let sandboxes: Vec<(u8, Ns)> = (first..first + AT_ONCE).map(|host| (host, Ns::new())).collect();
+        let started = Instant::now();
+        let begun = sandboxes.iter().map(|(host, ns)| lab.n1.begin_attach(lab.n1.request(ns, *host, OPEN)));
+        let pods: Vec<_> = if at_once {
+            let begun: Vec<_> = begun.collect();
+            begun.into_iter().map(|pod| block_on(pod).unwrap()).collect()
+        } else {
+            begun.map(|pod| block_on(pod).unwrap()).collect()
+        };
+        took.push(started.elapsed());
+        for pod in &pods {
+            assert!(lab.n1.ns.pings(&pod.addresses[0].to_string()), "{} gets the first packet", pod.name);
+        }
+    }
+    println!("{AT_ONCE} pods: one after the other {:?}, at once {:?}", took[0], took[1]);
 }
 
 #[test]
