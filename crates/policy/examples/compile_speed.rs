@@ -40,23 +40,22 @@ fn pod(index: usize, nodes: usize, apps: usize) -> Pod {
     ];
     Pod {
         name: NamespacedName::new(format!("ns{}", app % NAMESPACES), format!("pod{index}")),
-        uid: String::new(),
+        uid: Default::default(),
         labels: labels(&[
             ("app", format!("app{app}")),
             ("pod-template-hash", format!("{:x}", app * 7919)),
             ("tier", format!("t{}", app % 4)),
-        ]),
+        ])
+        .into(),
         daemon_set: None,
         node: Some(NodeName::new(format!("node{}", scattered(index) % nodes))),
-        ips: vec![octets.into()],
-        named_ports: vec![NamedPort { name: "http".to_owned(), protocol: Protocol::Tcp, number: 8080 }],
-        host_ports: Vec::new(),
+        ips: vec![octets.into()].into(),
+        named_ports: vec![NamedPort { name: "http".to_owned(), protocol: Protocol::Tcp, number: 8080 }].into(),
+        host_ports: Default::default(),
         host_network: false,
         phase: Phase::Running,
         terminating: false,
         ready: true,
-        hostname: None,
-        subdomain: None,
         socket_services: Default::default(),
     }
 }

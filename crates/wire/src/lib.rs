@@ -8,4 +8,5 @@ pub mod names;
 pub mod observe;
 pub mod policy;
 pub mod service;
+pub mod shared;
 pub mod status;
