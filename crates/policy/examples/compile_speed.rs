@@ -260,6 +260,22 @@ fn main() {
     }
     edited.say("rules of a policy");
     expired.say("sets that nobody has leave");
+    let (mut edited, mut expired) = (Followed::default(), Followed::default());
+    let server = world.pods.values().find(|pod| !remote(pod)).map(|pod| pod.name.clone()).expect("a pod of the node");
+    for round in 0..ROUNDS {
+        let spec = policy(round * 7, apps, 9000);
+        let mut next = NetworkPolicy { name: NamespacedName::new(&server.namespace, "zz-one"), ..spec };
+        next.pod_selector = world.pods.get(&server).map(|pod| Selector::equals(pod.labels.iter().map(|(k, v)| (k.clone(), v.clone())))).expect("it is there");
+        next.egress = None;
+        let mut touched = Touched::nothing();
+        touched.policy(next.name.clone());
+        world.policies.insert(next.name.clone(), next);
+        edited.follow(&mut followers, &world, now, &touched);
+        now += Duration::from_secs(6);
+        expired.follow(&mut followers, &world, now, &Touched::nothing());
+    }
+    edited.say("rules of a policy for a pod here");
+    expired.say("sets that it had leave");
     let mut renamed = Followed::default();
     for round in 0..ROUNDS {
         let name = format!("ns{}", round % NAMESPACES);
