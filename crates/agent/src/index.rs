@@ -17,8 +17,8 @@ use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 use towpath_model::cluster_policy::object;
 use towpath_model::{
-    ClusterNetworkPolicy, EndpointSlice, Invalid, Namespace, NamespacedName, NetworkPolicy, Node, NodeName, Pod, Service,
-    ServiceCidr, Sharing, Uid, World,
+    ClusterNetworkPolicy, EndpointSlice, Invalid, Namespace, NamespacedName, NetworkPolicy, Node, NodeName, Pod,
+    Service, ServiceCidr, Sharing, Uid, World,
 };
 use towpath_plan::Changed;
 use towpath_plan::dns::rules::Sources;

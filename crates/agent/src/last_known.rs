@@ -21,7 +21,7 @@ use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use towpath_model::{
-    ClusterNetworkPolicy, EndpointSlice, Namespace, NamespacedName, NetworkPolicy, Node, Sharing, Pod, Service,
+    ClusterNetworkPolicy, EndpointSlice, Namespace, NamespacedName, NetworkPolicy, Node, Pod, Service, Sharing,
 };
 use tracing::{debug, info, warn};
 
@@ -35,8 +35,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const EVERY: Duration = Duration::from_secs(5);
 /// Writing rests for so many times as long as it took.
 const REST_FACTOR: u32 = 200;
-/// Objects that are written under one lock of the index.
-const CHUNK: usize = 500;
+/// Objects that are written under one lock of the index: what the API server says meanwhile waits for a fraction of a millisecond.
+const CHUNK: usize = 50;
 /// What a file says first. Another number: another shape of the nouns, or of the file.
 const FORMAT: u32 = 4;
 

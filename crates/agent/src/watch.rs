@@ -20,8 +20,8 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use towpath_model::custom::NodeNetwork;
 use towpath_model::{
-    ClusterNetworkPolicy, EndpointSlice, Namespace, NetworkPolicy, Node, NodeName, Sharing, Pod, Readable, Service,
-    ServiceCidr,
+    ClusterNetworkPolicy, EndpointSlice, Namespace, NetworkPolicy, Node, NodeName, Pod, Readable, Service, ServiceCidr,
+    Sharing,
 };
 use towpath_plan::backend::Says;
 use tracing::{debug, warn};

@@ -265,7 +265,11 @@ fn main() {
     for round in 0..ROUNDS {
         let spec = policy(round * 7, apps, 9000);
         let mut next = NetworkPolicy { name: NamespacedName::new(&server.namespace, "zz-one"), ..spec };
-        next.pod_selector = world.pods.get(&server).map(|pod| Selector::equals(pod.labels.iter().map(|(k, v)| (k.clone(), v.clone())))).expect("it is there");
+        next.pod_selector = world
+            .pods
+            .get(&server)
+            .map(|pod| Selector::equals(pod.labels.iter().map(|(k, v)| (k.clone(), v.clone()))))
+            .expect("it is there");
         next.egress = None;
         let mut touched = Touched::nothing();
         touched.policy(next.name.clone());

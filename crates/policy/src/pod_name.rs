@@ -24,7 +24,8 @@ mod tests {
 
     #[test]
     fn texts_are_the_names_and_sort_as_they_do() {
-        let mut names = [("a", "z"), ("a-b", "a"), ("a.b", "a"), ("ab", ""), ("a", "")].map(|(n, p)| NamespacedName::new(n, p));
+        let mut names =
+            [("a", "z"), ("a-b", "a"), ("a.b", "a"), ("ab", ""), ("a", "")].map(|(n, p)| NamespacedName::new(n, p));
         names.sort();
         let mut texts: Vec<String> = names.iter().map(text).collect();
         assert_eq!(texts.iter().map(|text| name_of(text)).collect::<Vec<_>>(), names);

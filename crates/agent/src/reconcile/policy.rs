@@ -107,7 +107,9 @@ impl Reconciler {
         };
         for name in touched {
             match policies.get(name).and_then(|policy| policy.enforcement.misread()) {
-                Some(reason) => drop(self.misread.insert(name.clone(), misread(Asks::NetworkPolicy, name.clone(), reason))),
+                Some(reason) => {
+                    drop(self.misread.insert(name.clone(), misread(Asks::NetworkPolicy, name.clone(), reason)))
+                }
                 None => drop(self.misread.remove(name)),
             }
         }

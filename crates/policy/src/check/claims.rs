@@ -39,8 +39,7 @@ pub(super) struct Claims {
 impl Claims {
     pub(super) fn of(view: &View<'_>) -> Self {
         let pods = view.world.pods.values().filter(|pod| claims_any(pod));
-        let by_pod: BTreeMap<PodName, PodIps> =
-            pods.map(|pod| (text(&pod.name).into(), pod.ips.clone())).collect();
+        let by_pod: BTreeMap<PodName, PodIps> = pods.map(|pod| (text(&pod.name).into(), pod.ips.clone())).collect();
         // Sorted first: trees grow several times faster so.
         let mut pairs: Vec<(IpAddr, &PodName)> =
             by_pod.iter().flat_map(|(name, addresses)| addresses.iter().map(move |address| (*address, name))).collect();

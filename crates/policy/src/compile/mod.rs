@@ -248,8 +248,7 @@ impl Compiler {
         self.sight = sight;
         if !gone.is_empty() {
             let programs = gone.iter().flat_map(|set| &set.programs);
-            let whose: BTreeSet<Whose> =
-                programs.map(|program| (program.policy.clone(), program.direction)).collect();
+            let whose: BTreeSet<Whose> = programs.map(|program| (program.policy.clone(), program.direction)).collect();
             drop(gone);
             if view.world.cluster_policies.is_empty() {
                 self.programs.remove_idle(whose.into_iter());
@@ -585,8 +584,7 @@ impl Compiler {
         } else if turnover.is_empty() {
             (sight.add_classes(&mut self.classes, &changed), Some(Otherwise::new()))
         } else {
-            let (classes, otherwise) =
-                sight.reassign_some(&mut self.classes, &changed, &recut.moved, turnover, &left);
+            let (classes, otherwise) = sight.reassign_some(&mut self.classes, &changed, &recut.moved, turnover, &left);
             (classes, Some(otherwise))
         };
         self.show_set_classes(classes, now);

@@ -349,7 +349,6 @@ impl Sight {
         }
         Ok((changed, concerned))
     }
-
 }
 
 /// By atom, the sets that came and ask for it.
