@@ -245,6 +245,11 @@ impl Compiler {
             return Err(error);
         }
         self.with_pods(&sight);
+        if matches!(looks, Looks::All { .. }) {
+            full(&mut self.image.pod_classes);
+            full(&mut self.image.set_classes);
+            full(&mut self.image.rows);
+        }
         self.sight = sight;
         if !gone.is_empty() {
             let programs = gone.iter().flat_map(|set| &set.programs);
@@ -695,6 +700,11 @@ impl Compiler {
             }
         }
     }
+}
+
+/// Makes a tree anew, in one go: then its leaves are full. Those of one that grew one by one are half empty, and so are those of its copies.
+fn full<K: Ord, V>(tree: &mut BTreeMap<K, V>) {
+    *tree = std::mem::take(tree).into_iter().collect();
 }
 
 /// What makes a group have the same set as another.
