@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// A value that is shared by all who keep it; written and compared as the value itself. Who changes it has his own from then on.
-#[derive(Debug, Default, Hash)]
+/// A value that is shared by all who keep it; written and compared as the value itself (what is the same place is equal without a look at it,
+/// [`Arc`]). Who changes it has his own from then on.
+#[derive(Debug, Default, PartialEq, Eq, Hash)]
 pub struct Shared<T>(Arc<T>);
 
 impl<T> Clone for Shared<T> {
@@ -14,15 +15,6 @@ impl<T> Clone for Shared<T> {
         Self(self.0.clone())
     }
 }
-
-/// What is the same place is the same value, without a look at it: of values of this kind each is equal to itself.
-impl<T: Eq> PartialEq for Shared<T> {
-    fn eq(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.0, &other.0) || self.0 == other.0
-    }
-}
-
-impl<T: Eq> Eq for Shared<T> {}
 
 impl<T> Shared<T> {
     /// Whether nobody else keeps it.

@@ -165,7 +165,7 @@ impl Story {
             [node("n1", &["10.244.9.0/24"]), node(self.on, &ranges)].map(|node| Event::Node(Box::new(node))).to_vec()
         };
         let given =
-            Given { pod: NamespacedName::new("a", self.new), uid: "uid-new".to_owned(), addresses: vec![ip(AGAIN)] };
+            Given { pod: NamespacedName::new("a", self.new), uid: "uid-new".into(), addresses: vec![ip(AGAIN)] };
         [moves, vec![Event::Given(self.on, vec![given])]]
     }
 
