@@ -126,6 +126,8 @@ fn processor_time() -> Duration {
 #[derive(Default)]
 struct Followed {
     times: Vec<Duration>,
+    /// And for how long of that it had a processor.
+    compiled: Vec<Duration>,
     /// What the translation check of it took.
     checks: Vec<Duration>,
     /// And for how long of that it had a processor: others take turns.
@@ -151,9 +153,10 @@ impl Followed {
     fn follow(&mut self, followers: &mut Followers, world: &World, now: Duration, touched: &Touched) {
         let (view, node) = (View::of(world), NodeName::new("node0"));
         let Followers { compiler, checker } = followers;
-        let start = Instant::now();
+        let (start, worked) = (Instant::now(), processor_time());
         compiler.follow(&view, &node, now, touched).expect("not too large");
         self.times.push(start.elapsed());
+        self.compiled.push(processor_time().saturating_sub(worked));
         let (start, worked) = (Instant::now(), processor_time());
         let checked = checker.follow(&view, compiler.image(), compiler.changes(), touched);
         self.checks.push(start.elapsed());
@@ -165,6 +168,7 @@ impl Followed {
 
     fn say(mut self, what: &str) {
         self.times.sort_unstable();
+        self.compiled.sort_unstable();
         self.checks.sort_unstable();
         self.worked.sort_unstable();
         self.entries.sort_unstable();
@@ -172,12 +176,15 @@ impl Followed {
         let (median, most) = (self.times.get(middle), self.times.get(last));
         let entries = self.entries.get(middle).copied().unwrap_or_default();
         println!(
-            "{what}: {:?} (median of {}, slowest {:?}), {entries} entries; check {:?} (slowest {:?}, at work {:?}), {} anew",
+            "{what}: {:?} (median of {}, slowest {:?}; at work {:?}, {:?}), {entries} entries; check {:?} (slowest {:?}; at work {:?}, {:?}), {} anew",
             median.copied().unwrap_or_default(),
             self.times.len(),
             most.copied().unwrap_or_default(),
+            self.compiled.get(middle).copied().unwrap_or_default(),
+            self.compiled.get(last).copied().unwrap_or_default(),
             self.checks.get(middle).copied().unwrap_or_default(),
             self.checks.get(last).copied().unwrap_or_default(),
+            self.worked.get(middle).copied().unwrap_or_default(),
             self.worked.get(last).copied().unwrap_or_default(),
             self.anew
         );
