@@ -139,7 +139,7 @@ impl Made {
             let pod = LocalPod {
                 name: pod.name.clone(),
                 container_id: pod.name.to_string(),
-                addresses: pod.ips.clone(),
+                addresses: pod.ips.to_vec(),
                 host_device: "lo".to_owned(),
                 ifindex: LO,
                 mac: [2, 0, 0, 0, 0, 1],

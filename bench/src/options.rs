@@ -102,6 +102,8 @@ pub(crate) enum Group {
     Endpoints,
     /// What policies cost packets and connections, how soon a change of one is enforced, and what a large cluster's cost a node.
     Policy,
+    /// Of `policy` only how soon a change is enforced, and what the pods of a large cluster take of an agent's memory. No part of its own.
+    PolicyChanges,
     /// What a packet to a Service costs in the kernel programs.
     Programs,
     /// NodePorts through the driver of a device.
@@ -180,6 +182,9 @@ pub(crate) struct Options {
     /// How many changes of a policy are timed in each direction; a quarter of them in the largest cluster.
     #[arg(long, default_value_t = 100)]
     pub(crate) policy_changes: usize,
+    /// With how many policies changes are timed. With the most, memory is measured too.
+    #[arg(long, value_delimiter = ',', default_values_t = [10, 1_000, 10_000])]
+    pub(crate) policies: Vec<usize>,
     /// How many blocks of addresses the policy admits that has the most.
     #[arg(long, default_value_t = 10_000)]
     pub(crate) blocks: usize,

@@ -345,9 +345,9 @@ mod tests {
     fn a_large_cluster_has_what_was_asked_for_and_no_address_twice() {
         let scale = Scale::of_policies(1000);
         let world = world([scale.namespaces(), scale.pods("n1"), scale.network_policies()].concat()).unwrap();
-        let labels: BTreeSet<_> = world.pods.values().map(|pod| pod.labels.clone()).collect();
+        let labels: BTreeSet<_> = world.pods.values().map(|pod| (*pod.labels).clone()).collect();
         assert_eq!([world.policies.len(), world.pods.len(), labels.len()], [1000, 5000, 500]);
-        let addresses: BTreeSet<_> = world.pods.values().flat_map(|pod| pod.ips.clone()).collect();
+        let addresses: BTreeSet<_> = world.pods.values().flat_map(|pod| pod.ips.to_vec()).collect();
         assert_eq!(addresses.len(), 5000);
         let local = world.pods.values().filter(|pod| pod.node.as_ref().is_some_and(|node| node.to_string() == "n1"));
         assert!((50..150).contains(&local.count()), "a node's share");

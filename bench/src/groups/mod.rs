@@ -101,6 +101,8 @@ impl Run {
         }
         if self.options.has(Group::Policy) {
             policy::measure(self)?;
+        } else if self.options.has(Group::PolicyChanges) {
+            policy::measure_changes(self)?;
         }
         if self.options.has(Group::Endpoints) {
             endpoints::measure(self)?;

@@ -4,6 +4,7 @@
 //! have just written holds on every node (`towpath policy wait`), also one that they deleted.
 
 use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -23,7 +24,72 @@ pub struct Heard {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct OfKind {
     newest: u64,
-    objects: Arc<BTreeMap<String, u64>>,
+    objects: Arc<Objects>,
+}
+
+/// Objects are kept in so many parts.
+const PARTS: usize = 256;
+
+/// Versions by name, in parts by the name's hash. The loop keeps a copy of what it planned with, so a change finds what it changes shared: it
+/// copies one part, not the thousands of names that a cluster has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Objects(Vec<Arc<BTreeMap<String, u64>>>);
+
+impl Default for Objects {
+    fn default() -> Self {
+        Self(vec![Arc::default(); PARTS])
+    }
+}
+
+impl FromIterator<(String, u64)> for Objects {
+    fn from_iter<I: IntoIterator<Item = (String, u64)>>(objects: I) -> Self {
+        let mut all = Self::default();
+        objects.into_iter().for_each(|(name, version)| all.set(name, Some(version)));
+        all
+    }
+}
+
+impl Objects {
+    /// None: there is none of this name.
+    fn set(&mut self, name: String, version: Option<u64>) {
+        let mut hasher = DefaultHasher::new();
+        name.hash(&mut hasher);
+        let part = usize::try_from(hasher.finish() % PARTS as u64).unwrap_or_default();
+        let Some(part) = self.0.get_mut(part).map(Arc::make_mut) else { return };
+        match version {
+            Some(version) => drop(part.insert(name, version)),
+            None => drop(part.remove(&name)),
+        }
+    }
+
+    fn all(&self) -> BTreeMap<String, u64> {
+        self.0.iter().flat_map(|part| part.iter()).map(|(name, version)| (name.clone(), *version)).collect()
+    }
+}
+
+/// Versions of a full list, as it comes in.
+#[derive(Debug, Default)]
+pub(crate) struct Listed {
+    newest: u64,
+    objects: Vec<(String, u64)>,
+}
+
+impl Listed {
+    /// Of these objects.
+    #[cfg(test)]
+    pub(crate) fn of(kind: Kind, objects: &[(&str, u64)]) -> Self {
+        let mut listed = Self::default();
+        objects.iter().for_each(|(name, version)| listed.add(kind, name, *version));
+        listed
+    }
+
+    /// One more object of a kind. Its name is kept if it is asked for: of the tens of thousands of pods it is not.
+    pub(crate) fn add(&mut self, kind: Kind, name: impl ToString, version: u64) {
+        self.newest = self.newest.max(version);
+        if NAMED.contains(&kind) {
+            self.objects.push((name.to_string(), version));
+        }
+    }
 }
 
 /// The version of an object or of an event; none: it is no number, which no version of Kubernetes has.
@@ -33,10 +99,8 @@ pub(crate) fn version(metadata: &ObjectMeta) -> Option<u64> {
 
 impl Heard {
     /// The full list of a kind: each object with its version.
-    pub(crate) fn list(&mut self, kind: Kind, objects: BTreeMap<String, u64>) {
-        let newest = objects.values().copied().max().unwrap_or_default();
-        let objects = if NAMED.contains(&kind) { objects } else { BTreeMap::new() };
-        self.kinds.insert(kind, OfKind { newest, objects: Arc::new(objects) });
+    pub(crate) fn list(&mut self, kind: Kind, Listed { newest, objects }: Listed) {
+        self.kinds.insert(kind, OfKind { newest, objects: Arc::new(objects.into_iter().collect()) });
     }
 
     /// An event of an object; `there`: it is not deleted.
@@ -46,10 +110,7 @@ impl Heard {
         if !NAMED.contains(&kind) {
             return;
         }
-        match version.filter(|_| there) {
-            Some(version) => drop(Arc::make_mut(&mut of_kind.objects).insert(name, version)),
-            None => drop(Arc::make_mut(&mut of_kind.objects).remove(&name)),
-        }
+        Arc::make_mut(&mut of_kind.objects).set(name, version.filter(|_| there));
     }
 
     /// The newest version of a kind that was heard of; 0: none.
@@ -63,7 +124,7 @@ impl Heard {
         let kinds = self.kinds.iter().filter(|(kind, _)| told(kind));
         kinds
             .map(|(kind, of_kind)| {
-                let objects = NAMED.contains(kind).then(|| of_kind.objects.as_ref().clone());
+                let objects = NAMED.contains(kind).then(|| of_kind.objects.all());
                 (format!("{kind:?}"), KindInForce { newest: of_kind.newest, objects })
             })
             .collect()
@@ -83,7 +144,7 @@ mod tests {
         let mut heard = Heard::default();
         heard.event(Kind::NetworkPolicy, "a/early".to_owned(), Some(3), true);
         assert!(heard.told().is_empty(), "what comes before the list says nothing of the rest");
-        heard.list(Kind::NetworkPolicy, named(&[("a/old", 5), ("a/gone", 7)]).unwrap());
+        heard.list(Kind::NetworkPolicy, Listed::of(Kind::NetworkPolicy, &[("a/old", 5), ("a/gone", 7)]));
         heard.event(Kind::NetworkPolicy, "a/new".to_owned(), Some(9), true);
         let before = heard.clone();
         heard.event(Kind::NetworkPolicy, "a/gone".to_owned(), Some(11), false);
@@ -94,9 +155,26 @@ mod tests {
     }
 
     #[test]
+    fn a_change_copies_a_small_part_of_what_a_copy_shares() {
+        let names: Vec<String> = (0..10_000).map(|n| format!("a/p{n}")).collect();
+        let mut all = Listed::default();
+        names.iter().for_each(|name| all.add(Kind::NetworkPolicy, name, 1));
+        let mut heard = Heard::default();
+        heard.list(Kind::NetworkPolicy, all);
+        let before = heard.clone();
+        heard.event(Kind::NetworkPolicy, "a/p7".to_owned(), Some(2), true);
+        let parts = |heard: &Heard| heard.kinds[&Kind::NetworkPolicy].objects.0.clone();
+        let (now, then) = (parts(&heard), parts(&before));
+        let copied: Vec<usize> =
+            now.iter().zip(&then).filter(|(one, other)| !Arc::ptr_eq(one, other)).map(|(part, _)| part.len()).collect();
+        assert!(copied.len() == 1 && copied[0] < 200, "{copied:?}");
+        assert_eq!(heard.told()["NetworkPolicy"].objects.as_ref().unwrap().len(), names.len());
+    }
+
+    #[test]
     fn of_pods_the_newest_version_is_known_and_no_names() {
         let mut heard = Heard::default();
-        heard.list(Kind::Pod, named(&[("a/web", 5)]).unwrap());
+        heard.list(Kind::Pod, Listed::of(Kind::Pod, &[("a/web", 5)]));
         heard.event(Kind::Pod, "a/web".to_owned(), Some(8), false);
         heard.event(Kind::Pod, "a/late".to_owned(), Some(7), true);
         assert_eq!(heard.told()["Pod"], KindInForce { newest: 8, objects: None });
@@ -107,7 +185,7 @@ mod tests {
         let of = |text: &str| version(&ObjectMeta { resource_version: Some(text.to_owned()), ..ObjectMeta::default() });
         assert_eq!((of("42"), of("0x2a"), of("")), (Some(42), None, None));
         let mut heard = Heard::default();
-        heard.list(Kind::Namespace, named(&[("a", 5)]).unwrap());
+        heard.list(Kind::Namespace, Listed::of(Kind::Namespace, &[("a", 5)]));
         heard.event(Kind::Namespace, "a".to_owned(), None, true);
         assert_eq!(heard.told()["Namespace"].objects, named(&[]), "it is not said to be known");
     }

@@ -17,15 +17,15 @@ use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 use towpath_model::cluster_policy::object;
 use towpath_model::{
-    ClusterNetworkPolicy, EndpointSlice, Invalid, Namespace, NamespacedName, NetworkPolicy, Node, NodeName, NodeNames,
-    Pod, Service, ServiceCidr, World,
+    ClusterNetworkPolicy, EndpointSlice, Invalid, Namespace, NamespacedName, NetworkPolicy, Node, NodeName, Pod,
+    Service, ServiceCidr, Sharing, Uid, World,
 };
 use towpath_plan::Changed;
 use towpath_plan::dns::rules::Sources;
 use towpath_policy::compile::Touched;
 use tracing::warn;
 
-use crate::heard::Heard;
+use crate::heard::{self, Heard};
 use crate::node_network::given::Given;
 use crate::outliving::{Outliving, Question};
 use towpath_plan::backend::Says;
@@ -103,8 +103,8 @@ pub trait Noun: Sized + PartialEq + Send + Serialize + DeserializeOwned + 'stati
     fn unreadable(_key: &Self::Key) -> Option<Self> {
         None
     }
-    /// Forgets what nothing here depends on. Asked of every object before it is kept.
-    fn slim(&mut self, _names: &mut NodeNames) {}
+    /// Forgets what nothing here depends on, and shares what others say alike. Asked of every object before it is kept.
+    fn slim(&mut self, _sharing: &mut Sharing) {}
     /// All that the world has.
     fn all(world: &World) -> &BTreeMap<Self::Key, Self>;
     /// Puts one into the world; the one that had the key.
@@ -116,8 +116,8 @@ pub trait Noun: Sized + PartialEq + Send + Serialize + DeserializeOwned + 'stati
     /// Names it to whoever compiles policies.
     fn touch(_key: &Self::Key, _touched: &mut Touched) {}
     /// `metadata.uid` of kinds whose names are given again while what had them before is still heard of; empty: not known.
-    fn uid(&self) -> &str {
-        ""
+    fn uid(&self) -> Uid {
+        Uid::default()
     }
     /// Whether policies see no difference.
     fn is_same_to_policies(&self, _other: &Self) -> bool {
@@ -169,9 +169,9 @@ macro_rules! noun {
                 let part: fn(&$noun) -> &NamespacedName = $service;
                 Some(part(self))
             }
-            fn slim(&mut self, names: &mut NodeNames) {
-                let slim: fn(&mut $noun, &mut NodeNames) = $slim;
-                slim(self, names);
+            fn slim(&mut self, sharing: &mut Sharing) {
+                let slim: fn(&mut $noun, &mut Sharing) = $slim;
+                slim(self, sharing);
             })?
         }
     };
@@ -189,7 +189,7 @@ fn namespace_touched(name: &String, touched: &mut Touched) {
     touched.namespace(name.clone());
 }
 
-fn slim_service(service: &mut Service, _: &mut NodeNames) {
+fn slim_service(service: &mut Service, _: &mut Sharing) {
     service.slim();
 }
 
@@ -239,8 +239,12 @@ impl Noun for Pod {
         touched.pod(key.clone());
     }
 
-    fn uid(&self) -> &str {
-        &self.uid
+    fn uid(&self) -> Uid {
+        self.uid.clone()
+    }
+
+    fn slim(&mut self, sharing: &mut Sharing) {
+        self.slim(sharing);
     }
 
     kept_in!(pods, NamespacedName);
@@ -266,7 +270,7 @@ noun!(
     namespaced,
     untouched,
     |s| &s.service,
-    |s, n| s.slim(n)
+    |s, sharing| s.slim(&mut sharing.nodes)
 );
 impl Noun for NetworkPolicy {
     type Object = networking::NetworkPolicy;
@@ -515,7 +519,7 @@ impl Index {
     }
 
     /// The full list, with the versions of its objects.
-    pub(crate) fn listed_at<N: Noun>(&mut self, all: BTreeMap<N::Key, N>, versions: BTreeMap<String, u64>) {
+    pub(crate) fn listed_at<N: Noun>(&mut self, all: BTreeMap<N::Key, N>, versions: heard::Listed) {
         self.heard.list(N::KIND, versions);
         if N::KIND == Kind::Pod {
             self.asked_for.clear();
@@ -570,7 +574,7 @@ impl Index {
     /// end, heard late or twice, is not its.
     pub(crate) fn remove_at<N: Noun>(&mut self, key: &N::Key, uid: &str, version: Option<u64>) {
         let known = N::all(&self.world).get(key).map(N::uid).unwrap_or_default();
-        let of_another = !known.is_empty() && !uid.is_empty() && known != uid;
+        let of_another = known.is_other_than(&Uid::from(uid));
         if !self.is_of_before::<N>(key.to_string(), version) && !of_another {
             self.remove::<N>(key);
         }

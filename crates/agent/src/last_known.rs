@@ -21,7 +21,7 @@ use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use towpath_model::{
-    ClusterNetworkPolicy, EndpointSlice, Namespace, NamespacedName, NetworkPolicy, Node, NodeNames, Pod, Service,
+    ClusterNetworkPolicy, EndpointSlice, Namespace, NamespacedName, NetworkPolicy, Node, Pod, Service, Sharing,
 };
 use tracing::{debug, info, warn};
 
@@ -35,10 +35,10 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const EVERY: Duration = Duration::from_secs(5);
 /// Writing rests for so many times as long as it took.
 const REST_FACTOR: u32 = 200;
-/// Objects that are written under one lock of the index.
-const CHUNK: usize = 500;
+/// Objects that are written under one lock of the index: what the API server says meanwhile waits for a fraction of a millisecond.
+const CHUNK: usize = 50;
 /// What a file says first. Another number: another shape of the nouns, or of the file.
-const FORMAT: u32 = 3;
+const FORMAT: u32 = 4;
 
 #[derive(Serialize, Deserialize, PartialEq, Eq)]
 struct Header {
@@ -259,13 +259,13 @@ fn read_objects<N: Noun>(path: &Path) -> Result<BTreeMap<N::Key, N>> {
     let header: Header = serde_json::from_str(&lines.next().context("it is empty")??).context("its first line")?;
     ensure!(header == Header::ours(), "it is of another version ({})", header.version);
     let mut all = BTreeMap::new();
-    let mut names = NodeNames::default();
+    let mut sharing = Sharing::default();
     let mut before: Option<String> = None;
     for text in lines {
         if let Some(object) = before.replace(text?) {
             let (key, mut noun): (N::Key, N) =
                 serde_json::from_str(&object).with_context(|| format!("object {}", all.len() + 1))?;
-            noun.slim(&mut names);
+            noun.slim(&mut sharing);
             all.insert(key, noun);
         }
     }

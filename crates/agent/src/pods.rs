@@ -44,7 +44,7 @@ impl Pods {
 }
 
 fn facts(pod: &Pod) -> PodFacts {
-    PodFacts { uid: Some(pod.uid.clone()).filter(|uid| !uid.is_empty()) }
+    PodFacts { uid: Some(pod.uid.to_string()).filter(|uid| !uid.is_empty()) }
 }
 
 impl PodIndex for Pods {

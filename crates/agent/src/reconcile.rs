@@ -16,9 +16,9 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep_until, timeout_at};
 use towpath_carry::feed;
 use towpath_datapath::Datapath;
-use towpath_model::NodeName;
 use towpath_model::custom::BackendName;
 use towpath_model::desired::{Clients, NodePeer, PodSets};
+use towpath_model::{NamespacedName, NodeName};
 use towpath_plan::Changed;
 use towpath_plan::dns::FeedPlanner;
 use towpath_plan::peers::Tunnels;
@@ -171,6 +171,8 @@ pub struct Reconciler {
     policy_due: bool,
     /// What it must look at then.
     policy_touched: Touched,
+    /// NetworkPolicies with an annotation that means nothing.
+    misread: BTreeMap<NamespacedName, Refusal>,
     /// Has every image checked before it is written, and keeps what it read for that.
     checker: Checker,
     /// The kernel has the image that was compiled last.
@@ -281,6 +283,7 @@ impl Reconciler {
             due: Changes::everything(),
             policy_due: true,
             policy_touched: Touched::everything(),
+            misread: BTreeMap::new(),
             checker: Checker::new(parsed.node.clone()),
             policy_followed: false,
             review_at: started + policy::REVIEW,

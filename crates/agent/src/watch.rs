@@ -20,8 +20,8 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use towpath_model::custom::NodeNetwork;
 use towpath_model::{
-    ClusterNetworkPolicy, EndpointSlice, Namespace, NetworkPolicy, Node, NodeName, NodeNames, Pod, Readable, Service,
-    ServiceCidr,
+    ClusterNetworkPolicy, EndpointSlice, Namespace, NetworkPolicy, Node, NodeName, Pod, Readable, Service, ServiceCidr,
+    Sharing,
 };
 use towpath_plan::backend::Says;
 use tracing::{debug, warn};
@@ -53,7 +53,7 @@ pub fn watch_all(client: &kube::Client, updates: &mpsc::Sender<Update>) -> JoinS
     tasks
 }
 
-fn parse<N>(object: &Readable<N::Object>, names: &mut NodeNames) -> Option<(N::Key, Option<N>)>
+fn parse<N>(object: &Readable<N::Object>, sharing: &mut Sharing) -> Option<(N::Key, Option<N>)>
 where
     N: Noun,
     N::Object: kube::Resource<DynamicType = ()> + k8s_openapi::Metadata<Ty = ObjectMeta>,
@@ -69,7 +69,7 @@ where
     };
     match N::parse(known) {
         Ok(mut noun) => {
-            noun.slim(names);
+            noun.slim(sharing);
             Some((key, Some(noun)))
         }
         Err(error) => {
@@ -108,14 +108,14 @@ where
 {
     let mut events = Watch::new(api, watcher::Config::default());
     let mut listed: BTreeMap<N::Key, N> = BTreeMap::new();
-    let mut versions: BTreeMap<String, u64> = BTreeMap::new();
+    let mut versions = heard::Listed::default();
     let mut absence = Absence::default();
-    let mut names = NodeNames::default();
+    let mut sharing = Sharing::default();
     loop {
         let event = match events.next().await {
             Ok(event) => event,
             Err(error) if N::OPTIONAL && absence.shown_by::<N>(&error) => {
-                let none: Update = Box::new(|index| index.listed_at::<N>(BTreeMap::new(), BTreeMap::new()));
+                let none: Update = Box::new(|index| index.listed_at::<N>(BTreeMap::new(), heard::Listed::default()));
                 if updates.send(none).await.is_err() {
                     return;
                 }
@@ -134,12 +134,12 @@ where
         let update: Update = match event {
             watcher::Event::Init => {
                 listed.clear();
-                versions.clear();
+                versions = heard::Listed::default();
                 continue;
             }
             watcher::Event::InitApply(object) => {
-                if let Some((key, noun)) = parse::<N>(&object, &mut names) {
-                    versions.extend(version(&object).map(|version| (key.to_string(), version)));
+                if let Some((key, noun)) = parse::<N>(&object, &mut sharing) {
+                    version(&object).into_iter().for_each(|version| versions.add(N::KIND, &key, version));
                     listed.extend(noun.map(|noun| (key, noun)));
                 }
                 continue;
@@ -149,7 +149,7 @@ where
                 let (all, versions) = (std::mem::take(&mut listed), std::mem::take(&mut versions));
                 Box::new(move |index| index.listed_at(all, versions))
             }
-            watcher::Event::Apply(object) => match parse::<N>(&object, &mut names) {
+            watcher::Event::Apply(object) => match parse::<N>(&object, &mut sharing) {
                 Some((key, noun)) => {
                     let (since, version) = (object.object().ok().and_then(triggered), version(&object));
                     Box::new(move |index| index.apply_at(key, noun, version, since))

@@ -4,8 +4,9 @@ use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1 as core;
 use serde::{Deserialize, Serialize};
+use towpath_wire::shared::Shared;
 
-use crate::{Invalid, Labels, NamespacedName, NodeName, Protocol, SocketServices, canonical};
+use crate::{Invalid, Labels, NamespacedName, NodeName, PodIps, Protocol, Sharing, SocketServices, Uid, canonical};
 
 /// A named container port: what a named port of a policy or a Service resolves to in this pod.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -42,25 +43,25 @@ pub enum Phase {
     Terminated,
 }
 
-/// A pod.
+/// A pod. Every node keeps every pod of the cluster: what it takes is counted in bytes ([`Pod::slim`]).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pod {
     /// Namespace and name.
     pub name: NamespacedName,
     /// `metadata.uid`; empty for the API's mirror of a static pod, whose uid is not the one kubelet gave the sandbox.
-    pub uid: String,
+    pub uid: Uid,
     /// Its labels.
-    pub labels: Labels,
+    pub labels: Shared<Labels>,
     /// The DaemonSet that controls it (`metadata.ownerReferences`).
-    pub daemon_set: Option<String>,
+    pub daemon_set: Option<Box<str>>,
     /// `spec.nodeName`, once it is bound.
     pub node: Option<NodeName>,
     /// `status.podIPs`, canonical, at most one a family. Of a hostNetwork pod: its node's.
-    pub ips: Vec<IpAddr>,
+    pub ips: PodIps,
     /// Named container ports (of containers and restartable init containers), sorted.
-    pub named_ports: Vec<NamedPort>,
+    pub named_ports: Shared<Vec<NamedPort>>,
     /// Host ports (of the same containers), sorted. None with hostNetwork: there the process itself has the node's port.
-    pub host_ports: Vec<HostPort>,
+    pub host_ports: Box<[HostPort]>,
     /// `spec.hostNetwork`: not on the pod network; NetworkPolicy does not apply to it.
     pub host_network: bool,
     /// Where it is in its life.
@@ -69,10 +70,6 @@ pub struct Pod {
     pub terminating: bool,
     /// The `Ready` condition.
     pub ready: bool,
-    /// `spec.hostname`, for DNS.
-    pub hostname: Option<String>,
-    /// `spec.subdomain`, for DNS.
-    pub subdomain: Option<String>,
     /// Whether its sockets are translated when they connect to a Service.
     pub socket_services: SocketServices,
 }
@@ -81,6 +78,13 @@ impl Pod {
     /// Whether policies and address classes apply: on the pod network and not ended.
     pub fn on_pod_network(&self) -> bool {
         !self.host_network && self.phase != Phase::Terminated
+    }
+
+    /// Shares what other pods say alike.
+    pub fn slim(&mut self, sharing: &mut Sharing) {
+        self.node = self.node.take().map(|node| sharing.nodes.shared(&node));
+        sharing.labels.share(&mut self.labels);
+        sharing.named_ports.share(&mut self.named_ports);
     }
 
     /// The number that a named port of `protocol` has in this pod.
@@ -152,19 +156,17 @@ impl TryFrom<&core::Pod> for Pod {
         };
         let controller = meta.owner_references.iter().flatten().find(|owner| owner.controller == Some(true));
         Ok(Self {
-            daemon_set: controller.filter(|owner| owner.kind == "DaemonSet").map(|owner| owner.name.clone()),
-            uid: if mirror { String::new() } else { meta.uid.clone().unwrap_or_default() },
-            labels: meta.labels.clone().unwrap_or_default(),
+            daemon_set: controller.filter(|owner| owner.kind == "DaemonSet").map(|owner| owner.name.as_str().into()),
+            uid: meta.uid.as_deref().filter(|_| !mirror).map(Uid::from).unwrap_or_default(),
+            labels: meta.labels.clone().unwrap_or_default().into(),
             node: spec.node_name.clone().filter(|n| !n.is_empty()).map(NodeName::new),
-            ips,
-            named_ports,
-            host_ports,
+            ips: ips.into(),
+            named_ports: named_ports.into(),
+            host_ports: host_ports.into(),
             host_network,
             phase,
             terminating: meta.deletion_timestamp.is_some(),
             ready: status.conditions.iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True"),
-            hostname: spec.hostname.clone().filter(|h| !h.is_empty()),
-            subdomain: spec.subdomain.clone().filter(|s| !s.is_empty()),
             socket_services: SocketServices::of(meta.annotations.as_ref()),
             name,
         })

@@ -67,19 +67,17 @@ fn equals((key, value): (String, String)) -> towpath_model::labels::Requirement 
 fn pod(index: usize) -> Pod {
     Pod {
         name: NamespacedName::new("default", format!("p{index}")),
-        uid: String::new(),
-        labels: Labels::from([("own".to_owned(), index.to_string())]),
+        uid: Default::default(),
+        labels: Labels::from([("own".to_owned(), index.to_string())]).into(),
         daemon_set: None,
         node: Some(NodeName::new("n1")),
-        ips: vec![Ipv4Addr::from(0x0aff_0000 + u32::try_from(index).unwrap_or(0)).into()],
-        named_ports: Vec::new(),
-        host_ports: Vec::new(),
+        ips: vec![Ipv4Addr::from(0x0aff_0000 + u32::try_from(index).unwrap_or(0)).into()].into(),
+        named_ports: Default::default(),
+        host_ports: Default::default(),
         host_network: false,
         phase: Phase::Running,
         terminating: false,
         ready: true,
-        hostname: None,
-        subdomain: None,
         socket_services: Default::default(),
     }
 }

@@ -40,23 +40,22 @@ fn pod(index: usize, nodes: usize, apps: usize) -> Pod {
     ];
     Pod {
         name: NamespacedName::new(format!("ns{}", app % NAMESPACES), format!("pod{index}")),
-        uid: String::new(),
+        uid: Default::default(),
         labels: labels(&[
             ("app", format!("app{app}")),
             ("pod-template-hash", format!("{:x}", app * 7919)),
             ("tier", format!("t{}", app % 4)),
-        ]),
+        ])
+        .into(),
         daemon_set: None,
         node: Some(NodeName::new(format!("node{}", scattered(index) % nodes))),
-        ips: vec![octets.into()],
-        named_ports: vec![NamedPort { name: "http".to_owned(), protocol: Protocol::Tcp, number: 8080 }],
-        host_ports: Vec::new(),
+        ips: vec![octets.into()].into(),
+        named_ports: vec![NamedPort { name: "http".to_owned(), protocol: Protocol::Tcp, number: 8080 }].into(),
+        host_ports: Default::default(),
         host_network: false,
         phase: Phase::Running,
         terminating: false,
         ready: true,
-        hostname: None,
-        subdomain: None,
         socket_services: Default::default(),
     }
 }
@@ -127,6 +126,8 @@ fn processor_time() -> Duration {
 #[derive(Default)]
 struct Followed {
     times: Vec<Duration>,
+    /// And for how long of that it had a processor.
+    compiled: Vec<Duration>,
     /// What the translation check of it took.
     checks: Vec<Duration>,
     /// And for how long of that it had a processor: others take turns.
@@ -152,9 +153,10 @@ impl Followed {
     fn follow(&mut self, followers: &mut Followers, world: &World, now: Duration, touched: &Touched) {
         let (view, node) = (View::of(world), NodeName::new("node0"));
         let Followers { compiler, checker } = followers;
-        let start = Instant::now();
+        let (start, worked) = (Instant::now(), processor_time());
         compiler.follow(&view, &node, now, touched).expect("not too large");
         self.times.push(start.elapsed());
+        self.compiled.push(processor_time().saturating_sub(worked));
         let (start, worked) = (Instant::now(), processor_time());
         let checked = checker.follow(&view, compiler.image(), compiler.changes(), touched);
         self.checks.push(start.elapsed());
@@ -166,6 +168,7 @@ impl Followed {
 
     fn say(mut self, what: &str) {
         self.times.sort_unstable();
+        self.compiled.sort_unstable();
         self.checks.sort_unstable();
         self.worked.sort_unstable();
         self.entries.sort_unstable();
@@ -173,12 +176,15 @@ impl Followed {
         let (median, most) = (self.times.get(middle), self.times.get(last));
         let entries = self.entries.get(middle).copied().unwrap_or_default();
         println!(
-            "{what}: {:?} (median of {}, slowest {:?}), {entries} entries; check {:?} (slowest {:?}, at work {:?}), {} anew",
+            "{what}: {:?} (median of {}, slowest {:?}; at work {:?}, {:?}), {entries} entries; check {:?} (slowest {:?}; at work {:?}, {:?}), {} anew",
             median.copied().unwrap_or_default(),
             self.times.len(),
             most.copied().unwrap_or_default(),
+            self.compiled.get(middle).copied().unwrap_or_default(),
+            self.compiled.get(last).copied().unwrap_or_default(),
             self.checks.get(middle).copied().unwrap_or_default(),
             self.checks.get(last).copied().unwrap_or_default(),
+            self.worked.get(middle).copied().unwrap_or_default(),
             self.worked.get(last).copied().unwrap_or_default(),
             self.anew
         );
@@ -261,6 +267,26 @@ fn main() {
     }
     edited.say("rules of a policy");
     expired.say("sets that nobody has leave");
+    let (mut edited, mut expired) = (Followed::default(), Followed::default());
+    let server = world.pods.values().find(|pod| !remote(pod)).map(|pod| pod.name.clone()).expect("a pod of the node");
+    for round in 0..ROUNDS {
+        let spec = policy(round * 7, apps, 9000);
+        let mut next = NetworkPolicy { name: NamespacedName::new(&server.namespace, "zz-one"), ..spec };
+        next.pod_selector = world
+            .pods
+            .get(&server)
+            .map(|pod| Selector::equals(pod.labels.iter().map(|(k, v)| (k.clone(), v.clone()))))
+            .expect("it is there");
+        next.egress = None;
+        let mut touched = Touched::nothing();
+        touched.policy(next.name.clone());
+        world.policies.insert(next.name.clone(), next);
+        edited.follow(&mut followers, &world, now, &touched);
+        now += Duration::from_secs(6);
+        expired.follow(&mut followers, &world, now, &Touched::nothing());
+    }
+    edited.say("rules of a policy for a pod here");
+    expired.say("sets that it had leave");
     let mut renamed = Followed::default();
     for round in 0..ROUNDS {
         let name = format!("ns{}", round % NAMESPACES);

@@ -20,6 +20,7 @@ pub mod compile;
 pub mod evaluate;
 pub mod image;
 pub mod names;
+mod pod_name;
 pub mod verify;
 pub mod view;
 

@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::LazyLock;
 
 use ipnet::IpNet;
-use towpath_model::{Labels, NamedPort, NamespacedName, Node, NodeName, Pod, Protocol, World};
+use towpath_model::{Labels, NamedPort, NamespacedName, Node, NodeName, Pod, Protocol, Shared, World};
 
 use crate::names::{Learned, NOTHING_LEARNED};
 
@@ -39,20 +39,21 @@ impl<'a> View<'a> {
         if !pod.on_pod_network() {
             return &[];
         }
-        self.pod_ips.get(&pod.name).filter(|ips| !ips.is_empty()).unwrap_or(&pod.ips)
+        self.pod_ips.get(&pod.name).filter(|ips| !ips.is_empty()).map_or(&*pod.ips, Vec::as_slice)
     }
 }
 
 /// Namespace that the DNS addresses count to.
 pub const DNS_NAMESPACE: &str = "kube-system";
 
-static DNS_LABELS: LazyLock<Labels> = LazyLock::new(|| Labels::from([("k8s-app".to_owned(), "kube-dns".to_owned())]));
+static DNS_LABELS: LazyLock<Shared<Labels>> =
+    LazyLock::new(|| Labels::from([("k8s-app".to_owned(), "kube-dns".to_owned())]).into());
 
-static DNS_PORTS: LazyLock<Vec<NamedPort>> = LazyLock::new(|| {
-    vec![
+static DNS_PORTS: LazyLock<Shared<Vec<NamedPort>>> = LazyLock::new(|| {
+    Shared::from(vec![
         NamedPort { name: "dns".to_owned(), protocol: Protocol::Udp, number: 53 },
         NamedPort { name: "dns-tcp".to_owned(), protocol: Protocol::Tcp, number: 53 },
-    ]
+    ])
 });
 
 /// Who holds an address.
@@ -74,9 +75,9 @@ pub struct PeerPod<'a> {
     /// Its namespace.
     pub namespace: &'a str,
     /// Its labels.
-    pub labels: &'a Labels,
+    pub labels: &'a Shared<Labels>,
     /// Its named ports, sorted.
-    pub named_ports: &'a [NamedPort],
+    pub named_ports: &'a Shared<Vec<NamedPort>>,
 }
 
 impl<'a> PeerPod<'a> {

@@ -27,19 +27,17 @@ const FEW: usize = 5;
 fn pod(name: String, node: &str, labels: Labels, ip: IpAddr) -> Pod {
     Pod {
         name: NamespacedName::new("default", name),
-        uid: String::new(),
-        labels,
+        uid: Default::default(),
+        labels: labels.into(),
         daemon_set: None,
         node: Some(NodeName::new(node)),
-        ips: vec![ip],
-        named_ports: Vec::new(),
-        host_ports: Vec::new(),
+        ips: vec![ip].into(),
+        named_ports: Default::default(),
+        host_ports: Default::default(),
         host_network: false,
         phase: Phase::Running,
         terminating: false,
         ready: true,
-        hostname: None,
-        subdomain: None,
         socket_services: Default::default(),
     }
 }

@@ -136,7 +136,7 @@ fn a_compiler_that_resumes_uses_no_id_that_the_kernel_holds() {
 #[test]
 fn an_address_given_at_add_counts_before_the_status_shows_it_and_replaces_it() {
     let mut late = pod("web1", "n1", json!({"app": "web"}), "10.0.0.1");
-    late.ips.clear();
+    late.ips = Default::default();
     let restarted = pod("web2", "n1", json!({"app": "web"}), "10.0.0.2");
     let world = world(&[late.clone(), restarted.clone()], &[from_cli(json!(80))]);
     let stranger = cluster::named("default", "stranger");

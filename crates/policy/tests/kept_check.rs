@@ -33,19 +33,17 @@ fn ip(text: &str) -> IpAddr {
 fn pod(name: &str, node: &str, address: &str) -> Pod {
     Pod {
         name: NamespacedName::new("default", name),
-        uid: String::new(),
-        labels: Labels::from([("app".to_owned(), name.to_owned())]),
+        uid: Default::default(),
+        labels: Labels::from([("app".to_owned(), name.to_owned())]).into(),
         daemon_set: None,
         node: Some(NodeName::new(node)),
-        ips: vec![ip(address)],
-        named_ports: Vec::new(),
-        host_ports: Vec::new(),
+        ips: vec![ip(address)].into(),
+        named_ports: Default::default(),
+        host_ports: Default::default(),
         host_network: false,
         phase: Phase::Running,
         terminating: false,
         ready: true,
-        hostname: None,
-        subdomain: None,
         socket_services: Default::default(),
     }
 }
@@ -251,9 +249,9 @@ fn names_of_ports_that_are_asked_for_later_are_each_ones_own() {
     let mut world = world(Peer::Pods { namespaces: None, pods: Selector::everything() });
     // Two pods that nothing tells apart, until somebody asks for the port that only one names.
     let mut twin = pod("other2", "n2", "10.0.1.4");
-    twin.labels = Labels::from([("app".to_owned(), "other".to_owned())]);
+    twin.labels = Labels::from([("app".to_owned(), "other".to_owned())]).into();
     let http = NamedPort { name: "http".to_owned(), protocol: Protocol::Tcp, number: 8080 };
-    twin.named_ports = vec![http];
+    twin.named_ports = vec![http].into();
     world.pods.insert(twin.name.clone(), twin);
     let mut compiler = Compiler::new(Duration::ZERO);
     let mut checker = Checker::new(node());

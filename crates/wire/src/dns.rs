@@ -6,40 +6,11 @@
 //! Each message is answered, in order, with a [`FeedReply`] in the same form.
 
 use std::net::{IpAddr, SocketAddr};
-use std::ops::Deref;
-use std::sync::Arc;
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 
-/// A part of a message that is shared by all who keep it: a feed has tens of thousands, and remembers what it said.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Shared<T>(Arc<T>);
-
-impl<T> Deref for Shared<T> {
-    type Target = T;
-
-    fn deref(&self) -> &T {
-        &self.0
-    }
-}
-
-impl<T> From<T> for Shared<T> {
-    fn from(part: T) -> Self {
-        Self(Arc::new(part))
-    }
-}
-
-impl<T: Serialize> Serialize for Shared<T> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        self.0.serialize(serializer)
-    }
-}
-
-impl<'de, T: Deserialize<'de>> Deserialize<'de> for Shared<T> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        T::deserialize(deserializer).map(Self::from)
-    }
-}
+/// A feed has tens of thousands of Services, and remembers what it said.
+pub use crate::shared::Shared;
 
 /// One message of the feed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

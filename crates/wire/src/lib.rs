@@ -9,5 +9,6 @@ pub mod names;
 pub mod observe;
 pub mod policy;
 pub mod service;
+pub mod shared;
 pub mod status;
 pub mod udp;

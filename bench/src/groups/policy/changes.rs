@@ -12,13 +12,11 @@ use crate::cluster::policies::{Scale, only};
 use crate::cluster::{Node, PORT};
 use crate::datagrams::Request;
 use crate::interrupt;
-use crate::noise::{Own, Snapshot};
+use crate::noise::{Own, Snapshot, process_seconds};
 use crate::row::{About, Goal, Row, Unit};
 use crate::stats;
 use crate::worker::Worker;
 
-/// Policies of the clusters; the last one's are as many as a node must bear.
-const POLICIES: [usize; 3] = [10, 1000, 10_000];
 /// Name of the node.
 const NODE: &str = "n1";
 /// Longest wait for one answer of the client.
@@ -35,13 +33,14 @@ const IDLE: Duration = Duration::from_secs(3);
 /// # Errors
 /// An agent does not come up, or does not enforce a change.
 pub(super) fn measure(run: &mut Run) -> Result<()> {
-    for policies in POLICIES {
+    let all = run.options.policies.clone();
+    for policies in &all {
         interrupt::check()?;
-        let scale = Scale::of_policies(policies);
+        let scale = Scale::of_policies(*policies);
         crate::report::progress(&format!("a node with {}", scale.words()));
         let mut node = Node::new(1)?;
         node.api.apply(only("near", "server"))?;
-        let largest = policies >= POLICIES.into_iter().max().unwrap_or(0);
+        let largest = Some(policies) == all.iter().max();
         for object in scale.namespaces().into_iter().chain(scale.network_policies()) {
             node.api.apply(object)?;
         }
@@ -103,7 +102,7 @@ fn changes(run: &mut Run, node: &mut Node, scale: Scale, count: usize) -> Result
     let to = SocketAddr::new(server.ip, PORT);
     client.ask::<u64>(&Request::certain(to, true), SLACK).map_err(|error| error.context(node.end_of_log()))?;
     let own = Own { pids: [std::process::id(), client.pid()].into(), cgroup: Some(node.cgroup_name()) };
-    let before = Snapshot::take()?;
+    let (before, used) = (Snapshot::take()?, process_seconds(node.agent()?)?);
     let (mut denied, mut allowed) = (Vec::new(), Vec::new());
     for number in 0..count {
         interrupt::check()?;
@@ -117,6 +116,7 @@ fn changes(run: &mut Run, node: &mut Node, scale: Scale, count: usize) -> Result
     }
     crate::report::progress("");
     let noise = before.until(&Snapshot::take()?, &own);
+    let worked = (process_seconds(node.agent()?)? - used) * 1000.0 / (denied.len() + allowed.len()).max(1) as f64;
     for (id, what, times) in [("deny", "allowed, then denied", denied), ("allow", "denied, then allowed", allowed)] {
         let about = About {
             id: format!("policy.change.{}.{id}", scale.policies),
@@ -129,7 +129,8 @@ fn changes(run: &mut Run, node: &mut Node, scale: Scale, count: usize) -> Result
         let (median, worst) = (stats::median(&times).unwrap_or(0.0), times.iter().copied().fold(0.0, f64::max));
         let note = format!(
             "{} changes, median {median:.1} ms, worst {worst:.1} ms; from the moment that the event is written to the agent's socket to \
-             the first datagram of an open flow that has the new verdict; a client sends one every 0.1 ms",
+             the first datagram of an open flow that has the new verdict; a client sends one every 0.1 ms; the agent's CPU time was \
+             {worked:.1} ms a change, with all that it does beside",
             times.len()
         );
         let late = stats::percentile(&times, 99.0).into_iter().collect();

@@ -11,6 +11,14 @@ use anyhow::Result;
 use super::Run;
 use crate::interrupt;
 
+/// Measures how soon changes are enforced, and what is measured with them.
+///
+/// # Errors
+/// An agent does not come up, or does not enforce a change.
+pub(super) fn measure_changes(run: &mut Run) -> Result<()> {
+    changes::measure(run)
+}
+
 /// Measures it all.
 ///
 /// # Errors

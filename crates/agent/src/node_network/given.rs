@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use towpath_model::custom::NodeNetwork;
-use towpath_model::{NamespacedName, NodeName, World, canonical};
+use towpath_model::{NamespacedName, NodeName, Uid, World, canonical};
 
 use crate::ipam::Lease;
 
@@ -14,7 +14,7 @@ pub struct Given {
     /// The pod.
     pub pod: NamespacedName,
     /// Its uid; empty: the container runtime did not say.
-    pub uid: String,
+    pub uid: Uid,
     /// The addresses, canonical.
     pub addresses: Vec<IpAddr>,
 }
@@ -24,7 +24,7 @@ pub fn of(object: &NodeNetwork) -> Vec<Given> {
     let pods = object.status.iter().flat_map(|status| &status.pods);
     pods.map(|pod| Given {
         pod: NamespacedName::new(&pod.namespace, &pod.name),
-        uid: pod.uid.clone(),
+        uid: pod.uid.as_str().into(),
         addresses: pod.ips.iter().filter_map(|ip| ip.parse().ok()).map(canonical).collect(),
     })
     .collect()
@@ -41,7 +41,7 @@ pub fn believed(world: &World, given: &BTreeMap<NodeName, Vec<Given>>) -> BTreeM
         let Some(node) = world.nodes.get(name) else { continue };
         for entry in pods {
             let Some(pod) = world.pods.get(&entry.pod) else { continue };
-            let same_life = entry.uid.is_empty() || pod.uid.is_empty() || entry.uid == pod.uid;
+            let same_life = !pod.uid.is_other_than(&entry.uid);
             if pod.node.as_ref() != Some(name) || !same_life || !pod.ips.is_empty() || !pod.on_pod_network() {
                 continue;
             }
@@ -85,8 +85,8 @@ pub fn addresses(
     let mut mine: BTreeMap<NamespacedName, Vec<IpAddr>> = BTreeMap::new();
     for lease in own {
         let Some(pod) = &lease.pod else { continue };
-        let told = world.pods.get(pod).map(|pod| pod.uid.as_str()).unwrap_or_default();
-        let same_life = told.is_empty() || lease.uid.is_empty() || told == lease.uid;
+        let told = world.pods.get(pod).map(|pod| &pod.uid);
+        let same_life = told.is_none_or(|told| !told.is_other_than(&lease.uid.as_str().into()));
         let name = if same_life {
             pod.clone()
         } else {

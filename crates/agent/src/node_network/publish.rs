@@ -355,7 +355,7 @@ fn unreported(leases: &[Lease], world: &World) -> Vec<GivenAddress> {
     for lease in leases {
         let Some(name) = &lease.pod else { continue };
         let pod = world.pods.get(name);
-        let former = pod.is_some_and(|pod| !pod.uid.is_empty() && !lease.uid.is_empty() && pod.uid != lease.uid);
+        let former = pod.is_some_and(|pod| pod.uid.is_other_than(&lease.uid.as_str().into()));
         if former || pod.is_some_and(|pod| lease.addresses.iter().all(|address| pod.ips.contains(address))) {
             continue;
         }

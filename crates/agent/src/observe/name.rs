@@ -125,7 +125,7 @@ impl Names {
             return BTreeMap::new();
         }
         let name = NamespacedName::new(&holder.namespace, &holder.name);
-        read(&self.index).world().pods.get(&name).map(|pod| pod.labels.clone()).unwrap_or_default()
+        read(&self.index).world().pods.get(&name).map(|pod| (*pod.labels).clone()).unwrap_or_default()
     }
 
     fn denial(&self, dropped: &Dropped, rule: RuleId) -> Option<Denial> {

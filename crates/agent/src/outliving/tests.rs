@@ -2,6 +2,7 @@ use serde_json::{Value, json};
 use towpath_model::{ClusterNetworkPolicy, EndpointSlice, Namespace, Node, Service};
 
 use super::*;
+use crate::heard::Listed;
 use crate::index::Index;
 
 fn parsed<O: serde::de::DeserializeOwned, N: for<'o> TryFrom<&'o O, Error: std::fmt::Debug>>(object: Value) -> N {
@@ -175,12 +176,12 @@ fn what_was_deleted_by_itself_before_a_restart_does_not_come_into_force_again_fo
 fn a_deletion_is_not_acknowledged_while_the_policy_holds() {
     let (mut index, mut questions) = index(false, "n1");
     let all = |index: &Index| index.heard().told()["NetworkPolicy"].objects.clone().unwrap();
-    index.listed_at(policies(), BTreeMap::from([("red/p".to_owned(), 5), ("red/q".to_owned(), 6)]));
+    index.listed_at(policies(), Listed::of(Kind::NetworkPolicy, &[("red/p", 5), ("red/q", 6)]));
     index.remove_at::<NetworkPolicy>(&name("p"), "", Some(7));
     assert_eq!((all(&index).len(), index.outliving().len()), (2, 0), "whether it outlives its object is not known");
     index.namespace_ends(&questions.try_recv().unwrap(), false);
     assert_eq!(all(&index), BTreeMap::from([("red/q".to_owned(), 6)]));
-    index.listed_at::<NetworkPolicy>(BTreeMap::new(), BTreeMap::new());
+    index.listed_at::<NetworkPolicy>(BTreeMap::new(), Listed::default());
     assert_eq!(all(&index), BTreeMap::from([("red/q".to_owned(), 0)]), "a list without it is no more than a question");
     index.namespace_ends(&questions.try_recv().unwrap(), true);
     assert_eq!((all(&index).len(), index.outliving().len()), (1, 1), "it holds, and on purpose");

@@ -31,6 +31,7 @@ impl Reconciler {
     /// Compiles what changed and writes what became different; the whole image where nobody knows what the kernel holds of it.
     pub(super) async fn apply_policy(&mut self) -> Result<(), String> {
         self.follow_names();
+        self.follow_misread();
         self.compile()?;
         let counts = self.compiler.counts();
         let (unenforced, misread) = (self.unenforced(), self.misread());
@@ -93,21 +94,35 @@ impl Reconciler {
         named.map(|policy| format!("ClusterNetworkPolicy {}: {what}", policy.name)).collect()
     }
 
+    /// Looks again at the annotations of the NetworkPolicies that are touched. Before these are compiled: then they are not touched any more.
+    fn follow_misread(&mut self) {
+        let index = read(&self.index);
+        let policies = &index.world().policies;
+        let touched: Vec<&NamespacedName> = match self.policy_touched.policies() {
+            Some(touched) => touched.iter().collect(),
+            None => {
+                self.misread.clear();
+                policies.keys().collect()
+            }
+        };
+        for name in touched {
+            match policies.get(name).and_then(|policy| policy.enforcement.misread()) {
+                Some(reason) => {
+                    drop(self.misread.insert(name.clone(), misread(Asks::NetworkPolicy, name.clone(), reason)))
+                }
+                None => drop(self.misread.remove(name)),
+            }
+        }
+    }
+
     /// Annotations of policies that mean nothing.
     fn misread(&self) -> Vec<Refusal> {
-        let refusal = |asks, name, reason| Refusal { asks, name, part: RefusedPart::Field, reason };
         let index = read(&self.index);
-        let world = index.world();
-        // All policies, at each change: what costs something comes after the question.
-        let namespaced = world.policies.values().filter_map(|policy| {
+        let cluster = index.world().cluster_policies.values().filter_map(|policy| {
             let reason = policy.enforcement.misread()?;
-            Some(refusal(Asks::NetworkPolicy, policy.name.clone(), reason))
+            Some(misread(Asks::ClusterNetworkPolicy, NamespacedName::new("", &policy.name), reason))
         });
-        let cluster = world.cluster_policies.values().filter_map(|policy| {
-            let reason = policy.enforcement.misread()?;
-            Some(refusal(Asks::ClusterNetworkPolicy, NamespacedName::new("", &policy.name), reason))
-        });
-        namespaced.chain(cluster).collect()
+        self.misread.values().cloned().chain(cluster).collect()
     }
 
     /// Adds up what the kernel has counted for policies that are only audited.
@@ -184,6 +199,10 @@ impl Reconciler {
             }
         })
     }
+}
+
+fn misread(asks: Asks, name: NamespacedName, reason: String) -> Refusal {
+    Refusal { asks, name, part: RefusedPart::Field, reason }
 }
 
 /// Said of policies that are not compiled.

@@ -190,6 +190,7 @@ impl Feeder {
                 told.clone_from(&reason);
             }
             self.report.send_replace(Status::Disconnected(reason));
+            self.waiting.clear();
             if !self.collect_for(wait).await {
                 return;
             }
@@ -206,7 +207,11 @@ impl Feeder {
                 () = &mut pause => return true,
                 messages = self.inbox.recv() => match messages {
                     None => return false,
-                    Some(messages) => self.take(messages),
+                    Some(messages) => {
+                        self.take(messages);
+                        // A connection begins with all that was sent: until then none of it is kept twice.
+                        self.waiting.clear();
+                    }
                 },
             }
         }

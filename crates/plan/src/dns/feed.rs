@@ -1,6 +1,7 @@
 //! The world to the DNS feed: a snapshot first, then what differs, a Service at a time.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
 use towpath_model::{EndpointSlice, Phase, Protocol, Service, ServiceKind, World};
 use towpath_wire::dns::{DnsAnswer, DnsEndpoint, DnsPod, DnsPort, DnsRules, DnsService, FeedMessage, Shared};
@@ -73,7 +74,7 @@ fn snapshot(world: &World, domain: &str, rules: Option<DnsRules>) -> FeedMessage
         domain: domain.to_owned(),
         services: services.collect(),
         namespaces: world.namespaces.keys().cloned().collect(),
-        pods: pods(world).into_iter().collect(),
+        pods: all_pods(world).flat_map(|(namespace, addresses)| dns_pods(namespace, addresses)).collect(),
         rules,
     }
 }
@@ -84,12 +85,23 @@ fn place_changes(world: &World, fed: &Records) -> Vec<FeedMessage> {
     if namespaces != *fed.namespaces() {
         messages.push(FeedMessage::Namespaces { namespaces: namespaces.into_iter().collect() });
     }
-    let pods = pods(world);
-    if pods != *fed.pods() {
-        messages.push(FeedMessage::Pods {
-            set: pods.difference(fed.pods()).cloned().collect(),
-            remove: fed.pods().difference(&pods).cloned().collect(),
-        });
+    let (mut set, mut remove) = (Vec::new(), Vec::new());
+    let (none, mut there) = (BTreeSet::new(), BTreeSet::new());
+    for (namespace, addresses) in all_pods(world) {
+        let known = fed.pods().get(namespace).unwrap_or(&none);
+        there.insert(namespace);
+        if known.iter().eq(&addresses) {
+            continue;
+        }
+        let gone = known.iter().filter(|address| addresses.binary_search(address).is_err());
+        remove.extend(dns_pods(namespace, gone.copied()));
+        set.extend(dns_pods(namespace, addresses.iter().filter(|address| !known.contains(*address)).copied()));
+    }
+    for (namespace, addresses) in fed.pods().iter().filter(|(namespace, _)| !there.contains(namespace.as_str())) {
+        remove.extend(dns_pods(namespace, addresses.iter().copied()));
+    }
+    if !set.is_empty() || !remove.is_empty() {
+        messages.push(FeedMessage::Pods { set, remove });
     }
     messages
 }
@@ -119,14 +131,24 @@ fn service_changes(world: &World, changed: Changed<'_>, fed: &Records) -> Vec<Fe
     messages
 }
 
-/// Pods that have a name by address: all that have not ended.
-fn pods(world: &World) -> BTreeSet<DnsPod> {
-    world
-        .pods
-        .values()
-        .filter(|pod| pod.phase != Phase::Terminated)
-        .flat_map(|pod| pod.ips.iter().map(|ip| DnsPod { namespace: pod.name.namespace.clone(), address: *ip }))
-        .collect()
+/// Pods that have a name by address, all that have not ended: by namespace, their addresses sorted, each once.
+fn all_pods(world: &World) -> impl Iterator<Item = (&str, Vec<IpAddr>)> {
+    let mut pods = world.pods.values().filter(|pod| pod.phase != Phase::Terminated).peekable();
+    std::iter::from_fn(move || {
+        // Pods of a namespace come one after the other.
+        let namespace = pods.peek()?.name.namespace.as_str();
+        let mut addresses = Vec::new();
+        while let Some(pod) = pods.next_if(|pod| pod.name.namespace == namespace) {
+            addresses.extend(&pod.ips);
+        }
+        addresses.sort_unstable();
+        addresses.dedup();
+        Some((namespace, addresses))
+    })
+}
+
+fn dns_pods(namespace: &str, addresses: impl IntoIterator<Item = IpAddr>) -> impl Iterator<Item = DnsPod> {
+    addresses.into_iter().map(move |address| DnsPod { namespace: namespace.to_owned(), address })
 }
 
 /// What DNS says of a Service; none while it has no address yet.

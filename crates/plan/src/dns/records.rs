@@ -1,6 +1,7 @@
 //! What the feed has said so far: applies messages, and gives it all back as one snapshot. No names are parsed here.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use towpath_wire::dns::{DnsPod, DnsRules, DnsService, FeedMessage, Shared};
 
@@ -10,7 +11,8 @@ pub struct Records {
     domain: String,
     services: BTreeMap<String, BTreeMap<String, Shared<DnsService>>>,
     namespaces: BTreeSet<String>,
-    pods: BTreeSet<DnsPod>,
+    /// By namespace, none of which has no pods: there are as many as the cluster has pods, and all of a namespace say its name.
+    pods: BTreeMap<String, BTreeSet<IpAddr>>,
     rules: Option<DnsRules>,
 }
 
@@ -23,7 +25,7 @@ impl Records {
                     rules: rules.or_else(|| self.rules.take()),
                     domain: domain.trim_end_matches('.').to_ascii_lowercase(),
                     namespaces: namespaces.into_iter().collect(),
-                    pods: pods.into_iter().collect(),
+                    pods: by_namespace(pods),
                     services: BTreeMap::new(),
                 };
                 for service in services {
@@ -43,9 +45,16 @@ impl Records {
             FeedMessage::Namespaces { namespaces } => self.namespaces = namespaces.into_iter().collect(),
             FeedMessage::Pods { set, remove } => {
                 for pod in &remove {
-                    self.pods.remove(pod);
+                    if let Some(addresses) = self.pods.get_mut(&pod.namespace) {
+                        addresses.remove(&pod.address);
+                        if addresses.is_empty() {
+                            self.pods.remove(&pod.namespace);
+                        }
+                    }
                 }
-                self.pods.extend(set);
+                for pod in set {
+                    self.pods.entry(pod.namespace).or_default().insert(pod.address);
+                }
             }
         }
     }
@@ -60,7 +69,13 @@ impl Records {
             domain: self.domain.clone(),
             services: self.services.values().flat_map(BTreeMap::values).cloned().collect(),
             namespaces: self.namespaces.iter().cloned().collect(),
-            pods: self.pods.iter().cloned().collect(),
+            pods: self
+                .pods
+                .iter()
+                .flat_map(|(namespace, addresses)| {
+                    addresses.iter().map(|address| DnsPod { namespace: namespace.clone(), address: *address })
+                })
+                .collect(),
             rules: self.rules.clone(),
         }
     }
@@ -91,8 +106,8 @@ impl Records {
     }
 
     /// Whether a pod of that namespace has that address.
-    pub fn has_pod(&self, pod: &DnsPod) -> bool {
-        self.pods.contains(pod)
+    pub fn has_pod(&self, namespace: &str, address: IpAddr) -> bool {
+        self.pods.get(namespace).is_some_and(|addresses| addresses.contains(&address))
     }
 
     /// The namespaces listed.
@@ -100,8 +115,17 @@ impl Records {
         &self.namespaces
     }
 
-    /// The pods listed.
-    pub fn pods(&self) -> &BTreeSet<DnsPod> {
+    /// The addresses of the pods listed, by namespace; none of these has no pods.
+    pub fn pods(&self) -> &BTreeMap<String, BTreeSet<IpAddr>> {
         &self.pods
     }
+}
+
+/// Made anew in one go, a tree's leaves are full; those that grew one by one are half empty.
+fn by_namespace(pods: Vec<DnsPod>) -> BTreeMap<String, BTreeSet<IpAddr>> {
+    let mut all: BTreeMap<String, Vec<IpAddr>> = BTreeMap::new();
+    for pod in pods {
+        all.entry(pod.namespace).or_default().push(pod.address);
+    }
+    all.into_iter().map(|(namespace, addresses)| (namespace, addresses.into_iter().collect())).collect()
 }

@@ -9,7 +9,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use towpath_model::{Family, family_of};
-use towpath_wire::dns::{DnsAnswer, DnsEndpoint, DnsPod, DnsPort, DnsService, FeedMessage};
+use towpath_wire::dns::{DnsAnswer, DnsEndpoint, DnsPort, DnsService, FeedMessage};
 
 use super::answer::{Answer, Data, Outcome, QueryType, Rcode, Record};
 use super::records::Records;
@@ -215,8 +215,7 @@ impl Zone {
 
     fn pod(&self, label: &str, namespace: &str) -> Found<'_> {
         let Some(address) = parse_dashed(label) else { return Found::Nothing };
-        let pod = DnsPod { namespace: namespace.to_owned(), address };
-        if self.records.has_pod(&pod) { Found::Data(vec![Data::of(address)]) } else { Found::Nothing }
+        if self.records.has_pod(namespace, address) { Found::Data(vec![Data::of(address)]) } else { Found::Nothing }
     }
 
     fn service<'a>(&self, service: &'a DnsService) -> Found<'a> {

@@ -137,7 +137,7 @@ impl Planner {
         let local = on == node;
         let Some(host) = world.nodes.get(on) else { return planned };
         let (node_addresses, ranges) = (host.internal_ips.as_slice(), host.pod_cidrs.as_slice());
-        let addresses = if local { own_addresses(pod, own) } else { pod.ips.as_slice() };
+        let addresses = if local { own_addresses(pod, own) } else { &*pod.ips };
         for port in &pod.host_ports {
             let fronts = match front_addresses(port, node_addresses, local) {
                 Ok(fronts) => fronts,

@@ -4,22 +4,22 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::sync::Arc;
 
-use towpath_model::{NamespacedName, Pod, World};
+use towpath_model::{NamespacedName, Pod, PodIps, World};
 
 use crate::compile::Touched;
+use crate::pod_name::{PodName, name_of, text};
 use crate::view::{Holders, View};
 
 /// Pods of one address: mostly one.
 #[derive(Clone, Debug)]
 enum Claimants {
-    One(Arc<NamespacedName>),
-    Several(Vec<Arc<NamespacedName>>),
+    One(PodName),
+    Several(Vec<PodName>),
 }
 
 impl Claimants {
-    fn list(&self) -> &[Arc<NamespacedName>] {
+    fn list(&self) -> &[PodName] {
         match self {
             Self::One(name) => std::slice::from_ref(name),
             Self::Several(names) => names,
@@ -30,7 +30,7 @@ impl Claimants {
 /// What pods' statuses say, and what the node has given.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Claims {
-    by_pod: BTreeMap<Arc<NamespacedName>, Box<[IpAddr]>>,
+    by_pod: BTreeMap<PodName, PodIps>,
     by_address: BTreeMap<IpAddr, Claimants>,
     given: BTreeMap<NamespacedName, Vec<IpAddr>>,
     dns: Vec<IpAddr>,
@@ -39,10 +39,9 @@ pub(super) struct Claims {
 impl Claims {
     pub(super) fn of(view: &View<'_>) -> Self {
         let pods = view.world.pods.values().filter(|pod| claims_any(pod));
-        let by_pod: BTreeMap<Arc<NamespacedName>, Box<[IpAddr]>> =
-            pods.map(|pod| (Arc::new(pod.name.clone()), pod.ips.as_slice().into())).collect();
+        let by_pod: BTreeMap<PodName, PodIps> = pods.map(|pod| (text(&pod.name).into(), pod.ips.clone())).collect();
         // Sorted first: trees grow several times faster so.
-        let mut pairs: Vec<(IpAddr, &Arc<NamespacedName>)> =
+        let mut pairs: Vec<(IpAddr, &PodName)> =
             by_pod.iter().flat_map(|(name, addresses)| addresses.iter().map(move |address| (*address, name))).collect();
         pairs.sort_by_key(|(address, _)| *address);
         let same = pairs.chunk_by(|(one, _), (other, _)| one == other).filter_map(|same| {
@@ -62,7 +61,7 @@ impl Claims {
     pub(super) fn follow(&mut self, view: &View<'_>, touched: &Touched) -> BTreeSet<IpAddr> {
         let mut doubtful = BTreeSet::new();
         for name in &touched.pods {
-            doubtful.extend(self.remove(name));
+            doubtful.extend(&self.remove(name));
             if let Some(pod) = view.world.pods.get(name) {
                 doubtful.extend(pod.ips.iter().copied());
                 self.add(pod);
@@ -91,7 +90,7 @@ impl Claims {
         if !claims_any(pod) {
             return;
         }
-        let name = Arc::new(pod.name.clone());
+        let name = PodName::from(text(&pod.name));
         for address in &pod.ips {
             match self.by_address.get_mut(address) {
                 None => drop(self.by_address.insert(*address, Claimants::One(name.clone()))),
@@ -101,12 +100,13 @@ impl Claims {
                 }
             }
         }
-        self.by_pod.insert(name, pod.ips.as_slice().into());
+        self.by_pod.insert(name, pod.ips.clone());
     }
 
     /// Forgets a pod: the addresses that it said.
-    fn remove(&mut self, name: &NamespacedName) -> Box<[IpAddr]> {
-        let addresses = self.by_pod.remove(name).unwrap_or_default();
+    fn remove(&mut self, name: &NamespacedName) -> PodIps {
+        let name = text(name);
+        let addresses = self.by_pod.remove(name.as_str()).unwrap_or_default();
         for address in &addresses {
             let others = self.by_address.get(address).into_iter().flat_map(Claimants::list);
             let mut others: Vec<_> = others.filter(|other| ***other != *name).cloned().collect();
@@ -125,12 +125,12 @@ impl Claims {
     /// Who holds these addresses.
     pub(super) fn holders<'a>(&self, view: &View<'a>, asked: &BTreeSet<IpAddr>) -> Holders<'a> {
         let names = asked.iter().filter_map(|address| self.by_address.get(address)).flat_map(Claimants::list);
-        let names: BTreeSet<&NamespacedName> = names.map(|name| &**name).collect();
+        let names: BTreeSet<&str> = names.map(|name| &**name).collect();
         let world: &'a World = view.world;
         Holders::among(
             view,
             |address| asked.contains(&address),
-            names.into_iter().filter_map(|name| world.pods.get(name)),
+            names.into_iter().filter_map(|name| world.pods.get(&name_of(name))),
         )
     }
 }

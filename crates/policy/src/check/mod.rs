@@ -8,8 +8,8 @@
 //! A [`Checker`] keeps what it read, of policies, peers and the image, and after a change compares what is no longer as it was. What that is
 //! it takes from the objects that changed, as whoever watches them says, and from what is told to the kernel; never from what the compiler
 //! thinks of the one or holds of the other. So a compiler that misses a change does not have it missed here. What is kept is bounded:
-//! some 300 bytes an address of the cluster, 1 to 2 KiB a set of labels that pods have, what the policies in force on the node say and a
-//! copy of the image's maps (700 bytes a pod in all, where ten pods share their labels); and of what is no longer there about as much
+//! some 200 bytes an address of the cluster, 1 to 2 KiB a set of labels that pods have, what the policies in force on the node say and a
+//! copy of the image's maps (530 bytes a pod in all, where ten pods share their labels); and of what is no longer there about as much
 //! again, before everything is read anew.
 
 mod claims;

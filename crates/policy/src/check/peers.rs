@@ -11,7 +11,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
 
 use towpath_model::desired::{ClassId, PolicyImage};
-use towpath_model::{Labels, NamedPort, Node, NodeName, World};
+use towpath_model::{Labels, NamedPort, Node, NodeName, Shared, World};
 
 use super::effort::TooMuch;
 use super::line::{Line, Moved};
@@ -27,8 +27,8 @@ enum Who {
     Nodes(Vec<NodeName>),
     Pod {
         namespace: String,
-        labels: Labels,
-        named: Vec<NamedPort>,
+        labels: Shared<Labels>,
+        named: Shared<Vec<NamedPort>>,
     },
 }
 
@@ -351,7 +351,7 @@ impl Peers {
         let (who, matched) = match peer {
             Some(peer) => {
                 let labels = view.world.namespace_labels(peer.namespace);
-                let (namespace, named) = (peer.namespace.to_owned(), peer.named_ports.to_vec());
+                let (namespace, named) = (peer.namespace.to_owned(), peer.named_ports.clone());
                 self.by_namespace.entry(namespace.clone()).or_default().push(face);
                 let matched = matchers.of_peer(&peer, &labels, 0);
                 (Who::Pod { namespace, labels: peer.labels.clone(), named }, matched)

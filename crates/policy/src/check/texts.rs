@@ -120,7 +120,7 @@ impl Texts {
                 });
                 let by_name = direction == Direction::Ingress
                     && all.iter().filter_map(|read| reads.get(*read)).any(|read| read.by_name);
-                let named = if by_name { pod.named_ports.clone() } else { Vec::new() };
+                let named = if by_name { pod.named_ports.to_vec() } else { Vec::new() };
                 let set = written.set(*address, direction);
                 let alike = Alike { direction, set, reads: all.clone(), named };
                 let text = self.number(alike, reads, matchers);

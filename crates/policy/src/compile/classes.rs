@@ -4,7 +4,7 @@
 //! under the id stays true while the rest is written. Of several classes that could keep an id, the one with most of its former
 //! members does.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -38,6 +38,11 @@ impl Turnover {
     }
 }
 
+/// A content as the other sets see it.
+pub(super) fn remaining(content: &Content, without: &HashSet<SetId>) -> Content {
+    content.iter().filter(|(set, _)| !without.contains(set)).copied().collect()
+}
+
 /// How many members of each content, by its index, were in which class.
 pub(super) type Votes = BTreeMap<(usize, ClassId), usize>;
 
@@ -46,9 +51,16 @@ impl Classes {
         Self { ids, contents: BTreeMap::new(), regions: HashMap::new() }
     }
 
-    /// The classes of all contents there are, each of which is there once.
-    pub(super) fn assign(&mut self, contents: &[Arc<Content>], votes: &Votes, turnover: &Turnover) -> Vec<ClassId> {
-        let mut ids = self.inherit(contents, votes, turnover);
+    /// The classes of contents, each of which is there once. `olds` are the classes that they may inherit from: of those that are left out none
+    /// is seen as one of them is by the sets that were there before and still are.
+    pub(super) fn assign(
+        &mut self,
+        contents: &[Arc<Content>],
+        votes: &Votes,
+        turnover: &Turnover,
+        olds: &BTreeSet<ClassId>,
+    ) -> Vec<ClassId> {
+        let mut ids = self.inherit(contents, votes, turnover, olds);
         let mut fresh: Vec<usize> = (0..contents.len()).filter(|index| !ids.contains_key(index)).collect();
         fresh.sort_unstable_by_key(|index| contents.get(*index));
         for index in fresh {
@@ -59,17 +71,20 @@ impl Classes {
         (0..contents.len()).map(|index| ids.get(&index).copied().unwrap_or_default()).collect()
     }
 
-    fn inherit(&self, contents: &[Arc<Content>], votes: &Votes, turnover: &Turnover) -> HashMap<usize, ClassId> {
+    fn inherit(
+        &self,
+        contents: &[Arc<Content>],
+        votes: &Votes,
+        turnover: &Turnover,
+        olds: &BTreeSet<ClassId>,
+    ) -> HashMap<usize, ClassId> {
         // Who may inherit from whom: by how the sets see it that were there before and still are.
-        let remaining = |content: &Content, without: &HashSet<SetId>| -> Content {
-            content.iter().filter(|(set, _)| !without.contains(set)).copied().collect()
-        };
         let mut heirs: HashMap<Content, Vec<usize>> = HashMap::new();
         for (index, content) in contents.iter().enumerate().filter(|(_, content)| !content.is_empty()) {
             heirs.entry(remaining(content, &turnover.came)).or_default().push(index);
         }
         let mut estates: HashMap<&Content, Vec<ClassId>> = HashMap::new();
-        for (id, content) in &self.contents {
+        for (id, content) in olds.iter().filter_map(|id| self.contents.get_key_value(id)) {
             if let Some((seen, _)) = heirs.get_key_value(&remaining(content, &turnover.went)) {
                 estates.entry(seen).or_default().push(*id);
             }

@@ -3,7 +3,7 @@
 //! Finer than classes, since it is not asked here whether rules differ; coarser than groups. A kind is what a group's labels match together
 //! with what the region of the address matches, and has one content: how each set sees it. Contents are kept once, with their class.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::hash::Hash;
 use std::sync::Arc;
 
@@ -109,6 +109,8 @@ pub(super) struct Kinds {
     pub(super) regions: Numbered<RegionKind>,
     numbers: HashMap<(u32, u32), u32>,
     pub(super) list: Vec<Kind>,
+    /// Kinds by the atoms that match their group or region: who looks for those that a new set may tell from others need not ask all.
+    by_atom: HashMap<u32, Vec<u32>>,
     /// Kinds that came into use, or fell out of it, since [`Kinds::take_stirred`].
     stirred: BTreeSet<u32>,
     /// How many are in use.
@@ -123,11 +125,32 @@ pub(super) struct Kinds {
 impl Kinds {
     /// The kind of a group's kind in a region's kind.
     pub(super) fn number(&mut self, group: u32, region: u32) -> u32 {
-        let list = &mut self.list;
-        *self.numbers.entry((group, region)).or_insert_with(|| {
-            list.push(Kind { group, region, addresses: 0, arrived: 0, regions: 0, content: NONE });
-            u32::try_from(list.len() - 1).unwrap_or(NONE)
-        })
+        if let Some(number) = self.numbers.get(&(group, region)) {
+            return *number;
+        }
+        let number = u32::try_from(self.list.len()).unwrap_or(NONE);
+        self.list.push(Kind { group, region, addresses: 0, arrived: 0, regions: 0, content: NONE });
+        self.numbers.insert((group, region), number);
+        let of_group = self.groups.get(group).into_iter().flat_map(|kind| kind.atoms.iter());
+        for atom in of_group.chain(self.regions.get(region).into_iter().flat_map(|kind| kind.atoms.iter())) {
+            self.by_atom.entry(*atom).or_default().push(number);
+        }
+        number
+    }
+
+    /// Kinds whose group or region an atom matches, and some of which nothing is any more.
+    pub(super) fn of_atom(&self, atom: u32) -> &[u32] {
+        self.by_atom.get(&atom).map(Vec::as_slice).unwrap_or_default()
+    }
+
+    /// Kinds that have one of these contents.
+    pub(super) fn having(&self, contents: &HashSet<u32>) -> impl Iterator<Item = u32> {
+        (0u32..).zip(&self.list).filter(|(_, kind)| contents.contains(&kind.content)).map(|(number, _)| number)
+    }
+
+    /// The number of a content that is kept, also if no kind has it since [`Kinds::sweep`] was last called.
+    pub(super) fn number_of(&self, content: &Content) -> Option<u32> {
+        self.contents.get(content).copied()
     }
 
     /// A kind.

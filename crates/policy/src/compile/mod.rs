@@ -32,6 +32,7 @@ mod painted;
 mod peers;
 mod ports;
 mod program;
+mod programs;
 mod regions;
 mod set;
 mod show;
@@ -54,7 +55,9 @@ use self::classes::{Classes, Turnover};
 use self::ids::Ids;
 use self::peers::{Group, Peers};
 use self::program::{Program, Rules, Stage};
+use self::programs::{Programs, Whose};
 use self::set::{RowDraft, RuleKey, Set, SetKey};
+use self::show::Otherwise;
 use self::sight::{Looks, Sight};
 use crate::view::{PeerPod, View};
 
@@ -144,7 +147,7 @@ struct Subject<'g> {
 #[derive(Debug)]
 pub struct Compiler {
     grace: Duration,
-    programs: HashMap<(PolicyRef, Direction), Arc<Program>>,
+    programs: Programs,
     next_version: u64,
     sets: BTreeMap<SetId, Set>,
     set_keys: HashMap<SetKey, SetId>,
@@ -164,8 +167,6 @@ pub struct Compiler {
     compiled: bool,
     /// Policies with programs in force.
     policies: usize,
-    /// Whether some were only audited in the last image.
-    audits: bool,
 }
 
 impl Compiler {
@@ -174,7 +175,7 @@ impl Compiler {
     pub fn new(grace: Duration) -> Self {
         Self {
             grace,
-            programs: HashMap::new(),
+            programs: Programs::default(),
             next_version: 0,
             sets: BTreeMap::new(),
             set_keys: HashMap::new(),
@@ -190,7 +191,6 @@ impl Compiler {
             rewritten: true,
             compiled: false,
             policies: 0,
-            audits: false,
         }
     }
 
@@ -245,17 +245,24 @@ impl Compiler {
             return Err(error);
         }
         self.with_pods(&sight);
+        if matches!(looks, Looks::All { .. }) {
+            full(&mut self.image.pod_classes);
+            full(&mut self.image.set_classes);
+            full(&mut self.image.rows);
+        }
         self.sight = sight;
         if !gone.is_empty() {
+            let programs = gone.iter().flat_map(|set| &set.programs);
+            let whose: BTreeSet<Whose> = programs.map(|program| (program.policy.clone(), program.direction)).collect();
             drop(gone);
-            self.programs.retain(|_, program| Arc::strong_count(program) > 1);
+            if view.world.cluster_policies.is_empty() {
+                self.programs.remove_idle(whose.into_iter());
+            } else {
+                // Of a tier some may have been made that no set got.
+                self.programs.retain(|_, program| Arc::strong_count(program) > 1);
+            }
         }
-        if !turnover.is_empty() || !self.image.audited.is_empty() || self.audits {
-            let audited: HashSet<&PolicyRef> = self.image.audited.values().flatten().collect();
-            let policies = self.programs.keys().map(|(policy, _)| policy).filter(|policy| !audited.contains(policy));
-            self.policies = policies.collect::<HashSet<_>>().len();
-            self.audits = !audited.is_empty();
-        }
+        self.policies = self.programs.policies_but(&self.image.audited.values().flatten().collect());
         self.span(now);
         Ok(())
     }
@@ -468,13 +475,12 @@ impl Compiler {
         self.known_or(key, |version| Program::of_cluster(&policy.name, policy.tier, direction, rules, version))
     }
 
-    fn known_or(&mut self, key: (PolicyRef, Direction), make: impl FnOnce(u64) -> Program) -> Arc<Program> {
+    fn known_or(&mut self, whose: Whose, make: impl FnOnce(u64) -> Program) -> Arc<Program> {
         let version = &mut self.next_version;
-        let made = self.programs.entry(key).or_insert_with(|| {
+        self.programs.get_or(whose, || {
             *version += 1;
-            Arc::new(make(*version))
-        });
-        made.clone()
+            make(*version)
+        })
     }
 
     /// The sets of the groups, and those of them that are new. Ids are given in the order of what makes a set, not of who has it.
@@ -573,17 +579,21 @@ impl Compiler {
             self.sets.values_mut().for_each(Set::begin);
         }
         let recut = sight.recut(view, looks, touched, &mut self.sets, turnover, gone, &mut budget)?;
-        let (changed, mut concerned) = sight.classify(&mut self.sets, all, turnover, &mut budget)?;
+        let left = self.seen_by(&turnover.went);
+        let contents = left.iter().filter_map(|id| self.classes.contents.get(id));
+        let left_by = contents.filter_map(|content| sight.kinds.number_of(content)).collect();
+        let (changed, mut concerned) = sight.classify(&mut self.sets, all, turnover, &left_by, &mut budget)?;
         // From here on nothing fails, and the image becomes another.
-        let anew = recut.regions || !turnover.is_empty();
-        let classes = if anew {
-            let votes = sight.votes(&changed, &recut.moved, &self.classes.regions);
-            sight.reassign(&mut self.classes, &votes, turnover)
+        let (classes, otherwise) = if recut.regions {
+            (sight.reassign(&mut self.classes, &changed, &recut.moved, turnover), None)
+        } else if turnover.is_empty() {
+            (sight.add_classes(&mut self.classes, &changed), Some(Otherwise::new()))
         } else {
-            sight.add_classes(&mut self.classes, &changed)
+            let (classes, otherwise) = sight.reassign_some(&mut self.classes, &changed, &recut.moved, turnover, &left);
+            (classes, Some(otherwise))
         };
         self.show_set_classes(classes, now);
-        self.show_addresses(sight, looks, &recut, anew);
+        self.show_addresses(sight, looks, &recut, otherwise.as_ref());
         sight.settle(&recut.moved);
         concerned.extend(&turnover.came);
         for id in &concerned {
@@ -593,6 +603,12 @@ impl Compiler {
         }
         self.with_rows(&concerned, gone, now);
         Ok(())
+    }
+
+    /// The classes that these sets, which were in the last image, tell from a stranger.
+    fn seen_by(&self, sets: &HashSet<SetId>) -> BTreeSet<ClassId> {
+        let of = |set: &SetId| self.image.set_classes.range((*set, ClassId(0))..=(*set, ClassId(u32::MAX)));
+        sets.iter().flat_map(of).map(|((_, class), _)| *class).collect()
     }
 
     fn with_pods(&mut self, sight: &Sight) {
@@ -684,6 +700,11 @@ impl Compiler {
             }
         }
     }
+}
+
+/// Makes a tree anew, in one go: then its leaves are full. Those of one that grew one by one are half empty, and so are those of its copies.
+fn full<K: Ord, V>(tree: &mut BTreeMap<K, V>) {
+    *tree = std::mem::take(tree).into_iter().collect();
 }
 
 /// What makes a group have the same set as another.

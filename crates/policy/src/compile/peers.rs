@@ -6,52 +6,15 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
-use std::sync::Arc;
 
 use towpath_model::desired::ClassId;
-use towpath_model::{Labels, NamedPort, NamespacedName, NodeName, Pod, Protocol};
+use towpath_model::{Labels, NamedPort, NamespacedName, NodeName, Pod, PodIps, Protocol, Shared};
 
+use crate::pod_name::{PodName as Name, name_of, text};
 use crate::view::{Holder, Holders, PeerPod, View, likelier};
 
 /// Stands for no group, region or kind.
 pub(super) const NONE: u32 = u32::MAX;
-
-/// A pod's name in one text: there is one of these a pod of the cluster. They sort as the names do.
-type Name = Arc<str>;
-
-fn text(name: &NamespacedName) -> String {
-    format!("{}\0{}", name.namespace, name.name)
-}
-
-fn name_of(text: &str) -> NamespacedName {
-    let (namespace, name) = text.split_once('\0').unwrap_or_default();
-    NamespacedName::new(namespace, name)
-}
-
-/// Addresses of a pod: mostly one.
-#[derive(Clone, Debug)]
-enum Addresses {
-    One(IpAddr),
-    Many(Box<[IpAddr]>),
-}
-
-impl Addresses {
-    fn as_slice(&self) -> &[IpAddr] {
-        match self {
-            Addresses::One(one) => std::slice::from_ref(one),
-            Addresses::Many(all) => all,
-        }
-    }
-}
-
-impl From<&[IpAddr]> for Addresses {
-    fn from(list: &[IpAddr]) -> Self {
-        match list {
-            [one] => Addresses::One(*one),
-            all => Addresses::Many(all.into()),
-        }
-    }
-}
 
 /// Pods that say an address is theirs.
 #[derive(Clone, Debug, Default)]
@@ -135,8 +98,8 @@ impl Default for Held {
 pub(super) enum Who {
     Pods {
         namespace: String,
-        labels: Labels,
-        named_ports: Vec<NamedPort>,
+        labels: Shared<Labels>,
+        named_ports: Shared<Vec<NamedPort>>,
     },
     /// Labels of the nodes that list the addresses.
     Nodes(Vec<Labels>),
@@ -180,7 +143,7 @@ pub(super) struct Moves {
 #[derive(Debug, Default)]
 pub(super) struct Peers {
     pub(super) addresses: BTreeMap<IpAddr, Held>,
-    pods: HashMap<Name, Addresses>,
+    pods: HashMap<Name, PodIps>,
     groups: Vec<Option<Group>>,
     free: Vec<u32>,
     numbers: HashMap<u64, Vec<u32>>,
@@ -203,7 +166,7 @@ fn who_of(peer: &PeerPod<'_>) -> Who {
     Who::Pods {
         namespace: peer.namespace.to_owned(),
         labels: peer.labels.clone(),
-        named_ports: peer.named_ports.to_vec(),
+        named_ports: peer.named_ports.clone(),
     }
 }
 
@@ -261,10 +224,10 @@ impl Peers {
             let ips = claimed(view, name);
             let text = text(name);
             if let Some((name, before)) = self.pods.remove_entry(text.as_str()) {
-                for ip in before.as_slice() {
+                for ip in &*before {
                     self.addresses.entry(*ip).or_default().claims.remove(&name);
                 }
-                concerned.extend(before.as_slice());
+                concerned.extend(&*before);
             }
             concerned.extend(ips);
             if !ips.is_empty() {
@@ -318,7 +281,7 @@ impl Peers {
     fn peer<'a>(&self, holder: Holder<'a>) -> Option<PeerPod<'a>> {
         match holder {
             Holder::Pod(pod) => {
-                let (labels, named_ports) = (&pod.labels, pod.named_ports.as_slice());
+                let (labels, named_ports) = (&pod.labels, &pod.named_ports);
                 Some(PeerPod { namespace: &pod.name.namespace, labels, named_ports })
             }
             Holder::Dns | Holder::Node(_) | Holder::UnknownPod(_) => None,

@@ -3,7 +3,7 @@
 //! All of it follows from the view and the sets in force. Made anew it is the same, and so are the ids of the image: nothing here is an
 //! input of them but which class an address had.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 
 use towpath_model::desired::{LocalClass, PodSets, SetId};
@@ -258,12 +258,14 @@ impl Sight {
         others
     }
 
-    /// Has the sets say how they see what is new to them. Kinds whose content became another, with the one before.
+    /// Has the sets say how they see what is new to them. Kinds whose content became another, with the one before. `left_by` are the contents
+    /// that have a set in them which went.
     pub(super) fn classify(
         &mut self,
         sets: &mut BTreeMap<SetId, Set>,
         all: bool,
         turnover: &Turnover,
+        left_by: &HashSet<u32>,
         budget: &mut Budget,
     ) -> Result<Classified, TooLarge> {
         let mut contents: BTreeMap<u32, Content> = BTreeMap::new();
@@ -272,13 +274,17 @@ impl Sight {
         let mut left: Vec<u32> = Vec::new();
         let flags: Vec<(SetId, bool, bool)> =
             sets.values().map(|set| (set.id, set.asks_everyone(), set.doubts())).filter(|(_, a, d)| *a || *d).collect();
-        let came = self.atoms_of(sets, turnover);
-        let stirred = self.kinds.take_stirred();
-        // Sets that come or go may see any kind.
-        let looked_at: Box<dyn Iterator<Item = u32>> = match turnover.is_empty() {
-            true => Box::new(stirred.into_iter()),
-            false => Box::new((0u32..).zip(&self.kinds.list).map(|(number, _)| number)),
-        };
+        let came = atoms_of(sets, turnover);
+        let mut looked_at = self.kinds.take_stirred();
+        if all || flags.iter().any(|(set, ..)| turnover.came.contains(set)) {
+            // Sets that ask for everybody may see any kind.
+            looked_at.extend((0u32..).zip(&self.kinds.list).map(|(number, _)| number));
+        } else {
+            looked_at.extend(came.keys().flat_map(|atom| self.kinds.of_atom(*atom)));
+            if !left_by.is_empty() {
+                looked_at.extend(self.kinds.having(left_by));
+            }
+        }
         for number in looked_at {
             let Some(kind) = self.kinds.get(number) else { continue };
             let new = kind.content == NONE;
@@ -296,7 +302,7 @@ impl Sight {
             if new {
                 by.extend(sample.atoms().flat_map(|atom| self.atoms.sets(atom)));
             } else {
-                let matching = sample.atoms().filter_map(|atom| came.get(usize::try_from(atom).ok()?)).flatten();
+                let matching = sample.atoms().filter_map(|atom| came.get(&atom)).flatten();
                 by.extend(matching);
             }
             let counts = |set: &SetId| new || turnover.came.contains(set);
@@ -343,22 +349,18 @@ impl Sight {
         }
         Ok((changed, concerned))
     }
+}
 
-    /// By the number of each atom, the sets that came and ask for it.
-    fn atoms_of(&self, sets: &BTreeMap<SetId, Set>, turnover: &Turnover) -> Vec<Vec<SetId>> {
-        if turnover.came.is_empty() {
-            return Vec::new();
-        }
-        let mut of: Vec<Vec<SetId>> = vec![Vec::new(); self.atoms.bound()];
-        for set in turnover.came.iter().filter_map(|set| sets.get(set)) {
-            for atom in set.atoms() {
-                if let Some(list) = usize::try_from(atom).ok().and_then(|atom| of.get_mut(atom))
-                    && list.last() != Some(&set.id)
-                {
-                    list.push(set.id);
-                }
+/// By atom, the sets that came and ask for it.
+fn atoms_of(sets: &BTreeMap<SetId, Set>, turnover: &Turnover) -> HashMap<u32, Vec<SetId>> {
+    let mut of: HashMap<u32, Vec<SetId>> = HashMap::new();
+    for set in turnover.came.iter().filter_map(|set| sets.get(set)) {
+        for atom in set.atoms() {
+            let list = of.entry(atom).or_default();
+            if list.last() != Some(&set.id) {
+                list.push(set.id);
             }
         }
-        of
     }
+    of
 }

@@ -45,6 +45,11 @@ impl Touched {
         self.everything || self.pods.contains(name)
     }
 
+    /// The NetworkPolicies among them; none: nobody knows which.
+    pub fn policies(&self) -> Option<&BTreeSet<NamespacedName>> {
+        (!self.everything).then_some(&self.policies)
+    }
+
     /// A namespace: its labels.
     pub fn namespace(&mut self, name: String) {
         self.namespaces.insert(name);

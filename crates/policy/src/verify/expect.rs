@@ -287,7 +287,7 @@ impl<'u> Checker<'u> {
                             is_node: false,
                             namespace: Some(pod.name.namespace.clone()),
                             namespace_labels: world.namespace_labels(&pod.name.namespace),
-                            labels: pod.labels.clone(),
+                            labels: (*pod.labels).clone(),
                             address: *address,
                         },
                     )

@@ -186,7 +186,7 @@ impl Ground {
         let blocks = self.inner.iter().enumerate().filter(|(_, block)| pod.ips.iter().any(|ip| block.has(*ip)));
         Seen {
             labels: labels.map(|(key, value)| (key.clone(), value.clone())).collect(),
-            named_ports: pod.named_ports.clone(),
+            named_ports: pod.named_ports.to_vec(),
             blocks: blocks.map(|(index, _)| index).collect(),
             families: pod.ips.iter().map(|ip| family_of(*ip)).collect::<BTreeSet<_>>().into_iter().collect(),
         }
@@ -263,7 +263,7 @@ fn place(
             if ips.len() < sources.len() {
                 unplaced.insert(name.clone());
             }
-            ips
+            ips.into()
         });
         for pod in worlds.iter_mut().filter_map(|world| world.pods.get_mut(&name)).filter(|pod| waits(&&**pod)) {
             pod.ips.clone_from(&ips);
@@ -313,9 +313,9 @@ fn workloads<C: Ord>(
         let variants = found.entry(workload.clone()).or_default();
         let endpoint = variants.entry(class).or_insert_with(|| Endpoint {
             who: Who::Workload(workload, 0),
-            labels: pod.labels.clone(),
-            named_ports: pod.named_ports.clone(),
-            addresses: pod.ips.clone(),
+            labels: (*pod.labels).clone(),
+            named_ports: pod.named_ports.to_vec(),
+            addresses: pod.ips.to_vec(),
             pods: Vec::new(),
         });
         endpoint.pods.push(pod.name.clone());

@@ -14,18 +14,16 @@ fn pod(name: &str, node: &str, ip: &str, label: &str) -> (NamespacedName, Pod) {
     let pod = Pod {
         daemon_set: None,
         name: name.clone(),
-        uid: name.name.clone(),
-        labels: Labels::from([("app".to_owned(), label.to_owned())]),
+        uid: name.name.as_str().into(),
+        labels: Labels::from([("app".to_owned(), label.to_owned())]).into(),
         node: Some(NodeName::new(node)),
-        ips: vec![ip.parse().unwrap()],
-        named_ports: Vec::new(),
-        host_ports: Vec::new(),
+        ips: vec![ip.parse().unwrap()].into(),
+        named_ports: Default::default(),
+        host_ports: Default::default(),
         host_network: false,
         phase: Phase::Running,
         terminating: false,
         ready: true,
-        hostname: None,
-        subdomain: None,
         socket_services: Default::default(),
     };
     (name, pod)
@@ -35,7 +33,7 @@ fn node(name: &str, ip: &str, cidr: &str) -> (NodeName, Node) {
     let node = Node {
         name: NodeName::new(name),
         labels: Labels::new(),
-        internal_ips: vec![ip.parse().unwrap()],
+        internal_ips: vec![ip.parse().unwrap()].into(),
         other_ips: Vec::new(),
         flannel: None,
         pod_cidrs: vec![cidr.parse().unwrap()],
@@ -237,7 +235,7 @@ fn a_host_port_names_the_pod_and_the_binding() {
         protocol: Protocol::Tcp,
         address: address.map(|a| a.parse().unwrap()),
     };
-    web.host_ports = vec![port(8088, None), port(8089, Some("127.0.0.1"))];
+    web.host_ports = vec![port(8088, None), port(8089, Some("127.0.0.1"))].into();
     for from in ["203.0.113.10", "pod/client", "node/n1"] {
         let answer = ask(&world, from, "node/n2", "8088");
         assert_eq!(answer.outcome, Outcome::Allow, "{answer}");

@@ -69,7 +69,7 @@ pub(crate) fn parse(world: &World, namespace: &str, text: &str) -> Result<Target
     let (name, addresses) = match kind {
         "pod" | "pods" | "po" => {
             let pod = world.pods.get(&key).with_context(|| format!("there is no pod {key}"))?;
-            (format!("pod {key}"), pod.ips.clone())
+            (format!("pod {key}"), pod.ips.to_vec())
         }
         "svc" | "service" | "services" => {
             let service = world.services.get(&key).with_context(|| format!("there is no Service {key}"))?;

@@ -14,7 +14,8 @@ use towpath_policy::{Compiler, View, image};
 use towpath_wire::cni::Attachment;
 
 use super::{Given, addresses};
-use crate::index::Index;
+use crate::heard::Listed;
+use crate::index::{Index, Kind};
 use crate::ipam::Lease;
 
 /// The address that is given again.
@@ -123,17 +124,18 @@ impl Story {
         }
         let here = [("server", "n3", SERVER, 3), ("desk", "n3", FRIENDS_DESK, 4)];
         let mut pods: BTreeMap<NamespacedName, Pod> = BTreeMap::new();
-        let mut versions = BTreeMap::new();
+        let mut versions = Listed::default();
         for (name, at, address, version) in here {
             let (pod, version) = pod(name, name, at, name, Some(address), version);
-            versions.insert(pod.name.to_string(), version);
+            versions.add(Kind::Pod, &pod.name, version);
             pods.insert(pod.name.clone(), pod);
         }
         let (old, version) = pod(self.old, "uid-old", "n1", self.apps[0], Some(AGAIN), 5);
-        versions.insert(old.name.to_string(), version);
+        versions.add(Kind::Pod, &old.name, version);
         pods.insert(old.name.clone(), old);
         index.listed_at(pods, versions);
-        index.listed_at(policies().into_iter().map(|policy| (policy.name.clone(), policy)).collect(), BTreeMap::new());
+        let policies = policies().into_iter().map(|policy| (policy.name.clone(), policy)).collect();
+        index.listed_at(policies, Listed::default());
         index
     }
 
@@ -163,7 +165,7 @@ impl Story {
             [node("n1", &["10.244.9.0/24"]), node(self.on, &ranges)].map(|node| Event::Node(Box::new(node))).to_vec()
         };
         let given =
-            Given { pod: NamespacedName::new("a", self.new), uid: "uid-new".to_owned(), addresses: vec![ip(AGAIN)] };
+            Given { pod: NamespacedName::new("a", self.new), uid: "uid-new".into(), addresses: vec![ip(AGAIN)] };
         [moves, vec![Event::Given(self.on, vec![given])]]
     }
 
@@ -258,7 +260,7 @@ fn on_its_own_node_a_new_pod_is_judged_as_itself_however_late_the_news_of_the_po
             moves.iter().chain(&events[..heard]).for_each(|event| event.reaches(&mut index));
             let name = NamespacedName::new("a", story.new);
             // What an ADD asks the API server, where the watch is late.
-            let known = index.world().pods.get(&name).is_some_and(|pod| pod.uid == "uid-new");
+            let known = index.world().pods.get(&name).is_some_and(|pod| pod.uid == "uid-new".into());
             if !known {
                 // A server that does not answer: nothing may be lent to the new one.
                 let unasked = own_end(&index, story.on, &[story.lease()]);

@@ -28,19 +28,17 @@ fn port(address: Option<&str>, port: u16, protocol: Protocol) -> HostPort {
 fn pod(name: &str, on: &str, ips: &[&str], host_ports: Vec<HostPort>) -> Pod {
     Pod {
         name: named(name),
-        uid: format!("uid-{name}"),
+        uid: format!("uid-{name}").as_str().into(),
         labels: Default::default(),
         daemon_set: None,
         node: Some(NodeName::new(on)),
         ips: ips.iter().map(|t| ip(t)).collect(),
-        named_ports: Vec::new(),
-        host_ports,
+        named_ports: Default::default(),
+        host_ports: host_ports.into(),
         host_network: false,
         phase: Phase::Running,
         terminating: false,
         ready: false,
-        hostname: None,
-        subdomain: None,
         socket_services: Default::default(),
     }
 }
@@ -248,7 +246,7 @@ fn a_lease_is_known_before_the_api_has_the_address_and_two_of_one_name_are_not_g
     assert!(!planner.plan_host_ports(&world, &n1, &leased(&["10.244.0.7"]), START), "nothing new, nothing written");
     planner.plan_host_ports(&world, &n1, &leased(&["10.244.0.7", "10.244.0.8"]), START);
     assert!(table(&planner).is_empty(), "two sandboxes have the pod's name");
-    world.pods.get_mut(&named("a")).unwrap().ips = vec![ip("10.244.0.8")];
+    world.pods.get_mut(&named("a")).unwrap().ips = vec![ip("10.244.0.8")].into();
     planner.plan_host_ports(&world, &n1, &leased(&["10.244.0.7", "10.244.0.8"]), START);
     assert_eq!(table(&planner), ["192.168.0.1 80/TCP -> 10.244.0.8 8080"]);
 }

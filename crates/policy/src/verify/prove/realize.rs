@@ -275,19 +275,17 @@ fn node(name: &str, actor: &Actor) -> Node {
 fn pod(name: NamespacedName, actor: &Actor, named_ports: Vec<NamedPort>) -> Pod {
     Pod {
         name,
-        uid: String::new(),
-        labels: actor.labels.clone(),
+        uid: Default::default(),
+        labels: actor.labels.clone().into(),
         daemon_set: None,
         node: None,
-        ips: vec![actor.address],
-        named_ports,
-        host_ports: Vec::new(),
+        ips: vec![actor.address].into(),
+        named_ports: named_ports.into(),
+        host_ports: Default::default(),
         host_network: false,
         phase: Phase::Running,
         terminating: false,
         ready: true,
-        hostname: None,
-        subdomain: None,
         socket_services: SocketServices::default(),
     }
 }
