@@ -184,7 +184,7 @@ proptest! {
     #[test]
     fn what_is_cut_is_whole_packets_with_all_that_each_must_say((packet, segment) in packets()) {
         let all = sent(&packet, segment);
-        let mut payload = Vec::new();
+        let mut payload: Vec<u8> = Vec::new();
         for (number, (to, datagram)) in all.iter().enumerate() {
             let (head, inner) = Head::read(datagram).unwrap();
             prop_assert_eq!((*to, head.network, head.unfinished), (THERE, NETWORK, Some(packet.unfinished())));
@@ -223,8 +223,8 @@ proptest! {
                 prop_assert_eq!((vnet.gso, vnet.segment), (packet.gso(), segment));
                 prop_assert_eq!(usize::from(vnet.headers), 14 + packet.headers());
             }
-            prop_assert_eq!(&one[10..22], [mac(HERE), mac(THERE)].concat().as_slice());
-            prop_assert_eq!(&one[FRONT..], packet.bytes().as_slice());
+            prop_assert_eq!(one[10..22].to_vec(), [mac(HERE), mac(THERE)].concat());
+            prop_assert_eq!(one[FRONT..].to_vec(), packet.bytes());
         }
     }
 
