@@ -106,7 +106,10 @@ pub fn parse(config: &AgentConfig) -> Result<Parsed> {
         bail!("agent configuration, nodePorts: {} is above {}", config.node_ports.0, config.node_ports.1);
     }
     if config.udp_port == config.vxlan_port {
-        bail!("agent configuration: vxlanPort and udpPort are both {}; a node takes packets of both backends", config.udp_port);
+        bail!(
+            "agent configuration: vxlanPort and udpPort are both {}; a node takes packets of both backends",
+            config.udp_port
+        );
     }
     Ok(Parsed {
         node,

@@ -262,7 +262,9 @@ fn ways(
         let (node, wanted) = (&peer.node, wanted.as_str());
         let why = if beyond.contains(&name) {
             "is beyond a router"
-        } else if [BackendName::Ipip, BackendName::Udp].map(BackendName::as_str).contains(&wanted) && peer.tunnel.is_some_and(|tunnel| tunnel.is_ipv6()) {
+        } else if [BackendName::Ipip, BackendName::Udp].map(BackendName::as_str).contains(&wanted)
+            && peer.tunnel.is_some_and(|tunnel| tunnel.is_ipv6())
+        {
             "is reached over IPv6"
         } else {
             "has not said that it is ready for that"

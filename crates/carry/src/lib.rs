@@ -149,7 +149,15 @@ impl Server {
             upstreams.set(resolv::without_own(config.upstreams.clone(), &own));
         }
         let responder = Arc::new(Responder::new(Arc::clone(&cluster), Forwarder::new(Arc::clone(&cluster), upstreams)));
-        Self { config, own, cluster, responder, sockets: Arc::default(), carrier: Arc::default(), predecessors: Vec::new() }
+        Self {
+            config,
+            own,
+            cluster,
+            responder,
+            sockets: Arc::default(),
+            carrier: Arc::default(),
+            predecessors: Vec::new(),
+        }
     }
 
     fn state_file(&self) -> PathBuf {

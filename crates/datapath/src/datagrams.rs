@@ -8,7 +8,9 @@ use std::mem::{size_of, zeroed};
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
-use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, SockaddrIn, bind, setsockopt, socket, sockopt};
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockProtocol, SockType, SockaddrIn, bind, setsockopt, socket, sockopt,
+};
 
 use crate::net::Error;
 
@@ -70,7 +72,10 @@ fn open() -> nix::Result<OwnedFd> {
 fn enlarge(socket: &OwnedFd) {
     for (forced, asked) in [(libc::SO_RCVBUFFORCE, libc::SO_RCVBUF), (libc::SO_SNDBUFFORCE, libc::SO_SNDBUF)] {
         let bytes = WAITING as libc::c_int;
-        if set(socket, libc::SOL_SOCKET, forced, bytes).or_else(|_| set(socket, libc::SOL_SOCKET, asked, bytes)).is_err() {
+        if set(socket, libc::SOL_SOCKET, forced, bytes)
+            .or_else(|_| set(socket, libc::SOL_SOCKET, asked, bytes))
+            .is_err()
+        {
             tracing::warn!("a socket of the backend udp keeps the room that the kernel gives by default");
         }
     }

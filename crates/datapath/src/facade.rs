@@ -15,7 +15,9 @@ use crate::bpf::{
 use crate::error::Error;
 use crate::net::address_news::{AddressNews, Ear};
 use crate::node::Node;
-use crate::requests::{Applied, AttachRequest, CheckRequest, DatapathConfig, NodeFacts, NodeStatus, ServiceFlows, UdpEnds};
+use crate::requests::{
+    Applied, AttachRequest, CheckRequest, DatapathConfig, NodeFacts, NodeStatus, ServiceFlows, UdpEnds,
+};
 use crate::worker::Worker;
 
 /// The data path of one node. Calls are carried out one after the other, in the order in which they were made, on a thread

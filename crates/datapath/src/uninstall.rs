@@ -7,8 +7,8 @@ use std::path::Path;
 
 use crate::error::Error;
 use crate::net::link::{self, TUNNEL_DEVICE};
-use crate::net::tap::UDP_DEVICE;
 use crate::net::netlink::Netlink;
+use crate::net::tap::UDP_DEVICE;
 use crate::net::{self, MAIN_TABLE, NODE_TABLE, filter, nft, pod, route, rule};
 
 /// What the names of our directories on a bpffs begin with; the version of the shared layouts follows.
@@ -36,7 +36,9 @@ pub(crate) fn network(netlink: &mut Netlink, note: &mut impl FnMut(Result<(), Er
     note(nft::delete().map_err(Error::from));
     match link::list(netlink) {
         Ok(links) => {
-            let ours = |l: &&link::Link| [TUNNEL_DEVICE, UDP_DEVICE].contains(&l.name.as_str()) || pod::is_host_device(&l.name);
+            let ours = |l: &&link::Link| {
+                [TUNNEL_DEVICE, UDP_DEVICE].contains(&l.name.as_str()) || pod::is_host_device(&l.name)
+            };
             for device in links.iter().filter(ours) {
                 note(link::delete(netlink, device.index, &device.name).map_err(Error::from));
             }

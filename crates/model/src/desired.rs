@@ -51,7 +51,6 @@ pub struct Vxlan {
     pub port: u16,
 }
 
-
 /// A node as its peers need it (this one included): where its pods and its own addresses are reached.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodePeer {

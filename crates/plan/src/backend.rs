@@ -123,10 +123,16 @@ mod tests {
         let without = Able { udp: false, ..ABLE };
         assert_eq!(instead(BackendName::Udp, without, &udp), BTreeMap::new(), "nobody here would carry it");
         assert!(!ready_for(BackendName::Udp, without).contains(&BackendName::Udp), "nobody here would take it");
-        assert!(!ready_for(BackendName::Vxlan, ABLE).contains(&BackendName::Udp), "no port is open that nobody asked for");
+        assert!(
+            !ready_for(BackendName::Vxlan, ABLE).contains(&BackendName::Udp),
+            "no port is open that nobody asked for"
+        );
         let named: Vec<String> = instead(BackendName::Ipip, ABLE, &said).keys().map(NodeName::to_string).collect();
         assert_eq!(named, ["ready", "vxlan"], "who is of this version takes them whatever it sends itself");
-        assert!(!ready_for(BackendName::Ipip, Able { ipip: false, ..ABLE }).contains(&BackendName::Ipip), "a kernel that cannot is sent none");
+        assert!(
+            !ready_for(BackendName::Ipip, Able { ipip: false, ..ABLE }).contains(&BackendName::Ipip),
+            "a kernel that cannot is sent none"
+        );
         assert!(takes_plain(BackendName::Vxlan, &said), "one still sends so");
         assert!(!takes_plain(BackendName::Vxlan, &BTreeMap::from([(NodeName::new("old"), Says::default())])));
     }

@@ -73,7 +73,10 @@ impl Way {
 
     /// Why packets cannot be carried on this node, if that is this node's backend.
     pub(super) fn problem(&self) -> Option<String> {
-        self.problem.as_ref().filter(|_| self.own).map(|(why, _)| format!("the backend udp cannot be used on this node: {why}"))
+        self.problem
+            .as_ref()
+            .filter(|_| self.own)
+            .map(|(why, _)| format!("the backend udp cannot be used on this node: {why}"))
     }
 
     /// Waits until whether anybody carries is another matter than when the ways were looked at.

@@ -66,7 +66,9 @@ async fn take(frames: &mut Frames, carrier: &Carrier, work: UdpWork) -> Result<U
     let given = timeout(WITHIN, descriptors::receive(frames.stream())).await;
     let (cuts_udp, given) = given.map_err(|_| FeedError::TimedOut)?.map_err(FeedError::Io)?;
     let Some(ends) = Ends::of(given, cuts_udp == 1) else {
-        return Ok(UdpReply::Refused { reason: "what was given are not as many queues, receivers and senders".to_owned() });
+        return Ok(UdpReply::Refused {
+            reason: "what was given are not as many queues, receivers and senders".to_owned(),
+        });
     };
     Ok(match carrier.start(work.clone(), ends) {
         Ok(()) => UdpReply::Carrying { counters: carrier.carries(&work).unwrap_or_default() },

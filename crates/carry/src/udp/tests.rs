@@ -191,12 +191,12 @@ proptest! {
             finish_and_judge(inner, packet.unfinished());
             if !packet.v6 {
                 let id = packet.id.wrapping_add(number as u16);
-                prop_assert_eq!(&inner[4..6], id.to_be_bytes().as_slice());
+                prop_assert_eq!(inner[4..6].to_vec(), id.to_be_bytes().to_vec());
             }
             if packet.tcp {
                 let l4 = packet.l4();
                 let sequence = packet.sequence.wrapping_add(payload.len() as u32);
-                prop_assert_eq!(&inner[l4 + 4..l4 + 8], sequence.to_be_bytes().as_slice());
+                prop_assert_eq!(inner[l4 + 4..l4 + 8].to_vec(), sequence.to_be_bytes().to_vec());
                 let last = number + 1 == all.len();
                 let flags = packet.flags & if last { 0xff } else { !(FIN | PSH) } & if number > 0 { !CWR } else { 0xff };
                 prop_assert_eq!(inner[l4 + 13], flags);
@@ -304,7 +304,11 @@ fn only_what_follows_in_a_flow_is_joined() {
         assert_eq!(frames.len(), 2, "byte {at} of the headers is another");
     }
     let pushed = Packet { flags: ACK | PSH, ..first.clone() };
-    assert_eq!(join(&[(THERE, datagram(&pushed)), (THERE, datagram(&next))]).0.len(), 2, "what is pushed waits for nobody");
+    assert_eq!(
+        join(&[(THERE, datagram(&pushed)), (THERE, datagram(&next))]).0.len(),
+        2,
+        "what is pushed waits for nobody"
+    );
     let mut finished = datagram(&next);
     finished[..HEAD].copy_from_slice(&Head { network: NETWORK, unfinished: None }.bytes());
     assert_eq!(join(&[(THERE, datagram(&first)), (THERE, finished)]).0.len(), 2, "a checksum that is made stays");

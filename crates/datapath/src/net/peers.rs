@@ -160,7 +160,14 @@ impl<'a> Path<'a> {
             _ => tunnel.addresses.as_slice(),
         };
         let device = if udp { tunnel.udp } else { tunnel.device };
-        Self { tunnel, peer, mac, device, encap: Some(encap).filter(|_| mac.is_some() && !tunnel.lent && !udp), sources }
+        Self {
+            tunnel,
+            peer,
+            mac,
+            device,
+            encap: Some(encap).filter(|_| mac.is_some() && !tunnel.lent && !udp),
+            sources,
+        }
     }
 
     fn next_hop(&self, range: IpNet) -> Option<IpAddr> {

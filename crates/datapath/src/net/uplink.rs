@@ -81,7 +81,9 @@ pub fn outside(netlink: &mut Netlink, uplink: &Link, named: &[String]) -> Result
     };
     let by_default = if named.is_empty() { route::default_devices(netlink)? } else { Vec::new() };
     let mut outside = Outside::default();
-    for link in links.iter().filter(|l| !is_host_device(&l.name) && l.name != link::TUNNEL_DEVICE && l.name != tap::UDP_DEVICE && l.name != "lo") {
+    for link in links.iter().filter(|l| {
+        !is_host_device(&l.name) && l.name != link::TUNNEL_DEVICE && l.name != tap::UDP_DEVICE && l.name != "lo"
+    }) {
         let chosen = if named.is_empty() {
             by_default.contains(&link.index) || (is_of_the_machine(link) && !of(link).is_empty())
         } else {

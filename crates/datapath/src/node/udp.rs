@@ -5,12 +5,12 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 
 use super::Node;
+use crate::datagrams;
 use crate::error::Error;
 use crate::net::link::{self, Link};
 use crate::net::tap::{self, UDP_DEVICE};
 use crate::net::{self, sysctl};
 use crate::requests::UdpEnds;
-use crate::datagrams;
 
 impl Node {
     /// The address that datagrams come in at and go from; none: this node's tunnels run over IPv6.

@@ -73,7 +73,10 @@ fn all_that_an_envelope_would_carry_goes_by_the_device() {
         let device = begin(w);
         for family in BOTH {
             let h = hosts(family);
-            handed(&w.from_pod(&Frame { ttl: 2, ..sent_by(h.a, 4000, h.remote, 80, L4::udp(b"its last hop")) }), device);
+            handed(
+                &w.from_pod(&Frame { ttl: 2, ..sent_by(h.a, 4000, h.remote, 80, L4::udp(b"its last hop")) }),
+                device,
+            );
             if family == Family::V4 {
                 let first = sent_by(h.a, 4001, h.remote, 80, L4::udp(b"a first fragment"));
                 handed(&w.from_pod(&Frame { fragment: Some((7, 0, true)), ..first }), device);
@@ -102,7 +105,9 @@ fn by_the_device_too_a_node_speaks_for_its_own_pods_only() {
         for family in BOTH {
             let h = hosts(family);
             let syn = |sport| asked(family, sport, 80, L4::syn());
-            for (n, from) in [NODE3, NODE1, MAC_ROUTER, [2, 0x77, 10, 2, 0, 20], [2, 0x77, 9, 9, 9, 9]].into_iter().enumerate() {
+            for (n, from) in
+                [NODE3, NODE1, MAC_ROUTER, [2, 0x77, 10, 2, 0, 20], [2, 0x77, 9, 9, 9, 9]].into_iter().enumerate()
+            {
                 comes(w, device, from, syn(4000 + n as u16)).dropped("tunnel_source");
             }
             for source in [h.a, h.b, h.node] {
@@ -159,7 +164,9 @@ fn clients_outside_reach_an_endpoint_by_the_device_and_are_answered_so() {
 #[test]
 fn whoever_is_no_node_does_not_reach_the_port_of_datagrams() {
     in_both_worlds(|w| {
-        let to = |from: &str| arriving(MAC_UPLINK, ip(from), 50000, ip("192.168.50.1"), PORT, L4::udp(b"\x10\0\0\0\0\0\0\0"));
+        let to = |from: &str| {
+            arriving(MAC_UPLINK, ip(from), 50000, ip("192.168.50.1"), PORT, L4::udp(b"\x10\0\0\0\0\0\0\0"))
+        };
         w.from_uplink(&to("198.51.100.9")).passed();
         begin(w);
         w.from_uplink(&to("198.51.100.9")).dropped("tunnel_outsider");

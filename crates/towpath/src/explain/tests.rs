@@ -148,7 +148,8 @@ fn a_service_is_translated_and_every_endpoint_judged() {
 #[test]
 fn between_nodes_the_way_is_that_of_the_senders_backend_if_the_other_takes_it() {
     let world = world();
-    let says = |backend, ipip| Says { sends: Some(backend), receives: backend::ready_for(backend, Able { ipip, udp: true }) };
+    let says =
+        |backend, ipip| Says { sends: Some(backend), receives: backend::ready_for(backend, Able { ipip, udp: true }) };
     for (n1, n2, way) in [
         (says(BackendName::Ipip, true), says(BackendName::Vxlan, true), "in an IP header (ipip) to node n2"),
         (says(BackendName::Ipip, true), says(BackendName::Vxlan, false), "VXLAN to node n2"),
