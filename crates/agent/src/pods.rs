@@ -59,7 +59,7 @@ impl PodIndex for Pods {
         }
         let here = |pod: &&Pod| pod.node.as_ref() == Some(&self.node) && pod.on_pod_network();
         let pods = index.world().pods.values().filter(here);
-        Some(pods.map(|pod| KnownPod { name: pod.name.clone(), addresses: pod.ips.clone() }).collect())
+        Some(pods.map(|pod| KnownPod { name: pod.name.clone(), addresses: pod.ips.to_vec() }).collect())
     }
 
     fn policies_are_recalled(&self) -> bool {

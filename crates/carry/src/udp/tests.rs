@@ -184,19 +184,19 @@ proptest! {
     #[test]
     fn what_is_cut_is_whole_packets_with_all_that_each_must_say((packet, segment) in packets()) {
         let all = sent(&packet, segment);
-        let mut payload = Vec::new();
+        let mut payload: Vec<u8> = Vec::new();
         for (number, (to, datagram)) in all.iter().enumerate() {
             let (head, inner) = Head::read(datagram).unwrap();
             prop_assert_eq!((*to, head.network, head.unfinished), (THERE, NETWORK, Some(packet.unfinished())));
             finish_and_judge(inner, packet.unfinished());
             if !packet.v6 {
                 let id = packet.id.wrapping_add(number as u16);
-                prop_assert_eq!(&inner[4..6], id.to_be_bytes().as_slice());
+                prop_assert_eq!(inner[4..6].to_vec(), id.to_be_bytes().to_vec());
             }
             if packet.tcp {
                 let l4 = packet.l4();
                 let sequence = packet.sequence.wrapping_add(payload.len() as u32);
-                prop_assert_eq!(&inner[l4 + 4..l4 + 8], sequence.to_be_bytes().as_slice());
+                prop_assert_eq!(inner[l4 + 4..l4 + 8].to_vec(), sequence.to_be_bytes().to_vec());
                 let last = number + 1 == all.len();
                 let flags = packet.flags & if last { 0xff } else { !(FIN | PSH) } & if number > 0 { !CWR } else { 0xff };
                 prop_assert_eq!(inner[l4 + 13], flags);
@@ -223,8 +223,8 @@ proptest! {
                 prop_assert_eq!((vnet.gso, vnet.segment), (packet.gso(), segment));
                 prop_assert_eq!(usize::from(vnet.headers), 14 + packet.headers());
             }
-            prop_assert_eq!(&one[10..22], [mac(HERE), mac(THERE)].concat().as_slice());
-            prop_assert_eq!(&one[FRONT..], packet.bytes().as_slice());
+            prop_assert_eq!(one[10..22].to_vec(), [mac(HERE), mac(THERE)].concat());
+            prop_assert_eq!(one[FRONT..].to_vec(), packet.bytes());
         }
     }
 

@@ -181,9 +181,10 @@ pub fn ruleset(facts: &Facts) -> Value {
         }}}));
     }
     for chain in ["raw-prerouting", "raw-output"] {
-        let ports: Vec<u16> = [facts.tunnel_port].into_iter().chain(facts.udp_port).collect();
-        let port = equal(payload("udp", "dport"), json!({"set": ports}));
-        commands.push(rule(chain, "tunnel packets need no tracking", vec![port, json!({"notrack": null})]));
+        for port in [facts.tunnel_port].into_iter().chain(facts.udp_port) {
+            let port = equal(payload("udp", "dport"), json!(port));
+            commands.push(rule(chain, "tunnel packets need no tracking", vec![port, json!({"notrack": null})]));
+        }
     }
     for family in [4, 6] {
         commands.extend(family_rules(family, facts));

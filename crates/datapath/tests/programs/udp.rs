@@ -19,7 +19,7 @@ const NODE3: Mac = [2, 0x77, 192, 168, 50, 3];
 
 /// A world with the device, in which node2 takes packets so; its index.
 fn begin(w: &mut World) -> u32 {
-    sh("ip link add udp0 type dummy && ip link set udp0 up");
+    sh("ip link add udp0 type veth peer name udp1 && ip link set udp0 up && ip link set udp1 up");
     let device = index_of("udp0");
     let config = NodeConfig { udp: (device, PORT), ..node_config(w.tunnel, w.uplink) };
     w.programs.apply_node(&config).unwrap();
