@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use serde_json::Value;
-use towpath_walkthrough::cluster::{Cluster, Families, wait};
+use towpath_walkthrough::cluster::{Cluster, Families, field, wait};
 use towpath_walkthrough::in_charge::network_config;
 use towpath_walkthrough::machine::{can_run_labs, freeze, kill, lab_agent};
 use towpath_walkthrough::place::{Place, address};
@@ -274,9 +274,9 @@ fn late(cluster: &Cluster, pods: &[Pod], traffic: &Traffic) -> Result<()> {
     ensure!(
         behind == serde_json::json!([{"node": "n3", "backend": "vxlan", "reason": "Silent"}]),
         "{}: {behind}",
-        object["status"]
+        object.pointer("/status").unwrap_or(&Value::Null)
     );
-    ensure!(condition(cluster, "n1", "Settled")?["status"] == "False", "n3 may come at any time");
+    ensure!(field(&condition(cluster, "n1", "Settled")?, "/status") == "False", "n3 may come at any time");
     have(pods, NARROW).context("one is still reached in envelopes")?;
     traffic.sends_wide(false)?;
     drop(frozen);
@@ -305,8 +305,9 @@ fn changes(cluster: &Cluster, pods: &mut Vec<Pod>, traffic: &Traffic) -> Result<
     have(pods, WIDE).context("with a new pod")?;
     // An agent that starts anew finds pods as they are, and leaves them so.
     kill(lab_agent(cluster.name(), "n1")?)?;
+    let first = pods.first().context("no pods")?;
     for _ in 0..20 {
-        ensure!(device_mtu(&pods[0])? == WIDE, "it was lowered because an agent started");
+        ensure!(device_mtu(first)? == WIDE, "it was lowered because an agent started");
         std::thread::sleep(Duration::from_millis(100));
     }
     done(cluster, "host-gw")?;
@@ -356,7 +357,9 @@ fn pods_send_what_the_ways_carry_through_every_change_and_nothing_is_lost() -> R
 fn statuses(cluster: &Cluster) -> Result<BTreeMap<String, Value>> {
     let output = Command::new(cluster.towpath()).args(["status", "--lab", cluster.name(), "-o", "json"]).output()?;
     let answers: Vec<Value> = serde_json::from_slice(&output.stdout).context("towpath status -o json")?;
-    let named = |answer: Value| Some((answer.pointer("/status/node")?.as_str()?.to_owned(), answer["status"].clone()));
+    let named = |answer: Value| {
+        Some((answer.pointer("/status/node")?.as_str()?.to_owned(), answer.pointer("/status")?.clone()))
+    };
     Ok(answers.into_iter().filter_map(named).collect())
 }
 

@@ -223,7 +223,7 @@ impl Publisher {
             backend,
             receive_ready,
             pod_mtu: progress.as_ref().map(|progress| progress.pod_mtu),
-            peers_behind: progress.iter().flat_map(|progress| behind(progress)).collect(),
+            peers_behind: progress.iter().flat_map(behind).collect(),
             peers_behind_count: progress.map(|progress| u32::try_from(progress.behind.len()).unwrap_or(u32::MAX)),
             network_config_generation: *self.sources.generation.borrow_and_update(),
             agent_version: Some(env!("CARGO_PKG_VERSION").to_owned()),
