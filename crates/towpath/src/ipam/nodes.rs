@@ -36,7 +36,9 @@ pub(super) fn ask(socket: &Path, repair: bool) -> Result<NodeAddresses> {
     stream.write_all(&u32::try_from(request.len())?.to_be_bytes())?;
     stream.write_all(&request)?;
     let mut length = [0; 4];
-    stream.read_exact(&mut length).with_context(|| format!("the agent did not answer within {} s", PATIENCE.as_secs()))?;
+    stream
+        .read_exact(&mut length)
+        .with_context(|| format!("the agent did not answer within {} s", PATIENCE.as_secs()))?;
     let length = usize::try_from(u32::from_be_bytes(length))?;
     ensure!(length <= MAX_MESSAGE, "the agent announces {length} bytes");
     let mut answer = vec![0; length];
@@ -95,7 +97,9 @@ async fn sources(cluster: &Cluster) -> Result<Sources> {
         // The node this runs on, where agents are no pods of the cluster.
         true => {
             let own = AgentConfig::default();
-            let name = crate::status::ask(&own.status_socket()).context("kube-system has no pods of the DaemonSet towpath")?.node;
+            let name = crate::status::ask(&own.status_socket())
+                .context("kube-system has no pods of the DaemonSet towpath")?
+                .node;
             Ok(Sources::Sockets(vec![(name, own)]))
         }
         false => Ok(Sources::Pods(agents)),

@@ -83,7 +83,8 @@ mod tests {
             repaired: vec!["released one".to_owned()],
             without_pods: true,
         };
-        let good = NodeAddresses { node: "n2".to_owned(), ranges: vec![range("10.244.2.0/24", 0)], ..Default::default() };
+        let good =
+            NodeAddresses { node: "n2".to_owned(), ranges: vec![range("10.244.2.0/24", 0)], ..Default::default() };
         assert_eq!(
             table(&[bad, good]),
             "n1: 3 leases; 10.244.1.0/24: 3 of 253; 2 findings\n\
