@@ -233,7 +233,7 @@ fn segment_of(header: &libc::msghdr) -> Option<usize> {
     unsafe {
         let mut next = libc::CMSG_FIRSTHDR(header);
         while let Some(message) = next.as_ref() {
-            let long = message.cmsg_len as usize >= libc::CMSG_LEN(size_of::<libc::c_int>() as u32) as usize;
+            let long = message.cmsg_len >= libc::CMSG_LEN(size_of::<libc::c_int>() as u32) as usize;
             if message.cmsg_level == libc::SOL_UDP && message.cmsg_type == UDP_GRO && long {
                 return usize::try_from(libc::CMSG_DATA(next).cast::<libc::c_int>().read_unaligned()).ok();
             }
