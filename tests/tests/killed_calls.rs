@@ -129,7 +129,7 @@ impl<'c> Node<'c> {
             // It may go while it is looked at.
             let Ok(text) = fs::read_to_string(dir.join(&name)) else { continue };
             let lease: Value = serde_json::from_str(text.lines().next().unwrap_or_default())?;
-            for address in lease["addresses"].as_array().into_iter().flatten() {
+            for address in lease.get("addresses").and_then(Value::as_array).into_iter().flatten() {
                 if let Some(other) = owners.insert(address.to_string(), name.clone()) {
                     bail!("{address} is of {other} and of {name}");
                 }

@@ -45,11 +45,14 @@ pub(super) struct Lane {
     pub(super) stopped: OwnedFd,
 }
 
+/// What a thread of a lane does until it ends.
+type Way = fn(&Lane) -> io::Result<()>;
+
 impl Lane {
     /// Starts both threads; `broken` is set when one ends by itself.
     pub(super) fn start(self, broken: &Arc<AtomicBool>) -> io::Result<()> {
         let lane = Arc::new(self);
-        let ways: [(&str, fn(&Lane) -> io::Result<()>); 2] = [("udp-out", Lane::carry_out), ("udp-in", Lane::carry_in)];
+        let ways: [(&str, Way); 2] = [("udp-out", Lane::carry_out), ("udp-in", Lane::carry_in)];
         for (name, way) in ways {
             let (lane, broken) = (Arc::clone(&lane), Arc::clone(broken));
             std::thread::Builder::new().name(name.to_owned()).spawn(move || {

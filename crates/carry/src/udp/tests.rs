@@ -324,7 +324,8 @@ fn what_no_node_sends_is_refused_by_its_kind() {
     };
     assert_eq!(change(&|_| {}).1, []);
     assert_eq!(change(&|bytes| bytes[3] ^= 1).1, [Refused::OtherNetwork]);
-    let malformed: [&dyn Fn(&mut Vec<u8>); 8] = [
+    type Spoil<'a> = &'a dyn Fn(&mut Vec<u8>);
+    let malformed: [Spoil; 8] = [
         &|bytes| bytes.truncate(HEAD),
         &|bytes| bytes.truncate(5),
         &|bytes| bytes[0] = 0x21,
