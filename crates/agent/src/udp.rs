@@ -4,7 +4,7 @@
 //! says that it takes no other.
 
 use std::num::NonZero;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -78,7 +78,7 @@ pub(crate) async fn keep(
     }
 }
 
-async fn keep_one(socket: &PathBuf, datapath: &Datapath, work: &UdpWork, told: &watch::Sender<Carried>) {
+async fn keep_one(socket: &Path, datapath: &Datapath, work: &UdpWork, told: &watch::Sender<Carried>) {
     let mut failed = 0;
     loop {
         let why = match follow(socket, datapath, work, told, &mut failed).await {
@@ -101,7 +101,7 @@ async fn keep_one(socket: &PathBuf, datapath: &Datapath, work: &UdpWork, told: &
 
 /// One connection, until it breaks.
 async fn follow(
-    socket: &PathBuf,
+    socket: &Path,
     datapath: &Datapath,
     work: &UdpWork,
     told: &watch::Sender<Carried>,

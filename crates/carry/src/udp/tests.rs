@@ -325,7 +325,7 @@ fn what_no_node_sends_is_refused_by_its_kind() {
     assert_eq!(change(&|_| {}).1, []);
     assert_eq!(change(&|bytes| bytes[3] ^= 1).1, [Refused::OtherNetwork]);
     type Spoil<'a> = &'a dyn Fn(&mut Vec<u8>);
-    let malformed: [Spoil; 8] = [
+    let malformed: [Spoil<'_>; 8] = [
         &|bytes| bytes.truncate(HEAD),
         &|bytes| bytes.truncate(5),
         &|bytes| bytes[0] = 0x21,

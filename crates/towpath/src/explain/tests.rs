@@ -33,7 +33,7 @@ fn node(name: &str, ip: &str, cidr: &str) -> (NodeName, Node) {
     let node = Node {
         name: NodeName::new(name),
         labels: Labels::new(),
-        internal_ips: vec![ip.parse().unwrap()].into(),
+        internal_ips: vec![ip.parse().unwrap()],
         other_ips: Vec::new(),
         flannel: None,
         pod_cidrs: vec![cidr.parse().unwrap()],
