@@ -244,16 +244,7 @@ fn tell_of_udp(carried: &Carried, status: &mut AgentStatus) {
         Carried::No(why) if status.backend == BackendName::Udp.as_str() => status.problems.push(why.clone()),
         Carried::No(why) => status.hints.push(why.clone()),
         Carried::Yes(counts) => {
-            let named = [
-                ("udp.sent", counts.sent),
-                ("udp.received", counts.received),
-                ("udp.unsent", counts.unsent),
-                ("udp.send_failed", counts.send_failed),
-                ("udp.malformed", counts.malformed),
-                ("udp.other_network", counts.other_network),
-                ("udp.refused", counts.refused),
-            ];
-            status.counters.extend(named.map(|(name, count)| (name.to_owned(), count)));
+            status.counters.extend(counts.named().map(|(name, count)| (format!("udp.{name}"), count)));
         }
     }
 }

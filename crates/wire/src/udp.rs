@@ -81,3 +81,18 @@ pub struct UdpCounters {
     /// Frames that the device did not take.
     pub refused: u64,
 }
+
+impl UdpCounters {
+    /// Each with its name.
+    pub fn named(&self) -> [(&'static str, u64); 7] {
+        [
+            ("sent", self.sent),
+            ("received", self.received),
+            ("unsent", self.unsent),
+            ("send_failed", self.send_failed),
+            ("malformed", self.malformed),
+            ("other_network", self.other_network),
+            ("refused", self.refused),
+        ]
+    }
+}

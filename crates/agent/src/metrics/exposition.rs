@@ -22,6 +22,7 @@ use crate::cni_server::Readiness;
 use crate::counts::{self, Labels};
 use crate::index::Kind;
 use crate::status::Sources;
+use crate::udp::Carried;
 
 use super::kube_proxy;
 
@@ -250,6 +251,15 @@ async fn kernel(page: &mut Page, sources: &Sources) -> Result<()> {
         (vec![("node", path.node.clone()), ("address", path.address.to_string())], path.carries)
     };
     page.gauges("path_mtu_bytes", "What such a path carries, in bytes", paths.iter().map(carries));
+    let carried = match &*sources.carried.borrow() {
+        Carried::Yes(counts) => counts.named().to_vec(),
+        Carried::No(_) | Carried::Unknown => Vec::new(),
+    };
+    page.counters(
+        "udp_packets",
+        "Packets by way of user space (the backend udp), by what became of them",
+        carried.into_iter().map(|(name, count)| (label("outcome", name), count)),
+    );
     let counters = datapath.counters().await?;
     let (drops, rest): (Vec<_>, Vec<_>) = counters.into_iter().partition(|count| count.reason.is_drop());
     page.counters(
