@@ -169,7 +169,7 @@ static __always_inline int tp_passes_for_envelope(const struct tp_work *w, const
 
 	/* Other nodes may take datagrams (udp) also where this one does not. */
 	if (proto == IPPROTO_UDP)
-		return dport == cfg->tunnel_port || dport == cfg->udp_port;
+		return dport == cfg->tunnel_port || (cfg->udp_port && dport == cfg->udp_port);
 	return proto == IPPROTO_IPIP || proto == IPPROTO_IPV6;
 }
 

@@ -21,7 +21,9 @@ struct Backend {
     goals: fn(Measure) -> Option<f64>,
 }
 
-const BACKENDS: [Backend; 3] = [
+const UDP: &str = "udp";
+
+const BACKENDS: [Backend; 4] = [
     Backend {
         name: "vxlan",
         demands: "UDP port 8472",
@@ -42,6 +44,7 @@ const BACKENDS: [Backend; 3] = [
         },
     },
     Backend { name: "ipip", demands: "IP protocols 4 and 41, UDP port 8472", goals: |_| None },
+    Backend { name: UDP, demands: "UDP port 8285", goals: |_| None },
 ];
 
 /// A way between two nodes, in the table that compares them.
@@ -106,6 +109,11 @@ pub(super) fn measure(run: &mut Run) -> Result<()> {
         };
         let mut ratios: Vec<Ratio> = wanted.iter().map(|b| ratio(b.name, (b.goals)(measure))).collect();
         ratios.extend([KERNEL, WIREGUARD].map(|name| ratio(name, None)));
+        let goal = |goal: f64| (measure == Measure::Stream).then_some(Goal::AtLeast(goal));
+        for (under, goal) in [("vxlan", goal(0.35)), (WIREGUARD, goal(3.0))] {
+            let title = format!("{}: {UDP} ÷ {under}", measure.title());
+            ratios.push(Ratio { id: format!("backends.{}.udp-{under}", measure.id()), title, over: UDP, under, goal });
+        }
         run.compare(TITLE, &arms, measure, NULL, ratios)?;
     }
     Ok(())
