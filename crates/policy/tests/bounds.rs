@@ -146,9 +146,9 @@ fn the_worst_case_is_as_large_as_it_is_said_to_be() {
 #[test]
 fn a_pod_elsewhere_costs_the_compiler_less_than_300_bytes() {
     let world = world(10, FEW, 96, 500, 1);
-    let compilers = [(); 2].map(|()| Compiler::new(GRACE));
+    let compilers = [(); 4].map(|()| Compiler::new(GRACE));
     let mut after = Vec::new();
-    // The second finds the memory again that the first needed only while it compiled.
+    // Those that come later find the memory again that the first two needed only while they compiled: trees are made again at the end of that, full.
     let compilers = compilers.map(|mut compiler| {
         compile(&mut compiler, &world);
         after.push(resident());
@@ -156,7 +156,7 @@ fn a_pod_elsewhere_costs_the_compiler_less_than_300_bytes() {
     });
     let (pods, shown) = (world.pods.len(), compilers[0].counts().addresses);
     assert!(shown * 10 > pods * 9, "nearly all have an entry in the image: {shown} of {pods}");
-    let each = (after[1] - after[0]) / pods;
+    let each = (after[3] - after[1]) / (2 * pods);
     assert!((50..300).contains(&each), "{each} bytes for each of {pods} pods");
     println!("{each} bytes a pod");
 }

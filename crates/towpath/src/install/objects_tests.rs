@@ -140,7 +140,10 @@ fn rights_are_these_and_no_others() {
     );
     assert_eq!(
         role("Role kube-system/towpath-agent"),
-        ["/configmaps [coredns] [kube-dns] [ip-masq-agent]: get list watch", "coordination.k8s.io/leases: get create update"]
+        [
+            "/configmaps [coredns] [kube-dns] [ip-masq-agent]: get list watch",
+            "coordination.k8s.io/leases: get create update"
+        ]
     );
     assert_eq!(
         role("Role kube-system/towpath-controller"),
