@@ -134,7 +134,10 @@ fn parse_peer(at: &At<'_>, peer: &networking::NetworkPolicyPeer) -> Result<Peer,
 }
 
 fn parse_port(at: &At<'_>, port: &networking::NetworkPolicyPort) -> Result<PolicyPort, Invalid> {
-    let protocol = Protocol::parse(port.protocol.as_deref())
+    // Only a field that is not there is defaulted; the API server refuses an empty one.
+    let protocol = Some(port.protocol.as_deref())
+        .filter(|protocol| *protocol != Some(""))
+        .and_then(Protocol::parse)
         .ok_or_else(|| at.invalid(".protocol", format!("unknown protocol {:?}", port.protocol)))?;
     let matched = match (&port.port, port.end_port) {
         (None, None) => PortMatch::Any,
@@ -320,6 +323,15 @@ mod tests {
             let [Peer::Pods { pods, .. }] = rule.peers.as_slice() else { panic!("{rule:?}") };
             assert!(!pods.matches(&labels) && !pods.matches(&Default::default()));
         }
+    }
+
+    #[test]
+    fn an_empty_protocol_is_not_the_default_one() {
+        let with =
+            |port: serde_json::Value| policy(serde_json::json!({"podSelector": {}, "ingress": [{"ports": [port]}]}));
+        assert!(NetworkPolicy::try_from(&with(serde_json::json!({"port": 80}))).is_ok());
+        let refused = NetworkPolicy::try_from(&with(serde_json::json!({"port": 80, "protocol": ""}))).unwrap_err();
+        assert_eq!(refused.field, "spec.ingress[0].ports[0].protocol");
     }
 
     #[test]
