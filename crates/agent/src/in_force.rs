@@ -5,6 +5,7 @@ use std::sync::PoisonError;
 use anyhow::Result;
 use tokio_util::task::AbortOnDropHandle;
 use towpath_model::NodeName;
+use towpath_plan::services::Refusal;
 use towpath_wire::config::AgentConfig;
 use towpath_wire::policy::InForce;
 
@@ -42,7 +43,8 @@ fn of_report(node: String, report: &Report) -> InForce {
         None => String::new(),
     };
     let outliving = report.outliving.iter().map(ToString::to_string).collect();
-    InForce { node, kinds: report.heard.told(), outliving, failing }
+    let aside = report.aside.iter().map(Refusal::object).collect();
+    InForce { node, kinds: report.heard.told(), outliving, aside, failing }
 }
 
 #[cfg(test)]

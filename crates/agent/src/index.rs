@@ -16,6 +16,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 use towpath_model::cluster_policy::object;
+use towpath_model::desired::PolicyRef;
 use towpath_model::{
     ClusterNetworkPolicy, EndpointSlice, Invalid, Namespace, NamespacedName, NetworkPolicy, Node, NodeName, Pod,
     Service, ServiceCidr, Sharing, Uid, World,
@@ -25,6 +26,7 @@ use towpath_plan::dns::rules::Sources;
 use towpath_policy::compile::Touched;
 use tracing::warn;
 
+use crate::aside::Aside;
 use crate::heard::{self, Heard};
 use crate::node_network::given::Given;
 use crate::outliving::{Outliving, Question};
@@ -95,6 +97,12 @@ pub trait Noun: Sized + PartialEq + Send + Serialize + DeserializeOwned + 'stati
     }
     /// The API server has it.
     fn is_there(_index: &mut Index, _key: &Self::Key) {}
+    /// Its object was heard of, or is gone, and it is kept as it was heard of; none: of all.
+    fn heard_of(_index: &mut Index, _key: Option<&Self::Key>) {}
+    /// As its object says it, where something closed stands for it in the world.
+    fn as_written<'i>(_index: &'i Index, _key: &Self::Key) -> Option<&'i Self> {
+        None
+    }
     /// Adds what stays in force though a full list no longer has it.
     fn with_outliving(_index: &mut Index, all: BTreeMap<Self::Key, Self>) -> BTreeMap<Self::Key, Self> {
         all
@@ -307,6 +315,14 @@ impl Noun for NetworkPolicy {
         index.outliving.is_there(key);
     }
 
+    fn heard_of(index: &mut Index, key: Option<&NamespacedName>) {
+        index.aside.heard_of_policy(key);
+    }
+
+    fn as_written<'i>(index: &'i Index, key: &NamespacedName) -> Option<&'i Self> {
+        index.aside.policy(key)
+    }
+
     fn with_outliving(index: &mut Index, mut all: BTreeMap<NamespacedName, Self>) -> BTreeMap<NamespacedName, Self> {
         let outliving = index.outliving.missing_from(&all, &index.world, &index.synced);
         all.extend(outliving);
@@ -339,7 +355,27 @@ impl Noun for ClusterNetworkPolicy {
         touched.cluster_policies();
     }
 
+    fn heard_of(index: &mut Index, key: Option<&String>) {
+        index.aside.heard_of_cluster_policy(key);
+    }
+
+    fn as_written<'i>(index: &'i Index, key: &String) -> Option<&'i Self> {
+        index.aside.cluster_policy(key)
+    }
+
     kept_in!(cluster_policies, String);
+}
+
+/// Names policies to whoever compiles them.
+fn touched(policies: &[PolicyRef]) -> Touched {
+    let mut touched = Touched::nothing();
+    for policy in policies {
+        match policy {
+            PolicyRef::Namespaced(name) => touched.policy(name.clone()),
+            PolicyRef::Cluster { .. } => touched.cluster_policies(),
+        }
+    }
+    touched
 }
 
 /// What changed since it was last asked.
@@ -480,6 +516,7 @@ pub struct Index {
     /// Pods that the API server was asked for because their watch had not brought them yet, with their versions.
     asked_for: BTreeMap<String, u64>,
     outliving: Outliving,
+    aside: Aside,
 }
 
 impl Index {
@@ -614,11 +651,31 @@ impl Index {
     fn end_what_is_over(&mut self) {
         for policy in self.outliving.over(&self.world, &self.synced) {
             self.heard.event(Kind::NetworkPolicy, policy.to_string(), None, false);
+            self.aside.heard_of_policy(Some(&policy));
             if self.world.policies.remove(&policy).is_some() {
                 self.touch(Kind::NetworkPolicy);
                 self.changes.touched.policy(policy);
             }
         }
+    }
+
+    /// Closes these policies, which ask for more than this node holds, until their objects change or they are [taken back](Index::take_back);
+    /// what that touches. Nothing else changes: the API server says what it said.
+    pub fn set_aside(&mut self, policies: &[PolicyRef]) -> Touched {
+        policies.iter().for_each(|policy| self.aside.put(&mut self.world, policy));
+        touched(policies)
+    }
+
+    /// The policies that stand aside.
+    pub fn aside(&self) -> Vec<PolicyRef> {
+        self.aside.all()
+    }
+
+    /// Has all of them in the world again as they are written; which, and what that touches.
+    pub fn take_back(&mut self) -> (Vec<PolicyRef>, Touched) {
+        let all = self.aside.take_back(&mut self.world);
+        let touched = touched(&all);
+        (all, touched)
     }
 
     fn touch(&mut self, kind: Kind) {
@@ -744,6 +801,7 @@ impl Index {
     pub fn apply<N: Noun>(&mut self, key: N::Key, noun: Option<N>) {
         let Some(noun) = noun else { return self.remove::<N>(&key) };
         N::is_there(self, &key);
+        N::heard_of(self, Some(&key));
         let before = N::all(&self.world).get(&key);
         if before == Some(&noun) {
             return;
@@ -773,6 +831,7 @@ impl Index {
         if N::outlives(self, key) {
             return;
         }
+        N::heard_of(self, Some(key));
         if let Some(old) = N::take(&mut self.world, key) {
             self.touch(N::KIND);
             N::touch(key, &mut self.changes.touched);
@@ -791,6 +850,7 @@ impl Index {
     }
 
     fn replace<N: Noun>(&mut self, all: BTreeMap<N::Key, N>) {
+        N::heard_of(self, None);
         if *N::all(&self.world) != all {
             let known = N::all(&self.world);
             let same = |before: &N, noun: &N| before == noun || before.is_same_to_policies(noun);

@@ -235,7 +235,7 @@ fn serialise<N: Noun>(index: &Index, after: Option<&N::Key>) -> io::Result<(Vec<
     let mut text = Vec::new();
     let mut count = 0;
     for (key, noun) in N::all(index.world()).range((after.map_or(Unbounded, Excluded), Unbounded)).take(CHUNK) {
-        line(&mut text, &(key, noun))?;
+        line(&mut text, &(key, N::as_written(index, key).unwrap_or(noun)))?;
         count += 1;
         if count == CHUNK {
             return Ok((text, count, Some(key.clone())));

@@ -16,6 +16,7 @@
 pub mod announce;
 
 mod api_client;
+mod aside;
 mod audits;
 mod backoff;
 pub mod cni_server;

@@ -52,6 +52,7 @@ use crate::{SharedIndex, read, write};
 mod addresses;
 mod attach;
 mod before;
+mod crowd;
 mod health_checks;
 mod learn;
 mod masquerade;
@@ -171,6 +172,8 @@ pub struct Reconciler {
     policy_due: bool,
     /// What it must look at then.
     policy_touched: Touched,
+    /// Policies for which there is no room.
+    crowd: crowd::Crowd,
     /// NetworkPolicies with an annotation that means nothing.
     misread: BTreeMap<NamespacedName, Refusal>,
     /// Has every image checked before it is written, and keeps what it read for that.
@@ -283,6 +286,7 @@ impl Reconciler {
             due: Changes::everything(),
             policy_due: true,
             policy_touched: Touched::everything(),
+            crowd: crowd::Crowd::default(),
             misread: BTreeMap::new(),
             checker: Checker::new(parsed.node.clone()),
             policy_followed: false,
@@ -519,7 +523,7 @@ impl Reconciler {
             Kind::ClusterNetworkPolicy,
             Kind::NodeNetwork,
         ];
-        self.policy_due |= due.any(&policy_kinds) || expired || Instant::now() >= self.review_at;
+        self.policy_due |= due.any(&policy_kinds) || expired || self.crowd_is_due() || Instant::now() >= self.review_at;
         // Where the API servers are, no host port is given.
         let api_moved = match due.services() {
             Changed::All => due.any(&[Kind::EndpointSlice]),

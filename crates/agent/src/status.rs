@@ -140,7 +140,7 @@ async fn collected(
     let ranges = report.refused_ranges.iter();
     problems.extend(ranges.flat_map(|(name, why)| why.iter().map(move |w| format!("ServiceCIDR {name}: {w}"))));
     problems.extend(report.refused_services.iter().chain(&report.misread_pods).map(ToString::to_string));
-    problems.extend(report.misread_policies.iter().map(ToString::to_string));
+    problems.extend(report.misread_policies.iter().chain(&report.aside).map(ToString::to_string));
     problems.extend(report.unenforced.iter().cloned());
     problems.extend(report.no_udp.clone());
     problems.extend(report.in_charge.problems());

@@ -133,6 +133,36 @@ impl ClusterNetworkPolicy {
         }
     }
 
+    /// What stands for it where there is no room for its rules: each of them as if it could not be understood ([`ClusterRule::closed`]). One that
+    /// is only audited has none.
+    pub fn closed(&self) -> Self {
+        let closed = |rules: &[ClusterRule]| {
+            let kept = rules.iter().filter(|_| !self.enforcement.is_audited());
+            kept.map(|rule| ClusterRule::closed(rule.name.clone(), Some(rule.action))).collect()
+        };
+        Self {
+            name: self.name.clone(),
+            subject: self.subject.clone(),
+            ingress: closed(&self.ingress),
+            egress: closed(&self.egress),
+            enforcement: self.enforcement.clone(),
+            ..*self
+        }
+    }
+
+    /// How much it asks for, as far as its text says: peers (CIDRs and names among them) times protocols, of all rules.
+    pub fn weight(&self) -> usize {
+        let of_peer = |peer: &ClusterPeer| match peer {
+            ClusterPeer::Networks(list) => list.len(),
+            ClusterPeer::DomainNames(list) => list.len(),
+            ClusterPeer::Everybody | ClusterPeer::Pods(_) | ClusterPeer::Nodes(_) => 1,
+        };
+        let of_rule = |rule: &ClusterRule| {
+            rule.peers.iter().map(of_peer).sum::<usize>().saturating_mul(rule.protocols.len().max(1))
+        };
+        self.ingress.iter().chain(&self.egress).map(of_rule).fold(0, usize::saturating_add)
+    }
+
     /// What decides which of two policies of a tier is asked first: priority, then (where the API leaves it open) name.
     pub fn precedence(&self) -> (Tier, u16, &str) {
         (self.tier, self.priority, &self.name)

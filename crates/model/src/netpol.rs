@@ -46,6 +46,27 @@ impl NetworkPolicy {
         }
     }
 
+    /// What stands for it where there is no room for its rules: it isolates the same pods in the same directions and admits nobody. One that
+    /// is only audited isolates none.
+    pub fn closed(&self) -> Self {
+        let closed = |rules: &Option<Vec<PolicyRule>>| {
+            rules.as_ref().filter(|_| !self.enforcement.is_audited()).map(|_| Vec::new())
+        };
+        Self {
+            name: self.name.clone(),
+            pod_selector: self.pod_selector.clone(),
+            ingress: closed(&self.ingress),
+            egress: closed(&self.egress),
+            enforcement: self.enforcement.clone(),
+        }
+    }
+
+    /// How much it asks for, as far as its text says: peers times ports, of all rules.
+    pub fn weight(&self) -> usize {
+        let of_rule = |rule: &PolicyRule| rule.peers.len().max(1).saturating_mul(rule.ports.len().max(1));
+        self.ingress.iter().chain(&self.egress).flatten().map(of_rule).fold(0, usize::saturating_add)
+    }
+
     /// The rules of a direction, if the policy isolates it.
     pub fn rules(&self, direction: Direction) -> Option<&[PolicyRule]> {
         match direction {
@@ -332,6 +353,21 @@ mod tests {
         assert!(NetworkPolicy::try_from(&with(serde_json::json!({"port": 80}))).is_ok());
         let refused = NetworkPolicy::try_from(&with(serde_json::json!({"port": 80, "protocol": ""}))).unwrap_err();
         assert_eq!(refused.field, "spec.ingress[0].ports[0].protocol");
+    }
+
+    #[test]
+    fn what_there_is_no_room_for_closes_the_directions_that_it_isolates() {
+        let peers = serde_json::json!([{"podSelector": {}}, {"ipBlock": {"cidr": "10.0.0.0/8"}}]);
+        let rules = serde_json::json!([{"from": peers, "ports": [{"port": 1}, {"port": 2}, {"port": 3}]}, {}]);
+        let mut object = policy(serde_json::json!({"podSelector": {"matchLabels": {"app": "web"}}, "ingress": rules}));
+        let written = NetworkPolicy::try_from(&object).unwrap();
+        assert_eq!(written.weight(), 2 * 3 + 1);
+        let closed = written.closed();
+        assert_eq!((closed.ingress.as_deref(), closed.egress.as_deref()), (Some([].as_slice()), None));
+        assert_eq!((&closed.pod_selector, closed.weight()), (&written.pod_selector, 0));
+        object.metadata.annotations = Some([("towpath.dev/audit".to_owned(), "true".to_owned())].into());
+        let closed = NetworkPolicy::try_from(&object).unwrap().closed();
+        assert_eq!((closed.ingress, closed.egress), (None, None), "what is not enforced closes nobody");
     }
 
     #[test]

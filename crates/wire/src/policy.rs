@@ -20,6 +20,9 @@ pub struct InForce {
     /// NetworkPolicies that the API server no longer has and that hold, as `namespace/name`: their namespace ends and still has pods.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub outliving: Vec<String>,
+    /// Policies that are closed here because there is no room for their rules, as `NetworkPolicy namespace/name` or `ClusterNetworkPolicy name`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub aside: Vec<String>,
     /// Why what the agent knows is not in the kernel, for people; empty: it is.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub failing: String,

@@ -4,7 +4,7 @@
 //! first. All know who that is without asking each other, nothing is written for it, and where two take themselves for the one for
 //! a moment, both write the same Event: its name is made of what it says, and the API server takes it once. The price: while that one's
 //! agent is down and its node is not, nobody says it; every node's `towpath status` does. What a pod asks for is refused by its own
-//! node, which says so.
+//! node, which says so; a policy for which a node has no room, by that node.
 //!
 //! An Event is written once for as long as the refusal stands, when it has stood for a moment, and not again within the hour that it
 //! lives. Who can make Services can make refusals: a namespace gets so many Events an hour, and all together so many. What the API server
@@ -138,10 +138,15 @@ fn speaks(index: &Index, node: &NodeName) -> bool {
     nodes.values().find(|known| known.ready && runs_us(&known.name)).is_some_and(|first| first.name == *node)
 }
 
+/// Whether other nodes may refuse it nothing.
+fn is_of_one_node(refusal: &Refusal) -> bool {
+    refusal.asks == Asks::Pod || (refusal.part == RefusedPart::Room && refusal.asks != Asks::Service)
+}
+
 fn refused(sources: &Sources) -> Vec<Refusal> {
     let report = sources.report.read().unwrap_or_else(PoisonError::into_inner);
-    let all = report.refused_services.iter().chain(&report.misread_pods).chain(&report.misread_policies);
-    all.cloned().collect()
+    let all = [&report.refused_services, &report.misread_pods, &report.misread_policies, &report.aside];
+    all.into_iter().flatten().cloned().collect()
 }
 
 /// Writes an Event for every refusal that stays. Runs for ever.
@@ -152,7 +157,7 @@ pub(crate) async fn announce(client: kube::Client, sources: SharedSources) {
         let Some(sources) = sources.get() else { continue };
         let mut refusals = refused(sources);
         let all = speaks(&read(&sources.index), &sources.node);
-        refusals.retain(|refusal| all || refusal.asks == Asks::Pod);
+        refusals.retain(|refusal| all || is_of_one_node(refusal));
         let due = told.look(refusals, Instant::now());
         let (mut rest, mut left) = (due.as_slice(), Vec::new());
         while let Some((refusal, others)) = rest.split_first() {

@@ -177,6 +177,11 @@ fn sync(page: &mut Page, sources: &Sources) {
     );
     policy(page, &report.policy);
     audits(page, &report.audited);
+    page.gauge(
+        "policies_aside",
+        "Policies that are closed here because there is no room for their rules",
+        report.aside.len(),
+    );
     page.gauge("applies_failing", "Parts whose newest version could not be applied", report.failures.len());
     page.counter("plans", "How often something was planned", report.plans);
     page.counter("apply_failures", "How often something planned could not be applied", report.failed);

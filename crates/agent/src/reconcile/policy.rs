@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
+use towpath_datapath::{Error, bpf};
 use towpath_model::NamespacedName;
 use towpath_model::desired::{PolicyChanges, PolicyImage};
 use towpath_plan::services::{Asks, Refusal, RefusedPart};
@@ -12,6 +13,7 @@ use towpath_policy::check::Mismatch;
 use towpath_policy::compile::{TooLarge, Touched};
 use tracing::error;
 
+use super::crowd::Failure;
 use super::{Reconciler, RuleNames};
 use crate::counts;
 use crate::node_network::given;
@@ -24,12 +26,12 @@ pub(super) const REVIEW: Duration = Duration::from_secs(600);
 const NOT_AS_WRITTEN: &str = "the compiled policies do not say what the policies say, and are not enforced; those before stay in force. \
                               This is a fault of Towpath, please report it";
 
-/// Said where what was written last is too large.
-const STAY: &str = "the policies are not enforced as they are now; those before stay in force";
+/// Tables that policies fill.
+const POLICY_TABLES: [&str; 3] = ["tp_rules", "tp_set_class", "tp_class_cidrs"];
 
 impl Reconciler {
     /// Compiles what changed and writes what became different; the whole image where nobody knows what the kernel holds of it.
-    pub(super) async fn apply_policy(&mut self) -> Result<(), String> {
+    pub(super) async fn write_policy(&mut self) -> Result<(), Failure> {
         self.follow_names();
         self.follow_misread();
         self.compile()?;
@@ -69,7 +71,12 @@ impl Reconciler {
             (None, Some(image)) => self.datapath.apply_policy(PolicyImage { pods, ..image }).await,
             (None, None) => Ok(Default::default()),
         };
-        applied.map_err(|e| e.to_string())?;
+        applied.map_err(|error| match &error {
+            Error::Bpf(bpf::Error::Full { map, .. }) if POLICY_TABLES.contains(map) => {
+                Failure::TooLarge(error.to_string())
+            }
+            _ => Failure::Other(error.to_string()),
+        })?;
         self.policy_followed = true;
         self.pod_sets = pod_sets;
         Ok(())
@@ -142,7 +149,7 @@ impl Reconciler {
     }
 
     /// Compiles what is touched and has it checked ([`towpath_policy::check`]): nothing that fails the check is written.
-    fn compile(&mut self) -> Result<(), String> {
+    fn compile(&mut self) -> Result<(), Failure> {
         let own = self.leases.leases();
         let now = self.now();
         let (index, book, dns) = (self.index.clone(), self.book.clone(), self.dns.clone());
@@ -205,16 +212,16 @@ fn misread(asks: Asks, name: NamespacedName, reason: String) -> Refusal {
     Refusal { asks, name, part: RefusedPart::Field, reason }
 }
 
-/// Said of policies that are not compiled.
-fn too_large(error: TooLarge) -> String {
-    format!("{STAY}: {error}")
+/// Of policies that are not compiled.
+fn too_large(error: TooLarge) -> Failure {
+    Failure::TooLarge(error.to_string())
 }
 
-/// Said of an image that was not found to say what the policies say.
-fn not_enforced(mismatch: &Mismatch) -> String {
+/// Of an image that was not found to say what the policies say.
+fn not_enforced(mismatch: &Mismatch) -> Failure {
     match mismatch {
-        Mismatch::TooLarge => format!("{STAY}: {mismatch}"),
-        other => format!("{NOT_AS_WRITTEN}: {other}"),
+        Mismatch::TooLarge => Failure::TooLarge(mismatch.to_string()),
+        other => Failure::Other(format!("{NOT_AS_WRITTEN}: {other}")),
     }
 }
 

@@ -64,6 +64,8 @@ pub struct Report {
     pub outliving: BTreeSet<NamespacedName>,
     /// Annotations of policies that mean nothing.
     pub misread_policies: Vec<Refusal>,
+    /// Policies that are closed because there is no room for their rules.
+    pub aside: Vec<Refusal>,
     /// Policies that are only audited, and what they would have denied here.
     pub audited: Vec<AuditedPolicy>,
     /// What the rules in the kernel, and those of the image before, stand for.

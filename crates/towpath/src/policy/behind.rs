@@ -17,6 +17,8 @@ pub(super) enum Behind {
     Older(Object),
     /// It was deleted, and holds.
     Deleted(Object),
+    /// The node has no room for its rules, and closes the pods that it selects.
+    Aside(Object),
 }
 
 impl Behind {
@@ -32,6 +34,10 @@ impl fmt::Display for Behind {
             Self::Absent(object) => write!(f, "{object} is not in force yet"),
             Self::Older(object) => write!(f, "{object} is in force as it was before"),
             Self::Deleted(object) => write!(f, "{object} is deleted and still in force"),
+            Self::Aside(object) => write!(
+                f,
+                "{object} asks for more than the node has room for: nobody is admitted where it isolates (`towpath status` says what is full)"
+            ),
         }
     }
 }
@@ -90,7 +96,9 @@ fn behind(answer: &InForce, wanted: &Wanted) -> Vec<Behind> {
             Some(kind) => kind.objects.as_ref().map_or(Some(kind.newest), |named| named.get(&object.name).copied()),
             None => None,
         };
+        let aside = answer.aside.iter().any(|aside| aside.split_once(' ') == Some((object.kind.name(), &object.name)));
         match in_force {
+            Some(_) if aside => all.push(Behind::Aside(object.clone())),
             Some(in_force) if in_force >= *version => {}
             Some(_) => all.push(Behind::Older(object.clone())),
             None => all.push(Behind::Absent(object.clone())),
@@ -157,6 +165,10 @@ mod tests {
         assert!(said(outliving, true).is_empty(), "its namespace ends");
         assert!(said(gone, false).is_empty(), "nobody asked about others");
         assert!(said(answer(&[("a/p", 7), ("a/q", 9), ("a/made-since", 16)], 20), true).is_empty());
+        let aside =
+            ["NetworkPolicy a/q", "NetworkPolicy a/other", "ClusterNetworkPolicy a/p"].map(str::to_owned).into();
+        let aside = said(InForce { aside, ..answer(&[("a/p", 7), ("a/q", 9)], 20) }, true);
+        assert!(aside.len() == 1 && aside[0].starts_with("networkpolicy/a/q asks for more than"), "{aside:?}");
     }
 
     #[test]
