@@ -83,7 +83,7 @@ impl Scene {
         self.settles("the other pods to be open", self.other, [true, true])?;
         self.cluster.apply_text(&isolated)?;
         let (done, said) =
-            self.towpath(&["policy", "wait", &format!("networkpolicy/others-{round}"), "--timeout", "30s"])?;
+            self.towpath(&["policy", "wait", &format!("networkpolicy/others-{round}"), "--timeout", "30"])?;
         ensure!(done, "policy wait says {said}");
         self.settles("the others' policy to be enforced", self.other, [true, false])?;
         let late = format!("late-{round}");
@@ -99,9 +99,9 @@ impl Scene {
         self.cluster.apply_text(policy)?;
         self.settles("the pods that it selects to be closed", self.web, [false, false])?;
         self.is_said("crowd", &["nobody is admitted", because])?;
-        let (done, said) = self.towpath(&["policy", "wait", "networkpolicy/crowd", "--timeout", "3s"])?;
+        let (done, said) = self.towpath(&["policy", "wait", "networkpolicy/crowd", "--timeout", "3"])?;
         ensure!(
-            !done && said.contains("networkpolicy/crowd asks for more than the node has room for"),
+            !done && said.contains("networkpolicy/default/crowd asks for more than the node has room for"),
             "policy wait says {said}"
         );
         let (_, said) = self.towpath(&["status", "--lab", self.cluster.name()])?;

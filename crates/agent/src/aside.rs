@@ -4,7 +4,7 @@
 //! written it is kept here, and tried again later. A policy whose object is heard of anew is in the world as it is written, and stands
 //! aside no longer, until it is found too large again.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BinaryHeap, HashMap};
 
 use towpath_model::desired::PolicyRef;
 use towpath_model::{ClusterNetworkPolicy, NamespacedName, NetworkPolicy, NodeName, Pod, World};
@@ -82,6 +82,14 @@ fn reference(policy: &ClusterNetworkPolicy) -> PolicyRef {
     PolicyRef::Cluster { tier: policy.tier, name: policy.name.clone() }
 }
 
+/// What the policies of a namespace ask for.
+#[derive(Default)]
+struct Asking<'w> {
+    total: usize,
+    /// Lightest first.
+    policies: Vec<(usize, &'w NamespacedName)>,
+}
+
 /// The policies that select pods of the node, in the order in which they stand aside: of the namespace whose policies ask for most together, the
 /// one that asks for most, again and again; those of the cluster after all of them. So one namespace's many policies are in nobody's way but its own.
 pub(crate) fn order(world: &World, node: &NodeName) -> Vec<PolicyRef> {
@@ -89,23 +97,21 @@ pub(crate) fn order(world: &World, node: &NodeName) -> Vec<PolicyRef> {
     for pod in world.pods.values().filter(|pod| pod.node.as_ref() == Some(node)) {
         local.entry(pod.name.namespace.as_str()).or_default().push(pod);
     }
-    // By namespace, lightest first.
-    let mut asking: BTreeMap<&str, (usize, Vec<(usize, &NamespacedName)>)> = BTreeMap::new();
+    let mut asking: BTreeMap<&str, Asking<'_>> = BTreeMap::new();
     for policy in world.policies.values() {
         let pods = local.get(policy.name.namespace.as_str()).into_iter().flatten();
         let weight = policy.weight();
         if weight > 0 && pods.into_iter().any(|pod| policy.pod_selector.matches(&pod.labels)) {
-            let (total, list) = asking.entry(&policy.name.namespace).or_default();
-            *total = total.saturating_add(weight);
-            list.push((weight, &policy.name));
+            let of = asking.entry(&policy.name.namespace).or_default();
+            of.total = of.total.saturating_add(weight);
+            of.policies.push((weight, &policy.name));
         }
     }
-    asking.values_mut().for_each(|(_, list)| list.sort_unstable());
+    asking.values_mut().for_each(|of| of.policies.sort_unstable());
     let mut order = Vec::new();
-    let mut totals: std::collections::BinaryHeap<(usize, &str)> =
-        asking.iter().map(|(namespace, (total, _))| (*total, *namespace)).collect();
+    let mut totals: BinaryHeap<(usize, &str)> = asking.iter().map(|(namespace, of)| (of.total, *namespace)).collect();
     while let Some((total, namespace)) = totals.pop() {
-        let Some((weight, name)) = asking.get_mut(namespace).and_then(|(_, list)| list.pop()) else { continue };
+        let Some((weight, name)) = asking.get_mut(namespace).and_then(|of| of.policies.pop()) else { continue };
         order.push(PolicyRef::Namespaced(name.clone()));
         totals.push((total.saturating_sub(weight), namespace));
     }

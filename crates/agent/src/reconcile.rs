@@ -16,6 +16,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep_until, timeout_at};
 use towpath_carry::feed;
 use towpath_datapath::Datapath;
+use towpath_datapath::bpf::Adopted;
 use towpath_model::custom::BackendName;
 use towpath_model::desired::{Clients, NodePeer, PodSets};
 use towpath_model::{NamespacedName, NodeName};
@@ -222,7 +223,7 @@ impl Reconciler {
         let settings = crate::settings::node_settings(config, parsed, own);
         let udp = udp::Way::start(config, &datapath).await?;
         let started = Instant::now();
-        let adopted = datapath.adopted().await?;
+        let mut adopted = datapath.adopted().await?;
         let audited = datapath.audited().await?;
         let mut services = Planner::new(ServiceConfig {
             node_ports: config.node_ports,
@@ -235,13 +236,8 @@ impl Reconciler {
             external_cidrs: parsed.external_cidrs.clone(),
             grace: Duration::from_secs(60),
         });
-        services.adopt(adopted.backends, adopted.frontends, adopted.inside, Duration::ZERO);
-        let used = towpath_policy::compile::UsedIds {
-            sets: adopted.sets,
-            classes: adopted.classes,
-            rules: adopted.rules,
-            held: adopted.policy,
-        };
+        let Adopted { backends, frontends, inside, .. } = &mut adopted;
+        services.adopt(std::mem::take(backends), std::mem::take(frontends), std::mem::take(inside), Duration::ZERO);
         Ok(Self {
             node: parsed.node.clone(),
             parsed: parsed.clone(),
@@ -257,7 +253,7 @@ impl Reconciler {
             give_back: false,
             left_out: BTreeSet::new(),
             room: None,
-            compiler: Compiler::resume(GRACE, &used, Duration::ZERO),
+            compiler: Compiler::resume(GRACE, &policy::used(adopted), Duration::ZERO),
             audits: Ledger::open(&config.state_dir, &audited),
             names: FeedPlanner::new(config.cluster_domain.clone()),
             book: Arc::new(RwLock::new(Book::open(&config.run_dir))),

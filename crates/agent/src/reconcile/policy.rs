@@ -4,17 +4,18 @@ use std::net::IpAddr;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use towpath_datapath::{Error, bpf};
+use towpath_datapath::Error;
+use towpath_datapath::bpf::{self, Adopted};
 use towpath_model::NamespacedName;
 use towpath_model::desired::{PolicyChanges, PolicyImage};
 use towpath_plan::services::{Asks, Refusal, RefusedPart};
-use towpath_policy::View;
 use towpath_policy::check::Mismatch;
-use towpath_policy::compile::{TooLarge, Touched};
+use towpath_policy::compile::{TooLarge, Touched, UsedIds};
+use towpath_policy::{Compiler, View};
 use tracing::error;
 
 use super::crowd::Failure;
-use super::{Reconciler, RuleNames};
+use super::{GRACE, Reconciler, RuleNames};
 use crate::counts;
 use crate::node_network::given;
 use crate::read;
@@ -71,12 +72,16 @@ impl Reconciler {
             (None, Some(image)) => self.datapath.apply_policy(PolicyImage { pods, ..image }).await,
             (None, None) => Ok(Default::default()),
         };
-        applied.map_err(|error| match &error {
-            Error::Bpf(bpf::Error::Full { map, .. }) if POLICY_TABLES.contains(map) => {
-                Failure::TooLarge(error.to_string())
+        match applied {
+            Ok(_) => {}
+            Err(error @ Error::Bpf(bpf::Error::Full { map, .. })) if POLICY_TABLES.contains(&map) => {
+                // What was compiled is not there and never was: what follows is compiled over what is.
+                let adopted = self.datapath.adopted().await.map_err(|error| Failure::Other(error.to_string()))?;
+                self.compiler = Compiler::resume(GRACE, &used(adopted), self.now());
+                return Err(Failure::TooLarge(error.to_string()));
             }
-            _ => Failure::Other(error.to_string()),
-        })?;
+            Err(error) => return Err(Failure::Other(error.to_string())),
+        }
         self.policy_followed = true;
         self.pod_sets = pod_sets;
         Ok(())
@@ -206,6 +211,11 @@ impl Reconciler {
             }
         })
     }
+}
+
+/// What the kernel holds, for a compiler that goes on from there.
+pub(super) fn used(adopted: Adopted) -> UsedIds {
+    UsedIds { sets: adopted.sets, classes: adopted.classes, rules: adopted.rules, held: adopted.policy }
 }
 
 fn misread(asks: Asks, name: NamespacedName, reason: String) -> Refusal {
