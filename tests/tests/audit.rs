@@ -178,6 +178,13 @@ fn what_is_audited_passes_and_every_tool_says_what_would_not() -> Result<()> {
     ensure!(said.contains("n1: NetworkPolicy default/friends-only (audited) would have denied"), "status says {said}");
     ensure!(said.contains("Ingress, no rule allows it:"), "status says {said}");
 
+    let said = scene.towpath(&["policy", "audit", "--lab", cluster.name()])?;
+    let row = said.lines().find(|line| line.contains("NetworkPolicy default/friends-only")).unwrap_or_default();
+    ensure!(
+        row.contains("Ingress") && row.contains("no rule allows it") && row.contains("n1"),
+        "policy audit says {said}"
+    );
+
     // A restarted agent goes on counting where the one before it was killed.
     let before = scene.counts("a count", |_| true)?;
     machine::kill(machine::lab_agent(cluster.name(), "n1")?)?;

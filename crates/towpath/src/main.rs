@@ -14,6 +14,7 @@ mod kubernetes;
 mod lab;
 mod lab_client;
 mod man;
+mod nodes;
 mod observe;
 mod place;
 mod policy;

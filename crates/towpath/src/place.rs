@@ -44,8 +44,13 @@ impl Where {
         Ok(Cluster { client: kubernetes::client(kubeconfig.as_deref()).await?, lab })
     }
 
+    /// Whether a kubeconfig or a lab is named, here or in the environment.
+    pub(crate) fn is_named(&self) -> bool {
+        self.lab.is_some() || self.kubeconfig.is_some() || std::env::var_os("KUBECONFIG").is_some()
+    }
+
     /// The lab that is meant: by name, by its kubeconfig, or because there is nothing else.
-    fn lab(&self) -> Result<Option<LabName>> {
+    pub(crate) fn lab(&self) -> Result<Option<LabName>> {
         if self.lab.is_some() {
             return Ok(self.lab.clone());
         }

@@ -1,32 +1,30 @@
 //! `towpath status`: what the agents say of themselves.
 //!
-//! Asked over the agents' sockets: of every node of a lab, or of the node this runs on.
+//! Every node of a lab or of a cluster is asked, or the node this runs on.
 
-use std::io::Read;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use comfy_table::{Table, presets::NOTHING};
-use serde::Serialize;
-use towpath_agent::failure::last_words;
-use towpath_lab::layout::{LabName, Layout};
+use serde::{Deserialize, Serialize};
+use towpath_lab::layout::LabName;
 use towpath_model::SOCKET_SERVICES_ANNOTATION;
 use towpath_wire::config::AgentConfig;
 use towpath_wire::status::{AgentStatus, AuditedDenial, AuditedPolicy};
 
-use crate::place::Where;
+use crate::nodes::{self, Answer};
+use crate::place::{self, Cluster, Where};
 use crate::progress;
 
 /// Options of `towpath status`.
 #[derive(clap::Args, Debug)]
 pub(crate) struct Options {
-    /// All nodes of this lab; else the only lab there is, else this machine's own agent.
+    /// All nodes of this lab; else, where no kubeconfig is named, the only lab there is, else this machine's own agent.
     #[arg(long)]
     lab: Option<LabName>,
     /// The agent's socket, if it is elsewhere.
-    #[arg(long, conflicts_with = "lab")]
+    #[arg(long, conflicts_with_all = ["lab", "kubeconfig"])]
     socket: Option<PathBuf>,
     /// text or json.
     #[arg(short, long, value_enum, default_value = "text")]
@@ -37,20 +35,38 @@ pub(crate) struct Options {
     /// How many seconds to watch; over before it is done is no success.
     #[arg(long, default_value_t = 300, requires = "watch")]
     timeout: u64,
-    /// Kubeconfig of the cluster to watch; else KUBECONFIG and the usual places.
-    #[arg(long, requires = "watch", conflicts_with = "lab")]
+    /// All nodes of the cluster of this kubeconfig; else of that in KUBECONFIG.
+    #[arg(long, conflicts_with = "lab")]
     kubeconfig: Option<PathBuf>,
 }
 
+impl Options {
+    fn place(&self) -> Where {
+        Where { kubeconfig: self.kubeconfig.clone(), lab: self.lab.clone(), output: self.output }
+    }
+}
+
 /// One node's answer.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct NodeAnswer {
-    node: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    status: Option<AgentStatus>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    error: Option<String>,
+pub(crate) struct NodeAnswer {
+    /// The node.
+    pub(crate) node: String,
+    /// What its agent says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) status: Option<AgentStatus>,
+    /// Why it says nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) error: Option<String>,
+}
+
+impl NodeAnswer {
+    fn of(node: String, answer: Result<AgentStatus>) -> Self {
+        match answer {
+            Ok(status) => Self { node: status.node.clone(), status: Some(status), error: None },
+            Err(error) => Self { node, status: None, error: Some(format!("{error:#}")) },
+        }
+    }
 }
 
 /// What the agent behind a status socket says.
@@ -58,54 +74,49 @@ struct NodeAnswer {
 /// # Errors
 /// Nobody answers, or something that is not understood.
 pub(crate) fn ask(socket: &Path) -> Result<AgentStatus> {
-    let mut stream = UnixStream::connect(socket).with_context(|| nobody(socket))?;
-    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-    let mut text = Vec::new();
-    stream.read_to_end(&mut text).context("the agent did not answer within 5 s")?;
-    serde_json::from_slice(&text).context("the agent's answer is not understood: is it of another version?")
+    nodes::ask(socket)
 }
 
-/// Nobody answers: with what the last agent said at its end, if it failed.
-fn nobody(socket: &Path) -> String {
-    let config = AgentConfig { run_dir: socket.with_file_name(""), ..AgentConfig::default() };
-    let said =
-        last_words(&config.last_words()).map(|last| format!(" The last one ended at {}: {}", last.at, last.error));
-    format!("no agent answers on {}: is it running?{}", socket.display(), said.unwrap_or_default())
+/// What every agent of a cluster, or of a lab, says of itself.
+///
+/// # Errors
+/// There is no such lab; the agents cannot be listed, or there are none.
+pub(crate) async fn of_all(cluster: &Cluster) -> Result<Vec<NodeAnswer>> {
+    let answers: Vec<Answer<Vec<NodeAnswer>>> = match &cluster.lab {
+        Some(lab) => {
+            let asked = place::agents_of_lab(lab)?.into_iter();
+            asked
+                .map(|(node, config)| (node.clone(), Ok(vec![NodeAnswer::of(node, ask(&config.status_socket()))])))
+                .collect()
+        }
+        None => nodes::of_cluster(&cluster.client, &["/usr/bin/towpath", "status", "-o", "json"]).await?,
+    };
+    let one = |(node, answer): Answer<Vec<NodeAnswer>>| match answer {
+        Ok(said) => said,
+        Err(error) => vec![NodeAnswer::of(node, Err(error))],
+    };
+    Ok(answers.into_iter().flat_map(one).collect())
 }
 
-fn sockets(options: &Options) -> Result<Vec<(String, PathBuf)>> {
+/// Those that are asked: by a socket; a lab or a cluster, if one is named or there is only one lab; else this machine's own.
+async fn answers(options: &Options) -> Result<Vec<NodeAnswer>> {
+    let own = |socket: &Path| vec![NodeAnswer::of("this node".to_owned(), ask(socket))];
     if let Some(socket) = &options.socket {
-        return Ok(vec![("this node".to_owned(), socket.clone())]);
+        return Ok(own(socket));
     }
-    let lab = match &options.lab {
-        Some(name) => Some(name.clone()),
-        None => match towpath_lab::commands::list()?.as_slice() {
-            [only] => Some(only.name.clone()),
-            _ => None,
-        },
-    };
-    let Some(lab) = lab else {
-        return Ok(vec![("this node".to_owned(), AgentConfig::default().status_socket())]);
-    };
-    let layout = Layout::new(&lab)?;
-    let spec = towpath_lab::commands::spec(&lab)?;
-    let socket = |node: &str| AgentConfig { run_dir: layout.node_run(node).join("towpath"), ..AgentConfig::default() };
-    Ok(spec.nodes.iter().map(|n| (n.name.clone(), socket(&n.name).status_socket())).collect())
+    let place = options.place();
+    match place.is_named() || place.lab()?.is_some() {
+        true => of_all(&place.cluster().await?).await,
+        false => Ok(own(&AgentConfig::default().status_socket())),
+    }
 }
 
 /// Asks and prints; the answer is a success when every agent answers, is ready and sees no problem.
 pub(crate) async fn run(options: &Options) -> Result<bool> {
     if options.watch {
-        let place = Where { kubeconfig: options.kubeconfig.clone(), lab: options.lab.clone(), output: options.output };
-        return progress::watch(&place, Duration::from_secs(options.timeout)).await;
+        return progress::watch(&options.place(), Duration::from_secs(options.timeout)).await;
     }
-    let answers: Vec<NodeAnswer> = sockets(options)?
-        .into_iter()
-        .map(|(node, socket)| match ask(&socket) {
-            Ok(status) => NodeAnswer { node: status.node.clone(), status: Some(status), error: None },
-            Err(error) => NodeAnswer { node, status: None, error: Some(format!("{error:#}")) },
-        })
-        .collect();
+    let answers = answers(options).await?;
     let healthy = answers.iter().all(|a| a.status.as_ref().is_some_and(|s| s.ready && s.problems.is_empty()));
     match options.output {
         crate::Output::Json => crate::print_json(&answers)?,

@@ -1,4 +1,5 @@
-//! `towpath policy wait`: whether what was written of policies is in force on every node, and waiting until it is.
+//! `towpath policy wait`: whether what was written of policies is in force on every node, and waiting until it is; `towpath policy audit`: what
+//! those that are only audited would have denied.
 //!
 //! ```text
 //! API server: policies, namespaces, the objects that are asked for, with their versions ─┐
@@ -7,8 +8,8 @@
 //!
 //! Nodes are asked by a command in their agents' containers, those of a lab and the one this runs on over the agents' sockets.
 
+mod audit;
 mod behind;
-mod nodes;
 mod wanted;
 
 use std::path::PathBuf;
@@ -17,8 +18,12 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use comfy_table::{Table, presets::NOTHING};
 use towpath_wire::config::AgentConfig;
+use towpath_wire::policy::InForce;
 
-use crate::place::Where;
+use crate::nodes::{self, Answer};
+use crate::place::{self, Cluster, Where};
+use crate::status;
+use audit::Audits;
 use behind::NodeView;
 use wanted::Wanted;
 
@@ -30,6 +35,9 @@ const PAUSE: Duration = Duration::from_millis(100);
 pub(crate) enum Command {
     /// Waits until every node enforces the policies, namespaces' labels and given objects as the API server has them now.
     Wait(WaitOptions),
+    /// What the policies that are only audited (`towpath.dev/audit`) would have denied, on all nodes together; anything, or a node that does not
+    /// answer, is no success.
+    Audit(Where),
     /// What this node's agent has in force, as JSON: what `wait` asks each node for.
     #[command(hide = true)]
     InForce {
@@ -62,9 +70,28 @@ pub(crate) async fn run(command: &Command) -> Result<bool> {
         Command::InForce { run_dir } => {
             let default = AgentConfig::default();
             let config = AgentConfig { run_dir: run_dir.clone().unwrap_or(default.run_dir.clone()), ..default };
-            crate::print(&serde_json::to_string(&nodes::ask(&config.policy_socket())?)?)?;
+            crate::print(&serde_json::to_string(&nodes::ask::<InForce>(&config.policy_socket())?)?)?;
             Ok(true)
         }
+        Command::Audit(place) => {
+            let audits = Audits::of(status::of_all(&place.cluster().await?).await?);
+            match place.output {
+                crate::Output::Json => crate::print_json(&audits)?,
+                crate::Output::Text => crate::print(&audits.show())?,
+            }
+            Ok(audits.is_clean())
+        }
+    }
+}
+
+/// What every node enforces.
+async fn in_force(cluster: &Cluster) -> Result<Vec<Answer<InForce>>> {
+    match &cluster.lab {
+        Some(lab) => {
+            let agents = place::agents_of_lab(lab)?.into_iter();
+            Ok(agents.map(|(node, config)| (node, nodes::ask(&config.policy_socket()))).collect())
+        }
+        None => nodes::of_cluster(&cluster.client, &["/usr/bin/towpath", "policy", "in-force"]).await,
     }
 }
 
@@ -73,10 +100,7 @@ async fn wait(options: &WaitOptions) -> Result<bool> {
     let wanted = Wanted::now(&cluster.client, &options.objects, options.namespace.as_deref()).await?;
     let until = Instant::now() + Duration::from_secs(options.timeout);
     let views = loop {
-        let answers = match &cluster.lab {
-            Some(lab) => nodes::of_lab(lab)?,
-            None => nodes::of_cluster(&cluster.client).await?,
-        };
+        let answers = in_force(&cluster).await?;
         let views: Vec<NodeView> =
             answers.into_iter().map(|(node, answer)| NodeView::of(node, answer, &wanted)).collect();
         if views.iter().all(NodeView::is_in_force) || Instant::now() >= until {
