@@ -31,7 +31,14 @@ struct Carrier(Child);
 
 impl Drop for Carrier {
     fn drop(&mut self) {
-        // It may have ended by itself.
+        // Asked to end, it takes its device and its socket with it. It may have ended by itself.
+        if let Ok(pid) = i32::try_from(self.0.id()) {
+            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGTERM);
+        }
+        let until = Instant::now() + DEVICE_PATIENCE;
+        while matches!(self.0.try_wait(), Ok(None)) && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(20));
+        }
         let _ = self.0.kill();
         let _ = self.0.wait();
     }

@@ -222,12 +222,13 @@ pub(super) fn w17(cluster: &Cluster, log: &mut Log) -> Result<()> {
         return Ok(());
     }
     let address = balance(cluster, log, "least-connections")?;
-    let held = format!("for i in $(seq 1 9); do sleep 3 | timeout 4 nc {address} 8080 & done; wait");
+    // One after another: two that choose in the same moment on two processors see the same counts.
+    let held = format!("for i in $(seq 1 9); do sleep 5 | timeout 6 nc {address} 8080 & sleep 0.1; done; wait");
     let open = "cat /proc/net/tcp /proc/net/tcp6 2>/dev/null | grep -c ':0050 [0-9A-F:]* 01 '";
-    let outcome = wait("least-connections", Duration::from_secs(20), || {
+    let outcome = wait("least-connections", Duration::from_secs(30), || {
         std::thread::scope(|scope| {
             let holding = scope.spawn(|| cluster.exec("near", &held));
-            std::thread::sleep(Duration::from_millis(1500));
+            std::thread::sleep(Duration::from_millis(2500));
             let counts = pods.iter().map(|pod| Ok(cluster.exec(&pod.name, open)?.out.trim().to_owned()));
             let counts = counts.collect::<Result<Vec<_>>>();
             let said = holding.join();

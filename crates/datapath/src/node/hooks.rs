@@ -211,6 +211,8 @@ impl Node {
             Ok(false) => {
                 self.unlinked.insert(index, device);
             }
+            // The pod's namespace has ended, and the DEL is to come.
+            Err(_) if link::by_name(&mut self.netlink, &device).is_ok_and(|found| found.is_none()) => {}
             // Its filters go on, and the full check tries again.
             Err(error) => tracing::warn!(device, %error, "a pod's device keeps its filters instead of links"),
         }
