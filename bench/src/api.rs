@@ -228,6 +228,28 @@ impl Api {
         }
     }
 
+    /// All objects of a kind.
+    ///
+    /// # Errors
+    /// The API server cannot be asked, or refuses.
+    pub(crate) fn list(&mut self, kind: Kind) -> Result<Vec<Value>> {
+        let mut all = match &mut self.way {
+            Way::Proxy(proxy) => match proxy.request("GET", &kind.path(&self.namespace), None)? {
+                (200, value) => value,
+                (status, value) => bail!("list {}: {status} {value}", kind.plural()),
+            },
+            Way::Lab { towpath, lab } => {
+                let arguments = ["lab", "get", "--name", lab, "-n", &self.namespace, kind.plural(), "-o", "json"];
+                let output = Command::new(towpath).args(arguments).output().context("run towpath lab get")?;
+                serde_json::from_slice(&output.stdout)?
+            }
+        };
+        match all.get_mut("items").map(Value::take) {
+            Some(Value::Array(items)) => Ok(items),
+            _ => bail!("list {}: no items in {all}", kind.plural()),
+        }
+    }
+
     /// Makes objects, several at once. One that is there already stays as it is.
     ///
     /// # Errors

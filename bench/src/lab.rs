@@ -26,6 +26,8 @@ const NODES: usize = 3;
 const NETNS_DIR: &str = "/run/netns";
 /// Longest wait for anything of the lab.
 const LIMIT: Duration = Duration::from_secs(60);
+/// Longest wait for many pods.
+const MANY_LIMIT: Duration = Duration::from_secs(300);
 
 /// A lab.
 #[derive(Debug)]
@@ -98,6 +100,54 @@ impl Lab {
             Ok((nodes.len() == 2 && nodes.iter().all(sends)).then_some(()))
         })?;
         Ok(lab)
+    }
+
+    /// Brings a lab of many nodes up, once.
+    ///
+    /// # Errors
+    /// `towpath lab up` failed.
+    pub(crate) fn large(nodes: usize) -> Result<Self> {
+        Self::bring_up(&format!("{OWN}-large"), nodes, 1)
+    }
+
+    /// Makes so many pods that sleep, as many on each of the first `nodes` nodes, and waits until all are ready.
+    ///
+    /// # Errors
+    /// They are not in time.
+    pub(crate) fn fill(&mut self, nodes: usize, pods: usize) -> Result<()> {
+        let pods: Vec<Value> =
+            (0..pods).map(|n| manifest(&format!("many-{n}"), &format!("n{}", n % nodes.max(1) + 1))).collect();
+        self.api.create(&pods)?;
+        let until = Instant::now() + MANY_LIMIT;
+        loop {
+            interrupt::check()?;
+            let ready = self.api.list(Kind::Pod)?.iter().filter(|pod| is_ready(pod)).count();
+            if ready >= pods.len() {
+                return Ok(());
+            }
+            if Instant::now() >= until {
+                bail!("waited {} s: {ready} of {} pods are ready", MANY_LIMIT.as_secs(), pods.len());
+            }
+            // Seldom: each question costs what many events do.
+            std::thread::sleep(Duration::from_millis(500));
+        }
+    }
+
+    /// Memory of what Towpath runs on each node, in MiB: what of it is shared is counted in parts (`Pss`).
+    ///
+    /// # Errors
+    /// The lab's cgroup cannot be read.
+    pub(crate) fn node_memory(&self) -> Result<Vec<f64>> {
+        let nodes = self.cgroup()?.join("nodes");
+        let mut found = Vec::new();
+        for node in std::fs::read_dir(&nodes).with_context(|| format!("read {}", nodes.display()))?.flatten() {
+            let procs = std::fs::read_to_string(node.path().join("system/cgroup.procs")).unwrap_or_default();
+            let memory: f64 = procs.lines().filter_map(proportional).sum();
+            if memory > 0.0 {
+                found.push(memory);
+            }
+        }
+        Ok(found)
     }
 
     /// What each agent says of itself (`towpath status`); nothing of one that is about to start anew.
@@ -222,11 +272,7 @@ impl Lab {
         self.api.create(&[manifest(name, node)])?;
         let (ip, uid) = wait(&format!("pod {name} to be ready"), || {
             let pod = self.api.get(Kind::Pod, name)?.context("the pod is not there")?;
-            let conditions = pod.pointer("/status/conditions").and_then(Value::as_array);
-            let ready = conditions.is_some_and(|all| {
-                all.iter().any(|c| c.get("type") == Some(&json!("Ready")) && c.get("status") == Some(&json!("True")))
-            });
-            Ok(ready.then(|| (text(&pod, "/status/podIP"), text(&pod, "/metadata/uid"))))
+            Ok(is_ready(&pod).then(|| (text(&pod, "/status/podIP"), text(&pod, "/metadata/uid"))))
         })?;
         let pods = self.cgroup()?.join("nodes").join(node).join("pods");
         // A pod can be ready a moment before its process has entered everything.
@@ -379,6 +425,13 @@ fn manifest(name: &str, node: &str) -> Value {
     })
 }
 
+fn is_ready(pod: &Value) -> bool {
+    let conditions = pod.pointer("/status/conditions").and_then(Value::as_array);
+    conditions.is_some_and(|all| {
+        all.iter().any(|c| c.get("type") == Some(&json!("Ready")) && c.get("status") == Some(&json!("True")))
+    })
+}
+
 fn text(object: &Value, pointer: &str) -> String {
     object.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned()
 }
@@ -402,6 +455,13 @@ fn is_agent(pid: &str) -> bool {
 pub(crate) fn resident(pid: &str, field: &str) -> Option<f64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix(field))?;
+    Some(line.split_whitespace().next()?.parse::<f64>().ok()? / 1024.0)
+}
+
+/// The memory of a process in MiB, with its part of what it shares (`proc_pid_smaps(5)`).
+fn proportional(pid: &str) -> Option<f64> {
+    let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
+    let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:"))?;
     Some(line.split_whitespace().next()?.parse::<f64>().ok()? / 1024.0)
 }
 

@@ -86,6 +86,8 @@ pub(crate) enum Inside {
 pub(crate) enum Group {
     /// `lab up`, the start of a pod, memory.
     Lab,
+    /// A lab of many nodes and pods: how soon it is up, and a node's memory.
+    LargeLab,
     /// Pods of one node.
     SameNode,
     /// Pods of two nodes.
@@ -164,6 +166,12 @@ pub(crate) struct Options {
     /// How often `lab up` is timed.
     #[arg(long, default_value_t = 3)]
     pub(crate) lab_ups: usize,
+    /// How many nodes the large lab has.
+    #[arg(long, default_value_t = 50)]
+    pub(crate) large_nodes: usize,
+    /// How many pods run in it.
+    #[arg(long, default_value_t = 1_000)]
+    pub(crate) large_pods: usize,
     /// How many pods are started to time it.
     #[arg(long, default_value_t = 10)]
     pub(crate) pod_starts: usize,

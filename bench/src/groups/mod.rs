@@ -6,6 +6,7 @@ mod cni;
 mod cross_node;
 mod endpoints;
 mod fresh;
+mod large_lab;
 mod policy;
 mod programs;
 mod same_node;
@@ -92,6 +93,9 @@ impl Run {
         }
         if self.options.baselines_only {
             return Ok(());
+        }
+        if self.options.has(Group::LargeLab) {
+            large_lab::measure(self)?;
         }
         if self.options.has(Group::Programs) {
             programs::measure(self)?;

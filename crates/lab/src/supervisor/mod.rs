@@ -42,8 +42,9 @@ use components::Tokens;
 
 /// Port of the API server inside the underlay, as kubeadm's.
 pub(crate) const API_PORT: u16 = 6443;
-/// How long nodes may take to become ready before `lab up` gives up.
+/// How long nodes may take to become ready before `lab up` gives up, and how much longer for each.
 const READY_LIMIT: Duration = Duration::from_secs(60);
+const READY_LIMIT_EACH: Duration = Duration::from_secs(2);
 
 /// Progress of `lab serve`, one JSON object a line.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -304,12 +305,18 @@ async fn wait_until_ready(
     spec: &ClusterSpec,
     ready: Vec<(String, watch::Receiver<bool>)>,
 ) -> Result<()> {
-    let deadline = tokio::time::Instant::now() + READY_LIMIT;
+    // Their agents start all at once, on one machine.
+    let limit = READY_LIMIT + READY_LIMIT_EACH * u32::try_from(ready.len()).unwrap_or(u32::MAX);
+    let deadline = tokio::time::Instant::now() + limit;
     for (node, mut is_ready) in ready {
         let waited = tokio::time::timeout_at(deadline, is_ready.wait_for(|ready| *ready)).await;
         if !matches!(waited, Ok(Ok(_))) {
             let log = layout.node_state(&node).join("agent.log");
-            bail!("node {node} did not become ready within {READY_LIMIT:?}; its agent's log is {}", log.display());
+            bail!(
+                "node {node} did not become ready within {} s; its agent's log is {}",
+                limit.as_secs(),
+                log.display()
+            );
         }
     }
     if spec.cni_conf.is_none() {
