@@ -272,6 +272,7 @@ mod tests {
             labels: Default::default(),
             internal_ips: ips.iter().map(|i| i.parse().unwrap()).collect(),
             other_ips: Vec::new(),
+            created: 0,
             flannel: None,
             pod_cidrs: cidrs.iter().map(|c| c.parse().unwrap()).collect(),
             ready: true,

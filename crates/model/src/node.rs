@@ -24,6 +24,9 @@ pub struct Node {
     pub other_ips: Vec<IpAddr>,
     /// `spec.podCIDRs`, at most one a family; empty until somebody assigns them.
     pub pod_cidrs: Vec<IpNet>,
+    /// `metadata.creationTimestamp`, in seconds since 1970: of two nodes that claim one thing the older has it.
+    #[serde(default)]
+    pub created: i64,
     /// The `Ready` condition.
     pub ready: bool,
     /// What Flannel wrote on it.
@@ -89,6 +92,7 @@ impl TryFrom<&core::Node> for Node {
             internal_ips,
             other_ips,
             pod_cidrs,
+            created: object.metadata.creation_timestamp.as_ref().map_or(i64::MAX, |time| time.0.as_second()),
             ready,
             flannel: object.metadata.annotations.as_ref().and_then(Flannel::of),
         })

@@ -31,8 +31,8 @@ pub struct Tunnels {
     pub plain: bool,
 }
 
-/// Plans the peers of `local`. `previous` is the last result: who had a range or an address keeps it; else the first by
-/// name does, so that all nodes decide alike. The tunnel runs over IPv4 if this node has an IPv4 address, else over IPv6.
+/// Plans the peers of `local`. `previous` is the last result: who had a range or an address keeps it, whatever others say of themselves since;
+/// else the older node has it, so that all nodes decide alike. The tunnel runs over IPv4 if this node has an IPv4 address, else over IPv6.
 ///
 /// A node that bears Flannel's annotations is reached as those say, also after it was taken over: its device for old pods may still
 /// be Flannel's, and packets of its pods may come without an envelope as long as somebody counts on the annotations. Flannel has a
@@ -47,22 +47,39 @@ pub fn plan(world: &World, local: &NodeName, previous: &[NodePeer], tunnels: &Tu
         refuse(&mut out, local, NO_ADDRESS.to_owned());
         return out;
     };
+    let mut order: Vec<&Node> = world.nodes.values().collect();
+    order.sort_by_key(|node| (node.created, &node.name));
     let mut claims = Claims::default();
-    let before: BTreeSet<&NodeName> = previous.iter().map(|p| &p.name).collect();
-    let (kept, new): (Vec<&Node>, Vec<&Node>) = world.nodes.values().partition(|n| before.contains(&n.name));
-    let order: Vec<&Node> = kept.into_iter().chain(new).collect();
     // Addresses of all nodes first: no pod range may cover one, whosever it is.
-    let mut addresses: BTreeMap<&NodeName, Vec<IpAddr>> = BTreeMap::new();
-    for node in &order {
-        let mut own = Vec::new();
-        for address in &node.internal_ips {
-            match claims.address(&node.name, *address) {
-                Ok(()) => own.push(*address),
-                Err(reason) => refuse(&mut out, &node.name, reason),
+    let mut addresses = claimed(
+        &order,
+        |node| &node.internal_ips,
+        |node, address| previous.iter().any(|peer| peer.name == node.name && peer.addresses.contains(address)),
+        |node, address| match claims.address(&node.name, *address) {
+            Ok(()) => true,
+            Err(reason) => {
+                refuse(&mut out, &node.name, reason);
+                false
             }
-        }
-        addresses.insert(&node.name, own);
-    }
+        },
+    );
+    let mut ranges = claimed(
+        &order,
+        |node| &node.pod_cidrs,
+        |node, range| previous.iter().any(|peer| peer.name == node.name && peer.pod_cidrs.contains(range)),
+        |node, range| {
+            // Without an address it is nobody's who could be reached.
+            let reachable = addresses.get(&node.name).is_some_and(|all| all.iter().any(|a| family_of(*a) == family));
+            match reachable.then(|| claims.range(&node.name, *range)) {
+                None => false,
+                Some(Ok(())) => true,
+                Some(Err(reason)) => {
+                    refuse(&mut out, &node.name, reason);
+                    false
+                }
+            }
+        },
+    );
     for node in order {
         let addresses = addresses.remove(&node.name).unwrap_or_default();
         let Some(tunnel) = addresses.iter().copied().find(|a| family_of(*a) == family) else {
@@ -74,13 +91,7 @@ pub fn plan(world: &World, local: &NodeName, previous: &[NodePeer], tunnels: &Tu
             refuse(&mut out, &node.name, reason.to_owned());
             continue;
         };
-        let mut pod_cidrs = Vec::new();
-        for cidr in &node.pod_cidrs {
-            match claims.range(&node.name, *cidr) {
-                Ok(()) => pod_cidrs.push(*cidr),
-                Err(reason) => refuse(&mut out, &node.name, reason),
-            }
-        }
+        let pod_cidrs = ranges.remove(&node.name).unwrap_or_default();
         if node.pod_cidrs.is_empty() {
             refuse(&mut out, &node.name, NO_RANGE.to_owned());
         }
@@ -142,6 +153,30 @@ pub fn plan(world: &World, local: &NodeName, previous: &[NodePeer], tunnels: &Tu
     }
     out.peers.sort_by(|a, b| a.name.cmp(&b.name));
     out
+}
+
+/// What each node gets of what it says it has, in its own order. Who `had` a thing is asked for before all others.
+fn claimed<'w, T: Copy + 'w>(
+    nodes: &[&'w Node],
+    says: impl Fn(&'w Node) -> &'w Vec<T>,
+    had: impl Fn(&Node, &T) -> bool,
+    mut claim: impl FnMut(&'w Node, &T) -> bool,
+) -> BTreeMap<&'w NodeName, Vec<T>> {
+    let mut got: BTreeMap<&NodeName, Vec<(usize, T)>> = BTreeMap::new();
+    for theirs in [true, false] {
+        for node in nodes {
+            for (index, thing) in says(node).iter().enumerate().filter(|(_, thing)| had(node, thing) == theirs) {
+                if claim(node, thing) {
+                    got.entry(&node.name).or_default().push((index, *thing));
+                }
+            }
+        }
+    }
+    let in_order = |mut all: Vec<(usize, T)>| {
+        all.sort_by_key(|(index, _)| *index);
+        all.into_iter().map(|(_, thing)| thing).collect()
+    };
+    got.into_iter().map(|(node, all)| (node, in_order(all))).collect()
 }
 
 /// The peers that a node is by Flannel's annotations, and what is wrong with those. `had`: it bore some before.

@@ -85,6 +85,7 @@ mod tests {
             labels: Default::default(),
             internal_ips: vec!["192.0.2.1".parse().unwrap()],
             other_ips: Vec::new(),
+            created: 0,
             pod_cidrs: nets(&["10.5.0.0/24"]),
             ready: true,
             flannel: None,

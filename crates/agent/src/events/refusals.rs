@@ -398,6 +398,7 @@ mod tests {
             labels: BTreeMap::new(),
             internal_ips: Vec::new(),
             other_ips: Vec::new(),
+            created: 0,
             pod_cidrs: Vec::new(),
             ready,
             flannel: None,

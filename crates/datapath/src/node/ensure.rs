@@ -19,6 +19,7 @@ impl Node {
     /// its program is attached.
     pub(super) fn ensure_node(&mut self) -> Result<Vec<String>, Error> {
         let mut changes = self.ensure_forwarding()?;
+        changes.extend(self.ensure_announced()?);
         let tunnel = self.ensure_tunnel_device(&mut changes)?;
         self.facts.tunnel_ifindex = tunnel.index;
         if let Some(mac) = tunnel.mac.filter(|_| self.lent.is_some()) {
@@ -75,6 +76,20 @@ impl Node {
         for (name, value) in wanted {
             if sysctl::set(&name, value)? {
                 changes.push(format!("set sysctl {name} to {value}"));
+            }
+        }
+        Ok(changes)
+    }
+
+    /// The devices that lead out say their addresses anew when they come up or get another MAC address: other nodes, whose packets go to
+    /// the MAC address that they know, hear of it at once, and not when they doubt it after half a minute.
+    fn ensure_announced(&self) -> Result<Vec<String>, Error> {
+        let mut changes = Vec::new();
+        for (_, device) in &self.facts.outside {
+            for name in [format!("ipv4/conf/{device}/arp_notify"), format!("ipv6/conf/{device}/ndisc_notify")] {
+                if sysctl::set_if_known(&name, "1")? {
+                    changes.push(format!("set sysctl {name} to 1"));
+                }
             }
         }
         Ok(changes)

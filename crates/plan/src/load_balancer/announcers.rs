@@ -150,6 +150,7 @@ mod tests {
                 labels: Default::default(),
                 internal_ips: vec![ip(&format!("192.0.2.{number}"))],
                 other_ips: Vec::new(),
+                created: 0,
                 pod_cidrs: Vec::new(),
                 ready: true,
                 flannel: None,

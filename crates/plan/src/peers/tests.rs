@@ -13,6 +13,7 @@ fn node(name: &str, addresses: &[&str], cidrs: &[&str]) -> Node {
         labels: Default::default(),
         internal_ips: addresses.iter().map(|a| a.parse().unwrap()).collect(),
         other_ips: Vec::new(),
+        created: 0,
         flannel: None,
         pod_cidrs: cidrs.iter().map(|c| c.parse().unwrap()).collect(),
         ready: true,
@@ -112,6 +113,31 @@ fn ranges_that_overlap_stay_with_their_first_owner() {
     ];
     let peers = plan(&world(newcomer), &NodeName::new("n1"), &before.peers, &tunnels(&[]));
     assert_eq!(names(&peers), ["n1", "n3"], "who was there keeps its range against who comes before it by name");
+}
+
+#[test]
+fn what_a_node_has_is_not_taken_by_what_another_says_of_itself_later() {
+    let before = planned(vec![
+        node("n1", &["192.168.0.1"], &["10.244.1.0/24"]),
+        node("n2", &["192.168.0.2"], &["10.244.2.0/24", "fd00:2::/64"]),
+    ]);
+    // n1, which is known as well and comes first by age and by name, says that it is n2.
+    let now = vec![
+        node("n1", &["192.168.0.2"], &["10.244.2.0/24", "10.244.1.0/24"]),
+        node("n2", &["192.168.0.2"], &["10.244.2.0/24", "fd00:2::/64"]),
+        node("n3", &["192.168.0.3"], &["10.244.3.0/24"]),
+    ];
+    let peers = plan(&world(now.clone()), &NodeName::new("n3"), &before.peers, &tunnels(&[]));
+    assert_eq!(names(&peers), ["n2", "n3"]);
+    assert_eq!(peers.peers[0].pod_cidrs.len(), 2, "in the order that it says: {:?}", peers.peers[0].pod_cidrs);
+    assert!(peers.peers[0].pod_cidrs[0] == "10.244.2.0/24".parse().unwrap());
+    assert!(refusal(&peers, "n1").contains("192.168.0.2 already belongs to node n2"));
+    // A node that has heard of nobody yet gives it to the older of the two.
+    let mut young = now;
+    young[0].created = 200;
+    young[1].created = 100;
+    let peers = plan(&world(young), &NodeName::new("n3"), &[], &tunnels(&[]));
+    assert_eq!(names(&peers), ["n2", "n3"]);
 }
 
 #[test]

@@ -35,6 +35,7 @@ fn node(name: &str, ip: &str, cidr: &str) -> (NodeName, Node) {
         labels: Labels::new(),
         internal_ips: vec![ip.parse().unwrap()],
         other_ips: Vec::new(),
+        created: 0,
         flannel: None,
         pod_cidrs: vec![cidr.parse().unwrap()],
         ready: true,

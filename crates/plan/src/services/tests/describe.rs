@@ -26,6 +26,7 @@ fn node(name: &str, zone: &str) -> Node {
         labels: [("topology.kubernetes.io/zone".to_owned(), zone.to_owned())].into(),
         internal_ips: Vec::new(),
         other_ips: Vec::new(),
+        created: 0,
         pod_cidrs: Vec::new(),
         ready: true,
         flannel: None,

@@ -49,6 +49,7 @@ fn node(name: &str, ips: &[&str]) -> Node {
         labels: Default::default(),
         internal_ips: ips.iter().map(|t| ip(t)).collect(),
         other_ips: Vec::new(),
+        created: 0,
         flannel: None,
         pod_cidrs: ["10.244.0.0/16", "fd00:1::/64"].map(|range| range.parse().unwrap()).to_vec(),
         ready: true,

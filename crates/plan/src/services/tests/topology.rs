@@ -56,6 +56,7 @@ fn world(service: Service, endpoints: Vec<Endpoint>) -> World {
         labels: BTreeMap::from([("topology.kubernetes.io/zone".to_owned(), format!("z{n}"))]),
         internal_ips: vec![IpAddr::from([192, 168, 0, n])],
         other_ips: Vec::new(),
+        created: 0,
         flannel: None,
         pod_cidrs: Vec::new(),
         ready: true,

@@ -266,6 +266,7 @@ fn node(name: &str, actor: &Actor) -> Node {
         labels: actor.labels.clone(),
         internal_ips: vec![actor.address],
         other_ips: Vec::new(),
+        created: 0,
         pod_cidrs: Vec::new(),
         ready: true,
         flannel: None,

@@ -1,0 +1,226 @@
+//! Nodes that come, go, come back as another, say that they are somebody else, or get another network card: after five seconds nothing of
+//! what was is left on the others, and who is there notices nothing.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::{Result, anyhow, bail, ensure};
+use towpath_walkthrough::cluster::{Cluster, Families, field, wait};
+use towpath_walkthrough::load::Load;
+use towpath_walkthrough::log::{Log, Voice};
+use towpath_walkthrough::machine::{self, can_run_labs};
+use towpath_walkthrough::place::{Place, Session, address};
+use towpath_walkthrough::pods::{server, shell};
+
+/// How soon nothing is left.
+const SOON: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(20);
+const ANSWER: Duration = Duration::from_secs(5);
+
+/// A machine that nobody has built: its Node object only.
+fn node(name: &str, ip: &str, ranges: &[&str]) -> String {
+    format!(
+        "---\napiVersion: v1\nkind: Node\nmetadata: {{name: {name}}}\nspec: {{podCIDR: {first}, podCIDRs: [{all}]}}\nstatus:\n  \
+         addresses: [{{type: InternalIP, address: {ip}}}, {{type: Hostname, address: {name}}}]\n",
+        first = ranges[0],
+        all = ranges.join(", ")
+    )
+}
+
+struct Scene {
+    cluster: Cluster,
+    near: Place,
+    web: SocketAddr,
+    /// First three numbers of the nodes' addresses.
+    link: String,
+}
+
+impl Scene {
+    fn log(&self) -> Log {
+        Log::new(Voice::Plain)
+    }
+
+    fn remove(&self, node: &str) -> Result<()> {
+        self.cluster.kubectl(&self.log(), &["delete", "node", node]).map(drop)
+    }
+
+    /// What n1's kernel has of a range or an address: routes and neighbours. One that it looked for in vain leads nowhere.
+    fn knows(&self, what: &str) -> Result<String> {
+        let said = self.cluster.node("n1", "ip route; ip -6 route; ip neigh; ip -6 neigh")?;
+        ensure!(said.ok, "{}", said.all());
+        Ok(said
+            .out
+            .lines()
+            .filter(|line| line.contains(what) && !line.contains(" FAILED"))
+            .collect::<Vec<_>>()
+            .join("\n"))
+    }
+
+    fn has(&self, range: &str, by: &str, limit: Duration) -> Result<()> {
+        wait(&format!("a route to {range} by {by}"), limit, || {
+            let routes = self.knows(range)?;
+            if routes.contains(by) { Ok(()) } else { bail!("{routes:?}") }
+        })
+    }
+
+    fn has_not(&self, what: &str) -> Result<()> {
+        wait(&format!("nothing to be left of {what}"), SOON, || {
+            let left = self.knows(what)?;
+            if left.is_empty() { Ok(()) } else { bail!("{left}") }
+        })
+    }
+
+    fn status(&self) -> Result<String> {
+        let mut command = std::process::Command::new(self.cluster.towpath());
+        let out = command.args(["status", "--lab", self.cluster.name()]).output()?;
+        Ok(String::from_utf8_lossy(&out.stdout).into_owned())
+    }
+
+    fn is_refused(&self, words: &[&str]) -> Result<()> {
+        wait(&format!("towpath status to say {words:?}"), PATIENCE, || {
+            let said = self.status()?;
+            if words.iter().all(|word| said.contains(word)) { Ok(()) } else { bail!("{said}") }
+        })
+    }
+
+    /// One that comes, and comes back as another while n1's agent hears nothing of it.
+    fn comes_and_comes_back(&self) -> Result<()> {
+        let (first, second) = (format!("{}.99", self.link), format!("{}.98", self.link));
+        self.cluster.apply_text(&node("n9", &first, &["10.244.99.0/24"]))?;
+        self.has("10.244.99.0/24", &first, PATIENCE)?;
+        let dead = machine::lab_agent(self.cluster.name(), "n1")?;
+        let frozen = machine::freeze(dead)?;
+        self.remove("n9")?;
+        self.cluster.apply_text(&node("n9", &second, &["10.244.97.0/24"]))?;
+        machine::kill(dead)?;
+        drop(frozen);
+        wait("another agent", PATIENCE, || {
+            let pid = machine::lab_agent(self.cluster.name(), "n1")?;
+            if pid == dead { bail!("process {pid} is still there") } else { Ok(()) }
+        })?;
+        self.has("10.244.97.0/24", &second, PATIENCE)?;
+        self.has_not("10.244.99.0/24")?;
+        self.has_not(&first)?;
+        // And while everybody listens.
+        self.remove("n9")?;
+        self.has_not("10.244.97.0/24")?;
+        self.has_not(&second)?;
+        self.cluster.apply_text(&node("n9", &first, &["10.244.99.0/24"]))?;
+        self.has("10.244.99.0/24", &first, SOON)?;
+        let patch = format!(r#"{{"status":{{"addresses":[{{"type":"InternalIP","address":"{second}"}}]}}}}"#);
+        let arguments = ["patch", "node", "n9", "--subresource=status", "--type=merge", "-p", &patch];
+        self.cluster.kubectl(&self.log(), &arguments)?;
+        self.has("10.244.99.0/24", &second, SOON)?;
+        self.has_not(&first)?;
+        self.remove("n9")?;
+        self.has_not("10.244.99.0/24")
+    }
+
+    /// Those that say they are n2, or have its pods, or n1's.
+    fn says_it_is_another(&self) -> Result<()> {
+        let (n1, n2) = (self.cluster.node_ip("n1")?, self.cluster.node_ip("n2")?);
+        let fresh = format!("{}.97", self.link);
+        let range = |node: &str| -> Result<String> { Ok(field(&self.cluster.get("node", node)?, "/spec/podCIDR")) };
+        let (range1, range2) = (range("n1")?, range("n2")?);
+        // Its name comes before theirs.
+        for (ip, range, words) in [
+            (&n2, "10.244.96.0/24", format!("address {n2} already belongs to node n2")),
+            (&n1, "10.244.96.0/24", format!("address {n1} already belongs to node n1")),
+            (&fresh, range2.as_str(), format!("overlaps {range2} of node n2")),
+            (&fresh, range1.as_str(), format!("overlaps {range1} of node n1")),
+            (&fresh, "10.244.0.0/16", "overlaps".to_owned()),
+        ] {
+            self.cluster.apply_text(&node("a9", ip, &[range]))?;
+            self.is_refused(&["a9", &words])?;
+            self.has(&range2, &n2, SOON)?;
+            ensure!(self.knows("10.244.96.0/24")?.is_empty(), "a refused node is reached");
+            self.remove("a9")?;
+        }
+        // The agent that starts while somebody says so decides as the others do.
+        self.cluster.apply_text(&node("a9", &n2, &["10.244.96.0/24"]))?;
+        let dead = machine::lab_agent(self.cluster.name(), "n1")?;
+        machine::kill(dead)?;
+        wait("another agent", PATIENCE, || {
+            let pid = machine::lab_agent(self.cluster.name(), "n1")?;
+            if pid == dead { bail!("process {pid} is still there") } else { Ok(()) }
+        })?;
+        self.is_refused(&["a9", &format!("address {n2} already belongs to node n2")])?;
+        self.has(&range2, &n2, SOON)?;
+        self.remove("a9")
+    }
+}
+
+#[test]
+fn nodes_come_back_as_others_or_say_that_they_are_and_nobody_notices() -> Result<()> {
+    if !can_run_labs()? {
+        return Ok(());
+    }
+    let cluster = Cluster::up("e2e-nodes", 2, Families::Ipv4)?;
+    cluster.apply_text(&(server("web", "n2", "app: web") + &shell("near", "n1", "")))?;
+    let web = SocketAddr::new(address(&cluster.wait_pod("web")?.ip)?, 80);
+    let near = Place::of_pod(&cluster, &cluster.wait_pod("near")?)?;
+    let n2 = cluster.node_ip("n2")?;
+    let link = n2.rsplit_once('.').map(|(link, _)| link.to_owned()).unwrap_or_default();
+    let scene = Scene { cluster, near, web, link };
+    let kept = Load::sessions(&scene.near, &[scene.web], 5)?;
+    let load = Load::default();
+    let done = std::thread::scope(|scope| {
+        let (load, scene) = (&load, &scene);
+        scope.spawn(|| load.keep("while nodes come and go", kept, Duration::from_millis(200)));
+        let opener = scope.spawn(move || {
+            scene.near.enter(|| {
+                load.open("a pod", &[scene.web], 20);
+                Ok(())
+            })
+        });
+        let done = scene.comes_and_comes_back().and_then(|()| scene.says_it_is_another());
+        load.ends();
+        opener.join().map_err(|_| anyhow!("a thread panicked"))??;
+        done
+    });
+    let judged = load.judge(100, 100);
+    done.and(judged)?;
+    scene.cluster.down()
+}
+
+#[test]
+fn a_node_with_another_mac_address_is_reached_again_within_five_seconds() -> Result<()> {
+    if !can_run_labs()? {
+        return Ok(());
+    }
+    let cluster = Cluster::up("e2e-mac", 2, Families::Dual)?;
+    cluster.apply_text(&(server("web", "n2", "app: web") + &shell("near", "n1", "")))?;
+    cluster.wait_pod("web")?;
+    let all = cluster.get("pod", "web")?;
+    let ips = all.pointer("/status/podIPs").and_then(serde_json::Value::as_array).cloned().unwrap_or_default();
+    ensure!(ips.len() == 2, "both families: {ips:?}");
+    let near = Place::of_pod(&cluster, &cluster.wait_pod("near")?)?;
+    for backend in ["vxlan", "host-gw", "ipip"] {
+        let config = format!(
+            "---\napiVersion: towpath.dev/v1alpha1\nkind: NetworkConfig\nmetadata: {{name: default}}\nspec: {{backend: {backend}}}\n"
+        );
+        cluster.apply_text(&config)?;
+        wait(&format!("the nodes to send by {backend}"), PATIENCE, || {
+            let mut command = std::process::Command::new(cluster.towpath());
+            let out = command.args(["status", "--lab", cluster.name()]).output()?;
+            let said = String::from_utf8_lossy(&out.stdout).into_owned();
+            if said.matches(&format!("({backend})")).count() >= 2 { Ok(()) } else { bail!("{said}") }
+        })?;
+        let mut sessions = Vec::new();
+        for ip in &ips {
+            let to = SocketAddr::new(address(&field(ip, "/ip"))?, 80);
+            sessions.push(near.enter(|| {
+                let mut session = Session::open(to, ANSWER)?;
+                session.ask(ANSWER)?;
+                Ok(session)
+            })?);
+        }
+        let mac = format!("02:00:00:00:{:02x}:01", backend.len());
+        let said = cluster.node("n2", &format!("ip link set dev eth0 address {mac}"))?;
+        ensure!(said.ok, "{}", said.all());
+        for mut session in sessions {
+            near.enter(|| session.ask(ANSWER))?;
+        }
+    }
+    cluster.down()
+}
