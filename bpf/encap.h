@@ -247,12 +247,38 @@ static __always_inline int tp_takes_envelopes(struct tp_work *w, const struct tp
 }
 
 /*
- * To a pod of another node without an envelope: to the next hop towards the node. Until there is one, in an envelope. What does not fit its path goes
+ * Whether the next hop towards the pods of the node at `to` is that node: then they are on the same link. Of IPv6 the look-up has seen that
+ * (tp_leads_over).
+ */
+static __always_inline int tp_hop_is_node(const struct tp_work *w, const struct bpf_redir_neigh *next, const struct tp_addr *to)
+{
+	if (w->p.flags & TP_PKT_V6)
+		return next->nh_family == FAMILY_V6;
+	return next->nh_family == FAMILY_V4 && next->ipv4_nh == tp_word(to, 3);
+}
+
+/* Makes w->hop the pod itself that the packet is for. */
+static __always_inline void tp_hop_is_pod(struct tp_work *w)
+{
+	struct bpf_redir_neigh *hop = &w->hop;
+
+	__builtin_memset(hop, 0, sizeof(*hop));
+	if (w->p.flags & TP_PKT_V6) {
+		hop->nh_family = FAMILY_V6;
+		__builtin_memcpy(hop->ipv6_nh, &w->p.t.daddr, 16);
+	} else {
+		hop->nh_family = FAMILY_V4;
+		hop->ipv4_nh = tp_word(&w->p.t.daddr, 3);
+	}
+}
+
+/*
+ * To a pod of another node without an envelope: to the next hop towards the node, or with TP_BY_LINK to the pod itself. Until there is one, in an envelope. What does not fit its path goes
  * by the kernel's routes.
  */
 static __noinline int tp_send_plain(struct __sk_buff *skb, struct tp_work *w, const struct tp_node_config *cfg, const struct tp_addr *to)
 {
-	__u32 len = tp_wire_len(skb, w), ifindex = 0, mtu = 0;
+	__u32 len = tp_wire_len(skb, w), ifindex = 0, mtu = 0, reason = TP_HOST_OUT;
 	struct bpf_redir_neigh *next = NULL;
 	struct tp_hop6 *hop6;
 	struct tp_hop *hop;
@@ -279,10 +305,16 @@ static __noinline int tp_send_plain(struct __sk_buff *skb, struct tp_work *w, co
 			tp_frag_too_big(w, w->translated ? &w->sent : &w->p.t);
 		return tp_to_stack(skb);
 	}
+	/* From here on it is the kernel's to find out the MAC, as for any neighbour; tp_to_uplink puts the sender's own. */
+	if (w->by == TP_BY_LINK && ifindex == cfg->uplink_ifindex && tp_hop_is_node(w, next, to)) {
+		tp_hop_is_pod(w);
+		next = &w->hop;
+		reason = TP_LINK_OUT;
+	}
 	if (tp_forward_headers(skb, w))
 		return tp_drop(skb, TP_DROP_INTERNAL);
-	tp_count(TP_HOST_OUT, skb->len);
-	tp_note(3, ifindex, TP_HOST_OUT);
+	tp_count(reason, skb->len);
+	tp_note(3, ifindex, reason);
 	return bpf_redirect_neigh(ifindex, next, sizeof(*next), 0);
 }
 
@@ -342,7 +374,7 @@ static __always_inline int tp_send_to_node(struct __sk_buff *skb, struct tp_work
 {
 	int sent;
 
-	if (w->by == TP_BY_ITSELF)
+	if (w->by == TP_BY_ITSELF || w->by == TP_BY_LINK)
 		return tp_send_plain(skb, w, cfg, &w->via);
 	if (w->by == TP_BY_IPIP) {
 		sent = tp_send_ipip(skb, w, cfg, &w->via);

@@ -14,9 +14,28 @@ pub fn of_tunnel(address: IpAddr) -> [u8; 6] {
     folded([0x02, 0x74], address)
 }
 
-/// The device of the pod that holds `address` (its first).
+/// What the MAC addresses of pods begin with.
+const OF_PODS: [u8; 2] = [0x06, 0x74];
+
+/// The device of the pod that holds `address` (its first). With the backend `macvlan` it is on the link of all nodes, so pods of other nodes must have
+/// others: of IPv4 it holds the address; of IPv6 the nodes' part of it is kept apart from the pod's, wherever in the second, third or fourth word
+/// nodes are numbered, as long as both take 16 bits at most.
 pub fn of_pod(address: IpAddr) -> [u8; 6] {
-    folded([0x06, 0x74], address)
+    match address {
+        IpAddr::V4(_) => folded(OF_PODS, address),
+        IpAddr::V6(v6) => {
+            let bits = v6.to_bits();
+            let (second, third) = ((bits >> 64) as u32, (bits >> 32) as u32);
+            let word = (bits >> 96) as u32 ^ second.rotate_left(16) ^ third.rotate_left(16) ^ bits as u32;
+            let [a, b, c, d] = word.to_be_bytes();
+            [OF_PODS[0], OF_PODS[1], a, b, c, d]
+        }
+    }
+}
+
+/// Whether an address is one that [`of_pod`] makes.
+pub fn is_of_pod(mac: [u8; 6]) -> bool {
+    mac.starts_with(&OF_PODS)
 }
 
 /// Two fixed bytes and the XOR of the four 32-bit words of the 16-byte form (IPv4 mapped into IPv6).
@@ -38,6 +57,18 @@ pub fn text(mac: [u8; 6]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pods_of_other_nodes_have_other_macs_however_nodes_are_numbered() {
+        for nodes in ["10.244.{}.", "fd00:10:244:{}::", "fd00:10:244:0:{}::", "fd00:10:244::{}:"] {
+            let mut seen = std::collections::BTreeSet::new();
+            for node in 1..64 {
+                let prefix = nodes.replace("{}", &node.to_string());
+                let pods = (2..130).map(|pod| of_pod(format!("{prefix}{pod}").parse().unwrap()));
+                pods.for_each(|mac| assert!(is_of_pod(mac) && seen.insert(mac), "{prefix}: {}", text(mac)));
+            }
+        }
+    }
 
     #[test]
     fn the_tunnel_address_folds_into_the_mac_as_the_abi_says() {
