@@ -224,8 +224,9 @@ static __always_inline struct tp_hop6 *tp_hop_to_pod6(struct __sk_buff *skb, str
 	fib->family = FAMILY_V6;
 	fib->l4_protocol = w->p.t.proto;
 	fib->tot_len = len;
-	__builtin_memcpy(fib->ipv6_src, &w->p.t.saddr, 16);
-	__builtin_memcpy(fib->ipv6_dst, &w->p.t.daddr, 16);
+	/* As they are by now: a packet that goes on by its translation was parsed before that. */
+	__builtin_memcpy(fib->ipv6_src, &w->h.v6.saddr, 16);
+	__builtin_memcpy(fib->ipv6_dst, &w->h.v6.daddr, 16);
 	if (tp_next_hop(skb, w, cfg) || !tp_leads_over(w, to))
 		return NULL;
 	hop->until = now + HOP_LIFE;
@@ -257,19 +258,22 @@ static __always_inline int tp_hop_is_node(const struct tp_work *w, const struct 
 	return next->nh_family == FAMILY_V4 && next->ipv4_nh == tp_word(to, 3);
 }
 
-/* Makes w->hop the pod itself that the packet is for. */
-static __always_inline void tp_hop_is_pod(struct tp_work *w)
+/* To the pod itself, by its MAC on the link. The sender's is put where it leaves (tp_own_mac). */
+static __always_inline int tp_send_on_link(struct __sk_buff *skb, struct tp_work *w, __u32 ifindex)
 {
-	struct bpf_redir_neigh *hop = &w->hop;
+	struct tp_addr to;
 
-	__builtin_memset(hop, 0, sizeof(*hop));
-	if (w->p.flags & TP_PKT_V6) {
-		hop->nh_family = FAMILY_V6;
-		__builtin_memcpy(hop->ipv6_nh, &w->p.t.daddr, 16);
-	} else {
-		hop->nh_family = FAMILY_V4;
-		hop->ipv4_nh = tp_word(&w->p.t.daddr, 3);
-	}
+	/* The packet as it is by now: what goes on by its translation was parsed before that. */
+	if (w->p.flags & TP_PKT_V6)
+		tp_set_v6(&to, &w->h.v6.daddr);
+	else
+		tp_set_v4(&to, w->h.v4.daddr);
+	tp_link_mac(w->h.eth_dst, &to);
+	if (tp_forward_headers(skb, w))
+		return tp_drop(skb, TP_DROP_INTERNAL);
+	tp_count(TP_LINK_OUT, skb->len);
+	tp_note(2, ifindex, TP_LINK_OUT);
+	return bpf_redirect(ifindex, 0);
 }
 
 /*
@@ -278,7 +282,7 @@ static __always_inline void tp_hop_is_pod(struct tp_work *w)
  */
 static __noinline int tp_send_plain(struct __sk_buff *skb, struct tp_work *w, const struct tp_node_config *cfg, const struct tp_addr *to)
 {
-	__u32 len = tp_wire_len(skb, w), ifindex = 0, mtu = 0, reason = TP_HOST_OUT;
+	__u32 len = tp_wire_len(skb, w), ifindex = 0, mtu = 0;
 	struct bpf_redir_neigh *next = NULL;
 	struct tp_hop6 *hop6;
 	struct tp_hop *hop;
@@ -305,16 +309,12 @@ static __noinline int tp_send_plain(struct __sk_buff *skb, struct tp_work *w, co
 			tp_frag_too_big(w, w->translated ? &w->sent : &w->p.t);
 		return tp_to_stack(skb);
 	}
-	/* From here on it is the kernel's to find out the MAC, as for any neighbour; tp_to_uplink puts the sender's own. */
-	if (w->by == TP_BY_LINK && ifindex == cfg->uplink_ifindex && tp_hop_is_node(w, next, to)) {
-		tp_hop_is_pod(w);
-		next = &w->hop;
-		reason = TP_LINK_OUT;
-	}
+	if (w->by == TP_BY_LINK && ifindex == cfg->uplink_ifindex && tp_hop_is_node(w, next, to))
+		return tp_send_on_link(skb, w, ifindex);
 	if (tp_forward_headers(skb, w))
 		return tp_drop(skb, TP_DROP_INTERNAL);
-	tp_count(reason, skb->len);
-	tp_note(3, ifindex, reason);
+	tp_count(TP_HOST_OUT, skb->len);
+	tp_note(3, ifindex, TP_HOST_OUT);
 	return bpf_redirect_neigh(ifindex, next, sizeof(*next), 0);
 }
 

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
 /*
- * Pods on the link of the uplink, each with a MAC of its own there (TP_NODE_ON_LINK, the backend macvlan): the node answers ARP and neighbour
- * discovery for them with that MAC, takes frames that are sent to it, and gives it to what leaves with a pod's address.
+ * Pods on the link of the uplink, each address with a MAC of its own there (TP_NODE_ON_LINK, the backend macvlan): the node answers ARP and
+ * neighbour discovery for them with that MAC, takes frames that are sent to it, and gives it to what leaves with a pod's address. Nodes of this
+ * network know it without asking (tp_link_mac): no table of neighbours is as long as the list of the cluster's pods.
  *
  * The pods' devices are as with any other backend, and so is all that is judged: what is on the link is a frame, made of a packet that
  * tp_from_pod has let pass. (docs/decisions/016 says why they are no devices of the kind macvlan.)
@@ -46,6 +47,15 @@ static __always_inline int tp_is_on_link(const struct __sk_buff *skb, const stru
 	return (cfg->flags & TP_NODE_ON_LINK) && skb->ifindex == cfg->uplink_ifindex && !skb->vlan_present;
 }
 
+/* Under which MAC a pod's address is known on the link. */
+static __always_inline void tp_mac_of_pod(__u8 *mac, const struct tp_pod *pod, const struct tp_addr *addr)
+{
+	if (pod->mac[0] == LINK_FIRST && (pod->mac[1] == LINK_SECOND_V4 || pod->mac[1] == LINK_SECOND_V6))
+		tp_link_mac(mac, addr);
+	else
+		tp_copy_mac(mac, pod->mac);
+}
+
 static __always_inline int tp_answer_on_link(struct __sk_buff *skb)
 {
 	__u32 ifindex = skb->ifindex;
@@ -74,11 +84,11 @@ static __noinline int tp_arp_on_link(struct __sk_buff *skb, struct tp_work *w)
 		return -1;
 	__builtin_memcpy(asked, arp.target, 4);
 	tp_copy_mac(arp.eth_dst, arp.eth_src);
-	tp_copy_mac(arp.eth_src, pod->mac);
+	tp_mac_of_pod(arp.eth_src, pod, &target);
 	arp.operation = bpf_htons(ARP_REPLY);
 	tp_copy_mac(arp.target_mac, arp.sender_mac);
 	__builtin_memcpy(arp.target, arp.sender, 4);
-	tp_copy_mac(arp.sender_mac, pod->mac);
+	tp_copy_mac(arp.sender_mac, arp.eth_src);
 	__builtin_memcpy(arp.sender, asked, 4);
 	if (bpf_skb_store_bytes(skb, 0, &arp, sizeof(arp), BPF_F_RECOMPUTE_CSUM))
 		return tp_drop(skb, TP_DROP_INTERNAL);
@@ -118,14 +128,14 @@ static __noinline int tp_nd_on_link(struct __sk_buff *skb, struct tp_work *w)
 	} else {
 		tp_copy_mac(frame->eth_dst, frame->eth_src);
 	}
-	tp_copy_mac(frame->eth_src, pod->mac);
+	tp_mac_of_pod(frame->eth_src, pod, &nd->target);
 	__builtin_memcpy(&ip->saddr, nd->target.b, 16);
 	__builtin_memcpy(&ip->daddr, from.b, 16);
 	nd->type = ND_NEIGHBOUR_ADVERTISEMENT;
 	nd->sum = 0;
 	nd->flags = probe ? ND_UNASKED : ND_SOLICITED;
 	nd->option = ND_TARGET_MAC;
-	tp_copy_mac(nd->mac, pod->mac);
+	tp_copy_mac(nd->mac, frame->eth_src);
 	/* For the sum the header stands as the pseudo-header does: addresses, length, protocol in the last byte of a word. */
 	ip->payload_len = bpf_htons(ND_LEN);
 	*(__be32 *)ip = bpf_htonl(ICMP6);
@@ -144,21 +154,20 @@ static __noinline int tp_nd_on_link(struct __sk_buff *skb, struct tp_work *w)
 	return tp_answer_on_link(skb);
 }
 
-/* The pod here that has the packet's source (`at` 0) or destination (1) as its address. NULL: none. */
-static __always_inline struct tp_pod *tp_pod_on_link(struct __sk_buff *skb, const __u32 at)
+/* The pod here that has the packet's source (`at` 0) or destination (1) as its address, which is left in `addr`. NULL: none. */
+static __always_inline struct tp_pod *tp_pod_on_link(struct __sk_buff *skb, const __u32 at, struct tp_addr *addr)
 {
-	struct tp_addr addr;
 	__be32 v4;
 
 	if (skb->protocol == bpf_htons(ETH_P_IP)) {
 		if (bpf_skb_load_bytes(skb, ETH_LEN + 12 + 4 * at, &v4, sizeof(v4)))
 			return NULL;
-		tp_set_v4(&addr, v4);
-	} else if (skb->protocol != bpf_htons(ETH_P_IPV6) || bpf_skb_load_bytes(skb, ETH_LEN + 8 + 16 * at, &addr, sizeof(addr)) ||
-		   tp_is_v4(&addr)) {
+		tp_set_v4(addr, v4);
+	} else if (skb->protocol != bpf_htons(ETH_P_IPV6) || bpf_skb_load_bytes(skb, ETH_LEN + 8 + 16 * at, addr, sizeof(*addr)) ||
+		   tp_is_v4(addr)) {
 		return NULL;
 	}
-	return bpf_map_lookup_elem(&tp_pods, &addr);
+	return bpf_map_lookup_elem(&tp_pods, addr);
 }
 
 /*
@@ -167,8 +176,9 @@ static __always_inline struct tp_pod *tp_pod_on_link(struct __sk_buff *skb, cons
  */
 static __always_inline int tp_on_link(struct __sk_buff *skb, struct tp_work *w)
 {
+	__u8 to[6], own[6], type;
+	struct tp_addr addr;
 	struct tp_pod *pod;
-	__u8 to[6], type;
 
 	if (skb->protocol == bpf_htons(ETH_P_ARP))
 		return tp_arp_on_link(skb, w);
@@ -177,18 +187,26 @@ static __always_inline int tp_on_link(struct __sk_buff *skb, struct tp_work *w)
 		return tp_nd_on_link(skb, w);
 	if (skb->pkt_type != PACKET_OTHERHOST)
 		return -1;
-	pod = tp_pod_on_link(skb, 1);
-	if (pod && !bpf_skb_load_bytes(skb, 0, to, sizeof(to)) && tp_same_mac(pod->mac, to))
+	pod = tp_pod_on_link(skb, 1, &addr);
+	if (!pod || bpf_skb_load_bytes(skb, 0, to, sizeof(to)))
+		return -1;
+	tp_link_mac(own, &addr);
+	if (tp_same_mac(own, to) || tp_same_mac(pod->mac, to))
 		bpf_skb_change_type(skb, PACKET_HOST);
 	return -1;
 }
 
-/* Gives what leaves with a pod's address the pod's own MAC: whatever way it took, so that switches know where that is. Not 0: it could not. */
+/* Gives what leaves with a pod's address the MAC of that: whatever way it took, so that switches know where it is. Not 0: it could not. */
 static __always_inline int tp_own_mac(struct __sk_buff *skb)
 {
-	struct tp_pod *pod = tp_pod_on_link(skb, 0);
+	struct tp_addr addr;
+	struct tp_pod *pod = tp_pod_on_link(skb, 0, &addr);
+	__u8 from[6], own[6];
 
-	return pod ? bpf_skb_store_bytes(skb, 6, pod->mac, 6, 0) : 0;
+	if (!pod || bpf_skb_load_bytes(skb, 6, from, sizeof(from)))
+		return 0;
+	tp_mac_of_pod(own, pod, &addr);
+	return tp_same_mac(own, from) ? 0 : bpf_skb_store_bytes(skb, 6, own, sizeof(own), 0);
 }
 
 #endif

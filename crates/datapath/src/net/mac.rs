@@ -14,28 +14,27 @@ pub fn of_tunnel(address: IpAddr) -> [u8; 6] {
     folded([0x02, 0x74], address)
 }
 
-/// What the MAC addresses of pods begin with.
-const OF_PODS: [u8; 2] = [0x06, 0x74];
+/// What the MAC addresses of pods begin with, of IPv4 and of IPv6.
+const OF_PODS: [[u8; 2]; 2] = [[0x06, 0x74], [0x06, 0x76]];
 
-/// The device of the pod that holds `address` (its first). With the backend `macvlan` it is on the link of all nodes, so pods of other nodes must have
-/// others: of IPv4 it holds the address; of IPv6 the nodes' part of it is kept apart from the pod's, wherever in the second, third or fourth word
-/// nodes are numbered, as long as both take 16 bits at most.
+/// The device of the pod that holds `address` (its first), and with the backend `macvlan` each address on the link of the nodes, where kernel programs
+/// compute the same (`bpf/abi.h`). So pods of other nodes must have others: of IPv4 it holds the address; of IPv6 the last 16 bits of it, and apart from
+/// them a fold of the others, in which up to 65,536 nodes differ wherever they are numbered.
 pub fn of_pod(address: IpAddr) -> [u8; 6] {
     match address {
-        IpAddr::V4(_) => folded(OF_PODS, address),
+        IpAddr::V4(_) => folded(OF_PODS[0], address),
         IpAddr::V6(v6) => {
-            let bits = v6.to_bits();
-            let (second, third) = ((bits >> 64) as u32, (bits >> 32) as u32);
-            let word = (bits >> 96) as u32 ^ second.rotate_left(16) ^ third.rotate_left(16) ^ bits as u32;
-            let [a, b, c, d] = word.to_be_bytes();
-            [OF_PODS[0], OF_PODS[1], a, b, c, d]
+            let [first @ .., last] = v6.segments();
+            let [a, b] = first.into_iter().fold(0, |all, word| all ^ word).to_be_bytes();
+            let [c, d] = last.to_be_bytes();
+            [OF_PODS[1][0], OF_PODS[1][1], a, b, c, d]
         }
     }
 }
 
 /// Whether an address is one that [`of_pod`] makes.
 pub fn is_of_pod(mac: [u8; 6]) -> bool {
-    mac.starts_with(&OF_PODS)
+    OF_PODS.iter().any(|first| mac.starts_with(first))
 }
 
 /// Two fixed bytes and the XOR of the four 32-bit words of the 16-byte form (IPv4 mapped into IPv6).
@@ -60,7 +59,9 @@ mod tests {
 
     #[test]
     fn pods_of_other_nodes_have_other_macs_however_nodes_are_numbered() {
-        for nodes in ["10.244.{}.", "fd00:10:244:{}::", "fd00:10:244:0:{}::", "fd00:10:244::{}:"] {
+        for nodes in
+            ["10.244.{}.", "fd00:10:{}::", "fd00:10:244:{}::", "fd00:10:244:0:{}::", "fd00:10:244::{}:", "fd00::{}00:"]
+        {
             let mut seen = std::collections::BTreeSet::new();
             for node in 1..64 {
                 let prefix = nodes.replace("{}", &node.to_string());

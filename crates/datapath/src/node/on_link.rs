@@ -11,8 +11,13 @@ use towpath_model::desired::{LocalPod, Reach};
 use super::Node;
 use crate::bpf::Programs;
 use crate::error::Error;
-use crate::net::card;
 use crate::net::groups::{self, Groups};
+use crate::net::{card, mac};
+
+/// A pod's own, and that of each of its addresses.
+fn macs(pod: &LocalPod) -> Vec<[u8; 6]> {
+    pod.addresses.iter().map(|address| mac::of_pod(*address)).chain([pod.mac]).collect()
+}
 
 impl Node {
     /// Whether pods are on the link; before the peers are known, as a former agent left it.
@@ -32,7 +37,7 @@ impl Node {
         let (device, name) = (self.facts.uplink_ifindex, self.facts.uplink.clone());
         let mut had = card::ours(&mut self.netlink, device)?;
         had.append(&mut self.let_in);
-        let pods = self.records.iter().filter(|_| on_link).map(|record| record.pod.mac);
+        let pods = self.records.iter().filter(|_| on_link).flat_map(|record| macs(&record.pod));
         let wanted: BTreeSet<[u8; 6]> = pods.collect();
         let come = wanted.iter().map(|mac| card::let_in(device, &name, *mac));
         // One that somebody gave a pod itself is not known by how it begins.
@@ -72,8 +77,10 @@ impl Node {
         if !self.is_on_link() {
             return Ok(());
         }
-        self.netlink.request(card::let_in(self.facts.uplink_ifindex, &self.facts.uplink, pod.mac))?;
-        self.let_in.insert(pod.mac);
+        let (device, name) = (self.facts.uplink_ifindex, &self.facts.uplink);
+        let requests = macs(pod).into_iter().map(|mac| card::let_in(device, name, mac)).collect();
+        self.netlink.batch(requests).into_iter().collect::<Result<(), _>>()?;
+        self.let_in.extend(macs(pod));
         if pod.addresses.iter().any(IpAddr::is_ipv6) {
             self.join_groups(true);
         }
@@ -82,13 +89,11 @@ impl Node {
 
     /// And for one that goes, whose record may be there still.
     pub(super) fn keep_pod_out(&mut self, pod: &LocalPod) {
-        if !self.let_in.remove(&pod.mac) {
-            return;
-        }
-        let request = card::keep_out(self.facts.uplink_ifindex, &self.facts.uplink, pod.mac);
-        if let Err(error) = self.netlink.request(request)
-            && !error.is_absent()
-        {
+        let (device, name) = (self.facts.uplink_ifindex, self.facts.uplink.clone());
+        let gone = macs(pod).into_iter().filter(|mac| self.let_in.remove(mac));
+        let requests = gone.map(|mac| card::keep_out(device, &name, mac)).collect();
+        let failed = self.netlink.batch(requests).into_iter().filter_map(Result::err);
+        for error in failed.filter(|error| !error.is_absent()) {
             tracing::warn!(%error, "the MAC address of a pod that is gone is still let in");
         }
     }

@@ -1,15 +1,21 @@
 //! Pods on the link of the uplink with MAC addresses of their own (`macvlan`): who is answered for them, which frames are taken, which MAC packets leave
 //! with, and that all else is judged as ever.
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
-use towpath_datapath::bpf::{Hook, NodeConfig};
+use towpath_datapath::bpf::{Hook, Isolation, NodeConfig};
+use towpath_datapath::net::mac;
 use towpath_model::desired::*;
 use towpath_model::{Family, Protocol};
 
 use crate::frame::{ACK, Frame, L4, Mac, SYN, read, sum};
 use crate::plain::node2_is;
 use crate::world::*;
+
+/// The MAC of an address on the link. (The pods of these tests have others: somebody gave them.)
+fn on_link(address: IpAddr) -> Mac {
+    mac::of_pod(address)
+}
 
 /// Somebody on the link.
 const MAC_OTHER: Mac = [2, 0, 0, 0, 0, 0x77];
@@ -115,6 +121,12 @@ fn who_asks_by_neighbour_discovery_is_told_too() {
         }
         let everybody = advertised(Ipv6Addr::UNSPECIFIED, false);
         assert_eq!(everybody, (ip("ff02::1"), [0x33, 0x33, 0, 0, 0, 1], 0x20));
+        // A pod that nobody gave a MAC has the one of the address that is asked for.
+        let own = LocalPod { mac: mac::of_pod(hosts(Family::V4).a), ..w.local_a() };
+        w.programs.set_pod(&own, Isolation::Sets(PodSets::default())).unwrap();
+        let out = on_uplink(w, &solicitation(group, other, pod, 255, true));
+        assert_eq!(read(&out.bytes).src_mac, on_link(IpAddr::V6(pod)));
+        assert_eq!(out.bytes[80..], on_link(IpAddr::V6(pod)));
         // From beyond a router, for nobody here, and by who says that he is the pod.
         on_uplink(w, &solicitation(group, other, pod, 254, true)).passed();
         on_uplink(w, &solicitation(group, other, "fd01::99".parse().unwrap(), 255, true)).passed();
@@ -129,10 +141,13 @@ fn packets_go_to_the_pods_own_mac_and_come_to_it() {
         for family in BOTH {
             let h = hosts(family);
             let out = w.from_pod(&sent_by(h.a, 4000, h.remote, 80, L4::syn()));
-            let sent = out.out_of(3, w.uplink);
+            let sent = out.out_of(2, w.uplink);
             assert_eq!((sent.src.ip(), sent.dst.ip(), sent.ttl), (h.a, h.remote, 63));
+            assert_eq!(sent.dst_mac, on_link(h.remote));
             assert_eq!(out.counted, ["link_out"]);
-            let answer = arriving(MAC_A, h.remote, 80, h.a, 4000, L4::tcp(SYN | ACK));
+            // Nodes of this network send to the address's MAC, who has asked to the one that the pod was given.
+            w.from_uplink(&arriving(on_link(h.a), h.remote, 80, h.a, 4000, L4::tcp(SYN | ACK))).into_pod(w.pod_a);
+            let answer = arriving(MAC_A, h.remote, 80, h.a, 4000, L4::tcp(ACK));
             let got = w.from_uplink(&answer).into_pod(w.pod_a);
             assert_eq!((got.src.ip(), got.dst_mac, got.src_mac), (h.remote, MAC_A, MAC_HOST));
             assert_eq!(w.from_pod(&sent_by(h.a, 4000, h.remote, 80, L4::data(b"more"))).counted, ["link_out"]);
@@ -141,7 +156,37 @@ fn packets_go_to_the_pods_own_mac_and_come_to_it() {
             // Another's MAC is another's, whatever the address.
             let astray = arriving(MAC_OTHER, h.remote, 80, h.a, 4000, L4::data(b"astray"));
             w.from_uplink(&astray).passed();
+            w.from_uplink(&arriving(on_link(h.b), h.remote, 80, h.a, 4000, L4::data(b"astray"))).passed();
             w.from_uplink(&arriving(MAC_B, h.remote, 80, h.a, 4000, L4::data(b"astray"))).passed();
+        }
+    });
+}
+
+#[test]
+fn a_service_leads_to_the_mac_of_its_endpoint_at_every_packet() {
+    in_world(|w| {
+        for (family, reach, counter) in [
+            (Family::V4, Reach::Link, "link_out"),
+            (Family::V6, Reach::Link, "link_out"),
+            (Family::V6, Reach::Route, "host_out"),
+        ] {
+            begin(w);
+            node2_is(w, reach, true);
+            let (h, port) = (hosts(family), if reach == Reach::Link { 4000 } else { 4001 });
+            w.serve(1 + family as u32, family, Some(h.service), 80, Protocol::Tcp, &[SocketAddr::new(h.remote, 8080)]);
+            let asks = |l4| w.from_pod(&sent_by(h.a, port, h.service, 80, l4));
+            asks(L4::syn());
+            w.from_uplink(&arriving(on_link(h.a), h.remote, 8080, h.a, port, L4::tcp(SYN | ACK))).into_pod(w.pod_a);
+            // The first looks at the connection, others go on by its translation, longer than a next hop is remembered.
+            for _ in 0..4 {
+                let out = asks(L4::data(b"more"));
+                assert!(out.counted.contains(&counter), "{family:?} {reach:?}: {out:?}");
+                assert_eq!(out.frame().dst, (h.remote, 8080).into());
+                if reach == Reach::Link {
+                    assert_eq!(out.frame().dst_mac, on_link(h.remote));
+                }
+                std::thread::sleep(std::time::Duration::from_millis(60));
+            }
         }
     });
 }
@@ -196,6 +241,15 @@ fn what_leaves_with_a_pods_address_has_its_mac_and_nothing_else_has() {
                 let out = leaves(w, &by_pod(src), ingress);
                 assert_eq!((out.passed().frame().src_mac, out.frame().dst_mac), (mac, MAC_ROUTER), "{src}");
             }
+            // One that nobody gave a MAC has the one of each address.
+            w.programs
+                .set_pod(
+                    &LocalPod { mac: mac::of_pod(hosts(Family::V4).b), ..w.local_b() },
+                    Isolation::Sets(PodSets::default()),
+                )
+                .unwrap();
+            assert_eq!(leaves(w, &by_pod(h.b), w.pod_b).passed().frame().src_mac, on_link(h.b));
+            w.programs.set_pod(&w.local_b(), Isolation::Sets(PodSets::default())).unwrap();
             w.programs.apply_node(&node_config(w.tunnel, w.uplink)).unwrap();
             assert_eq!(leaves(w, &by_pod(h.a), w.pod_a).passed().frame().src_mac, MAC_UPLINK);
         }
