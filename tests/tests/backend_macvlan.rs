@@ -253,6 +253,29 @@ fn pods_are_on_the_link_with_macs_of_their_own_and_all_else_holds() -> Result<()
     cluster.down()
 }
 
+#[test]
+fn a_cluster_of_ipv6_alone_is_on_the_link_too() -> Result<()> {
+    if !can_run_labs()? {
+        return Ok(());
+    }
+    let cluster = Cluster::up("e2e-macvlan6", 2, Families::Ipv6)?;
+    let link = Place::of_node(&cluster, "underlay")?;
+    let manifests = [server("old1", "n1", "app: friend"), server("old2", "n2", "app: far")].concat() + SERVICE;
+    cluster.apply_text(&manifests)?;
+    change(&cluster, "macvlan")?;
+    cluster.apply_text(&[server("new1", "n1", "app: guarded"), server("new2", "n2", "app: far")].concat())?;
+    let pods = ["old1", "old2", "new1", "new2"].map(|name| stand(&cluster, name));
+    let pods = pods.into_iter().collect::<Result<Vec<_>>>()?;
+    let before = count(&cluster, "n1", "link_out")?;
+    all_reach_all(&cluster, &pods)?;
+    ensure!(count(&cluster, "n1", "link_out")? > before + 10, "packets do not go by the link");
+    own_macs_are_heard(&link, &pods)?;
+    hosts_of_the_link_find_pods(&link, &pods)?;
+    cluster.apply_text(POLICY)?;
+    policy_holds(&cluster, &link, &pods)?;
+    cluster.down()
+}
+
 /// By the Service's own address, from a pod and from a node, and by NodePorts from outside, where the client is seen as itself.
 fn services_lead_there(cluster: &Cluster, pods: &[Stand]) -> Result<()> {
     let service = cluster.get("service", "web")?;
