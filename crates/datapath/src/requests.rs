@@ -138,6 +138,8 @@ pub struct NodeStatus {
     pub reached: BTreeMap<NodeName, Reach>,
     /// Those of them that were to be sent packets as they are, and have a router in between.
     pub beyond: BTreeSet<NodeName>,
+    /// Pods are on the uplink's link; before the first `apply_peers`, as an earlier run left it.
+    pub on_link: bool,
     /// What the last `apply_peers` or `audit` could not do, in words; tried again at the next.
     pub problems: Vec<String>,
     /// Devices whose drivers forward packets of Services.

@@ -205,6 +205,7 @@ impl Node {
             peers: self.peers.iter().filter(|p| !p.local).count(),
             reached: self.peers.iter().filter(|p| !p.local).map(|p| (p.name.clone(), p.reach)).collect(),
             beyond: self.beyond.clone(),
+            on_link: self.is_on_link(),
             problems: self.problems.iter().chain(&released.problem).cloned().chain(self.port_problem()).collect(),
             accelerated: self.wires.accelerated(),
             acceleration_notes: self.wires.notes(),
