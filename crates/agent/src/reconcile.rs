@@ -146,6 +146,10 @@ pub struct Reconciler {
     backend: BackendName,
     /// Packets of other nodes' pods are taken as they are until then.
     plain_until: Option<Instant>,
+    /// This node's pods are on the link until then.
+    on_link_until: Option<Instant>,
+    /// Whether the uplink bears their MAC addresses.
+    bears_macs: bool,
     /// Packets by way of user space.
     udp: udp::Way,
     /// MTU of this node's pods, and when it may be more.
@@ -220,6 +224,13 @@ impl Reconciler {
         non_masquerade: NonMasquerade,
         Ends { index, datapath, leases, feed }: Ends,
     ) -> Result<Self> {
+        let left = datapath.status().await?;
+        let kept = Kept::open(&config.state_dir);
+        let said = kept.said().get(&parsed.node).map(|said| &said.receives);
+        // What the run before took, others may send until they have heard that it is taken no longer.
+        let took_plain = left.on_link || said.is_some_and(|receives| receives.contains(&BackendName::HostGw));
+        let quiet = |took: bool| took.then(|| Instant::now() + peers::QUIET);
+        let (plain_until, on_link_until) = (quiet(took_plain), quiet(left.on_link));
         let settings = crate::settings::node_settings(config, parsed, own);
         let udp = udp::Way::start(config, &datapath).await?;
         let started = Instant::now();
@@ -267,13 +278,15 @@ impl Reconciler {
             peers: Vec::new(),
             tunnels: Tunnels { vni: config.vxlan_vni, ..Tunnels::default() },
             backend: config.backend,
-            plain_until: None,
+            plain_until,
+            on_link_until,
+            bears_macs: left.facts.bears_macs,
             udp,
             pod_mtu: PodMtu::default(),
             pod_mtu_said: config.pod_mtu,
             mtu_failed: None,
             teller: progress::Teller::default(),
-            kept: Kept::open(&config.state_dir),
+            kept,
             remains: Remains::default(),
             pod_sets: BTreeMap::new(),
             at_device: BTreeSet::new(),

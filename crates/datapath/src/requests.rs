@@ -121,6 +121,8 @@ pub struct NodeFacts {
     pub netns_cookie: u64,
     /// Whether this kernel's programs can take packets of both families out of an IP header (Linux 6.3).
     pub takes_ipip: bool,
+    /// Whether the uplink sends and takes frames with other MAC addresses than its own, as far as that can be known.
+    pub bears_macs: bool,
 }
 
 /// The data path as it is now.
@@ -136,6 +138,8 @@ pub struct NodeStatus {
     pub reached: BTreeMap<NodeName, Reach>,
     /// Those of them that were to be sent packets as they are, and have a router in between.
     pub beyond: BTreeSet<NodeName>,
+    /// Pods are on the uplink's link; before the first `apply_peers`, as an earlier run left it.
+    pub on_link: bool,
     /// What the last `apply_peers` or `audit` could not do, in words; tried again at the next.
     pub problems: Vec<String>,
     /// Devices whose drivers forward packets of Services.
