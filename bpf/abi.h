@@ -55,6 +55,7 @@ enum tp_node_flag {
 	TP_NODE_SILENT_LO4 = 1 << 2,	/* no NodePort answers at 127.0.0.1 */
 	TP_NODE_SILENT_LO6 = 1 << 3,	/* nor at ::1 */
 	TP_NODE_DIRECT_RETURN = 1 << 4,	/* an endpoint's node answers clients outside itself, with the Service's address as source */
+	TP_NODE_ON_LINK = 1 << 5,	/* pods are on the uplink's link with their own MACs (macvlan): answered for there, taken and sent with these */
 };
 
 /* tp_node_config: array of one. */
@@ -89,6 +90,12 @@ struct tp_node_config {
  * The backend udp: user space takes a frame of its device to the node that the frame's destination names, and gives frames of other nodes to it with
  * the sender's in their source. The node at the IPv4 address A is 02:77 and A there. User space looks at no packet to decide: who may send
  * what is judged by the program of the device, as in a tunnel.
+ */
+
+/*
+ * On the link (TP_NODE_ON_LINK) an address of a pod has a MAC that follows from it, so that nobody of this network has to ask for it: 06:74 and the
+ * XOR of 0xffff and the IPv4 address; of IPv6 06:76, the XOR of its first seven 16-bit words, and the last one. Where the pod's own MAC begins
+ * otherwise somebody gave it, and it answers and sends with that one; what is sent to the other is taken too.
  */
 
 /* tp_revision: array of one __u32, raised after every change of policy sets, classes, rules or peers is complete. A verdict
@@ -132,6 +139,7 @@ enum tp_by {
 	TP_BY_ENVELOPE = 0,		/* VXLAN */
 	TP_BY_ITSELF = 1,
 	TP_BY_IPIP = 2,			/* an IP header (RFC 2003, RFC 4213); what the other end could not take out of it goes in an envelope */
+	TP_BY_LINK = 3,			/* as it is, to the pod's MAC on the link */
 };
 
 enum tp_peer_flag {
@@ -142,6 +150,7 @@ enum tp_peer_flag {
 	TP_PEER_SILENT = 1 << 3,	/* no NodePort answers at this address of a node */
 	TP_PEER_IPIP = 1 << 4,		/* of a pod range: what is for it is sent in an IP header alone, where that can be */
 	TP_PEER_UDP = 1 << 5,		/* of a node's address: what would go there in an envelope goes by the device of udp, if there is one */
+	TP_PEER_LINK = 1 << 6,		/* of a pod range, with PLAIN: what is for it is sent to the pods' MACs on the link */
 };
 
 /* tp_peers: prefix tree, tp_cidr_key -> this. podCIDRs and node addresses of all nodes, this one included. Who is not
@@ -247,6 +256,7 @@ enum tp_ct_flag {
 					 * answers are not seen here */
 	TP_CT_PLAIN = 1 << 9,		/* with VIA_TUNNEL: that end is a pod of a node that takes packets without an envelope */
 	TP_CT_IPIP = 1 << 10,		/* the same, in an IP header alone */
+	TP_CT_LINK = 1 << 11,		/* with PLAIN: to the pod's MAC on the link */
 };
 
 /* An end that is a pod of this node: what the source check and the delivery need, so that an established connection costs
@@ -558,6 +568,7 @@ enum tp_reason {
 	TP_DIRECT_RETURN = 12,		/* opened by way of another node and answered from here (TP_NODE_DIRECT_RETURN) */
 	TP_IPIP_OUT = 13,		/* to another node in an IP header alone */
 	TP_UDP_OUT = 14,		/* to another node by the device of udp */
+	TP_LINK_OUT = 15,		/* as it is to the MAC of a pod of another node */
 	TP_DROP_FIRST = 16,
 	TP_DROP_MALFORMED = 16,
 	TP_DROP_SOURCE_ADDRESS = 17,	/* not the sender's own */

@@ -214,6 +214,8 @@ static __always_inline void tp_resolve_back(struct tp_work *w, struct tp_ct *ct)
 	w->by = tp_by_of_peer(peer);
 }
 
+#define TP_CT_WAY (TP_CT_VIA_TUNNEL | TP_CT_PLAIN | TP_CT_IPIP | TP_CT_LINK)
+
 /* How tp_ct.flags says which way the end that is not here is reached. */
 static __always_inline __u32 tp_way_flags(const struct tp_work *w)
 {
@@ -221,13 +223,15 @@ static __always_inline __u32 tp_way_flags(const struct tp_work *w)
 		return 0;
 	if (w->by == TP_BY_ENVELOPE)
 		return TP_CT_VIA_TUNNEL;
-	return w->by == TP_BY_IPIP ? TP_CT_VIA_TUNNEL | TP_CT_IPIP : TP_CT_VIA_TUNNEL | TP_CT_PLAIN;
+	if (w->by == TP_BY_IPIP)
+		return TP_CT_VIA_TUNNEL | TP_CT_IPIP;
+	return TP_CT_VIA_TUNNEL | TP_CT_PLAIN | (w->by == TP_BY_LINK ? TP_CT_LINK : 0);
 }
 
 /* Has the entry lead where w->via says. */
 static __always_inline void tp_ct_lead(const struct tp_work *w, struct tp_ct *ct)
 {
-	__u32 flags = ct->flags & (TP_CT_VIA_TUNNEL | TP_CT_PLAIN | TP_CT_IPIP), way = tp_way_flags(w);
+	__u32 flags = ct->flags & TP_CT_WAY, way = tp_way_flags(w);
 
 	if (!w->has_via)
 		return;
@@ -460,7 +464,7 @@ static __always_inline struct tp_ct *tp_ct_reopen(struct tp_work *w, const struc
 		w->reason = TP_DROP_CT_FULL;
 		return NULL;
 	}
-	__sync_fetch_and_and(&ct->flags, TP_CT_FROM_A | TP_CT_DNAT | TP_CT_VIA_TUNNEL | TP_CT_DIRECT | TP_CT_PLAIN | TP_CT_IPIP);
+	__sync_fetch_and_and(&ct->flags, TP_CT_FROM_A | TP_CT_DNAT | TP_CT_DIRECT | TP_CT_WAY);
 	if (w->p.tcp_flags & TCP_RST)
 		__sync_fetch_and_or(&ct->flags, TP_CT_RST);
 	return ct;

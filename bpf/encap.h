@@ -224,8 +224,9 @@ static __always_inline struct tp_hop6 *tp_hop_to_pod6(struct __sk_buff *skb, str
 	fib->family = FAMILY_V6;
 	fib->l4_protocol = w->p.t.proto;
 	fib->tot_len = len;
-	__builtin_memcpy(fib->ipv6_src, &w->p.t.saddr, 16);
-	__builtin_memcpy(fib->ipv6_dst, &w->p.t.daddr, 16);
+	/* As they are by now: a packet that goes on by its translation was parsed before that. */
+	__builtin_memcpy(fib->ipv6_src, &w->h.v6.saddr, 16);
+	__builtin_memcpy(fib->ipv6_dst, &w->h.v6.daddr, 16);
 	if (tp_next_hop(skb, w, cfg) || !tp_leads_over(w, to))
 		return NULL;
 	hop->until = now + HOP_LIFE;
@@ -247,7 +248,36 @@ static __always_inline int tp_takes_envelopes(struct tp_work *w, const struct tp
 }
 
 /*
- * To a pod of another node without an envelope: to the next hop towards the node. Until there is one, in an envelope. What does not fit its path goes
+ * Whether the next hop towards the pods of the node at `to` is that node: then they are on the same link. Of IPv6 the look-up has seen that
+ * (tp_leads_over).
+ */
+static __always_inline int tp_hop_is_node(const struct tp_work *w, const struct bpf_redir_neigh *next, const struct tp_addr *to)
+{
+	if (w->p.flags & TP_PKT_V6)
+		return next->nh_family == FAMILY_V6;
+	return next->nh_family == FAMILY_V4 && next->ipv4_nh == tp_word(to, 3);
+}
+
+/* To the pod itself, by its MAC on the link. The sender's is put where it leaves (tp_own_mac). */
+static __always_inline int tp_send_on_link(struct __sk_buff *skb, struct tp_work *w, __u32 ifindex)
+{
+	struct tp_addr to;
+
+	/* The packet as it is by now: what goes on by its translation was parsed before that. */
+	if (w->p.flags & TP_PKT_V6)
+		tp_set_v6(&to, &w->h.v6.daddr);
+	else
+		tp_set_v4(&to, w->h.v4.daddr);
+	tp_link_mac(w->h.eth_dst, &to);
+	if (tp_forward_headers(skb, w))
+		return tp_drop(skb, TP_DROP_INTERNAL);
+	tp_count(TP_LINK_OUT, skb->len);
+	tp_note(2, ifindex, TP_LINK_OUT);
+	return bpf_redirect(ifindex, 0);
+}
+
+/*
+ * To a pod of another node without an envelope: to the next hop towards the node, or with TP_BY_LINK to the pod itself. Until there is one, in an envelope. What does not fit its path goes
  * by the kernel's routes.
  */
 static __noinline int tp_send_plain(struct __sk_buff *skb, struct tp_work *w, const struct tp_node_config *cfg, const struct tp_addr *to)
@@ -279,6 +309,8 @@ static __noinline int tp_send_plain(struct __sk_buff *skb, struct tp_work *w, co
 			tp_frag_too_big(w, w->translated ? &w->sent : &w->p.t);
 		return tp_to_stack(skb);
 	}
+	if (w->by == TP_BY_LINK && ifindex == cfg->uplink_ifindex && tp_hop_is_node(w, next, to))
+		return tp_send_on_link(skb, w, ifindex);
 	if (tp_forward_headers(skb, w))
 		return tp_drop(skb, TP_DROP_INTERNAL);
 	tp_count(TP_HOST_OUT, skb->len);
@@ -342,7 +374,7 @@ static __always_inline int tp_send_to_node(struct __sk_buff *skb, struct tp_work
 {
 	int sent;
 
-	if (w->by == TP_BY_ITSELF)
+	if (w->by == TP_BY_ITSELF || w->by == TP_BY_LINK)
 		return tp_send_plain(skb, w, cfg, &w->via);
 	if (w->by == TP_BY_IPIP) {
 		sent = tp_send_ipip(skb, w, cfg, &w->via);

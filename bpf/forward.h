@@ -10,6 +10,9 @@
 #define TUNNEL_TTL 64
 #define UDP_FIRST 0x02
 #define UDP_SECOND 0x77
+#define LINK_FIRST 0x06
+#define LINK_SECOND_V4 0x74
+#define LINK_SECOND_V6 0x76
 #define ECN_MASK 3
 #define ECN_ECT_0 2
 #define ECN_CE 3
@@ -59,6 +62,19 @@ static __always_inline void tp_udp_mac(__u8 *mac, const struct tp_addr *node)
 
 	mac[0] = UDP_FIRST;
 	mac[1] = UDP_SECOND;
+	__builtin_memcpy(mac + 2, &word, 4);
+}
+
+/* The MAC of a pod's address on the link. */
+static __always_inline void tp_link_mac(__u8 *mac, const struct tp_addr *addr)
+{
+	__u32 all = bpf_ntohl(tp_word(addr, 0) ^ tp_word(addr, 1) ^ tp_word(addr, 2) ^ tp_word(addr, 3));
+	__u32 last = bpf_ntohl(tp_word(addr, 3)) & 0xffff;
+	int v4 = tp_is_v4(addr);
+	__be32 word = v4 ? tp_word(addr, 3) ^ bpf_htonl(0xffff) : bpf_htonl((all ^ all << 16 ^ last << 16) & 0xffff0000) | bpf_htonl(last);
+
+	mac[0] = LINK_FIRST;
+	mac[1] = v4 ? LINK_SECOND_V4 : LINK_SECOND_V6;
 	__builtin_memcpy(mac + 2, &word, 4);
 }
 

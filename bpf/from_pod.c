@@ -58,11 +58,6 @@ static __noinline int tp_arp_from_pod(struct __sk_buff *skb, struct tp_work *w)
 	return TC_ACT_OK;
 }
 
-#define ND_ROUTER_SOLICITATION 133
-#define ND_ROUTER_ADVERTISEMENT 134
-#define ND_NEIGHBOUR_SOLICITATION 135
-#define ND_NEIGHBOUR_ADVERTISEMENT 136
-#define ND_REDIRECT 137
 #define MLD_QUERY 130
 #define MLD_DONE 132
 #define MLD2_REPORT 143

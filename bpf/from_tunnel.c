@@ -1,10 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
 /* tcx ingress of the collect-metadata VXLAN device, and of the device of udp: what other nodes send here. */
 
-/* linux/if_packet.h */
-#define PACKET_HOST 0
-#define PACKET_OTHERHOST 3
-
 static __always_inline int tp_is_by_udp(const struct __sk_buff *skb, const struct tp_node_config *cfg)
 {
 	return cfg->udp_ifindex && skb->ifindex == cfg->udp_ifindex;

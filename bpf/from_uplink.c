@@ -164,6 +164,11 @@ int tp_from_uplink(struct __sk_buff *skb)
 	__u32 reason;
 	int own, choice, done;
 
+	if (cfg && w && tp_is_on_link(skb, cfg)) {
+		done = tp_on_link(skb, w);
+		if (done >= 0)
+			return done;
+	}
 	if (!cfg || !w || skb->pkt_type || skb->vlan_present ||
 	    (skb->protocol != bpf_htons(ETH_P_IP) && skb->protocol != bpf_htons(ETH_P_IPV6)))
 		return TC_ACT_OK;

@@ -7,6 +7,11 @@
 #define IP_MF 0x2000
 #define IP_OFFSET 0x1fff
 #define ICMP6 58
+#define ND_ROUTER_SOLICITATION 133
+#define ND_ROUTER_ADVERTISEMENT 134
+#define ND_NEIGHBOUR_SOLICITATION 135
+#define ND_NEIGHBOUR_ADVERTISEMENT 136
+#define ND_REDIRECT 137
 #define SCTP 132
 
 static __always_inline int tp_has_ports(__u8 proto)

@@ -5,6 +5,10 @@
 
 typedef struct __sk_buff tp_context;
 
+/* linux/if_packet.h */
+#define PACKET_HOST 0
+#define PACKET_OTHERHOST 3
+
 /* Bytes from the Ethernet header on. */
 static __always_inline __u32 tp_len(const struct __sk_buff *skb)
 {

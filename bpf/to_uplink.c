@@ -2,7 +2,7 @@
 /*
  * tcx egress of the devices that lead out: what the node's own sockets answer to a client outside that asked a Service, of which one of them
  * is the backend (far.h). It gets the Service's address as its source again, when all else about it is decided. Nothing is dropped here for
- * a reason of ours.
+ * a reason of ours. And what leaves with a pod's address gets the pod's own MAC, where pods are on the link (link.h).
  */
 
 /* The node complains of what such a client sent: that nobody listens at the port, mostly. */
@@ -26,6 +26,8 @@ int tp_to_uplink(struct __sk_buff *skb)
 	struct tp_work *w = tp_work();
 	__u32 reason;
 
+	if (cfg && tp_is_on_link(skb, cfg) && tp_own_mac(skb))
+		return tp_drop(skb, TP_DROP_INTERNAL);
 	/* What was received before is another's: pods', mostly. (See tp_generated_here for whom this does not tell.) */
 	if (!cfg || !w || skb->ingress_ifindex || skb->vlan_present ||
 	    (skb->protocol != bpf_htons(ETH_P_IP) && skb->protocol != bpf_htons(ETH_P_IPV6)))

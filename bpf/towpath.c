@@ -36,6 +36,7 @@
 #include "encap.h"
 #include "refuse.h"
 #include "far.h"
+#include "link.h"
 
 #include "from_pod.c"
 #include "to_pod.c"

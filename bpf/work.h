@@ -194,7 +194,7 @@ struct tp_work {
 static __always_inline __u8 tp_by_of_ct(__u32 flags)
 {
 	if (flags & TP_CT_PLAIN)
-		return TP_BY_ITSELF;
+		return flags & TP_CT_LINK ? TP_BY_LINK : TP_BY_ITSELF;
 	return flags & TP_CT_IPIP ? TP_BY_IPIP : TP_BY_ENVELOPE;
 }
 
@@ -202,7 +202,7 @@ static __always_inline __u8 tp_by_of_ct(__u32 flags)
 static __always_inline __u8 tp_by_of_peer(const struct tp_peer *peer)
 {
 	if (peer->flags & TP_PEER_PLAIN)
-		return TP_BY_ITSELF;
+		return peer->flags & TP_PEER_LINK ? TP_BY_LINK : TP_BY_ITSELF;
 	return peer->flags & TP_PEER_IPIP ? TP_BY_IPIP : TP_BY_ENVELOPE;
 }
 

@@ -262,6 +262,7 @@ fn towpath(up0: u32, pin_dir: &Path) -> Result<Programs> {
         direct_return: false,
         borrowed_tunnel6: 0,
         udp: (0, 0),
+        on_link: false,
     })?;
     let peer = |name: &str, address: Ipv4Addr, range: &str, local| -> Result<NodePeer> {
         Ok(NodePeer {

@@ -155,7 +155,13 @@ fn by(cluster: &Cluster, backend: &str) -> Result<()> {
 fn counters(cluster: &Cluster, node: &str) -> Result<BTreeMap<&'static str, u64>> {
     let status = status(cluster, node)?;
     let count = |name: &str| status.pointer(&format!("/counters/{name}")).and_then(Value::as_u64).unwrap_or_default();
-    let names = [("vxlan", "tunnel_out"), ("host-gw", "host_out"), ("ipip", "ipip_out"), ("udp", "udp_out")];
+    let names = [
+        ("vxlan", "tunnel_out"),
+        ("host-gw", "host_out"),
+        ("ipip", "ipip_out"),
+        ("udp", "udp_out"),
+        ("macvlan", "link_out"),
+    ];
     Ok(names.map(|(backend, name)| (backend, count(name))).into())
 }
 
@@ -221,7 +227,9 @@ fn from_each_backend_to_each_other_no_packet_is_lost() -> Result<()> {
             stays(&cluster, "vxlan")?;
             // Every ordered pair, with an agent killed in the middle of every other one.
             let pairs = ["host-gw", "ipip", "vxlan", "ipip", "host-gw", "vxlan"].into_iter();
-            for (n, backend) in (0..).zip(pairs.chain(["udp", "host-gw", "udp", "ipip", "udp", "vxlan"])) {
+            let pairs = pairs.chain(["udp", "host-gw", "udp", "ipip", "udp", "vxlan"]);
+            let pairs = pairs.chain(["macvlan", "host-gw", "macvlan", "ipip", "macvlan", "udp", "macvlan", "vxlan"]);
+            for (n, backend) in (0..).zip(pairs) {
                 change(&cluster, backend)?;
                 if n % 2 == 1 {
                     kill(wait("an agent", SOON, || lab_agent(cluster.name(), "n2"))?)?;
@@ -229,7 +237,7 @@ fn from_each_backend_to_each_other_no_packet_is_lost() -> Result<()> {
                 stays(&cluster, backend)?;
             }
             // Faster than anybody can follow, with one that dies on the way.
-            for backend in ["host-gw", "udp", "ipip", "vxlan", "udp", "host-gw", "vxlan", "udp", "ipip"] {
+            for backend in ["host-gw", "udp", "macvlan", "vxlan", "udp", "macvlan", "host-gw", "udp", "ipip"] {
                 change(&cluster, backend)?;
                 std::thread::sleep(Duration::from_millis(400));
             }

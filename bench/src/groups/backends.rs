@@ -23,7 +23,7 @@ struct Backend {
 
 const UDP: &str = "udp";
 
-const BACKENDS: [Backend; 4] = [
+const BACKENDS: [Backend; 5] = [
     Backend {
         name: "vxlan",
         demands: "UDP port 8472",
@@ -45,6 +45,7 @@ const BACKENDS: [Backend; 4] = [
     },
     Backend { name: "ipip", demands: "IP protocols 4 and 41, UDP port 8472", goals: |_| None },
     Backend { name: UDP, demands: "UDP port 8285", goals: |_| None },
+    Backend { name: "macvlan", demands: "one link, pods' addresses and MAC addresses let through", goals: |_| None },
 ];
 
 /// A way between two nodes, in the table that compares them.

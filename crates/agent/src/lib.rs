@@ -188,6 +188,7 @@ async fn run_until(config: AgentConfig, shutdown: CancellationToken) -> Result<E
             spec: own.offers(&facts),
             backend: config.backend,
             takes_ipip: facts.takes_ipip,
+            bears_macs: facts.bears_macs,
         },
         leases.clone(),
         index.clone(),

@@ -146,6 +146,10 @@ pub struct Reconciler {
     backend: BackendName,
     /// Packets of other nodes' pods are taken as they are until then.
     plain_until: Option<Instant>,
+    /// This node's pods are on the link until then.
+    on_link_until: Option<Instant>,
+    /// Whether the uplink bears their MAC addresses.
+    bears_macs: bool,
     /// Packets by way of user space.
     udp: udp::Way,
     /// MTU of this node's pods, and when it may be more.
@@ -220,6 +224,7 @@ impl Reconciler {
         non_masquerade: NonMasquerade,
         Ends { index, datapath, leases, feed }: Ends,
     ) -> Result<Self> {
+        let bears_macs = datapath.facts().await?.bears_macs;
         let settings = crate::settings::node_settings(config, parsed, own);
         let udp = udp::Way::start(config, &datapath).await?;
         let started = Instant::now();
@@ -268,6 +273,8 @@ impl Reconciler {
             tunnels: Tunnels { vni: config.vxlan_vni, ..Tunnels::default() },
             backend: config.backend,
             plain_until: None,
+            on_link_until: None,
+            bears_macs,
             udp,
             pod_mtu: PodMtu::default(),
             pod_mtu_said: config.pod_mtu,

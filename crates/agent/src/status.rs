@@ -12,7 +12,7 @@ use towpath_datapath::{Datapath, NodeStatus};
 use towpath_model::NodeName;
 use towpath_model::custom::BackendName;
 use towpath_model::desired::Reach;
-use towpath_plan::backend::{self, Behind, Says, Way};
+use towpath_plan::backend::{self, Able, Behind, Says, Way};
 use towpath_wire::config::AgentConfig;
 use towpath_wire::status::{AgentStatus, PathStatus, PeerStatus};
 
@@ -264,7 +264,8 @@ fn ways(
     let ways = kernel.reached.iter().filter_map(|(node, reach)| {
         Some(Way { node, reach: *reach, tunnel: tunnel(node)?, beyond: kernel.beyond.contains(node) })
     });
-    let behind = backend::behind(wanted, ways.collect::<Vec<_>>(), said);
+    let able = Able { ipip: true, udp: true, macs: kernel.facts.bears_macs };
+    let behind = backend::behind(wanted, able, ways.collect::<Vec<_>>(), said);
     for peer in &mut *peers {
         let found = behind.iter().find(|behind| behind.node.as_str() == peer.node);
         peer.why = found.map(|behind| behind.why.reason().to_owned());

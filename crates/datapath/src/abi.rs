@@ -46,6 +46,7 @@ pub const TP_NODE_BORROWED_TUNNEL: u32 = 2;
 pub const TP_NODE_SILENT_LO4: u32 = 4;
 pub const TP_NODE_SILENT_LO6: u32 = 8;
 pub const TP_NODE_DIRECT_RETURN: u32 = 16;
+pub const TP_NODE_ON_LINK: u32 = 32;
 
 // enum tp_pod_flag
 pub const TP_POD_HOST_ONLY: u32 = 1;
@@ -54,6 +55,7 @@ pub const TP_POD_HOST_ONLY: u32 = 1;
 pub const TP_BY_ENVELOPE: u32 = 0;
 pub const TP_BY_ITSELF: u32 = 1;
 pub const TP_BY_IPIP: u32 = 2;
+pub const TP_BY_LINK: u32 = 3;
 
 // enum tp_peer_flag
 pub const TP_PEER_NODE: u32 = 1;
@@ -62,6 +64,7 @@ pub const TP_PEER_PLAIN: u32 = 4;
 pub const TP_PEER_SILENT: u32 = 8;
 pub const TP_PEER_IPIP: u32 = 16;
 pub const TP_PEER_UDP: u32 = 32;
+pub const TP_PEER_LINK: u32 = 64;
 
 // enum tp_verdict
 pub const TP_VERDICT_NONE: u32 = 0;
@@ -87,6 +90,7 @@ pub const TP_CT_ESTABLISHED: u32 = 128;
 pub const TP_CT_DIRECT: u32 = 256;
 pub const TP_CT_PLAIN: u32 = 512;
 pub const TP_CT_IPIP: u32 = 1024;
+pub const TP_CT_LINK: u32 = 2048;
 
 // enum tp_holder
 pub const TP_HOLDER_OTHERS: u32 = 0;
@@ -127,6 +131,7 @@ pub const TP_AUDIT_INGRESS: u32 = 11;
 pub const TP_DIRECT_RETURN: u32 = 12;
 pub const TP_IPIP_OUT: u32 = 13;
 pub const TP_UDP_OUT: u32 = 14;
+pub const TP_LINK_OUT: u32 = 15;
 pub const TP_DROP_FIRST: u32 = 16;
 pub const TP_DROP_MALFORMED: u32 = 16;
 pub const TP_DROP_SOURCE_ADDRESS: u32 = 17;

@@ -121,6 +121,8 @@ pub struct NodeFacts {
     pub netns_cookie: u64,
     /// Whether this kernel's programs can take packets of both families out of an IP header (Linux 6.3).
     pub takes_ipip: bool,
+    /// Whether the uplink sends and takes frames with other MAC addresses than its own, as far as that can be known.
+    pub bears_macs: bool,
 }
 
 /// The data path as it is now.

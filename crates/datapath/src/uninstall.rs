@@ -9,7 +9,7 @@ use crate::error::Error;
 use crate::net::link::{self, TUNNEL_DEVICE};
 use crate::net::netlink::Netlink;
 use crate::net::tap::UDP_DEVICE;
-use crate::net::{self, MAIN_TABLE, NODE_TABLE, filter, nft, pod, route, rule};
+use crate::net::{self, MAIN_TABLE, NODE_TABLE, card, filter, nft, pod, route, rule};
 
 /// What the names of our directories on a bpffs begin with; the version of the shared layouts follows.
 const PINS: &str = "towpath-v";
@@ -45,6 +45,7 @@ pub(crate) fn network(netlink: &mut Netlink, note: &mut impl FnMut(Result<(), Er
             // On a kernel without tcx the uplink's program is a filter: whichever device it was, or is.
             for device in links.iter().filter(|l| !ours(l)) {
                 note(filter::clear(netlink, device.index, &device.name).map_err(Error::from));
+                note(keep_pods_out(netlink, device));
             }
         }
         Err(error) => note(Err(error.into())),
@@ -60,6 +61,14 @@ pub(crate) fn network(netlink: &mut Netlink, note: &mut impl FnMut(Result<(), Er
     let lo = link::existing(netlink, "lo");
     let addresses = lo.and_then(|lo| net::address::ensure(netlink, lo.index, "lo", &Default::default()));
     note(addresses.map(drop).map_err(Error::from));
+}
+
+/// Has a card let MAC addresses of pods in no longer.
+fn keep_pods_out(netlink: &mut Netlink, device: &link::Link) -> Result<(), Error> {
+    let requests = card::ours(netlink, device.index)?;
+    let requests = requests.into_iter().map(|mac| card::keep_out(device.index, &device.name, mac)).collect();
+    let failed = netlink.batch(requests).into_iter().filter_map(Result::err).filter(|error| !error.is_absent());
+    Error::collect(failed.map(Error::from).collect())
 }
 
 /// Removes the pins of every version of ours; what they held goes with them.

@@ -95,6 +95,15 @@ pub enum Reach {
     Udp,
     /// By a route over the node's own address. A node of this network that is beyond a router is reached by [`Reach::Tunnel`] instead.
     Route,
+    /// As with [`Reach::Route`], but at the pods' own MAC addresses. Of this node itself: its pods are reached so, by whoever is on the link.
+    Link,
+}
+
+impl Reach {
+    /// Whether packets go as they are.
+    pub fn is_plain(self) -> bool {
+        matches!(self, Self::Route | Self::Link)
+    }
 }
 
 /// A pod of this node that has a device.

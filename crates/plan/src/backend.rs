@@ -39,15 +39,19 @@ pub struct Able {
     pub ipip: bool,
     /// Somebody in user space carries its packets (`udp`).
     pub udp: bool,
+    /// Its uplink sends and takes frames with other MAC addresses than its own (`macvlan`).
+    pub macs: bool,
 }
 
 /// What a node whose backend is `own` is ready to receive, and tells the others so. `ipip` asks for nothing that envelopes do not, so it is
 /// taken whatever the backend is.
 pub fn ready_for(own: BackendName, able: Able) -> BTreeSet<BackendName> {
     let mut ready = BTreeSet::from([BackendName::Vxlan]);
-    ready.extend((own == BackendName::HostGw).then_some(BackendName::HostGw));
+    // Who is on the link takes packets as they are whichever MAC they are sent to.
+    ready.extend(matches!(own, BackendName::HostGw | BackendName::Macvlan).then_some(BackendName::HostGw));
     ready.extend(able.ipip.then_some(BackendName::Ipip));
     ready.extend((own == BackendName::Udp && able.udp).then_some(BackendName::Udp));
+    ready.extend((own == BackendName::Macvlan && able.macs).then_some(BackendName::Macvlan));
     ready
 }
 
@@ -57,6 +61,8 @@ pub fn instead(own: BackendName, able: Able, said: &BTreeMap<NodeName, Says>) ->
         BackendName::Vxlan => return BTreeMap::new(),
         BackendName::Udp if !able.udp => return BTreeMap::new(),
         BackendName::Udp => Reach::Udp,
+        BackendName::Macvlan if !able.macs => return BTreeMap::new(),
+        BackendName::Macvlan => Reach::Link,
         BackendName::HostGw => Reach::Route,
         BackendName::Ipip => Reach::Ipip,
     };
@@ -76,6 +82,8 @@ pub enum Why {
     BeyondRouter,
     /// It is reached over IPv6, over which that backend is not there.
     OverIpv6,
+    /// Its uplink, or this node's, bears no MAC address but its own.
+    Uplink,
 }
 
 impl Why {
@@ -87,6 +95,7 @@ impl Why {
             Self::Kernel => "Kernel",
             Self::BeyondRouter => "BeyondRouter",
             Self::OverIpv6 => "OverIPv6",
+            Self::Uplink => "Uplink",
         }
     }
 
@@ -98,6 +107,9 @@ impl Why {
             Self::Kernel => "has a kernel that cannot take it (ipip asks for Linux 6.3)",
             Self::BeyondRouter => "is beyond a router",
             Self::OverIpv6 => "is reached over IPv6",
+            Self::Uplink => {
+                "has, or this node has, an uplink that bears no MAC addresses of pods (macvlan asks for Ethernet, not wireless)"
+            }
         }
     }
 
@@ -124,6 +136,7 @@ pub fn of_way(reach: Reach) -> BackendName {
         Reach::Route => BackendName::HostGw,
         Reach::Ipip => BackendName::Ipip,
         Reach::Udp => BackendName::Udp,
+        Reach::Link => BackendName::Macvlan,
         Reach::Tunnel | Reach::TunnelTo(_) => BackendName::Vxlan,
     }
 }
@@ -141,9 +154,10 @@ pub struct Way<'a> {
     pub beyond: bool,
 }
 
-/// The nodes that are not reached by the backend `wanted`, and why. Everybody takes envelopes, so when those are wanted nobody is behind but for an instant.
+/// The nodes that are not reached by the backend `wanted`, and why; `able`: this node. Everybody takes envelopes, so when those are wanted nobody is behind but for an instant.
 pub fn behind<'a>(
     wanted: BackendName,
+    able: Able,
     ways: impl IntoIterator<Item = Way<'a>>,
     said: &BTreeMap<NodeName, Says>,
 ) -> Vec<Behind> {
@@ -154,6 +168,7 @@ pub fn behind<'a>(
             by,
             why: match said.get(way.node) {
                 _ if way.beyond => Why::BeyondRouter,
+                _ if wanted == BackendName::Macvlan && !able.macs => Why::Uplink,
                 _ if matches!(wanted, BackendName::Ipip | BackendName::Udp) && way.tunnel.is_ipv6() => Why::OverIpv6,
                 None => Why::Silent,
                 // Whose agent is ready takes those of this backend whatever its own is, if its kernel can.
@@ -164,6 +179,14 @@ pub fn behind<'a>(
                 {
                     Why::Kernel
                 }
+                // Whoever has this backend is ready, if its uplink is.
+                Some(says)
+                    if wanted == BackendName::Macvlan
+                        && says.sends == Some(wanted)
+                        && !says.receives.contains(&wanted) =>
+                {
+                    Why::Uplink
+                }
                 Some(_) => Why::NotReady,
             },
         })
@@ -173,7 +196,14 @@ pub fn behind<'a>(
 
 /// Whether packets of other nodes' pods are taken as they are.
 pub fn takes_plain(own: BackendName, said: &BTreeMap<NodeName, Says>) -> bool {
-    own == BackendName::HostGw || said.values().any(|says| says.sends == Some(BackendName::HostGw))
+    let plain = |backend| matches!(backend, BackendName::HostGw | BackendName::Macvlan);
+    plain(own) || said.values().any(|says| says.sends.is_some_and(plain))
+}
+
+/// Whether this node's pods are on the link, at MAC addresses of their own.
+pub fn takes_on_link(own: BackendName, able: Able, said: &BTreeMap<NodeName, Says>) -> bool {
+    let some_send = || said.values().any(|says| says.sends == Some(BackendName::Macvlan));
+    able.macs && (own == BackendName::Macvlan || some_send())
 }
 
 /// Whether packets are taken by way of user space.
@@ -185,8 +215,9 @@ pub fn takes_udp(own: BackendName, said: &BTreeMap<NodeName, Says>) -> bool {
 mod tests {
     use super::*;
 
-    const ALL: [BackendName; 4] = [BackendName::Vxlan, BackendName::HostGw, BackendName::Ipip, BackendName::Udp];
-    const ABLE: Able = Able { ipip: true, udp: true };
+    const ALL: [BackendName; 5] =
+        [BackendName::Vxlan, BackendName::HostGw, BackendName::Ipip, BackendName::Udp, BackendName::Macvlan];
+    const ABLE: Able = Able { ipip: true, udp: true, macs: true };
 
     fn says(backend: BackendName) -> Says {
         Says { sends: Some(backend), receives: ready_for(backend, ABLE) }
@@ -197,6 +228,7 @@ mod tests {
         match instead(from.0, ABLE, from.1).get(&NodeName::new("to")) {
             Some(Reach::Route) => takes_plain(to.0, to.1),
             Some(Reach::Udp) => takes_udp(to.0, to.1),
+            Some(Reach::Link) => takes_plain(to.0, to.1) && takes_on_link(to.0, ABLE, to.1),
             _ => true,
         }
     }
@@ -241,7 +273,7 @@ mod tests {
                 };
                 Way { node, reach, tunnel, beyond: *name == "router" }
             });
-            let found = super::behind(wanted, ways, &said);
+            let found = super::behind(wanted, ABLE, ways, &said);
             assert!(found.iter().all(|behind| behind.by == BackendName::Vxlan));
             found.into_iter().map(|behind| (behind.node.to_string(), behind.why)).collect::<Vec<_>>()
         };
@@ -260,6 +292,20 @@ mod tests {
         assert!(
             behind(BackendName::Ipip, "2001:db8::1").iter().any(|(name, why)| name == "late" && *why == Why::OverIpv6)
         );
+        let wireless = |able: Able, other: Able| {
+            let said = BTreeMap::from([(
+                names["there"].clone(),
+                Says { sends: Some(BackendName::Macvlan), receives: ready_for(BackendName::Macvlan, other) },
+            )]);
+            let way = Way { node: &names["there"], reach: Reach::Tunnel, tunnel: [192, 0, 2, 1].into(), beyond: false };
+            super::behind(BackendName::Macvlan, able, [way], &said)[0].why
+        };
+        let none = Able { macs: false, ..ABLE };
+        assert_eq!(
+            [wireless(none, ABLE), wireless(ABLE, none), wireless(ABLE, ABLE)],
+            [Why::Uplink, Why::Uplink, Why::NotReady]
+        );
+        assert!(!Why::Uplink.passes());
         assert!(Why::Silent.passes() && !Why::Kernel.passes() && !Why::BeyondRouter.passes());
     }
 
@@ -286,6 +332,14 @@ mod tests {
         assert!(
             !ready_for(BackendName::Ipip, Able { ipip: false, ..ABLE }).contains(&BackendName::Ipip),
             "a kernel that cannot is sent none"
+        );
+        let link = BTreeMap::from([(NodeName::new("link"), says(BackendName::Macvlan))]);
+        assert_eq!(instead(BackendName::Macvlan, ABLE, &link), BTreeMap::from([(NodeName::new("link"), Reach::Link)]));
+        assert_eq!(instead(BackendName::HostGw, ABLE, &link), BTreeMap::from([(NodeName::new("link"), Reach::Route)]));
+        let wireless = Able { macs: false, ..ABLE };
+        assert_eq!(instead(BackendName::Macvlan, wireless, &link), BTreeMap::new(), "nobody would hear its pods");
+        assert!(
+            !takes_on_link(BackendName::Macvlan, wireless, &link) && takes_on_link(BackendName::Vxlan, ABLE, &link)
         );
         assert!(takes_plain(BackendName::Vxlan, &said), "one still sends so");
         assert!(!takes_plain(BackendName::Vxlan, &BTreeMap::from([(NodeName::new("old"), Says::default())])));

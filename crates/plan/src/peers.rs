@@ -29,6 +29,8 @@ pub struct Tunnels {
     pub instead: BTreeMap<NodeName, Reach>,
     /// Whether other nodes' pods may send so ([`crate::backend::takes_plain`]).
     pub plain: bool,
+    /// Whether this node's pods are on the link ([`crate::backend::takes_on_link`]).
+    pub on_link: bool,
 }
 
 /// Plans the peers of `local`. `previous` is the last result: who had a range or an address keeps it, whatever others say of themselves since;
@@ -100,6 +102,7 @@ pub fn plan(world: &World, local: &NodeName, previous: &[NodePeer], tunnels: &Tu
         }
         let own = node.name == *local;
         let reach = match tunnels.instead.get(&node.name) {
+            _ if own && tunnels.on_link => Reach::Link,
             _ if own => Reach::Tunnel,
             // Between IPv6 addresses packets go in envelopes.
             Some(Reach::Ipip | Reach::Udp) if tunnel.is_ipv6() => Reach::Tunnel,
@@ -198,7 +201,7 @@ fn as_flannel_has_it(node: &Node, peer: NodePeer, tunnels: &Tunnels, had: bool) 
     if taken_over {
         let end = flannel.end_of(family_of(peer.tunnel));
         let reach = match peer.reach {
-            Reach::Route => Reach::Route,
+            plain if plain.is_plain() => plain,
             _ => reach(flannel, end.and_then(|end| end.vtep).map(|vtep| vtep.mac)),
         };
         return (vec![NodePeer { reach, plain: true, flannel: Some(FlannelPeer { taken_over }), ..peer }], problems);

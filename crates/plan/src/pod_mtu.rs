@@ -25,7 +25,7 @@ impl Carried {
     /// By one way. What goes in an IP header is as large as what goes in an envelope, though there is room for more: fragments and ICMP errors
     /// among it do go in envelopes, and nobody cuts an IPv6 packet on its way.
     pub fn by(&self, reach: Reach) -> u32 {
-        if reach == Reach::Route { self.plain } else { self.envelope }
+        if reach.is_plain() { self.plain } else { self.envelope }
     }
 
     /// By all of these, and by the one that is wanted: what goes by a wider one for another reason (a network that is being replaced) will not for long.
@@ -117,6 +117,7 @@ mod tests {
     #[test]
     fn the_narrowest_way_counts_and_what_is_said_wins() {
         assert_eq!(CARRIED.by_all([Reach::Route, Reach::Route], Reach::Route), 1500);
+        assert_eq!(CARRIED.by_all([Reach::Link, Reach::Route], Reach::Link), 1500);
         for narrow in [Reach::Tunnel, Reach::TunnelTo([0; 6]), Reach::Ipip] {
             assert_eq!(CARRIED.by_all([Reach::Route, narrow], Reach::Route), 1450, "{narrow:?}");
             assert_eq!(CARRIED.by_all([Reach::Route], narrow), 1450, "{narrow:?} is wanted");

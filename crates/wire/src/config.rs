@@ -47,6 +47,9 @@ pub enum BackendName {
     Ipip,
     /// In UDP datagrams that are made in user space (by `towpath carry`). Between nodes' IPv6 addresses as with [`BackendName::Vxlan`].
     Udp,
+    /// As they are, between the pods' own MAC addresses: pods are on the link of the node's uplink. Where they cannot be, and for a node on another
+    /// link, as with [`BackendName::Vxlan`].
+    Macvlan,
 }
 
 impl BackendName {
@@ -57,6 +60,7 @@ impl BackendName {
             Self::HostGw => "host-gw",
             Self::Ipip => "ipip",
             Self::Udp => "udp",
+            Self::Macvlan => "macvlan",
         }
     }
 }

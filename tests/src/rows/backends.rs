@@ -11,7 +11,7 @@ use crate::log::Log;
 use crate::place::Place;
 
 /// Those that there are; the one that clusters begin with last, for the rows behind these.
-const BACKENDS: [&str; 3] = ["host-gw", "ipip", "vxlan"];
+const BACKENDS: [&str; 4] = ["host-gw", "ipip", "macvlan", "vxlan"];
 
 /// Asks for a backend and watches until all nodes have followed.
 fn change(cluster: &Cluster, log: &mut Log, backend: &str) -> Result<()> {
@@ -32,6 +32,7 @@ fn sent(cluster: &Cluster, node: &str, backend: &str) -> Result<u64> {
     let counter = match backend {
         "host-gw" => "host_out",
         "ipip" => "ipip_out",
+        "macvlan" => "link_out",
         _ => "tunnel_out",
     };
     let output = Command::new(cluster.towpath()).args(["status", "--lab", cluster.name(), "-o", "json"]).output()?;

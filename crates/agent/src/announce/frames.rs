@@ -3,6 +3,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+pub(super) use towpath_datapath::net::groups::solicited_node;
+
 /// An Ethernet address.
 pub(super) type Mac = [u8; 6];
 
@@ -155,12 +157,6 @@ fn arp(to: Mac, operation: u16, sender: (Mac, Ipv4Addr), target: (Mac, Ipv4Addr)
 fn group(address: Ipv6Addr) -> Mac {
     let [.., a, b, c, d] = address.octets();
     [0x33, 0x33, a, b, c, d]
-}
-
-/// The group that is asked for an address (RFC 4291 §2.7.1).
-pub(super) fn solicited_node(address: Ipv6Addr) -> Ipv6Addr {
-    let [.., a, b, c] = address.octets();
-    Ipv6Addr::new(0xff02, 0, 0, 0, 0, 1, 0xff00 | u16::from(a), u16::from_be_bytes([b, c]))
 }
 
 fn discovery(macs: (Mac, Mac), addresses: (Ipv6Addr, Ipv6Addr), mut message: Vec<u8>) -> Vec<u8> {

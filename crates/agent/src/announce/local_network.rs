@@ -15,6 +15,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::task::AbortOnDropHandle;
 use towpath_datapath::Datapath;
+use towpath_datapath::net::groups::Groups;
 use towpath_datapath::net::netlink::Netlink;
 use towpath_datapath::net::packet::{Listen, PacketSocket};
 use towpath_datapath::net::{address, link};
@@ -22,7 +23,6 @@ use tracing::{debug, info, warn};
 
 use super::Announcer;
 use super::frames;
-use super::groups::Groups;
 use super::table::{Entry, Speaker, Standing, Table};
 
 /// Devices come and go: they are looked at so often.

@@ -10,7 +10,6 @@
 //! is missing is that it comes in, at one node. Which one a Lease says ([`lease`]); how the network is told is the [`Announcer`]'s business.
 
 mod frames;
-mod groups;
 mod held;
 pub mod lease;
 pub mod local_network;

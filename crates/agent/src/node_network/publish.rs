@@ -66,6 +66,8 @@ pub struct Facts {
     pub backend: BackendName,
     /// Whether its kernel takes packets out of IP headers.
     pub takes_ipip: bool,
+    /// Whether its uplink bears MAC addresses of pods.
+    pub bears_macs: bool,
 }
 
 /// What it is made of, as others keep it.
@@ -208,7 +210,7 @@ impl Publisher {
         // takes what this one will not.
         let own = self.facts.backend;
         let carried = self.sources.carried.borrow_and_update().clone();
-        let takes = |udp| ready_for(own, Able { ipip: self.facts.takes_ipip, udp });
+        let takes = |udp| ready_for(own, Able { ipip: self.facts.takes_ipip, udp, macs: self.facts.bears_macs });
         let (backend, receive_ready) = match &readiness {
             Readiness::Ready => (Some(own), takes(carried.is_yes())),
             Readiness::Starting(_) => {

@@ -18,6 +18,7 @@ impl Reconciler {
     fn wanted_way(&self) -> Reach {
         match self.backend {
             BackendName::HostGw => Reach::Route,
+            BackendName::Macvlan => Reach::Link,
             BackendName::Ipip => Reach::Ipip,
             _ => Reach::Tunnel,
         }

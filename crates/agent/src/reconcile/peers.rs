@@ -44,17 +44,27 @@ impl Reconciler {
         self.kept.keep(index.backends());
         drop(index);
         self.due_ways = false;
-        let able = Able { ipip: true, udp: self.udp.is_carried() };
+        let able = self.able();
         let instead = backend::instead(self.backend, able, &others);
         let now = Instant::now();
         let took_udp = self.udp.follow(backend::takes_udp(self.backend, &others), now);
         if backend::takes_plain(self.backend, &others) {
             self.plain_until = Some(now + QUIET);
         }
+        if backend::takes_on_link(self.backend, able, &others) {
+            self.on_link_until = Some(now + QUIET);
+        }
         let plain = self.plain_until.is_some_and(|until| now < until);
-        let changed = (instead != self.tunnels.instead) || plain != self.tunnels.plain || took_udp;
-        (self.tunnels.instead, self.tunnels.plain) = (instead, plain);
+        let on_link = self.on_link_until.is_some_and(|until| now < until);
+        let tunnels = &mut self.tunnels;
+        let changed = (instead != tunnels.instead) || (plain, on_link) != (tunnels.plain, tunnels.on_link) || took_udp;
+        (tunnels.instead, tunnels.plain, tunnels.on_link) = (instead, plain, on_link);
         changed
+    }
+
+    /// What this node is able to do for some backends.
+    pub(super) fn able(&self) -> Able {
+        Able { ipip: true, udp: self.udp.is_carried(), macs: self.bears_macs }
     }
 
     /// Whether packets of other nodes are taken as they are, or by way of user space, and nobody has sent any for a while; or whether the latter
@@ -62,7 +72,8 @@ impl Reconciler {
     pub(super) fn ways_are_due(&self) -> bool {
         let now = Instant::now();
         let plain = self.tunnels.plain && self.plain_until.is_none_or(|until| until <= now);
-        self.due_ways || plain || self.udp.is_due(now)
+        let on_link = self.tunnels.on_link && self.on_link_until.is_none_or(|until| until <= now);
+        self.due_ways || plain || on_link || self.udp.is_due(now)
     }
 
     pub(super) async fn apply_peers(&mut self) -> Result<(), String> {

@@ -76,7 +76,7 @@ impl Reconciler {
             let tunnel = *tunnels.get(node)?;
             Some(Way { node, reach: *reach, tunnel, beyond: status.beyond.contains(node) })
         });
-        let behind = backend::behind(self.backend, ways, read(&self.index).backends());
+        let behind = backend::behind(self.backend, self.able(), ways, read(&self.index).backends());
         let now = Progress {
             backend: self.backend,
             peers: status.reached.len(),

@@ -132,6 +132,8 @@ pub struct NodeConfig {
     pub borrowed_tunnel6: u32,
     /// The device of the backend `udp` and the port where its datagrams come in; 0: none.
     pub udp: (u32, u16),
+    /// Pods are on the uplink's link with MAC addresses of their own (`macvlan`).
+    pub on_link: bool,
 }
 
 /// What packets of pods come by besides our own devices, where another network was here before or still is on other nodes.

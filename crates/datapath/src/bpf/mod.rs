@@ -549,6 +549,11 @@ impl Programs {
         self.wire.as_ref().map(Wire::object)
     }
 
+    /// Whether the programs have pods on the link ([`NodeConfig::on_link`]).
+    pub(crate) fn is_on_link(&self) -> bool {
+        self.node.config().is_some_and(|config| config.flags & crate::abi::TP_NODE_ON_LINK != 0)
+    }
+
     /// Where this node's pins are.
     pub fn config(&self) -> &BpfConfig {
         &self.config

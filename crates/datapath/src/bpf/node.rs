@@ -11,9 +11,9 @@ use super::error::Result;
 use super::map::Map;
 use super::mirror::Mirror;
 use crate::abi::{
-    self, Addr, Be16, CidrKey, TP_MODE_VXLAN, TP_NODE_BORROWED_TUNNEL, TP_NODE_DIRECT_RETURN, TP_NODE_PLAIN_ROUTING,
-    TP_NODE_SILENT_LO4, TP_NODE_SILENT_LO6, TP_PEER_IPIP, TP_PEER_LOCAL, TP_PEER_NODE, TP_PEER_PLAIN, TP_PEER_SILENT,
-    TP_PEER_UDP,
+    self, Addr, Be16, CidrKey, TP_MODE_VXLAN, TP_NODE_BORROWED_TUNNEL, TP_NODE_DIRECT_RETURN, TP_NODE_ON_LINK,
+    TP_NODE_PLAIN_ROUTING, TP_NODE_SILENT_LO4, TP_NODE_SILENT_LO6, TP_PEER_IPIP, TP_PEER_LINK, TP_PEER_LOCAL,
+    TP_PEER_NODE, TP_PEER_PLAIN, TP_PEER_SILENT, TP_PEER_UDP,
 };
 
 /// `tp_node_config`, `tp_peers` and `tp_revision`.
@@ -52,7 +52,8 @@ fn encode(node: &NodeConfig) -> abi::NodeConfig {
             | if node.borrowed_tunnel { TP_NODE_BORROWED_TUNNEL } else { 0 }
             | if node.loopback_node_ports.0 { 0 } else { TP_NODE_SILENT_LO4 }
             | if node.loopback_node_ports.1 { 0 } else { TP_NODE_SILENT_LO6 }
-            | if node.direct_return { TP_NODE_DIRECT_RETURN } else { 0 },
+            | if node.direct_return { TP_NODE_DIRECT_RETURN } else { 0 }
+            | if node.on_link { TP_NODE_ON_LINK } else { 0 },
         tunnel6_ifindex: node.borrowed_tunnel6,
         udp_ifindex: node.udp.0,
         udp_port: Be16::new(node.udp.1),
@@ -65,7 +66,10 @@ fn prefixes(peers: &[NodePeer], surroundings: &Surroundings) -> HashMap<CidrKey,
     let mut wanted = HashMap::new();
     for peer in peers {
         let plain = match peer.reach {
+            // Of this node it says how others reach its pods.
+            _ if peer.local => 0,
             Reach::Route => TP_PEER_PLAIN,
+            Reach::Link => TP_PEER_PLAIN | TP_PEER_LINK,
             Reach::Ipip => TP_PEER_IPIP,
             Reach::Tunnel | Reach::TunnelTo(_) | Reach::Udp => 0,
         };
@@ -79,7 +83,7 @@ fn prefixes(peers: &[NodePeer], surroundings: &Surroundings) -> HashMap<CidrKey,
             wanted.entry(CidrKey::new(*net)).or_insert(abi::Peer { ifindex, flags: local | plain, ..entry });
         }
         // A node of ours answers pods in the tunnel, for an underlay may drop their addresses; Flannel's has none for that.
-        let plain = if peer.flannel.is_some() { plain } else { 0 };
+        let plain = if peer.flannel.is_some() { plain & TP_PEER_PLAIN } else { 0 };
         let udp = if peer.reach == Reach::Udp { TP_PEER_UDP } else { 0 };
         let of_node = |address: &IpAddr| {
             let silent = if surroundings.silent.contains(address) { TP_PEER_SILENT } else { 0 };

@@ -47,6 +47,7 @@ impl Reason {
             TP_DIRECT_RETURN => "direct_return",
             TP_IPIP_OUT => "ipip_out",
             TP_UDP_OUT => "udp_out",
+            TP_LINK_OUT => "link_out",
             TP_ACCELERATED => "accelerated",
             TP_DROP_MALFORMED => "malformed",
             TP_DROP_SOURCE_ADDRESS => "source_address",

@@ -14,9 +14,27 @@ pub fn of_tunnel(address: IpAddr) -> [u8; 6] {
     folded([0x02, 0x74], address)
 }
 
-/// The device of the pod that holds `address` (its first).
+/// What the MAC addresses of pods begin with, of IPv4 and of IPv6.
+const OF_PODS: [[u8; 2]; 2] = [[0x06, 0x74], [0x06, 0x76]];
+
+/// The device of the pod that holds `address` (its first), and with the backend `macvlan` each address on the link of the nodes, where kernel programs
+/// compute the same (`bpf/abi.h`). So pods of other nodes must have others: of IPv4 it holds the address; of IPv6 the last 16 bits of it, and apart from
+/// them a fold of the others, in which up to 65,536 nodes differ wherever they are numbered.
 pub fn of_pod(address: IpAddr) -> [u8; 6] {
-    folded([0x06, 0x74], address)
+    match address {
+        IpAddr::V4(_) => folded(OF_PODS[0], address),
+        IpAddr::V6(v6) => {
+            let [first @ .., last] = v6.segments();
+            let [a, b] = first.into_iter().fold(0, |all, word| all ^ word).to_be_bytes();
+            let [c, d] = last.to_be_bytes();
+            [OF_PODS[1][0], OF_PODS[1][1], a, b, c, d]
+        }
+    }
+}
+
+/// Whether an address is one that [`of_pod`] makes.
+pub fn is_of_pod(mac: [u8; 6]) -> bool {
+    OF_PODS.iter().any(|first| mac.starts_with(first))
 }
 
 /// Two fixed bytes and the XOR of the four 32-bit words of the 16-byte form (IPv4 mapped into IPv6).
@@ -38,6 +56,20 @@ pub fn text(mac: [u8; 6]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pods_of_other_nodes_have_other_macs_however_nodes_are_numbered() {
+        for nodes in
+            ["10.244.{}.", "fd00:10:{}::", "fd00:10:244:{}::", "fd00:10:244:0:{}::", "fd00:10:244::{}:", "fd00::{}00:"]
+        {
+            let mut seen = std::collections::BTreeSet::new();
+            for node in 1..64 {
+                let prefix = nodes.replace("{}", &node.to_string());
+                let pods = (2..130).map(|pod| of_pod(format!("{prefix}{pod}").parse().unwrap()));
+                pods.for_each(|mac| assert!(is_of_pod(mac) && seen.insert(mac), "{prefix}: {}", text(mac)));
+            }
+        }
+    }
 
     #[test]
     fn the_tunnel_address_folds_into_the_mac_as_the_abi_says() {

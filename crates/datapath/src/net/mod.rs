@@ -7,9 +7,11 @@
 
 pub mod address;
 pub mod address_news;
+pub mod card;
 pub mod error;
 pub mod filter;
 pub mod foreign;
+pub mod groups;
 pub mod link;
 pub mod local_ports;
 pub mod mac;

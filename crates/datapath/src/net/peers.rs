@@ -85,7 +85,7 @@ pub fn tables(tunnel: &Tunnel, peers: &[NodePeer]) -> PeerTables {
         let path = Path::to(tunnel, peer, source, reach);
         // What other networks' nodes do not take in a tunnel goes to the nodes themselves as it is, too.
         let to_node = match (reach, peer.flannel) {
-            (Reach::Route, None) => Path::to(tunnel, peer, source, Reach::Tunnel),
+            (plain, None) if plain.is_plain() => Path::to(tunnel, peer, source, Reach::Tunnel),
             _ => Path::to(tunnel, peer, source, reach),
         };
         let mut gateways = Vec::new();
@@ -149,7 +149,7 @@ impl<'a> Path<'a> {
             Reach::Tunnel | Reach::Ipip => Some(mac::of_tunnel(peer.tunnel)),
             Reach::TunnelTo(mac) => Some(mac),
             Reach::Udp => udp_mac(tunnel, peer),
-            Reach::Route => None,
+            Reach::Route | Reach::Link => None,
         };
         let udp = reach == Reach::Udp;
         let encap = Encap { id: tunnel.id, source, destination: peer.tunnel };

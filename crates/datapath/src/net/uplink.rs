@@ -2,6 +2,7 @@
 //! or the one that was named; a node may have others.
 
 use std::net::IpAddr;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rtnetlink::packet_route::link::InfoKind;
@@ -37,6 +38,14 @@ pub fn find(netlink: &mut Netlink, addresses: &[IpAddr], named: Option<&str>) ->
         "no device of this node holds its address ({list}); check the Node's InternalIP against `ip addr`, or name the uplink in \
          the configuration"
     )))
+}
+
+/// Whether a device sends and takes frames with other MAC addresses than its own, as far as that can be known: it is Ethernet, not wireless (an access
+/// point knows its stations by their addresses), and none that is told from its siblings by its own.
+pub fn bears_macs(link: &Link) -> bool {
+    let has = |what: &str| Path::new("/sys/class/net").join(&link.name).join(what).exists();
+    let by_its_own = matches!(link.kind, Some(InfoKind::MacVlan | InfoKind::IpVlan));
+    link.mac.is_some() && !by_its_own && !has("phy80211") && !has("wireless")
 }
 
 /// What leads out of the node, the uplink included.

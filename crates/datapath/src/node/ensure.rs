@@ -149,6 +149,7 @@ impl Node {
         let settings = &self.config.settings;
         let Vxlan { vni, port } = settings.vxlan;
         let facts = &self.facts;
+        let on_link = self.is_on_link();
         let Some(programs) = &mut self.programs else { return Ok(()) };
         let plain_routing = rule::is_plain(&mut self.netlink)?;
         let borrowed_tunnel6 = if self.lent.is_some() { lent::tunnel6(&link::list(&mut self.netlink)?) } else { 0 };
@@ -172,6 +173,7 @@ impl Node {
             direct_return: settings.direct_server_return,
             borrowed_tunnel6,
             udp: (facts.udp_ifindex, settings.udp_port),
+            on_link,
         })?;
         self.ensure_node_hooks()?;
         let cgroup = match &self.config.cgroup {

@@ -186,9 +186,9 @@ impl Node {
                     if flannel.is_some() || on_link {
                         plain.insert(peer.name.clone(), devices);
                     } else {
-                        self.beyond.extend((peer.reach == Reach::Route).then(|| peer.name.clone()));
+                        self.beyond.extend(peer.reach.is_plain().then(|| peer.name.clone()));
                         peer.plain = false;
-                        if peer.reach == Reach::Route {
+                        if peer.reach.is_plain() {
                             peer.reach = Reach::Tunnel;
                         }
                     }

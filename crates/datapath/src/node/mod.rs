@@ -8,6 +8,7 @@ mod finish;
 mod hooks;
 pub(crate) mod lent;
 mod mtu;
+mod on_link;
 pub(crate) mod pods;
 mod reaper;
 mod release;
@@ -32,6 +33,7 @@ use self::reaper::Reaper;
 use self::release::{Releaser, UdpTable};
 use crate::bpf::{self, BpfConfig, Changes, Programs, ServicesApplied};
 use crate::error::Error;
+use crate::net::groups::Groups;
 use crate::net::link::{self, Link, TUNNEL_DEVICE};
 use crate::net::namespaces::{self, Namespaces};
 use crate::net::netlink::Netlink;
@@ -93,6 +95,10 @@ pub(crate) struct Node {
     peers_known: bool,
     /// Whether packets are taken by way of user space (`udp`); none: nobody has said yet, and what a former agent left stays.
     udp_wanted: Option<bool>,
+    /// MAC addresses of pods that the uplink lets in.
+    let_in: BTreeSet<[u8; 6]>,
+    /// What is heard there of IPv6.
+    groups: Groups,
     nft: nft::Table,
     problems: Vec<String>,
     /// What pods have by [`Node::apply_pod_mtu`]; none: it was not called.
@@ -134,6 +140,7 @@ impl Node {
         let netlink = Netlink::open()?;
         let records = Records::open(config.state_dir.join("pods"))?;
         let nft = nft::Table::default();
+        let groups = Groups::on(facts.uplink_ifindex);
         let purger = || programs.as_ref().map(Programs::purger).transpose();
         let reaper = Reaper::start(purger()?)?;
         let finishers = Finishers::start()?;
@@ -164,6 +171,8 @@ impl Node {
             beyond: BTreeSet::new(),
             peers_known: false,
             udp_wanted: None,
+            let_in: BTreeSet::new(),
+            groups,
             nft,
             problems: Vec::new(),
             pod_mtu: None,
@@ -231,6 +240,7 @@ impl Node {
             self.ensure_node_hooks()?;
         }
         applied.note(self.ensure_nftables(false));
+        applied.note(self.ensure_on_link());
         self.ensure_peers(&mut applied);
         self.problems = applied.problems.clone();
         self.applied_part(Part::Peers);
@@ -376,6 +386,7 @@ impl Node {
             if let Err(error) = self.ensure_surroundings() {
                 applied.problems.push(error.to_string());
             }
+            applied.note(self.ensure_on_link());
             self.ensure_peers(&mut applied);
         }
         if let Some(programs) = &mut self.programs
@@ -475,6 +486,7 @@ fn gather_with(netlink: &mut Netlink, config: &DatapathConfig, tunnel: Option<Ip
     let tunnel_mtu = uplink::tunnel_mtu(uplink.mtu, tunnel_address);
     let present = link::by_name(netlink, TUNNEL_DEVICE)?;
     let outside = find_outside(netlink, config, &uplink)?;
+    let bears_macs = uplink::bears_macs(&uplink);
     Ok(NodeFacts {
         uplink: uplink.name,
         uplink_ifindex: uplink.index,
@@ -490,6 +502,7 @@ fn gather_with(netlink: &mut Netlink, config: &DatapathConfig, tunnel: Option<Ip
         gateways: settings.pod_cidrs.iter().copied().filter_map(gateway_of).collect(),
         netns_cookie: netns::cookie()?,
         takes_ipip: bpf::takes_ipv6_out_of_ipv4(),
+        bears_macs,
     })
 }
 

@@ -202,6 +202,7 @@ impl Node {
         let requests = pod::host_side(link.index, &pod.host_device, pod.mac, &pod.addresses, nodes);
         self.netlink.batch(requests).into_iter().collect::<Result<(), _>>()?;
         self.answer_for(&pod.addresses)?;
+        self.let_pod_in(&pod)?;
         Ok(pod)
     }
 
@@ -235,6 +236,7 @@ impl Node {
         }
         if let Some(pod) = &known {
             self.no_longer_answer_for(&pod.addresses);
+            self.keep_pod_out(pod);
         }
         match removal {
             Removal::Now => errors.extend(self.remove_now(device, link.as_ref(), known.as_ref())),

@@ -300,6 +300,7 @@ pub fn node_config(tunnel: u32, uplink: u32) -> NodeConfig {
         direct_return: false,
         borrowed_tunnel6: 0,
         udp: (0, 0),
+        on_link: false,
     }
 }
 

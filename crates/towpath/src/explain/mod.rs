@@ -206,9 +206,12 @@ impl Facts {
         let Some(backends) = &self.backends else { return "by the backend in force, which is not known here," };
         let sends = backends.get(from).and_then(|says| says.sends).unwrap_or_default();
         // Who sends so is able to.
-        let able = Able { ipip: true, udp: true };
+        let able = Able { ipip: true, udp: true, macs: true };
         match backend::instead(sends, able, backends).get(to) {
             Some(Reach::Route) => "as it is (host-gw; VXLAN where a router lies between)",
+            Some(Reach::Link) => {
+                "as it is, between the pods' own MAC addresses (macvlan; VXLAN where a router lies between)"
+            }
             Some(Reach::Ipip) => "in an IP header (ipip)",
             Some(Reach::Udp) => "in a UDP datagram (udp)",
             Some(Reach::Tunnel | Reach::TunnelTo(_)) | None => "VXLAN",

@@ -147,8 +147,10 @@ fn a_service_is_translated_and_every_endpoint_judged() {
 #[test]
 fn between_nodes_the_way_is_that_of_the_senders_backend_if_the_other_takes_it() {
     let world = world();
-    let says =
-        |backend, ipip| Says { sends: Some(backend), receives: backend::ready_for(backend, Able { ipip, udp: true }) };
+    let says = |backend, ipip| Says {
+        sends: Some(backend),
+        receives: backend::ready_for(backend, Able { ipip, udp: true, macs: true }),
+    };
     for (n1, n2, way) in [
         (says(BackendName::Ipip, true), says(BackendName::Vxlan, true), "in an IP header (ipip) to node n2"),
         (says(BackendName::Ipip, true), says(BackendName::Vxlan, false), "VXLAN to node n2"),
@@ -156,6 +158,8 @@ fn between_nodes_the_way_is_that_of_the_senders_backend_if_the_other_takes_it() 
         (says(BackendName::Udp, true), says(BackendName::Ipip, true), "VXLAN to node n2"),
         (says(BackendName::HostGw, true), says(BackendName::HostGw, true), "as it is (host-gw"),
         (says(BackendName::HostGw, true), says(BackendName::Ipip, true), "VXLAN to node n2"),
+        (says(BackendName::Macvlan, true), says(BackendName::Macvlan, true), "own MAC addresses (macvlan"),
+        (says(BackendName::Macvlan, true), says(BackendName::HostGw, true), "VXLAN to node n2"),
         (says(BackendName::Vxlan, true), says(BackendName::HostGw, true), "VXLAN to node n2"),
     ] {
         let backends = [("n1", n1), ("n2", n2)].map(|(node, says)| (NodeName::new(node), says)).into();

@@ -19,19 +19,30 @@ struct Member {
 
 /// Memberships on one device. Dropping it ends them.
 #[derive(Debug)]
-pub(super) struct Groups {
+pub struct Groups {
     device: u32,
     members: Vec<Member>,
 }
 
+/// The group in which an address is asked for.
+pub fn solicited_node(address: Ipv6Addr) -> Ipv6Addr {
+    let [.., high, low] = address.segments();
+    Ipv6Addr::new(0xff02, 0, 0, 0, 0, 1, 0xff00 | (high & 0xff), low)
+}
+
 impl Groups {
+    /// The device.
+    pub fn device(&self) -> u32 {
+        self.device
+    }
+
     /// None yet, on that device.
-    pub(super) fn on(device: u32) -> Self {
+    pub fn on(device: u32) -> Self {
         Self { device, members: Vec::new() }
     }
 
     /// Is in these groups and in no others; what could not be joined, with the reason. Those are tried again at the next call.
-    pub(super) fn follow(&mut self, wanted: &BTreeSet<Ipv6Addr>) -> Vec<(Ipv6Addr, io::Error)> {
+    pub fn follow(&mut self, wanted: &BTreeSet<Ipv6Addr>) -> Vec<(Ipv6Addr, io::Error)> {
         for member in &mut self.members {
             for group in member.joined.difference(wanted) {
                 if let Err(error) = member.socket.leave_multicast_v6(group, self.device) {
