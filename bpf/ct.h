@@ -338,11 +338,13 @@ static __always_inline int tp_ct_renew(struct tp_work *w, const struct tp_ct *ol
 }
 
 /* Enters w->fresh under w->key, in place of `old` if that is still there. 0, or why not. */
-static __noinline __u32 tp_ct_enter(struct tp_work *w, const struct tp_ct *old)
+TP_APART __u32 tp_ct_enter(struct tp_work *w, const struct tp_ct *old)
 {
 	__u32 reason;
 	long err;
 
+	if (!w)
+		return TP_DROP_INTERNAL;
 	if (old && !tp_ct_renew(w, old))
 		return 0;
 	w->fresh.pod_id = w->j.pod_id;
@@ -511,12 +513,15 @@ static __always_inline struct tp_ct *tp_track(struct tp_work *w, const struct tp
  * An ICMP error is as welcome as an answer to the packet that it quotes, at whose sender it must be aimed. Where there is no such
  * connection, or none any more, it is judged like any packet (and so would that answer be), and leaves no entry.
  */
-static __noinline __u32 tp_track_error(tp_context *skb, struct tp_work *w, const struct tp_node_config *cfg)
+TP_APART __u32 tp_track_error(tp_context *skb, struct tp_work *w, const struct tp_node_config *cfg)
 {
 	__u32 revision = tp_revision_now();
 	struct tp_ct *ct;
-	__u32 reason = tp_parse_quoted(skb, w);
+	__u32 reason;
 
+	if (!w || !cfg)
+		return TP_DROP_INTERNAL;
+	reason = tp_parse_quoted(skb, w);
 	if (reason)
 		return reason;
 	if (!tp_same(&w->quoted.saddr, &w->p.t.daddr))

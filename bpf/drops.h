@@ -93,7 +93,7 @@ static __always_inline struct tp_dropped *tp_tell_begin(__u32 reason)
 }
 
 /* Tells of the packet in w->p. The rule of a denial is in w->rule. */
-static __noinline int tp_tell(__u32 reason, __u32 ifindex, __u32 len, __u8 flags)
+TP_APART int tp_tell(__u32 reason, __u32 ifindex, __u32 len, __u8 flags)
 {
 	struct tp_dropped *dropped;
 	struct tp_work *w = tp_work();

@@ -6,10 +6,13 @@
 #define EINVAL 22
 
 /* Straight into a pod's namespace. */
-static __noinline int tp_deliver(struct __sk_buff *skb, struct tp_work *w, const struct tp_ct_end *pod)
+TP_APART int tp_deliver(struct __sk_buff *skb, struct tp_work *w, const struct tp_ct_end *pod)
 {
-	__u32 ifindex = pod->ifindex;
+	__u32 ifindex;
 
+	if (!w || !pod)
+		return TC_ACT_SHOT;
+	ifindex = pod->ifindex;
 	tp_copy_mac(w->h.eth_dst, pod->mac);
 	tp_copy_mac(w->h.eth_src, pod->host_mac);
 	if (tp_forward_headers(skb, w))
@@ -158,12 +161,15 @@ static __noinline int tp_send_udp(struct __sk_buff *skb, struct tp_work *w, cons
 }
 
 /* Through the tunnel to another node. What is too big for it goes to the kernel, which says so to the sender. */
-static __noinline int tp_encapsulate(struct __sk_buff *skb, struct tp_work *w, const struct tp_node_config *cfg,
-				     const struct tp_addr *to)
+TP_APART int tp_encapsulate(struct __sk_buff *skb, struct tp_work *w, const struct tp_node_config *cfg,
+			    const struct tp_addr *to)
 {
-	__u32 len = tp_wire_len(skb, w);
+	__u32 len;
 	int sent;
 
+	if (!w || !cfg || !to)
+		return TC_ACT_SHOT;
+	len = tp_wire_len(skb, w);
 	if (cfg->tunnel_mtu && len > cfg->tunnel_mtu) {
 		if (w->p.flags & TP_PKT_FIRST_FRAG)
 			tp_frag_too_big(w, w->translated ? &w->sent : &w->p.t);

@@ -233,10 +233,12 @@ static __always_inline __u8 tp_by_of_pods(const struct tp_peer *peer)
  * brings an outside client. The node may send from another of its addresses than that of its tunnel (a network with a tunnel a
  * family does); then `outer` becomes the latter, by which it is answered; w->by says how.
  */
-static __noinline int tp_may_send(struct tp_work *w, struct tp_addr *outer, __u32 forwards)
+TP_APART int tp_may_send(struct tp_work *w, struct tp_addr *outer, __u32 forwards)
 {
 	struct tp_peer *peer, *sender;
 
+	if (!w || !outer)
+		return 0;
 	w->by = TP_BY_ENVELOPE;
 	if (tp_is_hairpin(&w->p.t.saddr))
 		return 0;

@@ -92,13 +92,15 @@ static __always_inline int tp_known_in_tunnel(struct tp_work *w, struct tp_ct *c
  * To a pod here, from a node that may send it: `ct` is what tp_ct_find just found, w->via the node, w->by how it is answered, `enveloped` whether
  * it came in the tunnel. Judged, translated back, delivered.
  */
-static __noinline int tp_node_to_pod(struct __sk_buff *skb, struct tp_work *w, const struct tp_node_config *cfg, struct tp_ct *ct,
-				     __u32 enveloped)
+TP_APART int tp_node_to_pod(struct __sk_buff *skb, struct tp_work *w, const struct tp_node_config *cfg, struct tp_ct *ct,
+			    __u32 enveloped)
 {
 	struct tp_pod *to;
 	__u32 reason;
 	int direct = 0;
 
+	if (!w || !cfg)
+		return TC_ACT_SHOT;
 	if (enveloped) {
 		direct = tp_answers_directly(w, cfg, ct);
 		if (direct < 0)

@@ -310,11 +310,13 @@ static __always_inline int tp_is_new_connection(struct tp_work *w)
 /*
  * Whether the packet is for a Service: NONE, BACKEND (w->p.t is aimed at it), FAR or REFUSE. w->sent is the tuple as it came.
  */
-static __noinline int tp_translate(struct tp_work *w, const struct tp_node_config *cfg, __u32 nodeport)
+TP_APART int tp_translate(struct tp_work *w, const struct tp_node_config *cfg, __u32 nodeport)
 {
 	enum tp_client who = nodeport == TP_NODEPORT_INSIDE ? TP_CLIENT_POD : TP_CLIENT_OUTSIDE;
 	int choice;
 
+	if (!w || !cfg)
+		return TP_CHOICE_NONE;
 	if (tp_nat_known(w) && !tp_is_new_connection(w)) {
 		tp_aim(w, 0);
 		return TP_CHOICE_BACKEND;

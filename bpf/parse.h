@@ -315,9 +315,9 @@ static __always_inline __u32 tp_parse_at(tp_context *ctx, struct tp_work *w, con
 	return TP_DROP_MALFORMED;
 }
 
-static __noinline __u32 tp_parse(tp_context *ctx, struct tp_work *w)
+TP_APART __u32 tp_parse(tp_context *ctx, struct tp_work *w)
 {
-	return tp_parse_at(ctx, w, 0, tp_protocol(ctx));
+	return w ? tp_parse_at(ctx, w, 0, tp_protocol(ctx)) : TP_DROP_INTERNAL;
 }
 
 /* The packet inside the envelope that tp_is_envelope has seen. Offsets are those that it has once the envelope is off. */

@@ -105,11 +105,14 @@ static __noinline int tp_pod_copy(struct tp_pod *copy, const struct tp_addr *add
  * Judges w->origin at both ends, as far as they are pods of this node. `own_node`: the responder sees a packet that its
  * own node generated.
  */
-static __noinline __u32 tp_judge(struct tp_work *w, const struct tp_node_config *cfg, __u32 own_node)
+TP_APART __u32 tp_judge(struct tp_work *w, const struct tp_node_config *cfg, __u32 own_node)
 {
-	struct tp_judgement *j = &w->j;
+	struct tp_judgement *j;
 	struct tp_pod *from, *to;
 
+	if (!w || !cfg)
+		return TP_DROP_INTERNAL;
+	j = &w->j;
 	__builtin_memset(j, 0, sizeof(*j));
 	if (tp_is_hairpin(&w->origin.saddr) && tp_pod_copy(&w->to, &w->origin.daddr)) {
 		tp_judge_self(j, &w->to);
@@ -190,9 +193,9 @@ static __always_inline void tp_would_deny(struct tp_work *w, __u32 reason, __u32
 
 /*
  * Judges a connection that passes once more, by the sets that tp_judge has just left in w->j: those with the policies that are only audited. It
- * changes nothing about the packet. Not static, so that the verifier looks at it once and not at each of its callers' many ways.
+ * changes nothing about the packet.
  */
-__noinline int tp_audit(void)
+TP_APART int tp_audit(void)
 {
 	struct tp_work *w = tp_work();
 	__u32 isolated, rule;

@@ -69,12 +69,17 @@ static __always_inline int tp_rewrite_v6(struct __sk_buff *skb, struct tp_work *
 }
 
 /* Gives the packet another source, or another destination. 0, or the reason to drop it. */
-static __noinline __u32 tp_rewrite(struct __sk_buff *skb, struct tp_work *w, __u32 source, const struct tp_addr *addr,
-				   __be16 port)
+TP_APART __u32 tp_rewrite(struct __sk_buff *skb, struct tp_work *w, __u32 source, const struct tp_addr *addr,
+			  __be16 port)
 {
-	__be16 old = source ? w->l4.sport : w->l4.dport;
-	__u32 sum = tp_sum_off(&w->p), at = source ? 0 : 2, sctp = w->p.t.proto == SCTP, reason;
+	__u32 sum, at = source ? 0 : 2, sctp, reason;
+	__be16 old;
 
+	if (!w || !addr)
+		return TP_DROP_INTERNAL;
+	old = source ? w->l4.sport : w->l4.dport;
+	sum = tp_sum_off(&w->p);
+	sctp = w->p.t.proto == SCTP;
 	if (w->p.flags & TP_PKT_V6 ? tp_rewrite_v6(skb, w, source, addr) :
 				     tp_rewrite_v4(skb, w, source, tp_word(addr, 3)))
 		return TP_DROP_INTERNAL;

@@ -10,6 +10,13 @@
 #ifndef TOWPATH_WORK_H
 #define TOWPATH_WORK_H
 
+/*
+ * A function that the verifier looks at once for each program, by itself, and not anew in every state that a call finds it in: what many ways
+ * lead to, and is long, is one. (Without, two programs came near to the million instructions that a kernel looks at.) It may know nothing of its
+ * callers: it gets the context, numbers, and pointers to memory, each of which may be none until it has asked; it returns a number.
+ */
+#define TP_APART __noinline
+
 #define ETH_LEN 14
 #define NSEC_PER_SEC 1000000000ULL
 

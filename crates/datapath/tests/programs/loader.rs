@@ -214,3 +214,28 @@ fn translations_go_with_their_connections() {
         assert_eq!(translations(w), 0);
     });
 }
+
+/// Instructions that the kernel's verifier walked to load a program: it gives up at a million. Kernels differ in how soon they see that
+/// they were somewhere before.
+fn walked(program: BorrowedFd<'_>) -> u32 {
+    let mut info = libbpf_sys::bpf_prog_info::default();
+    let mut length = u32::try_from(size_of_val(&info)).unwrap();
+    // SAFETY: the kernel writes no more than `length` bytes into `info`, which are all numbers, and follows no pointer in it, as each is null.
+    let failed = unsafe {
+        libbpf_sys::bpf_obj_get_info_by_fd(program.as_raw_fd(), (&raw mut info).cast(), &raw mut length)
+    };
+    assert_eq!(failed, 0);
+    info.verified_insns
+}
+
+#[test]
+fn no_program_comes_near_to_what_a_verifier_looks_at() {
+    in_world(|w| {
+        let programs = w.programs.object().progs();
+        let walked: Vec<(String, u32)> =
+            programs.map(|program| (program.name().to_string_lossy().into_owned(), walked(program.as_fd()))).collect();
+        assert!(walked.len() > 10 && walked.iter().any(|(_, n)| *n > 10_000), "{walked:?}");
+        let most = walked.iter().max_by_key(|(_, n)| *n).unwrap();
+        assert!(most.1 < 200_000, "{most:?}: mark what many ways lead to as TP_APART (bpf/work.h)");
+    });
+}
