@@ -1,6 +1,6 @@
 //! Opening again adopts what is there; links go on without the process; the collector needs nobody.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use libbpf_rs::MapCore;
@@ -221,9 +221,8 @@ fn walked(program: BorrowedFd<'_>) -> u32 {
     let mut info = libbpf_sys::bpf_prog_info::default();
     let mut length = u32::try_from(size_of_val(&info)).unwrap();
     // SAFETY: the kernel writes no more than `length` bytes into `info`, which are all numbers, and follows no pointer in it, as each is null.
-    let failed = unsafe {
-        libbpf_sys::bpf_obj_get_info_by_fd(program.as_raw_fd(), (&raw mut info).cast(), &raw mut length)
-    };
+    let failed =
+        unsafe { libbpf_sys::bpf_obj_get_info_by_fd(program.as_raw_fd(), (&raw mut info).cast(), &raw mut length) };
     assert_eq!(failed, 0);
     info.verified_insns
 }
