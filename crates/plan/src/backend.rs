@@ -154,7 +154,7 @@ pub fn behind<'a>(
             by,
             why: match said.get(way.node) {
                 _ if way.beyond => Why::BeyondRouter,
-                _ if matches!(wanted, BackendName::Ipip | BackendName::Udp) && way.tunnel.is_ipv6() => Why::OverIpv6,
+                _ if wanted == BackendName::Udp && way.tunnel.is_ipv6() => Why::OverIpv6,
                 None => Why::Silent,
                 // Whose agent is ready takes those of this backend whatever its own is, if its kernel can.
                 Some(says)
@@ -257,8 +257,9 @@ mod tests {
             ])
         );
         assert_eq!(behind(BackendName::Ipip, "192.0.2.1")[1], ("old".to_owned(), Why::Kernel));
+        assert_eq!(behind(BackendName::Ipip, "2001:db8::1"), behind(BackendName::Ipip, "192.0.2.1"));
         assert!(
-            behind(BackendName::Ipip, "2001:db8::1").iter().any(|(name, why)| name == "late" && *why == Why::OverIpv6)
+            behind(BackendName::Udp, "2001:db8::1").iter().any(|(name, why)| name == "late" && *why == Why::OverIpv6)
         );
         assert!(Why::Silent.passes() && !Why::Kernel.passes() && !Why::BeyondRouter.passes());
     }
