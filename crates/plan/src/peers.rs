@@ -104,8 +104,8 @@ pub fn plan(world: &World, local: &NodeName, previous: &[NodePeer], tunnels: &Tu
         let reach = match tunnels.instead.get(&node.name) {
             _ if own && tunnels.on_link => Reach::Link,
             _ if own => Reach::Tunnel,
-            // Between IPv6 addresses packets go in envelopes.
-            Some(Reach::Ipip | Reach::Udp) if tunnel.is_ipv6() => Reach::Tunnel,
+            // Datagrams go between IPv4 addresses only.
+            Some(Reach::Udp) if tunnel.is_ipv6() => Reach::Tunnel,
             instead => instead.copied().unwrap_or(Reach::Tunnel),
         };
         let peer = NodePeer {
