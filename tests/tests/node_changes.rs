@@ -92,10 +92,7 @@ impl Scene {
         self.cluster.apply_text(&node("n9", &second, "10.244.97.0/24"))?;
         machine::kill(dead)?;
         drop(frozen);
-        wait("another agent", PATIENCE, || {
-            let pid = machine::lab_agent(self.cluster.name(), "n1")?;
-            if pid == dead { bail!("process {pid} is still there") } else { Ok(()) }
-        })?;
+        machine::another_agent(self.cluster.name(), "n1", dead)?;
         self.has("10.244.97.0/24", &second, PATIENCE)?;
         self.has_not("10.244.99.0/24")?;
         self.has_not(&first)?;
@@ -138,10 +135,7 @@ impl Scene {
         self.cluster.apply_text(&node("a9", &n2, "10.244.96.0/24"))?;
         let dead = machine::lab_agent(self.cluster.name(), "n1")?;
         machine::kill(dead)?;
-        wait("another agent", PATIENCE, || {
-            let pid = machine::lab_agent(self.cluster.name(), "n1")?;
-            if pid == dead { bail!("process {pid} is still there") } else { Ok(()) }
-        })?;
+        machine::another_agent(self.cluster.name(), "n1", dead)?;
         self.is_refused(&["a9", &format!("address {n2} already belongs to node n2")])?;
         self.has(&range2, &n2, SOON)?;
         self.remove("a9")
