@@ -290,8 +290,8 @@ static __always_inline int tp_send_on_link(struct __sk_buff *skb, struct tp_work
 }
 
 /*
- * To a pod of another node without an envelope: to the next hop towards the node, or with TP_BY_LINK to the pod itself. Until there is one, in an envelope. What does not fit its path goes
- * by the kernel's routes.
+ * To a pod of another node without an envelope: to the next hop towards the node, or with TP_BY_LINK to the pod itself. Until there is one,
+ * in an envelope. What does not fit its path goes by the kernel's routes.
  */
 static __noinline int tp_send_plain(struct __sk_buff *skb, struct tp_work *w, const struct tp_node_config *cfg, const struct tp_addr *to)
 {
