@@ -232,7 +232,7 @@ enum By {
     Neighbour,
 }
 
-/// What is done with an attempt that the node's programs see; `&[]`: the kernel's own rules drop it, or nobody is there who takes it.
+/// Reasons by which an attempt may be counted; `&[]`: the kernel has nobody here who takes it (a DHCP client, another tunnel device, `ipip`).
 type Counted = &'static [&'static str];
 
 struct Scene {
@@ -274,6 +274,10 @@ impl Scene {
             "ip address add 192.168.255.99/24 dev eth0 && ip address add fd00:255::99/64 dev eth0 nodad && ip link set eth0 up",
         )?;
         let neighbour = Stand::new(place, Some(nodes[0].mac))?;
+        // As kube-proxy sets it: the kernel itself lets loopback addresses in (CVE-2020-8558).
+        for device in ["all", "eth0"] {
+            say(&nodes[0].place, &format!("echo 1 > /proc/sys/net/ipv4/conf/{device}/route_localnet"))?;
+        }
         let ports = underlay.enter(|| Ok(vec![if_nametoindex("n1")? as usize, if_nametoindex("n2")? as usize]))?;
         let taps = [&victim, &other].map(|stand| Ok((stand.place.name().to_owned(), Tap::at(&stand.place)?)));
         let taps = taps.into_iter().collect::<Result<_>>()?;
@@ -439,7 +443,7 @@ impl Scene {
             })?;
             // Addresses that mean the node itself where they arrive.
             let own: IpAddr = if six { Ipv6Addr::LOCALHOST.into() } else { Ipv4Addr::LOCALHOST.into() };
-            self.one("a pod to the node's loopback", By::Pod, &[], |mark| {
+            self.one("a pod to the node's loopback", By::Pod, &["loopback"], |mark| {
                 udp(macs, attacker.at(six, 4000), SocketAddr::new(own, NODES_OWN), mark)
             })?;
             self.one("a pod with a loopback address", By::Pod, &["source_address"], |mark| {
@@ -520,7 +524,7 @@ impl Scene {
                 let held = udp((BROADCAST, BROADCAST), victim.at(six, 4000), other.at(six, OPEN), mark)?;
                 udp(out, attacker.at(false, 4000), n2.at(false, VXLAN), &vxlan(VNI, &held))
             })?;
-            self.one("an envelope of a pod, to its own node", By::Pod, &[], |mark| {
+            self.one("an envelope of a pod, to its own node", By::Pod, &["own_envelope"], |mark| {
                 udp(out, attacker.at(false, 4000), n1.at(false, VXLAN), &vxlan(VNI, &inner(six, other, mark)?))
             })?;
             let protocol = if six { IPV6_IN_IP } else { IPIP };
@@ -577,10 +581,10 @@ impl Scene {
                 |mark| udp(link, neighbour.at(six, 4000), victim.at(six, OPEN), mark),
             )?;
             let own: IpAddr = if six { Ipv6Addr::LOCALHOST.into() } else { Ipv4Addr::LOCALHOST.into() };
-            self.one("a neighbour to the node's loopback", By::Neighbour, &[], |mark| {
+            self.one("a neighbour to the node's loopback", By::Neighbour, &["loopback"], |mark| {
                 udp(link, neighbour.at(six, 4000), SocketAddr::new(own, NODES_OWN), mark)
             })?;
-            self.one("a neighbour with a loopback address", By::Neighbour, &[], |mark| {
+            self.one("a neighbour with a loopback address", By::Neighbour, &["loopback"], |mark| {
                 udp(link, SocketAddr::new(own, 4000), node, mark)
             })?;
         }
