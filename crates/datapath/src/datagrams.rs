@@ -304,7 +304,7 @@ mod tests {
     use super::*;
 
     fn received(socket: &OwnedFd, bytes: usize) -> Vec<(u8, Vec<u8>)> {
-        let (mut room, mut all) = (Incoming::new(4), Vec::new());
+        let (mut room, mut all) = (Incoming::new(4), Vec::<(u8, Vec<u8>)>::new());
         let deadline = std::time::Instant::now() + std::time::Duration::from_secs(5);
         while all.iter().map(|(_, bytes)| bytes.len()).sum::<usize>() < bytes {
             assert!(std::time::Instant::now() < deadline, "only {} datagrams came", all.len());
