@@ -7,12 +7,13 @@ use kube::api::Api;
 use tokio::sync::{mpsc, oneshot};
 use towpath_datapath::net::pod::host_device;
 use towpath_datapath::{Datapath, PodSurvey};
+use towpath_model::chosen::{ALLOWED, CHOICE_ANNOTATION};
 use towpath_model::desired::LocalPod;
-use towpath_model::{NamespacedName, NodeName, Pod, Readable};
+use towpath_model::{NamespacedName, NodeName, Pod, Readable, World};
 use towpath_wire::cni::Attachment;
 
 use crate::cni_server::{
-    AttachRequest, Attached, DetachRequest, Device, Fetched, PlumbError, PodFacts, PodIndex, PodPlumber,
+    AttachRequest, Attached, Choice, DetachRequest, Device, Fetched, PlumbError, PodFacts, PodIndex, PodPlumber,
 };
 use crate::heard;
 use crate::index::{Kind, Noun};
@@ -43,13 +44,32 @@ impl Pods {
     }
 }
 
-fn facts(pod: &Pod) -> PodFacts {
-    PodFacts { uid: Some(pod.uid.to_string()).filter(|uid| !uid.is_empty()) }
+fn facts(pod: &Pod, world: &World) -> PodFacts {
+    PodFacts { uid: Some(pod.uid.to_string()).filter(|uid| !uid.is_empty()), choice: choice(pod, world) }
+}
+
+/// What of a pod's wishes its namespace lets it have.
+fn choice(pod: &Pod, world: &World) -> Choice {
+    let Some(chosen) = &pod.chosen else { return Choice::Any };
+    let namespace = &pod.name.namespace;
+    if !world.namespaces.get(namespace).is_some_and(|namespace| namespace.pods_choose) {
+        return Choice::Refused(format!(
+            "pod {} asks for an address or a MAC address, and its namespace does not let its pods choose; who may, allows it: \
+             kubectl annotate namespace {namespace} {CHOICE_ANNOTATION}={ALLOWED}",
+            pod.name
+        ));
+    }
+    match &chosen.problem {
+        Some(problem) => Choice::Refused(format!("pod {}: {problem}", pod.name)),
+        None => Choice::These { addresses: chosen.addresses.clone(), mac: chosen.mac },
+    }
 }
 
 impl PodIndex for Pods {
     fn lookup(&self, pod: &NamespacedName) -> Option<PodFacts> {
-        read(&self.index).world().pods.get(pod).map(facts)
+        let index = read(&self.index);
+        let world = index.world();
+        world.pods.get(pod).map(|pod| facts(pod, world))
     }
 
     fn of_this_node(&self) -> Option<Vec<KnownPod>> {
@@ -76,7 +96,7 @@ impl PodIndex for Pods {
                 let version = heard::version(k8s_openapi::Metadata::metadata(&object));
                 match object.object().map_err(str::to_owned).and_then(|o| Pod::parse(o).map_err(|e| e.to_string())) {
                     Ok(noun) => {
-                        let facts = facts(&noun);
+                        let facts = facts(&noun, read(&self.index).world());
                         let (index, key) = (self.index.clone(), pod.clone());
                         // The planner may hold the index for some milliseconds.
                         let enter = move || write(&index).answered_with(key, noun, version);

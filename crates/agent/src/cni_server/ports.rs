@@ -26,6 +26,25 @@ pub struct PodFacts {
     /// `metadata.uid`; none where it says nothing about the sandbox: the API's mirror of a static pod has a uid of its own
     /// (annotation `kubernetes.io/config.mirror`).
     pub uid: Option<String>,
+    /// What it asks for, and its namespace lets it.
+    pub choice: Choice,
+}
+
+/// The addresses that a pod gets.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Choice {
+    /// Any.
+    #[default]
+    Any,
+    /// These.
+    These {
+        /// At most one a family; of the other any.
+        addresses: Vec<IpAddr>,
+        /// MAC address of its device; none: as computed.
+        mac: Option<[u8; 6]>,
+    },
+    /// None, and why.
+    Refused(String),
 }
 
 /// What asking the API server once brought.
@@ -77,6 +96,8 @@ pub struct AttachRequest {
     pub pod: NamespacedName,
     /// Its addresses, at most one a family.
     pub addresses: Vec<IpAddr>,
+    /// MAC address of its device; none: as computed.
+    pub mac: Option<[u8; 6]>,
     /// Gateways, one a family of `addresses`, in their order.
     pub gateways: Vec<IpAddr>,
     /// Its network namespace.

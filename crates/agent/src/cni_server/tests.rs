@@ -181,9 +181,12 @@ async fn an_unknown_pod_is_asked_for_once_and_isolated_when_nobody_answers() {
     for (fetched, expected) in [
         (Some(Fetched::Absent), Err(ErrorCode::TryAgain)),
         (None, Err(ErrorCode::TryAgain)),
-        (Some(Fetched::Found(PodFacts { uid: Some("uid-other".into()) })), Err(ErrorCode::StaleSandbox)),
-        (Some(Fetched::Found(PodFacts { uid: Some("uid-a".into()) })), Ok(Isolation::Policy)),
-        (Some(Fetched::Found(PodFacts { uid: None })), Ok(Isolation::Policy)),
+        (
+            Some(Fetched::Found(PodFacts { uid: Some("uid-other".into()), choice: Choice::Any })),
+            Err(ErrorCode::StaleSandbox),
+        ),
+        (Some(Fetched::Found(PodFacts { uid: Some("uid-a".into()), choice: Choice::Any })), Ok(Isolation::Policy)),
+        (Some(Fetched::Found(PodFacts { uid: None, choice: Choice::Any })), Ok(Isolation::Policy)),
         (Some(Fetched::Unreachable("connection refused".into())), Ok(Isolation::HostOnly)),
     ] {
         let before = rig.api.fetches.load(Ordering::SeqCst);
@@ -204,7 +207,7 @@ async fn a_pod_known_by_another_uid_is_never_taken_for_it() {
     rig.api.knows("pod-a", Some("uid-new"));
     rig.api.answer(Some(Fetched::Unreachable("down".into())));
     assert_eq!(rig.add("a").await.unwrap_err().code, ErrorCode::TryAgain);
-    rig.api.answer(Some(Fetched::Found(PodFacts { uid: Some("uid-new".into()) })));
+    rig.api.answer(Some(Fetched::Found(PodFacts { uid: Some("uid-new".into()), choice: Choice::Any })));
     assert_eq!(rig.add("a").await.unwrap_err().code, ErrorCode::StaleSandbox);
 }
 

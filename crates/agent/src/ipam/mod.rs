@@ -344,9 +344,9 @@ impl LeaseStore {
             .collect()
     }
 
-    /// Addresses for an attachment, written down before they are used. Idempotent: who has a lease gets it again.
+    /// Addresses for an attachment, those that are `chosen` or any, written down before they are used. Idempotent: who has a lease gets it again.
     /// Blocks on the disk.
-    pub fn reserve(&self, request: &AddRequest) -> Result<Lease, LeaseError> {
+    pub fn reserve(&self, request: &AddRequest, chosen: &[IpAddr]) -> Result<Lease, LeaseError> {
         let owner = &request.attachment;
         let theirs = self.leases_before().map_err(|source| LeaseError::Before { source })?;
         let lease = {
@@ -358,7 +358,7 @@ impl LeaseStore {
             for lease in theirs.iter().filter(|lease| !lease.outlived) {
                 keep_off(&mut inner.pool, lease.address);
             }
-            let allocation = inner.pool.allocate(owner, now)?;
+            let allocation = inner.pool.allocate(owner, chosen, now)?;
             if let Some(rested) = allocation.hurried {
                 tracing::warn!(%owner, addresses = ?allocation.addresses, seconds = rested.as_secs(),
                     "the pod range is nearly exhausted: an address is used again soon after it was released");

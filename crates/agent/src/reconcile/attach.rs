@@ -75,6 +75,7 @@ impl Reconciler {
             container_id: request.attachment.container_id().to_owned(),
             pod: request.pod,
             addresses: request.addresses,
+            mac: request.mac,
             mtu: None,
             sets,
             translated_at,

@@ -167,18 +167,38 @@ impl Node {
             .into());
         }
         let first = request.addresses.first().copied().unwrap_or(self.facts.tunnel_address);
+        let computed = mac::of_pod(first);
+        if let Some(mac) = request.mac.filter(|mac| *mac != computed) {
+            self.may_have_mac(mac, device)?;
+        }
         let pod = LocalPod {
             name: request.pod.clone(),
             container_id: request.container_id.clone(),
             addresses: request.addresses.clone(),
             host_device: device.to_owned(),
             ifindex: 0,
-            mac: mac::of_pod(first),
+            mac: request.mac.unwrap_or(computed),
             host_mac: mac::HOST_SIDE,
             netns_cookie,
             pod_id: 0,
         };
         Ok(Described { pod, mtu, pairs })
+    }
+
+    /// Whether a pod may have a MAC address that somebody chose. Those that follow from addresses are other pods', here or on other nodes.
+    fn may_have_mac(&self, mac: [u8; 6], device: &str) -> Result<(), Error> {
+        let text = mac::text(mac);
+        if mac == mac::HOST_SIDE || mac::is_of_pod(mac) {
+            let why = format!(
+                "MAC address {text} is asked for, and is one that this network gives by itself: choose another"
+            );
+            return Err(net::Error::Refused(why).into());
+        }
+        let other = self.records.iter().find(|record| record.pod.mac == mac && record.pod.host_device != device);
+        other.map_or(Ok(()), |other| {
+            let why = format!("MAC address {text} is asked for, and pod {} has it: choose another", other.pod.name);
+            Err(net::Error::Refused(why).into())
+        })
     }
 
     /// Programs, entries and the host side of a pair that was made.

@@ -19,7 +19,7 @@ fn at(seconds: u64) -> Duration {
 }
 
 fn one(pool: &mut Pool, n: u32, now: Duration) -> IpAddr {
-    pool.allocate(&owner(n), now).unwrap().addresses[0]
+    pool.allocate(&owner(n), &[], now).unwrap().addresses[0]
 }
 
 fn release(pool: &mut Pool, n: u32, now: Duration) {
@@ -41,7 +41,7 @@ fn a_full_range_says_how_full() {
     for n in 0..5 {
         one(&mut pool, n, at(0));
     }
-    let error = pool.allocate(&owner(9), at(0)).unwrap_err();
+    let error = pool.allocate(&owner(9), &[], at(0)).unwrap_err();
     assert_eq!(error.to_string(), "no free address in 10.244.1.0/29: 5 of 5 are taken");
     assert_eq!(pool.usage()[0].taken, 5);
 }
@@ -57,10 +57,10 @@ fn the_same_owner_gets_the_same_again() {
 fn both_families_or_none() {
     let mut pool = pool(&["10.244.1.0/30", "fd00::/64"]);
     assert_eq!(
-        pool.allocate(&owner(1), at(0)).unwrap().addresses,
+        pool.allocate(&owner(1), &[], at(0)).unwrap().addresses,
         ["10.244.1.2".parse::<IpAddr>().unwrap(), "fd00::2".parse().unwrap()]
     );
-    assert!(matches!(pool.allocate(&owner(2), at(0)), Err(IpamError::Exhausted { .. })));
+    assert!(matches!(pool.allocate(&owner(2), &[], at(0)), Err(IpamError::Exhausted { .. })));
     assert_eq!(pool.usage().iter().map(|u| u.taken).collect::<Vec<_>>(), [1, 1]);
     assert_eq!(pool.held_by(&Holder::Attachment(owner(2))), None);
 }
@@ -68,12 +68,12 @@ fn both_families_or_none() {
 #[test]
 fn a_failed_allocation_does_not_use_up_addresses_of_the_other_family() {
     let mut pool = pool(&["fd00::/64", "10.244.1.0/30"]);
-    pool.allocate(&owner(1), at(0)).unwrap();
+    pool.allocate(&owner(1), &[], at(0)).unwrap();
     for n in 2..50 {
-        assert!(pool.allocate(&owner(n), at(0)).is_err());
+        assert!(pool.allocate(&owner(n), &[], at(0)).is_err());
     }
     release(&mut pool, 1, at(1));
-    assert_eq!(pool.allocate(&owner(60), at(100)).unwrap().addresses[0].to_string(), "fd00::3");
+    assert_eq!(pool.allocate(&owner(60), &[], at(100)).unwrap().addresses[0].to_string(), "fd00::3");
 }
 
 #[test]
@@ -85,9 +85,9 @@ fn released_addresses_come_last_and_the_longest_released_first() {
     release(&mut pool, 1, at(2));
     let fresh: HashSet<IpAddr> = (10..13).map(|n| one(&mut pool, n, at(3))).collect();
     assert!(!fresh.contains(&first) && !fresh.contains(&second), "fresh ones go first: {fresh:?}");
-    let hurried = pool.allocate(&owner(20), at(3)).unwrap();
+    let hurried = pool.allocate(&owner(20), &[], at(3)).unwrap();
     assert_eq!((hurried.addresses[0], hurried.hurried), (second, Some(at(2))));
-    let rested = pool.allocate(&owner(21), at(40)).unwrap();
+    let rested = pool.allocate(&owner(21), &[], at(40)).unwrap();
     assert_eq!((rested.addresses[0], rested.hurried), (first, None));
 }
 
@@ -110,7 +110,7 @@ fn ranges_that_hold_no_pod_are_refused() {
         Pool::new(&["10.0.0.0/24".parse().unwrap(), "10.1.0.0/24".parse().unwrap()]),
         Err(IpamError::SameFamily(_, _))
     ));
-    assert_eq!(pool(&[]).allocate(&owner(1), at(0)), Err(IpamError::NoRange));
+    assert_eq!(pool(&[]).allocate(&owner(1), &[], at(0)), Err(IpamError::NoRange));
 }
 
 #[test]
@@ -126,7 +126,7 @@ fn the_extremes_of_the_number_space_are_ranges_like_any_other() {
     }
     let mut last = pool(&["ffff:ffff:ffff:ffff:ffff:ffff:ffff:fffc/126"]);
     assert_eq!((0..2).map(|n| one(&mut last, n, at(0))).collect::<HashSet<_>>().len(), 2);
-    assert!(last.allocate(&owner(9), at(0)).is_err());
+    assert!(last.allocate(&owner(9), &[], at(0)).is_err());
 }
 
 #[test]
@@ -188,7 +188,7 @@ proptest! {
                     released.extend(gone.into_iter().map(|address| (address, now)));
                 }
                 Step::Allocate(n) => {
-                    let got = pool.allocate(&owner(n), now).unwrap().addresses;
+                    let got = pool.allocate(&owner(n), &[], now).unwrap().addresses;
                     if let Some(before) = held.get(&n) {
                         prop_assert_eq!(&got, before);
                         continue;

@@ -171,8 +171,8 @@ impl Api {
 impl PodIndex for Api {
     fn lookup(&self, pod: &NamespacedName) -> Option<PodFacts> {
         match self.known.lock().unwrap().as_ref() {
-            None => Some(PodFacts { uid: None }),
-            Some(known) => known.get(&pod.name).map(|uid| PodFacts { uid: uid.clone() }),
+            None => Some(PodFacts { uid: None, choice: Choice::Any }),
+            Some(known) => known.get(&pod.name).map(|uid| PodFacts { uid: uid.clone(), choice: Choice::Any }),
         }
     }
 
