@@ -211,6 +211,14 @@ static __always_inline int tp_leads_over(struct tp_work *w, const struct tp_addr
 	return peer && (peer->flags & TP_PEER_NODE) && tp_same(&peer->tunnel, to);
 }
 
+/* Where the next hop towards a node has its place in tp_hops6 and tp_node_hops6. */
+static __always_inline __u32 tp_hop_slot(const struct tp_addr *to)
+{
+	__u32 word = bpf_ntohl(tp_word(to, 0) ^ tp_word(to, 1) ^ tp_word(to, 2) ^ tp_word(to, 3));
+
+	return (word ^ word >> 8) % HOPS;
+}
+
 /*
  * The next hop of an IPv6 packet to a pod of the node at `to`, which the kernel's routes lead over that node: by another of its addresses than
  * that of its tunnel, where that is IPv4's. NULL: they lead elsewhere (still), into the tunnel or to a router, or have no room for `len` bytes.
@@ -218,8 +226,7 @@ static __always_inline int tp_leads_over(struct tp_work *w, const struct tp_addr
 static __always_inline struct tp_hop6 *tp_hop_to_pod6(struct __sk_buff *skb, struct tp_work *w, const struct tp_node_config *cfg,
 						      const struct tp_addr *to, __u32 len)
 {
-	__u32 word = bpf_ntohl(tp_word(to, 0) ^ tp_word(to, 1) ^ tp_word(to, 2) ^ tp_word(to, 3));
-	__u32 slot = (word ^ word >> 8) % HOPS;
+	__u32 slot = tp_hop_slot(to);
 	struct tp_hop6 *hop = bpf_map_lookup_elem(&tp_hops6, &slot);
 	struct bpf_fib_lookup *fib = &w->fib;
 	__u64 now = tp_now();
@@ -283,8 +290,8 @@ static __always_inline int tp_send_on_link(struct __sk_buff *skb, struct tp_work
 }
 
 /*
- * To a pod of another node without an envelope: to the next hop towards the node, or with TP_BY_LINK to the pod itself. Until there is one, in an envelope. What does not fit its path goes
- * by the kernel's routes.
+ * To a pod of another node without an envelope: to the next hop towards the node, or with TP_BY_LINK to the pod itself. Until there is one,
+ * in an envelope. What does not fit its path goes by the kernel's routes.
  */
 static __noinline int tp_send_plain(struct __sk_buff *skb, struct tp_work *w, const struct tp_node_config *cfg, const struct tp_addr *to)
 {
@@ -349,17 +356,94 @@ static __always_inline void tp_write_ipip(struct __sk_buff *skb, struct tp_work 
 		o->inner[i] = inner[i];
 }
 
+/* The next hop towards another node's IPv6 tunnel address, for a packet of `len` bytes; NULL: the kernel knows none. */
+static __always_inline struct tp_hop6 *tp_hop_to_node6(struct __sk_buff *skb, struct tp_work *w, const struct tp_node_config *cfg,
+						       const struct tp_addr *to, __u32 len)
+{
+	__u32 slot = tp_hop_slot(to);
+	struct tp_hop6 *hop = bpf_map_lookup_elem(&tp_node_hops6, &slot);
+	struct bpf_fib_lookup *fib = &w->fib;
+	__u64 now = tp_now();
+
+	if (!hop || (hop->until > now && tp_same(&hop->to, to)))
+		return hop;
+	__builtin_memset(fib, 0, sizeof(*fib));
+	fib->family = FAMILY_V6;
+	fib->l4_protocol = w->p.flags & TP_PKT_V6 ? IPPROTO_IPV6 : IPPROTO_IPIP;
+	fib->tot_len = len;
+	__builtin_memcpy(fib->ipv6_src, &cfg->node6, 16);
+	__builtin_memcpy(fib->ipv6_dst, to, 16);
+	if (tp_next_hop(skb, w, cfg))
+		return NULL;
+	hop->until = now + HOP_LIFE;
+	hop->to = *to;
+	hop->ifindex = fib->ifindex;
+	hop->mtu = fib->mtu_result;
+	hop->next = w->hop;
+	return hop;
+}
+
+/* Makes w->ipip6 for this packet to the node at `to`, once there is room for the header. `hash`: of its flow. */
+static __always_inline void tp_write_ipip6(struct __sk_buff *skb, struct tp_work *w, const struct tp_node_config *cfg, const struct tp_addr *to,
+					   __u32 hash)
+{
+	struct tp_ipip6 *o = &w->ipip6;
+	const __u16 *inner = (const __u16 *)&w->h.v4;
+
+	/* The flow's entropy for whoever spreads by flow labels on the way (RFC 6438), never 0, which stands for none. */
+	__be32 first = bpf_htonl(6u << 28 | (__u32)tp_outer_ecn(w) << 20 | (((hash ^ hash >> 12) & 0xfffff) | 1));
+
+	o->eth_type = bpf_htons(ETH_P_IPV6);
+	__builtin_memcpy(&o->ip, &first, sizeof(first));
+	o->ip.payload_len = bpf_htons(skb->len - ETH_LEN - sizeof(o->ip));
+	o->ip.nexthdr = w->p.flags & TP_PKT_V6 ? IPPROTO_IPV6 : IPPROTO_IPIP;
+	o->ip.hop_limit = TUNNEL_TTL;
+	__builtin_memcpy(&o->ip.saddr, &cfg->node6, 16);
+	__builtin_memcpy(&o->ip.daddr, to, 16);
+#pragma unroll
+	for (int i = 0; i < 6; i++)
+		o->inner[i] = inner[i];
+}
+
+/* The same as tp_send_ipip between nodes' IPv6 addresses. */
+static __noinline int tp_send_ipip6(struct __sk_buff *skb, struct tp_work *w, const struct tp_node_config *cfg, const struct tp_addr *to, __u32 len)
+{
+	struct tp_hop6 *hop;
+	__u32 hash;
+
+	/* Without an address of its own there is nothing that the other end would believe. */
+	if (skb->len > 0xffff || tp_is_zero(&cfg->node6))
+		return -1;
+	hop = tp_hop_to_node6(skb, w, cfg, to, len + sizeof(w->ipip6.ip));
+	if (!hop || len + sizeof(w->ipip6.ip) > hop->mtu)
+		return -1;
+	hash = bpf_get_hash_recalc(skb);
+	if (bpf_skb_adjust_room(skb, sizeof(w->ipip6.ip), BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_ENCAP_L3_IPV6))
+		return -1;
+	tp_take_one_hop(w);
+	tp_write_ipip6(skb, w, cfg, to, hash);
+	if (bpf_skb_store_bytes(skb, ETH_LEN - sizeof(w->ipip6.eth_type), &w->ipip6, sizeof(w->ipip6), BPF_F_RECOMPUTE_CSUM))
+		return tp_drop(skb, TP_DROP_INTERNAL);
+	tp_count(TP_IPIP_OUT, skb->len);
+	tp_note(3, hop->ifindex, TP_IPIP_OUT);
+	return bpf_redirect_neigh(hop->ifindex, &hop->next, sizeof(hop->next), 0);
+}
+
 /*
  * To a pod of another node with an IP header and nothing else around it. -1, and nothing changed: an envelope is for it, as for all that the
- * other end could not take out by itself (there is no tunnel device that would help it), and over IPv6.
+ * other end could not take out by itself (there is no tunnel device that would help it).
  */
 static __noinline int tp_send_ipip(struct __sk_buff *skb, struct tp_work *w, const struct tp_node_config *cfg, const struct tp_addr *to)
 {
 	__u32 len = tp_wire_len(skb, w);
 	struct tp_hop *hop;
 
-	if (!tp_is_v4(to) || (w->p.flags & (TP_PKT_ERROR | TP_PKT_FIRST_FRAG | TP_PKT_LATER_FRAG | TP_PKT_SLOW)) || w->p.ttl <= 2 ||
-	    skb->len > 0xffff - sizeof(w->ipip.ip) || (cfg->tunnel_mtu && len > cfg->tunnel_mtu))
+	if ((w->p.flags & (TP_PKT_ERROR | TP_PKT_FIRST_FRAG | TP_PKT_LATER_FRAG | TP_PKT_SLOW)) || w->p.ttl <= 2 ||
+	    (cfg->tunnel_mtu && len > cfg->tunnel_mtu))
+		return -1;
+	if (!tp_is_v4(to))
+		return tp_send_ipip6(skb, w, cfg, to, len);
+	if (skb->len > 0xffff - sizeof(w->ipip.ip))
 		return -1;
 	hop = tp_hop_to(skb, w, cfg, to, len + sizeof(w->ipip.ip));
 	if (!hop || len + sizeof(w->ipip.ip) > hop->mtu)

@@ -159,20 +159,46 @@ static __always_inline int tp_is_envelope(tp_context *ctx, struct tp_work *w, co
 	       e->vni == bpf_htonl(cfg->tunnel_id << 8);
 }
 
-/* Whether this is an IP header alone around a packet, to this node, and nothing odd about it. Then w->ipip holds it. */
-static __always_inline int tp_is_ipip(tp_context *ctx, struct tp_work *w, const struct tp_node_config *cfg)
+/*
+ * Whether this is an IP header alone around a packet, to this node, and nothing odd about it: the header's length, and what it says in w->outer. 0: it is
+ * not.
+ */
+static __always_inline __u32 tp_is_ipip(tp_context *ctx, struct tp_work *w, const struct tp_node_config *cfg)
 {
 	const void *data = (void *)(long)ctx->data;
 	const void *end = (void *)(long)ctx->data_end;
-	const struct iphdr *ip = data + ETH_LEN;
+	struct tp_outer *o = &w->outer;
 
-	if (tp_protocol(ctx) != bpf_htons(ETH_P_IP) || data + ETH_LEN + sizeof(*ip) > end ||
-	    (ip->protocol != IPPROTO_IPIP && ip->protocol != IPPROTO_IPV6))
-		return 0;
-	w->ipip.ip = *ip;
-	w->ipip.eth_type = ip->protocol == IPPROTO_IPIP ? bpf_htons(ETH_P_IP) : bpf_htons(ETH_P_IPV6);
-	return *(__u8 *)ip == 0x45 && ip->daddr == tp_word(&cfg->node4, 3) && tp_is_v4(&cfg->node4) &&
-	       !(ip->frag_off & bpf_htons(IP_MF | IP_OFFSET));
+	if (tp_protocol(ctx) == bpf_htons(ETH_P_IPV6)) {
+		const struct ipv6hdr *ip = data + ETH_LEN;
+		struct tp_addr to;
+
+		if (data + ETH_LEN + sizeof(*ip) > end || (ip->nexthdr != IPPROTO_IPIP && ip->nexthdr != IPPROTO_IPV6))
+			return 0;
+		tp_set_v6(&to, &ip->daddr);
+		if (ip->version != 6 || !tp_same(&to, &cfg->node6))
+			return 0;
+		tp_set_v6(&o->from, &ip->saddr);
+		/* No IPv4 address speaks here. */
+		if (tp_embeds_v4(&o->from))
+			return 0;
+		o->eth_type = ip->nexthdr == IPPROTO_IPIP ? bpf_htons(ETH_P_IP) : bpf_htons(ETH_P_IPV6);
+		o->ecn = ip->flow_lbl[0] >> 4 & ECN_MASK;
+		return sizeof(*ip);
+	}
+	if (tp_protocol(ctx) == bpf_htons(ETH_P_IP)) {
+		const struct iphdr *ip = data + ETH_LEN;
+
+		if (data + ETH_LEN + sizeof(*ip) > end || (ip->protocol != IPPROTO_IPIP && ip->protocol != IPPROTO_IPV6) ||
+		    *(__u8 *)ip != 0x45 || ip->daddr != tp_word(&cfg->node4, 3) || !tp_is_v4(&cfg->node4) ||
+		    (ip->frag_off & bpf_htons(IP_MF | IP_OFFSET)))
+			return 0;
+		tp_set_v4(&o->from, ip->saddr);
+		o->eth_type = ip->protocol == IPPROTO_IPIP ? bpf_htons(ETH_P_IP) : bpf_htons(ETH_P_IPV6);
+		o->ecn = ip->tos & ECN_MASK;
+		return sizeof(*ip);
+	}
+	return 0;
 }
 
 /*

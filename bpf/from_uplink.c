@@ -2,7 +2,8 @@
 /* tcx ingress of the uplink and of every other device that leads out: what comes from outside, encapsulated packets and the
  * node's own traffic among it. */
 
-/* The UAPI headers of before 6.3 do not have it; where the kernel does not, packets of IPv6 pods come by the tunnel device. */
+/* The UAPI headers of before 6.3 do not have them; where the kernel does not, packets of pods of another family than the nodes' come by the tunnel device. */
+#define ADJ_ROOM_DECAP_L3_IPV4 (1ULL << 7)
 #define ADJ_ROOM_DECAP_L3_IPV6 (1ULL << 8)
 
 /* The backend is a pod here or behind another node; for anything else see far.h. */
@@ -95,15 +96,18 @@ static __noinline int tp_unwrap(struct __sk_buff *skb, struct tp_work *w, const 
 
 /*
  * What a pod here is sent in an IP header alone, taken out of it. -1, and nothing changed: it is for no pod here, or nothing that a node of this network
- * would send so, and the kernel's, where another network may know of it.
+ * would send so, and the kernel's, where another network may know of it. `header`: its length, as tp_is_ipip says.
  */
-static __noinline int tp_unwrap_ipip(struct __sk_buff *skb, struct tp_work *w, const struct tp_node_config *cfg)
+static __noinline int tp_unwrap_ipip(struct __sk_buff *skb, struct tp_work *w, const struct tp_node_config *cfg, __u32 header)
 {
-	struct tp_addr outer;
+	int over_v6 = header == sizeof(struct ipv6hdr);
+	struct tp_addr outer = w->outer.from;
 	struct tp_ct *ct;
+	__u64 family = 0;
 
-	tp_set_v4(&outer, w->ipip.ip.saddr);
-	if (tp_parse_in_ipip(skb, w) || (w->p.flags & (TP_PKT_ERROR | TP_PKT_FIRST_FRAG | TP_PKT_LATER_FRAG)) || tp_wants_stack(w))
+	if (over_v6 ? tp_parse_in_ipip6(skb, w) : tp_parse_in_ipip(skb, w))
+		return -1;
+	if ((w->p.flags & (TP_PKT_ERROR | TP_PKT_FIRST_FRAG | TP_PKT_LATER_FRAG)) || tp_wants_stack(w))
 		return -1;
 	ct = tp_ct_find(w, &w->p.t);
 	if (!tp_known_in_tunnel(w, ct, &outer)) {
@@ -112,10 +116,13 @@ static __noinline int tp_unwrap_ipip(struct __sk_buff *skb, struct tp_work *w, c
 		if (!tp_may_send(w, &outer, 0))
 			return tp_drop(skb, TP_DROP_TUNNEL_OUTSIDER);
 	}
-	if (bpf_skb_adjust_room(skb, -(int)sizeof(w->ipip.ip), BPF_ADJ_ROOM_MAC,
-				BPF_F_ADJ_ROOM_FIXED_GSO | (w->p.flags & TP_PKT_V6 ? ADJ_ROOM_DECAP_L3_IPV6 : 0)))
+	/* Asked for only where the packet becomes one of the other family. */
+	if (over_v6 != !!(w->p.flags & TP_PKT_V6))
+		family = over_v6 ? ADJ_ROOM_DECAP_L3_IPV4 : ADJ_ROOM_DECAP_L3_IPV6;
+	if (bpf_skb_adjust_room(skb, over_v6 ? -(int)sizeof(struct ipv6hdr) : -(int)sizeof(struct iphdr), BPF_ADJ_ROOM_MAC,
+				BPF_F_ADJ_ROOM_FIXED_GSO | family))
 		return tp_drop(skb, TP_DROP_INTERNAL);
-	if ((w->ipip.ip.tos & ECN_MASK) == ECN_CE) {
+	if (w->outer.ecn == ECN_CE) {
 		__u8 by = w->by;
 
 		/* Congestion that was met on the way, for an end that knows nothing of it, is told by the loss (RFC 6040 4.2). */
@@ -125,7 +132,7 @@ static __noinline int tp_unwrap_ipip(struct __sk_buff *skb, struct tp_work *w, c
 		ct = tp_ct_find(w, &w->p.t);
 	}
 	/* The link header is still that of the packet around it. */
-	w->h.eth_type = w->ipip.eth_type;
+	w->h.eth_type = w->outer.eth_type;
 	w->via = outer;
 	return tp_node_to_pod(skb, w, cfg, ct, 0);
 }
@@ -161,7 +168,7 @@ int tp_from_uplink(struct __sk_buff *skb)
 	const struct tp_node_config *cfg = tp_config();
 	struct tp_work *w = tp_work();
 	struct tp_peer *peer;
-	__u32 reason;
+	__u32 reason, header;
 	int own, choice, done;
 
 	if (cfg && w && tp_is_on_link(skb, cfg)) {
@@ -177,8 +184,9 @@ int tp_from_uplink(struct __sk_buff *skb)
 		done = tp_unwrap(skb, w, cfg);
 		if (done >= 0)
 			return done;
-	} else if (skb->ifindex == cfg->uplink_ifindex && tp_is_ipip(skb, w, cfg)) {
-		done = tp_unwrap_ipip(skb, w, cfg);
+	} else if (skb->ifindex == cfg->uplink_ifindex) {
+		header = tp_is_ipip(skb, w, cfg);
+		done = header ? tp_unwrap_ipip(skb, w, cfg, header) : -1;
 		if (done >= 0)
 			return done;
 	}

@@ -92,6 +92,9 @@ struct tp_hop6 {
 
 TP_MAP(tp_hops6, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct tp_hop6, HOPS, 0);
 
+/* And those towards nodes' IPv6 tunnel addresses themselves, for headers around packets: another route may lead there than to the pods behind. */
+TP_MAP(tp_node_hops6, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct tp_hop6, HOPS, 0);
+
 struct tp_collector {
 	struct bpf_timer timer;
 	__u64 last_run;

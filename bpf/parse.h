@@ -329,7 +329,12 @@ static __noinline __u32 tp_parse_inner(tp_context *ctx, struct tp_work *w)
 /* The same of an IP header alone, that tp_is_ipip has seen. */
 static __noinline __u32 tp_parse_in_ipip(tp_context *ctx, struct tp_work *w)
 {
-	return tp_parse_at(ctx, w, sizeof(w->ipip.ip), w->ipip.eth_type);
+	return tp_parse_at(ctx, w, sizeof(struct iphdr), w->outer.eth_type);
+}
+
+static __noinline __u32 tp_parse_in_ipip6(tp_context *ctx, struct tp_work *w)
+{
+	return tp_parse_at(ctx, w, sizeof(struct ipv6hdr), w->outer.eth_type);
 }
 
 /* The tuple of the packet that an ICMP error quotes, as the quoted packet has it. */

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
 /*
  * The programs of XDP, in an object of their own: a node that runs none loads none, and a kernel or a device that refuses them loses
- * nothing else. Maps that towpath.c has too are towpath.c's, but for what one run works on (tp_scratch, tp_hops).
+ * nothing else. Maps that towpath.c has too are towpath.c's, but for what one run works on (tp_scratch, next hops).
  */
 #include <linux/types.h>
 #include <linux/bpf.h>

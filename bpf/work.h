@@ -60,6 +60,21 @@ struct tp_ipip {
 	__u16 inner[6];
 } __attribute__((packed));
 
+/* The same between nodes' IPv6 addresses (RFC 2473). */
+struct tp_ipip6 {
+	__be16 eth_type;
+	struct ipv6hdr ip;
+	__u16 inner[6];
+} __attribute__((packed));
+
+/* Of a packet in such a header: what is to be known once the header is off. */
+struct tp_outer {
+	struct tp_addr from;		/* the node that sent it */
+	__be16 eth_type;		/* of the packet inside */
+	__u8 ecn;			/* congestion notification, of the header */
+	__u8 pad;
+};
+
 enum tp_packet_flag {
 	TP_PKT_V6 = 1 << 0,
 	TP_PKT_SLOW = 1 << 1,		/* IPv4 options or IPv6 extension headers: forwarding is the kernel's business */
@@ -174,6 +189,9 @@ struct tp_work {
 	struct tp_envelope envelope;
 	struct tp_ipip ipip;
 	__u8 ipip_pad[2];
+	struct tp_ipip6 ipip6;
+	__u8 ipip6_pad[2];
+	struct tp_outer outer;
 	struct bpf_fib_lookup fib;
 	struct bpf_redir_neigh hop;
 	struct tp_l4 l4;

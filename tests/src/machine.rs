@@ -2,10 +2,11 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use crate::cluster::{lab_driver_is_forced, usable_kubectl};
+use crate::cluster::{lab_driver_is_forced, usable_kubectl, wait};
 
 /// Whether end-to-end tests can run here. Says why not on standard output.
 ///
@@ -57,6 +58,17 @@ pub fn lab_agent(lab: &str, node: &str) -> Result<i32> {
         .into_iter()
         .filter(|pid| command_line(*pid).get(1).is_some_and(|word| word == "agent"));
     agents.next().with_context(|| format!("node {node} has no agent"))
+}
+
+/// Waits for the agent that is started in the place of one that was killed.
+///
+/// # Errors
+/// There is none within twenty seconds.
+pub fn another_agent(lab: &str, node: &str, dead: i32) -> Result<i32> {
+    wait("another agent", Duration::from_secs(20), || {
+        let pid = lab_agent(lab, node)?;
+        if pid == dead { bail!("process {pid} is still there") } else { Ok(pid) }
+    })
 }
 
 /// Processes in a cgroup and below it.

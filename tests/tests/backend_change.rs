@@ -182,12 +182,54 @@ fn stays(cluster: &Cluster, backend: &str) -> Result<()> {
     Ok(())
 }
 
+/// What the backend becomes, one after the other; it is vxlan before.
+struct Course<'a> {
+    /// Every ordered pair, with an agent killed in the middle of every other change.
+    pairs: &'a [&'a str],
+    /// Faster than anybody can follow, with an agent that dies on the way. Ends with ipip.
+    fast: &'a [&'a str],
+}
+
 #[test]
 fn from_each_backend_to_each_other_no_packet_is_lost() -> Result<()> {
+    let first = ["host-gw", "ipip", "vxlan", "ipip", "host-gw", "vxlan"];
+    goes(
+        "e2e-backend",
+        Families::Dual,
+        &Course {
+            pairs: &[
+                first.as_slice(),
+                &["udp", "host-gw", "udp", "ipip", "udp", "vxlan"],
+                &["macvlan", "host-gw", "macvlan", "ipip", "macvlan", "udp", "macvlan", "vxlan"],
+            ]
+            .concat(),
+            fast: &["host-gw", "udp", "macvlan", "vxlan", "udp", "macvlan", "host-gw", "udp", "ipip"],
+        },
+    )
+}
+
+/// Between nodes' IPv6 addresses udp is not there.
+#[test]
+fn nor_is_one_where_nodes_have_ipv6_addresses_only() -> Result<()> {
+    goes(
+        "e2e-backend6",
+        Families::Ipv6,
+        &Course {
+            pairs: &[
+                ["host-gw", "ipip", "vxlan", "ipip", "host-gw", "vxlan"].as_slice(),
+                &["macvlan", "host-gw", "macvlan", "ipip", "macvlan", "vxlan"],
+            ]
+            .concat(),
+            fast: &["host-gw", "ipip", "macvlan", "ipip", "host-gw", "vxlan", "ipip"],
+        },
+    )
+}
+
+fn goes(name: &str, families: Families, course: &Course<'_>) -> Result<()> {
     if !can_run_labs()? {
         return Ok(());
     }
-    let cluster = Cluster::up("e2e-backend", 3, Families::Dual)?;
+    let cluster = Cluster::up(name, 3, families)?;
     let pods = pods(&cluster)?;
     // While one end has changed and the other has not, packets come by another device than the routes lead back by.
     for node in NODES {
@@ -225,19 +267,14 @@ fn from_each_backend_to_each_other_no_packet_is_lost() -> Result<()> {
         let done = (|| -> Result<(usize, u64)> {
             let traffic = Traffic::start(&pods, usize::try_from(mtu)?)?;
             stays(&cluster, "vxlan")?;
-            // Every ordered pair, with an agent killed in the middle of every other one.
-            let pairs = ["host-gw", "ipip", "vxlan", "ipip", "host-gw", "vxlan"].into_iter();
-            let pairs = pairs.chain(["udp", "host-gw", "udp", "ipip", "udp", "vxlan"]);
-            let pairs = pairs.chain(["macvlan", "host-gw", "macvlan", "ipip", "macvlan", "udp", "macvlan", "vxlan"]);
-            for (n, backend) in (0..).zip(pairs) {
+            for (n, backend) in (0..).zip(course.pairs) {
                 change(&cluster, backend)?;
                 if n % 2 == 1 {
                     kill(wait("an agent", SOON, || lab_agent(cluster.name(), "n2"))?)?;
                 }
                 stays(&cluster, backend)?;
             }
-            // Faster than anybody can follow, with one that dies on the way.
-            for backend in ["host-gw", "udp", "macvlan", "vxlan", "udp", "macvlan", "host-gw", "udp", "ipip"] {
+            for backend in course.fast {
                 change(&cluster, backend)?;
                 std::thread::sleep(Duration::from_millis(400));
             }

@@ -161,10 +161,7 @@ impl Scene {
     fn agent_dies(&self) -> Result<()> {
         let dead = machine::lab_agent(self.cluster.name(), "n1")?;
         machine::kill(dead)?;
-        wait("another agent", PATIENCE, || {
-            let pid = machine::lab_agent(self.cluster.name(), "n1")?;
-            if pid == dead { bail!("process {pid} is still there") } else { Ok(()) }
-        })?;
+        machine::another_agent(self.cluster.name(), "n1", dead)?;
         let ready = "for p in 9116; do wget -qO- http://127.0.0.1:$p/readyz; done";
         wait("it to be ready", PATIENCE, || {
             let said = self.cluster.node("n1", ready)?;

@@ -138,10 +138,7 @@ fn a_policy_that_asks_for_too_much_costs_only_the_pods_that_it_selects() -> Resu
     scene.crowds(1, &asking("crowd", "web", 1500, 1500), "peers times ports")?;
     let dead = machine::lab_agent(cluster.name(), "n1")?;
     machine::kill(dead)?;
-    wait("another agent", SOON, || {
-        let pid = machine::lab_agent(cluster.name(), "n1")?;
-        if pid == dead { bail!("process {pid} is still there") } else { Ok(()) }
-    })?;
+    machine::another_agent(cluster.name(), "n1", dead)?;
     scene.others_go_on(2)?;
     scene.settles("the pods that it selects to be closed still", web, [false, false])?;
 

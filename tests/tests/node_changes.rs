@@ -18,12 +18,10 @@ const PATIENCE: Duration = Duration::from_secs(20);
 const ANSWER: Duration = Duration::from_secs(5);
 
 /// A machine that nobody has built: its Node object only.
-fn node(name: &str, ip: &str, ranges: &[&str]) -> String {
+fn node(name: &str, ip: &str, range: &str) -> String {
     format!(
-        "---\napiVersion: v1\nkind: Node\nmetadata: {{name: {name}}}\nspec: {{podCIDR: {first}, podCIDRs: [{all}]}}\nstatus:\n  \
-         addresses: [{{type: InternalIP, address: {ip}}}, {{type: Hostname, address: {name}}}]\n",
-        first = ranges[0],
-        all = ranges.join(", ")
+        "---\napiVersion: v1\nkind: Node\nmetadata: {{name: {name}}}\nspec: {{podCIDR: {range}, podCIDRs: [{range}]}}\nstatus:\n  \
+         addresses: [{{type: InternalIP, address: {ip}}}, {{type: Hostname, address: {name}}}]\n"
     )
 }
 
@@ -86,18 +84,15 @@ impl Scene {
     /// One that comes, and comes back as another while n1's agent hears nothing of it.
     fn comes_and_comes_back(&self) -> Result<()> {
         let (first, second) = (format!("{}.99", self.link), format!("{}.98", self.link));
-        self.cluster.apply_text(&node("n9", &first, &["10.244.99.0/24"]))?;
+        self.cluster.apply_text(&node("n9", &first, "10.244.99.0/24"))?;
         self.has("10.244.99.0/24", &first, PATIENCE)?;
         let dead = machine::lab_agent(self.cluster.name(), "n1")?;
         let frozen = machine::freeze(dead)?;
         self.remove("n9")?;
-        self.cluster.apply_text(&node("n9", &second, &["10.244.97.0/24"]))?;
+        self.cluster.apply_text(&node("n9", &second, "10.244.97.0/24"))?;
         machine::kill(dead)?;
         drop(frozen);
-        wait("another agent", PATIENCE, || {
-            let pid = machine::lab_agent(self.cluster.name(), "n1")?;
-            if pid == dead { bail!("process {pid} is still there") } else { Ok(()) }
-        })?;
+        machine::another_agent(self.cluster.name(), "n1", dead)?;
         self.has("10.244.97.0/24", &second, PATIENCE)?;
         self.has_not("10.244.99.0/24")?;
         self.has_not(&first)?;
@@ -105,7 +100,7 @@ impl Scene {
         self.remove("n9")?;
         self.has_not("10.244.97.0/24")?;
         self.has_not(&second)?;
-        self.cluster.apply_text(&node("n9", &first, &["10.244.99.0/24"]))?;
+        self.cluster.apply_text(&node("n9", &first, "10.244.99.0/24"))?;
         self.has("10.244.99.0/24", &first, SOON)?;
         let patch = format!(r#"{{"status":{{"addresses":[{{"type":"InternalIP","address":"{second}"}}]}}}}"#);
         let arguments = ["patch", "node", "n9", "--subresource=status", "--type=merge", "-p", &patch];
@@ -130,20 +125,17 @@ impl Scene {
             (&fresh, range1.as_str(), format!("overlaps {range1} of node n1")),
             (&fresh, "10.244.0.0/16", "overlaps".to_owned()),
         ] {
-            self.cluster.apply_text(&node("a9", ip, &[range]))?;
+            self.cluster.apply_text(&node("a9", ip, range))?;
             self.is_refused(&["a9", &words])?;
             self.has(&range2, &n2, SOON)?;
             ensure!(self.knows("10.244.96.0/24")?.is_empty(), "a refused node is reached");
             self.remove("a9")?;
         }
         // The agent that starts while somebody says so decides as the others do.
-        self.cluster.apply_text(&node("a9", &n2, &["10.244.96.0/24"]))?;
+        self.cluster.apply_text(&node("a9", &n2, "10.244.96.0/24"))?;
         let dead = machine::lab_agent(self.cluster.name(), "n1")?;
         machine::kill(dead)?;
-        wait("another agent", PATIENCE, || {
-            let pid = machine::lab_agent(self.cluster.name(), "n1")?;
-            if pid == dead { bail!("process {pid} is still there") } else { Ok(()) }
-        })?;
+        machine::another_agent(self.cluster.name(), "n1", dead)?;
         self.is_refused(&["a9", &format!("address {n2} already belongs to node n2")])?;
         self.has(&range2, &n2, SOON)?;
         self.remove("a9")

@@ -169,7 +169,7 @@ pub fn behind<'a>(
             why: match said.get(way.node) {
                 _ if way.beyond => Why::BeyondRouter,
                 _ if wanted == BackendName::Macvlan && !able.macs => Why::Uplink,
-                _ if matches!(wanted, BackendName::Ipip | BackendName::Udp) && way.tunnel.is_ipv6() => Why::OverIpv6,
+                _ if wanted == BackendName::Udp && way.tunnel.is_ipv6() => Why::OverIpv6,
                 None => Why::Silent,
                 // Whose agent is ready takes those of this backend whatever its own is, if its kernel can.
                 Some(says)
@@ -289,8 +289,9 @@ mod tests {
             ])
         );
         assert_eq!(behind(BackendName::Ipip, "192.0.2.1")[1], ("old".to_owned(), Why::Kernel));
+        assert_eq!(behind(BackendName::Ipip, "2001:db8::1"), behind(BackendName::Ipip, "192.0.2.1"));
         assert!(
-            behind(BackendName::Ipip, "2001:db8::1").iter().any(|(name, why)| name == "late" && *why == Why::OverIpv6)
+            behind(BackendName::Udp, "2001:db8::1").iter().any(|(name, why)| name == "late" && *why == Why::OverIpv6)
         );
         let wireless = |able: Able, other: Able| {
             let said = BTreeMap::from([(

@@ -49,6 +49,11 @@ pub fn plan(world: &World, local: &NodeName, previous: &[NodePeer], tunnels: &Tu
         refuse(&mut out, local, NO_ADDRESS.to_owned());
         return out;
     };
+    let mut before: BTreeMap<&NodeName, Vec<&NodePeer>> = BTreeMap::new();
+    previous.iter().for_each(|peer| before.entry(&peer.name).or_default().push(peer));
+    let had = |node: &Node, has: &dyn Fn(&NodePeer) -> bool| {
+        before.get(&node.name).is_some_and(|peers| peers.iter().any(|peer| has(peer)))
+    };
     let mut order: Vec<&Node> = world.nodes.values().collect();
     order.sort_by_key(|node| (node.created, &node.name));
     let mut claims = Claims::default();
@@ -56,7 +61,7 @@ pub fn plan(world: &World, local: &NodeName, previous: &[NodePeer], tunnels: &Tu
     let mut addresses = claimed(
         &order,
         |node| &node.internal_ips,
-        |node, address| previous.iter().any(|peer| peer.name == node.name && peer.addresses.contains(address)),
+        |node, address| had(node, &|peer| peer.addresses.contains(address)),
         |node, address| match claims.address(&node.name, *address) {
             Ok(()) => true,
             Err(reason) => {
@@ -68,7 +73,7 @@ pub fn plan(world: &World, local: &NodeName, previous: &[NodePeer], tunnels: &Tu
     let mut ranges = claimed(
         &order,
         |node| &node.pod_cidrs,
-        |node, range| previous.iter().any(|peer| peer.name == node.name && peer.pod_cidrs.contains(range)),
+        |node, range| had(node, &|peer| peer.pod_cidrs.contains(range)),
         |node, range| {
             // Without an address it is nobody's who could be reached.
             let reachable = addresses.get(&node.name).is_some_and(|all| all.iter().any(|a| family_of(*a) == family));
@@ -104,8 +109,8 @@ pub fn plan(world: &World, local: &NodeName, previous: &[NodePeer], tunnels: &Tu
         let reach = match tunnels.instead.get(&node.name) {
             _ if own && tunnels.on_link => Reach::Link,
             _ if own => Reach::Tunnel,
-            // Between IPv6 addresses packets go in envelopes.
-            Some(Reach::Ipip | Reach::Udp) if tunnel.is_ipv6() => Reach::Tunnel,
+            // Datagrams go between IPv4 addresses only.
+            Some(Reach::Udp) if tunnel.is_ipv6() => Reach::Tunnel,
             instead => instead.copied().unwrap_or(Reach::Tunnel),
         };
         let peer = NodePeer {

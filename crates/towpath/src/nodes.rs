@@ -53,15 +53,16 @@ fn understood<T: DeserializeOwned>(text: &[u8]) -> Result<T> {
 pub(crate) async fn of_cluster<T: DeserializeOwned>(client: &Client, command: &[&str]) -> Result<Vec<Answer<T>>> {
     let agents = kubernetes::agents(client).await?;
     ensure!(!agents.is_empty(), "kube-system has no pods of the DaemonSet towpath: there is nobody to ask");
-    let asked = agents.into_iter().map(|(node, pod)| async move {
-        let said = tokio::time::timeout(PATIENCE, said_by(client, &pod, command)).await;
-        let late = |_| Err(anyhow::anyhow!("it did not answer within {} s", PATIENCE.as_secs()));
-        (node, said.unwrap_or_else(late))
-    });
+    let asked = agents.into_iter().map(|(node, pod)| async move { (node, said_by(client, &pod, command).await) });
     Ok(futures::future::join_all(asked).await)
 }
 
-async fn said_by<T: DeserializeOwned>(client: &Client, pod: &str, command: &[&str]) -> Result<T> {
-    let said = kubernetes::run_in_agent(client, pod, command).await?;
+/// What a command prints in the container of one agent.
+///
+/// # Errors
+/// It cannot be run, takes too long, or prints something that is not understood.
+pub(crate) async fn said_by<T: DeserializeOwned>(client: &Client, pod: &str, command: &[&str]) -> Result<T> {
+    let said = tokio::time::timeout(PATIENCE, kubernetes::run_in_agent(client, pod, command)).await;
+    let said = said.map_err(|_| anyhow::anyhow!("it did not answer within {} s", PATIENCE.as_secs()))??;
     understood(&said.out).with_context(|| format!("it said {:?}", String::from_utf8_lossy(&said.err).trim()))
 }

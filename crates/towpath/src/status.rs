@@ -222,3 +222,21 @@ fn show(answers: &[NodeAnswer]) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_agents_container_prints_is_what_is_read_of_it() {
+        let status = AgentStatus { node: "n1".to_owned(), ready: true, policies: 3, ..AgentStatus::default() };
+        let answers = [
+            NodeAnswer::of("this node".to_owned(), Ok(status)),
+            NodeAnswer::of("n2".to_owned(), Err(anyhow::anyhow!("no agent"))),
+        ];
+        let read: Vec<NodeAnswer> = serde_json::from_str(&serde_json::to_string(&answers).unwrap()).unwrap();
+        assert_eq!(read[0].node, "n1", "by its own name");
+        assert_eq!(read[0].status.as_ref().map(|status| (status.ready, status.policies)), Some((true, 3)));
+        assert_eq!((read[1].status.is_none(), read[1].error.as_deref()), (true, Some("no agent")));
+    }
+}

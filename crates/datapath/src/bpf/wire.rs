@@ -17,7 +17,7 @@ use crate::abi;
 static OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/wire.o"));
 
 /// Maps that are of the same name in both objects and not shared: what one run works on.
-const OWN: [&str; 3] = ["tp_scratch", "tp_hops", "tp_hops6"];
+const OWN: [&str; 4] = ["tp_scratch", "tp_hops", "tp_hops6", "tp_node_hops6"];
 
 /// The loaded program, and which frames it takes for its device's own.
 #[derive(Debug)]

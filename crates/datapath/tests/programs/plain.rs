@@ -16,9 +16,15 @@ fn node2() -> IpAddr {
 
 /// The pods of node2 are `reach`ed so, and may send as they are where `plain` is said. The kernel's routes to its IPv6 pods lead over it.
 pub fn node2_is(w: &mut World, reach: Reach, plain: bool) {
+    node2_at(w, reach, plain, ["192.168.50.1", "192.168.50.2", "192.168.50.3"]);
+}
+
+/// The same, where tunnels of the nodes end at these addresses.
+pub fn node2_at(w: &mut World, reach: Reach, plain: bool, ends: [&str; 3]) {
     sh("ip -6 route replace fd02::/64 via fd50::2 dev up0");
     let mut peers = peers();
     (peers[1].reach, peers[1].plain) = (reach, plain);
+    peers.iter_mut().zip(ends).for_each(|(peer, end)| peer.tunnel = ip(end));
     let devices = [(peers[1].name.clone(), [w.uplink; 2])].into();
     w.programs.surround(Surroundings { plain: devices, ..Surroundings::default() });
     w.programs.apply_peers(&peers).unwrap();

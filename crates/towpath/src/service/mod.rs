@@ -19,6 +19,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use towpath_model::NamespacedName;
 use towpath_wire::config::AgentConfig;
+use towpath_wire::service::NodeConnections;
 
 use crate::kubernetes;
 use crate::place::{Cluster, Where};
@@ -77,7 +78,7 @@ pub(crate) async fn run(command: &Command) -> Result<bool> {
         Command::Connections { run_dir } => {
             let default = AgentConfig::default();
             let config = AgentConfig { run_dir: run_dir.clone().unwrap_or(default.run_dir.clone()), ..default };
-            crate::print(&serde_json::to_string(&nodes::ask(&config.service_socket())?)?)?;
+            crate::print(&serde_json::to_string(&crate::nodes::ask::<NodeConnections>(&config.service_socket())?)?)?;
             Ok(true)
         }
     }

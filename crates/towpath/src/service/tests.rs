@@ -8,9 +8,10 @@ use serde_json::{Value, json};
 use towpath_model::{EndpointSlice, Node, Service, World};
 use towpath_wire::service::{BackendConnections, NodeConnections};
 
-use super::nodes::{Counted, ask};
+use super::nodes::Counted;
 use super::show;
 use super::view::{ServiceView, Views};
+use crate::nodes::ask;
 
 fn parse<T: serde::de::DeserializeOwned>(value: Value) -> T {
     serde_json::from_value(value).unwrap()
@@ -187,7 +188,7 @@ fn the_list_has_a_line_a_service_and_what_is_refused_below() {
 fn an_agent_of_another_version_or_none_is_said() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("service.sock");
-    assert!(format!("{:#}", ask(&path).unwrap_err()).contains("no agent answers"));
+    assert!(format!("{:#}", ask::<NodeConnections>(&path).unwrap_err()).contains("no agent answers"));
     let listener = UnixListener::bind(&path).unwrap();
     let answers = ["{\"node\":\"n1\",\"connections\":[],\"what is this\":1}", "nonsense"];
     let serving = std::thread::spawn(move || {
@@ -195,8 +196,8 @@ fn an_agent_of_another_version_or_none_is_said() {
             listener.accept().unwrap().0.write_all(answer.as_bytes()).unwrap();
         }
     });
-    assert_eq!(ask(&path).unwrap().node, "n1");
-    assert!(format!("{:#}", ask(&path).unwrap_err()).contains("another version"));
+    assert_eq!(ask::<NodeConnections>(&path).unwrap().node, "n1");
+    assert!(format!("{:#}", ask::<NodeConnections>(&path).unwrap_err()).contains("another version"));
     serving.join().unwrap();
     let sum = counted();
     assert_eq!((sum.open.len(), sum.nodes.len(), sum.incomplete.len()), (5, 1, 1));
