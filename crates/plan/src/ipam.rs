@@ -4,7 +4,8 @@
 //! an address has at most one holder; asking again for the same owner gives the same addresses; of several families all are
 //! given or none; a range's network address, its gateway (the first host) and, of IPv4, its broadcast address are never given;
 //! an address that was released is given again only when no address that was never used is left (or when thousands rest), the
-//! longest released first, so within [`REST`] only when the range is otherwise exhausted.
+//! longest released first, so within [`REST`] only when the range is otherwise exhausted. An address that is chosen is given however
+//! short ago it was released: who may have it so soon is for the caller to say ([`Pool::resting_since`]).
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -358,6 +359,11 @@ impl Pool {
             self.resting.pop_front();
             self.rested.remove(&oldest);
         }
+    }
+
+    /// When an address that is free was released.
+    pub fn resting_since(&self, address: IpAddr) -> Option<Duration> {
+        self.rested.get(&address).copied()
     }
 
     /// Whether an address was given and taken back, and is free.

@@ -248,6 +248,11 @@ impl<I: PodIndex, P: PodPlumber> Operations<I, P> {
             Ok(Fetched::Unreachable(why)) if known.is_some() => {
                 Err(again(format!("pod {pod} seems to have been replaced, and the API server cannot be asked: {why}")))
             }
+            // It may ask for an address that is not given to it afterwards.
+            Ok(Fetched::Unreachable(why)) if self.index.pods_choose(&identity.namespace) => Err(again(format!(
+                "pods of namespace {} may choose their addresses, and the API server cannot be asked what pod {pod} chooses: {why}",
+                identity.namespace
+            ))),
             Ok(Fetched::Unreachable(why)) => {
                 tracing::warn!(%pod, why, "the pod is not known and the API server cannot be asked: only its node reaches it \
                     until its labels are known");
@@ -535,6 +540,7 @@ fn lease_error(error: LeaseError) -> CniError {
         LeaseError::Ipam(IpamError::Elsewhere { .. } | IpamError::Reserved { .. } | IpamError::Taken { .. }) => {
             ErrorCode::Choice
         }
+        LeaseError::Resting { .. } => ErrorCode::TryAgain,
         _ => ErrorCode::State,
     };
     CniError::new(code, error.to_string())

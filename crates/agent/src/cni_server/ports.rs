@@ -26,7 +26,7 @@ pub struct PodFacts {
     /// `metadata.uid`; none where it says nothing about the sandbox: the API's mirror of a static pod has a uid of its own
     /// (annotation `kubernetes.io/config.mirror`).
     pub uid: Option<String>,
-    /// What it asks for, and its namespace lets it.
+    /// What it asks for, as far as its namespace lets it.
     pub choice: Choice,
 }
 
@@ -66,6 +66,9 @@ pub trait PodIndex: Send + Sync + 'static {
     /// Asks the API server once (the caller bounds the time) and puts what it says into the index, so that a policy compiled
     /// from then on knows the pod.
     fn fetch(&self, pod: &NamespacedName) -> impl Future<Output = Fetched> + Send;
+
+    /// Whether pods of a namespace may choose their addresses, as far as is known.
+    fn pods_choose(&self, namespace: &str) -> bool;
 
     /// This node's pods that are on the pod network and have not ended; none: not all are known, or they are an earlier run's.
     fn of_this_node(&self) -> Option<Vec<KnownPod>>;

@@ -307,6 +307,55 @@ fn before(dir: &Path, leases: &[(&str, &str)]) -> HostLocal {
     HostLocal::new(&dir.join("cni"))
 }
 
+/// ADD of a container of a pod in a namespace, which asks for an address.
+fn asks(store: &LeaseStore, id: &str, namespace: &str, address: &str) -> Result<Lease, LeaseError> {
+    let mut request = request(id);
+    request.pod.as_mut().unwrap().namespace = namespace.to_owned();
+    store.reserve(&request, &[address.parse().unwrap()])
+}
+
+#[test]
+fn an_address_goes_from_one_namespace_to_another_only_after_it_has_rested() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let wanted = "10.244.1.9";
+    let lease = asks(&store, "a", "one", wanted).unwrap();
+    assert_eq!(lease.addresses[0].to_string(), wanted);
+    assert_eq!(asks(&store, "a", "one", "10.244.1.8").unwrap(), lease, "asked again it is the same");
+    let taken = asks(&store, "b", "one", wanted).unwrap_err();
+    assert!(taken.to_string().contains("eth0 of container a has it"), "{taken}");
+
+    let refused = |store: &LeaseStore, id: &str, namespace: &str| {
+        let error = asks(store, id, namespace, wanted).unwrap_err();
+        assert!(matches!(error, LeaseError::Resting { .. }), "{error}");
+        assert!(
+            error.to_string().starts_with("10.244.1.9 is asked for") && error.to_string().contains("tries again"),
+            "{error}"
+        );
+        assert!(store.lease(&owner(id)).is_none() && !dir.path().join(format!("leases/{id}@eth0.lease")).exists());
+    };
+    store.release(&owner("a")).unwrap();
+    refused(&store, "b", "two");
+    // Over a restart too; who makes pods where it was gets it at once.
+    drop(store);
+    let store = open(dir.path());
+    refused(&store, "b", "two");
+    assert_eq!(asks(&store, "c", "one", wanted).unwrap().addresses[0].to_string(), wanted);
+
+    // Of a device that nobody knew nobody knows the namespace either, whoever had the address before.
+    store.release(&owner("c")).unwrap();
+    let stranger = Device { name: "tp-x".into(), addresses: vec![wanted.parse().unwrap()] };
+    store.hold(&[stranger]);
+    assert!(matches!(asks(&store, "d", "one", wanted), Err(LeaseError::Ipam(IpamError::Taken { .. }))));
+    store.device_gone("tp-x");
+    refused(&store, "d", "one");
+
+    // When its time is over it is anybody's.
+    store.lock().pool = Pool::new(&ranges()).unwrap();
+    store.lock().pool.rest(wanted.parse().unwrap(), Duration::ZERO);
+    assert_eq!(asks(&store, "e", "two", wanted).unwrap().addresses[0].to_string(), wanted);
+}
+
 #[test]
 fn what_the_network_before_gave_is_given_to_nobody_until_its_container_is_gone() {
     let dir = tempfile::tempdir().unwrap();

@@ -132,7 +132,7 @@ impl Node {
     }
 
     /// Checks the request, and what the pod will be; its indexes are filled in when the device is there.
-    fn describe(&self, device: &str, request: &AttachRequest) -> Result<Described, Error> {
+    fn describe(&mut self, device: &str, request: &AttachRequest) -> Result<Described, Error> {
         pod::check_name(&request.ifname)?;
         let pairs = pod::with_gateways(&request.addresses, &self.config.settings.pod_cidrs)?;
         let other =
@@ -185,20 +185,29 @@ impl Node {
         Ok(Described { pod, mtu, pairs })
     }
 
-    /// Whether a pod may have a MAC address that somebody chose. Those that follow from addresses are other pods', here or on other nodes.
-    fn may_have_mac(&self, mac: [u8; 6], device: &str) -> Result<(), Error> {
-        let text = mac::text(mac);
-        if mac == mac::HOST_SIDE || mac::is_of_pod(mac) {
-            let why = format!(
-                "MAC address {text} is asked for, and is one that this network gives by itself: choose another"
-            );
-            return Err(net::Error::Refused(why).into());
+    /// Whether a pod may have a MAC address that somebody chose: of no group, no one's of this node, and as far as it has heard of nobody on its
+    /// uplink's link, where it is seen if pods are there (the backend may change while the pod runs).
+    fn may_have_mac(&mut self, mac: [u8; 6], device: &str) -> Result<(), Error> {
+        let refused = |why: String| {
+            let text = mac::text(mac);
+            Err(net::Error::Refused(format!("MAC address {text} is asked for, and {why}: choose another")).into())
+        };
+        if mac[0] & 1 == 1 || mac == [0; 6] {
+            return refused("is none that a device can have".to_owned());
         }
-        let other = self.records.iter().find(|record| record.pod.mac == mac && record.pod.host_device != device);
-        other.map_or(Ok(()), |other| {
-            let why = format!("MAC address {text} is asked for, and pod {} has it: choose another", other.pod.name);
-            Err(net::Error::Refused(why).into())
-        })
+        if mac::is_ours(mac) {
+            return refused("is one that this network gives by itself".to_owned());
+        }
+        if let Some(other) = self.records.iter().find(|r| r.pod.mac == mac && r.pod.host_device != device) {
+            return refused(format!("pod {} has it", other.pod.name));
+        }
+        if let Some(link) = link::list(&mut self.netlink)?.iter().find(|link| link.mac == Some(mac)) {
+            return refused(format!("device {} of the node has it", link.name));
+        }
+        match neighbour::with_mac(&mut self.netlink, self.facts.uplink_ifindex, mac)? {
+            Some(address) => refused(format!("{address} has it, beside the node at device {}", self.facts.uplink)),
+            None => Ok(()),
+        }
     }
 
     /// Programs, entries and the host side of a pair that was made.

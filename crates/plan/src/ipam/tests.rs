@@ -152,9 +152,93 @@ fn another_range_leaves_holders_alone() {
     assert_eq!(one(&mut pool, 2, at(0)).to_string(), "10.244.2.2");
 }
 
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+/// What somebody gets who asks for these.
+fn chosen(pool: &mut Pool, n: u32, addresses: &[&str]) -> Result<Vec<String>, IpamError> {
+    let addresses: Vec<IpAddr> = addresses.iter().map(|address| ip(address)).collect();
+    let given = pool.allocate(&owner(n), &addresses, at(0))?;
+    Ok(given.addresses.iter().map(ToString::to_string).collect())
+}
+
+#[test]
+fn who_asks_for_addresses_gets_them_and_of_the_other_family_any() {
+    let mut pool = pool(&["10.244.1.0/24", "fd00::/64"]);
+    assert_eq!(
+        chosen(&mut pool, 1, &["fd00::99", "10.244.1.99"]).unwrap(),
+        ["10.244.1.99", "fd00::99"],
+        "the ranges' order"
+    );
+    assert_eq!(chosen(&mut pool, 2, &["fd00::2"]).unwrap(), ["10.244.1.2", "fd00::2"]);
+    assert_eq!(
+        chosen(&mut pool, 3, &["10.244.1.254"]).unwrap(),
+        ["10.244.1.254", "fd00::3"],
+        "those that are chosen are passed over"
+    );
+    assert_eq!(chosen(&mut pool, 1, &["10.244.1.7"]).unwrap(), ["10.244.1.99", "fd00::99"], "who has some keeps them");
+    assert_eq!(pool.holder(ip("10.244.1.7")), None);
+}
+
+#[test]
+fn what_cannot_be_given_is_refused_with_the_reason_and_nothing_is_taken() {
+    let mut pool = pool(&["10.244.1.0/24", "fd00::/64"]);
+    chosen(&mut pool, 1, &["10.244.1.9"]).unwrap();
+    pool.adopt(Holder::Predecessor(ip("10.244.1.8")), &[ip("10.244.1.8")]).unwrap();
+    pool.adopt(Holder::Device("tp0".into()), &[ip("fd00::8")]).unwrap();
+    let before: Vec<u128> = pool.usage().iter().map(|usage| usage.taken).collect();
+    for (address, words) in [
+        ("10.244.2.9", "is in no pod range of this node (10.244.1.0/24, fd00::/64)"),
+        ("fd00:0:0:1::9", "is in no pod range"),
+        ("127.0.0.1", "is in no pod range"),
+        ("224.0.0.1", "is in no pod range"),
+        ("::", "is in no pod range"),
+        ("10.244.1.0", "the network's, the gateway's or the broadcast address of 10.244.1.0/24"),
+        ("10.244.1.1", "the gateway's"),
+        ("10.244.1.255", "broadcast"),
+        ("fd00::", "the gateway's"),
+        ("fd00::1", "the gateway's"),
+        ("10.244.1.9", "eth0 of container c1 has it"),
+        ("10.244.1.8", "a container of the network before"),
+        ("fd00::8", "device tp0 has it"),
+    ] {
+        // Beside one that could be had.
+        let free = if address.contains(':') { "10.244.1.50" } else { "fd00::50" };
+        for wanted in [[address, free], [free, address]] {
+            let error = chosen(&mut pool, 2, &wanted).unwrap_err().to_string();
+            assert!(error.starts_with(&format!("{address} is asked for")) && error.contains(words), "{error}");
+        }
+        assert_eq!(pool.usage().iter().map(|usage| usage.taken).collect::<Vec<_>>(), before, "{address}");
+        assert_eq!(pool.held_by(&Holder::Attachment(owner(2))), None);
+    }
+    let mut v4 = Pool::new(&["10.244.1.0/24".parse().unwrap()]).unwrap();
+    assert!(
+        matches!(chosen(&mut v4, 1, &["fd00::9"]), Err(IpamError::Elsewhere { .. })),
+        "a family that the node has not"
+    );
+    assert_eq!(chosen(&mut Pool::default(), 1, &["10.244.1.9"]), Err(IpamError::NoRange));
+}
+
+#[test]
+fn an_address_that_is_chosen_may_rest_and_rests_when_it_is_released() {
+    let mut pool = pool(&["10.244.1.0/29"]);
+    assert_eq!(one(&mut pool, 1, at(0)), ip("10.244.1.2"));
+    release(&mut pool, 1, at(5));
+    assert_eq!(pool.resting_since(ip("10.244.1.2")), Some(at(5)));
+    assert_eq!(chosen(&mut pool, 2, &["10.244.1.2"]).unwrap(), ["10.244.1.2"]);
+    assert_eq!(pool.resting_since(ip("10.244.1.2")), None);
+    assert_eq!(chosen(&mut pool, 3, &["10.244.1.4"]).unwrap(), ["10.244.1.4"]);
+    release(&mut pool, 3, at(6));
+    let rest: Vec<String> = (10..14).map(|n| one(&mut pool, n, at(7)).to_string()).collect();
+    assert_eq!(rest, ["10.244.1.3", "10.244.1.5", "10.244.1.6", "10.244.1.4"], "as any that was released");
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Allocate(u32),
+    /// The address of that number, of IPv4.
+    Choose(u32, u8),
     Release(u32),
     Wait(u64),
 }
@@ -162,6 +246,7 @@ enum Step {
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
         4 => (0u32..12).prop_map(Step::Allocate),
+        3 => (0u32..12, 0u8..18).prop_map(|(n, host)| Step::Choose(n, host)),
         3 => (0u32..12).prop_map(Step::Release),
         1 => (0u64..40).prop_map(Step::Wait),
     ];
@@ -186,6 +271,27 @@ proptest! {
                     let gone = pool.release(&Holder::Attachment(owner(n)), now);
                     prop_assert_eq!(&gone, &held.remove(&n).unwrap_or_default());
                     released.extend(gone.into_iter().map(|address| (address, now)));
+                }
+                Step::Choose(n, host) => {
+                    let address = IpAddr::from([10, 0, 0, host]);
+                    let got = pool.allocate(&owner(n), &[address], now);
+                    if let Some(before) = held.get(&n) {
+                        prop_assert_eq!(&got.unwrap().addresses, before);
+                    } else if host >= 16 {
+                        prop_assert!(matches!(got, Err(IpamError::Elsewhere { .. })), "{got:?}");
+                    } else if !usable.contains(&address) {
+                        prop_assert!(matches!(got, Err(IpamError::Reserved { .. })), "{got:?}");
+                    } else if held.values().flatten().any(|taken| *taken == address) {
+                        prop_assert!(matches!(got, Err(IpamError::Taken { .. })), "{got:?}");
+                    } else {
+                        let got = got.unwrap().addresses;
+                        prop_assert_eq!(got[0], address);
+                        prop_assert!(got.len() == 2 && held.values().flatten().all(|taken| *taken != got[1]), "given twice");
+                        for address in &got {
+                            released.remove(address);
+                        }
+                        held.insert(n, got);
+                    }
                 }
                 Step::Allocate(n) => {
                     let got = pool.allocate(&owner(n), &[], now).unwrap().addresses;
