@@ -109,7 +109,13 @@ impl<I: PodIndex, P: PodPlumber> Operations<I, P> {
     pub async fn handle(&self, request: Request, netns: Option<OwnedFd>, asker_gone: CancellationToken) -> Answer {
         let (verb, begun) = (verb(&request), Instant::now());
         let answer = self.answer(request, netns, asker_gone).await;
-        counts::cni(verb, begun.elapsed(), !matches!(answer.reply, Reply::Failed { .. }));
+        let outcome = match &answer.reply {
+            // Whoever makes pods can have one refused for as long as he likes: that is no trouble of the node's.
+            Reply::Failed { error } if error.code == ErrorCode::Choice => counts::Outcome::Refused,
+            Reply::Failed { .. } => counts::Outcome::Error,
+            _ => counts::Outcome::Success,
+        };
+        counts::cni(verb, begun.elapsed(), outcome);
         answer
     }
 
@@ -540,7 +546,7 @@ fn lease_error(error: LeaseError) -> CniError {
         LeaseError::Ipam(IpamError::Elsewhere { .. } | IpamError::Reserved { .. } | IpamError::Taken { .. }) => {
             ErrorCode::Choice
         }
-        LeaseError::Resting { .. } => ErrorCode::TryAgain,
+        LeaseError::Resting { .. } => ErrorCode::Choice,
         _ => ErrorCode::State,
     };
     CniError::new(code, error.to_string())
@@ -551,6 +557,7 @@ pub(super) fn plumb_error(what: &str, owner: &Attachment, error: &PlumbError) ->
         PlumbError::Again(_) => ErrorCode::TryAgain,
         PlumbError::Namespace(_) => ErrorCode::UnknownContainer,
         PlumbError::Mismatch(_) => ErrorCode::Mismatch,
+        PlumbError::Choice(_) => ErrorCode::Choice,
         PlumbError::Failed(_) => ErrorCode::Plumbing,
     };
     CniError::new(code, format!("cannot {what} {owner}: {error}"))

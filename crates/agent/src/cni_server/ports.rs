@@ -150,6 +150,9 @@ pub enum PlumbError {
     /// CHECK: the device is not as it was made.
     #[error("{0}")]
     Mismatch(String),
+    /// The pod cannot have what it asks for.
+    #[error("{0}")]
+    Choice(String),
     /// Anything else.
     #[error("{0}")]
     Failed(String),

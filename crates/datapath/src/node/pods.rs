@@ -190,7 +190,7 @@ impl Node {
     fn may_have_mac(&mut self, mac: [u8; 6], device: &str) -> Result<(), Error> {
         let refused = |why: String| {
             let text = mac::text(mac);
-            Err(net::Error::Refused(format!("MAC address {text} is asked for, and {why}: choose another")).into())
+            Err(Error::Choice(format!("MAC address {text} is asked for, and {why}: choose another")))
         };
         if mac[0] & 1 == 1 || mac == [0; 6] {
             return refused("is none that a device can have".to_owned());
