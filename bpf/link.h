@@ -222,8 +222,8 @@ static __always_inline int tp_goes_to_peer(struct __sk_buff *skb)
 }
 
 /*
- * Gives what leaves with a pod's address the MAC of that: whatever way it took, so that switches know where it is. Where the pod's is chosen, nodes send
- * to the other one: switches hear that from what goes to them. Not 0: it could not.
+ * Gives what leaves with a pod's address the MAC of that: whatever way it took, so that switches know where it is. Where the pod's is chosen,
+ * nodes send to the other one: switches hear that from what goes to them. Not 0: it could not.
  */
 static __always_inline int tp_own_mac(struct __sk_buff *skb)
 {

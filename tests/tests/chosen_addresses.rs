@@ -136,6 +136,14 @@ fn delete(cluster: &Cluster, pod: &str) -> Result<()> {
     Ok(())
 }
 
+/// How many ADDs of a node ended so.
+fn ended(cluster: &Cluster, node: &str, outcome: &str) -> Result<u64> {
+    let metrics = cluster.node(node, "curl -sS -m 3 http://127.0.0.1:9116/metrics")?;
+    let name = format!("towpath_cni_requests_total{{verb=\"ADD\",outcome=\"{outcome}\"}} ");
+    let count = metrics.out.lines().find_map(|line| line.strip_prefix(&name));
+    count.with_context(|| format!("no {name}: {}", metrics.all()))?.parse().context("no number")
+}
+
 fn done(place: &Place, script: &str) -> Result<String> {
     let said = place.enter(|| Ok(Said::from(Command::new("sh").args(["-c", script]).output().context("sh")?)))?;
     ensure!(said.ok, "{}: {script}: {}", place.name(), said.all());
@@ -262,11 +270,15 @@ fn refused(cluster: &Cluster, here: &Ranges, there: &Ranges, leased: u64) -> Res
         ("closed/asks", "n1", &[(ADDRESSES, &here.at(210)[0])], opens),
         ("closed/calicos", "n1", &[(CALICOS, &calicos)], opens),
     ];
+    let (refused, failed) = (ended(cluster, "n1", "refused")?, ended(cluster, "n1", "error")?);
     cluster.apply_text(&cases.iter().map(|(name, node, wishes, _)| asking(name, node, wishes)).collect::<String>())?;
     for (name, _, _, words) in &cases {
         is_told(cluster, name, words)?;
     }
     has_leases(cluster, leased)?;
+    // It is their makers' trouble, and not the node's: nobody is woken.
+    let now = (ended(cluster, "n1", "refused")?, ended(cluster, "n1", "error")?);
+    ensure!(now.0 >= refused + 13 && now.1 == failed, "{now:?}");
     for (name, ..) in cases.iter().filter(|(name, ..)| !["taken", "closed/asks"].contains(name)) {
         delete(cluster, name)?;
     }

@@ -235,10 +235,20 @@ fn uninstalling_leaves_the_namespace_as_it_was() {
     let before = lab.n1.traces();
     lab.n1.open();
     lab.n1.apply_peers();
-    let _a = lab.n1.pod(10, OPEN);
+    let a = lab.n1.pod(10, OPEN);
+    let ns = Ns::new();
+    let chosen = [2, 0, 0x5e, 0x10, 0, 1];
+    lab.n1.attach(AttachRequest { mac: Some(chosen), ..lab.n1.request(&ns, 11, OPEN) }).unwrap();
+    // As an agent with the backend `macvlan` lets them in, and somebody else another.
+    let others = "02:00:00:00:00:99";
+    for mac in [&mac::text(chosen), &mac::text(a.pod.mac), others] {
+        lab.n1.ns.sh(&format!("bridge fdb add {mac} dev eth0 self permanent"));
+    }
     assert_ne!(lab.n1.traces(), before);
     lab.n1.call(|node| node.uninstall()).unwrap();
     assert_eq!(lab.n1.traces(), before);
+    let let_in = lab.n1.ns.sh("bridge fdb show dev eth0 | grep -vi ^33:33: | grep -v ^01:00:5e | cut -d' ' -f1");
+    assert_eq!(let_in.trim(), others);
 }
 
 #[test]
