@@ -238,6 +238,9 @@ fn pods_get_the_addresses_that_they_may_choose_and_nobody_gets_anothers() -> Res
     cluster.down()
 }
 
+/// A pod, its node, what it asks for, and what its Events say.
+type Case<'a> = (&'a str, &'a str, &'a [(&'a str, &'a str)], &'a str);
+
 /// Pods that ask for what they cannot have. `taken` and `closed/asks` stay; the others are deleted.
 fn refused(cluster: &Cluster, here: &Ranges, there: &Ranges, leased: u64) -> Result<()> {
     let [v4, v6] = here.at(200);
@@ -249,7 +252,7 @@ fn refused(cluster: &Cluster, here: &Ranges, there: &Ranges, leased: u64) -> Res
     let opens = "kubectl annotate namespace closed towpath.dev/pod-addresses=chosen";
     let numbered = |number: u8| here.at(number);
     let ([network, _], [gateway, gateway6], [broadcast, _]) = (numbered(0), numbered(1), numbered(255));
-    let cases: [(&str, &str, &[(&str, &str)], &str); 14] = [
+    let cases: [Case<'_>; 14] = [
         ("taken", "n1", &[(ADDRESSES, &both), (MAC, CHOSEN)], "has it: choose another, or wait until that is gone"),
         ("elsewhere", "n1", &[(ADDRESSES, &there.at(200)[0])], "is in no pod range of this node"),
         ("network", "n1", &[(ADDRESSES, &network)], "the network's, the gateway's or the broadcast address"),
