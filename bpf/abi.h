@@ -95,7 +95,7 @@ struct tp_node_config {
 /*
  * On the link (TP_NODE_ON_LINK) an address of a pod has a MAC that follows from it, so that nobody of this network has to ask for it: 06:74 and the
  * XOR of 0xffff and the IPv4 address; of IPv6 06:76, the XOR of its first seven 16-bit words, and the last one. Where the pod's own MAC begins
- * otherwise somebody gave it, and it answers and sends with that one; what is sent to the other is taken too.
+ * otherwise somebody chose it: it answers with that one, and sends with it to all but nodes and pods of this network, which send to the other.
  */
 
 /* tp_revision: array of one __u32, raised after every change of policy sets, classes, rules or peers is complete. A verdict

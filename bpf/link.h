@@ -2,7 +2,8 @@
 /*
  * Pods on the link of the uplink, each address with a MAC of its own there (TP_NODE_ON_LINK, the backend macvlan): the node answers ARP and
  * neighbour discovery for them with that MAC, takes frames that are sent to it, and gives it to what leaves with a pod's address. Nodes of this
- * network know it without asking (tp_link_mac): no table of neighbours is as long as the list of the cluster's pods.
+ * network know it without asking (tp_link_mac): no table of neighbours is as long as the list of the cluster's pods. A pod whose MAC somebody
+ * chose has two: nodes go on as with any, and everybody else is told the chosen one, and sees it.
  *
  * The pods' devices are as with any other backend, and so is all that is judged: what is on the link is a frame, made of a packet that
  * tp_from_pod has let pass. (docs/decisions/016 says why they are no devices of the kind macvlan.)
@@ -47,10 +48,16 @@ static __always_inline int tp_is_on_link(const struct __sk_buff *skb, const stru
 	return (cfg->flags & TP_NODE_ON_LINK) && skb->ifindex == cfg->uplink_ifindex && !skb->vlan_present;
 }
 
+/* Whether somebody chose a pod's MAC. */
+static __always_inline int tp_mac_is_chosen(const struct tp_pod *pod)
+{
+	return pod->mac[0] != LINK_FIRST || (pod->mac[1] != LINK_SECOND_V4 && pod->mac[1] != LINK_SECOND_V6);
+}
+
 /* Under which MAC a pod's address is known on the link. */
 static __always_inline void tp_mac_of_pod(__u8 *mac, const struct tp_pod *pod, const struct tp_addr *addr)
 {
-	if (pod->mac[0] == LINK_FIRST && (pod->mac[1] == LINK_SECOND_V4 || pod->mac[1] == LINK_SECOND_V6))
+	if (!tp_mac_is_chosen(pod))
 		tp_link_mac(mac, addr);
 	else
 		tp_copy_mac(mac, pod->mac);
@@ -196,7 +203,28 @@ static __always_inline int tp_on_link(struct __sk_buff *skb, struct tp_work *w)
 	return -1;
 }
 
-/* Gives what leaves with a pod's address the MAC of that: whatever way it took, so that switches know where it is. Not 0: it could not. */
+/* Whether a packet is for a node of this network or a pod behind one. */
+static __always_inline int tp_goes_to_peer(struct __sk_buff *skb)
+{
+	struct tp_cidr_key key = {};
+	struct tp_addr to;
+	__be32 v4;
+
+	if (skb->protocol == bpf_htons(ETH_P_IP)) {
+		if (bpf_skb_load_bytes(skb, ETH_LEN + 16, &v4, sizeof(v4)))
+			return 0;
+		tp_set_v4(&to, v4);
+	} else if (bpf_skb_load_bytes(skb, ETH_LEN + 24, &to, sizeof(to))) {
+		return 0;
+	}
+	tp_full_prefix(&key, &to);
+	return bpf_map_lookup_elem(&tp_peers, &key) != NULL;
+}
+
+/*
+ * Gives what leaves with a pod's address the MAC of that: whatever way it took, so that switches know where it is. Where the pod's is chosen,
+ * nodes send to the other one: switches hear that from what goes to them. Not 0: it could not.
+ */
 static __always_inline int tp_own_mac(struct __sk_buff *skb)
 {
 	struct tp_addr addr;
@@ -205,7 +233,10 @@ static __always_inline int tp_own_mac(struct __sk_buff *skb)
 
 	if (!pod || bpf_skb_load_bytes(skb, 6, from, sizeof(from)))
 		return 0;
-	tp_mac_of_pod(own, pod, &addr);
+	if (tp_mac_is_chosen(pod) && !tp_goes_to_peer(skb))
+		tp_copy_mac(own, pod->mac);
+	else
+		tp_link_mac(own, &addr);
 	return tp_same_mac(own, from) ? 0 : bpf_skb_store_bytes(skb, 6, own, sizeof(own), 0);
 }
 

@@ -254,6 +254,87 @@ fn a_cluster_of_ipv6_alone_is_on_the_link_too() -> Result<()> {
     cluster.down()
 }
 
+/// A web server with addresses and a MAC address that it chose.
+fn choosing(name: &str, node: &str, addresses: &str, mac: &str) -> String {
+    let annotations = format!(
+        "metadata: {{annotations: {{towpath.dev/ip-addresses: '{addresses}', towpath.dev/mac-address: '{mac}'}}, "
+    );
+    server(name, node, "").replacen("metadata: {", &annotations, 1)
+}
+
+/// Addresses of a node's ranges, as an annotation has them.
+fn numbered(cluster: &Cluster, node: &str, number: &str) -> Result<String> {
+    let ranges = cluster.get("node", node)?;
+    let ranges = ranges.pointer("/spec/podCIDRs").and_then(Value::as_array).context("no podCIDRs")?;
+    let first = ranges.iter().filter_map(|range| range.as_str()?.split('/').next());
+    let at = |first: &str| format!("{}{number}", if first.contains(':') { first } else { first.trim_end_matches('0') });
+    Ok(first.map(at).collect::<Vec<_>>().join(","))
+}
+
+/// Neighbours of a pod that chose its MAC see and reach it at that; nodes go on sending to the one that follows from each address, and the switch hears both.
+fn chosen_macs_are_seen(link: &Place, pods: &[&Stand]) -> Result<()> {
+    for pod in pods {
+        for ip in &pod.ips {
+            done(link, &format!("ip route replace {ip} dev nodes0; ip neigh flush dev nodes0 to {ip}"))?;
+            asks(link, ip, 80)?;
+            let neighbour = done(link, &format!("ip neigh show dev nodes0 to {ip}"))?;
+            ensure!(neighbour.contains(&pod.mac), "{} is {neighbour:?} on the link", pod.name);
+        }
+        let table = done(link, "bridge fdb show br nodes0")?;
+        for mac in pod.ips.iter().map(|ip| on_link(ip)).chain([Ok(pod.mac.clone())]) {
+            let entry = format!("{} dev {} ", mac?, pod.node);
+            ensure!(table.contains(&entry), "{} is not heard as {entry}: {table}", pod.name);
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_mac_that_a_pod_chose_is_its_own_on_the_link_and_nodes_need_not_ask_for_it() -> Result<()> {
+    if !can_run_labs()? {
+        return Ok(());
+    }
+    let cluster = Cluster::up("e2e-macvlan-c", 2, Families::Dual)?;
+    let link = Place::of_node(&cluster, "underlay")?;
+    let lets = "---\napiVersion: v1\nkind: Namespace\nmetadata: {name: default, annotations: {towpath.dev/pod-addresses: chosen}}\n";
+    let (old, new) = ("02:00:5e:10:00:01", "02:00:5e:10:00:02");
+    let (first, second) = (numbered(&cluster, "n1", "66")?, numbered(&cluster, "n1", "67")?);
+    cluster.apply_text(&[lets, &choosing("old", "n1", &first, old), &server("far", "n2", "")].concat())?;
+    let (olds, far) = (stand(&cluster, "old")?, stand(&cluster, "far")?);
+    change(&cluster, "macvlan")?;
+    cluster.apply_text(&choosing("new", "n1", &second, new))?;
+    let pods = [olds, far, stand(&cluster, "new")?];
+    let [olds, _, news] = &pods;
+    ensure!((olds.mac.as_str(), news.mac.as_str()) == (old, new), "{} and {}", olds.mac, news.mac);
+    ensure!(olds.ips.join(",") == first && news.ips.join(",") == second, "{:?} and {:?}", olds.ips, news.ips);
+    let before = count(&cluster, "n1", "link_out")?;
+    all_reach_all(&cluster, &pods)?;
+    ensure!(count(&cluster, "n1", "link_out")? > before + 5, "packets do not go by the link");
+    chosen_macs_are_seen(&link, &[olds, news])?;
+    hosts_of_the_link_find_pods(&link, &pods[1..2])?;
+
+    // With no agent, and with the next one.
+    kill(wait("an agent", SOON, || lab_agent(cluster.name(), "n1"))?)?;
+    chosen_macs_are_seen(&link, &[olds, news])?;
+    by(&cluster, "macvlan")?;
+    chosen_macs_are_seen(&link, &[olds, news])?;
+    all_reach_all(&cluster, &pods)?;
+
+    // The card lets the MAC of a pod in no longer that went while there was no agent, and nobody's when pods are off the link.
+    let uplink = Place::of_node(&cluster, "n1")?;
+    let lets_in = |mac: &str| Ok::<_, anyhow::Error>(done(&uplink, "bridge fdb show dev eth0")?.contains(mac));
+    ensure!(lets_in(old)? && lets_in(new)?, "the card does not let them in");
+    kill(wait("an agent", SOON, || lab_agent(cluster.name(), "n1"))?)?;
+    let deleted = cluster.try_kubectl(&["delete", "pod", "new"])?;
+    ensure!(deleted.status.success(), "{}", Said::from(deleted).all());
+    wait("the card to let it in no longer", SOON, || if lets_in(new)? { bail!("it does") } else { Ok(()) })?;
+    ensure!(lets_in(old)?, "the other one either");
+    change(&cluster, "vxlan")?;
+    wait("the card to let nobody in", SOON * 3, || if lets_in(old)? { bail!("it does") } else { Ok(()) })?;
+    all_reach_all(&cluster, &pods[..2])?;
+    cluster.down()
+}
+
 /// By the Service's own address, from a pod and from a node, and by NodePorts from outside, where the client is seen as itself.
 fn services_lead_there(cluster: &Cluster, pods: &[Stand]) -> Result<()> {
     let service = cluster.get("service", "web")?;

@@ -19,8 +19,8 @@ mod turns;
 
 pub use operations::{Answer, Operations, Settings};
 pub use ports::{
-    AttachRequest, Attached, DetachRequest, Device, Fetched, Isolation, PlumbError, PodFacts, PodIndex, PodPlumber,
-    Readiness,
+    AttachRequest, Attached, Choice, DetachRequest, Device, Fetched, Isolation, PlumbError, PodFacts, PodIndex,
+    PodPlumber, Readiness,
 };
 
 use std::io;

@@ -83,9 +83,32 @@ pub(crate) fn begin() {
     LazyLock::force(&STARTED);
 }
 
+/// How a CNI request ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// As asked.
+    Success,
+    /// The pod asks for what it cannot have, which only who made it can change.
+    Refused,
+    /// Not.
+    Error,
+}
+
+impl Outcome {
+    pub(crate) const ALL: [Self; 3] = [Self::Success, Self::Refused, Self::Error];
+
+    pub(crate) fn label(self) -> &'static str {
+        match self {
+            Self::Success => "success",
+            Self::Refused => "refused",
+            Self::Error => "error",
+        }
+    }
+}
+
 /// A CNI request is done.
-pub(crate) fn cni(verb: &'static str, took: Duration, succeeded: bool) {
-    let outcome = if succeeded { "success" } else { "error" };
+pub(crate) fn cni(verb: &'static str, took: Duration, outcome: Outcome) {
+    let outcome = outcome.label();
     CNI_DURATION.get_or_create(&vec![("verb", verb.to_owned())]).observe(took.as_secs_f64());
     CNI_REQUESTS.get_or_create(&vec![("verb", verb.to_owned()), ("outcome", outcome.to_owned())]).inc();
 }

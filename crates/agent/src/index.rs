@@ -876,6 +876,7 @@ mod tests {
             name: name.to_owned(),
             labels: Default::default(),
             socket_services: Default::default(),
+            pods_choose: false,
             terminating: false,
         }
     }

@@ -283,7 +283,13 @@ mod tests {
 
     fn namespace(name: &str) -> Namespace {
         let labels = BTreeMap::from([("a/b".to_owned(), "c".to_owned())]);
-        Namespace { name: name.to_owned(), labels, socket_services: SocketServices::Disabled, terminating: false }
+        Namespace {
+            name: name.to_owned(),
+            labels,
+            socket_services: SocketServices::Disabled,
+            pods_choose: false,
+            terminating: false,
+        }
     }
 
     fn policy(text: &str) -> NetworkPolicy {

@@ -22,6 +22,9 @@ pub enum Error {
         /// Why.
         source: Box<Error>,
     },
+    /// A pod cannot have what somebody chose for it; the text says why.
+    #[error("{0}")]
+    Choice(String),
     /// A record of an attached pod could not be read, written or removed.
     #[error("{operation} {}: {source}", path.display())]
     Record {
@@ -41,6 +44,15 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether it is who chose something for a pod that can help.
+    pub fn is_choice(&self) -> bool {
+        match self {
+            Error::Choice(_) => true,
+            Error::Pod { source, .. } => source.is_choice(),
+            _ => false,
+        }
+    }
+
     /// Success when there are no errors, else all of them.
     pub(crate) fn collect(mut errors: Vec<Error>) -> Result<(), Error> {
         match errors.len() {

@@ -48,6 +48,8 @@ pub struct AttachRequest {
     pub pod: NamespacedName,
     /// Its addresses, at most one a family, each in one of the node's pod ranges.
     pub addresses: Vec<IpAddr>,
+    /// MAC address of its device; none: as it follows from the first address.
+    pub mac: Option<[u8; 6]>,
     /// MTU of its device in bytes; none: the node's default for pods.
     pub mtu: Option<u32>,
     /// Its policy sets, whose rows were applied before; none: its labels are not known, deny all but its node until a later

@@ -1,6 +1,7 @@
 //! Taking everything of ours out of the kernel without opening the data path: when the agent is gone for good, on a node that may
 //! not even be able to run it.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -9,7 +10,7 @@ use crate::error::Error;
 use crate::net::link::{self, TUNNEL_DEVICE};
 use crate::net::netlink::Netlink;
 use crate::net::tap::UDP_DEVICE;
-use crate::net::{self, MAIN_TABLE, NODE_TABLE, card, filter, nft, pod, route, rule};
+use crate::net::{self, MAIN_TABLE, NODE_TABLE, card, filter, neighbour, nft, pod, route, rule};
 
 /// What the names of our directories on a bpffs begin with; the version of the shared layouts follows.
 const PINS: &str = "towpath-v";
@@ -39,13 +40,17 @@ pub(crate) fn network(netlink: &mut Netlink, note: &mut impl FnMut(Result<(), Er
             let ours = |l: &&link::Link| {
                 [TUNNEL_DEVICE, UDP_DEVICE].contains(&l.name.as_str()) || pod::is_host_device(&l.name)
             };
+            // Those that pods chose are known by nothing else.
+            let pods = links.iter().filter(|l| pod::is_host_device(&l.name));
+            let macs: BTreeSet<[u8; 6]> =
+                pods.filter_map(|l| neighbour::list(netlink, l.index).ok()).flat_map(BTreeMap::into_values).collect();
             for device in links.iter().filter(ours) {
                 note(link::delete(netlink, device.index, &device.name).map_err(Error::from));
             }
             // On a kernel without tcx the uplink's program is a filter: whichever device it was, or is.
             for device in links.iter().filter(|l| !ours(l)) {
                 note(filter::clear(netlink, device.index, &device.name).map_err(Error::from));
-                note(keep_pods_out(netlink, device));
+                note(keep_pods_out(netlink, device, &macs));
             }
         }
         Err(error) => note(Err(error.into())),
@@ -64,8 +69,8 @@ pub(crate) fn network(netlink: &mut Netlink, note: &mut impl FnMut(Result<(), Er
 }
 
 /// Has a card let MAC addresses of pods in no longer.
-fn keep_pods_out(netlink: &mut Netlink, device: &link::Link) -> Result<(), Error> {
-    let requests = card::ours(netlink, device.index)?;
+fn keep_pods_out(netlink: &mut Netlink, device: &link::Link, chosen: &BTreeSet<[u8; 6]>) -> Result<(), Error> {
+    let requests = card::ours(netlink, device.index, chosen)?;
     let requests = requests.into_iter().map(|mac| card::keep_out(device.index, &device.name, mac)).collect();
     let failed = netlink.batch(requests).into_iter().filter_map(Result::err).filter(|error| !error.is_absent());
     Error::collect(failed.map(Error::from).collect())

@@ -3,7 +3,7 @@
 use k8s_openapi::api::core::v1 as core;
 use serde::{Deserialize, Serialize};
 
-use crate::{Invalid, Labels, SocketServices};
+use crate::{Chosen, Invalid, Labels, SocketServices};
 
 /// A namespace and its labels.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -14,6 +14,9 @@ pub struct Namespace {
     pub labels: Labels,
     /// What holds for those of its pods that do not say so themselves.
     pub socket_services: SocketServices,
+    /// Its pods may choose their addresses ([`Chosen::allowed`]).
+    #[serde(default)]
+    pub pods_choose: bool,
     /// It has a deletion timestamp: its objects are being deleted, in no order that can be relied on.
     #[serde(default)]
     pub terminating: bool,
@@ -25,7 +28,9 @@ impl TryFrom<&core::Namespace> for Namespace {
     fn try_from(object: &core::Namespace) -> Result<Self, Invalid> {
         let name = object.metadata.name.clone().ok_or_else(|| Invalid::new("Namespace", "metadata.name", "missing"))?;
         let socket_services = SocketServices::of(object.metadata.annotations.as_ref());
+        let pods_choose = Chosen::allowed(object.metadata.annotations.as_ref());
         let labels = object.metadata.labels.clone().unwrap_or_default();
-        Ok(Self { name, labels, socket_services, terminating: object.metadata.deletion_timestamp.is_some() })
+        let terminating = object.metadata.deletion_timestamp.is_some();
+        Ok(Self { name, labels, socket_services, pods_choose, terminating })
     }
 }

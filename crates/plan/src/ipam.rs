@@ -4,7 +4,8 @@
 //! an address has at most one holder; asking again for the same owner gives the same addresses; of several families all are
 //! given or none; a range's network address, its gateway (the first host) and, of IPv4, its broadcast address are never given;
 //! an address that was released is given again only when no address that was never used is left (or when thousands rest), the
-//! longest released first, so within [`REST`] only when the range is otherwise exhausted.
+//! longest released first, so within [`REST`] only when the range is otherwise exhausted. An address that is chosen is given however
+//! short ago it was released: who may have it so soon is for the caller to say ([`Pool::resting_since`]).
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -39,6 +40,34 @@ pub enum IpamError {
         taken: u128,
         /// Addresses that could have one.
         size: u128,
+    },
+    /// An address that is asked for is in no range of the node.
+    #[error(
+        "{address} is asked for and is in no pod range of this node ({ranges}): choose one that is, on a node that is chosen too (spec.nodeName, nodeSelector)"
+    )]
+    Elsewhere {
+        /// The address.
+        address: IpAddr,
+        /// The node's ranges, for people.
+        ranges: String,
+    },
+    /// An address that is asked for is the range's own.
+    #[error(
+        "{address} is asked for and is the network's, the gateway's or the broadcast address of {range}: choose another"
+    )]
+    Reserved {
+        /// The address.
+        address: IpAddr,
+        /// The range.
+        range: IpNet,
+    },
+    /// An address that is asked for has a holder.
+    #[error("{address} is asked for and {holder} has it: choose another, or wait until that is gone")]
+    Taken {
+        /// The address.
+        address: IpAddr,
+        /// Who has it.
+        holder: Box<Holder>,
     },
     /// A range is too small to hold a pod.
     #[error("the pod range {0} has no address for a pod; it needs at least a /30 (IPv4) or /126 (IPv6)")]
@@ -198,8 +227,11 @@ impl Pool {
         self.ranges.iter().map(|r| r.net).collect()
     }
 
-    /// Addresses for an attachment, one of each range.
-    pub fn allocate(&mut self, owner: &Attachment, now: Duration) -> Result<Allocation, IpamError> {
+    /// Addresses for an attachment, one of each range: those that are `chosen`, which may rest, and any of the other ranges.
+    ///
+    /// # Errors
+    /// One of them cannot be given, or a range has none left; then none is.
+    pub fn allocate(&mut self, owner: &Attachment, chosen: &[IpAddr], now: Duration) -> Result<Allocation, IpamError> {
         let holder = Holder::Attachment(owner.clone());
         if let Some(addresses) = self.held.get(&holder) {
             return Ok(Allocation { addresses: addresses.clone(), hurried: None });
@@ -207,9 +239,15 @@ impl Pool {
         if self.ranges.is_empty() {
             return Err(IpamError::NoRange);
         }
+        chosen.iter().try_for_each(|address| self.may_choose(*address))?;
         let mut addresses = Vec::new();
         let mut hurried = None;
         for index in 0..self.ranges.len() {
+            let wanted = self.ranges.get(index).and_then(|range| chosen.iter().find(|address| range.holds(**address)));
+            if let Some(address) = wanted {
+                addresses.push(*address);
+                continue;
+            }
             let (address, released) = self.candidate(index, now)?;
             addresses.push(address);
             let rested = released.map(|at| now.saturating_sub(at)).filter(|rested| *rested < REST);
@@ -217,6 +255,21 @@ impl Pool {
         }
         self.take(holder, addresses.clone());
         Ok(Allocation { addresses, hurried })
+    }
+
+    /// Whether somebody may have this very address.
+    fn may_choose(&self, address: IpAddr) -> Result<(), IpamError> {
+        let Some(range) = self.ranges.iter().find(|range| range.net.contains(&address)) else {
+            let ranges: Vec<String> = self.ranges.iter().map(|range| range.net.to_string()).collect();
+            return Err(IpamError::Elsewhere { address, ranges: ranges.join(", ") });
+        };
+        if !range.holds(address) {
+            return Err(IpamError::Reserved { address, range: range.net });
+        }
+        match self.holder.get(&address) {
+            Some(holder) => Err(IpamError::Taken { address, holder: Box::new(holder.clone()) }),
+            None => Ok(()),
+        }
     }
 
     /// The next address of a range, not yet taken: a fresh one, else the longest released.
@@ -306,6 +359,11 @@ impl Pool {
             self.resting.pop_front();
             self.rested.remove(&oldest);
         }
+    }
+
+    /// When an address that is free was released.
+    pub fn resting_since(&self, address: IpAddr) -> Option<Duration> {
+        self.rested.get(&address).copied()
     }
 
     /// Whether an address was given and taken back, and is free.

@@ -57,6 +57,7 @@ fn pod(index: usize, nodes: usize, apps: usize) -> Pod {
         terminating: false,
         ready: true,
         socket_services: Default::default(),
+        chosen: None,
     }
 }
 
@@ -102,9 +103,10 @@ fn world(policies: usize, pods: usize, apps: usize) -> World {
     for n in 0..NAMESPACES {
         let name = format!("ns{n}");
         let labels = labels(&[("kubernetes.io/metadata.name", name.clone())]);
-        world
-            .namespaces
-            .insert(name.clone(), Namespace { name, labels, socket_services: Default::default(), terminating: false });
+        world.namespaces.insert(
+            name.clone(),
+            Namespace { name, labels, socket_services: Default::default(), pods_choose: false, terminating: false },
+        );
     }
     world.pods = (0..pods).map(|i| pod(i, nodes, apps)).map(|p| (p.name.clone(), p)).collect();
     world.policies = (0..policies).map(|i| policy(i, apps, 9000)).map(|p| (p.name.clone(), p)).collect();

@@ -45,6 +45,7 @@ fn pod(name: &str, node: &str, address: &str) -> Pod {
         terminating: false,
         ready: true,
         socket_services: Default::default(),
+        chosen: None,
     }
 }
 
@@ -233,8 +234,13 @@ fn a_namespace_whose_labels_make_its_pods_subjects_has_them_asked_again() {
     let image = compiled(&world);
     let mut checker = after(&world, &image);
     let labels = Labels::from([("guarded".to_owned(), "yes".to_owned())]);
-    let namespace =
-        Namespace { name: "default".to_owned(), labels, socket_services: Default::default(), terminating: false };
+    let namespace = Namespace {
+        name: "default".to_owned(),
+        labels,
+        socket_services: Default::default(),
+        pods_choose: false,
+        terminating: false,
+    };
     world.namespaces.insert("default".to_owned(), namespace);
     let mut touched = Touched::nothing();
     touched.namespace("default".to_owned());

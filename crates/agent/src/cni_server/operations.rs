@@ -1,6 +1,7 @@
 //! What each CNI verb does on this node.
 
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -16,7 +17,8 @@ use towpath_wire::cni::{
 };
 
 use super::ports::{
-    AttachRequest, Attached, DetachRequest, Fetched, Isolation, PlumbError, PodFacts, PodIndex, PodPlumber, Readiness,
+    AttachRequest, Attached, Choice, DetachRequest, Fetched, Isolation, PlumbError, PodFacts, PodIndex, PodPlumber,
+    Readiness,
 };
 use super::queue::DeleteQueue;
 use super::turns::{Turn, Turns};
@@ -107,7 +109,13 @@ impl<I: PodIndex, P: PodPlumber> Operations<I, P> {
     pub async fn handle(&self, request: Request, netns: Option<OwnedFd>, asker_gone: CancellationToken) -> Answer {
         let (verb, begun) = (verb(&request), Instant::now());
         let answer = self.answer(request, netns, asker_gone).await;
-        counts::cni(verb, begun.elapsed(), !matches!(answer.reply, Reply::Failed { .. }));
+        let outcome = match &answer.reply {
+            // Whoever makes pods can have one refused for as long as he likes: that is no trouble of the node's.
+            Reply::Failed { error } if error.code == ErrorCode::Choice => counts::Outcome::Refused,
+            Reply::Failed { .. } => counts::Outcome::Error,
+            _ => counts::Outcome::Success,
+        };
+        counts::cni(verb, begun.elapsed(), outcome);
         answer
     }
 
@@ -156,7 +164,7 @@ impl<I: PodIndex, P: PodPlumber> Operations<I, P> {
     ) -> Result<AddResult, CniError> {
         let netns = container_namespace(netns)?;
         let owner = &request.attachment;
-        let isolation = tokio::select! {
+        let (isolation, choice) = tokio::select! {
             found = async { self.wait_ready().await?; self.isolation(request.pod.as_ref()).await } => found?,
             () = asker_gone.cancelled() => return Err(given_up(owner)),
         };
@@ -170,8 +178,15 @@ impl<I: PodIndex, P: PodPlumber> Operations<I, P> {
         if asker_gone.is_cancelled() {
             return Err(given_up(owner));
         }
-        let lease = self.on_disk(|leases, request| leases.reserve(&request), request.clone()).await?;
-        let attached = match self.attach(request, &lease, netns, isolation).await {
+        let (addresses, mac) = match choice {
+            Choice::Any => (Vec::new(), None),
+            Choice::These { addresses, mac } => (addresses, mac),
+            Choice::Refused(why) => return Err(CniError::new(ErrorCode::Choice, why)),
+        };
+        let reserve =
+            |leases: &LeaseStore, (request, addresses): (AddRequest, Vec<IpAddr>)| leases.reserve(&request, &addresses);
+        let lease = self.on_disk(reserve, (request.clone(), addresses)).await?;
+        let attached = match self.attach(request, &lease, netns, isolation, mac).await {
             Ok(attached) => attached,
             Err(error) => return Err(self.undo(request, error).await),
         };
@@ -211,13 +226,13 @@ impl<I: PodIndex, P: PodPlumber> Operations<I, P> {
         }
     }
 
-    /// What must hold for the pod's packets, by what is known of it.
-    async fn isolation(&self, pod: Option<&PodIdentity>) -> Result<Isolation, CniError> {
-        let Some(identity) = pod else { return Ok(Isolation::NotAPod) };
+    /// What must hold for the pod's packets, and which addresses it gets, by what is known of it.
+    async fn isolation(&self, pod: Option<&PodIdentity>) -> Result<(Isolation, Choice), CniError> {
+        let Some(identity) = pod else { return Ok((Isolation::NotAPod, Choice::Any)) };
         let pod = NamespacedName::new(&identity.namespace, &identity.name);
         let known = self.index.lookup(&pod);
-        if known.as_ref().is_some_and(|facts| is_sandbox_of(identity, facts)) {
-            return Ok(Isolation::Policy);
+        if let Some(facts) = known.as_ref().filter(|facts| is_sandbox_of(identity, facts)) {
+            return Ok((Isolation::Policy, facts.choice.clone()));
         }
         let again =
             |why: String| CniError::new(ErrorCode::TryAgain, why).hint("the container runtime tries again by itself");
@@ -225,7 +240,7 @@ impl<I: PodIndex, P: PodPlumber> Operations<I, P> {
             Ok(Fetched::Found(_)) if self.index.policies_are_recalled() => {
                 Err(again(format!("pod {pod} is new, and the policies have not been listed since this agent started")))
             }
-            Ok(Fetched::Found(facts)) if is_sandbox_of(identity, &facts) => Ok(Isolation::Policy),
+            Ok(Fetched::Found(facts)) if is_sandbox_of(identity, &facts) => Ok((Isolation::Policy, facts.choice)),
             Ok(Fetched::Found(facts)) => Err(CniError::new(
                 ErrorCode::StaleSandbox,
                 format!(
@@ -239,10 +254,15 @@ impl<I: PodIndex, P: PodPlumber> Operations<I, P> {
             Ok(Fetched::Unreachable(why)) if known.is_some() => {
                 Err(again(format!("pod {pod} seems to have been replaced, and the API server cannot be asked: {why}")))
             }
+            // It may ask for an address that is not given to it afterwards.
+            Ok(Fetched::Unreachable(why)) if self.index.pods_choose(&identity.namespace) => Err(again(format!(
+                "pods of namespace {} may choose their addresses, and the API server cannot be asked what pod {pod} chooses: {why}",
+                identity.namespace
+            ))),
             Ok(Fetched::Unreachable(why)) => {
                 tracing::warn!(%pod, why, "the pod is not known and the API server cannot be asked: only its node reaches it \
                     until its labels are known");
-                Ok(Isolation::HostOnly)
+                Ok((Isolation::HostOnly, Choice::Any))
             }
             Err(_) => Err(again(format!(
                 "pod {pod} is not known yet, and the API server did not answer within {:?}",
@@ -272,11 +292,13 @@ impl<I: PodIndex, P: PodPlumber> Operations<I, P> {
         lease: &Lease,
         netns: OwnedFd,
         isolation: Isolation,
+        mac: Option<[u8; 6]>,
     ) -> Result<Attached, CniError> {
         let attach = self.plumber.attach(AttachRequest {
             attachment: request.attachment.clone(),
             pod: lease.pod.clone().unwrap_or_else(|| NamespacedName::new("", request.attachment.container_id())),
             addresses: lease.addresses.clone(),
+            mac,
             gateways: self.leases.gateways(&lease.addresses),
             netns,
             isolation,
@@ -521,6 +543,10 @@ fn lease_error(error: LeaseError) -> CniError {
     let code = match &error {
         LeaseError::Ipam(IpamError::Exhausted { .. }) => ErrorCode::Exhausted,
         LeaseError::Ipam(IpamError::NoRange) => ErrorCode::TryAgain,
+        LeaseError::Ipam(IpamError::Elsewhere { .. } | IpamError::Reserved { .. } | IpamError::Taken { .. }) => {
+            ErrorCode::Choice
+        }
+        LeaseError::Resting { .. } => ErrorCode::Choice,
         _ => ErrorCode::State,
     };
     CniError::new(code, error.to_string())
@@ -531,6 +557,7 @@ pub(super) fn plumb_error(what: &str, owner: &Attachment, error: &PlumbError) ->
         PlumbError::Again(_) => ErrorCode::TryAgain,
         PlumbError::Namespace(_) => ErrorCode::UnknownContainer,
         PlumbError::Mismatch(_) => ErrorCode::Mismatch,
+        PlumbError::Choice(_) => ErrorCode::Choice,
         PlumbError::Failed(_) => ErrorCode::Plumbing,
     };
     CniError::new(code, format!("cannot {what} {owner}: {error}"))

@@ -26,6 +26,25 @@ pub struct PodFacts {
     /// `metadata.uid`; none where it says nothing about the sandbox: the API's mirror of a static pod has a uid of its own
     /// (annotation `kubernetes.io/config.mirror`).
     pub uid: Option<String>,
+    /// What it asks for, as far as its namespace lets it.
+    pub choice: Choice,
+}
+
+/// The addresses that a pod gets.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Choice {
+    /// Any.
+    #[default]
+    Any,
+    /// These.
+    These {
+        /// At most one a family; of the other any.
+        addresses: Vec<IpAddr>,
+        /// MAC address of its device; none: as computed.
+        mac: Option<[u8; 6]>,
+    },
+    /// None, and why.
+    Refused(String),
 }
 
 /// What asking the API server once brought.
@@ -47,6 +66,9 @@ pub trait PodIndex: Send + Sync + 'static {
     /// Asks the API server once (the caller bounds the time) and puts what it says into the index, so that a policy compiled
     /// from then on knows the pod.
     fn fetch(&self, pod: &NamespacedName) -> impl Future<Output = Fetched> + Send;
+
+    /// Whether pods of a namespace may choose their addresses, as far as is known.
+    fn pods_choose(&self, namespace: &str) -> bool;
 
     /// This node's pods that are on the pod network and have not ended; none: not all are known, or they are an earlier run's.
     fn of_this_node(&self) -> Option<Vec<KnownPod>>;
@@ -77,6 +99,8 @@ pub struct AttachRequest {
     pub pod: NamespacedName,
     /// Its addresses, at most one a family.
     pub addresses: Vec<IpAddr>,
+    /// MAC address of its device; none: as computed.
+    pub mac: Option<[u8; 6]>,
     /// Gateways, one a family of `addresses`, in their order.
     pub gateways: Vec<IpAddr>,
     /// Its network namespace.
@@ -126,6 +150,9 @@ pub enum PlumbError {
     /// CHECK: the device is not as it was made.
     #[error("{0}")]
     Mismatch(String),
+    /// The pod cannot have what it asks for.
+    #[error("{0}")]
+    Choice(String),
     /// Anything else.
     #[error("{0}")]
     Failed(String),

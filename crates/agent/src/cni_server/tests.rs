@@ -181,9 +181,12 @@ async fn an_unknown_pod_is_asked_for_once_and_isolated_when_nobody_answers() {
     for (fetched, expected) in [
         (Some(Fetched::Absent), Err(ErrorCode::TryAgain)),
         (None, Err(ErrorCode::TryAgain)),
-        (Some(Fetched::Found(PodFacts { uid: Some("uid-other".into()) })), Err(ErrorCode::StaleSandbox)),
-        (Some(Fetched::Found(PodFacts { uid: Some("uid-a".into()) })), Ok(Isolation::Policy)),
-        (Some(Fetched::Found(PodFacts { uid: None })), Ok(Isolation::Policy)),
+        (
+            Some(Fetched::Found(PodFacts { uid: Some("uid-other".into()), choice: Choice::Any })),
+            Err(ErrorCode::StaleSandbox),
+        ),
+        (Some(Fetched::Found(PodFacts { uid: Some("uid-a".into()), choice: Choice::Any })), Ok(Isolation::Policy)),
+        (Some(Fetched::Found(PodFacts { uid: None, choice: Choice::Any })), Ok(Isolation::Policy)),
         (Some(Fetched::Unreachable("connection refused".into())), Ok(Isolation::HostOnly)),
     ] {
         let before = rig.api.fetches.load(Ordering::SeqCst);
@@ -204,8 +207,68 @@ async fn a_pod_known_by_another_uid_is_never_taken_for_it() {
     rig.api.knows("pod-a", Some("uid-new"));
     rig.api.answer(Some(Fetched::Unreachable("down".into())));
     assert_eq!(rig.add("a").await.unwrap_err().code, ErrorCode::TryAgain);
-    rig.api.answer(Some(Fetched::Found(PodFacts { uid: Some("uid-new".into()) })));
+    rig.api.answer(Some(Fetched::Found(PodFacts { uid: Some("uid-new".into()), choice: Choice::Any })));
     assert_eq!(rig.add("a").await.unwrap_err().code, ErrorCode::StaleSandbox);
+}
+
+fn addresses(result: &AddResult) -> Vec<String> {
+    result.ips.iter().map(|ip| ip.address.address.to_string()).collect()
+}
+
+#[tokio::test]
+async fn a_pod_gets_the_addresses_that_it_may_choose_and_the_same_again_whatever_it_asks_for_by_then() {
+    let rig = Rig::start().await;
+    let choice = |address: &str| Choice::These {
+        addresses: vec![address.parse().unwrap()],
+        mac: Some([0x02, 0, 0x5e, 0x10, 0, 1]),
+    };
+    rig.api.choose(choice("10.244.1.9"));
+    let first = rig.add("a").await.unwrap();
+    assert_eq!(addresses(&first), ["10.244.1.9", "fd00:10:244:1::2"]);
+    assert_eq!(first.interfaces[1].mac, "02:00:5e:10:00:01");
+    let taken = rig.add("b").await.unwrap_err();
+    assert_eq!(taken.code, ErrorCode::Choice);
+    assert!(taken.msg.contains("10.244.1.9 is asked for"), "{taken}");
+    // The annotation is another by now, or its namespace lets it no longer: what it has it keeps, over a restart too.
+    for later in [choice("10.244.1.8"), Choice::Refused("no longer".into()), Choice::Any] {
+        rig.api.choose(later);
+        assert_eq!(rig.add("a").await.unwrap(), first);
+    }
+    let rig = rig.restart().await;
+    rig.api.choose(Choice::Refused("no longer".into()));
+    assert_eq!(rig.add("a").await.unwrap(), first);
+    rig.del("a").await;
+    rig.api.choose(choice("10.244.1.9"));
+    assert_eq!(addresses(&rig.add("b").await.unwrap())[0], "10.244.1.9", "free again, for its namespace at once");
+    rig.del("b").await;
+    assert_eq!((rig.taken(), rig.kernel.devices().len(), rig.queued()), (0, 0, 0));
+}
+
+#[tokio::test]
+async fn a_pod_that_may_not_choose_gets_no_network_and_leaves_nothing() {
+    let rig = Rig::start().await;
+    rig.api.choose(Choice::Refused("pod default/pod-a: not so".into()));
+    let error = rig.add("a").await.unwrap_err();
+    assert_eq!((error.code, error.msg.as_str()), (ErrorCode::Choice, "pod default/pod-a: not so"));
+    rig.api.choose(Choice::These { addresses: vec!["10.244.1.1".parse().unwrap()], mac: None });
+    assert_eq!(rig.add("a").await.unwrap_err().code, ErrorCode::Choice);
+    // What the device is refused for, too.
+    rig.api.choose(Choice::These { addresses: vec!["10.244.1.9".parse().unwrap()], mac: Some([2; 6]) });
+    rig.kernel.refuse_attach.store(true, Ordering::SeqCst);
+    assert_eq!(rig.add("a").await.unwrap_err().code, ErrorCode::Plumbing);
+    assert_eq!((rig.taken(), rig.kernel.devices().len(), rig.leases.leases().len()), (0, 0, 0));
+}
+
+#[tokio::test]
+async fn a_pod_that_may_have_chosen_gets_no_other_address_while_nobody_can_say() {
+    let rig = Rig::start().await;
+    rig.api.forget();
+    rig.api.answer(Some(Fetched::Unreachable("connection refused".into())));
+    rig.api.lets_choose("default");
+    let error = rig.add("a").await.unwrap_err();
+    assert_eq!(error.code, ErrorCode::TryAgain);
+    assert!(error.msg.contains("namespace default") && error.msg.contains("connection refused"), "{error}");
+    assert_eq!(rig.taken(), 0);
 }
 
 #[tokio::test]

@@ -75,6 +75,19 @@ pub enum LeaseError {
     /// The range.
     #[error(transparent)]
     Ipam(#[from] IpamError),
+    /// An address that is asked for was another namespace's until a moment ago, or nobody knows whose: other nodes may still take who has it for that pod.
+    #[error(
+        "{address} is asked for, and until {} s ago somebody of another namespace had it; it is given again {} s after that: the container \
+         runtime tries again by itself",
+        .rested.as_secs(),
+        REST.as_secs()
+    )]
+    Resting {
+        /// The address.
+        address: IpAddr,
+        /// How long nobody has had it.
+        rested: Duration,
+    },
     /// A lease that is not there was to be committed.
     #[error("there is no lease of {0}")]
     Unknown(Attachment),
@@ -107,6 +120,29 @@ struct Inner {
     damaged: BTreeSet<Attachment>,
     /// Files in `released/`, oldest first, with the time they came there.
     resting: VecDeque<(PathBuf, Duration)>,
+    /// In which namespace the pod was that had an address last, and until when; of those that were released less than [`REST`] ago.
+    last: BTreeMap<IpAddr, (String, Duration)>,
+}
+
+impl Inner {
+    /// Whether pods of a namespace may have an address that they ask for as far as its last holder goes.
+    ///
+    /// Until they hear of the change, other nodes judge who has it by that pod's labels. In one namespace that gives nobody anything: who makes
+    /// pods there gives them any labels.
+    fn may_follow(&self, address: IpAddr, namespace: Option<&str>, now: Duration) -> Result<(), LeaseError> {
+        let Some(at) = self.pool.resting_since(address) else { return Ok(()) };
+        let rested = now.saturating_sub(at);
+        let had = self.last.get(&address).filter(|(_, until)| *until == at).map(|(namespace, _)| namespace.as_str());
+        if rested >= REST || had.is_some() && had == namespace {
+            return Ok(());
+        }
+        Err(LeaseError::Resting { address, rested })
+    }
+
+    fn note_last(&mut self, addresses: &[IpAddr], pod: Option<&NamespacedName>, until: Duration) {
+        let Some(pod) = pod else { return };
+        self.last.extend(addresses.iter().map(|address| (*address, (pod.namespace.clone(), until))));
+    }
 }
 
 /// Leases against the devices that really exist.
@@ -262,7 +298,7 @@ impl LeaseStore {
     fn load_released(&self) -> Result<(), LeaseError> {
         let mut inner = self.lock();
         let now = self.now();
-        let mut aged: Vec<(Duration, PathBuf, Vec<IpAddr>)> = Vec::new();
+        let mut aged: Vec<(Duration, PathBuf, Lease)> = Vec::new();
         for name in self.disk.list(&self.released).map_err(disk_error("list", &self.released))? {
             let path = self.released.join(&name);
             let age = self.disk.age(&path).unwrap_or(Duration::ZERO);
@@ -271,16 +307,17 @@ impl LeaseStore {
                 .and_then(Attachment::from_file_stem)
                 .and_then(|owner| Lease::from_file(&owner, &self.disk.read(&path).ok()?).ok());
             match lease {
-                Some(lease) if age < REST => aged.push((age, path, lease.addresses)),
+                Some(lease) if age < REST => aged.push((age, path, lease)),
                 _ => self.disk.remove(&path).map_err(disk_error("remove", &path))?,
             }
         }
         aged.sort_by_key(|(age, _, _)| Reverse(*age));
-        for (age, path, addresses) in aged {
+        for (age, path, lease) in aged {
             let at = now.saturating_sub(age);
-            for address in addresses {
-                inner.pool.rest(address, at);
+            for address in &lease.addresses {
+                inner.pool.rest(*address, at);
             }
+            inner.note_last(&lease.addresses, lease.pod.as_ref(), at);
             inner.resting.push_back((path, at));
         }
         Ok(())
@@ -344,9 +381,10 @@ impl LeaseStore {
             .collect()
     }
 
-    /// Addresses for an attachment, written down before they are used. Idempotent: who has a lease gets it again.
-    /// Blocks on the disk.
-    pub fn reserve(&self, request: &AddRequest) -> Result<Lease, LeaseError> {
+    /// Addresses for an attachment, those that are `chosen` or any, written down before they are used. Idempotent: who has a lease gets it
+    /// again. An address that is chosen and rests goes to pods of the namespace that had it, and to others when its time is over. Blocks on
+    /// the disk.
+    pub fn reserve(&self, request: &AddRequest, chosen: &[IpAddr]) -> Result<Lease, LeaseError> {
         let owner = &request.attachment;
         let theirs = self.leases_before().map_err(|source| LeaseError::Before { source })?;
         let lease = {
@@ -358,7 +396,9 @@ impl LeaseStore {
             for lease in theirs.iter().filter(|lease| !lease.outlived) {
                 keep_off(&mut inner.pool, lease.address);
             }
-            let allocation = inner.pool.allocate(owner, now)?;
+            let namespace = request.pod.as_ref().map(|pod| pod.namespace.as_str());
+            chosen.iter().try_for_each(|address| inner.may_follow(*address, namespace, now))?;
+            let allocation = inner.pool.allocate(owner, chosen, now)?;
             if let Some(rested) = allocation.hurried {
                 tracing::warn!(%owner, addresses = ?allocation.addresses, seconds = rested.as_secs(),
                     "the pod range is nearly exhausted: an address is used again soon after it was released");
@@ -442,9 +482,10 @@ impl LeaseStore {
     fn forget(&self, owner: &Attachment) {
         let now = self.now();
         let mut inner = self.lock();
-        inner.leases.remove(owner);
+        let lease = inner.leases.remove(owner);
         inner.damaged.remove(owner);
-        inner.pool.release(&Holder::Attachment(owner.clone()), now);
+        let free = inner.pool.release(&Holder::Attachment(owner.clone()), now);
+        inner.note_last(&free, lease.and_then(|lease| lease.pod).as_ref(), now);
         self.changes.send_modify(|count| *count = count.wrapping_add(1));
     }
 
@@ -457,6 +498,8 @@ impl LeaseStore {
     fn expire_released(&self, now: Duration) {
         let due: Vec<PathBuf> = {
             let mut inner = self.lock();
+            let Inner { pool, last, .. } = &mut *inner;
+            last.retain(|address, _| pool.resting_since(*address).is_some_and(|at| now.saturating_sub(at) < REST));
             let count = inner.resting.iter().take_while(|(_, at)| now.saturating_sub(*at) >= REST).count();
             let drained: Vec<PathBuf> = inner.resting.drain(..count).map(|(path, _)| path).collect();
             // The same container may have been released again since, into the same file.

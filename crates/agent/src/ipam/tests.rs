@@ -48,7 +48,7 @@ fn open(dir: &Path) -> LeaseStore {
 
 fn add(store: &LeaseStore, id: &str) -> Lease {
     let request = request(id);
-    let lease = store.reserve(&request).unwrap();
+    let lease = store.reserve(&request, &[]).unwrap();
     store.commit(&request.attachment, &attached(&request, &lease.addresses)).unwrap()
 }
 
@@ -65,7 +65,7 @@ fn leases_outlive_the_agent() {
     };
     let store = open(dir.path());
     assert_eq!(store.leases(), before);
-    assert_eq!(store.reserve(&request("a")).unwrap(), before[0], "idempotent over a restart");
+    assert_eq!(store.reserve(&request("a"), &[]).unwrap(), before[0], "idempotent over a restart");
     let third = add(&store, "c");
     assert!(before.iter().all(|lease| lease.addresses.iter().all(|a| !third.addresses.contains(a))));
     assert_eq!(store.pod_addresses()[&NamespacedName::new("default", "pod-a")], before[0].addresses);
@@ -166,7 +166,7 @@ fn an_exhausted_range_is_an_error_that_leaves_nothing() {
     for n in 0..13 {
         add(&store, &format!("c{n}"));
     }
-    let error = store.reserve(&request("late")).unwrap_err();
+    let error = store.reserve(&request("late"), &[]).unwrap_err();
     assert_eq!(error.to_string(), "no free address in 10.244.1.0/28: 13 of 13 are taken");
     assert!(!dir.path().join("leases/late@eth0.lease").exists());
     store.release(&owner("c5")).unwrap();
@@ -307,25 +307,74 @@ fn before(dir: &Path, leases: &[(&str, &str)]) -> HostLocal {
     HostLocal::new(&dir.join("cni"))
 }
 
+/// ADD of a container of a pod in a namespace, which asks for an address.
+fn asks(store: &LeaseStore, id: &str, namespace: &str, address: &str) -> Result<Lease, LeaseError> {
+    let mut request = request(id);
+    request.pod.as_mut().unwrap().namespace = namespace.to_owned();
+    store.reserve(&request, &[address.parse().unwrap()])
+}
+
+#[test]
+fn an_address_goes_from_one_namespace_to_another_only_after_it_has_rested() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let wanted = "10.244.1.9";
+    let lease = asks(&store, "a", "one", wanted).unwrap();
+    assert_eq!(lease.addresses[0].to_string(), wanted);
+    assert_eq!(asks(&store, "a", "one", "10.244.1.8").unwrap(), lease, "asked again it is the same");
+    let taken = asks(&store, "b", "one", wanted).unwrap_err();
+    assert!(taken.to_string().contains("eth0 of container a has it"), "{taken}");
+
+    let refused = |store: &LeaseStore, id: &str, namespace: &str| {
+        let error = asks(store, id, namespace, wanted).unwrap_err();
+        assert!(matches!(error, LeaseError::Resting { .. }), "{error}");
+        assert!(
+            error.to_string().starts_with("10.244.1.9 is asked for") && error.to_string().contains("tries again"),
+            "{error}"
+        );
+        assert!(store.lease(&owner(id)).is_none() && !dir.path().join(format!("leases/{id}@eth0.lease")).exists());
+    };
+    store.release(&owner("a")).unwrap();
+    refused(&store, "b", "two");
+    // Over a restart too; who makes pods where it was gets it at once.
+    drop(store);
+    let store = open(dir.path());
+    refused(&store, "b", "two");
+    assert_eq!(asks(&store, "c", "one", wanted).unwrap().addresses[0].to_string(), wanted);
+
+    // Of a device that nobody knew nobody knows the namespace either, whoever had the address before.
+    store.release(&owner("c")).unwrap();
+    let stranger = Device { name: "tp-x".into(), addresses: vec![wanted.parse().unwrap()] };
+    store.hold(&[stranger]);
+    assert!(matches!(asks(&store, "d", "one", wanted), Err(LeaseError::Ipam(IpamError::Taken { .. }))));
+    store.device_gone("tp-x");
+    refused(&store, "d", "one");
+
+    // When its time is over it is anybody's.
+    store.lock().pool = Pool::new(&ranges()).unwrap();
+    store.lock().pool.rest(wanted.parse().unwrap(), Duration::ZERO);
+    assert_eq!(asks(&store, "e", "two", wanted).unwrap().addresses[0].to_string(), wanted);
+}
+
 #[test]
 fn what_the_network_before_gave_is_given_to_nobody_until_its_container_is_gone() {
     let dir = tempfile::tempdir().unwrap();
     let range = ["10.244.1.0/29".parse().unwrap()];
     let store = LeaseStore::open(&dir.path().join("state"), &range, Arc::new(RealDisk)).unwrap();
     let store = store.after(before(dir.path(), &[("10.244.1.2", "old-1"), ("10.244.1.3", "old-2")]));
-    let address = |id: &str| store.reserve(&request(id)).unwrap().addresses[0].to_string();
+    let address = |id: &str| store.reserve(&request(id), &[]).unwrap().addresses[0].to_string();
     assert_eq!(address("a"), "10.244.1.4");
     // Its plugin was at work a moment ago.
     before(dir.path(), &[("10.244.1.5", "late")]);
     assert_eq!(address("b"), "10.244.1.6");
-    let error = store.reserve(&request("c")).unwrap_err().to_string();
+    let error = store.reserve(&request("c"), &[]).unwrap_err().to_string();
     assert!(error.contains("5 of 5 are taken"), "{error}");
 
     store.release_before("old-2").unwrap();
     assert!(!dir.path().join("cni/networks/cbr0/10.244.1.3").exists());
     assert_eq!(address("c"), "10.244.1.3");
     store.release_before("never-heard-of").unwrap();
-    assert!(store.reserve(&request("d")).is_err());
+    assert!(store.reserve(&request("d"), &[]).is_err());
 }
 
 #[test]
@@ -335,7 +384,7 @@ fn addresses_of_pods_before_are_held_as_long_as_they_are_said_and_ours_are_told_
     let store = LeaseStore::open(dir.path(), &range, Arc::new(RealDisk)).unwrap();
     let ip = |text: &str| text.parse::<IpAddr>().unwrap();
     store.hold_for_predecessor(&BTreeSet::from([ip("10.244.1.2"), ip("10.244.1.3")]));
-    let ours = store.reserve(&request("a")).unwrap().addresses[0];
+    let ours = store.reserve(&request("a"), &[]).unwrap().addresses[0];
     assert_eq!(ours, ip("10.244.1.4"));
     assert!(store.knows(ours) && !store.knows(ip("10.244.1.2")));
     // An address that is ours is not taken away, whoever claims it.
@@ -345,7 +394,7 @@ fn addresses_of_pods_before_are_held_as_long_as_they_are_said_and_ours_are_told_
     assert!(store.knows(ours), "what was ours a moment ago is no pod of the network before");
     // The fresh ones first, then the longest released: the pod's before.
     let rest: Vec<String> =
-        ["b", "c", "d"].iter().map(|id| store.reserve(&request(id)).unwrap().addresses[0].to_string()).collect();
+        ["b", "c", "d"].iter().map(|id| store.reserve(&request(id), &[]).unwrap().addresses[0].to_string()).collect();
     assert_eq!(rest, ["10.244.1.5", "10.244.1.6", "10.244.1.2"]);
 }
 
@@ -358,7 +407,7 @@ fn a_lost_lease_is_written_again_and_if_that_fails_its_addresses_stay_held() {
         let attached = Some(AttachedDevice { pod: made.pod, mtu: made.mtu });
         Lease { addresses: device.addresses.clone(), attached, ..lease_of("x") }
     };
-    let next = |store: &LeaseStore| store.reserve(&request("next")).map(|lease| lease.addresses[0]);
+    let next = |store: &LeaseStore| store.reserve(&request("next"), &[]).map(|lease| lease.addresses[0]);
     for cut in 0.. {
         let dir = tempfile::tempdir().unwrap();
         drop(open(dir.path()));

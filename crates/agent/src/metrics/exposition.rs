@@ -101,8 +101,8 @@ fn at_least_zero() {
     }
     for verb in ["ADD", "DEL"] {
         let _there = counts::CNI_DURATION.get_or_create(&label("verb", verb));
-        for outcome in ["success", "error"] {
-            let labels = vec![("verb", verb.to_owned()), ("outcome", outcome.to_owned())];
+        for outcome in counts::Outcome::ALL {
+            let labels = vec![("verb", verb.to_owned()), ("outcome", outcome.label().to_owned())];
             let _there = counts::CNI_REQUESTS.get_or_create(&labels);
         }
     }

@@ -75,10 +75,15 @@ impl Reconciler {
             container_id: request.attachment.container_id().to_owned(),
             pod: request.pod,
             addresses: request.addresses,
+            mac: request.mac,
             mtu: None,
             sets,
             translated_at,
         });
-        async move { attach.await.map_err(|e| PlumbError::Failed(e.to_string())) }
+        let failed = |error: towpath_datapath::Error| {
+            let said = error.to_string();
+            if error.is_choice() { PlumbError::Choice(said) } else { PlumbError::Failed(said) }
+        };
+        async move { attach.await.map_err(failed) }
     }
 }

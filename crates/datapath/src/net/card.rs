@@ -1,6 +1,7 @@
 //! The MAC addresses that a network card lets in besides its own (`bridge fdb show dev …`, entries `self`): those of pods that are on its link.
 //!
-//! The kernel keeps them with the card, whoever asked for them, so they outlive agents. What is ours is told by the beginning of the address.
+//! The kernel keeps them with the card, whoever asked for them, so they outlive agents. What is ours is told by the beginning of the address, or by
+//! who knows which MAC addresses pods chose.
 
 use std::collections::BTreeSet;
 
@@ -34,8 +35,8 @@ pub fn keep_out(device: u32, name: &str, address: [u8; 6]) -> Request {
     Request::new(operation, Message::DelNeighbour(message(device, address)), 0)
 }
 
-/// Those that are let in and are, by how they begin, pods' of this network.
-pub fn ours(netlink: &mut Netlink, device: u32) -> Result<BTreeSet<[u8; 6]>, Error> {
+/// Those that are let in and are pods' of this network: by how they begin, or because they are among those `chosen`.
+pub fn ours(netlink: &mut Netlink, device: u32, chosen: &BTreeSet<[u8; 6]>) -> Result<BTreeSet<[u8; 6]>, Error> {
     let mut filter = NeighbourMessage::default();
     filter.header.family = AddressFamily::Bridge;
     filter.header.ifindex = device;
@@ -48,7 +49,7 @@ pub fn ours(netlink: &mut Netlink, device: u32) -> Result<BTreeSet<[u8; 6]>, Err
         for attribute in &entry.attributes {
             if let NeighbourAttribute::LinkLayerAddress(bytes) = attribute
                 && let Ok(address) = <[u8; 6]>::try_from(bytes.as_slice())
-                && mac::is_of_pod(address)
+                && (mac::is_of_pod(address) || chosen.contains(&address))
             {
                 found.insert(address);
             }

@@ -11,8 +11,11 @@ pub const HOST_SIDE: [u8; 6] = [0x02, 0x74, 0x70, 0x00, 0x00, 0x01];
 /// takes a frame whose inner source is its own address for a loop and drops it; kernel programs compute the same
 /// (`bpf/abi.h`).
 pub fn of_tunnel(address: IpAddr) -> [u8; 6] {
-    folded([0x02, 0x74], address)
+    folded(OF_NODES[0], address)
 }
+
+/// What the MAC addresses of nodes' devices begin with: of tunnels, and of the backend `udp` ([`super::tap`]).
+pub(super) const OF_NODES: [[u8; 2]; 2] = [[0x02, 0x74], [0x02, 0x77]];
 
 /// What the MAC addresses of pods begin with, of IPv4 and of IPv6.
 const OF_PODS: [[u8; 2]; 2] = [[0x06, 0x74], [0x06, 0x76]];
@@ -35,6 +38,11 @@ pub fn of_pod(address: IpAddr) -> [u8; 6] {
 /// Whether an address is one that [`of_pod`] makes.
 pub fn is_of_pod(mac: [u8; 6]) -> bool {
     OF_PODS.iter().any(|first| mac.starts_with(first))
+}
+
+/// Whether an address is one that this network gives by itself, here or on another node.
+pub fn is_ours(mac: [u8; 6]) -> bool {
+    mac == HOST_SIDE || is_of_pod(mac) || OF_NODES.iter().any(|first| mac.starts_with(first))
 }
 
 /// Two fixed bytes and the XOR of the four 32-bit words of the 16-byte form (IPv4 mapped into IPv6).

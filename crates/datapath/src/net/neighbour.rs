@@ -22,8 +22,21 @@ pub fn set(device: u32, name: &str, address: IpAddr, mac: [u8; 6]) -> Request {
     Request::new(operation, Message::NewNeighbour(message), NLM_F_CREATE | NLM_F_REPLACE)
 }
 
+/// A neighbour on the device that has this MAC address, as far as the kernel has heard.
+pub fn with_mac(netlink: &mut Netlink, device: u32, mac: [u8; 6]) -> Result<Option<IpAddr>, Error> {
+    Ok(entries(netlink, device, |_| true)?.into_iter().find(|(_, of)| *of == mac).map(|(address, _)| address))
+}
+
 /// The permanent entries of a device. Entries without a MAC are left out.
 pub fn list(netlink: &mut Netlink, device: u32) -> Result<BTreeMap<IpAddr, [u8; 6]>, Error> {
+    entries(netlink, device, |state| state == NeighbourState::Permanent)
+}
+
+fn entries(
+    netlink: &mut Netlink,
+    device: u32,
+    wanted: impl Fn(NeighbourState) -> bool,
+) -> Result<BTreeMap<IpAddr, [u8; 6]>, Error> {
     let mut entries = BTreeMap::new();
     for family in [AddressFamily::Inet, AddressFamily::Inet6] {
         let mut filter = NeighbourMessage::default();
@@ -31,7 +44,7 @@ pub fn list(netlink: &mut Netlink, device: u32) -> Result<BTreeMap<IpAddr, [u8; 
         filter.attributes.push(NeighbourAttribute::IfIndex(device));
         for answer in netlink.dump("list neighbours", Message::GetNeighbour(filter))? {
             let Message::NewNeighbour(entry) = answer else { continue };
-            if entry.header.ifindex == device && entry.header.state == NeighbourState::Permanent {
+            if entry.header.ifindex == device && wanted(entry.header.state) {
                 entries.extend(read(&entry));
             }
         }

@@ -38,7 +38,8 @@ const TUN_F_USO6: libc::c_ulong = 0x40;
 /// MAC address of the device of the node with this address.
 pub fn mac_of(node: Ipv4Addr) -> [u8; 6] {
     let [a, b, c, d] = node.octets();
-    [0x02, 0x77, a, b, c, d]
+    let [first, second] = super::mac::OF_NODES[1];
+    [first, second, a, b, c, d]
 }
 
 /// Makes the device, down, or finds that it is there.

@@ -35,12 +35,12 @@ impl Node {
         }
         let on_link = self.is_on_link();
         let (device, name) = (self.facts.uplink_ifindex, self.facts.uplink.clone());
-        let mut had = card::ours(&mut self.netlink, device)?;
+        let chosen = self.records.iter().map(|record| record.pod.mac).collect();
+        let mut had = card::ours(&mut self.netlink, device, &chosen)?;
         had.append(&mut self.let_in);
         let pods = self.records.iter().filter(|_| on_link).flat_map(|record| macs(&record.pod));
         let wanted: BTreeSet<[u8; 6]> = pods.collect();
         let come = wanted.iter().map(|mac| card::let_in(device, &name, *mac));
-        // One that somebody gave a pod itself is not known by how it begins.
         let gone = had.difference(&wanted).map(|mac| card::keep_out(device, &name, *mac));
         let mut changes: Vec<String> = wanted.difference(&had).map(|mac| format!("let {mac:02x?} in")).collect();
         changes.extend(gone.clone().map(|request| request.operation));
@@ -90,7 +90,9 @@ impl Node {
     /// And for one that goes, whose record may be there still.
     pub(super) fn keep_pod_out(&mut self, pod: &LocalPod) {
         let (device, name) = (self.facts.uplink_ifindex, self.facts.uplink.clone());
-        let gone = macs(pod).into_iter().filter(|mac| self.let_in.remove(mac));
+        // Until the peers are known, what a former agent let in is not all known either.
+        let before = !self.peers_known && self.is_on_link();
+        let gone = macs(pod).into_iter().filter(|mac| self.let_in.remove(mac) || before);
         let requests = gone.map(|mac| card::keep_out(device, &name, mac)).collect();
         let failed = self.netlink.batch(requests).into_iter().filter_map(Result::err);
         for error in failed.filter(|error| !error.is_absent()) {

@@ -132,7 +132,7 @@ impl Node {
     }
 
     /// Checks the request, and what the pod will be; its indexes are filled in when the device is there.
-    fn describe(&self, device: &str, request: &AttachRequest) -> Result<Described, Error> {
+    fn describe(&mut self, device: &str, request: &AttachRequest) -> Result<Described, Error> {
         pod::check_name(&request.ifname)?;
         let pairs = pod::with_gateways(&request.addresses, &self.config.settings.pod_cidrs)?;
         let other =
@@ -167,18 +167,47 @@ impl Node {
             .into());
         }
         let first = request.addresses.first().copied().unwrap_or(self.facts.tunnel_address);
+        let computed = mac::of_pod(first);
+        if let Some(mac) = request.mac.filter(|mac| *mac != computed) {
+            self.may_have_mac(mac, device)?;
+        }
         let pod = LocalPod {
             name: request.pod.clone(),
             container_id: request.container_id.clone(),
             addresses: request.addresses.clone(),
             host_device: device.to_owned(),
             ifindex: 0,
-            mac: mac::of_pod(first),
+            mac: request.mac.unwrap_or(computed),
             host_mac: mac::HOST_SIDE,
             netns_cookie,
             pod_id: 0,
         };
         Ok(Described { pod, mtu, pairs })
+    }
+
+    /// Whether a pod may have a MAC address that somebody chose: of no group, no one's of this node, and as far as it has heard of nobody on its
+    /// uplink's link, where it is seen if pods are there (the backend may change while the pod runs).
+    fn may_have_mac(&mut self, mac: [u8; 6], device: &str) -> Result<(), Error> {
+        let refused = |why: String| {
+            let text = mac::text(mac);
+            Err(Error::Choice(format!("MAC address {text} is asked for, and {why}: choose another")))
+        };
+        if mac[0] & 1 == 1 || mac == [0; 6] {
+            return refused("is none that a device can have".to_owned());
+        }
+        if mac::is_ours(mac) {
+            return refused("is one that this network gives by itself".to_owned());
+        }
+        if let Some(other) = self.records.iter().find(|r| r.pod.mac == mac && r.pod.host_device != device) {
+            return refused(format!("pod {} has it", other.pod.name));
+        }
+        if let Some(link) = link::list(&mut self.netlink)?.iter().find(|link| link.mac == Some(mac)) {
+            return refused(format!("device {} of the node has it", link.name));
+        }
+        match neighbour::with_mac(&mut self.netlink, self.facts.uplink_ifindex, mac)? {
+            Some(address) => refused(format!("{address} has it, beside the node at device {}", self.facts.uplink)),
+            None => Ok(()),
+        }
     }
 
     /// Programs, entries and the host side of a pair that was made.

@@ -241,6 +241,12 @@ fn what_leaves_with_a_pods_address_has_its_mac_and_nothing_else_has() {
                 let out = leaves(w, &by_pod(src), ingress);
                 assert_eq!((out.passed().frame().src_mac, out.frame().dst_mac), (mac, MAC_ROUTER), "{src}");
             }
+            // Nodes of this network, and pods behind them, send to the MAC of the address, so it is what switches hear of what goes to them.
+            for dst in [h.remote, h.node2] {
+                let inside =
+                    Frame { src_mac: MAC_UPLINK, dst_mac: MAC_ROUTER, ..sent_by(h.a, 4000, dst, 80, L4::data(b"in")) };
+                assert_eq!(leaves(w, &inside, w.pod_a).passed().frame().src_mac, on_link(h.a), "to {dst}");
+            }
             // One that nobody gave a MAC has the one of each address.
             w.programs
                 .set_pod(

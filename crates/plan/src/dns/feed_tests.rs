@@ -46,6 +46,7 @@ fn world() -> World {
             name: "default".to_owned(),
             labels: Default::default(),
             socket_services: Default::default(),
+            pods_choose: false,
             terminating: false,
         },
     );

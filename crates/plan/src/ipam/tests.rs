@@ -19,7 +19,7 @@ fn at(seconds: u64) -> Duration {
 }
 
 fn one(pool: &mut Pool, n: u32, now: Duration) -> IpAddr {
-    pool.allocate(&owner(n), now).unwrap().addresses[0]
+    pool.allocate(&owner(n), &[], now).unwrap().addresses[0]
 }
 
 fn release(pool: &mut Pool, n: u32, now: Duration) {
@@ -41,7 +41,7 @@ fn a_full_range_says_how_full() {
     for n in 0..5 {
         one(&mut pool, n, at(0));
     }
-    let error = pool.allocate(&owner(9), at(0)).unwrap_err();
+    let error = pool.allocate(&owner(9), &[], at(0)).unwrap_err();
     assert_eq!(error.to_string(), "no free address in 10.244.1.0/29: 5 of 5 are taken");
     assert_eq!(pool.usage()[0].taken, 5);
 }
@@ -57,10 +57,10 @@ fn the_same_owner_gets_the_same_again() {
 fn both_families_or_none() {
     let mut pool = pool(&["10.244.1.0/30", "fd00::/64"]);
     assert_eq!(
-        pool.allocate(&owner(1), at(0)).unwrap().addresses,
+        pool.allocate(&owner(1), &[], at(0)).unwrap().addresses,
         ["10.244.1.2".parse::<IpAddr>().unwrap(), "fd00::2".parse().unwrap()]
     );
-    assert!(matches!(pool.allocate(&owner(2), at(0)), Err(IpamError::Exhausted { .. })));
+    assert!(matches!(pool.allocate(&owner(2), &[], at(0)), Err(IpamError::Exhausted { .. })));
     assert_eq!(pool.usage().iter().map(|u| u.taken).collect::<Vec<_>>(), [1, 1]);
     assert_eq!(pool.held_by(&Holder::Attachment(owner(2))), None);
 }
@@ -68,12 +68,12 @@ fn both_families_or_none() {
 #[test]
 fn a_failed_allocation_does_not_use_up_addresses_of_the_other_family() {
     let mut pool = pool(&["fd00::/64", "10.244.1.0/30"]);
-    pool.allocate(&owner(1), at(0)).unwrap();
+    pool.allocate(&owner(1), &[], at(0)).unwrap();
     for n in 2..50 {
-        assert!(pool.allocate(&owner(n), at(0)).is_err());
+        assert!(pool.allocate(&owner(n), &[], at(0)).is_err());
     }
     release(&mut pool, 1, at(1));
-    assert_eq!(pool.allocate(&owner(60), at(100)).unwrap().addresses[0].to_string(), "fd00::3");
+    assert_eq!(pool.allocate(&owner(60), &[], at(100)).unwrap().addresses[0].to_string(), "fd00::3");
 }
 
 #[test]
@@ -85,9 +85,9 @@ fn released_addresses_come_last_and_the_longest_released_first() {
     release(&mut pool, 1, at(2));
     let fresh: HashSet<IpAddr> = (10..13).map(|n| one(&mut pool, n, at(3))).collect();
     assert!(!fresh.contains(&first) && !fresh.contains(&second), "fresh ones go first: {fresh:?}");
-    let hurried = pool.allocate(&owner(20), at(3)).unwrap();
+    let hurried = pool.allocate(&owner(20), &[], at(3)).unwrap();
     assert_eq!((hurried.addresses[0], hurried.hurried), (second, Some(at(2))));
-    let rested = pool.allocate(&owner(21), at(40)).unwrap();
+    let rested = pool.allocate(&owner(21), &[], at(40)).unwrap();
     assert_eq!((rested.addresses[0], rested.hurried), (first, None));
 }
 
@@ -110,7 +110,7 @@ fn ranges_that_hold_no_pod_are_refused() {
         Pool::new(&["10.0.0.0/24".parse().unwrap(), "10.1.0.0/24".parse().unwrap()]),
         Err(IpamError::SameFamily(_, _))
     ));
-    assert_eq!(pool(&[]).allocate(&owner(1), at(0)), Err(IpamError::NoRange));
+    assert_eq!(pool(&[]).allocate(&owner(1), &[], at(0)), Err(IpamError::NoRange));
 }
 
 #[test]
@@ -126,7 +126,7 @@ fn the_extremes_of_the_number_space_are_ranges_like_any_other() {
     }
     let mut last = pool(&["ffff:ffff:ffff:ffff:ffff:ffff:ffff:fffc/126"]);
     assert_eq!((0..2).map(|n| one(&mut last, n, at(0))).collect::<HashSet<_>>().len(), 2);
-    assert!(last.allocate(&owner(9), at(0)).is_err());
+    assert!(last.allocate(&owner(9), &[], at(0)).is_err());
 }
 
 #[test]
@@ -152,9 +152,93 @@ fn another_range_leaves_holders_alone() {
     assert_eq!(one(&mut pool, 2, at(0)).to_string(), "10.244.2.2");
 }
 
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+/// What somebody gets who asks for these.
+fn chosen(pool: &mut Pool, n: u32, addresses: &[&str]) -> Result<Vec<String>, IpamError> {
+    let addresses: Vec<IpAddr> = addresses.iter().map(|address| ip(address)).collect();
+    let given = pool.allocate(&owner(n), &addresses, at(0))?;
+    Ok(given.addresses.iter().map(ToString::to_string).collect())
+}
+
+#[test]
+fn who_asks_for_addresses_gets_them_and_of_the_other_family_any() {
+    let mut pool = pool(&["10.244.1.0/24", "fd00::/64"]);
+    assert_eq!(
+        chosen(&mut pool, 1, &["fd00::99", "10.244.1.99"]).unwrap(),
+        ["10.244.1.99", "fd00::99"],
+        "the ranges' order"
+    );
+    assert_eq!(chosen(&mut pool, 2, &["fd00::2"]).unwrap(), ["10.244.1.2", "fd00::2"]);
+    assert_eq!(
+        chosen(&mut pool, 3, &["10.244.1.254"]).unwrap(),
+        ["10.244.1.254", "fd00::3"],
+        "those that are chosen are passed over"
+    );
+    assert_eq!(chosen(&mut pool, 1, &["10.244.1.7"]).unwrap(), ["10.244.1.99", "fd00::99"], "who has some keeps them");
+    assert_eq!(pool.holder(ip("10.244.1.7")), None);
+}
+
+#[test]
+fn what_cannot_be_given_is_refused_with_the_reason_and_nothing_is_taken() {
+    let mut pool = pool(&["10.244.1.0/24", "fd00::/64"]);
+    chosen(&mut pool, 1, &["10.244.1.9"]).unwrap();
+    pool.adopt(Holder::Predecessor(ip("10.244.1.8")), &[ip("10.244.1.8")]).unwrap();
+    pool.adopt(Holder::Device("tp0".into()), &[ip("fd00::8")]).unwrap();
+    let before: Vec<u128> = pool.usage().iter().map(|usage| usage.taken).collect();
+    for (address, words) in [
+        ("10.244.2.9", "is in no pod range of this node (10.244.1.0/24, fd00::/64)"),
+        ("fd00:0:0:1::9", "is in no pod range"),
+        ("127.0.0.1", "is in no pod range"),
+        ("224.0.0.1", "is in no pod range"),
+        ("::", "is in no pod range"),
+        ("10.244.1.0", "the network's, the gateway's or the broadcast address of 10.244.1.0/24"),
+        ("10.244.1.1", "the gateway's"),
+        ("10.244.1.255", "broadcast"),
+        ("fd00::", "the gateway's"),
+        ("fd00::1", "the gateway's"),
+        ("10.244.1.9", "eth0 of container c1 has it"),
+        ("10.244.1.8", "a container of the network before"),
+        ("fd00::8", "device tp0 has it"),
+    ] {
+        // Beside one that could be had.
+        let free = if address.contains(':') { "10.244.1.50" } else { "fd00::50" };
+        for wanted in [[address, free], [free, address]] {
+            let error = chosen(&mut pool, 2, &wanted).unwrap_err().to_string();
+            assert!(error.starts_with(&format!("{address} is asked for")) && error.contains(words), "{error}");
+        }
+        assert_eq!(pool.usage().iter().map(|usage| usage.taken).collect::<Vec<_>>(), before, "{address}");
+        assert_eq!(pool.held_by(&Holder::Attachment(owner(2))), None);
+    }
+    let mut v4 = Pool::new(&["10.244.1.0/24".parse().unwrap()]).unwrap();
+    assert!(
+        matches!(chosen(&mut v4, 1, &["fd00::9"]), Err(IpamError::Elsewhere { .. })),
+        "a family that the node has not"
+    );
+    assert_eq!(chosen(&mut Pool::default(), 1, &["10.244.1.9"]), Err(IpamError::NoRange));
+}
+
+#[test]
+fn an_address_that_is_chosen_may_rest_and_rests_when_it_is_released() {
+    let mut pool = pool(&["10.244.1.0/29"]);
+    assert_eq!(one(&mut pool, 1, at(0)), ip("10.244.1.2"));
+    release(&mut pool, 1, at(5));
+    assert_eq!(pool.resting_since(ip("10.244.1.2")), Some(at(5)));
+    assert_eq!(chosen(&mut pool, 2, &["10.244.1.2"]).unwrap(), ["10.244.1.2"]);
+    assert_eq!(pool.resting_since(ip("10.244.1.2")), None);
+    assert_eq!(chosen(&mut pool, 3, &["10.244.1.4"]).unwrap(), ["10.244.1.4"]);
+    release(&mut pool, 3, at(6));
+    let rest: Vec<String> = (10..14).map(|n| one(&mut pool, n, at(7)).to_string()).collect();
+    assert_eq!(rest, ["10.244.1.3", "10.244.1.5", "10.244.1.6", "10.244.1.4"], "as any that was released");
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Allocate(u32),
+    /// The address of that number, of IPv4.
+    Choose(u32, u8),
     Release(u32),
     Wait(u64),
 }
@@ -162,6 +246,7 @@ enum Step {
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
         4 => (0u32..12).prop_map(Step::Allocate),
+        3 => (0u32..12, 0u8..18).prop_map(|(n, host)| Step::Choose(n, host)),
         3 => (0u32..12).prop_map(Step::Release),
         1 => (0u64..40).prop_map(Step::Wait),
     ];
@@ -187,8 +272,29 @@ proptest! {
                     prop_assert_eq!(&gone, &held.remove(&n).unwrap_or_default());
                     released.extend(gone.into_iter().map(|address| (address, now)));
                 }
+                Step::Choose(n, host) => {
+                    let address = IpAddr::from([10, 0, 0, host]);
+                    let got = pool.allocate(&owner(n), &[address], now);
+                    if let Some(before) = held.get(&n) {
+                        prop_assert_eq!(&got.unwrap().addresses, before);
+                    } else if host >= 16 {
+                        prop_assert!(matches!(got, Err(IpamError::Elsewhere { .. })), "{got:?}");
+                    } else if !usable.contains(&address) {
+                        prop_assert!(matches!(got, Err(IpamError::Reserved { .. })), "{got:?}");
+                    } else if held.values().flatten().any(|taken| *taken == address) {
+                        prop_assert!(matches!(got, Err(IpamError::Taken { .. })), "{got:?}");
+                    } else {
+                        let got = got.unwrap().addresses;
+                        prop_assert_eq!(got[0], address);
+                        prop_assert!(got.len() == 2 && held.values().flatten().all(|taken| *taken != got[1]), "given twice");
+                        for address in &got {
+                            released.remove(address);
+                        }
+                        held.insert(n, got);
+                    }
+                }
                 Step::Allocate(n) => {
-                    let got = pool.allocate(&owner(n), now).unwrap().addresses;
+                    let got = pool.allocate(&owner(n), &[], now).unwrap().addresses;
                     if let Some(before) = held.get(&n) {
                         prop_assert_eq!(&got, before);
                         continue;

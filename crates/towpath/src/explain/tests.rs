@@ -25,6 +25,7 @@ fn pod(name: &str, node: &str, ip: &str, label: &str) -> (NamespacedName, Pod) {
         terminating: false,
         ready: true,
         socket_services: Default::default(),
+        chosen: None,
     };
     (name, pod)
 }
@@ -64,6 +65,7 @@ fn world() -> World {
                 name: "default".to_owned(),
                 labels: Labels::new(),
                 socket_services: Default::default(),
+                pods_choose: false,
                 terminating: false,
             },
         )]),

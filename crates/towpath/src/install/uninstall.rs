@@ -154,7 +154,7 @@ mod tests {
             netns: "/run/netns/x".to_owned(),
             pod: Some(PodIdentity { namespace: "shop".to_owned(), name: pod.to_owned(), uid: String::new() }),
         };
-        store.reserve(&request).unwrap();
+        store.reserve(&request, &[]).unwrap();
         attachment
     }
 

@@ -41,6 +41,8 @@ pub enum ErrorCode {
     Mismatch,
     /// 104: the request is for a sandbox of a pod that has since been replaced.
     StaleSandbox,
+    /// 105: the pod asks for an address that it cannot have.
+    Choice,
     /// Any other.
     Other(u32),
 }
@@ -63,6 +65,7 @@ impl From<u32> for ErrorCode {
             102 => Self::State,
             103 => Self::Mismatch,
             104 => Self::StaleSandbox,
+            105 => Self::Choice,
             other => Self::Other(other),
         }
     }
@@ -86,6 +89,7 @@ impl From<ErrorCode> for u32 {
             ErrorCode::State => 102,
             ErrorCode::Mismatch => 103,
             ErrorCode::StaleSandbox => 104,
+            ErrorCode::Choice => 105,
             ErrorCode::Other(code) => code,
         }
     }

@@ -102,7 +102,9 @@ impl PodPlumber for Kernel {
         // The agent may die between making the device and hearing of it.
         self.step()?;
         self.attached.fetch_add(1, Ordering::SeqCst);
-        Ok(attached(&request(asked.attachment.container_id()), &asked.addresses))
+        let mut made = attached(&request(asked.attachment.container_id()), &asked.addresses);
+        made.pod.mac = asked.mac.unwrap_or(made.pod.mac);
+        Ok(made)
     }
 
     async fn detach(&self, asked: DetachRequest) -> Result<(), PlumbError> {
@@ -150,6 +152,8 @@ impl PodPlumber for Kernel {
 pub(crate) struct Api {
     known: Mutex<Option<BTreeMap<String, Option<String>>>>,
     answer: Mutex<Option<Fetched>>,
+    choice: Mutex<Choice>,
+    choosing: Mutex<Vec<String>>,
     pub(crate) fetches: AtomicU32,
 }
 
@@ -162,6 +166,16 @@ impl Api {
         self.known.lock().unwrap().get_or_insert_default().insert(pod.to_owned(), uid.map(str::to_owned));
     }
 
+    /// What known pods ask for.
+    pub(crate) fn choose(&self, choice: Choice) {
+        *self.choice.lock().unwrap() = choice;
+    }
+
+    /// A namespace lets its pods choose.
+    pub(crate) fn lets_choose(&self, namespace: &str) {
+        self.choosing.lock().unwrap().push(namespace.to_owned());
+    }
+
     /// What the API server says; none: nothing, ever.
     pub(crate) fn answer(&self, fetched: Option<Fetched>) {
         *self.answer.lock().unwrap() = fetched;
@@ -170,14 +184,19 @@ impl Api {
 
 impl PodIndex for Api {
     fn lookup(&self, pod: &NamespacedName) -> Option<PodFacts> {
+        let choice = self.choice.lock().unwrap().clone();
         match self.known.lock().unwrap().as_ref() {
-            None => Some(PodFacts { uid: None }),
-            Some(known) => known.get(&pod.name).map(|uid| PodFacts { uid: uid.clone() }),
+            None => Some(PodFacts { uid: None, choice }),
+            Some(known) => known.get(&pod.name).map(|uid| PodFacts { uid: uid.clone(), choice }),
         }
     }
 
     fn of_this_node(&self) -> Option<Vec<KnownPod>> {
         None
+    }
+
+    fn pods_choose(&self, namespace: &str) -> bool {
+        self.choosing.lock().unwrap().iter().any(|one| one == namespace)
     }
 
     async fn fetch(&self, _pod: &NamespacedName) -> Fetched {

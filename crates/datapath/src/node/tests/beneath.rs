@@ -7,7 +7,8 @@ use towpath_model::Family;
 
 use super::lab::{BENEATH, Kind, Lab, Ns, OPEN, root};
 use super::scenarios;
-use crate::net::pod;
+use crate::net::{mac, pod};
+use crate::requests::AttachRequest;
 
 #[test]
 fn pods_reach_pods_and_nodes_by_their_own_addresses() {
@@ -167,6 +168,65 @@ fn a_failed_attach_takes_everything_back() {
 }
 
 #[test]
+fn a_pod_has_the_mac_that_was_chosen_for_it_unless_it_is_somebodys() {
+    if !root() {
+        return;
+    }
+    let mut lab = Lab::new(BENEATH);
+    let other = lab.n1.pod(10, OPEN);
+    let before = lab.n1.traces();
+    let attach = |host: u8, mac: [u8; 6]| {
+        let ns = Ns::new();
+        let request = AttachRequest { mac: Some(mac), ..lab.n1.request(&ns, host, OPEN) };
+        lab.n1.attach(request).map(|pod| (ns, pod)).map_err(|error| error.to_string())
+    };
+    let parsed = |text: &str| -> [u8; 6] {
+        let bytes: Vec<u8> = text.trim().split(':').map(|byte| u8::from_str_radix(byte, 16).unwrap()).collect();
+        bytes.try_into().unwrap()
+    };
+    let of_eth0 = |ns: &Ns| parsed(&ns.sh("ip -o link show eth0 | sed 's,.*link/ether \\([^ ]*\\).*,\\1,'"));
+    let uplink = of_eth0(&lab.n1.ns);
+    lab.n1.ns.sh("ip neigh replace 192.0.2.77 lladdr 02:00:00:00:00:77 dev eth0 nud stale");
+    for (mac, words) in [
+        ([0xff; 6], "none that a device can have"),
+        ([0x33, 0x33, 0, 0, 0, 1], "none that a device can have"),
+        ([0; 6], "none that a device can have"),
+        (mac::HOST_SIDE, "one that this network gives by itself"),
+        (mac::of_tunnel("192.0.2.2".parse().unwrap()), "one that this network gives by itself"),
+        (mac::of_pod("10.244.2.9".parse().unwrap()), "one that this network gives by itself"),
+        (other.pod.mac, "one that this network gives by itself"),
+        (uplink, "device eth0 of the node has it"),
+        ([2, 0, 0, 0, 0, 0x77], "192.0.2.77 has it, beside the node at device eth0"),
+    ] {
+        let error = attach(11, mac).unwrap_err();
+        assert!(
+            error.contains(&format!("MAC address {} is asked for", mac::text(mac))) && error.contains(words),
+            "{error}"
+        );
+        assert_eq!(lab.n1.traces(), before, "{error}");
+    }
+    let chosen = parsed("02:00:5e:10:00:01");
+    let (ns, pod) = attach(11, chosen).unwrap();
+    assert_eq!((pod.mac, of_eth0(&ns)), (chosen, chosen));
+    assert!(ns.pings(&other.v4().to_string()) && other.ns.pings(&pod.addresses[1].to_string()));
+    let error = attach(12, chosen).unwrap_err();
+    assert!(error.contains("pod default/pod-1-11 has it"), "{error}");
+    // Its own sandbox asks again, and an agent that starts finds it as it is.
+    let again = AttachRequest { mac: Some(chosen), ..lab.n1.request(&ns, 11, OPEN) };
+    assert_eq!(lab.n1.attach(again).unwrap().mac, chosen);
+    lab.n1.close();
+    lab.n1.open();
+    assert!(ns.pings(&other.v4().to_string()));
+    assert!(lab.n1.attach(AttachRequest { mac: Some(chosen), ..lab.n1.request(&Ns::new(), 12, OPEN) }).is_err());
+    lab.n1.call(|node| node.detach_pod("container-1-11", "eth0")).unwrap();
+    lab.n1.comes_to(&before, "nothing is left");
+    assert_eq!(
+        lab.n1.attach(AttachRequest { mac: Some(chosen), ..lab.n1.request(&Ns::new(), 12, OPEN) }).unwrap().mac,
+        chosen
+    );
+}
+
+#[test]
 fn uninstalling_leaves_the_namespace_as_it_was() {
     if !root() {
         return;
@@ -175,10 +235,20 @@ fn uninstalling_leaves_the_namespace_as_it_was() {
     let before = lab.n1.traces();
     lab.n1.open();
     lab.n1.apply_peers();
-    let _a = lab.n1.pod(10, OPEN);
+    let a = lab.n1.pod(10, OPEN);
+    let ns = Ns::new();
+    let chosen = [2, 0, 0x5e, 0x10, 0, 1];
+    lab.n1.attach(AttachRequest { mac: Some(chosen), ..lab.n1.request(&ns, 11, OPEN) }).unwrap();
+    // As an agent with the backend `macvlan` lets them in, and somebody else another.
+    let others = "02:00:00:00:00:99";
+    for mac in [&mac::text(chosen), &mac::text(a.pod.mac), others] {
+        lab.n1.ns.sh(&format!("bridge fdb add {mac} dev eth0 self permanent"));
+    }
     assert_ne!(lab.n1.traces(), before);
     lab.n1.call(|node| node.uninstall()).unwrap();
     assert_eq!(lab.n1.traces(), before);
+    let let_in = lab.n1.ns.sh("bridge fdb show dev eth0 | grep -vi ^33:33: | grep -v ^01:00:5e | cut -d' ' -f1");
+    assert_eq!(let_in.trim(), others);
 }
 
 #[test]

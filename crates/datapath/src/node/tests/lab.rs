@@ -285,6 +285,7 @@ impl TestNode {
             container_id: format!("container-{number}-{host}"),
             pod: NamespacedName::new("default", format!("pod-{number}-{host}")),
             addresses,
+            mac: None,
             mtu: None,
             sets,
             translated_at: TranslatedAt::Sockets,

@@ -229,6 +229,7 @@ pub(super) fn judge(
                 name: namespace.clone(),
                 labels,
                 socket_services: SocketServices::default(),
+                pods_choose: false,
                 terminating: false,
             },
         );
@@ -288,6 +289,7 @@ fn pod(name: NamespacedName, actor: &Actor, named_ports: Vec<NamedPort>) -> Pod 
         terminating: false,
         ready: true,
         socket_services: SocketServices::default(),
+        chosen: None,
     }
 }
 
