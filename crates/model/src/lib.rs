@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod address_pool;
+pub mod bandwidth;
 pub mod cluster_policy;
 pub mod custom;
 pub mod desired;
@@ -35,6 +36,7 @@ pub mod uid;
 pub mod world;
 
 pub use address_pool::{AddressPool, AddressRange};
+pub use bandwidth::{AskedBandwidth, Bandwidth, Rate};
 pub use cluster_policy::{Action, ClusterNetworkPolicy, ClusterPeer, ClusterRule, ProtocolMatch, Subject, Tier};
 pub use domain_name::{DomainName, DomainNames};
 pub use endpoints::{Conditions, Endpoint, EndpointPort, EndpointSlice, Hints};

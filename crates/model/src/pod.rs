@@ -6,7 +6,10 @@ use k8s_openapi::api::core::v1 as core;
 use serde::{Deserialize, Serialize};
 use towpath_wire::shared::Shared;
 
-use crate::{Invalid, Labels, NamespacedName, NodeName, PodIps, Protocol, Sharing, SocketServices, Uid, canonical};
+use crate::{
+    AskedBandwidth, Invalid, Labels, NamespacedName, NodeName, PodIps, Protocol, Sharing, SocketServices, Uid,
+    canonical,
+};
 
 /// A named container port: what a named port of a policy or a Service resolves to in this pod.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -72,6 +75,8 @@ pub struct Pod {
     pub ready: bool,
     /// Whether its sockets are translated when they connect to a Service.
     pub socket_services: SocketServices,
+    /// How much it may receive and send; none: it does not say.
+    pub bandwidth: Option<Box<AskedBandwidth>>,
 }
 
 impl Pod {
@@ -168,6 +173,7 @@ impl TryFrom<&core::Pod> for Pod {
             terminating: meta.deletion_timestamp.is_some(),
             ready: status.conditions.iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True"),
             socket_services: SocketServices::of(meta.annotations.as_ref()),
+            bandwidth: AskedBandwidth::of(meta.annotations.as_ref()),
             name,
         })
     }

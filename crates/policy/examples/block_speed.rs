@@ -79,6 +79,7 @@ fn pod(index: usize) -> Pod {
         terminating: false,
         ready: true,
         socket_services: Default::default(),
+        bandwidth: None,
     }
 }
 

@@ -57,6 +57,7 @@ fn pod(index: usize, nodes: usize, apps: usize) -> Pod {
         terminating: false,
         ready: true,
         socket_services: Default::default(),
+        bandwidth: None,
     }
 }
 

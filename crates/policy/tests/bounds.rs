@@ -39,6 +39,7 @@ fn pod(name: String, node: &str, labels: Labels, ip: IpAddr) -> Pod {
         terminating: false,
         ready: true,
         socket_services: Default::default(),
+        bandwidth: None,
     }
 }
 

@@ -45,6 +45,7 @@ fn pod(name: &str, node: &str, address: &str) -> Pod {
         terminating: false,
         ready: true,
         socket_services: Default::default(),
+        bandwidth: None,
     }
 }
 

@@ -25,6 +25,7 @@ fn pod(name: &str, node: &str, ip: &str, label: &str) -> (NamespacedName, Pod) {
         terminating: false,
         ready: true,
         socket_services: Default::default(),
+        bandwidth: None,
     };
     (name, pod)
 }

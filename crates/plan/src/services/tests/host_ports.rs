@@ -40,6 +40,7 @@ fn pod(name: &str, on: &str, ips: &[&str], host_ports: Vec<HostPort>) -> Pod {
         terminating: false,
         ready: false,
         socket_services: Default::default(),
+        bandwidth: None,
     }
 }
 

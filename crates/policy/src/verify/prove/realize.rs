@@ -288,6 +288,7 @@ fn pod(name: NamespacedName, actor: &Actor, named_ports: Vec<NamedPort>) -> Pod 
         terminating: false,
         ready: true,
         socket_services: SocketServices::default(),
+        bandwidth: None,
     }
 }
 
