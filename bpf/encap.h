@@ -5,19 +5,37 @@
 
 #define EINVAL 22
 
-/* Straight into a pod's namespace. */
+/*
+ * skb->mark of what was judged and is to wait at a pod's device. tp_to_pod, which sees it next, lets it pass as it is. Who can write it there is who can
+ * reach every pod of the node anyway: the kernel takes marks off what leaves a pod's namespace, and what the node's own processes send has no ingress
+ * device, without which it counts for nothing.
+ */
+#define TP_MARK_DELIVERED 0x7470d311
+
+/*
+ * Straight into a pod's namespace; or, where what is for the pod waits for its turn (TP_HOST_MAC_WAITS), to the queue of its device, past which
+ * bpf_redirect_peer goes.
+ */
 TP_APART int tp_deliver(struct __sk_buff *skb, struct tp_work *w, const struct tp_ct_end *pod)
 {
 	__u32 ifindex;
+	int waits;
 
 	if (!w || !pod)
 		return TC_ACT_SHOT;
 	ifindex = pod->ifindex;
+	waits = pod->host_mac[0] & TP_HOST_MAC_WAITS;
 	tp_copy_mac(w->h.eth_dst, pod->mac);
 	tp_copy_mac(w->h.eth_src, pod->host_mac);
+	w->h.eth_src[0] &= ~TP_HOST_MAC_WAITS;
 	if (tp_forward_headers(skb, w))
 		return tp_drop(skb, TP_DROP_INTERNAL);
 	tp_count(TP_LOCAL_DELIVERY, skb->len);
+	if (waits) {
+		skb->mark = TP_MARK_DELIVERED;
+		tp_note(2, ifindex, TP_LOCAL_DELIVERY);
+		return bpf_redirect(ifindex, 0);
+	}
 	tp_note(1, ifindex, TP_LOCAL_DELIVERY);
 	return bpf_redirect_peer(ifindex, 0);
 }

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
-/* tcx egress of the host side of a pod's veth: what comes to a pod through the kernel's stack. */
+/* tcx egress of the host side of a pod's veth: what comes to a pod through the kernel's stack, and what tp_deliver has wait there. */
 
 /* Not for a pod's address: the node's own link-local housekeeping passes, nothing else does. */
 static __always_inline int tp_no_pod(struct __sk_buff *skb)
@@ -55,6 +55,11 @@ int tp_to_pod(struct __sk_buff *skb)
 	struct tp_ct *ct;
 	__u32 reason;
 
+	/* Judged, and counted, where it was handed over. */
+	if (skb->mark == TP_MARK_DELIVERED && skb->ingress_ifindex) {
+		skb->mark = 0;
+		return TC_ACT_OK;
+	}
 	if (!cfg || !w)
 		return TC_ACT_SHOT;
 	if (skb->protocol == bpf_htons(ETH_P_ARP)) {

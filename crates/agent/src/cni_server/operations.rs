@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use towpath_model::NamespacedName;
+use towpath_model::{Bandwidth, NamespacedName, Rate, bandwidth};
 use towpath_plan::ipam::IpamError;
 use towpath_wire::cni::{
     AddRequest, AddResult, Attachment, CheckRequest, CniError, DelRequest, Dns, ErrorCode, Interface, IpConfig,
@@ -156,6 +156,7 @@ impl<I: PodIndex, P: PodPlumber> Operations<I, P> {
     ) -> Result<AddResult, CniError> {
         let netns = container_namespace(netns)?;
         let owner = &request.attachment;
+        let bandwidth = runtime_bandwidth(request)?;
         let isolation = tokio::select! {
             found = async { self.wait_ready().await?; self.isolation(request.pod.as_ref()).await } => found?,
             () = asker_gone.cancelled() => return Err(given_up(owner)),
@@ -171,7 +172,7 @@ impl<I: PodIndex, P: PodPlumber> Operations<I, P> {
             return Err(given_up(owner));
         }
         let lease = self.on_disk(|leases, request| leases.reserve(&request), request.clone()).await?;
-        let attached = match self.attach(request, &lease, netns, isolation).await {
+        let attached = match self.attach(request, &lease, netns, (isolation, bandwidth)).await {
             Ok(attached) => attached,
             Err(error) => return Err(self.undo(request, error).await),
         };
@@ -271,7 +272,7 @@ impl<I: PodIndex, P: PodPlumber> Operations<I, P> {
         request: &AddRequest,
         lease: &Lease,
         netns: OwnedFd,
-        isolation: Isolation,
+        (isolation, bandwidth): (Isolation, Bandwidth),
     ) -> Result<Attached, CniError> {
         let attach = self.plumber.attach(AttachRequest {
             attachment: request.attachment.clone(),
@@ -280,6 +281,7 @@ impl<I: PodIndex, P: PodPlumber> Operations<I, P> {
             gateways: self.leases.gateways(&lease.addresses),
             netns,
             isolation,
+            bandwidth,
         });
         match tokio::time::timeout(self.settings.attach_wait, attach).await {
             Ok(Ok(attached)) => Ok(attached),
@@ -485,6 +487,19 @@ impl<I: PodIndex, P: PodPlumber> Operations<I, P> {
     }
 }
 
+fn runtime_bandwidth(request: &AddRequest) -> Result<Bandwidth, CniError> {
+    let said = request.bandwidth.unwrap_or_default();
+    let rate = |name: &str, bits: u64| match Rate::new(bits) {
+        _ if bits == 0 => Ok(None),
+        Some(rate) => Ok(Some(rate)),
+        None => Err(CniError::new(
+            ErrorCode::InvalidConfig,
+            format!("{}: runtimeConfig.bandwidth: {name} {bits} is not {}", request.attachment, bandwidth::BOUNDS),
+        )),
+    };
+    Ok(Bandwidth { ingress: rate("ingressRate", said.ingress_rate)?, egress: rate("egressRate", said.egress_rate)? })
+}
+
 fn is_sandbox_of(identity: &PodIdentity, facts: &PodFacts) -> bool {
     identity.uid.is_empty() || facts.uid.as_ref().is_none_or(|uid| *uid == identity.uid)
 }
@@ -530,6 +545,7 @@ pub(super) fn plumb_error(what: &str, owner: &Attachment, error: &PlumbError) ->
     let code = match error {
         PlumbError::Again(_) => ErrorCode::TryAgain,
         PlumbError::Namespace(_) => ErrorCode::UnknownContainer,
+        PlumbError::Asked(_) => ErrorCode::InvalidConfig,
         PlumbError::Mismatch(_) => ErrorCode::Mismatch,
         PlumbError::Failed(_) => ErrorCode::Plumbing,
     };
