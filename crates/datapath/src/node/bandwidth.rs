@@ -35,10 +35,12 @@ impl Node {
         Bucket::of(rate, mtu.max(self.facts.uplink_mtu).max(self.pod_mtu()))
     }
 
-    /// Pods that have a limit.
+    /// Pods that have a limit, by their names.
     pub(super) fn limited(&self) -> Vec<(NamespacedName, Bandwidth)> {
         let limited = self.records.iter().filter(|record| !record.bandwidth.is_unlimited());
-        limited.map(|record| (record.pod.name.clone(), record.bandwidth)).collect()
+        let mut limited: Vec<_> = limited.map(|record| (record.pod.name.clone(), record.bandwidth)).collect();
+        limited.sort_by(|(one, _), (other, _)| one.cmp(other));
+        limited
     }
 
     /// See [`crate::Datapath::apply_bandwidth`].

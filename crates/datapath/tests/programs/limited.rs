@@ -52,6 +52,12 @@ fn what_is_for_it_goes_to_its_device_and_open_connections_follow_a_change() {
                 assert_eq!((got.dst_mac, got.src_mac, got.ttl), (MAC_B, MAC_HOST, 63), "nobody sees the bit");
             }
             assert_eq!(with_mark(w, Hook::FromPod, &data, (w.pod_a, w.pod_a), 0), (REDIRECT, DELIVERED));
+            // Of a datagram a copy waits, and the original is gone: to no device.
+            let datagram = sent_by(h.a, 4000, h.b, 53, L4::udp(b"?"));
+            w.from_pod(&datagram).out_of(2, w.pod_b);
+            assert_eq!(w.to_pod(&sent_by(h.node, 4000, h.b, 53, L4::udp(b"?")), w.pod_b, 0).verdict, REDIRECT);
+            // The node's own connections wait themselves.
+            assert_eq!(w.to_pod(&sent_by(h.node, 4000, h.b, 80, L4::syn()), w.pod_b, 0).verdict, PASS);
             // What it sends itself goes to others as ever.
             w.from_pod(&sent_by(h.b, 80, h.a, 4000, L4::data(b"2"))).into_pod(w.pod_a);
             // From another node.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -214,4 +214,37 @@ fn what_others_take_away_comes_back_and_a_new_agent_keeps_it() {
     find_by_descriptors(&lab.n1, DESCRIPTORS);
     assert_eq!(apply(&lab.n1, &pod, asks(Asked::Nothing, Asked::Nothing)).1, Vec::<String>::new());
     assert_eq!(queues(&lab.n1, &pod), NONE);
+}
+
+/// A server asks nobody how fast a client is: what waits for a slow one must not keep it from the others.
+#[test]
+fn a_slow_pod_holds_up_nobody_else_who_is_answered_by_the_same_socket() {
+    if !root() {
+        return;
+    }
+    let lab = Lab::new(PROGRAMS);
+    let slow = limited_pod(&lab.n1, 10, Bandwidth { ingress: rate("1k"), egress: None });
+    let (server, other) = (lab.n1.pod(11, OPEN), lab.n1.pod(12, OPEN));
+    // From a pod, and from the node itself.
+    for (place, address) in [(&server.ns, server.v4()), (&lab.n1.ns, [10, 244, 1, 1].into())] {
+        let socket = place.run(|| UdpSocket::bind((address, 5300)).unwrap());
+        socket.set_write_timeout(Some(Duration::from_secs(2))).unwrap();
+        let taken = slow.ns.run(|| UdpSocket::bind((slow.v4(), 5300)).unwrap());
+        let asks = other.ns.run(|| UdpSocket::bind((other.v4(), 5300)).unwrap());
+        asks.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+        // It asked before, so that answers may go there.
+        for client in [&taken, &asks] {
+            client.send_to(b"?", (address, 5300)).unwrap();
+            socket.recv(&mut [0; 8]).unwrap();
+        }
+        let begun = Instant::now();
+        for _ in 0..3000 {
+            socket.send_to(&[7; 10], (slow.v4(), 5300)).unwrap();
+            assert!(begun.elapsed() < Duration::from_secs(2), "it waits for the slow one");
+        }
+        socket.send_to(b"!", (other.v4(), 5300)).unwrap();
+        asks.recv(&mut [0; 8]).unwrap();
+        taken.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+        taken.recv(&mut [0; 128]).unwrap();
+    }
 }
