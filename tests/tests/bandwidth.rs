@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use towpath_walkthrough::cluster::{Cluster, Families, wait};
+use towpath_walkthrough::in_charge::network_config;
 use towpath_walkthrough::log::{Log, Voice};
 use towpath_walkthrough::machine::{self, can_run_labs};
 use towpath_walkthrough::place::{Place, address};
@@ -251,6 +252,7 @@ fn a_pod_receives_and_sends_what_its_annotations_allow_and_policy_still_holds() 
     limits_hold_between_pods(&scene)?;
     limits_hold_for_clients_outside(&scene)?;
     others_are_not_slowed(&scene)?;
+    hold_by_every_backend(&scene)?;
     policy_holds(&scene)?;
     outlives_the_agent(&scene)?;
     changes_live(&scene)?;
@@ -295,6 +297,25 @@ fn others_are_not_slowed(scene: &Scene) -> Result<()> {
         let speed = tcp(client, to, server, Way::Up, 20_000_000)?;
         println!("{what} a pod without limits on the same node: {speed:.0} Mbit/s");
         ensure!(speed > FREE, "{what} a pod without limits: {speed:.1} Mbit/s");
+    }
+    Ok(())
+}
+
+/// Packets of another node come by other ways, pods' MTU becomes another, and agents begin anew.
+fn hold_by_every_backend(scene: &Scene) -> Result<()> {
+    let (far, far_ips) = &scene.far;
+    for backend in ["host-gw", "ipip", "udp", "macvlan", "vxlan"] {
+        scene.cluster.apply_text(&network_config(&format!("{{backend: {backend}}}")))?;
+        wait(&format!("nodes to send by {backend}"), SOON, || {
+            let status = scene.status()?;
+            ensure!(status.matches(&format!(" ({backend}): ")).count() == 2, "{status}");
+            Ok(())
+        })?;
+        for (ip, back) in scene.slow_ips.iter().zip(far_ips) {
+            let (to, back): (SocketAddr, SocketAddr) = ((*ip, PORT).into(), (*back, PORT).into());
+            near(&format!("by {backend}, TCP to it, {to}"), tcp(far, to, &scene.slow, Way::Up, 2_000_000)?, 20.0)?;
+            near(&format!("by {backend}, TCP from it, {back}"), tcp(&scene.slow, back, far, Way::Up, 1_000_000)?, 8.0)?;
+        }
     }
     Ok(())
 }
