@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod address_pool;
+pub mod bandwidth;
 pub mod chosen;
 pub mod cluster_policy;
 pub mod custom;
@@ -36,6 +37,7 @@ pub mod uid;
 pub mod world;
 
 pub use address_pool::{AddressPool, AddressRange};
+pub use bandwidth::{AskedBandwidth, Bandwidth, Rate};
 pub use chosen::Chosen;
 pub use cluster_policy::{Action, ClusterNetworkPolicy, ClusterPeer, ClusterRule, ProtocolMatch, Subject, Tier};
 pub use domain_name::{DomainName, DomainNames};

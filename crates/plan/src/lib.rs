@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod backend;
+pub mod bandwidth;
 pub mod changed;
 pub mod cluster_cidrs;
 pub mod dns;

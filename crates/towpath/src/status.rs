@@ -200,6 +200,9 @@ fn show(answers: &[NodeAnswer]) -> String {
                 status.node
             ));
         }
+        if !status.limited.is_empty() {
+            notes.push(format!("{}: limited bandwidth: {}", status.node, status.limited.join(", ")));
+        }
         for peer in &status.peers {
             let tunnel = peer.tunnel.map(|t| t.to_string()).unwrap_or_default();
             let network = peer.network.as_ref().map(|network| format!(" (still {network})")).unwrap_or_default();
