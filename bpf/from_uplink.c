@@ -169,22 +169,24 @@ int tp_from_uplink(struct __sk_buff *skb)
 	struct tp_work *w = tp_work();
 	struct tp_peer *peer;
 	__u32 reason, header;
-	int own, choice, done;
+	int own, choice, done, grouped;
 
 	if (cfg && w && tp_is_on_link(skb, cfg)) {
 		done = tp_on_link(skb, w);
 		if (done >= 0)
 			return done;
 	}
-	if (!cfg || !w || skb->pkt_type || skb->vlan_present ||
+	/* To a MAC of all or many, which IP takes as well: nothing to translate or to unwrap, but nobody else's source, and no loopback. */
+	grouped = skb->pkt_type == PACKET_BROADCAST || skb->pkt_type == PACKET_MULTICAST;
+	if (!cfg || !w || (skb->pkt_type && !grouped) || skb->vlan_present ||
 	    (skb->protocol != bpf_htons(ETH_P_IP) && skb->protocol != bpf_htons(ETH_P_IPV6)))
 		return TC_ACT_OK;
 	/* At any other device the kernel may know better (rp_filter), and its tunnel device is there for what it lets in. */
-	if (skb->ifindex == cfg->uplink_ifindex && tp_is_envelope(skb, w, cfg)) {
+	if (!grouped && skb->ifindex == cfg->uplink_ifindex && tp_is_envelope(skb, w, cfg)) {
 		done = tp_unwrap(skb, w, cfg);
 		if (done >= 0)
 			return done;
-	} else if (skb->ifindex == cfg->uplink_ifindex) {
+	} else if (!grouped && skb->ifindex == cfg->uplink_ifindex) {
 		header = tp_is_ipip(skb, w, cfg);
 		done = header ? tp_unwrap_ipip(skb, w, cfg, header) : -1;
 		if (done >= 0)
@@ -205,14 +207,16 @@ int tp_from_uplink(struct __sk_buff *skb)
 	/* Its first fragment is not here yet, or went to the stack. What is for a Service's address can only be lost: there it is for nobody. */
 	if (reason)
 		return tp_is_service_address(w, 0) ? tp_drop(skb, reason) : TC_ACT_OK;
+	if (w->p.t.proto == IPPROTO_UDP && tp_is_tunnel_port(cfg, w->p.t.dport) && tp_is_for_node(w, cfg))
+		return peer ? TC_ACT_OK : tp_drop(skb, TP_DROP_TUNNEL_OUTSIDER);
+	if (grouped)
+		return TC_ACT_OK;
 	/* Of a node that may send so: see tp_is_inside_source. */
 	if (peer && !(peer->flags & (TP_PEER_NODE | TP_PEER_LOCAL))) {
 		done = tp_plain_to_pod(skb, w, cfg, peer);
 		if (done >= 0)
 			return done;
 	}
-	if (w->p.t.proto == IPPROTO_UDP && tp_is_tunnel_port(cfg, w->p.t.dport) && tp_is_for_node(w, cfg))
-		return peer ? TC_ACT_OK : tp_drop(skb, TP_DROP_TUNNEL_OUTSIDER);
 	own = tp_is_own_node(cfg, &w->p.t.daddr);
 	if (w->p.flags & TP_PKT_ERROR)
 		return tp_error_from_outside(skb, w, cfg);

@@ -7,6 +7,8 @@ typedef struct __sk_buff tp_context;
 
 /* linux/if_packet.h */
 #define PACKET_HOST 0
+#define PACKET_BROADCAST 1
+#define PACKET_MULTICAST 2
 #define PACKET_OTHERHOST 3
 
 /* Bytes from the Ethernet header on. */

@@ -446,6 +446,11 @@ impl Scene {
             self.one("a pod to the node's loopback", By::Pod, &["loopback"], |mark| {
                 udp(macs, attacker.at(six, 4000), SocketAddr::new(own, NODES_OWN), mark)
             })?;
+            let kind = if six { [1, 4] } else { [3, 3] };
+            self.one("an ICMP error of a pod to the node's loopback", By::Pod, &["loopback"], |mark| {
+                let quoted = udp(macs, SocketAddr::new(own, NODES_OWN), attacker.at(six, 4000), mark)?;
+                complaint(macs, attacker.ip(six), own, kind, &quoted)
+            })?;
             self.one("a pod with a loopback address", By::Pod, &["source_address"], |mark| {
                 udp(macs, SocketAddr::new(own, 4000), self.nodes[0].at(six, NODES_OWN), mark)
             })?;
@@ -588,6 +593,19 @@ impl Scene {
                 udp(link, SocketAddr::new(own, 4000), node, mark)
             })?;
         }
+        // To everybody's MAC, or a group's, which IP takes as well.
+        for (six, to) in [(false, BROADCAST), (true, ALL_NODES_MAC)] {
+            let (link, node) = ((neighbour.mac, to), self.nodes[0].at(six, NODES_OWN));
+            for (what, from) in [("a pod's address", victim.at(six, 4000)), ("the node's address", node)] {
+                self.one(&format!("a neighbour with {what}, to all"), By::Neighbour, &["spoofed_node"], |mark| {
+                    udp(link, from, node, mark)
+                })?;
+            }
+        }
+        let (link_of_all, own) = ((neighbour.mac, BROADCAST), SocketAddr::from((Ipv4Addr::LOCALHOST, NODES_OWN)));
+        self.one("a neighbour to the node's loopback, to all", By::Neighbour, &["loopback"], |mark| {
+            udp(link_of_all, neighbour.at(false, 4000), own, mark)
+        })?;
         let local: SocketAddr = "169.254.1.1:4000".parse()?;
         self.one(
             "a neighbour with a link-local address, to a pod that is closed to it",

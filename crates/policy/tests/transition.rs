@@ -4,10 +4,12 @@
 
 mod cluster;
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use proptest::prelude::*;
 use towpath_model::desired::{PolicyImage, Verdict};
 use towpath_model::{Direction, NodeName};
@@ -114,24 +116,29 @@ impl Kernel {
             m.rows.extend(rows.clone());
             m.set_classes.extend(classes.clone());
         }));
-        for (net, class) in after.cidr_classes.clone() {
-            writes.push(Box::new(move |m| {
-                m.cidr_classes.insert(net, class);
-            }));
-        }
         for (ip, class) in after.pod_classes.clone() {
             writes.push(Box::new(move |m| {
                 m.pod_classes.insert(ip, class);
             }));
         }
+        let mut cut: Vec<_> = after.cidr_classes.clone().into_iter().collect();
+        cut.sort_by_key(|(net, _)| Reverse(net.prefix_len()));
+        for (net, class) in cut {
+            writes.push(Box::new(move |m| {
+                m.cidr_classes.insert(net, class);
+            }));
+        }
+        let gone = before.cidr_classes.keys().copied().filter(|net| !after.cidr_classes.contains_key(net));
+        let mut gone: Vec<_> = gone.collect();
+        gone.sort_by_key(IpNet::prefix_len);
+        for net in gone {
+            writes.push(Box::new(move |m| {
+                m.cidr_classes.remove(&net);
+            }));
+        }
         for ip in before.pod_classes.keys().copied().filter(|ip| !after.pod_classes.contains_key(ip)) {
             writes.push(Box::new(move |m| {
                 m.pod_classes.remove(&ip);
-            }));
-        }
-        for net in before.cidr_classes.keys().copied().filter(|net| !after.cidr_classes.contains_key(net)) {
-            writes.push(Box::new(move |m| {
-                m.cidr_classes.remove(&net);
             }));
         }
         for (ip, sets) in after.pods.clone() {
@@ -280,6 +287,52 @@ proptest! {
     }
 }
 
+fn plain_pod() -> PodSpec {
+    PodSpec {
+        namespace: 0,
+        node: 0,
+        kind: cluster::Kind::Plain,
+        labels: BTreeMap::new(),
+        families: (true, false),
+        ports: BTreeMap::new(),
+    }
+}
+
+/// Everybody but one name is denied, and DNS now says that the name is a pod's address: at no moment is that pod allowed.
+#[test]
+fn a_name_of_a_pods_address_is_never_the_pods() {
+    let policy = |priority: u8, action: &str, to: &[serde_json::Value]| {
+        serde_json::json!({"metadata": {}, "spec": {"tier": "Admin", "priority": priority,
+            "subject": {"namespaces": {}}, "egress": [{"action": action, "to": to}]}})
+    };
+    let mut spec = Spec {
+        namespaces: vec![BTreeMap::new(); cluster::NAMESPACES.len()],
+        pods: vec![plain_pod(), plain_pod()],
+        policies: Vec::new(),
+        cluster_policies: vec![
+            policy(0, "Accept", &[serde_json::json!({"domainNames": ["*.example.com"]})]),
+            policy(1, "Deny", &[serde_json::json!({"networks": ["0.0.0.0/0"]}), serde_json::json!({"namespaces": {}})]),
+        ],
+        names: 0,
+    };
+    let (number, (_, address)) =
+        cluster::NAMES.iter().enumerate().find(|(_, (_, address))| *address == "10.0.0.0").unwrap();
+    let hostile: IpAddr = address.parse().unwrap();
+    let mut compiler = Compiler::new(GRACE);
+    let mut kernel = Kernel { maps: compile(&mut compiler, &spec, Duration::ZERO) };
+    spec.names = 1 << number;
+    let before = kernel.maps.clone();
+    let after = compile(&mut compiler, &spec, Duration::from_secs(1));
+    assert!(after.pods.contains_key(&hostile) && after.cidr_classes.contains_key(&hostile.into()));
+    let victim = *after.pods.keys().find(|pod| **pod != hostile).unwrap();
+    let tcp = towpath_model::desired::RowProtocol::Ports(towpath_model::Protocol::Tcp);
+    for (step, write) in Kernel::writes(&before, &after).iter().enumerate() {
+        write(&mut kernel.maps);
+        let (verdict, _) = image::judge_pod(&kernel.maps, victim, Direction::Egress, hostile, tcp, 443);
+        assert_eq!(verdict, Verdict::Deny, "step {step}");
+    }
+}
+
 /// Denied as a node before, as an address after: at no moment is it neither.
 #[test]
 fn nodes_are_nodes_to_a_set_until_no_pod_has_it() {
@@ -287,17 +340,9 @@ fn nodes_are_nodes_to_a_set_until_no_pod_has_it() {
         serde_json::json!({"metadata": {}, "spec": {"tier": "Admin", "priority": 1, "subject": {"namespaces": {}},
             "egress": [{"action": "Deny", "to": [to]}]}})
     };
-    let pod = PodSpec {
-        namespace: 0,
-        node: 0,
-        kind: cluster::Kind::Plain,
-        labels: BTreeMap::new(),
-        families: (true, false),
-        ports: BTreeMap::new(),
-    };
     let mut spec = Spec {
         namespaces: vec![BTreeMap::new(); cluster::NAMESPACES.len()],
-        pods: vec![pod],
+        pods: vec![plain_pod()],
         policies: Vec::new(),
         cluster_policies: vec![policy(serde_json::json!({"nodes": {}}))],
         names: 0,

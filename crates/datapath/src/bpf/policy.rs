@@ -1,6 +1,7 @@
 //! Policy and pods. Rows and classes of new ids are written before what points to them, the revision is raised when all of
 //! it stands, rows that nothing points to go last.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::hash::Hash;
 use std::net::IpAddr;
@@ -132,6 +133,12 @@ struct Writes {
     set_classes: Entries<SetClassKey, u32>,
     cidrs: Entries<CidrKey, u32>,
     pods: Entries<Addr, u32>,
+}
+
+/// Returns when every program that runs now has ended (`membarrier(2)`, a grace period of RCU, some ten milliseconds). A kernel that does not do
+/// it, with `nohz_full`, leaves the packets that are just being looked at to be judged as neither image says; their connections are judged again.
+fn programs_end() {
+    let _ = rustix::thread::membarrier(rustix::thread::MembarrierCommand::Global);
 }
 
 /// An entry with another isolation.
@@ -305,11 +312,8 @@ impl PolicyMaps {
         let before = std::mem::replace(&mut self.unraised, true);
         let mut changes = self.rules.put_all(writes.rules.put)?;
         changes += self.set_classes.put_all(writes.set_classes.put)?;
-        changes += self.class_cidrs.put_all(writes.cidrs.put)?;
-        changes += self.class_pods.put_all(writes.pods.put)?;
         // An address without an entry has a class too, so taking one away is a change of what points to rows.
-        changes += self.class_pods.remove_all(&writes.pods.remove)?;
-        changes += self.class_cidrs.remove_all(&writes.cidrs.remove)?;
+        changes += self.apply_classes(writes.pods, writes.cidrs)?;
         changes += self.apply_sets(sets)?;
         if before || changes != Changes::default() {
             raise()?;
@@ -323,6 +327,25 @@ impl PolicyMaps {
         }
         self.unraised = false;
         changes += after;
+        Ok(changes)
+    }
+
+    /// In the order in which every address goes from its class before to that after in one step. A program looks first among pods, then
+    /// among blocks: between changes of the one and of the other all that are looking come to their end.
+    fn apply_classes(&mut self, pods: Entries<Addr, u32>, mut cidrs: Entries<CidrKey, u32>) -> Result<Changes> {
+        cidrs.put.sort_unstable_by_key(|(key, _)| Reverse(key.prefixlen));
+        cidrs.remove.sort_unstable_by_key(|key| key.prefixlen);
+        let recut = !cidrs.put.is_empty() || !cidrs.remove.is_empty();
+        let mut changes = self.class_pods.put_all(pods.put)?;
+        if recut && changes != Changes::default() {
+            programs_end();
+        }
+        changes += self.class_cidrs.put_all(cidrs.put)?;
+        changes += self.class_cidrs.remove_all(&cidrs.remove)?;
+        if recut && !pods.remove.is_empty() {
+            programs_end();
+        }
+        changes += self.class_pods.remove_all(&pods.remove)?;
         Ok(changes)
     }
 

@@ -8,6 +8,7 @@ use towpath_model::{Family, Protocol};
 
 use crate::frame::{ACK, L4, SYN};
 use crate::live::Netns;
+use crate::policy::unreachable;
 use crate::sockets::{backend, hear, in_sockets_world, tcp_server};
 use crate::world::*;
 
@@ -47,8 +48,9 @@ fn a_neighbour_or_pod_that_writes_a_loopback_address_gets_no_host_port_there() {
             for l4 in [L4::syn(), L4::udp(b"x")] {
                 w.from_uplink(&arriving(MAC_UPLINK, h.outside, 4000, loopback, 80, l4.clone())).dropped("loopback");
                 w.from_uplink(&arriving(MAC_UPLINK, loopback, 4000, h.node, 80, l4.clone())).dropped("loopback");
-                w.from_pod(&sent_by(h.b, 4000, loopback, 80, l4)).dropped("loopback");
+                w.from_pod(&sent_by(h.b, 4000, loopback, 80, l4.clone())).dropped("loopback");
             }
+            w.from_pod(&unreachable(h.b, loopback, (loopback, 80, h.b, 4000))).dropped("loopback");
         }
     });
 }

@@ -127,10 +127,11 @@ fn who_asks_by_neighbour_discovery_is_told_too() {
         let out = on_uplink(w, &solicitation(group, other, pod, 255, true));
         assert_eq!(read(&out.bytes).src_mac, on_link(IpAddr::V6(pod)));
         assert_eq!(out.bytes[80..], on_link(IpAddr::V6(pod)));
-        // From beyond a router, for nobody here, and by who says that he is the pod.
+        // From beyond a router, and for nobody here.
         on_uplink(w, &solicitation(group, other, pod, 254, true)).passed();
         on_uplink(w, &solicitation(group, other, "fd01::99".parse().unwrap(), 255, true)).passed();
-        on_uplink(w, &solicitation(group, pod, pod, 255, true)).passed();
+        // And by who says that he is the pod.
+        on_uplink(w, &solicitation(group, pod, pod, 255, true)).dropped("spoofed_node");
     });
 }
 

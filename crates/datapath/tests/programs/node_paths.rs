@@ -77,6 +77,28 @@ fn ingress_policy_holds_for_what_the_tunnel_brings() {
     });
 }
 
+/// IP takes a datagram from a frame to all for its own, whatever is in front of it (CVE-2020-8558 was tried so as well).
+#[test]
+fn a_frame_to_all_brings_no_other_source_than_one_to_the_node() {
+    in_both_worlds(|w| {
+        for (h, loopback) in [(hosts(Family::V4), ip("127.0.0.1")), (hosts(Family::V6), ip("::1"))] {
+            let to_own = |mac, src, dst, port| w.from_uplink(&arriving(mac, src, 4000, dst, port, L4::udp(b"to all")));
+            for all in [[0xff; 6], [0x33, 0x33, 0, 0, 0, 1]] {
+                for src in [h.node, h.a, h.remote] {
+                    to_own(all, src, h.node, 53).dropped("spoofed_node");
+                }
+                to_own(all, h.outside, loopback, 53).dropped("loopback");
+                to_own(all, loopback, h.node, 53).dropped("loopback");
+                to_own(all, h.outside, h.node, 4789).dropped("tunnel_outsider");
+                for src in [h.node2, h.outside] {
+                    to_own(all, src, h.node, 53).passed();
+                    to_own(all, src, h.a, 53).passed();
+                }
+            }
+        }
+    });
+}
+
 #[test]
 fn the_uplink_takes_no_address_of_the_cluster_from_outside() {
     in_both_worlds(|w| {

@@ -9,8 +9,9 @@
 //! Whoever applies an image over the one before does it in this order; then after every single write each flow is judged as one
 //! of the two images says, if they differ by one object (`tests/transition.rs`), else as if the objects changed one by one:
 //! 1. new [`rows`](PolicyImage::rows) and new [`set_classes`](PolicyImage::set_classes); neither ever changes in place;
-//! 2. [`cidr_classes`](PolicyImage::cidr_classes) added and changed, then [`pod_classes`](PolicyImage::pod_classes) added and
-//!    changed, then entries of both removed;
+//! 2. [`pod_classes`](PolicyImage::pod_classes) added and changed; [`cidr_classes`](PolicyImage::cidr_classes) added and changed, the longest
+//!    first, then removed, the shortest first; then `pod_classes` removed. So an address goes from its class before to that after in one
+//!    step: a pod that a block begins to cover (or DNS, of a name that somebody hostile has) is a pod before it does;
 //! 3. the sets of [`pods`](PolicyImage::pods);
 //! 4. the revision, and only then rows, and after them set classes, that the new image does not have are removed. (Who still has a set in
 //!    hand finds no row then, which denies; without its class, the peer would be a stranger to it, who may be allowed.)
