@@ -594,6 +594,7 @@ enum tp_reason {
 					 * business that is, forwards nothing that has its own address as the source */
 	TP_DROP_CONGESTED = 37,		/* met congestion between nodes (ECN) on its way to an end that does not know of such a thing */
 	TP_DROP_OWN_ENVELOPE = 38,	/* would leave with this node's address, and be taken for an envelope of this node's; made by somebody else */
+	TP_DROP_LOOPBACK = 39,		/* to or from a loopback address, by a wire or a pod's device */
 	TP_REASON_MAX = 64,
 };
 

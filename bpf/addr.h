@@ -90,6 +90,13 @@ static __always_inline int tp_is_loopback(const struct tp_addr *a)
 	return !(tp_word(a, 0) | tp_word(a, 1) | tp_word(a, 2)) && tp_word(a, 3) == bpf_htonl(1);
 }
 
+/* Whether an end of a packet that came by a wire is one that no wire may name: where nodes route such addresses (route_localnet, as kube-proxy sets
+ * it), they are reached by them, and sockets behind them trust whom they hear. */
+static __always_inline int tp_names_loopback(const struct tp_tuple *t)
+{
+	return tp_is_loopback(&t->saddr) || tp_is_loopback(&t->daddr);
+}
+
 /* Mapped, compatible or translated IPv4 in an IPv6 header (RFC 4291 2.5.5, RFC 2765): none belongs on a wire. */
 static __always_inline int tp_embeds_v4(const struct tp_addr *a)
 {

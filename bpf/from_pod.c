@@ -299,6 +299,8 @@ int tp_from_pod(struct __sk_buff *skb)
 		return tp_error_from_pod(skb, w, cfg);
 	if (tp_is_hairpin(&w->p.t.daddr))
 		return tp_hairpin_answer(skb, w, cfg, ct);
+	if (!ct && tp_is_loopback(&w->p.t.daddr))
+		return tp_drop(skb, TP_DROP_LOOPBACK);
 
 	if (service && (!ct || (w->p.flags & TP_PKT_OPENS) || (!(ct->flags & TP_CT_REPLIED) && tp_ct_forward(w, ct)))) {
 		int choice = tp_translate(w, cfg, TP_NODEPORT_INSIDE);

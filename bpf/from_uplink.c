@@ -196,6 +196,8 @@ int tp_from_uplink(struct __sk_buff *skb)
 	/* What cannot be read, or follows a fragment that was not ours, is for the kernel to judge. */
 	if (reason && reason != TP_DROP_FRAGMENT)
 		return TC_ACT_OK;
+	if (tp_names_loopback(&w->p.t))
+		return tp_drop(skb, TP_DROP_LOOPBACK);
 	tp_full_prefix(&w->cidr, &w->p.t.saddr);
 	peer = bpf_map_lookup_elem(&tp_peers, &w->cidr);
 	if (tp_is_inside_source(w, cfg, peer, skb->ifindex))

@@ -334,7 +334,7 @@ static __always_inline int tp_wire_ask(struct xdp_md *ctx, struct tp_work *w, co
 	__u32 len;
 
 	if (tp_parse(ctx, w) || !tp_is_ordinary(ctx, w, 0) ||
-	    (w->p.t.proto == IPPROTO_UDP && tp_is_tunnel_port(cfg, w->p.t.dport)))
+	    (w->p.t.proto == IPPROTO_UDP && tp_is_tunnel_port(cfg, w->p.t.dport)) || tp_names_loopback(&w->p.t))
 		return XDP_PASS;
 	tp_full_prefix(&w->cidr, &w->p.t.saddr);
 	peer = bpf_map_lookup_elem(&tp_peers, &w->cidr);

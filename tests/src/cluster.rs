@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde_json::Value;
 
 use crate::lab_driver;
@@ -351,10 +351,19 @@ impl Cluster {
     /// Takes the lab down.
     ///
     /// # Errors
-    /// `towpath lab down` failed.
+    /// `towpath lab down` failed, or one of the lab's processes panicked.
     pub fn down(mut self) -> Result<()> {
+        let logs = logs(&self.state());
+        let panics: Vec<&str> =
+            logs.iter().flat_map(|(_, log)| log.lines()).filter(|line| line.contains("panicked at")).collect();
+        ensure!(panics.is_empty(), "lab {}: {panics:#?}", self.name);
         self.keep = true;
         checked(self.lab_command(&["down"]), "towpath lab down").map(|_| ())
+    }
+
+    /// Where the lab's logs are.
+    fn state(&self) -> PathBuf {
+        Path::new("/var/lib/towpath/lab").join(&self.name)
     }
 }
 
@@ -362,27 +371,35 @@ impl Drop for Cluster {
     fn drop(&mut self) {
         if !self.keep {
             // Nobody took it down in good order, so something failed: what its processes complained of goes with it.
-            eprintln!("lab {}: {}", self.name, complaints(&Path::new("/var/lib/towpath/lab").join(&self.name)));
+            eprintln!("lab {}: {}", self.name, complaints(&self.state()));
             let _ = self.lab(&["down"]);
         }
     }
 }
 
-/// The last warnings, errors and panics in the logs of a lab, but for those of its pods.
-fn complaints(directory: &Path) -> String {
-    const LAST: usize = 15;
-    let Ok(entries) = std::fs::read_dir(directory) else { return String::new() };
-    let mut said = String::new();
-    for entry in entries.flatten() {
+/// All logs of a lab, but for those of its pods.
+fn logs(directory: &Path) -> Vec<(PathBuf, String)> {
+    let mut all = Vec::new();
+    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
         let path = entry.path();
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) && entry.file_name() != "pods" {
-            said += &complaints(&path);
+            all.extend(logs(&path));
         } else if path.extension().is_some_and(|end| end == "log") {
-            let log = std::fs::read_to_string(&path).unwrap_or_default();
-            let all: Vec<&str> = log.lines().filter(|line| !line.contains(" INFO ")).collect();
-            for line in all.iter().skip(all.len().saturating_sub(LAST)) {
-                said += &format!("\n{}: {line}", path.display());
-            }
+            let log = std::fs::read(&path).unwrap_or_default();
+            all.push((path, String::from_utf8_lossy(&log).into_owned()));
+        }
+    }
+    all
+}
+
+/// The last warnings, errors and panics in each log.
+fn complaints(directory: &Path) -> String {
+    const LAST: usize = 15;
+    let mut said = String::new();
+    for (path, log) in logs(directory) {
+        let all: Vec<&str> = log.lines().filter(|line| !line.contains(" INFO ")).collect();
+        for line in all.iter().skip(all.len().saturating_sub(LAST)) {
+            said += &format!("\n{}: {line}", path.display());
         }
     }
     said

@@ -3,7 +3,7 @@
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use crate::cluster::{Cluster, field, wait};
@@ -13,15 +13,48 @@ pub fn network_config(spec: &str) -> String {
     format!("apiVersion: towpath.dev/v1alpha1\nkind: NetworkConfig\nmetadata: {{name: default}}\nspec: {spec}\n")
 }
 
-/// A field of every agent's status, as `towpath status -o json` has it.
+/// Every agent's status, as `towpath status -o json` has it; null of one that does not answer.
+fn statuses(cluster: &Cluster) -> Result<Vec<Value>> {
+    let output =
+        Command::new(cluster.towpath()).args(["status", "--lab", cluster.name(), "-o", "json"]).output()?.stdout;
+    let answers: Vec<Value> = serde_json::from_slice(&output).context("towpath status -o json")?;
+    Ok(answers.into_iter().map(|mut answer| answer.get_mut("status").map(Value::take).unwrap_or_default()).collect())
+}
+
+/// The status of one node's agent.
+///
+/// # Errors
+/// There is none, or nothing that can be read.
+pub fn status_of(cluster: &Cluster, node: &str) -> Result<Value> {
+    let found = statuses(cluster)?.into_iter().find(|one| field(one, "/node") == node);
+    found.with_context(|| format!("no status of {node}"))
+}
+
+/// A field of every agent's status.
 ///
 /// # Errors
 /// It says nothing that can be read.
 pub fn said_by_nodes(cluster: &Cluster, field_name: &str) -> Result<Vec<String>> {
-    let output =
-        Command::new(cluster.towpath()).args(["status", "--lab", cluster.name(), "-o", "json"]).output()?.stdout;
-    let answers: Vec<Value> = serde_json::from_slice(&output).context("towpath status -o json")?;
-    Ok(answers.iter().map(|answer| field(answer, &format!("/status/{field_name}"))).collect())
+    Ok(statuses(cluster)?.iter().map(|status| field(status, &format!("/{field_name}"))).collect())
+}
+
+/// Waits until packets go from every node to every other by this backend.
+///
+/// # Errors
+/// They do not in time.
+pub fn all_send_by(cluster: &Cluster, backend: &str) -> Result<()> {
+    wait(&format!("all nodes to send by {backend}"), Duration::from_secs(30), || {
+        let (all, nodes) = (statuses(cluster)?, cluster.nodes()?.len());
+        ensure!(all.len() == nodes, "{} of {nodes} nodes answer", all.len());
+        for status in all {
+            let node = field(&status, "/node");
+            ensure!(field(&status, "/ready") == "true", "{node} is not ready");
+            let peers = status.get("peers").and_then(Value::as_array).cloned().unwrap_or_default();
+            let ways: Vec<String> = peers.iter().map(|peer| field(peer, "/backend")).collect();
+            ensure!(ways.len() == nodes - 1 && ways.iter().all(|way| way == backend), "{node} sends by {ways:?}");
+        }
+        Ok(())
+    })
 }
 
 /// Waits until every node says that `who` is in charge (`serviceProxy`, `dns`); how long that took.

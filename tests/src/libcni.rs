@@ -56,9 +56,14 @@ impl Sandbox {
         Ok(own)
     }
 
+    /// The process that keeps it.
+    pub fn pid(&self) -> u32 {
+        self.process.0.id()
+    }
+
     /// Where the namespace is.
     pub fn netns(&self) -> PathBuf {
-        PathBuf::from(format!("/proc/{}/ns/net", self.process.0.id()))
+        PathBuf::from(format!("/proc/{}/ns/net", self.pid()))
     }
 
     /// Whether a command succeeds inside.

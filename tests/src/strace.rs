@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
@@ -74,7 +74,11 @@ pub fn calls(record: &str) -> Vec<Call> {
 #[derive(Debug)]
 pub struct Tracer {
     strace: Child,
+    pid: i32,
 }
+
+/// How long a tracer may take to let go of a process.
+const LETTING_GO: Duration = Duration::from_secs(5);
 
 impl Tracer {
     /// Writes down the calls of these names from when this returns.
@@ -98,7 +102,7 @@ impl Tracer {
     fn attach(pid: i32, options: &[&str]) -> Result<Self> {
         let mut strace = Command::new(PROGRAM);
         strace.args(["-f", "-qq"]).args(options).args(["-p", &pid.to_string()]);
-        let tracer = Self { strace: strace.stdin(Stdio::null()).spawn().context("start strace")? };
+        let tracer = Self { strace: strace.stdin(Stdio::null()).spawn().context("start strace")?, pid };
         let traced = |status: &str| status.lines().any(|line| line.starts_with("TracerPid:") && !line.ends_with("\t0"));
         wait("strace to have all threads", Duration::from_secs(10), || {
             for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
@@ -110,22 +114,36 @@ impl Tracer {
         Ok(tracer)
     }
 
-    /// Whether the process has ended: a tracer ends with it.
-    ///
-    /// # Errors
-    /// The tracer cannot be asked.
-    pub fn has_ended(&mut self) -> Result<bool> {
-        Ok(self.strace.try_wait()?.is_some())
+    /// Whether the process has ended, its tracer and its parent told or not.
+    pub fn has_ended(&self) -> bool {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid)).unwrap_or_default();
+        let state = status.lines().find_map(|line| line.strip_prefix("State:")).unwrap_or_default().trim_start();
+        !state.starts_with(|state: char| !"ZX".contains(state))
+    }
+
+    fn is_gone_within(&mut self, time: Duration) -> bool {
+        let deadline = Instant::now() + time;
+        loop {
+            match self.strace.try_wait() {
+                Ok(None) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(10)),
+                ended => return !matches!(ended, Ok(None)),
+            }
+        }
     }
 }
 
 impl Drop for Tracer {
     fn drop(&mut self) {
-        let pid =
-            i32::try_from(self.strace.id()).ok().filter(|_| self.strace.try_wait().is_ok_and(|end| end.is_none()));
-        if let Some(pid) = pid {
-            // Asked, not killed: it lets go of the process.
+        // It ends with the process. Asked to end while that dies, it would wait forever: for the process, before it has seen the last of its threads.
+        if self.has_ended() && self.is_gone_within(LETTING_GO) || self.is_gone_within(Duration::ZERO) {
+            return;
+        }
+        // Asked first, not killed: so its record is whole. The process may die at this very moment.
+        if let Ok(pid) = i32::try_from(self.strace.id()) {
             let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGTERM);
+        }
+        if !self.is_gone_within(LETTING_GO) {
+            let _ = self.strace.kill();
             let _ = self.strace.wait();
         }
     }

@@ -3,14 +3,13 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
-use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use towpath_walkthrough::cluster::{Cluster, Families, wait};
-use towpath_walkthrough::in_charge::network_config;
+use towpath_walkthrough::in_charge::{all_send_by, network_config, status_of};
 use towpath_walkthrough::load::Load;
 use towpath_walkthrough::machine::{can_run_labs, kill, lab_agent};
 use towpath_walkthrough::place::{Place, address};
@@ -124,36 +123,9 @@ impl Traffic {
     }
 }
 
-/// What an agent says of itself.
-fn status(cluster: &Cluster, node: &str) -> Result<Value> {
-    let output =
-        Command::new(cluster.towpath()).args(["status", "--lab", cluster.name(), "-o", "json"]).output()?.stdout;
-    let answers: Vec<Value> = serde_json::from_slice(&output).context("towpath status -o json")?;
-    let mut all = answers.into_iter().filter_map(|mut answer| Some(answer.get_mut("status")?.take()));
-    all.find(|one| one.get("node").and_then(Value::as_str) == Some(node))
-        .with_context(|| format!("no status of {node}"))
-}
-
-/// Waits until packets go from every node to every other by this backend.
-fn by(cluster: &Cluster, backend: &str) -> Result<()> {
-    wait(&format!("all nodes to send by {backend}"), SOON, || {
-        for node in NODES {
-            let status = status(cluster, node)?;
-            ensure!(status.get("ready") == Some(&Value::Bool(true)), "{node} is not ready");
-            let peers = status.get("peers").and_then(Value::as_array).cloned().unwrap_or_default();
-            let ways: Vec<_> = peers.iter().filter_map(|peer| peer.get("backend")?.as_str()).collect();
-            ensure!(
-                ways.len() == NODES.len() - 1 && ways.iter().all(|way| *way == backend),
-                "{node} sends by {ways:?}"
-            );
-        }
-        Ok(())
-    })
-}
-
 /// How many packets a node sent by each backend.
 fn counters(cluster: &Cluster, node: &str) -> Result<BTreeMap<&'static str, u64>> {
-    let status = status(cluster, node)?;
+    let status = status_of(cluster, node)?;
     let count = |name: &str| status.pointer(&format!("/counters/{name}")).and_then(Value::as_u64).unwrap_or_default();
     let names = [
         ("vxlan", "tunnel_out"),
@@ -171,7 +143,7 @@ fn change(cluster: &Cluster, backend: &str) -> Result<()> {
 
 /// Sees that packets go by this backend for a while.
 fn stays(cluster: &Cluster, backend: &str) -> Result<()> {
-    by(cluster, backend)?;
+    all_send_by(cluster, backend)?;
     let before = counters(cluster, "n1")?;
     std::thread::sleep(STAY);
     let after = counters(cluster, "n1")?;
@@ -237,9 +209,9 @@ fn goes(name: &str, families: Families, course: &Course<'_>) -> Result<()> {
         let said = cluster.node(node, strict)?;
         ensure!(said.ok, "{node}: {}", said.all());
     }
-    by(&cluster, "vxlan")?;
+    all_send_by(&cluster, "vxlan")?;
     let agent = lab_agent(cluster.name(), "n1")?;
-    let mtu = status(&cluster, "n1")?.get("podMtu").and_then(Value::as_u64).context("no podMtu")?;
+    let mtu = status_of(&cluster, "n1")?.get("podMtu").and_then(Value::as_u64).context("no podMtu")?;
     let to: Vec<SocketAddr> = pods.ips.iter().flatten().map(|ip| SocketAddr::new(*ip, 80)).collect();
     let service = cluster.get("service", "web")?;
     let service = service.pointer("/spec/clusterIP").and_then(Value::as_str).context("no clusterIP")?;

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use towpath_datapath::net::mac;
 use towpath_walkthrough::cluster::{Cluster, Families, Pod, Said, host, wait};
-use towpath_walkthrough::in_charge::network_config;
+use towpath_walkthrough::in_charge::{all_send_by, network_config, status_of};
 use towpath_walkthrough::machine::{can_run_labs, kill, lab_agent};
 use towpath_walkthrough::place::{Place, Session, address};
 use towpath_walkthrough::pods::server;
@@ -67,37 +67,15 @@ fn is_silent(place: &Place, at: &str) -> Result<()> {
     Ok(())
 }
 
-fn status(cluster: &Cluster, node: &str) -> Result<Value> {
-    let output = Command::new(cluster.towpath()).args(["status", "--lab", cluster.name(), "-o", "json"]).output()?;
-    let answers: Vec<Value> = serde_json::from_slice(&output.stdout).context("towpath status -o json")?;
-    let mut all = answers.into_iter().filter_map(|mut answer| Some(answer.get_mut("status")?.take()));
-    all.find(|one| one.get("node").and_then(Value::as_str) == Some(node))
-        .with_context(|| format!("no status of {node}"))
-}
-
 /// How often a node has counted something; what it has not counted yet it does not name.
 fn count(cluster: &Cluster, node: &str, counter: &str) -> Result<u64> {
-    let found = status(cluster, node)?.pointer(&format!("/counters/{counter}")).and_then(Value::as_u64);
+    let found = status_of(cluster, node)?.pointer(&format!("/counters/{counter}")).and_then(Value::as_u64);
     Ok(found.unwrap_or_default())
 }
 
 fn change(cluster: &Cluster, backend: &str) -> Result<()> {
     cluster.apply_text(&network_config(&format!("{{backend: {backend}}}")))?;
-    by(cluster, backend)
-}
-
-/// Waits until packets go from every node to every other by this backend.
-fn by(cluster: &Cluster, backend: &str) -> Result<()> {
-    wait(&format!("all nodes to send by {backend}"), SOON, || {
-        for node in NODES {
-            let status = status(cluster, node)?;
-            ensure!(status.get("ready") == Some(&Value::Bool(true)), "{node} is not ready");
-            let peers = status.get("peers").and_then(Value::as_array).cloned().unwrap_or_default();
-            let ways: Vec<_> = peers.iter().filter_map(|peer| peer.get("backend")?.as_str()).collect();
-            ensure!(ways == [backend], "{node} sends by {ways:?}");
-        }
-        Ok(())
-    })
+    all_send_by(cluster, backend)
 }
 
 /// Every pod reaches every other one and every node, and every node every pod; servers see who asks.
@@ -211,7 +189,7 @@ fn pods_are_on_the_link_with_macs_of_their_own_and_all_else_holds() -> Result<()
     ensure!(count(&cluster, "n1", "link_out")? > before + 20, "packets do not go by the link");
     own_macs_are_heard(&link, &pods)?;
     hosts_of_the_link_find_pods(&link, &pods)?;
-    let problems = status(&cluster, "n1")?.get("problems").cloned();
+    let problems = status_of(&cluster, "n1")?.get("problems").cloned();
     ensure!(problems.as_ref().and_then(Value::as_array).is_none_or(Vec::is_empty), "n1 has problems: {problems:?}");
 
     services_lead_there(&cluster, &pods)?;
@@ -226,7 +204,7 @@ fn pods_are_on_the_link_with_macs_of_their_own_and_all_else_holds() -> Result<()
     policy_holds(&cluster, &link, &pods)?;
     hosts_of_the_link_find_pods(&link, &pods[..2])?;
     session.ask(SOON).context("the connection that was open, with agents that were killed")?;
-    by(&cluster, "macvlan")?;
+    all_send_by(&cluster, "macvlan")?;
     policy_holds(&cluster, &link, &pods)?;
     let deleted = cluster.try_kubectl(&["delete", "networkpolicy", "guard"])?;
     ensure!(deleted.status.success(), "{}", Said::from(deleted).all());

@@ -288,11 +288,11 @@ fn an_agent_killed_in_its_calls_leaves_nothing_and_gives_no_address_twice() -> R
         let what = || format!("the agent killed in {call}");
         node.ready().with_context(what)?;
         let (id, netns) = (format!("agent-{number}"), Namespace::new()?);
-        let mut tracer = Tracer::killing(node.agent()?, call)?;
+        let tracer = Tracer::killing(node.agent()?, call)?;
         let added = node.call(&node.cni, "ADD", &id, &netns)?;
         // As a runtime does whose ADD failed, and one whose pod ends at once.
         node.del(&id, &netns).with_context(what)?;
-        killed += usize::from(tracer.has_ended()?);
+        killed += usize::from(tracer.has_ended());
         drop(tracer);
         let netns = Namespace::new()?;
         let id = format!("agent-again-{number}");

@@ -254,7 +254,11 @@ async fn run_until(config: AgentConfig, shutdown: CancellationToken) -> Result<E
     };
     // Requests in work end first; nothing that they made is lost if they do not.
     tokio::join!(cni.drain(Duration::from_secs(5)), announcing_balancers.drain());
-    loop_task.abort();
+    if !loop_task.is_finished() {
+        loop_task.abort();
+        // Its turn ends first: what comes after it in this process is to find no write under way.
+        let _ended_or_too_long = tokio::time::timeout(Duration::from_secs(5), &mut loop_task).await;
+    }
     drop((status, telling, clean, watching_rules, health, in_kube_proxys_place, announcing, announcing_to_flannel));
     drop((outliving, policies_in_force, named, hearing, probing));
     drop((publishing, recalling, keeping, service_status, observed, refusing, telling_who_announces));

@@ -156,6 +156,7 @@ pub const TP_DROP_SNAT_FULL: u32 = 35;
 pub const TP_DROP_SNAT_ODD: u32 = 36;
 pub const TP_DROP_CONGESTED: u32 = 37;
 pub const TP_DROP_OWN_ENVELOPE: u32 = 38;
+pub const TP_DROP_LOOPBACK: u32 = 39;
 pub const TP_REASON_MAX: u32 = 64;
 
 // enum tp_drop_flag

@@ -24,8 +24,10 @@ const UDP_GRO: libc::c_int = 104;
 const UDP_SEGMENT: libc::c_int = 103;
 /// The largest that a read gives: datagrams of one length that came together.
 const BUFFER: usize = 0x1_0000;
-/// Room for the one control message that is asked for or given (a number of 4 bytes at most).
+/// Room for the two control messages that are asked for or given (each a number of 4 bytes at most).
 const CONTROL: usize = 64;
+/// The bits of the TOS octet that are marks of congestion (RFC 3168 5).
+const ECN: u8 = 3;
 
 /// A socket that takes datagrams at an address, beside others of the same user that do: the kernel gives each one a share of the flows.
 ///
@@ -37,6 +39,7 @@ pub fn receiver(at: SocketAddrV4) -> Result<OwnedFd, Error> {
     setsockopt(&socket, sockopt::ReusePort, &true).map_err(|e| Error::system(said("share the socket's port"), e))?;
     enlarge(&socket);
     set(&socket, libc::SOL_UDP, UDP_GRO, 1).map_err(|e| Error::system(said("have datagrams come together"), e))?;
+    set(&socket, libc::IPPROTO_IP, libc::IP_RECVTOS, 1).map_err(|e| Error::system(said("hear of congestion"), e))?;
     bind(socket.as_raw_fd(), &SockaddrIn::from(at)).map_err(|e| match e {
         nix::Error::EADDRINUSE => Error::Refused(format!(
             "UDP port {} of {} is taken: find who has it with `ss -ulnp sport = :{}`, or set another spec.udp.port",
@@ -97,13 +100,43 @@ pub struct Train<'a> {
     pub to: SocketAddrV4,
     /// Bytes of each but the last.
     pub segment: u16,
+    /// Their mark of congestion, 0 to 3 (RFC 3168 5).
+    pub ecn: u8,
     /// Their bytes, in pieces.
     pub pieces: &'a [IoSlice<'a>],
 }
 
-/// A control message that names the length of segments.
+/// Control messages.
 #[repr(C, align(8))]
 struct Control([u8; CONTROL]);
+
+impl Control {
+    /// Adds a message to those of `header`, whose buffer this is; `used`: bytes of those before.
+    fn add<T>(
+        &mut self,
+        header: &mut libc::msghdr,
+        used: &mut usize,
+        (level, kind): (libc::c_int, libc::c_int),
+        value: T,
+    ) {
+        let length = size_of::<T>() as u32;
+        // SAFETY: the lengths are numbers; nothing is read or written.
+        let (space, said) = unsafe { (libc::CMSG_SPACE(length) as usize, libc::CMSG_LEN(length)) };
+        let Some(room) = self.0.get_mut(*used..*used + space) else { return };
+        let message = room.as_mut_ptr().cast::<libc::cmsghdr>();
+        // SAFETY: `room` is as long as a message with such a value, is aligned as one (the buffer is, and lengths of messages are multiples of that), and
+        // nothing else refers to it.
+        unsafe {
+            (*message).cmsg_level = level;
+            (*message).cmsg_type = kind;
+            (*message).cmsg_len = said as _;
+            libc::CMSG_DATA(message).cast::<T>().write_unaligned(value);
+        }
+        *used += space;
+        header.msg_control = self.0.as_mut_ptr().cast();
+        header.msg_controllen = *used as _;
+    }
+}
 
 /// Sends trains, waiting while there is no room. How many went before one did not, which has the error.
 ///
@@ -123,18 +156,12 @@ pub fn send(socket: BorrowedFd<'_>, trains: &[Train<'_>]) -> Result<(), (usize, 
         header.msg_iov = train.pieces.as_ptr().cast_mut().cast();
         header.msg_iovlen = train.pieces.len() as _;
         let bytes: usize = train.pieces.iter().map(|piece| piece.len()).sum();
+        let mut used = 0;
         if bytes > usize::from(train.segment) {
-            header.msg_control = control.0.as_mut_ptr().cast();
-            header.msg_controllen = CONTROL as _;
-            // SAFETY: the buffer is aligned and longer than a control message of two bytes, and nothing else refers to it.
-            unsafe {
-                let first = libc::CMSG_FIRSTHDR(header);
-                (*first).cmsg_level = libc::SOL_UDP;
-                (*first).cmsg_type = UDP_SEGMENT;
-                (*first).cmsg_len = libc::CMSG_LEN(2) as _;
-                libc::CMSG_DATA(first).cast::<u16>().write_unaligned(train.segment);
-                header.msg_controllen = libc::CMSG_SPACE(2) as _;
-            }
+            control.add(header, &mut used, (libc::SOL_UDP, UDP_SEGMENT), train.segment);
+        }
+        if train.ecn != 0 {
+            control.add(header, &mut used, (libc::IPPROTO_IP, libc::IP_TOS), libc::c_int::from(train.ecn & ECN));
         }
         messages.push(message);
     }
@@ -167,8 +194,29 @@ fn sockaddr(address: SocketAddrV4) -> libc::sockaddr_in {
 #[derive(Debug)]
 pub struct Incoming {
     buffers: Vec<Box<[u8]>>,
-    /// Of the last read, what each buffer holds: who sent it, its bytes, and those of each datagram in it.
-    held: Vec<(Ipv4Addr, usize, usize)>,
+    held: Vec<Held>,
+}
+
+/// Of the last read, what a buffer holds.
+#[derive(Debug)]
+struct Held {
+    from: Ipv4Addr,
+    ecn: u8,
+    /// Bytes of all.
+    bytes: usize,
+    /// Bytes of each datagram but the last.
+    segment: usize,
+}
+
+/// One that came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Datagram<'a> {
+    /// Who sent it.
+    pub from: Ipv4Addr,
+    /// The mark of congestion with which it came, 0 to 3.
+    pub ecn: u8,
+    /// What it holds.
+    pub bytes: &'a [u8],
 }
 
 impl Incoming {
@@ -211,36 +259,42 @@ impl Incoming {
             let bytes = message.msg_len as usize;
             let whole = message.msg_hdr.msg_flags & libc::MSG_TRUNC == 0;
             let from = Ipv4Addr::from(u32::from_be(name.sin_addr.s_addr));
-            let segment = segment_of(&message.msg_hdr).filter(|segment| *segment > 0).unwrap_or(bytes);
-            self.held.push((from, if whole { bytes } else { 0 }, segment));
+            let (segment, ecn) = told_of(&message.msg_hdr);
+            let segment = segment.filter(|segment| *segment > 0).unwrap_or(bytes);
+            self.held.push(Held { from, ecn, bytes: if whole { bytes } else { 0 }, segment });
         }
         Ok(())
     }
 
-    /// The datagrams of the last read, in order, with who sent them.
-    pub fn datagrams(&self) -> impl Iterator<Item = (Ipv4Addr, &[u8])> {
-        self.held.iter().zip(&self.buffers).flat_map(|((from, bytes, segment), buffer)| {
-            let held = buffer.get(..*bytes).unwrap_or_default();
-            held.chunks((*segment).max(1)).map(move |datagram| (*from, datagram))
+    /// The datagrams of the last read, in order.
+    pub fn datagrams(&self) -> impl Iterator<Item = Datagram<'_>> {
+        self.held.iter().zip(&self.buffers).flat_map(|(held, buffer)| {
+            let all = buffer.get(..held.bytes).unwrap_or_default();
+            all.chunks(held.segment.max(1)).map(|bytes| Datagram { from: held.from, ecn: held.ecn, bytes })
         })
     }
 }
 
-/// The length of datagrams that came as one.
-fn segment_of(header: &libc::msghdr) -> Option<usize> {
+/// The length of datagrams that came as one, and their mark of congestion: the kernel puts none together that have different ones.
+fn told_of(header: &libc::msghdr) -> (Option<usize>, u8) {
+    let (mut segment, mut ecn) = (None, 0);
     // SAFETY: the kernel wrote the header and the control messages that it points to, whose buffer is alive and aligned; a message is read
     // only when it is as long as what is read of it.
     unsafe {
         let mut next = libc::CMSG_FIRSTHDR(header);
         while let Some(message) = next.as_ref() {
-            let long = message.cmsg_len >= libc::CMSG_LEN(size_of::<libc::c_int>() as u32) as usize;
-            if message.cmsg_level == libc::SOL_UDP && message.cmsg_type == UDP_GRO && long {
-                return usize::try_from(libc::CMSG_DATA(next).cast::<libc::c_int>().read_unaligned()).ok();
+            let holds = |bytes: usize| message.cmsg_len >= libc::CMSG_LEN(bytes as u32) as usize;
+            match (message.cmsg_level, message.cmsg_type) {
+                (libc::SOL_UDP, UDP_GRO) if holds(size_of::<libc::c_int>()) => {
+                    segment = usize::try_from(libc::CMSG_DATA(next).cast::<libc::c_int>().read_unaligned()).ok();
+                }
+                (libc::IPPROTO_IP, libc::IP_TOS) if holds(1) => ecn = libc::CMSG_DATA(next).read() & ECN,
+                _ => {}
             }
             next = libc::CMSG_NXTHDR(header, next);
         }
     }
-    None
+    (segment, ecn)
 }
 
 #[cfg(test)]
@@ -249,15 +303,15 @@ mod tests {
 
     use super::*;
 
-    fn received(socket: &OwnedFd, bytes: usize) -> Vec<Vec<u8>> {
-        let (mut room, mut all) = (Incoming::new(4), Vec::new());
+    fn received(socket: &OwnedFd, bytes: usize) -> Vec<(u8, Vec<u8>)> {
+        let (mut room, mut all) = (Incoming::new(4), Vec::<(u8, Vec<u8>)>::new());
         let deadline = std::time::Instant::now() + std::time::Duration::from_secs(5);
-        while all.iter().map(Vec::len).sum::<usize>() < bytes {
+        while all.iter().map(|(_, bytes)| bytes.len()).sum::<usize>() < bytes {
             assert!(std::time::Instant::now() < deadline, "only {} datagrams came", all.len());
             match room.receive(socket.as_fd()) {
-                Ok(()) => all.extend(room.datagrams().map(|(from, datagram)| {
-                    assert_eq!(from, Ipv4Addr::LOCALHOST);
-                    datagram.to_vec()
+                Ok(()) => all.extend(room.datagrams().map(|datagram| {
+                    assert_eq!(datagram.from, Ipv4Addr::LOCALHOST);
+                    (datagram.ecn, datagram.bytes.to_vec())
                 })),
                 Err(error) => assert_eq!(error.kind(), io::ErrorKind::WouldBlock),
             }
@@ -266,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn what_goes_as_a_train_comes_as_single_datagrams_with_their_own_bytes() {
+    fn what_goes_as_a_train_comes_as_single_datagrams_with_their_own_bytes_and_marks() {
         let to = receiver(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0)).unwrap();
         let at: SockaddrIn = nix::sys::socket::getsockname(to.as_raw_fd()).unwrap();
         let at = SocketAddrV4::new(Ipv4Addr::LOCALHOST, at.port());
@@ -274,9 +328,14 @@ mod tests {
         let (a, b, c) = (vec![1; 600], vec![2; 600], vec![3; 250]);
         let long = [IoSlice::new(&a[..8]), IoSlice::new(&a[8..]), IoSlice::new(&b), IoSlice::new(&c)];
         let short = [IoSlice::new(b"alone")];
-        let trains = [Train { to: at, segment: 600, pieces: &long }, Train { to: at, segment: 5, pieces: &short }];
+        let trains = [
+            Train { to: at, segment: 600, ecn: 2, pieces: &long },
+            Train { to: at, segment: 5, ecn: 0, pieces: &short },
+            Train { to: at, segment: 5, ecn: 3, pieces: &short },
+        ];
         send(from.as_fd(), &trains).unwrap();
-        assert_eq!(received(&to, 1455), [a, b, c, b"alone".to_vec()]);
+        let alone = b"alone".to_vec();
+        assert_eq!(received(&to, 1460), [(2, a), (2, b), (2, c), (0, alone.clone()), (3, alone)]);
     }
 
     #[test]
@@ -287,9 +346,12 @@ mod tests {
         let from = sender(Ipv4Addr::LOCALHOST).unwrap();
         let (fine, long) = ([IoSlice::new(b"fine")], vec![0; 65_508]);
         let long = [IoSlice::new(&long)];
-        let trains = [Train { to: at, segment: 4, pieces: &fine }, Train { to: at, segment: u16::MAX, pieces: &long }];
+        let trains = [
+            Train { to: at, segment: 4, ecn: 0, pieces: &fine },
+            Train { to: at, segment: u16::MAX, ecn: 0, pieces: &long },
+        ];
         let (place, error) = send(from.as_fd(), &trains).unwrap_err();
         assert_eq!((place, error.raw_os_error()), (1, Some(libc::EMSGSIZE)));
-        assert_eq!(received(&to, 4), [b"fine".to_vec()]);
+        assert_eq!(received(&to, 4), [(0, b"fine".to_vec())]);
     }
 }

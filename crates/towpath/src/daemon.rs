@@ -75,7 +75,7 @@ where
     options.start_log()?;
     let _ = rustls::crypto::ring::default_provider().install_default();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    runtime.block_on(async {
+    let ended = runtime.block_on(async {
         let shutdown = CancellationToken::new();
         let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
         let told = shutdown.clone();
@@ -88,7 +88,11 @@ where
         });
         info!(version = env!("CARGO_PKG_VERSION"), "towpath {name}");
         daemon(shutdown).await
-    })
+    });
+    // Tasks may be in the middle of a turn: a runtime that is taken down meanwhile has them panic where they next look at the clock. They end with the
+    // process, or with what takes its place.
+    std::mem::forget(runtime);
+    ended
 }
 
 /// Starts this program anew in this process, with the words it was started with. The process stays the same one for whoever watches

@@ -78,13 +78,15 @@ pub struct UdpCounters {
     pub malformed: u64,
     /// Datagrams with another network's identifier.
     pub other_network: u64,
+    /// Datagrams that met congestion, with a packet whose ends know nothing of such a thing: the loss tells them (RFC 6040 4.2).
+    pub congested: u64,
     /// Frames that the device did not take.
     pub refused: u64,
 }
 
 impl UdpCounters {
     /// Each with its name.
-    pub fn named(&self) -> [(&'static str, u64); 7] {
+    pub fn named(&self) -> [(&'static str, u64); 8] {
         [
             ("sent", self.sent),
             ("received", self.received),
@@ -92,6 +94,7 @@ impl UdpCounters {
             ("send_failed", self.send_failed),
             ("malformed", self.malformed),
             ("other_network", self.other_network),
+            ("congested", self.congested),
             ("refused", self.refused),
         ]
     }

@@ -17,7 +17,7 @@
 
 use std::net::Ipv4Addr;
 
-use super::bytes::{be16, put};
+use super::bytes::{be16, finish_ipv4, put};
 
 /// Bytes of the virtio header of a frame (`struct virtio_net_hdr`).
 pub(crate) const VNET: usize = 10;
@@ -40,6 +40,9 @@ pub(super) const GSO_TCPV6: u8 = 4;
 pub(super) const GSO_UDP: u8 = 5;
 /// Of TCP with congestion notification.
 pub(super) const GSO_ECN: u8 = 0x80;
+
+/// The mark of a packet that met congestion (RFC 3168 5).
+pub(super) const CE: u8 = 3;
 
 /// A checksum that is to be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -164,6 +167,20 @@ impl Ip {
             }
             _ => None,
         }
+    }
+
+    /// The packet's mark of congestion (RFC 3168 5).
+    pub(super) fn ecn(self, packet: &[u8]) -> u8 {
+        let octet =
+            if self.v6 { be16(packet, 0).unwrap_or_default() >> 4 } else { be16(packet, 0).unwrap_or_default() };
+        (octet & 3) as u8
+    }
+
+    /// Has the header say that the packet met congestion.
+    pub(super) fn mark(self, header: &mut [u8]) -> Option<()> {
+        let marked = be16(header, 0)? | if self.v6 { u16::from(CE) << 4 } else { u16::from(CE) };
+        put(header, 0, marked.to_be_bytes())?;
+        if self.v6 { Some(()) } else { finish_ipv4(header, self.length) }
     }
 
     /// Has the header say that the packet is `whole` bytes long.

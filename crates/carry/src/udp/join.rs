@@ -6,8 +6,10 @@
 use std::io::IoSlice;
 use std::net::Ipv4Addr;
 
+use towpath_datapath::datagrams::Datagram;
+
 use super::bytes::{be16, be32, change_length, finish_ipv4, put};
-use super::frame::{FRONT, GSO_TCPV4, GSO_TCPV6, GSO_UDP, Head, Ip, Unfinished, VNET, Vnet, mac};
+use super::frame::{CE, FRONT, GSO_TCPV4, GSO_TCPV6, GSO_UDP, Head, Ip, Unfinished, VNET, Vnet, mac};
 use super::split::{ACK, PSH, TOGETHER_MAX};
 
 const TCP: u8 = 6;
@@ -24,6 +26,8 @@ pub(crate) enum Refused {
     Malformed,
     /// It is of another network.
     OtherNetwork,
+    /// It met congestion, and its packet cannot say so.
+    Congested,
 }
 
 /// A packet that others may be joined to.
@@ -104,11 +108,10 @@ impl<'a> Joiner<'a> {
     /// payload, and that.
     pub(crate) fn take(
         &mut self,
-        from: Ipv4Addr,
-        datagram: &'a [u8],
+        Datagram { from, ecn, bytes }: Datagram<'a>,
         mut write: impl FnMut(&[u8], &[IoSlice<'a>]),
     ) -> Result<(), Refused> {
-        let (head, packet) = Head::read(datagram).ok_or(Refused::Malformed)?;
+        let (head, packet) = Head::read(bytes).ok_or(Refused::Malformed)?;
         if head.network != self.network {
             return Err(Refused::OtherNetwork);
         }
@@ -119,6 +122,14 @@ impl<'a> Joiner<'a> {
             if start < ip.length || start + field + 2 > packet.len() {
                 return Err(Refused::Malformed);
             }
+        }
+        // What the path said of the datagram is said of the packet (RFC 6040 4.2).
+        if ecn == CE && ip.ecn(packet) != CE {
+            if ip.ecn(packet) == 0 {
+                return Err(Refused::Congested);
+            }
+            self.flush(&mut write);
+            return self.begin_marked(from, head, ip, packet).ok_or(Refused::Malformed);
         }
         let joinable = Joinable::of(packet, ip, head.unfinished).filter(|j| self.udp || j.ip.protocol == TCP);
         if !joinable.is_some_and(|joinable| self.join(from, joinable, packet)) {
@@ -167,14 +178,29 @@ impl<'a> Joiner<'a> {
         true
     }
 
-    fn begin(&mut self, from: Ipv4Addr, head: Head, ip: Ip, joinable: Option<Joinable>, packet: &'a [u8]) {
+    /// A frame with what stands before a packet, and so many bytes of that; the rest is its body.
+    fn stand(&mut self, from: Ipv4Addr, head: Head, ip: Ip, headers: usize, packet: &'a [u8]) -> (&'a [u8], &'a [u8]) {
         let kind: [u8; 2] = if ip.v6 { [0x86, 0xdd] } else { [8, 0] };
         self.front.clear();
         self.front.extend(Vnet { unfinished: head.unfinished, ..Vnet::default() }.bytes());
         self.front.extend(mac(self.own).into_iter().chain(mac(from)).chain(kind));
-        let (headers, body) = packet.split_at_checked(joinable.map_or(0, |j| j.headers)).unwrap_or((&[], packet));
+        let (headers, body) = packet.split_at_checked(headers).unwrap_or((&[], packet));
         self.front.extend(headers);
         self.bodies.push(IoSlice::new(body));
+        (headers, body)
+    }
+
+    /// A packet that is to say that it met congestion stays alone.
+    fn begin_marked(&mut self, from: Ipv4Addr, head: Head, ip: Ip, packet: &'a [u8]) -> Option<()> {
+        let (_, body) = self.stand(from, head, ip, ip.length, packet);
+        let (segment, payload) = (body.len(), body.len());
+        self.current =
+            Some(Current { from, joinable: None, segment, payload, packets: 1, pushes: false, closed: true });
+        ip.mark(self.front.get_mut(FRONT..)?)
+    }
+
+    fn begin(&mut self, from: Ipv4Addr, head: Head, ip: Ip, joinable: Option<Joinable>, packet: &'a [u8]) {
+        let (headers, body) = self.stand(from, head, ip, joinable.map_or(0, |j| j.headers), packet);
         let flags = joinable.filter(|j| j.ip.protocol == TCP).and_then(|j| headers.get(j.ip.length + 13));
         let pushes = flags.is_some_and(|flags| flags & PSH != 0);
         let (segment, payload) = (body.len(), body.len());

@@ -70,6 +70,7 @@ struct Counts {
     send_failed: AtomicU64,
     malformed: AtomicU64,
     other_network: AtomicU64,
+    congested: AtomicU64,
     refused: AtomicU64,
 }
 
@@ -83,6 +84,7 @@ impl Counts {
             send_failed: of(&self.send_failed),
             malformed: of(&self.malformed),
             other_network: of(&self.other_network),
+            congested: of(&self.congested),
             refused: of(&self.refused),
         }
     }

@@ -118,7 +118,7 @@ impl Lane {
             .iter()
             .filter_map(|train| {
                 let segment = u16::try_from(train.segment).ok()?;
-                Some(datagrams::Train { to: of(train), segment, pieces: &train.pieces })
+                Some(datagrams::Train { to: of(train), segment, ecn: train.ecn, pieces: &train.pieces })
             })
             .collect();
         let mut rest = whole.as_slice();
@@ -136,7 +136,8 @@ impl Lane {
     fn send_singly(&self, train: &datagrams::Train<'_>) {
         for pieces in train.pieces.chunks(2) {
             let bytes: usize = pieces.iter().map(|piece| piece.len()).sum();
-            let single = datagrams::Train { to: train.to, segment: u16::try_from(bytes).unwrap_or(u16::MAX), pieces };
+            let segment = u16::try_from(bytes).unwrap_or(u16::MAX);
+            let single = datagrams::Train { to: train.to, segment, ecn: train.ecn, pieces };
             match datagrams::send(self.sender.as_fd(), &[single]) {
                 Ok(()) => self.add(|counts| &counts.sent, 1),
                 Err(_) => self.add(|counts| &counts.send_failed, 1),
@@ -170,11 +171,12 @@ impl Lane {
             }
         };
         let mut received = 0;
-        for (from, datagram) in incoming.datagrams() {
-            match joiner.take(from, datagram, &mut write) {
+        for datagram in incoming.datagrams() {
+            match joiner.take(datagram, &mut write) {
                 Ok(()) => received += 1,
                 Err(Refused::Malformed) => self.add(|counts| &counts.malformed, 1),
                 Err(Refused::OtherNetwork) => self.add(|counts| &counts.other_network, 1),
+                Err(Refused::Congested) => self.add(|counts| &counts.congested, 1),
             }
         }
         joiner.flush(&mut write);

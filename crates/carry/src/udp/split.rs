@@ -37,6 +37,8 @@ pub(crate) enum Unsent {
 #[derive(Clone, Debug)]
 struct Datagram {
     to: Ipv4Addr,
+    /// Of the packet, and so of the datagram (RFC 6040 4.1).
+    ecn: u8,
     head: Range<usize>,
     body: Range<usize>,
 }
@@ -54,6 +56,8 @@ pub(crate) struct Train<'a> {
     pub(crate) to: Ipv4Addr,
     /// Bytes of each datagram but the last.
     pub(crate) segment: usize,
+    /// Their mark of congestion.
+    pub(crate) ecn: u8,
     /// Two pieces a datagram.
     pub(crate) pieces: Vec<IoSlice<'a>>,
 }
@@ -101,7 +105,7 @@ impl Outbox {
             GSO_NONE if packet.len() + HEAD <= BYTES_MAX => {
                 let head = Head { network: self.network, unfinished: vnet.unfinished };
                 self.heads.extend(head.bytes());
-                self.datagrams.push(Datagram { to, head: before..before + HEAD, body });
+                self.datagrams.push(Datagram { to, ecn: ip.ecn(packet), head: before..before + HEAD, body });
                 Some(())
             }
             GSO_TCPV4 | GSO_TCPV6 | GSO_UDP => {
@@ -131,7 +135,7 @@ impl Outbox {
             match trains.last_mut() {
                 Some(train)
                     if open
-                        && train.to == datagram.to
+                        && (train.to, train.ecn) == (datagram.to, datagram.ecn)
                         && length <= train.segment
                         && train.pieces.len() < 2 * TOGETHER_MAX
                         && bytes + length <= BYTES_MAX =>
@@ -142,7 +146,8 @@ impl Outbox {
                 }
                 _ => {
                     (bytes, open) = (length, true);
-                    trains.push(Train { to: datagram.to, segment: length, pieces: pieces.to_vec() });
+                    let (to, ecn) = (datagram.to, datagram.ecn);
+                    trains.push(Train { to, segment: length, ecn, pieces: pieces.to_vec() });
                 }
             }
         }
@@ -199,6 +204,7 @@ impl Cutter<'_> {
             }
             datagrams.push(Datagram {
                 to: self.to,
+                ecn: self.ip.ecn(self.packet),
                 head: start..start + HEAD + headers,
                 body: self.at + from..self.at + to,
             });

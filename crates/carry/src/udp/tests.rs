@@ -4,6 +4,7 @@ use std::io::IoSlice;
 use std::net::Ipv4Addr;
 
 use proptest::prelude::*;
+use towpath_datapath::datagrams::Datagram;
 
 use super::bytes::{fold, sum};
 use super::frame::{FRONT, GSO_NONE, GSO_TCPV4, GSO_TCPV6, GSO_UDP, HEAD, Head, Unfinished, Vnet, mac};
@@ -145,14 +146,19 @@ fn datagrams(outbox: &Outbox) -> Vec<(Ipv4Addr, Vec<u8>)> {
 
 /// The frames that datagrams become, from whom each came.
 fn join(all: &[(Ipv4Addr, Vec<u8>)]) -> (Vec<Vec<u8>>, Vec<Refused>) {
+    let unmarked: Vec<_> = all.iter().map(|(from, bytes)| Datagram { from: *from, ecn: 0, bytes }).collect();
+    join_marked(&unmarked)
+}
+
+fn join_marked(all: &[Datagram<'_>]) -> (Vec<Vec<u8>>, Vec<Refused>) {
     let (mut frames, mut refused) = (Vec::new(), Vec::new());
     let mut joiner = Joiner::new(NETWORK, HERE, true);
     let mut write = |front: &[u8], bodies: &[IoSlice<'_>]| {
         let bodies: Vec<u8> = bodies.iter().flat_map(|body| body.to_vec()).collect();
         frames.push([front, &bodies].concat());
     };
-    for (from, datagram) in all {
-        refused.extend(joiner.take(*from, datagram, &mut write).err());
+    for datagram in all {
+        refused.extend(joiner.take(*datagram, &mut write).err());
     }
     joiner.flush(&mut write);
     (frames, refused)
@@ -379,4 +385,85 @@ fn datagrams_of_one_length_to_one_node_go_together_and_stay_in_order() {
         count += 1;
     }
     assert_eq!((count, datagrams(&outbox).len()), (64, 64), "it is full some time");
+}
+
+/// A packet with this mark of congestion.
+fn marked(packet: &Packet, ecn: u8) -> Vec<u8> {
+    let mut bytes = packet.bytes();
+    if packet.v6 {
+        bytes[1] = bytes[1] & 0xcf | ecn << 4;
+    } else {
+        bytes[1] = bytes[1] & 0xfc | ecn;
+        bytes[10..12].copy_from_slice(&[0, 0]);
+        let check = !fold(sum(&bytes[..20]));
+        bytes[10..12].copy_from_slice(&check.to_be_bytes());
+    }
+    bytes
+}
+
+fn ecn_of(packet: &[u8]) -> u8 {
+    if packet[0] >> 4 == 6 { packet[1] >> 4 & 3 } else { packet[1] & 3 }
+}
+
+fn piece(v6: bool, sequence: u32) -> Packet {
+    Packet { v6, tcp: true, options: 0, id: (sequence / 100) as u16, sequence, flags: ACK, payload: vec![5; 100] }
+}
+
+#[test]
+fn a_datagram_has_its_packets_mark_of_congestion() {
+    for v6 in [false, true] {
+        let mut outbox = Outbox::new(NETWORK);
+        for (sequence, ecn) in [(0, 2), (100, 2), (200, 1), (300, 0), (400, 3)] {
+            let packet = piece(v6, sequence);
+            let vnet = Vnet { unfinished: Some(packet.unfinished()), ..Vnet::default() };
+            put(&mut outbox, &frame(vnet, &marked(&packet, ecn))).unwrap();
+        }
+        let long = Packet { payload: vec![6; 500], ..piece(v6, 500) };
+        let vnet = Vnet {
+            gso: long.gso(),
+            headers: (14 + long.headers()) as u16,
+            segment: 100,
+            unfinished: Some(long.unfinished()),
+        };
+        put(&mut outbox, &frame(vnet, &marked(&long, 1))).unwrap();
+        let trains: Vec<(u8, usize)> =
+            outbox.trains().iter().map(|train| (train.ecn, train.pieces.len() / 2)).collect();
+        assert_eq!(trains, [(2, 2), (1, 1), (0, 1), (3, 1), (1, 5)]);
+        for train in outbox.trains() {
+            assert!(
+                train.pieces.chunks(2).all(|two| ecn_of(&[&two[0][..], &two[1][..]].concat()[HEAD..]) == train.ecn)
+            );
+        }
+    }
+}
+
+#[test]
+fn what_the_path_says_of_congestion_is_said_of_the_packet() {
+    for v6 in [false, true] {
+        let head = Head { network: NETWORK, unfinished: Some(piece(v6, 0).unfinished()) };
+        // Each packet's own mark, and that with which its datagram came.
+        let course = [(2, 2), (2, 2), (2, 3), (2, 2), (1, 3), (3, 3), (0, 3), (0, 0)];
+        let all: Vec<(u8, Vec<u8>)> = (0..)
+            .zip(course)
+            .map(|(number, (own, came))| {
+                (came, [head.bytes().as_slice(), &marked(&piece(v6, number * 100), own)].concat())
+            })
+            .collect();
+        let all: Vec<_> = all.iter().map(|(ecn, bytes)| Datagram { from: THERE, ecn: *ecn, bytes }).collect();
+        let (frames, refused) = join_marked(&all);
+        assert_eq!(refused, [Refused::Congested]);
+        // The first two are one.
+        let said: Vec<(u8, u32, usize)> = frames
+            .iter()
+            .map(|frame| {
+                let packet = &frame[FRONT..];
+                finish_and_judge(packet, piece(v6, 0).unfinished());
+                let l4 = if v6 { 40 } else { 20 };
+                let sequence = u32::from_be_bytes(*packet[l4 + 4..].first_chunk().unwrap());
+                (ecn_of(packet), sequence, packet.len() - l4 - 20)
+            })
+            .collect();
+        assert_eq!(said, [(2, 0, 200), (3, 200, 100), (2, 300, 100), (3, 400, 100), (3, 500, 100), (0, 700, 100)]);
+        assert!(frames.iter().all(|frame| Vnet::read(frame).is_some_and(|vnet| vnet.unfinished == head.unfinished)));
+    }
 }

@@ -72,6 +72,7 @@ impl Reason {
             TP_DROP_SNAT_ODD => "snat_odd",
             TP_DROP_CONGESTED => "congested",
             TP_DROP_OWN_ENVELOPE => "own_envelope",
+            TP_DROP_LOOPBACK => "loopback",
             _ => "unknown",
         }
     }

@@ -43,14 +43,12 @@ fn a_neighbour_or_pod_that_writes_a_loopback_address_gets_no_host_port_there() {
         for (family, loopback) in [(Family::V4, ip("127.0.0.1")), (Family::V6, ip("::1"))] {
             let h = hosts(family);
             w.serve(1 + family as u32, family, Some(loopback), 80, Protocol::Tcp, &[SocketAddr::new(h.a, 8080)]);
-            // The kernel drops it as martian; we neither translate nor deliver.
-            let frame = arriving(MAC_UPLINK, h.outside, 4000, loopback, 80, L4::syn());
-            let outcome = w.from_uplink(&frame);
-            assert!(!outcome.counted.contains(&"service_translated"), "{outcome:?}");
-            assert_ne!(outcome.kind, 1, "delivered into a pod: {outcome:?}");
-            let outcome = w.from_pod(&sent_by(h.b, 4000, loopback, 80, L4::syn()));
-            assert!(!outcome.counted.contains(&"service_translated"), "{outcome:?}");
-            assert_ne!(outcome.kind, 1, "delivered into a pod: {outcome:?}");
+            // Nor a socket of the node, on a node that routes such addresses.
+            for l4 in [L4::syn(), L4::udp(b"x")] {
+                w.from_uplink(&arriving(MAC_UPLINK, h.outside, 4000, loopback, 80, l4.clone())).dropped("loopback");
+                w.from_uplink(&arriving(MAC_UPLINK, loopback, 4000, h.node, 80, l4.clone())).dropped("loopback");
+                w.from_pod(&sent_by(h.b, 4000, loopback, 80, l4)).dropped("loopback");
+            }
         }
     });
 }

@@ -4,7 +4,8 @@
 //! JSON for clients that ask for `application/json`. `/clientip`, `/hostname` and `/healthz` answer with that alone.
 //! On each UDP port datagrams are sent back unchanged, but `whoami` is answered like an HTTP request.
 //!
-//! Told to end, it goes on serving for [`LINGER`] while load balancers learn of it, then finishes what is under way.
+//! Told to end, it goes on serving for [`LINGER`] while load balancers learn of it, then finishes what is under way: who has connected until then is
+//! answered.
 
 use std::convert::Infallible;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -17,9 +18,9 @@ use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper_util::rt::TokioIo;
 use serde::{Deserialize, Serialize};
-use tokio::net::{TcpListener, UdpSocket};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
 /// How long the server accepts connections after SIGTERM: what kube-proxy-like programs need to stop sending new ones.
@@ -136,28 +137,43 @@ async fn serve_http(
         };
         let _ = stream.set_nodelay(true);
         let Ok(local) = stream.local_addr() else { continue };
-        let (spec, mut stopping, alive) = (spec.clone(), stopping.clone(), alive.clone());
+        let (spec, stopping, alive) = (spec.clone(), stopping.clone(), alive.clone());
         tokio::spawn(async move {
             let _alive = alive;
-            let service = hyper::service::service_fn(move |request| {
-                std::future::ready(Ok::<_, Infallible>(answer(&spec, &request, client, local)))
-            });
-            // A connection that comes while the server lingers still gets its one answer.
-            let late = *stopping.borrow();
-            let mut http = hyper::server::conn::http1::Builder::new();
-            let connection = http.keep_alive(!late).serve_connection(TokioIo::new(stream), service);
-            tokio::pin!(connection);
-            if late {
-                let _ = connection.await;
-                return;
-            }
-            tokio::select! {
-                _ = connection.as_mut() => return,
-                _ = stopping.wait_for(|stop| *stop) => connection.as_mut().graceful_shutdown(),
-            }
-            let _ = connection.await;
+            serve_connection(stream, stopping, |request| answer(&spec, request, client, local)).await;
         });
     }
+}
+
+/// A connection that comes before the end of the lingering gets an answer to its first request, if it asks within [`LINGER`] of being told to end.
+async fn serve_connection(
+    stream: TcpStream,
+    mut stopping: watch::Receiver<bool>,
+    answer: impl Fn(&Request<Incoming>) -> Response<Full<Bytes>>,
+) {
+    let first_request = Notify::new();
+    let service = hyper::service::service_fn(|request| {
+        first_request.notify_one();
+        std::future::ready(Ok::<_, Infallible>(answer(&request)))
+    });
+    let late = *stopping.borrow();
+    let mut http = hyper::server::conn::http1::Builder::new();
+    let connection = http.keep_alive(!late).serve_connection(TokioIo::new(stream), service);
+    tokio::pin!(connection);
+    if !late {
+        tokio::select! {
+            _ = connection.as_mut() => return,
+            _ = stopping.wait_for(|stop| *stop) => {}
+        }
+        // Its request may be on its way, and hyper closes a connection that is told to end before anything was read from it.
+        tokio::select! {
+            _ = connection.as_mut() => return,
+            () = first_request.notified() => {}
+            () = tokio::time::sleep(LINGER) => {}
+        }
+        connection.as_mut().graceful_shutdown();
+    }
+    let _ = connection.await;
 }
 
 fn answer(spec: &WebSpec, request: &Request<Incoming>, client: SocketAddr, local: SocketAddr) -> Response<Full<Bytes>> {
@@ -192,5 +208,52 @@ async fn serve_udp(socket: UdpSocket, spec: Arc<WebSpec>) {
         if let Err(error) = sent {
             println!("cannot answer {}: {error}", plain(client));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+
+    async fn connect(to: SocketAddr) -> Result<TcpStream> {
+        Ok(TcpStream::connect(to).await?)
+    }
+
+    /// What a client is answered to one request; it ends where the server ends the connection.
+    async fn ask(client: &mut TcpStream) -> Result<String> {
+        client.write_all(b"GET /hostname HTTP/1.1\r\nHost: x\r\n\r\n").await?;
+        let mut text = String::new();
+        client.read_to_string(&mut text).await?;
+        Ok(text)
+    }
+
+    #[tokio::test]
+    async fn who_has_connected_when_the_server_is_told_to_end_is_answered() -> Result<()> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+        let at = listener.local_addr()?;
+        let (stop, stopping) = watch::channel(false);
+        let (alive, _all_done) = tokio::sync::mpsc::channel(1);
+        let spec = Arc::new(WebSpec { pod: "a-pod".to_owned(), ..WebSpec::default() });
+        let server = tokio::spawn(serve_http(listener, spec, stopping, alive));
+        let (mut early, mut asked) = (connect(at).await?, connect(at).await?);
+        asked.write_all(b"GET /hostname HTTP/1.1\r\nHost: x\r\n\r\n").await?;
+        let mut first = [0; 12];
+        asked.read_exact(&mut first).await?;
+        // Both connections have been taken, as the later one has.
+        stop.send(true)?;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let mut late = connect(at).await?;
+        for client in [&mut early, &mut late] {
+            let text = ask(client).await?;
+            assert!(text.starts_with("HTTP/1.1 200") && text.contains("a-pod"), "{text:?}");
+        }
+        let mut rest = String::new();
+        // The one that had its answer and asks nothing more is let go.
+        tokio::time::timeout(LINGER / 2, asked.read_to_string(&mut rest)).await??;
+        assert!(rest.contains("a-pod"), "{rest:?}");
+        server.abort();
+        Ok(())
     }
 }
