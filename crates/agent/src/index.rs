@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::SystemTime;
 
+use ipnet::IpNet;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
 use k8s_openapi::api::networking::v1 as networking;
@@ -22,6 +23,7 @@ use towpath_model::{
     Service, ServiceCidr, Sharing, Uid, World,
 };
 use towpath_plan::Changed;
+use towpath_plan::added_ranges::{self, Within};
 use towpath_plan::dns::rules::Sources;
 use towpath_policy::compile::Touched;
 use tracing::warn;
@@ -123,6 +125,10 @@ pub trait Noun: Sized + PartialEq + Send + Serialize + DeserializeOwned + 'stati
     fn replace(world: &mut World, all: BTreeMap<Self::Key, Self>);
     /// Names it to whoever compiles policies.
     fn touch(_key: &Self::Key, _touched: &mut Touched) {}
+    /// Takes over what follows from others, as it was settled last, from the one that had the key: until it is [settled](Noun::settle) anew it holds.
+    fn inherit(&mut self, _before: &Self) {}
+    /// Works out what follows from all of them together, after one changed.
+    fn settle(_index: &mut Index) {}
     /// `metadata.uid` of kinds whose names are given again while what had them before is still heard of; empty: not known.
     fn uid(&self) -> Uid {
         Uid::default()
@@ -219,9 +225,17 @@ impl Noun for Node {
         touched.all();
     }
 
+    fn inherit(&mut self, before: &Self) {
+        self.put_in_force(before.added.in_force.clone());
+    }
+
+    fn settle(index: &mut Index) {
+        index.settle_pod_ranges();
+    }
+
     /// One that is no longer ready is where it was.
     fn is_same_to_policies(&self, other: &Self) -> bool {
-        let seen = |node: &Self| Self { ready: true, flannel: None, ..node.clone() };
+        let seen = |node: &Self| Self { ready: true, flannel: None, added: Default::default(), ..node.clone() };
         seen(self) == seen(other)
     }
 
@@ -507,6 +521,10 @@ pub struct Index {
     backends: BTreeMap<NodeName, Says>,
     predecessors: PredecessorConfig,
     service_cidrs: ServiceCidrs,
+    /// Where pod ranges that are added to nodes may be; none: nobody has said, and none is in force.
+    bounds: Option<Within>,
+    /// Why some of them are not in force.
+    refused_ranges: BTreeMap<NodeName, Vec<String>>,
     changes: Changes,
     synced: BTreeSet<Kind>,
     /// Kinds of which only an earlier run's knowledge is there.
@@ -711,6 +729,7 @@ impl Index {
         };
         if before != now {
             self.changes.kinds.insert(Kind::NodeNetwork);
+            self.settle_pod_ranges();
         }
     }
 
@@ -719,6 +738,37 @@ impl Index {
         if self.backends != all {
             self.backends = all;
             self.changes.kinds.insert(Kind::NodeNetwork);
+            self.settle_pod_ranges();
+        }
+    }
+
+    /// From now on pod ranges may be added to nodes that are in the cluster's and in none of the Services'.
+    pub fn bound_pod_ranges(&mut self, cluster: Vec<IpNet>, services: Vec<IpNet>) {
+        self.bounds = Some(Within::Cluster { cluster, services });
+        self.settle_pod_ranges();
+    }
+
+    /// Why pod ranges that were added to nodes are not in force, by node, for people.
+    pub fn refused_ranges(&self) -> &BTreeMap<NodeName, Vec<String>> {
+        &self.refused_ranges
+    }
+
+    /// Works out which of the ranges that were added to nodes are in force.
+    fn settle_pod_ranges(&mut self) {
+        let Some(bounds) = &self.bounds else { return };
+        let mut settled = added_ranges::settle(&self.world.nodes, &self.backends, bounds);
+        let before = std::mem::replace(&mut self.refused_ranges, std::mem::take(&mut settled.refused));
+        let mut changed = before != self.refused_ranges;
+        for (name, node) in &mut self.world.nodes {
+            let now = settled.in_force.remove(name).unwrap_or_default();
+            if node.added.in_force != now {
+                node.put_in_force(now);
+                self.changes.touched.all();
+                changed = true;
+            }
+        }
+        if changed {
+            self.touch(Kind::Node);
         }
     }
 
@@ -799,10 +849,11 @@ impl Index {
 
     /// An object is now so. `None`: it says something impossible and counts as absent.
     pub fn apply<N: Noun>(&mut self, key: N::Key, noun: Option<N>) {
-        let Some(noun) = noun else { return self.remove::<N>(&key) };
+        let Some(mut noun) = noun else { return self.remove::<N>(&key) };
         N::is_there(self, &key);
         N::heard_of(self, Some(&key));
         let before = N::all(&self.world).get(&key);
+        before.iter().for_each(|before| noun.inherit(before));
         if before == Some(&noun) {
             return;
         }
@@ -814,6 +865,7 @@ impl Index {
         if let Some(old) = N::put(&mut self.world, key, noun) {
             self.changes.services.extend(old.service().cloned());
         }
+        N::settle(self);
         self.end_what_is_over();
     }
 
@@ -836,6 +888,7 @@ impl Index {
             self.touch(N::KIND);
             N::touch(key, &mut self.changes.touched);
             self.changes.services.extend(old.service().cloned());
+            N::settle(self);
         }
         self.end_what_is_over();
     }
@@ -849,8 +902,11 @@ impl Index {
         self.end_what_is_over();
     }
 
-    fn replace<N: Noun>(&mut self, all: BTreeMap<N::Key, N>) {
+    fn replace<N: Noun>(&mut self, mut all: BTreeMap<N::Key, N>) {
         N::heard_of(self, None);
+        for (key, noun) in &mut all {
+            N::all(&self.world).get(key).iter().for_each(|before| noun.inherit(before));
+        }
         if *N::all(&self.world) != all {
             let known = N::all(&self.world);
             let same = |before: &N, noun: &N| before == noun || before.is_same_to_policies(noun);
@@ -863,6 +919,7 @@ impl Index {
             N::replace(&mut self.world, all.into_iter().collect());
             self.touch(N::KIND);
             self.changes.all_services |= matches!(N::KIND, Kind::Service | Kind::EndpointSlice);
+            N::settle(self);
         }
     }
 }
@@ -905,6 +962,73 @@ mod tests {
         }
         assert_eq!(due.led_to_by().len(), MOST_SINCE, "a measurement, not a leak");
         assert!(Changes::everything().since(due.led_to_by().to_vec()).led_to_by().contains(&then));
+    }
+
+    fn node(name: &str, assigned: &str, wanted: &str) -> Node {
+        let object = core::Node {
+            metadata: ObjectMeta {
+                name: Some(name.to_owned()),
+                annotations: Some([(towpath_model::POD_CIDRS_ANNOTATION.to_owned(), wanted.to_owned())].into()),
+                ..ObjectMeta::default()
+            },
+            spec: Some(core::NodeSpec { pod_cidrs: Some(vec![assigned.to_owned()]), ..core::NodeSpec::default() }),
+            ..core::Node::default()
+        };
+        Node::try_from(&object).unwrap()
+    }
+
+    fn apply_node(index: &mut Index, name: &str, assigned: &str, wanted: &str) {
+        index.apply(NodeName::new(name), Some(node(name, assigned, wanted)));
+    }
+
+    fn ranges(index: &Index, name: &str) -> Vec<String> {
+        index.world().nodes[&NodeName::new(name)].pod_cidrs.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn ranges_that_are_added_to_nodes_are_in_force_as_all_nodes_together_allow_and_a_heartbeat_changes_nothing() {
+        let mut index = Index::default();
+        apply_node(&mut index, "n1", "10.244.1.0/24", "10.245.1.0/24");
+        assert_eq!(ranges(&index, "n1"), ["10.244.1.0/24"], "nobody has said where they may be");
+        index.bound_pod_ranges(vec!["10.244.0.0/15".parse().unwrap()], Vec::new());
+        assert_eq!(ranges(&index, "n1"), ["10.244.1.0/24", "10.245.1.0/24"]);
+        apply_node(&mut index, "n0", "10.244.0.0/24", "10.245.0.0/16,10.0.0.0/24");
+        assert_eq!(ranges(&index, "n0"), ["10.244.0.0/24"]);
+        assert_eq!(index.refused_ranges()[&NodeName::new("n0")].len(), 2);
+        index.take_changes();
+        apply_node(&mut index, "n1", "10.244.1.0/24", "10.245.1.0/24");
+        index.reset(
+            ["n0", "n1"].map(|name| (NodeName::new(name), index.world().nodes[&NodeName::new(name)].clone())).into(),
+        );
+        assert!(index.take_changes().is_empty());
+        // Its own, or what another has, changes: both are looked at.
+        apply_node(&mut index, "n1", "10.244.1.0/24", "");
+        assert_eq!(
+            (ranges(&index, "n1"), ranges(&index, "n0")),
+            (vec!["10.244.1.0/24".to_owned()], vec!["10.244.0.0/24".to_owned(), "10.245.0.0/16".to_owned()])
+        );
+        let mut changes = index.take_changes();
+        assert!(changes.any(&[Kind::Node]) && changes.take_touched() == Touched::everything());
+        index.remove::<Node>(&NodeName::new("n0"));
+        assert!(index.refused_ranges().is_empty());
+    }
+
+    #[test]
+    fn a_range_that_is_taken_away_stays_while_its_node_says_that_it_is_used() {
+        let mut index = Index::default();
+        index.bound_pod_ranges(vec!["10.244.0.0/15".parse().unwrap()], Vec::new());
+        apply_node(&mut index, "n1", "10.244.1.0/24", "10.245.1.0/24");
+        let says = |ranges: &[&str]| Says {
+            added_ranges: ranges.iter().map(|range| range.parse().unwrap()).collect(),
+            ..Says::default()
+        };
+        index.say(NodeName::new("n1"), Some(says(&["10.245.1.0/24"])));
+        apply_node(&mut index, "n1", "10.244.1.0/24", "");
+        assert_eq!(ranges(&index, "n1"), ["10.244.1.0/24", "10.245.1.0/24"]);
+        index.take_changes();
+        index.say(NodeName::new("n1"), Some(says(&[])));
+        assert_eq!(ranges(&index, "n1"), ["10.244.1.0/24"]);
+        assert!(index.take_changes().any(&[Kind::Node]));
     }
 
     #[test]

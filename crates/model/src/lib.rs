@@ -5,6 +5,7 @@
 //! clock, a file or the network.
 #![forbid(unsafe_code)]
 
+pub mod added_ranges;
 pub mod address_pool;
 pub mod chosen;
 pub mod cluster_policy;
@@ -35,6 +36,7 @@ pub mod socket_services;
 pub mod uid;
 pub mod world;
 
+pub use added_ranges::{AddedRanges, POD_CIDRS_ANNOTATION};
 pub use address_pool::{AddressPool, AddressRange};
 pub use chosen::Chosen;
 pub use cluster_policy::{Action, ClusterNetworkPolicy, ClusterPeer, ClusterRule, ProtocolMatch, Subject, Tier};

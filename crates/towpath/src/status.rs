@@ -200,6 +200,9 @@ fn show(answers: &[NodeAnswer]) -> String {
                 status.node
             ));
         }
+        for range in &status.pod_ranges {
+            notes.push(format!("{}: addresses of {range}", status.node));
+        }
         for peer in &status.peers {
             let tunnel = peer.tunnel.map(|t| t.to_string()).unwrap_or_default();
             let network = peer.network.as_ref().map(|network| format!(" (still {network})")).unwrap_or_default();
