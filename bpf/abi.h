@@ -107,6 +107,10 @@ enum tp_pod_flag {
 	TP_POD_HOST_ONLY = 1 << 0,	/* labels unknown yet: everything denied but its own node */
 };
 
+/* Of host_mac[0], where the address itself has 0 (it is no group's): what is for the pod waits at its device's queue for its turn (a limit to what it
+ * receives), so it is handed to the device, and not past the queue into the pod's namespace. */
+#define TP_HOST_MAC_WAITS 1
+
 /* tp_pods: hash, address -> this. Pods of this node only; a pod with two families has two entries. A packet from a pod's
  * device whose source has no entry, or one with another ifindex or MAC, is dropped. */
 struct tp_pod {
@@ -116,7 +120,7 @@ struct tp_pod {
 	__u32 egress_set;
 	__u32 flags;			/* enum tp_pod_flag */
 	__u8 mac[6];			/* the pod's own */
-	__u8 host_mac[6];		/* the host side's */
+	__u8 host_mac[6];		/* the host side's, with TP_HOST_MAC_WAITS */
 	/* The same with the policies that are only audited, as if they were enforced: what they would deny is counted (tp_audited)
 	 * and told, and passes. 0: none of them selects the pod. */
 	__u32 ingress_audit_set;

@@ -5,19 +5,51 @@
 
 #define EINVAL 22
 
-/* Straight into a pod's namespace. */
+/*
+ * skb->mark of what was judged and is to wait at a pod's device. tp_to_pod, which sees it next, lets it pass as it is. Who can write it there is who can
+ * reach every pod of the node anyway: the kernel takes marks off what leaves a pod's namespace, and what the node's own processes send has no ingress
+ * device, without which it counts for nothing.
+ */
+#define TP_MARK_DELIVERED 0x7470d311
+
+/*
+ * Puts a packet into the queue of a pod's device, of which tp_to_pod lets it pass. What waits there counts against the buffer of the socket that sent it, in
+ * whatever namespace of this node that is: a TCP connection then waits for its own other end, but a socket of UDP serves many. A pod that takes little
+ * would have a DNS server wait for it, and with it everybody. So of the others a copy waits, which is nobody's.
+ */
+static __always_inline int tp_let_wait(struct __sk_buff *skb, const struct tp_work *w, __u32 ifindex)
+{
+	if (w->p.t.proto == IPPROTO_TCP)
+		return bpf_redirect(ifindex, 0);
+	bpf_clone_redirect(skb, ifindex, 0);
+	/* To no device: gone, and to its sender it was sent. */
+	return bpf_redirect(0, 0);
+}
+
+/*
+ * Straight into a pod's namespace; or, where what is for the pod waits for its turn (TP_HOST_MAC_WAITS), to the queue of its device, past which
+ * bpf_redirect_peer goes.
+ */
 TP_APART int tp_deliver(struct __sk_buff *skb, struct tp_work *w, const struct tp_ct_end *pod)
 {
 	__u32 ifindex;
+	int waits;
 
 	if (!w || !pod)
 		return TC_ACT_SHOT;
 	ifindex = pod->ifindex;
+	waits = pod->host_mac[0] & TP_HOST_MAC_WAITS;
 	tp_copy_mac(w->h.eth_dst, pod->mac);
 	tp_copy_mac(w->h.eth_src, pod->host_mac);
+	w->h.eth_src[0] &= ~TP_HOST_MAC_WAITS;
 	if (tp_forward_headers(skb, w))
 		return tp_drop(skb, TP_DROP_INTERNAL);
 	tp_count(TP_LOCAL_DELIVERY, skb->len);
+	if (waits) {
+		skb->mark = TP_MARK_DELIVERED;
+		tp_note(2, ifindex, TP_LOCAL_DELIVERY);
+		return tp_let_wait(skb, w, ifindex);
+	}
 	tp_note(1, ifindex, TP_LOCAL_DELIVERY);
 	return bpf_redirect_peer(ifindex, 0);
 }

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
-/* tcx egress of the host side of a pod's veth: what comes to a pod through the kernel's stack. */
+/* tcx egress of the host side of a pod's veth: what comes to a pod through the kernel's stack, and what tp_deliver has wait there. */
 
 /* Not for a pod's address: the node's own link-local housekeeping passes, nothing else does. */
 static __always_inline int tp_no_pod(struct __sk_buff *skb)
@@ -46,6 +46,17 @@ static __always_inline __u8 tp_generated_here(struct __sk_buff *skb, struct tp_w
 	return TP_OWN_YES;
 }
 
+/* Into the queue of the device, if there is one: what is no connection's of its own as a copy (tp_let_wait), which comes here again. */
+static __always_inline int tp_pass_to_pod(struct __sk_buff *skb, struct tp_work *w, __u8 waits)
+{
+	if (!waits || w->p.t.proto == IPPROTO_TCP)
+		return TC_ACT_OK;
+	w->passing = 1;
+	bpf_clone_redirect(skb, skb->ifindex, 0);
+	w->passing = 0;
+	return bpf_redirect(0, 0);
+}
+
 SEC("tc")
 int tp_to_pod(struct __sk_buff *skb)
 {
@@ -54,7 +65,15 @@ int tp_to_pod(struct __sk_buff *skb)
 	struct tp_pod *pod;
 	struct tp_ct *ct;
 	__u32 reason;
+	__u8 waits;
 
+	if (w && w->passing)
+		return TC_ACT_OK;
+	/* Judged, and counted, where it was handed over. */
+	if (skb->mark == TP_MARK_DELIVERED && skb->ingress_ifindex) {
+		skb->mark = 0;
+		return TC_ACT_OK;
+	}
 	if (!cfg || !w)
 		return TC_ACT_SHOT;
 	if (skb->protocol == bpf_htons(ETH_P_ARP)) {
@@ -67,6 +86,7 @@ int tp_to_pod(struct __sk_buff *skb)
 	pod = bpf_map_lookup_elem(&tp_pods, &w->p.t.daddr);
 	if (!pod || pod->ifindex != skb->ifindex)
 		return tp_no_pod(skb);
+	waits = pod->host_mac[0] & TP_HOST_MAC_WAITS;
 	if (reason)
 		return tp_drop(skb, reason);
 	if (tp_is_nd(&w->p))
@@ -78,7 +98,7 @@ int tp_to_pod(struct __sk_buff *skb)
 		reason = tp_track_error(skb, w, cfg);
 		if (reason)
 			return tp_drop(skb, reason);
-		return tp_restore_quoted(skb, w) ? tp_drop(skb, TP_DROP_INTERNAL) : TC_ACT_OK;
+		return tp_restore_quoted(skb, w) ? tp_drop(skb, TP_DROP_INTERNAL) : tp_pass_to_pod(skb, w, waits);
 	}
 	ct = tp_track(w, cfg, tp_ct_find(w, &w->p.t));
 	if (w->reason)
@@ -89,5 +109,5 @@ int tp_to_pod(struct __sk_buff *skb)
 		if (reason)
 			return tp_drop(skb, reason);
 	}
-	return TC_ACT_OK;
+	return tp_pass_to_pod(skb, w, waits);
 }

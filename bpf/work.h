@@ -212,6 +212,7 @@ struct tp_work {
 	__u8 own_node;			/* enum tp_own_node */
 	__u8 overtaken;			/* by another CPU, in entering a connection */
 	__u8 direct;			/* the node that it is sent to is asked to answer `sent` itself */
+	__u8 passing;			/* what tp_to_pod sees next is its own copy of a packet that it let pass: it sees it at once, before anything else */
 	__u8 restore;			/* the quoted packet was translated: its destination was nat.daddr, nat.dport */
 };
 

@@ -316,7 +316,7 @@ fn a_mac_that_a_pod_chose_is_its_own_on_the_link_and_nodes_need_not_ask_for_it()
     // With no agent, and with the next one.
     kill(wait("an agent", SOON, || lab_agent(cluster.name(), "n1"))?)?;
     chosen_macs_are_seen(&link, &[olds, news])?;
-    by(&cluster, "macvlan")?;
+    all_send_by(&cluster, "macvlan")?;
     chosen_macs_are_seen(&link, &[olds, news])?;
     all_reach_all(&cluster, &pods)?;
 

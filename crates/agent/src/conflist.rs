@@ -20,6 +20,7 @@ pub fn text(config: &AgentConfig) -> String {
         "name": NETWORK,
         "plugins": [{
             "type": "towpath-cni",
+            "capabilities": {"bandwidth": true},
             "socket": config.cni_socket(),
             "stateDir": config.state_dir,
         }],

@@ -20,7 +20,7 @@ use towpath_datapath::bpf::Adopted;
 use towpath_datapath::net::address::DeviceAddress;
 use towpath_model::custom::BackendName;
 use towpath_model::desired::{Clients, NodePeer, PodSets};
-use towpath_model::{NamespacedName, NodeName};
+use towpath_model::{AskedBandwidth, NamespacedName, NodeName};
 use towpath_plan::Changed;
 use towpath_plan::dns::FeedPlanner;
 use towpath_plan::peers::Tunnels;
@@ -53,6 +53,7 @@ use crate::{SharedIndex, own_node, read, write};
 
 mod addresses;
 mod attach;
+mod bandwidth;
 mod before;
 mod crowd;
 mod health_checks;
@@ -181,6 +182,8 @@ pub struct Reconciler {
     pod_sets: BTreeMap<IpAddr, PodSets>,
     /// Addresses of this node's pods whose sockets are left alone.
     at_device: BTreeSet<IpAddr>,
+    /// What this node's pods ask for of bandwidth, as it was applied last, by their addresses; none: it must be applied again.
+    bandwidth: Option<BTreeMap<IpAddr, AskedBandwidth>>,
     started: Instant,
     /// Whether packets can go by way of user space became another matter: ways must be looked at.
     due_ways: bool,
@@ -305,6 +308,7 @@ impl Reconciler {
             remains: Remains::default(),
             pod_sets: BTreeMap::new(),
             at_device: BTreeSet::new(),
+            bandwidth: None,
             started,
             due_ways: false,
             due: Changes::everything(),
@@ -404,6 +408,7 @@ impl Reconciler {
                         self.audit().await;
                         self.retry_mtu().await;
                         self.follow_mtu().await;
+                        self.retry_bandwidth().await;
                         self.teller.due = true;
                         self.look_for_preferred(&config.cni_conf_dir);
                         self.audit_at = Instant::now() + AUDIT;
@@ -585,6 +590,11 @@ impl Reconciler {
             if let Err(error) = self.apply_socket_services().await {
                 failures.insert("socket services", error);
             }
+        }
+        if due.any(&[Kind::Pod])
+            && let Err(error) = self.apply_bandwidth().await
+        {
+            failures.insert("bandwidth", error);
         }
         let host_ports = std::mem::take(&mut self.host_ports_due) && self.plan_host_ports();
         let mut unapplied = due.led_to_by().to_vec();

@@ -141,6 +141,7 @@ async fn collected(
     let ranges = report.refused_ranges.iter();
     problems.extend(ranges.flat_map(|(name, why)| why.iter().map(move |w| format!("ServiceCIDR {name}: {w}"))));
     problems.extend(report.refused_services.iter().chain(&report.misread_pods).map(ToString::to_string));
+    problems.extend(report.misread_bandwidth.iter().map(ToString::to_string));
     problems.extend(report.misread_policies.iter().chain(&report.aside).map(ToString::to_string));
     problems.extend(report.unenforced.iter().cloned());
     problems.extend(report.no_udp.clone());
@@ -192,9 +193,11 @@ async fn collected(
         Ok(kernel) => {
             status.pods = count(kernel.pods);
             status.pod_mtu = kernel.facts.pod_mtu;
+            status.limited = kernel.limited.iter().map(|(pod, limits)| format!("{pod} ({limits})")).collect();
             status.hints.extend(ways(report.backend, &mut status.peers, &kernel, said));
             problems.extend(kernel.problems);
             status.hints.extend(report.mtu_problems);
+            status.hints.extend(report.bandwidth_problems);
             status.hints.extend(kernel.released.lost);
             status.hints.extend(kernel.acceleration_notes);
         }

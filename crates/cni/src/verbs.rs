@@ -47,7 +47,8 @@ fn add(lookup: &impl Lookup, input: &[u8]) -> Result<Value, CniError> {
     let pod = environment::pod(lookup)?;
     let config = NetworkConfig::parse(input)?;
     let netns = open_netns(&path)?;
-    let request = Request::Add(AddRequest { attachment, network: config.name.clone(), netns: path, pod });
+    let (network, bandwidth) = (config.name.clone(), config.bandwidth);
+    let request = Request::Add(AddRequest { attachment, network, netns: path, pod, bandwidth });
     match agent::ask(&config.socket, &request, Some(&netns), ADD_PATIENCE).map_err(|e| unreachable(&config, &e))? {
         Reply::Added { result } => {
             let whole = match config.prev_result {

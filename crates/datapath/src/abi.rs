@@ -32,6 +32,7 @@ unsafe impl Plain for u32 {}
 unsafe impl Plain for u64 {}
 
 pub const TP_ABI_VERSION: u32 = 7;
+pub const TP_HOST_MAC_WAITS: u32 = 1;
 pub const TP_SNAT_PORT_MIN: u32 = 61000;
 pub const TP_SNAT_PORT_MAX: u32 = 65535;
 pub const TP_ALGORITHM_SHIFT: u32 = 24;

@@ -1,10 +1,11 @@
 //! The door to the kernel: an async, cloneable handle on the node's data path thread.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Instant;
 
 use ipnet::IpNet;
+use towpath_model::AskedBandwidth;
 use towpath_model::desired::{
     LocalPod, NodePeer, PolicyChanges, PolicyImage, RuleId, ServiceChanges, ServiceTable, SetId,
 };
@@ -172,6 +173,13 @@ impl Datapath {
     /// how many that is a change for. Open connections go on as they are.
     pub async fn apply_translated_at(&self, device: BTreeSet<IpAddr>) -> Result<usize, Error> {
         self.worker.call(move |node| node.apply_translated_at(&device)).await
+    }
+
+    /// How much pods of this node may receive and send, by what the annotations of those with these addresses ask for; others stay as they are, and so does a
+    /// limit of which an annotation means nothing. Each is followed while the pod runs. Pods whose namespaces are not found go on sending as they
+    /// did, and are named; the next full check tries again.
+    pub async fn apply_bandwidth(&self, asked: BTreeMap<IpAddr, AskedBandwidth>) -> Result<Applied, Error> {
+        self.worker.call(move |node| node.apply_bandwidth(&asked)).await
     }
 
     /// Deletes what a grace period protected. Call it every second or so.

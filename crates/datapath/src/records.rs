@@ -10,6 +10,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use towpath_model::Bandwidth;
 use towpath_model::desired::LocalPod;
 
 use crate::error::Error;
@@ -27,6 +28,12 @@ pub(crate) struct Record {
     pub pod: LocalPod,
     /// Name of the device inside the pod.
     pub ifname: String,
+    /// How much it may receive and send.
+    #[serde(default)]
+    pub bandwidth: Bandwidth,
+    /// The same by what the runtime said, where the pod itself asks for nothing.
+    #[serde(default)]
+    pub runtime_bandwidth: Bandwidth,
 }
 
 /// All records, by the name of the host device.
@@ -118,7 +125,7 @@ impl Records {
 
 #[cfg(test)]
 mod tests {
-    use towpath_model::NamespacedName;
+    use towpath_model::{NamespacedName, Rate};
 
     use super::*;
 
@@ -134,7 +141,8 @@ mod tests {
             netns_cookie: 9,
             pod_id: 7,
         };
-        Record { pod, ifname: "eth0".to_owned() }
+        let bandwidth = Bandwidth { ingress: Rate::new(8_000_000), egress: None };
+        Record { pod, ifname: "eth0".to_owned(), bandwidth, runtime_bandwidth: Bandwidth::default() }
     }
 
     #[test]
@@ -156,5 +164,21 @@ mod tests {
         let again = Records::open(directory.path().join("pods")).unwrap();
         assert_eq!(again.iter().collect::<Vec<_>>(), [&record("tp00000000001")]);
         assert!(directory.path().join("pods/tp00000000003.json").exists());
+    }
+
+    #[test]
+    fn a_record_of_before_there_were_limits_is_of_a_pod_without() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut records = Records::open(directory.path().to_owned()).unwrap();
+        records.put(record("tp00000000001")).unwrap();
+        let path = directory.path().join("tp00000000001.json");
+        let mut old: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        for field in ["bandwidth", "runtimeBandwidth"] {
+            assert!(old.as_object_mut().unwrap().remove(field).is_some());
+        }
+        fs::write(&path, old.to_string()).unwrap();
+        let again = Records::open(directory.path().to_owned()).unwrap();
+        let kept = again.get("tp00000000001").unwrap();
+        assert_eq!((kept.bandwidth, &kept.pod), (Bandwidth::default(), &record("tp00000000001").pod));
     }
 }

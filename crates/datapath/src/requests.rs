@@ -5,10 +5,9 @@ use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
-use towpath_model::NamespacedName;
-use towpath_model::NodeName;
 use towpath_model::custom::Acceleration;
 use towpath_model::desired::{LocalPod, NodeSettings, PodSets, Reach, TranslatedAt};
+use towpath_model::{Bandwidth, NamespacedName, NodeName};
 
 use crate::bpf;
 use crate::net;
@@ -57,6 +56,10 @@ pub struct AttachRequest {
     pub sets: Option<PodSets>,
     /// Where what it sends to Services is translated, from its first packet on.
     pub translated_at: TranslatedAt,
+    /// How much it may receive and send.
+    pub bandwidth: Bandwidth,
+    /// The same by what the runtime says, where the pod itself asks for nothing.
+    pub runtime_bandwidth: Bandwidth,
 }
 
 /// What pods' devices are to have, in bytes; new ones get the same.
@@ -134,6 +137,8 @@ pub struct NodeStatus {
     pub facts: NodeFacts,
     /// Pods that have a device.
     pub pods: usize,
+    /// Those of them that may not receive or send as much as they could.
+    pub limited: Vec<(NamespacedName, Bandwidth)>,
     /// Other nodes that were handed over.
     pub peers: usize,
     /// How the pods of each of them are reached.

@@ -7,6 +7,7 @@
 
 pub mod added_ranges;
 pub mod address_pool;
+pub mod bandwidth;
 pub mod chosen;
 pub mod cluster_policy;
 pub mod custom;
@@ -38,6 +39,7 @@ pub mod world;
 
 pub use added_ranges::{AddedRanges, POD_CIDRS_ANNOTATION};
 pub use address_pool::{AddressPool, AddressRange};
+pub use bandwidth::{AskedBandwidth, Bandwidth, Rate};
 pub use chosen::Chosen;
 pub use cluster_policy::{Action, ClusterNetworkPolicy, ClusterPeer, ClusterRule, ProtocolMatch, Subject, Tier};
 pub use domain_name::{DomainName, DomainNames};

@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 use towpath_wire::shared::Shared;
 
 use crate::{
-    Chosen, Invalid, Labels, NamespacedName, NodeName, PodIps, Protocol, Sharing, SocketServices, Uid, canonical,
+    AskedBandwidth, Chosen, Invalid, Labels, NamespacedName, NodeName, PodIps, Protocol, Sharing, SocketServices, Uid,
+    canonical,
 };
 
 /// A named container port: what a named port of a policy or a Service resolves to in this pod.
@@ -77,6 +78,9 @@ pub struct Pod {
     /// The addresses that it asks for; none: any.
     #[serde(default)]
     pub chosen: Option<Box<Chosen>>,
+    /// How much it may receive and send; none: it does not say.
+    #[serde(default)]
+    pub bandwidth: Option<Box<AskedBandwidth>>,
 }
 
 impl Pod {
@@ -174,6 +178,7 @@ impl TryFrom<&core::Pod> for Pod {
             ready: status.conditions.iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True"),
             socket_services: SocketServices::of(meta.annotations.as_ref()),
             chosen: Chosen::of(meta.annotations.as_ref()),
+            bandwidth: AskedBandwidth::of(meta.annotations.as_ref()),
             name,
         })
     }

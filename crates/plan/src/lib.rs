@@ -3,6 +3,7 @@
 
 pub mod added_ranges;
 pub mod backend;
+pub mod bandwidth;
 pub mod changed;
 pub mod cluster_cidrs;
 pub mod dns;

@@ -80,6 +80,7 @@ fn pod(index: usize) -> Pod {
         ready: true,
         socket_services: Default::default(),
         chosen: None,
+        bandwidth: None,
     }
 }
 

@@ -58,6 +58,7 @@ fn pod(index: usize, nodes: usize, apps: usize) -> Pod {
         ready: true,
         socket_services: Default::default(),
         chosen: None,
+        bandwidth: None,
     }
 }
 

@@ -40,6 +40,7 @@ fn pod(name: String, node: &str, labels: Labels, ip: IpAddr) -> Pod {
         ready: true,
         socket_services: Default::default(),
         chosen: None,
+        bandwidth: None,
     }
 }
 

@@ -46,6 +46,7 @@ fn pod(name: &str, node: &str, address: &str) -> Pod {
         ready: true,
         socket_services: Default::default(),
         chosen: None,
+        bandwidth: None,
     }
 }
 

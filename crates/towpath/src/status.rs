@@ -203,6 +203,9 @@ fn show(answers: &[NodeAnswer]) -> String {
         for range in &status.pod_ranges {
             notes.push(format!("{}: addresses of {range}", status.node));
         }
+        if !status.limited.is_empty() {
+            notes.push(format!("{}: limited bandwidth: {}", status.node, status.limited.join(", ")));
+        }
         for peer in &status.peers {
             let tunnel = peer.tunnel.map(|t| t.to_string()).unwrap_or_default();
             let network = peer.network.as_ref().map(|network| format!(" (still {network})")).unwrap_or_default();

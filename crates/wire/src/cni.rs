@@ -14,7 +14,7 @@ mod version;
 pub use attachment::{Attachment, Malformed};
 pub use config::NetworkConfig;
 pub use error::{CniError, ErrorCode};
-pub use message::{AddRequest, CheckRequest, DelRequest, MAX_MESSAGE, PodIdentity, Reply, Request};
+pub use message::{AddRequest, CheckRequest, DelRequest, MAX_MESSAGE, PodIdentity, Reply, Request, RuntimeBandwidth};
 pub use prefix::Prefix;
 pub use result::{AddResult, Dns, Interface, IpConfig, Route};
 pub use version::Version;

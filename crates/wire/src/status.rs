@@ -57,6 +57,10 @@ pub struct AgentStatus {
     /// (`towpath.dev/socket-services: disabled`).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub translated_at_device: Vec<String>,
+    /// Pods of this node that may not receive or send as much as they could, as `namespace/name (receives 10M, sends 5M)`, in bits a
+    /// second (`kubernetes.io/ingress-bandwidth`, `kubernetes.io/egress-bandwidth`).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub limited: Vec<String>,
     /// Backends in the kernel.
     pub backends: u32,
     /// Policies in force on this node.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use towpath_model::NamespacedName;
+use towpath_model::{Bandwidth, NamespacedName, Rate, bandwidth};
 use towpath_plan::ipam::IpamError;
 use towpath_wire::cni::{
     AddRequest, AddResult, Attachment, CheckRequest, CniError, DelRequest, Dns, ErrorCode, Interface, IpConfig,
@@ -164,6 +164,7 @@ impl<I: PodIndex, P: PodPlumber> Operations<I, P> {
     ) -> Result<AddResult, CniError> {
         let netns = container_namespace(netns)?;
         let owner = &request.attachment;
+        let bandwidth = runtime_bandwidth(request)?;
         let (isolation, choice) = tokio::select! {
             found = async { self.wait_ready().await?; self.isolation(request.pod.as_ref()).await } => found?,
             () = asker_gone.cancelled() => return Err(given_up(owner)),
@@ -186,7 +187,7 @@ impl<I: PodIndex, P: PodPlumber> Operations<I, P> {
         let reserve =
             |leases: &LeaseStore, (request, addresses): (AddRequest, Vec<IpAddr>)| leases.reserve(&request, &addresses);
         let lease = self.on_disk(reserve, (request.clone(), addresses)).await?;
-        let attached = match self.attach(request, &lease, netns, isolation, mac).await {
+        let attached = match self.attach(request, &lease, netns, isolation, mac, bandwidth).await {
             Ok(attached) => attached,
             Err(error) => return Err(self.undo(request, error).await),
         };
@@ -293,6 +294,7 @@ impl<I: PodIndex, P: PodPlumber> Operations<I, P> {
         netns: OwnedFd,
         isolation: Isolation,
         mac: Option<[u8; 6]>,
+        bandwidth: Bandwidth,
     ) -> Result<Attached, CniError> {
         let attach = self.plumber.attach(AttachRequest {
             attachment: request.attachment.clone(),
@@ -302,6 +304,7 @@ impl<I: PodIndex, P: PodPlumber> Operations<I, P> {
             gateways: self.leases.gateways(&lease.addresses),
             netns,
             isolation,
+            bandwidth,
         });
         match tokio::time::timeout(self.settings.attach_wait, attach).await {
             Ok(Ok(attached)) => Ok(attached),
@@ -507,6 +510,19 @@ impl<I: PodIndex, P: PodPlumber> Operations<I, P> {
     }
 }
 
+fn runtime_bandwidth(request: &AddRequest) -> Result<Bandwidth, CniError> {
+    let said = request.bandwidth.unwrap_or_default();
+    let rate = |name: &str, bits: u64| match Rate::new(bits) {
+        _ if bits == 0 => Ok(None),
+        Some(rate) => Ok(Some(rate)),
+        None => Err(CniError::new(
+            ErrorCode::InvalidConfig,
+            format!("{}: runtimeConfig.bandwidth: {name} {bits} is not {}", request.attachment, bandwidth::BOUNDS),
+        )),
+    };
+    Ok(Bandwidth { ingress: rate("ingressRate", said.ingress_rate)?, egress: rate("egressRate", said.egress_rate)? })
+}
+
 fn is_sandbox_of(identity: &PodIdentity, facts: &PodFacts) -> bool {
     identity.uid.is_empty() || facts.uid.as_ref().is_none_or(|uid| *uid == identity.uid)
 }
@@ -556,6 +572,7 @@ pub(super) fn plumb_error(what: &str, owner: &Attachment, error: &PlumbError) ->
     let code = match error {
         PlumbError::Again(_) => ErrorCode::TryAgain,
         PlumbError::Namespace(_) => ErrorCode::UnknownContainer,
+        PlumbError::Asked(_) => ErrorCode::InvalidConfig,
         PlumbError::Mismatch(_) => ErrorCode::Mismatch,
         PlumbError::Choice(_) => ErrorCode::Choice,
         PlumbError::Failed(_) => ErrorCode::Plumbing,

@@ -5,8 +5,8 @@ use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 
 use towpath_datapath::PodSurvey;
-use towpath_model::NamespacedName;
 use towpath_model::desired::LocalPod;
+use towpath_model::{Bandwidth, NamespacedName};
 use towpath_wire::cni::Attachment;
 
 use crate::ipam::check::KnownPod;
@@ -107,6 +107,8 @@ pub struct AttachRequest {
     pub netns: OwnedFd,
     /// What holds for its packets.
     pub isolation: Isolation,
+    /// Limits that the runtime asks for: those of the pod's own annotations come before them.
+    pub bandwidth: Bandwidth,
 }
 
 /// A device that was made.
@@ -147,6 +149,9 @@ pub enum PlumbError {
     /// The container's network namespace is gone or is none.
     #[error("{0}")]
     Namespace(String),
+    /// The pod asks for something that nobody can give it.
+    #[error("{0}")]
+    Asked(String),
     /// CHECK: the device is not as it was made.
     #[error("{0}")]
     Mismatch(String),

@@ -8,8 +8,11 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+use towpath_model::{Bandwidth, Rate};
 use towpath_plan::ipam::Usage;
-use towpath_wire::cni::{AddResult, Attachment, CheckRequest, CniError, DelRequest, ErrorCode, Reply, Request};
+use towpath_wire::cni::{
+    AddRequest, AddResult, Attachment, CheckRequest, CniError, DelRequest, ErrorCode, Reply, Request, RuntimeBandwidth,
+};
 
 use towpath_wire::ipam::{Kind, NodeAddresses};
 
@@ -124,6 +127,24 @@ async fn add_answers_with_what_was_made_and_del_leaves_nothing() {
     assert_eq!(rig.del("a").await, Reply::Done);
     assert_eq!(rig.del("a").await, Reply::Done, "again");
     assert_eq!((rig.kernel.devices().len(), rig.taken(), rig.queued()), (0, 0, 0));
+}
+
+#[tokio::test]
+async fn limits_of_the_runtime_come_with_the_device_and_nonsense_makes_none() {
+    let rig = Rig::start().await;
+    let ask = async |id: &str, ingress_rate, egress_rate| {
+        let bandwidth = Some(RuntimeBandwidth { ingress_rate, egress_rate });
+        rig.ask(Request::Add(AddRequest { bandwidth, ..request(id) })).await
+    };
+    assert!(matches!(ask("a", 8_000_000, 0).await, Reply::Added { .. }));
+    let limits = Bandwidth { ingress: Rate::new(8_000_000), egress: None };
+    assert_eq!(*rig.kernel.limits.lock().unwrap(), limits);
+    for (ingress, egress, name) in [(999, 0, "ingressRate 999"), (8_000, u64::MAX, "egressRate 18446744073709551615")] {
+        let Reply::Failed { error } = ask("b", ingress, egress).await else { panic!("made with {ingress}, {egress}") };
+        assert_eq!(error.code, ErrorCode::InvalidConfig);
+        assert!(error.to_string().contains(name) && error.to_string().contains("from 1k to 1P"), "{error}");
+    }
+    assert_eq!((rig.kernel.devices().len(), rig.taken()), (1, 1));
 }
 
 #[tokio::test]

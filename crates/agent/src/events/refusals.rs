@@ -30,6 +30,7 @@ use super::LONGEST;
 use crate::backoff::Backoff;
 use crate::index::Index;
 use crate::read;
+use crate::reconcile::Report;
 use crate::status::{SharedSources, Sources};
 
 /// How often refusals are looked at.
@@ -145,7 +146,8 @@ fn is_of_one_node(refusal: &Refusal) -> bool {
 
 fn refused(sources: &Sources) -> Vec<Refusal> {
     let report = sources.report.read().unwrap_or_else(PoisonError::into_inner);
-    let all = [&report.refused_services, &report.misread_pods, &report.misread_policies, &report.aside];
+    let Report { refused_services, misread_pods, misread_bandwidth, misread_policies, aside, .. } = &*report;
+    let all = [refused_services, misread_pods, misread_bandwidth, misread_policies, aside];
     all.into_iter().flatten().cloned().collect()
 }
 

@@ -14,6 +14,7 @@ pub(crate) fn request(id: &str) -> AddRequest {
         network: "towpath".into(),
         netns: format!("/run/netns/{id}"),
         pod: Some(PodIdentity { namespace: "default".into(), name: format!("pod-{id}"), uid: format!("uid-{id}") }),
+        bandwidth: None,
     }
 }
 

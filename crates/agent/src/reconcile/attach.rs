@@ -5,6 +5,7 @@ use std::future::Future;
 use towpath_model::desired::{LocalPod, PodSets, TranslatedAt};
 use tracing::warn;
 
+use super::bandwidth::Limits;
 use super::{Attach, Reconciler};
 use crate::cni_server::{AttachRequest, Attached, Isolation, PlumbError};
 
@@ -35,7 +36,14 @@ impl Reconciler {
                 }
                 (_, _, Ok(mtu)) => *mtu,
             };
-            let (attached, datapath) = (self.attach(*request, synced), self.datapath.clone());
+            let limits = match self.limits_of(&request.pod, request.bandwidth) {
+                Ok(limits) => limits,
+                Err(why) => {
+                    drop(reply.send(Err(PlumbError::Asked(why))));
+                    continue;
+                }
+            };
+            let (attached, datapath) = (self.attach(*request, synced, limits), self.datapath.clone());
             self.attaching.spawn(async move {
                 let answer = attached.await.map(|pod| Attached { pod, mtu });
                 if let Err(Ok(Attached { pod, .. })) = reply.send(answer) {
@@ -53,6 +61,7 @@ impl Reconciler {
         &self,
         request: AttachRequest,
         synced: bool,
+        Limits { bandwidth, runtime_bandwidth }: Limits,
     ) -> impl Future<Output = Result<LocalPod, PlumbError>> + Send + use<> {
         let sets = match request.isolation {
             Isolation::NotAPod => Some(PodSets::default()),
@@ -79,6 +88,8 @@ impl Reconciler {
             mtu: None,
             sets,
             translated_at,
+            bandwidth,
+            runtime_bandwidth,
         });
         let failed = |error: towpath_datapath::Error| {
             let said = error.to_string();

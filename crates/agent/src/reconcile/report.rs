@@ -42,6 +42,10 @@ pub struct Report {
     pub refused_services: Vec<Refusal>,
     /// Annotations of pods of this node that mean nothing.
     pub misread_pods: Vec<Refusal>,
+    /// Annotations of bandwidth of pods of this node that mean nothing.
+    pub misread_bandwidth: Vec<Refusal>,
+    /// Limits that could not be changed.
+    pub bandwidth_problems: Vec<String>,
     /// Pods of this node whose sockets are left alone because they, or their namespaces, ask for it, as `namespace/name`.
     pub at_device: Vec<String>,
     /// Who is in charge of Services and DNS.

@@ -391,6 +391,17 @@ impl Programs {
         self.policy.set_translated_at(pod, translated_at)
     }
 
+    /// Whether what is for a pod waits in the queue of its device from now on, or goes past it; whether that is a change. Open connections follow at their
+    /// next packets.
+    pub fn set_waits(&mut self, pod: &LocalPod, waits: bool) -> Result<bool> {
+        let outcome = self.policy.set_waits(pod, waits);
+        // Also of one that came no further than one of its addresses: the next call finds nothing different there.
+        if !matches!(outcome, Ok(false)) {
+            self.node.raise_revision()?;
+        }
+        outcome
+    }
+
     /// Forgets every pod that is not among these and purges its connections; how many addresses there were.
     pub fn retain_pods(&mut self, known: &[LocalPod]) -> Result<usize> {
         let gone = self.policy.retain_pods(known)?;

@@ -15,8 +15,8 @@ use super::config::{Changes, Isolation};
 use super::error::{Error, Result};
 use super::mirror::Mirror;
 use crate::abi::{
-    self, Addr, Be16, CidrKey, NetnsPod, Plain, RuleKey, SetClassKey, TP_POD_HOST_ONLY, TP_VERDICT_ALLOW,
-    TP_VERDICT_DENY,
+    self, Addr, Be16, CidrKey, NetnsPod, Plain, RuleKey, SetClassKey, TP_HOST_MAC_WAITS, TP_POD_HOST_ONLY,
+    TP_VERDICT_ALLOW, TP_VERDICT_DENY,
 };
 
 /// Bits of a rule key before the port.
@@ -151,6 +151,19 @@ fn with_sets(pod: abi::Pod, sets: PodSets, flags: u32) -> abi::Pod {
         flags,
         ..pod
     }
+}
+
+/// Whether what is for the pod waits at its device.
+fn waits(pod: &abi::Pod) -> bool {
+    pod.host_mac[0] & TP_HOST_MAC_WAITS as u8 != 0
+}
+
+fn waiting(mut pod: abi::Pod, waits: bool) -> abi::Pod {
+    pod.host_mac[0] &= !(TP_HOST_MAC_WAITS as u8);
+    if waits {
+        pod.host_mac[0] |= TP_HOST_MAC_WAITS as u8;
+    }
+    pod
 }
 
 /// The sets of an entry.
@@ -359,9 +372,23 @@ impl PolicyMaps {
             if self.pods.held().get(&address).is_some_and(|old| old.pod_id != pod.pod_id) {
                 reused.push(address);
             }
-            changes.written += usize::from(self.pods.put(address, isolated(fresh, isolation))?);
+            let waits = self.pods.held().get(&address).is_some_and(|old| old.pod_id == pod.pod_id && waits(old));
+            let entry = waiting(isolated(fresh, isolation), waits);
+            changes.written += usize::from(self.pods.put(address, entry)?);
         }
         Ok((changes, reused))
+    }
+
+    /// Whether what is for a pod waits at its device; whether that was different. Of a pod that is entered anew nothing waits.
+    pub(crate) fn set_waits(&mut self, pod: &LocalPod, waits: bool) -> Result<bool> {
+        let mut changed = false;
+        for address in pod.addresses.iter().map(|a| Addr::new(*a)) {
+            let held = self.pods.held().get(&address).filter(|held| held.pod_id == pod.pod_id).copied();
+            if let Some(held) = held {
+                changed |= self.pods.put(address, waiting(held, waits))?;
+            }
+        }
+        Ok(changed)
     }
 
     /// Has the socket hooks know a pod, or leave its sockets alone; whether that was different. Connections that are open stay as they

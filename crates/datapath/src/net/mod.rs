@@ -7,6 +7,7 @@
 
 pub mod address;
 pub mod address_news;
+pub mod bucket;
 pub mod card;
 pub mod error;
 pub mod filter;

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 
+use super::bucket::{self, Bucket};
 use super::error::Error;
 use super::netlink::{Netlink, Request};
 use super::route::{self, Route};
@@ -104,19 +105,23 @@ pub struct Mtu<'a> {
     pub cluster: &'a [IpNet],
 }
 
-/// Sets up the pod's side, in the pod's namespace, and brings it up.
+/// Sets up the pod's side, in the pod's namespace, and brings it up. `sends`: where what the pod sends waits for its turn.
 pub fn set_up_inside(
     netns: BorrowedFd<'_>,
     ifname: &str,
     addresses: &[(IpAddr, IpAddr)],
     host_mac: [u8; 6],
     mtu: Mtu<'_>,
+    sends: Option<Bucket>,
 ) -> Result<(), Error> {
     netns::within(netns, || {
         quiet_ipv6(ifname, addresses.iter().any(|(address, _)| address.is_ipv6()))?;
         let mut netlink = Netlink::open()?;
         let device = link::existing(&mut netlink, ifname)?.index;
         let lo = link::existing(&mut netlink, "lo")?.index;
+        if sends.is_some() {
+            bucket::ensure(&mut netlink, device, ifname, sends)?;
+        }
         let mut requests = vec![link::up(lo, "lo")];
         requests.extend(addresses.iter().map(|(address, _)| address::add(device, ifname, *address)));
         requests.push(link::up(device, ifname));

@@ -13,6 +13,7 @@ use tokio::sync::oneshot;
 use towpath_model::desired::LocalPod;
 
 use crate::error::Error;
+use crate::net::bucket::Bucket;
 use crate::net::netlink::Netlink;
 use crate::net::pod::Mtu;
 use crate::net::{self, link, pod};
@@ -37,6 +38,8 @@ pub(crate) struct Begun {
     pub(super) mtu: u32,
     pub(super) elsewhere: u32,
     pub(super) cluster: Vec<IpNet>,
+    /// Where what it sends waits for its turn.
+    pub(super) sends: Option<Bucket>,
 }
 
 /// A pod whose side somebody is at.
@@ -90,7 +93,7 @@ impl Begun {
     pub(super) fn finish(&self, netlink: &mut Netlink) -> Result<(), Error> {
         let pod = &self.pod;
         let mtu = Mtu { device: self.mtu, elsewhere: self.elsewhere, cluster: &self.cluster };
-        pod::set_up_inside(self.netns.as_fd(), &self.ifname, &self.pairs, pod.host_mac, mtu)?;
+        pod::set_up_inside(self.netns.as_fd(), &self.ifname, &self.pairs, pod.host_mac, mtu, self.sends)?;
         if !link::operational(netlink, &pod.host_device, CARRIER_PATIENCE)? {
             tracing::warn!(pod = %pod.name, device = pod.host_device, "the pod's device has no carrier yet");
         }

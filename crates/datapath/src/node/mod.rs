@@ -3,6 +3,7 @@
 //! Every step that can be undone by somebody else (a device, a route, a sysctl) is an `ensure_*` that compares and repairs
 //! (`ensure.rs`), so that opening, applying and auditing are the same code.
 
+mod bandwidth;
 mod ensure;
 mod finish;
 mod hooks;
@@ -202,6 +203,7 @@ impl Node {
         NodeStatus {
             facts: self.facts.clone(),
             pods: self.records.iter().count(),
+            limited: self.limited(),
             peers: self.peers.iter().filter(|p| !p.local).count(),
             reached: self.peers.iter().filter(|p| !p.local).map(|p| (p.name.clone(), p.reach)).collect(),
             beyond: self.beyond.clone(),

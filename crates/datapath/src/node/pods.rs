@@ -11,6 +11,7 @@ use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
+use towpath_model::Bandwidth;
 use towpath_model::desired::{LocalPod, TranslatedAt};
 
 use super::Node;
@@ -113,10 +114,11 @@ impl Node {
             made = link::create_veth(&mut self.netlink, &veth);
         }
         made.map_err(|e| refused(e.into()))?;
-        let pod = self.connect(pod, &request).map_err(|error| (true, error))?;
+        let pod = self.connect(pod, &request, mtu).map_err(|error| (true, error))?;
         let Mtu { device: _, elsewhere, cluster } = self.mtu_of(mtu);
         let cluster = cluster.to_vec();
-        Ok(Begun { pod, netns: request.netns, ifname: request.ifname, pairs, mtu, elsewhere, cluster })
+        let sends = request.bandwidth.egress.map(|rate| self.bucket(rate, mtu));
+        Ok(Begun { pod, netns: request.netns, ifname: request.ifname, pairs, mtu, elsewhere, cluster, sends })
     }
 
     fn remove_unfinished(&mut self, name: &str, device: &str) {
@@ -211,11 +213,13 @@ impl Node {
     }
 
     /// Programs, entries and the host side of a pair that was made.
-    fn connect(&mut self, mut pod: LocalPod, request: &AttachRequest) -> Result<LocalPod, Error> {
+    fn connect(&mut self, mut pod: LocalPod, request: &AttachRequest, mtu: u32) -> Result<LocalPod, Error> {
         let link = link::existing(&mut self.netlink, &pod.host_device)?;
         // An index is unique while the device lives, and never 0.
         (pod.ifindex, pod.pod_id) = (link.index, link.index);
-        self.records.put(Record { pod: pod.clone(), ifname: request.ifname.clone() })?;
+        let AttachRequest { ifname, bandwidth, runtime_bandwidth, .. } = request;
+        let (ifname, bandwidth, runtime_bandwidth) = (ifname.clone(), *bandwidth, *runtime_bandwidth);
+        self.records.put(Record { pod: pod.clone(), ifname, bandwidth, runtime_bandwidth })?;
         let quiet = link::no_link_local(link.index, &pod.host_device);
         match self.netlink.request(quiet) {
             // A kernel without IPv6.
@@ -226,6 +230,9 @@ impl Node {
         self.attach_programs(link.index, &pod.host_device)?;
         if let Some(programs) = &mut self.programs {
             programs.enter_pod(&pod, isolation, request.translated_at)?;
+        }
+        if bandwidth.ingress.is_some() {
+            self.ensure_receives(&pod, mtu, bandwidth.ingress)?;
         }
         let nodes = &self.config.settings.addresses;
         let requests = pod::host_side(link.index, &pod.host_device, pod.mac, &pod.addresses, nodes);
@@ -445,12 +452,13 @@ impl Node {
                 tombstone: None,
             });
         }
-        let pods: Vec<LocalPod> = self.records.iter().map(|r| r.pod.clone()).collect();
+        let pods: Vec<(LocalPod, Bandwidth)> = self.records.iter().map(|r| (r.pod.clone(), r.bandwidth)).collect();
         let mut wanted = Vec::new();
-        for pod in &pods {
+        for (pod, bandwidth) in &pods {
             match links.get(&pod.host_device).filter(|l| l.index == pod.ifindex) {
                 Some(link) => {
                     applied.note(self.ensure_pod(pod, link));
+                    applied.note(self.ensure_received(pod, link.mtu, *bandwidth));
                     let nodes = &self.config.settings.addresses;
                     wanted.extend(pod.addresses.iter().map(|a| pod::host_route(pod.ifindex, *a, nodes)));
                 }
@@ -460,7 +468,8 @@ impl Node {
                 }
             }
         }
-        let mine: BTreeSet<u32> = pods.iter().map(|p| p.ifindex).collect();
+        self.ensure_sent(applied);
+        let mine: BTreeSet<u32> = pods.iter().map(|(pod, _)| pod.ifindex).collect();
         match route::ensure(&mut self.netlink, MAIN_TABLE, |r| mine.contains(&r.device), &wanted) {
             Ok((changes, failed)) => {
                 applied.changes.extend(changes);

@@ -29,6 +29,7 @@ mod host_ports;
 mod ipip;
 mod kills;
 mod left_alone;
+mod limited;
 mod link;
 mod live;
 mod loader;

@@ -15,10 +15,12 @@ use anyhow::{Context as _, Result};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
+use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
+use towpath_model::{AskedBandwidth, Bandwidth};
 
 use super::events::Severity;
 use super::probes::{self, Finding, Target};
@@ -307,6 +309,7 @@ impl Worker {
             netns: sandbox.netns.clone(),
             pod: (self.pod.namespace().unwrap_or_default(), self.pod.name_any(), self.uid.clone()),
             port_mappings: mappings.collect(),
+            bandwidth: bandwidth(&self.pod),
             cache: self.context.layout.pod_run(&self.uid).join("cni-result.json"),
         }
     }
@@ -623,4 +626,19 @@ async fn mount_volumes(
         host_dir: &context.layout.node_host_dir(&context.node.name),
     })
     .await
+}
+
+/// What containerd tells plugins of the annotations (`toCNIBandWidth`). What means nothing is left to the network to refuse.
+fn bandwidth(pod: &Pod) -> Option<Value> {
+    let asked = AskedBandwidth::of(pod.metadata.annotations.as_ref())?;
+    let limits = asked.over(Bandwidth::default(), Bandwidth::default());
+    let mut told = serde_json::Map::new();
+    for (rate, name, burst) in
+        [(limits.ingress, "ingressRate", "ingressBurst"), (limits.egress, "egressRate", "egressBurst")]
+    {
+        if let Some(rate) = rate {
+            told.extend([(name.to_owned(), json!(rate.bits())), (burst.to_owned(), json!(u32::MAX))]);
+        }
+    }
+    (!told.is_empty()).then_some(Value::Object(told))
 }

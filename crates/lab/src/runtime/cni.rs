@@ -56,6 +56,8 @@ pub(crate) struct Attachment {
     pub(crate) pod: (String, String, String),
     /// hostPorts.
     pub(crate) port_mappings: Vec<PortMapping>,
+    /// What its annotations limit, as the `bandwidth` capability has it; none: nothing.
+    pub(crate) bandwidth: Option<Value>,
     /// File that keeps the result for DEL.
     pub(crate) cache: PathBuf,
 }
@@ -327,6 +329,9 @@ fn runtime_arguments(attachment: &Attachment) -> BTreeMap<&'static str, Value> {
     if !attachment.port_mappings.is_empty() {
         given.insert("portMappings", json!(attachment.port_mappings));
     }
+    if let Some(bandwidth) = &attachment.bandwidth {
+        given.insert("bandwidth", bandwidth.clone());
+    }
     given
 }
 
@@ -380,6 +385,7 @@ mod tests {
                 protocol: "tcp".to_owned(),
                 host_ip: String::new(),
             }],
+            bandwidth: Some(json!({"ingressRate": 1_000})),
             cache: "/nonexistent".into(),
         }
     }
@@ -396,7 +402,7 @@ mod tests {
         assert_eq!(first, json!({"type": "a", "name": "net", "cniVersion": "1.1.0"}));
         let second = plugin_config(&list, &list.plugins[1], Some(&json!({"ips": []})), Some(&attachment()));
         let mapping = json!([{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]);
-        assert_eq!(second["runtimeConfig"], json!({"portMappings": mapping}));
+        assert_eq!(second["runtimeConfig"], json!({"portMappings": mapping, "bandwidth": {"ingressRate": 1_000}}));
         assert_eq!(second["prevResult"], json!({"ips": []}));
         assert!(second.get("capabilities").is_none());
     }

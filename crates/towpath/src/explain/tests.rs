@@ -26,6 +26,7 @@ fn pod(name: &str, node: &str, ip: &str, label: &str) -> (NamespacedName, Pod) {
         ready: true,
         socket_services: Default::default(),
         chosen: None,
+        bandwidth: None,
     };
     (name, pod)
 }

@@ -153,6 +153,7 @@ mod tests {
             network: "towpath".to_owned(),
             netns: "/run/netns/x".to_owned(),
             pod: Some(PodIdentity { namespace: "shop".to_owned(), name: pod.to_owned(), uid: String::new() }),
+            bandwidth: None,
         };
         store.reserve(&request, &[]).unwrap();
         attachment

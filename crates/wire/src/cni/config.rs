@@ -5,7 +5,10 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 
 use super::attachment::is_identifier;
-use super::{AddResult, Attachment, CniError, DEFAULT_RUN_DIR, DEFAULT_STATE_DIR, ErrorCode, SOCKET_NAME, Version};
+use super::{
+    AddResult, Attachment, CniError, DEFAULT_RUN_DIR, DEFAULT_STATE_DIR, ErrorCode, RuntimeBandwidth, SOCKET_NAME,
+    Version,
+};
 
 /// A network configuration in the form that the runtime hands to one plugin of a list.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,12 +25,14 @@ pub struct NetworkConfig {
     pub prev_result: Option<AddResult>,
     /// GC: all attachments of this network that are still in use (`cni.dev/valid-attachments`).
     pub valid_attachments: Option<Vec<Attachment>>,
+    /// ADD: limits that the runtime asks for (`runtimeConfig.bandwidth`, for who declares the capability).
+    pub bandwidth: Option<RuntimeBandwidth>,
 }
 
 impl NetworkConfig {
     /// Reads what the runtime wrote to standard input.
     ///
-    /// Fields that are not ours (`capabilities`, `runtimeConfig`, `args`, …) are ignored, as the specification asks.
+    /// Fields that are not ours (`capabilities`, `args`, what else is in `runtimeConfig`, …) are ignored, as the specification asks.
     pub fn parse(bytes: &[u8]) -> Result<Self, CniError> {
         let object = Self::object(bytes)?;
         let version = Self::version_of(&object)?;
@@ -54,6 +59,7 @@ impl NetworkConfig {
             state_dir: path(&object, "stateDir")?.unwrap_or_else(|| DEFAULT_STATE_DIR.into()),
             prev_result,
             valid_attachments: valid_attachments(&object)?,
+            bandwidth: bandwidth(&object)?,
         })
     }
 
@@ -103,6 +109,16 @@ fn path(object: &Map<String, Value>, field: &str) -> Result<Option<PathBuf>, Cni
         Some(path) if Path::new(&path).is_absolute() => Ok(Some(path.into())),
         Some(path) => Err(invalid(format!("{field} {path:?} must be an absolute path"))),
         None => Ok(None),
+    }
+}
+
+/// The bursts that come with it are not used: ours follow from the rates.
+fn bandwidth(object: &Map<String, Value>) -> Result<Option<RuntimeBandwidth>, CniError> {
+    match object.get("runtimeConfig").and_then(|config| config.get("bandwidth")) {
+        None | Some(Value::Null) => Ok(None),
+        Some(value) => serde_json::from_value(value.clone())
+            .map(Some)
+            .map_err(|error| invalid(format!("runtimeConfig.bandwidth: {error}"))),
     }
 }
 

@@ -53,6 +53,20 @@ pub struct AddRequest {
     pub netns: String,
     /// The pod it is the sandbox of; none: a container that Kubernetes does not know.
     pub pod: Option<PodIdentity>,
+    /// Limits that the runtime asks for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bandwidth: Option<RuntimeBandwidth>,
+}
+
+/// What a container may receive and send, in bits a second, as the capability `bandwidth` has it (CONVENTIONS.md of the CNI
+/// specification). 0: as much as it can.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct RuntimeBandwidth {
+    /// What it receives.
+    pub ingress_rate: u64,
+    /// What it sends.
+    pub egress_rate: u64,
 }
 
 /// Detach a container. Also the content of a file in the queue of DELs.

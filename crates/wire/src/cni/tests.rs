@@ -112,6 +112,27 @@ fn a_configuration_names_socket_and_state() {
 }
 
 #[test]
+fn limits_of_the_runtime_are_read_and_its_bursts_are_not() {
+    let read = |runtime: Value| NetworkConfig::parse(&config(json!({ "runtimeConfig": runtime })));
+    let all =
+        json!({ "ingressRate": 8_000_000, "ingressBurst": 4_294_967_295_u64, "egressRate": 1_000, "egressBurst": 1 });
+    let limits = read(json!({ "bandwidth": all, "portMappings": [] })).unwrap().bandwidth;
+    assert_eq!(limits, Some(RuntimeBandwidth { ingress_rate: 8_000_000, egress_rate: 1_000 }));
+    let one = read(json!({ "bandwidth": { "egressRate": 5_000 } })).unwrap().bandwidth;
+    assert_eq!(one, Some(RuntimeBandwidth { ingress_rate: 0, egress_rate: 5_000 }));
+    for none in [json!({}), json!({ "bandwidth": null }), json!({ "portMappings": [] })] {
+        assert_eq!(read(none).unwrap().bandwidth, None);
+    }
+    for wrong in
+        [json!("8M"), json!({ "ingressRate": "8M" }), json!({ "ingressRate": -1 }), json!({ "egressRate": 1.5 })]
+    {
+        let error = read(json!({ "bandwidth": wrong })).unwrap_err();
+        assert_eq!(error.code, ErrorCode::InvalidConfig, "{wrong}");
+        assert!(error.to_string().contains("runtimeConfig.bandwidth"), "{error}");
+    }
+}
+
+#[test]
 fn wrong_configurations_are_refused_with_the_specifications_codes() {
     let cases: Vec<(Vec<u8>, u32, &str)> = vec![
         (b"".to_vec(), 6, "is empty"),
@@ -181,6 +202,7 @@ fn messages_survive_a_newer_and_an_older_other_side() {
         network: "towpath".into(),
         netns: "/run/netns/a".into(),
         pod: Some(PodIdentity { namespace: "default".into(), name: "web".into(), uid: String::new() }),
+        bandwidth: Some(RuntimeBandwidth { ingress_rate: 8_000_000, egress_rate: 0 }),
     });
     let mut value = serde_json::to_value(&add).unwrap();
     value["fromTheFuture"] = json!(true);

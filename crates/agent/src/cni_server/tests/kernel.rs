@@ -13,8 +13,8 @@ use std::time::Duration;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use towpath_datapath::PodSurvey;
-use towpath_model::NamespacedName;
 use towpath_model::desired::LocalPod;
+use towpath_model::{Bandwidth, NamespacedName};
 use towpath_wire::cni::{Attachment, Reply, Request};
 
 use super::super::*;
@@ -26,6 +26,8 @@ use crate::ipam::tests::{Failing, attached, name_of, request};
 pub(crate) struct Kernel {
     devices: Mutex<BTreeMap<String, (Device, Isolation)>>,
     refuse: Mutex<BTreeSet<Attachment>>,
+    /// What came with the latest request.
+    pub(crate) limits: Mutex<Bandwidth>,
     pub(crate) attached: AtomicU32,
     pub(crate) refuse_attach: AtomicBool,
     pub(crate) hang_attach: AtomicBool,
@@ -84,6 +86,7 @@ impl PodPlumber for Kernel {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         self.step()?;
+        *self.limits.lock().unwrap() = asked.bandwidth;
         let name = name_of(&asked.attachment);
         let device = Device { name: name.clone(), addresses: asked.addresses.clone() };
         {

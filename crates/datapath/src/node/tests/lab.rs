@@ -12,7 +12,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
 use tempfile::TempDir;
 use towpath_model::desired::{LocalPod, NodePeer, NodeSettings, PodSets, Reach, TranslatedAt, Vxlan};
-use towpath_model::{Family, NamespacedName, NodeName, family_of};
+use towpath_model::{Bandwidth, Family, NamespacedName, NodeName, family_of};
 
 use crate::net::link::{self, Veth};
 use crate::net::netlink::Netlink;
@@ -289,6 +289,8 @@ impl TestNode {
             mtu: None,
             sets,
             translated_at: TranslatedAt::Sockets,
+            bandwidth: Bandwidth::default(),
+            runtime_bandwidth: Bandwidth::default(),
         }
     }
 

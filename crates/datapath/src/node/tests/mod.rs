@@ -1,5 +1,6 @@
 //! Real packets through real namespaces: the network beneath the programs, and with them.
 
+mod bandwidth;
 mod beneath;
 mod clsact;
 mod door;

@@ -41,6 +41,7 @@ fn pod(name: &str, on: &str, ips: &[&str], host_ports: Vec<HostPort>) -> Pod {
         ready: false,
         socket_services: Default::default(),
         chosen: None,
+        bandwidth: None,
     }
 }
 

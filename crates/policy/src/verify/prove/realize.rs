@@ -291,6 +291,7 @@ fn pod(name: NamespacedName, actor: &Actor, named_ports: Vec<NamedPort>) -> Pod 
         ready: true,
         socket_services: SocketServices::default(),
         chosen: None,
+        bandwidth: None,
     }
 }
 
