@@ -6,6 +6,7 @@
 //! them is [recalled](Index::recall)).
 
 mod nouns;
+mod pod_ranges;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::SystemTime;
@@ -14,6 +15,7 @@ use tokio::sync::mpsc;
 use towpath_model::desired::PolicyRef;
 use towpath_model::{NamespacedName, NetworkPolicy, NodeName, Pod, ServiceCidr, Uid, World};
 use towpath_plan::Changed;
+use towpath_plan::added_ranges::Within;
 use towpath_plan::dns::rules::Sources;
 use towpath_policy::compile::Touched;
 
@@ -166,6 +168,10 @@ pub struct Index {
     backends: BTreeMap<NodeName, Says>,
     predecessors: PredecessorConfig,
     service_cidrs: ServiceCidrs,
+    /// Where pod ranges that are added to nodes may be; none: nobody has said, and none is in force.
+    bounds: Option<Within>,
+    /// Why some of them are not in force.
+    refused_ranges: BTreeMap<NodeName, Vec<String>>,
     changes: Changes,
     synced: BTreeSet<Kind>,
     /// Kinds of which only an earlier run's knowledge is there.
@@ -370,6 +376,7 @@ impl Index {
         };
         if before != now {
             self.changes.kinds.insert(Kind::NodeNetwork);
+            self.settle_pod_ranges();
         }
     }
 
@@ -378,6 +385,7 @@ impl Index {
         if self.backends != all {
             self.backends = all;
             self.changes.kinds.insert(Kind::NodeNetwork);
+            self.settle_pod_ranges();
         }
     }
 
@@ -458,10 +466,11 @@ impl Index {
 
     /// An object is now so. `None`: it says something impossible and counts as absent.
     pub fn apply<N: Noun>(&mut self, key: N::Key, noun: Option<N>) {
-        let Some(noun) = noun else { return self.remove::<N>(&key) };
+        let Some(mut noun) = noun else { return self.remove::<N>(&key) };
         N::is_there(self, &key);
         N::heard_of(self, Some(&key));
         let before = N::all(&self.world).get(&key);
+        before.iter().for_each(|before| noun.inherit(before));
         if before == Some(&noun) {
             return;
         }
@@ -473,6 +482,7 @@ impl Index {
         if let Some(old) = N::put(&mut self.world, key, noun) {
             self.changes.services.extend(old.service().cloned());
         }
+        N::settle(self);
         self.end_what_is_over();
     }
 
@@ -495,6 +505,7 @@ impl Index {
             self.touch(N::KIND);
             N::touch(key, &mut self.changes.touched);
             self.changes.services.extend(old.service().cloned());
+            N::settle(self);
         }
         self.end_what_is_over();
     }
@@ -508,8 +519,11 @@ impl Index {
         self.end_what_is_over();
     }
 
-    fn replace<N: Noun>(&mut self, all: BTreeMap<N::Key, N>) {
+    fn replace<N: Noun>(&mut self, mut all: BTreeMap<N::Key, N>) {
         N::heard_of(self, None);
+        for (key, noun) in &mut all {
+            N::all(&self.world).get(key).iter().for_each(|before| noun.inherit(before));
+        }
         if *N::all(&self.world) != all {
             let known = N::all(&self.world);
             let same = |before: &N, noun: &N| before == noun || before.is_same_to_policies(noun);
@@ -522,6 +536,7 @@ impl Index {
             N::replace(&mut self.world, all.into_iter().collect());
             self.touch(N::KIND);
             self.changes.all_services |= matches!(N::KIND, Kind::Service | Kind::EndpointSlice);
+            N::settle(self);
         }
     }
 }

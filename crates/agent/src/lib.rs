@@ -82,7 +82,7 @@ use masquerade::NonMasquerade;
 use node_network::kept::Kept;
 use node_network::publish::{self, Publisher};
 use predecessor::host_local::HostLocal;
-use reconcile::{Reconciler, Request};
+use reconcile::{Reconciler, Request, Stopped};
 use service_ranges::Ranges;
 use settings::{OwnNode, Parsed};
 use sole::Sole;
@@ -98,9 +98,11 @@ pub enum Ended {
     Told,
     /// The cluster's NetworkConfig says something else now. It is kept on disk, and an agent that starts anew goes by it.
     ConfigChanged,
+    /// This node has other addresses or pod ranges now: an agent that starts anew opens the data path with them.
+    NodeChanged,
 }
 
-/// Runs the agent until `shutdown`, or until the cluster's configuration changes. What is in the kernel stays there and goes on working.
+/// Runs the agent until `shutdown`, or until the cluster's configuration or this node's own addresses or pod ranges change. What is in the kernel stays there and goes on working.
 ///
 /// # Errors
 /// The configuration is wrong, the kernel refuses, or an essential task died; the process should be started again.
@@ -150,6 +152,7 @@ async fn run_until(config: AgentConfig, shutdown: CancellationToken) -> Result<E
         index.ask_about_namespaces(parsed.node.clone(), asking);
         index.remember_policies(former);
         index.say_all(Kept::open(&config.state_dir).said().clone());
+        index.bound_pod_ranges(parsed.cluster_cidrs.clone(), parsed.service_cidrs.clone());
     }
     let outliving = owned(outliving::answer(client.clone(), questions, updates.clone()));
     let mut watches = watch::watch_all(&client, &updates);
@@ -167,6 +170,7 @@ async fn run_until(config: AgentConfig, shutdown: CancellationToken) -> Result<E
     let datapath = open_datapath(&config, &parsed, &own, &ranges, &non_masquerade).await?;
     let before = HostLocal::new(&config.cni_state_dir);
     let leases = Arc::new(LeaseStore::open(&config.state_dir, &own.pod_cidrs, Arc::new(RealDisk))?.after(before));
+    leases.close(&own.closed);
     let (requests, request_inbox) = mpsc::channel::<Request>(1024);
     let feed = feed::Client::start(config.carry_socket());
     let ends = reconcile::Ends { index: index.clone(), datapath: datapath.clone(), leases: leases.clone(), feed };
@@ -247,7 +251,10 @@ async fn run_until(config: AgentConfig, shutdown: CancellationToken) -> Result<E
 
     let outcome = tokio::select! {
         () = shutdown.cancelled() => Ok(Ended::Told),
-        ended = &mut loop_task => Err(anyhow::anyhow!("the reconcile loop ended: {ended:?}")),
+        ended = &mut loop_task => match ended {
+            Ok(Stopped::NodeChanged) => Ok(Ended::NodeChanged),
+            ended => Err(anyhow::anyhow!("the reconcile loop ended: {ended:?}")),
+        },
         () = config_changed => Ok(Ended::ConfigChanged),
         () = cni.ended() => Err(anyhow::anyhow!("the CNI server ended")),
         Some(ended) = watches.join_next() => Err(anyhow::anyhow!("a watch ended: {ended:?}")),

@@ -1,8 +1,10 @@
 //! Who this node is: what the data path cannot be opened without, waited for when the agent starts.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use ipnet::IpNet;
 use tokio::sync::{mpsc, watch as channel};
 use towpath_datapath::net::address::DeviceAddress;
 use towpath_datapath::net::netlink::Netlink;
@@ -10,8 +12,13 @@ use towpath_wire::config::AgentConfig;
 use tracing::warn;
 
 use crate::cni_server::Readiness;
-use crate::settings::{OwnNode, Parsed};
+use crate::settings::{Here, OwnNode, Parsed};
 use crate::{SharedIndex, counts, index, read, watch, write};
+
+/// Where it is kept what is known of this node.
+pub(crate) fn file(config: &AgentConfig) -> PathBuf {
+    config.state_dir.join("node.json")
+}
 
 /// All addresses of this network namespace.
 pub(crate) async fn own_addresses() -> Result<Vec<DeviceAddress>> {
@@ -27,7 +34,7 @@ pub(crate) async fn own_node(
     inbox: &mut mpsc::Receiver<watch::Update>,
     ready: &channel::Sender<Readiness>,
 ) -> Result<OwnNode> {
-    let path = config.state_dir.join("node.json");
+    let path = file(config);
     let kept = match OwnNode::load(&path) {
         Ok(kept) => kept,
         Err(error) => {
@@ -35,6 +42,10 @@ pub(crate) async fn own_node(
             None
         }
     };
+    let addresses = own_addresses().await?;
+    let before = kept.clone();
+    // Whether pods have addresses of it is seen when leases are read; until then what was in use is.
+    let still = |range: &IpNet| before.as_ref().is_some_and(|own| own.pod_cidrs.contains(range));
     let mut told = String::new();
     let patience = tokio::time::sleep(Duration::from_secs(3));
     tokio::pin!(patience);
@@ -42,7 +53,7 @@ pub(crate) async fn own_node(
         let reason = {
             let index = read(index);
             match index.world().nodes.get(&parsed.node) {
-                Some(node) => match OwnNode::of(node, parsed) {
+                Some(node) => match OwnNode::of(node, parsed, &Here { addresses: &addresses, still: &still }) {
                     Ok(own) => {
                         own.store(&path)?;
                         return Ok(own);

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -17,6 +17,7 @@ use tokio::time::{sleep_until, timeout_at};
 use towpath_carry::feed;
 use towpath_datapath::Datapath;
 use towpath_datapath::bpf::Adopted;
+use towpath_datapath::net::address::DeviceAddress;
 use towpath_model::custom::BackendName;
 use towpath_model::desired::{Clients, NodePeer, PodSets};
 use towpath_model::{AskedBandwidth, NamespacedName, NodeName};
@@ -48,7 +49,7 @@ use crate::service_ranges::Ranges;
 use crate::settings::{OwnNode, Parsed};
 use crate::udp::Carried;
 use crate::watch::Update;
-use crate::{SharedIndex, read, write};
+use crate::{SharedIndex, own_node, read, write};
 
 mod addresses;
 mod attach;
@@ -104,12 +105,24 @@ pub enum Request {
 
 type Attach = (Box<AttachRequest>, oneshot::Sender<Result<Attached, PlumbError>>);
 
+/// Why the loop ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stopped {
+    /// Nobody tells it anything any more.
+    Unheard,
+    /// This node's own addresses or ranges are others.
+    NodeChanged,
+}
+
 /// The planners and the data path they feed.
 pub struct Reconciler {
     node: NodeName,
     parsed: Parsed,
-    /// What the data path was opened with.
+    /// What the data path was opened with, and where it is kept.
     own: OwnNode,
+    own_file: PathBuf,
+    /// Addresses of this network namespace at the start.
+    own_addresses: Vec<DeviceAddress>,
     /// This node has other addresses or ranges now: only a new start can follow.
     moved: bool,
     dns: Vec<IpAddr>,
@@ -256,6 +269,8 @@ impl Reconciler {
             node: parsed.node.clone(),
             parsed: parsed.clone(),
             own: own.clone(),
+            own_file: own_node::file(config),
+            own_addresses: own_node::own_addresses().await?,
             moved: false,
             dns: settings.dns_addresses,
             index,
@@ -351,7 +366,7 @@ impl Reconciler {
         mut requests: mpsc::Receiver<Request>,
         ready: watch::Sender<Readiness>,
         config: AgentConfig,
-    ) {
+    ) -> Stopped {
         let mut addresses = addresses::Followed::by(&self.datapath).await;
         let mut sweep = tokio::time::interval(SWEEP);
         sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -361,12 +376,12 @@ impl Reconciler {
             tokio::select! {
                 update = updates.recv() => match update {
                     Some(update) => self.take(update, &mut updates).await,
-                    None => return,
+                    None => return Stopped::Unheard,
                 },
                 request = requests.recv() => match request {
                     Some(Request::Attach { request, reply }) => attaches.push((request, reply)),
                     Some(Request::Learn(lesson)) => lessons.push(lesson),
-                    None => return,
+                    None => return Stopped::Unheard,
                 },
                 () = sleep_until(retry.into()) => self.retry_at = None,
                 () = self.udp.changed() => self.due_ways = true,
@@ -431,8 +446,8 @@ impl Reconciler {
                     }
                 }
                 if self.moved {
-                    error!(was = ?self.own, "this node has other addresses or pod ranges now: starting again with them");
-                    return;
+                    warn!(was = ?self.own, "this node has other addresses or pod ranges now: starting anew with them");
+                    return Stopped::NodeChanged;
                 }
                 self.become_ready(&ready, &config);
             } else {
@@ -544,10 +559,10 @@ impl Reconciler {
             Changed::Services(changed) => changed.contains(&api_server()),
         };
         self.host_ports_due |= api_moved || due.any(&[Kind::Node, Kind::Pod]);
+        self.moved |= (due.any(&[Kind::Node]) || self.range_is_left()) && self.own_node_moved();
         if due.is_empty() && !self.policy_due && !self.host_ports_due && !drained && !self.ways_are_due() {
             return true;
         }
-        self.moved |= due.any(&[Kind::Node]) && self.own_node_moved();
         let begun = Instant::now();
         let mut failures: BTreeMap<&'static str, String> = BTreeMap::new();
         if let Err(error) = non_masquerade {

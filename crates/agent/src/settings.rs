@@ -13,7 +13,7 @@ use towpath_datapath::bpf::Limits;
 use towpath_datapath::net::address::DeviceAddress;
 use towpath_model::custom::NodeNetworkSpec;
 use towpath_model::desired::{NodeSettings, Vxlan};
-use towpath_model::{Family, Node, NodeName, NodePortAddresses, family_of};
+use towpath_model::{Family, Node, NodeName, NodePortAddresses, POD_CIDRS_ANNOTATION, family_of};
 use towpath_wire::config::ipnet_text::Cidr;
 use towpath_wire::config::{AgentConfig, MapLimits};
 
@@ -74,23 +74,28 @@ pub fn parse_node_name(config: &AgentConfig) -> Result<NodeName> {
 /// # Errors
 /// Both ranges, by name.
 pub fn refuse_underlay_overlap(node: &NodeName, own: &OwnNode, addresses: &[DeviceAddress]) -> Result<()> {
-    let devices: Vec<u32> =
-        addresses.iter().filter(|held| own.addresses.contains(&held.address)).map(|held| held.device).collect();
-    for held in addresses.iter().filter(|held| devices.contains(&held.device) && !held.ours) {
-        let Ok(network) = IpNet::new(held.address, held.prefix_len) else { continue };
-        if network.prefix_len() == network.max_prefix_len() {
-            continue;
-        }
-        let overlaps = |cidr: &&IpNet| network.contains(&cidr.network()) || cidr.contains(&network.network());
-        if let Some(cidr) = own.pod_cidrs.iter().find(overlaps) {
-            bail!(
-                "node {node}: its pod range {cidr} overlaps the node's own network {}; choose pod ranges \
-                 (kube-controller-manager's --cluster-cidr) that are used nowhere else",
-                network.trunc()
-            );
-        }
+    if let Some((cidr, network)) = underlay_overlap(&own.addresses, &own.pod_cidrs, addresses) {
+        bail!(
+            "node {node}: its pod range {cidr} overlaps the node's own network {network}; choose pod ranges \
+             (kube-controller-manager's --cluster-cidr) that are used nowhere else"
+        );
     }
     Ok(())
+}
+
+/// The first of some pod ranges that overlaps a network which one of the node's own addresses is in, and that network.
+fn underlay_overlap(own: &[IpAddr], ranges: &[IpNet], addresses: &[DeviceAddress]) -> Option<(IpNet, IpNet)> {
+    let devices: Vec<u32> =
+        addresses.iter().filter(|held| own.contains(&held.address)).map(|held| held.device).collect();
+    let networks = addresses
+        .iter()
+        .filter(|held| devices.contains(&held.device) && !held.ours)
+        .filter_map(|held| IpNet::new(held.address, held.prefix_len).ok())
+        .filter(|network| network.prefix_len() < network.max_prefix_len());
+    networks.map(|network| network.trunc()).find_map(|network| {
+        let overlaps = |cidr: &&IpNet| network.contains(&cidr.network()) || cidr.contains(&network.network());
+        ranges.iter().find(overlaps).map(|cidr| (*cidr, network))
+    })
 }
 
 /// Parses and checks a configuration.
@@ -167,26 +172,44 @@ pub fn cgroup2(configured: &Path) -> Result<PathBuf> {
 pub struct OwnNode {
     /// Its addresses.
     pub addresses: Vec<IpAddr>,
-    /// Its pod ranges.
+    /// Its pod ranges, with those that were added to its `spec.podCIDRs` behind them.
     pub pod_cidrs: Vec<IpNet>,
+    /// Those that were added.
+    #[serde(default)]
+    pub added: Vec<IpNet>,
+    /// Those of them that nobody asks for any more and that pods still have addresses of: they give no more.
+    #[serde(default)]
+    pub closed: Vec<IpNet>,
+    /// Why ranges that were added are not used on this node, for people.
+    #[serde(skip)]
+    pub refused: Vec<String>,
+}
+
+/// What decides here whether a range that was added is used.
+#[derive(Clone, Copy)]
+pub struct Here<'a> {
+    /// Addresses of this network namespace.
+    pub addresses: &'a [DeviceAddress],
+    /// Whether pods have addresses of a range that nobody asks for any more.
+    pub still: &'a dyn Fn(&IpNet) -> bool,
 }
 
 impl OwnNode {
-    /// From the node's object; the reason why it cannot be used yet.
+    /// From the node's object; the reason why it cannot be used yet. A range that was added and cannot be used here costs itself.
     ///
     /// # Errors
     /// No address, no pod range, or a pod range that does not fit the cluster's ranges.
-    pub fn of(node: &Node, config: &Parsed) -> Result<Self> {
+    pub fn of(node: &Node, config: &Parsed, here: &Here<'_>) -> Result<Self> {
         if node.internal_ips.is_empty() {
             bail!("node {} has no InternalIP in status.addresses yet: kubelet sets it", node.name);
         }
-        if node.pod_cidrs.is_empty() {
+        if node.assigned().next().is_none() {
             bail!(
                 "node {} has no spec.podCIDRs yet: the controller manager (--allocate-node-cidrs) or `towpath controller` gives it one",
                 node.name
             );
         }
-        for cidr in &node.pod_cidrs {
+        for cidr in node.assigned() {
             if let Some(service) =
                 config.service_cidrs.iter().find(|s| s.contains(&cidr.network()) || cidr.contains(&s.network()))
             {
@@ -196,7 +219,31 @@ impl OwnNode {
                 bail!("node {}: its pod range {cidr} holds the node's own address {ip}", node.name);
             }
         }
-        Ok(Self { addresses: node.internal_ips.clone(), pod_cidrs: node.pod_cidrs.clone() })
+        let mut own = Self {
+            addresses: node.internal_ips.clone(),
+            pod_cidrs: node.assigned().copied().collect(),
+            added: Vec::new(),
+            closed: Vec::new(),
+            refused: Vec::new(),
+        };
+        for range in &node.added.in_force {
+            if let Some(network) = underlay_overlap(&own.addresses, std::slice::from_ref(range), here.addresses) {
+                own.refused.push(format!(
+                    "pod range {range} ({POD_CIDRS_ANNOTATION}) is not used: it overlaps the node's own network {}",
+                    network.1
+                ));
+                continue;
+            }
+            if !node.added.wanted.contains(range) {
+                if !(here.still)(range) {
+                    continue;
+                }
+                own.closed.push(*range);
+            }
+            own.pod_cidrs.push(*range);
+            own.added.push(*range);
+        }
+        Ok(own)
     }
 
     /// What the node tells the others that it offers.
@@ -206,6 +253,7 @@ impl OwnNode {
             tunnel_address: Some(facts.tunnel_address.to_string()),
             tunnel_mac: Some(mac.join(":")),
             pod_cidrs: self.pod_cidrs.iter().map(ToString::to_string).collect(),
+            added_pod_cidrs: self.added.iter().map(ToString::to_string).collect(),
         }
     }
 
@@ -273,10 +321,44 @@ mod tests {
             internal_ips: ips.iter().map(|i| i.parse().unwrap()).collect(),
             other_ips: Vec::new(),
             created: 0,
+            added: Default::default(),
             flannel: None,
             pod_cidrs: cidrs.iter().map(|c| c.parse().unwrap()).collect(),
             ready: true,
         }
+    }
+
+    fn of(node: &Node) -> Result<OwnNode> {
+        OwnNode::of(node, &config(), &Here { addresses: &[], still: &|_| false })
+    }
+
+    fn nets(texts: &[&str]) -> Vec<IpNet> {
+        texts.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn ranges_that_were_added_are_used_closed_or_left_out_and_never_keep_the_node_from_its_work() {
+        let mut node = node(&["10.244.9.5"], &["10.244.0.0/24"]);
+        node.added.wanted = nets(&["10.245.1.0/24", "10.244.8.0/23"]);
+        node.put_in_force(nets(&["10.245.1.0/24", "10.244.8.0/23", "10.245.2.0/24", "10.245.3.0/24"]));
+        let held = |text: &str| {
+            let net: IpNet = text.parse().unwrap();
+            DeviceAddress {
+                device: 2,
+                address: net.addr(),
+                prefix_len: net.prefix_len(),
+                ours: false,
+                tentative: false,
+            }
+        };
+        let still = |range: &IpNet| *range == "10.245.3.0/24".parse().unwrap();
+        let addresses = [held("10.244.9.5/24")];
+        let own = OwnNode::of(&node, &config(), &Here { addresses: &addresses, still: &still }).unwrap();
+        assert_eq!(own.pod_cidrs, nets(&["10.244.0.0/24", "10.245.1.0/24", "10.245.3.0/24"]));
+        assert_eq!((own.added, own.closed), (nets(&["10.245.1.0/24", "10.245.3.0/24"]), nets(&["10.245.3.0/24"])));
+        assert!(own.refused.len() == 1 && own.refused[0].contains("10.244.8.0/23"), "{:?}", own.refused);
+        node.pod_cidrs = node.added.in_force.clone();
+        assert!(of(&node).unwrap_err().to_string().contains("podCIDRs"), "added to nothing");
     }
 
     #[test]
@@ -310,16 +392,16 @@ mod tests {
 
     #[test]
     fn a_node_without_a_range_says_who_gives_it_one() {
-        let error = OwnNode::of(&node(&["192.168.1.1"], &[]), &config()).unwrap_err().to_string();
+        let error = of(&node(&["192.168.1.1"], &[])).unwrap_err().to_string();
         assert!(error.contains("podCIDRs") && error.contains("n1"), "{error}");
-        assert!(OwnNode::of(&node(&[], &["10.244.0.0/24"]), &config()).unwrap_err().to_string().contains("InternalIP"));
+        assert!(of(&node(&[], &["10.244.0.0/24"])).unwrap_err().to_string().contains("InternalIP"));
     }
 
     #[test]
     fn a_pod_range_over_services_or_the_node_itself_is_refused() {
-        let services = OwnNode::of(&node(&["192.168.1.1"], &["10.96.0.0/24"]), &config()).unwrap_err().to_string();
+        let services = of(&node(&["192.168.1.1"], &["10.96.0.0/24"])).unwrap_err().to_string();
         assert!(services.contains("Service range"), "{services}");
-        let own = OwnNode::of(&node(&["10.244.0.5"], &["10.244.0.0/24"]), &config()).unwrap_err().to_string();
+        let own = of(&node(&["10.244.0.5"], &["10.244.0.0/24"])).unwrap_err().to_string();
         assert!(own.contains("10.244.0.5"), "{own}");
     }
 
@@ -329,7 +411,7 @@ mod tests {
             let net: IpNet = text.parse().unwrap();
             DeviceAddress { device, address: net.addr(), prefix_len: net.prefix_len(), ours, tentative: false }
         };
-        let own = OwnNode::of(&node(&["10.244.9.5"], &["10.244.0.0/24"]), &config()).unwrap();
+        let own = of(&node(&["10.244.9.5"], &["10.244.0.0/24"])).unwrap();
         let refused = |addresses: &[DeviceAddress]| refuse_underlay_overlap(&NodeName::new("n1"), &own, addresses);
         let said = refused(&[held(2, "10.244.9.5/16", false)]).unwrap_err().to_string();
         assert!(said.contains("10.244.0.0/24") && said.contains("10.244.0.0/16"), "{said}");
@@ -343,7 +425,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("node.json");
         assert_eq!(OwnNode::load(&path).unwrap(), None);
-        let own = OwnNode::of(&node(&["192.168.1.1"], &["10.244.0.0/24"]), &config()).unwrap();
+        let own = of(&node(&["192.168.1.1"], &["10.244.0.0/24"])).unwrap();
         own.store(&path).unwrap();
         assert_eq!(OwnNode::load(&path).unwrap(), Some(own));
         std::fs::write(&path, "{").unwrap();

@@ -88,6 +88,7 @@ pub async fn collect(node: &str, sources: &SharedSources, readiness: &watch::Rec
             let said = crate::read(&sources.index).backends().clone();
             let mut status = AgentStatus {
                 announced: sources.announced.addresses().into_iter().collect(),
+                pod_ranges: sources.leases.range_use(),
                 ..collected(node, &sources.datapath, &sources.report, readiness, &said).await
             };
             let paths = sources.paths.borrow().clone().unwrap_or_default();

@@ -15,6 +15,7 @@ use serde_json::json;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use towpath_model::NodeName;
+use towpath_plan::added_ranges::{self, Within};
 use towpath_plan::cluster_cidrs::ClusterRanges;
 
 use crate::events::{Events, Note};
@@ -60,7 +61,7 @@ pub(crate) async fn work(client: Client, ranges: ClusterRanges, identity: String
 /// A node, as far as it matters here.
 #[derive(Clone)]
 struct Seen {
-    cidrs: Vec<IpNet>,
+    node: towpath_model::Node,
     reference: ObjectReference,
     version: Option<String>,
 }
@@ -95,7 +96,14 @@ impl Nodes {
                 gone.iter().for_each(|node| self.release(node));
                 self.complete = true;
             }
-            Event::Apply(node) => self.nodes.extend(seen(&node)),
+            Event::Apply(node) => {
+                let Some((name, now)) = seen(&node) else { return };
+                let wanted = now.node.added.wanted.clone();
+                let before = self.nodes.insert(name, now);
+                // Its pods may have addresses of what is taken from it now.
+                let left = before.into_iter().flat_map(|before| before.node.added.wanted);
+                self.released.extend(left.filter(|range| !wanted.contains(range)).map(|range| (range, Instant::now())));
+            }
             Event::Delete(node) => {
                 let name = NodeName::new(node.name_any());
                 self.told.remove(&name);
@@ -107,7 +115,8 @@ impl Nodes {
     }
 
     fn release(&mut self, node: &Seen) {
-        self.released.extend(node.cidrs.iter().map(|cidr| (*cidr, Instant::now())));
+        self.released
+            .extend(node.node.pod_cidrs.iter().chain(&node.node.added.wanted).map(|cidr| (*cidr, Instant::now())));
     }
 
     async fn assign(&mut self) {
@@ -115,8 +124,9 @@ impl Nodes {
             return;
         }
         self.released.retain(|(_, at)| at.elapsed() < KEEP_RELEASED);
-        let have = self.nodes.iter().map(|(name, node)| (name.clone(), node.cidrs.clone())).collect();
-        let avoid: Vec<IpNet> = self.released.iter().map(|(cidr, _)| *cidr).collect();
+        let have = self.nodes.iter().map(|(name, seen)| (name.clone(), seen.node.pod_cidrs.clone())).collect();
+        let mut avoid = added(self.nodes.values().map(|seen| &seen.node), &self.ranges);
+        avoid.extend(self.released.iter().map(|(cidr, _)| *cidr));
         let plan = self.ranges.assign(&have, &avoid);
         for (name, cidrs) in plan.assigned {
             match self.write(&name, &cidrs).await {
@@ -124,7 +134,7 @@ impl Nodes {
                     tracing::info!(node = %name, ?cidrs, "node has its pod ranges");
                     self.told.remove(&name);
                     if let Some(node) = self.nodes.get_mut(&name) {
-                        node.cidrs = cidrs;
+                        node.node.pod_cidrs = cidrs;
                     }
                 }
                 // Somebody changed the node meanwhile: the watch brings it, and the next round sees it.
@@ -166,17 +176,61 @@ impl Nodes {
     }
 }
 
+/// What annotations add to nodes, and nobody else is to get. A wish that agents refuse keeps nothing from anybody.
+fn added<'n>(nodes: impl Iterator<Item = &'n towpath_model::Node> + Clone, ranges: &ClusterRanges) -> Vec<IpNet> {
+    if nodes.clone().all(|node| node.added.wanted.is_empty()) {
+        return Vec::new();
+    }
+    let nodes = nodes.map(|node| (node.name.clone(), node.clone())).collect();
+    let within = Within::Cluster { cluster: ranges.ranges(), services: Vec::new() };
+    added_ranges::settle(&nodes, &BTreeMap::new(), &within).in_force.into_values().flatten().collect()
+}
+
 /// A node as it matters here; none if it has ranges that cannot be read, so that nothing is ever written over them.
 fn seen(node: &Node) -> Option<(NodeName, Seen)> {
     let name = NodeName::new(node.name_any());
     match towpath_model::Node::try_from(node) {
         Ok(parsed) => Some((
             name,
-            Seen { cidrs: parsed.pod_cidrs, reference: node.object_ref(&()), version: node.resource_version() },
+            Seen {
+                node: towpath_model::Node { labels: Default::default(), ..parsed },
+                reference: node.object_ref(&()),
+                version: node.resource_version(),
+            },
         )),
         Err(error) => {
             tracing::warn!(node = %name, %error, "node left alone");
             None
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_annotations_add_is_given_to_nobody_else_and_who_asks_for_too_much_keeps_nothing_from_anybody() {
+        let node = |name: &str, assigned: &[&str], wanted: &str| {
+            let object = json!({
+                "metadata": {"name": name, "annotations": {"towpath.dev/pod-cidrs": wanted}},
+                "spec": {"podCIDRs": assigned},
+            });
+            seen(&serde_json::from_value(object).unwrap()).unwrap().1.node
+        };
+        let ranges = ClusterRanges::new(&["10.244.0.0/16".parse().unwrap()], 24, 64).unwrap();
+        let given = |nodes: &[towpath_model::Node]| {
+            let have = nodes.iter().map(|node| (node.name.clone(), node.pod_cidrs.clone())).collect();
+            let assigned = ranges.assign(&have, &added(nodes.iter(), &ranges)).assigned;
+            assigned[&NodeName::new("new")].iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        let first = |wanted| node("n1", &["10.244.0.0/24"], wanted);
+        // One that has none yet gets its own, whatever it asks for beside it.
+        let new = || node("new", &[], "10.244.9.0/24");
+        assert_eq!(given(&[first(""), new()]), ["10.244.1.0/24"]);
+        assert_eq!(given(&[first("10.244.1.0/24,10.244.2.128/25"), new()]), ["10.244.3.0/24"]);
+        assert_eq!(given(&[first("10.244.0.0/16,10.0.0.0/8,10.245.0.0/24"), new()]), ["10.244.1.0/24"]);
     }
 }

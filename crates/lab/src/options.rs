@@ -66,6 +66,8 @@ pub struct UpOptions {
     pub ip_family: IpFamily,
     /// Pod ranges, one a family; empty for 10.244.0.0/16 and fd00:10:244::/56.
     pub pod_cidrs: Vec<IpNet>,
+    /// Length of a node's part of the IPv4 pod range, as kube-controller-manager's `--node-cidr-mask-size`.
+    pub node_cidr_mask_size: u8,
     /// Service ranges, one a family; empty for 10.96.0.0/12 and fd00:10:96::/112.
     pub service_cidrs: Vec<IpNet>,
     /// Underlay networks, written as the gateway's address and length; empty for 192.168.255.1/24 and fd00:255::1/64.
@@ -86,6 +88,9 @@ pub struct UpOptions {
     pub agent_config: serde_json::Map<String, serde_json::Value>,
 }
 
+/// As Kubernetes has it.
+pub const NODE_CIDR_MASK_SIZE: u8 = 24;
+
 impl UpOptions {
     /// Defaults, with the running program as the one that is started for the stages.
     pub fn new(name: LabName) -> Result<Self> {
@@ -94,6 +99,7 @@ impl UpOptions {
             nodes: 3,
             ip_family: IpFamily::Ipv4,
             pod_cidrs: Vec::new(),
+            node_cidr_mask_size: NODE_CIDR_MASK_SIZE,
             service_cidrs: Vec::new(),
             underlay: Vec::new(),
             outside: Vec::new(),
@@ -266,7 +272,7 @@ impl ClusterSpec {
             name: options.name.clone(),
             ip_family: family,
             dns_addresses: service_cidrs.iter().map(|net| nth_address(net, 10)).collect::<Result<_>>()?,
-            nodes: plan_nodes(options.nodes, &underlay, &pod_cidrs)?,
+            nodes: plan_nodes(options, &underlay, &pod_cidrs)?,
             outside: plan_outside(&outside)?,
             pod_cidrs,
             service_cidrs,
@@ -311,24 +317,26 @@ impl ClusterSpec {
     }
 }
 
-fn plan_nodes(count: usize, underlay: &[IpNet], pod_cidrs: &[IpNet]) -> Result<Vec<NodeSpec>> {
-    let mut nodes = Vec::with_capacity(count);
-    for number in 1..=count {
+fn plan_nodes(options: &UpOptions, underlay: &[IpNet], pod_cidrs: &[IpNet]) -> Result<Vec<NodeSpec>> {
+    let (mask, longest) = (options.node_cidr_mask_size, 30);
+    ensure!(mask <= longest, "a node's pod range of length {mask} holds no pod: give at most {longest}");
+    let mut nodes = Vec::with_capacity(options.nodes);
+    for number in 1..=options.nodes {
         let offset = u32::try_from(number)?;
         let addresses = underlay
             .iter()
             .map(|net| Ok(IpNet::new(nth_address(net, 10 + offset)?, net.prefix_len())?))
             .collect::<Result<_>>()?;
-        let pods = pod_cidrs.iter().map(|net| node_range(net, number - 1)).collect::<Result<_>>()?;
+        let pods = pod_cidrs.iter().map(|net| node_range(net, mask, number - 1)).collect::<Result<_>>()?;
         nodes.push(NodeSpec { name: format!("n{number}"), addresses, pod_cidrs: pods });
     }
     Ok(nodes)
 }
 
-/// The node's share of the pod range: a /24 of IPv4, a /64 of IPv6, as Kubernetes' controller cuts it.
-fn node_range(cluster: &IpNet, index: usize) -> Result<IpNet> {
+/// The node's share of the pod range: of IPv4 as long as is asked for, a /64 of IPv6, as Kubernetes' controller cuts it.
+fn node_range(cluster: &IpNet, mask: u8, index: usize) -> Result<IpNet> {
     let length = match cluster {
-        IpNet::V4(_) => 24,
+        IpNet::V4(_) => mask,
         IpNet::V6(_) => 64,
     };
     cluster.subnets(length.max(cluster.prefix_len()))?.nth(index).with_context(|| {
@@ -413,6 +421,11 @@ mod tests {
         let small = UpOptions { pod_cidrs: vec!["10.250.0.0/23".parse().unwrap()], ..options() };
         let error = ClusterSpec::plan(&small, 1).unwrap_err().to_string();
         assert!(error.contains("n3"), "{error}");
+        let tiny = UpOptions { node_cidr_mask_size: 29, ..options() };
+        let second = ClusterSpec::plan(&tiny, 1).unwrap().nodes[1].pod_cidrs[0].to_string();
+        assert_eq!(second, "10.244.0.8/29");
+        let none = UpOptions { node_cidr_mask_size: 31, ..options() };
+        assert!(ClusterSpec::plan(&none, 1).unwrap_err().to_string().contains("holds no pod"));
         let wrong = UpOptions { pod_cidrs: vec!["fd00::/56".parse().unwrap()], ..options() };
         assert!(ClusterSpec::plan(&wrong, 1).is_err());
     }

@@ -93,7 +93,7 @@ pub struct NetworkConfigSpec {
     /// Of the backend `udp`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub udp: Option<UdpConfig>,
-    /// Pod ranges of the whole cluster, at most one a family.
+    /// Pod ranges of the whole cluster, all nodes' pod ranges within them.
     #[serde(rename = "clusterCIDRs", skip_serializing_if = "Option::is_none")]
     pub cluster_cidrs: Option<Vec<String>>,
     /// Service ranges, at most one a family.
@@ -224,9 +224,12 @@ pub struct NodeNetworkSpec {
     /// Inner MAC address that packets to its pods are sent to.
     #[serde(rename = "tunnelMAC", skip_serializing_if = "Option::is_none")]
     pub tunnel_mac: Option<String>,
-    /// Its pod ranges that are in use, at most one a family.
+    /// Its pod ranges that are in use.
     #[serde(rename = "podCIDRs", skip_serializing_if = "Vec::is_empty")]
     pub pod_cidrs: Vec<String>,
+    /// Those of them that its `spec.podCIDRs` has not: an annotation added them, and may have been taken away while pods have addresses of them.
+    #[serde(rename = "addedPodCIDRs", skip_serializing_if = "Vec::is_empty")]
+    pub added_pod_cidrs: Vec<String>,
 }
 
 /// The backends that this version knows; of a node of a later one, which may say more, the others mean nothing here.

@@ -18,7 +18,7 @@ pub struct NodeSettings {
     pub name: NodeName,
     /// Its addresses, at most one a family.
     pub addresses: Vec<IpAddr>,
-    /// Its pod ranges, at most one a family.
+    /// Its pod ranges, disjoint.
     pub pod_cidrs: Vec<IpNet>,
     /// All pod ranges of the cluster: never masqueraded.
     pub cluster_cidrs: Vec<IpNet>,

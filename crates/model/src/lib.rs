@@ -5,6 +5,7 @@
 //! clock, a file or the network.
 #![forbid(unsafe_code)]
 
+pub mod added_ranges;
 pub mod address_pool;
 pub mod bandwidth;
 pub mod chosen;
@@ -36,6 +37,7 @@ pub mod socket_services;
 pub mod uid;
 pub mod world;
 
+pub use added_ranges::{AddedRanges, POD_CIDRS_ANNOTATION};
 pub use address_pool::{AddressPool, AddressRange};
 pub use bandwidth::{AskedBandwidth, Bandwidth, Rate};
 pub use chosen::Chosen;

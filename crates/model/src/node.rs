@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1 as core;
 use serde::{Deserialize, Serialize};
 
 use crate::flannel::Flannel;
-use crate::{Family, Invalid, Labels, NodeName, canonical, family_of};
+use crate::{AddedRanges, Family, Invalid, Labels, NodeName, canonical, family_of};
 
 /// A node of the cluster.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,8 +22,11 @@ pub struct Node {
     /// nodes knows it.
     #[serde(default)]
     pub other_ips: Vec<IpAddr>,
-    /// `spec.podCIDRs`, at most one a family; empty until somebody assigns them.
+    /// Its pod ranges: `spec.podCIDRs`, at most one a family, none until somebody assigns them; then those that were added and are in force.
     pub pod_cidrs: Vec<IpNet>,
+    /// Ranges beyond `spec.podCIDRs`: as parsed from an object none is in force.
+    #[serde(default)]
+    pub added: AddedRanges,
     /// `metadata.creationTimestamp`, in seconds since 1970: of two nodes that claim one thing the older has it.
     #[serde(default)]
     pub created: i64,
@@ -43,6 +46,19 @@ impl Node {
     /// All of its addresses.
     pub fn addresses(&self) -> impl Iterator<Item = IpAddr> + '_ {
         self.internal_ips.iter().chain(&self.other_ips).copied()
+    }
+
+    /// `spec.podCIDRs`: its pod ranges without those that were added.
+    pub fn assigned(&self) -> impl Iterator<Item = &IpNet> + '_ {
+        self.pod_cidrs.iter().filter(|range| !self.added.in_force.contains(range))
+    }
+
+    /// Puts exactly these ranges in force beside those that it was assigned.
+    pub fn put_in_force(&mut self, mut ranges: Vec<IpNet>) {
+        let mut all: Vec<IpNet> = self.assigned().copied().collect();
+        ranges.retain(|range| !all.contains(range));
+        all.extend(&ranges);
+        (self.pod_cidrs, self.added.in_force) = (all, ranges);
     }
 
     /// The node's address of a family.
@@ -92,6 +108,7 @@ impl TryFrom<&core::Node> for Node {
             internal_ips,
             other_ips,
             pod_cidrs,
+            added: AddedRanges::of(object.metadata.annotations.as_ref()),
             created: object.metadata.creation_timestamp.as_ref().map_or(i64::MAX, |time| time.0.as_second()),
             ready,
             flannel: object.metadata.annotations.as_ref().and_then(Flannel::of),

@@ -7,8 +7,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use towpath_model::NodeName;
+use towpath_model::added_ranges::MOST;
 use towpath_model::custom::{BackendName, NodeNetwork};
 use towpath_model::desired::Reach;
 
@@ -19,6 +21,9 @@ pub struct Says {
     pub sends: Option<BackendName>,
     /// What it is ready to receive besides envelopes.
     pub receives: BTreeSet<BackendName>,
+    /// Pod ranges beyond its `spec.podCIDRs` that it uses ([`crate::added_ranges`]). Text that is no range is left out.
+    #[serde(default)]
+    pub added_ranges: Vec<IpNet>,
 }
 
 impl Says {
@@ -28,8 +33,14 @@ impl Says {
         Self {
             sends: status.and_then(|status| status.backend),
             receives: status.iter().flat_map(|status| status.receive_ready.iter().copied()).collect(),
+            added_ranges: ranges_of(object),
         }
     }
+}
+
+fn ranges_of(object: &NodeNetwork) -> Vec<IpNet> {
+    let ranges = object.spec.added_pod_cidrs.iter().filter_map(|text| text.parse::<IpNet>().ok());
+    ranges.map(|range| range.trunc()).take(2 * MOST).collect()
 }
 
 /// What a node is able to do for some of the backends.
@@ -220,7 +231,7 @@ mod tests {
     const ABLE: Able = Able { ipip: true, udp: true, macs: true };
 
     fn says(backend: BackendName) -> Says {
-        Says { sends: Some(backend), receives: ready_for(backend, ABLE) }
+        Says { sends: Some(backend), receives: ready_for(backend, ABLE), ..Says::default() }
     }
 
     /// Whether what the first sends to the second arrives.
@@ -257,7 +268,11 @@ mod tests {
         let said = BTreeMap::from([
             (
                 names["old"].clone(),
-                Says { sends: None, receives: ready_for(BackendName::Ipip, Able { ipip: false, ..ABLE }) },
+                Says {
+                    sends: None,
+                    receives: ready_for(BackendName::Ipip, Able { ipip: false, ..ABLE }),
+                    ..Says::default()
+                },
             ),
             (names["router"].clone(), says(BackendName::HostGw)),
             (names["late"].clone(), says(BackendName::Vxlan)),
@@ -296,7 +311,11 @@ mod tests {
         let wireless = |able: Able, other: Able| {
             let said = BTreeMap::from([(
                 names["there"].clone(),
-                Says { sends: Some(BackendName::Macvlan), receives: ready_for(BackendName::Macvlan, other) },
+                Says {
+                    sends: Some(BackendName::Macvlan),
+                    receives: ready_for(BackendName::Macvlan, other),
+                    ..Says::default()
+                },
             )]);
             let way = Way { node: &names["there"], reach: Reach::Tunnel, tunnel: [192, 0, 2, 1].into(), beyond: false };
             super::behind(BackendName::Macvlan, able, [way], &said)[0].why

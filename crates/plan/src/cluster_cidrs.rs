@@ -64,6 +64,11 @@ impl ClusterRanges {
         Ok(Self { ranges: checked })
     }
 
+    /// The cluster's ranges.
+    pub fn ranges(&self) -> Vec<IpNet> {
+        self.ranges.iter().map(|(range, _)| *range).collect()
+    }
+
     /// Ranges for each node that has none, in name order. `nodes` holds every node with what it has; `avoid` names ranges
     /// not to give out although nobody has them (those of nodes deleted a moment ago).
     pub fn assign(&self, nodes: &BTreeMap<NodeName, Vec<IpNet>>, avoid: &[IpNet]) -> Assignments {

@@ -2,7 +2,7 @@
 //!
 //! Pure: the caller persists what is allocated and passes the time. Promises, held for any sequence of calls:
 //! an address has at most one holder; asking again for the same owner gives the same addresses; of several families all are
-//! given or none; a range's network address, its gateway (the first host) and, of IPv4, its broadcast address are never given;
+//! given or none; of several ranges of a family the first that has room gives; a range's network address, its gateway (the first host) and, of IPv4, its broadcast address are never given;
 //! an address that was released is given again only when no address that was never used is left (or when thousands rest), the
 //! longest released first, so within [`REST`] only when the range is otherwise exhausted. An address that is chosen is given however
 //! short ago it was released: who may have it so soon is for the caller to say ([`Pool::resting_since`]).
@@ -32,10 +32,10 @@ pub enum IpamError {
     #[error("the node has no pod range; check that its spec.podCIDRs is set: kubectl get node -o yaml")]
     NoRange,
     /// All are taken.
-    #[error("no free address in {range}: {taken} of {size} are taken")]
+    #[error("no free address in {ranges}: {taken} of {size} are taken")]
     Exhausted {
-        /// The range.
-        range: IpNet,
+        /// The node's ranges of the family, for people.
+        ranges: String,
         /// Addresses with a holder.
         taken: u128,
         /// Addresses that could have one.
@@ -72,9 +72,9 @@ pub enum IpamError {
     /// A range is too small to hold a pod.
     #[error("the pod range {0} has no address for a pod; it needs at least a /30 (IPv4) or /126 (IPv6)")]
     TooSmall(IpNet),
-    /// Two ranges of one family.
-    #[error("the pod ranges {0} and {1} are of the same family; a node has at most one of each")]
-    SameFamily(IpNet, IpNet),
+    /// Two ranges share addresses.
+    #[error("the pod ranges {0} and {1} overlap; choose disjoint ranges")]
+    Overlap(IpNet, IpNet),
     /// Adopted twice.
     #[error("{address} is held by {holder} and cannot also belong to {claimant}")]
     Conflict {
@@ -111,7 +111,7 @@ impl std::fmt::Display for Holder {
 /// Addresses that were given.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Allocation {
-    /// The addresses, one a range, in the ranges' order.
+    /// The addresses, one a family, in the order of the families' first ranges.
     pub addresses: Vec<IpAddr>,
     /// One of them was released less than [`REST`] ago, this long: the range is nearly exhausted.
     pub hurried: Option<Duration>,
@@ -126,6 +126,8 @@ pub struct Usage {
     pub taken: u128,
     /// Addresses that could have one.
     pub size: u128,
+    /// It gives none any more ([`Pool::close`]).
+    pub closed: bool,
 }
 
 /// One range. Addresses are numbers of 32 or 128 bits.
@@ -136,6 +138,7 @@ struct Range {
     last: u128,
     /// Nothing below it is fresh.
     cursor: u128,
+    closed: bool,
 }
 
 impl Range {
@@ -148,7 +151,7 @@ impl Range {
         if first > last || net.prefix_len() + 2 > net.max_prefix_len() {
             return Err(IpamError::TooSmall(net));
         }
-        Ok(Self { net, first, last, cursor: first })
+        Ok(Self { net, first, last, cursor: first, closed: false })
     }
 
     fn family(&self) -> Family {
@@ -169,6 +172,11 @@ impl Range {
             Family::V6 => IpAddr::V6(Ipv6Addr::from_bits(number)),
         }
     }
+}
+
+/// Ranges for people.
+fn named(ranges: &mut dyn Iterator<Item = &Range>) -> String {
+    ranges.map(|range| range.net.to_string()).collect::<Vec<_>>().join(", ")
 }
 
 fn number(address: IpAddr) -> u128 {
@@ -198,7 +206,7 @@ pub struct Pool {
 }
 
 impl Pool {
-    /// A pool of ranges, at most one a family; none: nothing can be allocated yet.
+    /// A pool of disjoint ranges; none: nothing can be allocated yet.
     pub fn new(ranges: &[IpNet]) -> Result<Self, IpamError> {
         let mut pool = Pool::default();
         pool.set_ranges(ranges)?;
@@ -210,8 +218,8 @@ impl Pool {
         let mut fresh: Vec<Range> = Vec::new();
         for net in ranges {
             let range = Range::new(*net)?;
-            if let Some(other) = fresh.iter().find(|r| r.family() == range.family()) {
-                return Err(IpamError::SameFamily(other.net, range.net));
+            if let Some(other) = fresh.iter().find(|r| r.net.contains(&range.net) || range.net.contains(&r.net)) {
+                return Err(IpamError::Overlap(other.net, range.net));
             }
             match self.ranges.iter().find(|r| r.net == range.net) {
                 Some(known) => fresh.push(known.clone()),
@@ -222,33 +230,45 @@ impl Pool {
         Ok(())
     }
 
-    /// The ranges.
+    /// Has exactly these of the ranges give no more addresses. Who has one keeps it.
+    pub fn close(&mut self, ranges: &[IpNet]) {
+        for range in &mut self.ranges {
+            range.closed = ranges.contains(&range.net);
+        }
+    }
+
+    /// The ranges, also those that are closed.
     pub fn ranges(&self) -> Vec<IpNet> {
         self.ranges.iter().map(|r| r.net).collect()
     }
 
-    /// Addresses for an attachment, one of each range: those that are `chosen`, which may rest, and any of the other ranges.
+    /// Addresses for an attachment, one of each family: those that are `chosen`, which may rest, and any of the other families.
     ///
     /// # Errors
-    /// One of them cannot be given, or a range has none left; then none is.
+    /// One of them cannot be given, or the ranges of a family have none left; then none is.
     pub fn allocate(&mut self, owner: &Attachment, chosen: &[IpAddr], now: Duration) -> Result<Allocation, IpamError> {
         let holder = Holder::Attachment(owner.clone());
         if let Some(addresses) = self.held.get(&holder) {
             return Ok(Allocation { addresses: addresses.clone(), hurried: None });
         }
-        if self.ranges.is_empty() {
+        let mut families: Vec<Family> = Vec::new();
+        for range in self.ranges.iter().filter(|range| !range.closed) {
+            if !families.contains(&range.family()) {
+                families.push(range.family());
+            }
+        }
+        if families.is_empty() {
             return Err(IpamError::NoRange);
         }
         chosen.iter().try_for_each(|address| self.may_choose(*address))?;
         let mut addresses = Vec::new();
         let mut hurried = None;
-        for index in 0..self.ranges.len() {
-            let wanted = self.ranges.get(index).and_then(|range| chosen.iter().find(|address| range.holds(**address)));
-            if let Some(address) = wanted {
+        for family in families {
+            if let Some(address) = chosen.iter().find(|address| family_of(**address) == family) {
                 addresses.push(*address);
                 continue;
             }
-            let (address, released) = self.candidate(index, now)?;
+            let (address, released) = self.candidate(family, now)?;
             addresses.push(address);
             let rested = released.map(|at| now.saturating_sub(at)).filter(|rested| *rested < REST);
             hurried = hurried.into_iter().chain(rested).min();
@@ -259,9 +279,9 @@ impl Pool {
 
     /// Whether somebody may have this very address.
     fn may_choose(&self, address: IpAddr) -> Result<(), IpamError> {
-        let Some(range) = self.ranges.iter().find(|range| range.net.contains(&address)) else {
-            let ranges: Vec<String> = self.ranges.iter().map(|range| range.net.to_string()).collect();
-            return Err(IpamError::Elsewhere { address, ranges: ranges.join(", ") });
+        let mut open = self.ranges.iter().filter(|range| !range.closed);
+        let Some(range) = open.clone().find(|range| range.net.contains(&address)) else {
+            return Err(IpamError::Elsewhere { address, ranges: named(&mut open) });
         };
         if !range.holds(address) {
             return Err(IpamError::Reserved { address, range: range.net });
@@ -272,34 +292,42 @@ impl Pool {
         }
     }
 
-    /// The next address of a range, not yet taken: a fresh one, else the longest released.
-    fn candidate(&mut self, index: usize, now: Duration) -> Result<(IpAddr, Option<Duration>), IpamError> {
-        let Some(range) = self.ranges.get_mut(index) else { return Err(IpamError::NoRange) };
+    /// The next address of a family, not yet taken: a fresh one of the first range that has any, else the longest released.
+    fn candidate(&mut self, family: Family, now: Duration) -> Result<(IpAddr, Option<Duration>), IpamError> {
+        let gives = |range: &Range| !range.closed && range.family() == family;
+        let longest_released = {
+            let held = |address: IpAddr| self.ranges.iter().any(|range| gives(range) && range.holds(address));
+            self.resting.iter().find(|(address, _)| held(*address)).copied()
+        };
         if self.resting.len() > RESTING_LIMIT
-            && let Some((address, at)) = self.resting.iter().find(|(address, _)| range.holds(*address))
-            && now.saturating_sub(*at) >= REST
+            && let Some((address, at)) = longest_released
+            && now.saturating_sub(at) >= REST
         {
-            return Ok((*address, Some(*at)));
+            return Ok((address, Some(at)));
         }
-        while range.cursor <= range.last {
-            let address = range.address(range.cursor);
-            if !self.holder.contains_key(&address) && !self.rested.contains_key(&address) {
-                // Left at this address: if the allocation fails in another family, it is still fresh.
-                return Ok((address, None));
-            }
-            match range.cursor.checked_add(1) {
-                Some(next) => range.cursor = next,
-                None => break,
-            }
-        }
-        let range = range.clone();
-        match self.resting.iter().find(|(address, _)| range.holds(*address)) {
-            Some((address, at)) => Ok((*address, Some(*at))),
-            None => {
-                let Usage { range, taken, size } = self.usage_of(&range);
-                Err(IpamError::Exhausted { range, taken, size })
+        for range in self.ranges.iter_mut().filter(|range| gives(range)) {
+            while range.cursor <= range.last {
+                let address = range.address(range.cursor);
+                if !self.holder.contains_key(&address) && !self.rested.contains_key(&address) {
+                    // Left at this address: if the allocation fails in another family, it is still fresh.
+                    return Ok((address, None));
+                }
+                match range.cursor.checked_add(1) {
+                    Some(next) => range.cursor = next,
+                    None => break,
+                }
             }
         }
+        if let Some((address, at)) = longest_released {
+            return Ok((address, Some(at)));
+        }
+        let all: Vec<Usage> =
+            self.ranges.iter().filter(|range| gives(range)).map(|range| self.usage_of(range)).collect();
+        Err(IpamError::Exhausted {
+            ranges: named(&mut self.ranges.iter().filter(|range| gives(range))),
+            taken: all.iter().fold(0, |sum, usage| sum.saturating_add(usage.taken)),
+            size: all.iter().fold(0, |sum, usage| sum.saturating_add(usage.size)),
+        })
     }
 
     /// Takes addresses for a holder as they are found on disk or in the kernel, in range or not.
@@ -393,6 +421,6 @@ impl Pool {
 
     fn usage_of(&self, range: &Range) -> Usage {
         let taken = self.holder.keys().filter(|address| range.holds(**address)).count() as u128;
-        Usage { range: range.net, taken, size: range.size() }
+        Usage { range: range.net, taken, size: range.size(), closed: range.closed }
     }
 }

@@ -1,6 +1,7 @@
 //! Pure decisions: service tables, routes, address allocation, DNS answers.
 #![forbid(unsafe_code)]
 
+pub mod added_ranges;
 pub mod backend;
 pub mod bandwidth;
 pub mod changed;

@@ -88,6 +88,7 @@ mod tests {
             created: 0,
             pod_cidrs: nets(&["10.5.0.0/24"]),
             ready: true,
+            added: Default::default(),
             flannel: None,
         };
         World { nodes: BTreeMap::from([(node.name.clone(), node)]), ..World::default() }

@@ -112,7 +112,7 @@ pub(crate) fn agent(options: &Options) -> Result<bool> {
     towpath_datapath::memory::be_frugal();
     let mut config: AgentConfig = options.load()?;
     or_environment(&mut config.node_name, "NODE_NAME");
-    if run(options, "agent", |shutdown| towpath_agent::run(config, shutdown))? == towpath_agent::Ended::ConfigChanged {
+    if run(options, "agent", |shutdown| towpath_agent::run(config, shutdown))? != towpath_agent::Ended::Told {
         let Err(reason) = start_anew();
         // Whoever started it starts it again.
         tracing::warn!("ends, for it cannot start anew by itself: {reason:#}");

@@ -17,6 +17,7 @@ use tokio::io::AsyncReadExt;
 use towpath_model::cluster_policy::object::ClusterNetworkPolicy as ClusterPolicyObject;
 use towpath_model::custom::{NETWORK_CONFIG_NAME, NetworkConfig, NetworkConfigSpec, NodeNetwork};
 use towpath_model::{ClusterNetworkPolicy, Invalid, NamespacedName, NetworkPolicy, NodeName, Readable, World};
+use towpath_plan::added_ranges::{self, Within};
 use towpath_plan::backend::Says;
 
 /// A client for `kubeconfig`, else for what `KUBECONFIG`, `~/.kube/config` or the pod's service account say.
@@ -105,7 +106,7 @@ async fn cluster_policies(client: &kube::Client) -> Result<BTreeMap<String, Clus
 /// The API server does not answer or refuses.
 pub(crate) async fn world(client: &kube::Client) -> Result<World> {
     Ok(World {
-        nodes: parsed::<core::Node, towpath_model::Node, _>(client, "nodes", |n| n.name.clone()).await?,
+        nodes: nodes(client).await?,
         namespaces: parsed::<core::Namespace, towpath_model::Namespace, _>(client, "namespaces", |n| n.name.clone())
             .await?,
         pods: parsed::<core::Pod, towpath_model::Pod, _>(client, "pods", |p| p.name.clone()).await?,
@@ -132,6 +133,18 @@ pub(crate) async fn backends(client: &kube::Client) -> Option<BTreeMap<NodeName,
     Some(said.map(|object| (NodeName::new(object.name_any()), Says::of(&object))).collect())
 }
 
+/// All nodes, with the pod ranges that are in force. Of those that were added to them it is what they say they use: which of them may be is known
+/// to their agents.
+async fn nodes(client: &kube::Client) -> Result<BTreeMap<NodeName, towpath_model::Node>> {
+    let mut nodes = parsed::<core::Node, towpath_model::Node, _>(client, "nodes", |n| n.name.clone()).await?;
+    let said = backends(client).await.unwrap_or_default();
+    let mut settled = added_ranges::settle(&nodes, &said, &Within::Used);
+    for (name, node) in &mut nodes {
+        node.put_in_force(settled.in_force.remove(name).unwrap_or_default());
+    }
+    Ok(nodes)
+}
+
 /// What Services depend on: nodes, Services, and the slices of all of them or of one.
 ///
 /// # Errors
@@ -143,7 +156,7 @@ pub(crate) async fn services(client: &kube::Client, only: Option<&NamespacedName
     };
     let key = |slice: &towpath_model::EndpointSlice| slice.name.clone();
     Ok(World {
-        nodes: parsed::<core::Node, towpath_model::Node, _>(client, "nodes", |n| n.name.clone()).await?,
+        nodes: nodes(client).await?,
         services: parsed::<core::Service, towpath_model::Service, _>(client, "services", |s| s.name.clone()).await?,
         slices: listed::<discovery::EndpointSlice, _, _>(client, "endpointslices", &slices, key).await?.into(),
         ..World::default()

@@ -9,7 +9,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use ipnet::IpNet;
 use towpath_lab::commands::{self, LabStatus};
 use towpath_lab::layout::LabName;
-use towpath_lab::options::{IpFamily, UpOptions};
+use towpath_lab::options::{IpFamily, NODE_CIDR_MASK_SIZE, UpOptions};
 
 use tracing_subscriber::EnvFilter;
 
@@ -99,6 +99,9 @@ pub(crate) struct Up {
     /// Pod ranges, at most one a family.
     #[arg(long, value_delimiter = ',')]
     pod_cidr: Vec<IpNet>,
+    /// Length of a node's part of the IPv4 pod range.
+    #[arg(long, default_value_t = NODE_CIDR_MASK_SIZE)]
+    node_cidr_mask_size: u8,
     /// Service ranges, at most one a family.
     #[arg(long, value_delimiter = ',')]
     service_cidr: Vec<IpNet>,
@@ -125,6 +128,7 @@ impl Up {
         options.nodes = self.nodes;
         options.ip_family = self.ip_family;
         options.pod_cidrs = self.pod_cidr;
+        options.node_cidr_mask_size = self.node_cidr_mask_size;
         options.service_cidrs = self.service_cidr;
         options.underlay = self.underlay;
         options.outside = self.outside;

@@ -200,6 +200,9 @@ fn show(answers: &[NodeAnswer]) -> String {
                 status.node
             ));
         }
+        for range in &status.pod_ranges {
+            notes.push(format!("{}: addresses of {range}", status.node));
+        }
         if !status.limited.is_empty() {
             notes.push(format!("{}: limited bandwidth: {}", status.node, status.limited.join(", ")));
         }

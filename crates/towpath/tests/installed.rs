@@ -181,7 +181,8 @@ async fn our_types_are_what_the_definitions_say() {
     let spec = NodeNetworkSpec {
         tunnel_address: Some("fd00::1".to_owned()),
         tunnel_mac: Some("02:00:c0:00:02:01".to_owned()),
-        pod_cidrs: vec!["10.244.1.0/24".to_owned()],
+        pod_cidrs: vec!["10.244.1.0/24".to_owned(), "10.245.1.0/24".to_owned(), "fd00:1::/64".to_owned()],
+        added_pod_cidrs: vec!["10.245.1.0/24".to_owned()],
     };
     let node = nodes.create(&PostParams::default(), &NodeNetwork::new("n1", spec.clone())).await.unwrap();
     assert_eq!(node.spec, spec);
@@ -562,6 +563,47 @@ fn the_controller_deletes_leases_of_load_balancers_and_no_others() {
         assert!(ask(controller, theirs).unwrap().contains("towpath-lb-"), "{theirs}");
     }
     assert_eq!(ask("kube:admin", "kube-scheduler"), None, "others are others' business");
+}
+
+#[test]
+fn a_node_adds_no_pod_ranges_to_itself_and_everything_else_that_kubelets_write_is_let_through() {
+    let policy = Policy::named("towpath-nodes-add-no-pod-ranges");
+    assert_eq!(policy.0["spec"]["failurePolicy"], "Fail");
+    for resource in ["nodes", "nodes/status"] {
+        assert!(policy.covers("", resource, "CREATE") && policy.covers("", resource, "UPDATE"), "{resource}");
+    }
+    let binding = documents("towpath.yaml").into_iter().find(|object| {
+        object["kind"] == "ValidatingAdmissionPolicyBinding"
+            && object["spec"]["policyName"] == policy.0["metadata"]["name"]
+    });
+    assert_eq!(binding.unwrap()["spec"]["validationActions"], json!(["Deny"]));
+    let kubelet = |operation: &str| {
+        let mut request = request(operation, "system:node:n1", None);
+        request["userInfo"]["groups"] = json!(["system:nodes", "system:authenticated"]);
+        request
+    };
+    let plain = || json!({"metadata": {"name": "n1"}});
+    let annotated = |annotations: Value| json!({"metadata": {"name": "n1", "annotations": annotations}});
+    let other = || annotated(json!({"volumes.kubernetes.io/controller-managed-attach-detach": "true"}));
+    let asks = |ranges: &str| annotated(json!({"towpath.dev/pod-cidrs": ranges}));
+    let (one, two) = (asks("10.245.7.0/24"), asks("10.245.0.0/16"));
+    for (object, old, let_through) in [
+        (plain(), plain(), true),
+        (other(), plain(), true),
+        (plain(), other(), true),
+        (one.clone(), one.clone(), true),
+        (one.clone(), plain(), false),
+        (one.clone(), other(), false),
+        (two.clone(), one.clone(), false),
+        (other(), one.clone(), false),
+    ] {
+        for from in [kubelet("UPDATE"), request("UPDATE", AGENT, Some("n1"))] {
+            assert_eq!(policy.refuses(&from, &object, &old).is_none(), let_through, "{object} after {old}");
+        }
+        assert_eq!(policy.refuses(&request("UPDATE", "kube:admin", None), &object, &old), None);
+    }
+    assert_eq!(policy.refuses(&kubelet("CREATE"), &other(), &Value::Null), None);
+    assert!(policy.refuses(&kubelet("CREATE"), &one, &Value::Null).unwrap().contains("by administrators"));
 }
 
 #[test]

@@ -33,6 +33,16 @@ pub struct RangeUse {
     pub taken: u64,
     /// Addresses that could be given; as many as fit where there are more.
     pub size: u64,
+    /// It gives no more: it was taken from the node, and pods still have addresses of it.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub closed: bool,
+}
+
+impl std::fmt::Display for RangeUse {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {} of {}", self.range, self.taken, self.size)?;
+        if self.closed { f.write_str(", gives no more") } else { Ok(()) }
+    }
 }
 
 /// Something that does not fit together.

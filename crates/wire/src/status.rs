@@ -5,6 +5,8 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::ipam::RangeUse;
+
 /// State of one agent.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -34,6 +36,9 @@ pub struct AgentStatus {
     pub peers: Vec<PeerStatus>,
     /// Pods with a device on this node.
     pub pods: u32,
+    /// The node's pod ranges, and how full they are.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pod_ranges: Vec<RangeUse>,
     /// Paths to other nodes that carry less than they have to; those of nodes that answer no echo are not known.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub small_paths: Vec<PathStatus>,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use towpath_wire::cni::{Attachment, CniError, ErrorCode};
-use towpath_wire::ipam::{Finding, NodeAddresses, RangeUse};
+use towpath_wire::ipam::{Finding, NodeAddresses};
 
 use super::operations::{Operations, plumb_error};
 use super::ports::{PodIndex, PodPlumber};
@@ -25,16 +25,8 @@ impl<I: PodIndex, P: PodPlumber> Operations<I, P> {
             let still = self.differences().await?;
             findings.retain(|finding| still.contains(finding));
         }
-        let most = |count: u128| u64::try_from(count).unwrap_or(u64::MAX);
-        let usage = self.leases.usage().into_iter();
         Ok(NodeAddresses {
-            ranges: usage
-                .map(|usage| RangeUse {
-                    range: usage.range.to_string(),
-                    taken: most(usage.taken),
-                    size: most(usage.size),
-                })
-                .collect(),
+            ranges: self.leases.range_use(),
             leases: self.leases.leases().len(),
             without_pods: self.index.of_this_node().is_none(),
             findings,

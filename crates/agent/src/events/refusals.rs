@@ -403,6 +403,7 @@ mod tests {
             created: 0,
             pod_cidrs: Vec::new(),
             ready,
+            added: Default::default(),
             flannel: None,
         };
         let mut index = Index::default();

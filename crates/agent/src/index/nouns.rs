@@ -110,6 +110,10 @@ pub trait Noun: Sized + PartialEq + Send + Serialize + DeserializeOwned + 'stati
     fn replace(world: &mut World, all: BTreeMap<Self::Key, Self>);
     /// Names it to whoever compiles policies.
     fn touch(_key: &Self::Key, _touched: &mut Touched) {}
+    /// Takes over what follows from others, as it was settled last, from the one that had the key: until it is [settled](Noun::settle) anew it holds.
+    fn inherit(&mut self, _before: &Self) {}
+    /// Works out what follows from all of them together, after one changed.
+    fn settle(_index: &mut Index) {}
     /// `metadata.uid` of kinds whose names are given again while what had them before is still heard of; empty: not known.
     fn uid(&self) -> Uid {
         Uid::default()
@@ -206,9 +210,17 @@ impl Noun for Node {
         touched.all();
     }
 
+    fn inherit(&mut self, before: &Self) {
+        self.put_in_force(before.added.in_force.clone());
+    }
+
+    fn settle(index: &mut Index) {
+        index.settle_pod_ranges();
+    }
+
     /// One that is no longer ready is where it was.
     fn is_same_to_policies(&self, other: &Self) -> bool {
-        let seen = |node: &Self| Self { ready: true, flannel: None, ..node.clone() };
+        let seen = |node: &Self| Self { ready: true, flannel: None, added: Default::default(), ..node.clone() };
         seen(self) == seen(other)
     }
 

@@ -39,6 +39,7 @@ use tokio::sync::watch;
 use towpath_model::NamespacedName;
 use towpath_plan::ipam::{Holder, IpamError, Pool, REST, Usage, gateway_of};
 use towpath_wire::cni::{AddRequest, Attachment};
+use towpath_wire::ipam::RangeUse;
 
 use crate::cni_server::{Attached, Device};
 use crate::predecessor::host_local::{HostLocal, HostLocalLease};
@@ -341,9 +342,31 @@ impl LeaseStore {
         Ok(self.lock().pool.set_ranges(ranges)?)
     }
 
+    /// Has exactly these of the ranges give no more addresses; leases keep theirs.
+    pub fn close(&self, ranges: &[IpNet]) {
+        self.lock().pool.close(ranges);
+    }
+
+    /// Whether somebody has an address of a range.
+    pub fn has_of(&self, range: &IpNet) -> bool {
+        self.lock().pool.holders().any(|(_, addresses)| addresses.iter().any(|address| range.contains(address)))
+    }
+
     /// How full the ranges are.
     pub fn usage(&self) -> Vec<Usage> {
         self.lock().pool.usage()
+    }
+
+    /// The same, as it is told.
+    pub fn range_use(&self) -> Vec<RangeUse> {
+        let most = |count: u128| u64::try_from(count).unwrap_or(u64::MAX);
+        let told = |usage: Usage| RangeUse {
+            range: usage.range.to_string(),
+            taken: most(usage.taken),
+            size: most(usage.size),
+            closed: usage.closed,
+        };
+        self.usage().into_iter().map(told).collect()
     }
 
     /// All leases.

@@ -15,6 +15,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Metric, Registry, Unit};
 use tokio::sync::watch;
+use towpath_plan::ipam::Usage;
 use towpath_wire::dns::{DURATIONS, DnsCounters, RCODES};
 use towpath_wire::status::AuditedPolicy;
 
@@ -226,12 +227,18 @@ fn requests(page: &mut Page, sources: &Sources) {
     page.0.register("cni_requests", "CNI requests, by verb and outcome", counts::CNI_REQUESTS.clone());
     page.seconds("cni_duration", "Time to answer a CNI request, by verb", counts::CNI_DURATION.clone());
     let usage = sources.leases.usage();
-    let of = |value: fn(&towpath_plan::ipam::Usage) -> u128| {
-        let values: Vec<(Labels, u128)> = usage.iter().map(|u| (label("range", u.range), value(u))).collect();
+    let of = |value: fn(&Usage) -> u128| {
+        let labels = |u: &Usage| {
+            let family = if u.range.addr().is_ipv4() { "ipv4" } else { "ipv6" };
+            vec![("range", u.range.to_string()), ("family", family.to_owned())]
+        };
+        let values: Vec<(Labels, u128)> = usage.iter().map(|u| (labels(u), value(u))).collect();
         values
     };
+    // One that gives no more has no room: of a node's family it must not look like some.
+    let can_have = |u: &Usage| if u.closed { u.taken } else { u.size };
     page.gauges("addresses_taken", "Addresses of the node's pod ranges that are taken or at rest", of(|u| u.taken));
-    page.gauges("addresses", "Addresses of the node's pod ranges that pods can have", of(|u| u.size));
+    page.gauges("addresses", "Addresses of the node's pod ranges that pods can have", of(can_have));
 }
 
 /// What the kernel holds and has done.

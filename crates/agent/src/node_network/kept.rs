@@ -51,7 +51,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut kept = Kept::open(dir.path());
         assert!(kept.said().is_empty());
-        let says = Says { sends: Some(BackendName::HostGw), receives: [BackendName::HostGw].into() };
+        let says = Says { sends: Some(BackendName::HostGw), receives: [BackendName::HostGw].into(), ..Says::default() };
         let said = BTreeMap::from([(NodeName::new("n1"), says)]);
         kept.keep(&said);
         assert_eq!(Kept::open(dir.path()).said(), &said);

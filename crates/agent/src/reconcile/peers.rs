@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
+use ipnet::IpNet;
 use towpath_model::NodeName;
 use towpath_plan::backend::{self, Able, Says};
 use towpath_plan::peers;
@@ -10,17 +11,40 @@ use tracing::{debug, warn};
 
 use super::{AUDIT_SOON, Reconciler};
 use crate::read;
-use crate::settings::OwnNode;
+use crate::settings::{Here, OwnNode};
 
 /// Packets of a backend are taken for so long after the last node stopped to send them.
 pub(super) const QUIET: Duration = Duration::from_secs(30);
 
 impl Reconciler {
     /// Whether this node's own addresses or ranges are no longer those that the data path was opened with.
-    pub(super) fn own_node_moved(&self) -> bool {
-        let index = read(&self.index);
-        let now = index.world().nodes.get(&self.node).and_then(|node| OwnNode::of(node, &self.parsed).ok());
-        now.is_some_and(|now| now != self.own)
+    pub(super) fn own_node_moved(&mut self) -> bool {
+        let now = {
+            let index = read(&self.index);
+            let Some(node) = index.world().nodes.get(&self.node) else { return false };
+            // First, so that nobody is given an address of what nobody asks for any more while it is seen who has one.
+            let left = self.own.added.iter().filter(|range| !node.added.wanted.contains(range));
+            self.leases.close(&left.copied().collect::<Vec<_>>());
+            let still = |range: &IpNet| self.leases.has_of(range);
+            OwnNode::of(node, &self.parsed, &Here { addresses: &self.own_addresses, still: &still })
+        };
+        let Ok(now) = now else { return false };
+        // What is refused is only said: no reason to start anew.
+        self.own.refused.clone_from(&now.refused);
+        if now == self.own {
+            return false;
+        }
+        // The next start knows by it what is in use.
+        if let Err(error) = now.store(&self.own_file) {
+            debug!("{error:#}");
+            return false;
+        }
+        true
+    }
+
+    /// Whether a range that nobody asks for any more is no pod's any more either.
+    pub(super) fn range_is_left(&self) -> bool {
+        self.own.closed.iter().any(|range| !self.leases.has_of(range))
     }
 
     /// Notes which nodes this network has taken over; whether they are others than before.
@@ -88,8 +112,15 @@ impl Reconciler {
         let planned = peers::plan(read(&self.index).world(), &self.node, &self.peers, &self.tunnels);
         self.peers.clone_from(&planned.peers);
         let (backend, no_udp) = (self.backend, self.udp.problem());
+        let mut refused = planned.refused;
+        for (node, why) in read(&self.index).refused_ranges() {
+            refused.entry(node.clone()).or_default().extend(why.iter().cloned());
+        }
+        if !self.own.refused.is_empty() {
+            refused.entry(self.node.clone()).or_default().extend(self.own.refused.iter().cloned());
+        }
         self.with_report(|report| {
-            report.refused = planned.refused.into_iter().map(|(node, why)| (node.to_string(), why)).collect();
+            report.refused = refused.into_iter().map(|(node, why)| (node.to_string(), why)).collect();
             report.peers.clone_from(&planned.peers);
             report.backend = backend;
             report.no_udp = no_udp;

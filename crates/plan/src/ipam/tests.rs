@@ -107,8 +107,8 @@ fn ranges_that_hold_no_pod_are_refused() {
         assert!(matches!(Pool::new(&[small.parse().unwrap()]), Err(IpamError::TooSmall(_))), "{small}");
     }
     assert!(matches!(
-        Pool::new(&["10.0.0.0/24".parse().unwrap(), "10.1.0.0/24".parse().unwrap()]),
-        Err(IpamError::SameFamily(_, _))
+        Pool::new(&["10.0.0.0/24".parse().unwrap(), "10.0.0.128/25".parse().unwrap()]),
+        Err(IpamError::Overlap(_, _))
     ));
     assert_eq!(pool(&[]).allocate(&owner(1), &[], at(0)), Err(IpamError::NoRange));
 }
@@ -234,6 +234,60 @@ fn an_address_that_is_chosen_may_rest_and_rests_when_it_is_released() {
     assert_eq!(rest, ["10.244.1.3", "10.244.1.5", "10.244.1.6", "10.244.1.4"], "as any that was released");
 }
 
+#[test]
+fn the_first_range_that_has_room_gives_and_a_full_family_names_all_its_ranges() {
+    let mut pool = pool(&["10.244.1.0/30", "fd00::/64", "10.245.1.0/30"]);
+    let given = |pool: &mut Pool, n, now| {
+        let given = pool.allocate(&owner(n), &[], now).unwrap().addresses;
+        given.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(given(&mut pool, 1, at(0)), ["10.244.1.2", "fd00::2"]);
+    assert_eq!(given(&mut pool, 2, at(0)), ["10.245.1.2", "fd00::3"]);
+    let full = pool.allocate(&owner(3), &[], at(0)).unwrap_err().to_string();
+    assert_eq!(full, "no free address in 10.244.1.0/30, 10.245.1.0/30: 2 of 2 are taken");
+    assert_eq!(pool.usage().iter().map(|usage| usage.taken).collect::<Vec<_>>(), [1, 2, 1]);
+    // Released longest ago, whichever range it is of.
+    release(&mut pool, 2, at(1));
+    release(&mut pool, 1, at(2));
+    assert_eq!(given(&mut pool, 4, at(50))[0], "10.245.1.2");
+    assert_eq!(given(&mut pool, 5, at(50))[0], "10.244.1.2");
+    release(&mut pool, 5, at(51));
+    pool.set_ranges(&["10.244.1.0/30", "fd00::/64", "10.245.1.0/29"].map(|range| range.parse().unwrap())).unwrap();
+    assert_eq!(given(&mut pool, 6, at(52))[0], "10.245.1.3", "fresh before what rests in an earlier range");
+}
+
+#[test]
+fn an_address_that_is_chosen_may_be_of_any_range() {
+    let mut pool = pool(&["10.244.1.0/24", "fd00::/64", "10.245.1.0/24", "fd00:0:0:5::/64"]);
+    assert_eq!(chosen(&mut pool, 1, &["10.245.1.9"]).unwrap(), ["10.245.1.9", "fd00::2"]);
+    assert_eq!(chosen(&mut pool, 2, &["fd00:0:0:5::9", "10.244.1.9"]).unwrap(), ["10.244.1.9", "fd00:0:0:5::9"]);
+    assert!(matches!(chosen(&mut pool, 3, &["10.245.1.1"]), Err(IpamError::Reserved { .. })));
+    assert!(matches!(chosen(&mut pool, 3, &["fd00:0:0:5::9"]), Err(IpamError::Taken { .. })));
+}
+
+#[test]
+fn a_range_that_is_closed_gives_nothing_and_who_has_of_it_keeps_it() {
+    let mut pool = pool(&["10.244.1.0/30", "10.245.1.0/24"]);
+    one(&mut pool, 1, at(0));
+    assert_eq!(one(&mut pool, 2, at(0)), ip("10.245.1.2"));
+    pool.close(&["10.245.1.0/24".parse().unwrap()]);
+    assert_eq!(one(&mut pool, 2, at(0)), ip("10.245.1.2"), "who asks again");
+    let full = pool.allocate(&owner(3), &[], at(0)).unwrap_err().to_string();
+    assert_eq!(full, "no free address in 10.244.1.0/30: 1 of 1 are taken");
+    let elsewhere = chosen(&mut pool, 3, &["10.245.1.9"]).unwrap_err().to_string();
+    assert!(elsewhere.contains("(10.244.1.0/30)"), "{elsewhere}");
+    assert_eq!(
+        pool.usage().iter().map(|usage| (usage.taken, usage.closed)).collect::<Vec<_>>(),
+        [(1, false), (1, true)]
+    );
+    release(&mut pool, 2, at(1));
+    assert!(pool.allocate(&owner(3), &[], at(99)).is_err(), "nor what rests");
+    pool.close(&[]);
+    assert_eq!(one(&mut pool, 4, at(99)), ip("10.245.1.3"));
+    pool.close(&["10.244.1.0/30", "10.245.1.0/24"].map(|range| range.parse().unwrap()));
+    assert_eq!(pool.allocate(&owner(9), &[], at(99)), Err(IpamError::NoRange));
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Allocate(u32),
@@ -258,9 +312,15 @@ proptest! {
 
     /// Against a model that knows only who holds what and when each address was released.
     #[test]
-    fn any_sequence_keeps_the_promises(steps in steps()) {
-        let mut pool = pool(&["10.0.0.0/28", "fd00::/124"]);
-        let usable: Vec<IpAddr> = (2..15u8).map(|n| IpAddr::from([10, 0, 0, n])).collect();
+    fn any_sequence_keeps_the_promises(steps in steps(), parts in 1usize..4) {
+        // The same addresses in one range or in several, of which each has a network, a gateway and a broadcast address.
+        let (ranges, without): (&[&str], &[u8]) = match parts {
+            1 => (&["10.0.0.0/28", "fd00::/124"], &[]),
+            2 => (&["10.0.0.8/29", "fd00::/124", "10.0.0.0/29"], &[7, 8, 9]),
+            _ => (&["10.0.0.0/29", "10.0.0.8/29", "fd00::/125", "fd00::8/125"], &[7, 8, 9]),
+        };
+        let mut pool = pool(ranges);
+        let usable: Vec<IpAddr> = (2..15u8).filter(|n| !without.contains(n)).map(|n| IpAddr::from([10, 0, 0, n])).collect();
         let mut held: BTreeMap<u32, Vec<IpAddr>> = BTreeMap::new();
         let mut released: BTreeMap<IpAddr, Duration> = BTreeMap::new();
         let mut now = at(0);
@@ -294,7 +354,12 @@ proptest! {
                     }
                 }
                 Step::Allocate(n) => {
-                    let got = pool.allocate(&owner(n), &[], now).unwrap().addresses;
+                    let got = pool.allocate(&owner(n), &[], now);
+                    if !held.contains_key(&n) && held.len() == usable.len() {
+                        prop_assert!(matches!(got, Err(IpamError::Exhausted { .. })), "{got:?}");
+                        continue;
+                    }
+                    let got = got.unwrap().addresses;
                     if let Some(before) = held.get(&n) {
                         prop_assert_eq!(&got, before);
                         continue;
@@ -316,7 +381,8 @@ proptest! {
                     held.insert(n, got);
                 }
             }
-            prop_assert_eq!(pool.usage()[0].taken, held.len() as u128);
+            let v4 = pool.usage().into_iter().filter(|usage| usage.range.addr().is_ipv4());
+            prop_assert_eq!(v4.map(|usage| usage.taken).sum::<u128>(), held.len() as u128);
         }
     }
 }

@@ -153,6 +153,7 @@ mod tests {
                 created: 0,
                 pod_cidrs: Vec::new(),
                 ready: true,
+                added: Default::default(),
                 flannel: None,
             };
             world.nodes.insert(name, node);

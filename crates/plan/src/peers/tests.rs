@@ -14,6 +14,7 @@ fn node(name: &str, addresses: &[&str], cidrs: &[&str]) -> Node {
         internal_ips: addresses.iter().map(|a| a.parse().unwrap()).collect(),
         other_ips: Vec::new(),
         created: 0,
+        added: Default::default(),
         flannel: None,
         pod_cidrs: cidrs.iter().map(|c| c.parse().unwrap()).collect(),
         ready: true,

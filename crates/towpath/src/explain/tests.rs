@@ -38,6 +38,7 @@ fn node(name: &str, ip: &str, cidr: &str) -> (NodeName, Node) {
         internal_ips: vec![ip.parse().unwrap()],
         other_ips: Vec::new(),
         created: 0,
+        added: Default::default(),
         flannel: None,
         pod_cidrs: vec![cidr.parse().unwrap()],
         ready: true,
@@ -153,6 +154,7 @@ fn between_nodes_the_way_is_that_of_the_senders_backend_if_the_other_takes_it() 
     let says = |backend, ipip| Says {
         sends: Some(backend),
         receives: backend::ready_for(backend, Able { ipip, udp: true, macs: true }),
+        ..Says::default()
     };
     for (n1, n2, way) in [
         (says(BackendName::Ipip, true), says(BackendName::Vxlan, true), "in an IP header (ipip) to node n2"),

@@ -9,8 +9,7 @@ pub(super) fn table(nodes: &[NodeAddresses]) -> String {
     let mut text = String::new();
     for node in nodes {
         let name = &node.node;
-        let ranges: Vec<String> =
-            node.ranges.iter().map(|range| format!("{}: {} of {}", range.range, range.taken, range.size)).collect();
+        let ranges: Vec<String> = node.ranges.iter().map(ToString::to_string).collect();
         let outcome = match node.findings.len() {
             0 => "all fits together".to_owned(),
             1 => "1 finding".to_owned(),
@@ -58,7 +57,7 @@ mod tests {
 
     #[test]
     fn a_node_is_a_line_and_each_finding_another() {
-        let range = |range: &str, taken| RangeUse { range: range.to_owned(), taken, size: 253 };
+        let range = |range: &str, taken| RangeUse { range: range.to_owned(), taken, size: 253, closed: taken > 200 };
         let finding = Finding {
             kind: Kind::LeaseWithoutDevice,
             object: "eth0 of container a".to_owned(),
@@ -83,8 +82,11 @@ mod tests {
             repaired: vec!["released one".to_owned()],
             without_pods: true,
         };
-        let good =
-            NodeAddresses { node: "n2".to_owned(), ranges: vec![range("10.244.2.0/24", 0)], ..Default::default() };
+        let good = NodeAddresses {
+            node: "n2".to_owned(),
+            ranges: vec![range("10.244.2.0/24", 0), range("10.245.2.0/24", 201)],
+            ..Default::default()
+        };
         assert_eq!(
             table(&[bad, good]),
             "n1: 3 leases; 10.244.1.0/24: 3 of 253; 2 findings\n\
@@ -92,7 +94,7 @@ mod tests {
              n1: repaired: released one\n\
              n1: leaseWithoutDevice* eth0 of container a, pod default/web, 10.244.1.2: gone\n\
              n1: duplicate 10.244.1.3: claimed by two\n\
-             n2: 0 leases; 10.244.2.0/24: 0 of 253; all fits together\n\
+             n2: 0 leases; 10.244.2.0/24: 0 of 253, 10.245.2.0/24: 201 of 253, gives no more; all fits together\n\
              What is marked with * is repaired by --repair, and mostly by the agent itself within a minute."
         );
     }

@@ -29,6 +29,7 @@ fn node(name: &str, zone: &str) -> Node {
         created: 0,
         pod_cidrs: Vec::new(),
         ready: true,
+        added: Default::default(),
         flannel: None,
     }
 }

@@ -52,6 +52,7 @@ fn node(name: &str, ips: &[&str]) -> Node {
         internal_ips: ips.iter().map(|t| ip(t)).collect(),
         other_ips: Vec::new(),
         created: 0,
+        added: Default::default(),
         flannel: None,
         pod_cidrs: ["10.244.0.0/16", "fd00:1::/64"].map(|range| range.parse().unwrap()).to_vec(),
         ready: true,

@@ -57,6 +57,7 @@ fn world(service: Service, endpoints: Vec<Endpoint>) -> World {
         internal_ips: vec![IpAddr::from([192, 168, 0, n])],
         other_ips: Vec::new(),
         created: 0,
+        added: Default::default(),
         flannel: None,
         pod_cidrs: Vec::new(),
         ready: true,

@@ -270,6 +270,7 @@ fn node(name: &str, actor: &Actor) -> Node {
         created: 0,
         pod_cidrs: Vec::new(),
         ready: true,
+        added: Default::default(),
         flannel: None,
     }
 }
