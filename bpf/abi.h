@@ -88,9 +88,13 @@ struct tp_node_config {
 
 /*
  * The backend udp: user space takes a frame of its device to the node that the frame's destination names, and gives frames of other nodes to it with
- * the sender's in their source. The node at the IPv4 address A is 02:77 and A there. User space looks at no packet to decide: who may send
- * what is judged by the program of the device, as in a tunnel.
+ * the sender's in their source. The node at the IPv4 address A is 02:77 and A there; at an IPv6 address 0a: and 40 bits of a hash of it, which two
+ * nodes that differ in the last five bytes only do not share. Where two do, the one with the lower address has it, and the other stays in
+ * envelopes. User space looks at no packet to decide: who may send what is judged by the program of the device, as in a tunnel.
  */
+
+/* tp_udp_nodes: hash, the 40 bits -> tp_addr: the IPv6 address of the other node that has them. Who sends datagrams is known by its whole address
+ * before (an outsider's do not get past the device that they come in by, and user space compares), so to have the same bits is of no use. */
 
 /*
  * On the link (TP_NODE_ON_LINK) an address of a pod has a MAC that follows from it, so that nobody of this network has to ask for it: 06:74 and the

@@ -184,7 +184,7 @@ static __noinline int tp_send_udp(struct __sk_buff *skb, struct tp_work *w, cons
 	__u32 ifindex = cfg->udp_ifindex;
 
 	tp_udp_mac(w->h.eth_dst, to);
-	tp_udp_mac(w->h.eth_src, &cfg->node4);
+	tp_udp_mac(w->h.eth_src, tp_is_v4(to) ? &cfg->node4 : &cfg->node6);
 	if (tp_forward_headers(skb, w))
 		return tp_drop(skb, TP_DROP_INTERNAL);
 	tp_count(TP_UDP_OUT, skb->len);

@@ -10,6 +10,7 @@
 #define TUNNEL_TTL 64
 #define UDP_FIRST 0x02
 #define UDP_SECOND 0x77
+#define UDP_FIRST_V6 0x0a
 #define LINK_FIRST 0x06
 #define LINK_SECOND_V4 0x74
 #define LINK_SECOND_V6 0x76
@@ -55,14 +56,46 @@ static __always_inline void tp_tunnel_mac(__u8 *mac, const struct tp_addr *tunne
 	__builtin_memcpy(mac + 2, &folded, 4);
 }
 
-/* The same of the device of udp, for a node's IPv4 address. */
+/* The same of the device of udp. Of IPv6: as `udp_names` of user space makes it. */
 static __always_inline void tp_udp_mac(__u8 *mac, const struct tp_addr *node)
 {
 	__be32 word = tp_word(node, 3);
+	__u64 tag;
 
-	mac[0] = UDP_FIRST;
-	mac[1] = UDP_SECOND;
-	__builtin_memcpy(mac + 2, &word, 4);
+	if (tp_is_v4(node)) {
+		mac[0] = UDP_FIRST;
+		mac[1] = UDP_SECOND;
+		__builtin_memcpy(mac + 2, &word, 4);
+		return;
+	}
+	tag = tp_mix_addr(0, node) >> 24;
+	mac[0] = UDP_FIRST_V6;
+#pragma unroll
+	for (int i = 1; i < 6; i++)
+		mac[i] = tag >> (40 - 8 * i);
+}
+
+/* The node that has this MAC there; zero: none that is known. */
+static __always_inline void tp_udp_node(const __u8 *mac, struct tp_addr *node)
+{
+	struct tp_addr *named;
+	__u64 tag = 0;
+	__be32 word;
+
+	__builtin_memset(node, 0, sizeof(*node));
+	if (mac[0] == UDP_FIRST && mac[1] == UDP_SECOND) {
+		__builtin_memcpy(&word, mac + 2, 4);
+		tp_set_v4(node, word);
+		return;
+	}
+	if (mac[0] != UDP_FIRST_V6)
+		return;
+#pragma unroll
+	for (int i = 1; i < 6; i++)
+		tag = tag << 8 | mac[i];
+	named = bpf_map_lookup_elem(&tp_udp_nodes, &tag);
+	if (named)
+		*node = *named;
 }
 
 /* The MAC of a pod's address on the link. */
@@ -235,7 +268,7 @@ static __always_inline int tp_takes_udp(struct tp_work *w, const struct tp_node_
 {
 	struct tp_peer *peer;
 
-	if (!cfg->udp_ifindex || !tp_is_v4(to))
+	if (!cfg->udp_ifindex)
 		return 0;
 	tp_full_prefix(&w->cidr, to);
 	peer = bpf_map_lookup_elem(&tp_peers, &w->cidr);

@@ -14,11 +14,7 @@ static __always_inline void tp_outer_source(struct __sk_buff *skb, struct tp_wor
 
 	__builtin_memset(outer, 0, sizeof(*outer));
 	if (tp_is_by_udp(skb, cfg)) {
-		__be32 node;
-
-		__builtin_memcpy(&node, w->h.eth_src + 2, 4);
-		if (w->h.eth_src[0] == UDP_FIRST && w->h.eth_src[1] == UDP_SECOND)
-			tp_set_v4(outer, node);
+		tp_udp_node(w->h.eth_src, outer);
 		return;
 	}
 	if (tp_testing) {

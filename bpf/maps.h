@@ -43,6 +43,7 @@ TP_MAP(tp_service_bits, BPF_MAP_TYPE_ARRAY, __u32, __u64, (1 << TP_SERVICE_BITS_
 TP_MAP(tp_source_ranges, BPF_MAP_TYPE_LPM_TRIE, struct tp_source_key, __u32, 65536, BPF_F_NO_PREALLOC);
 TP_MAP(tp_service_names, BPF_MAP_TYPE_HASH, __u64, struct tp_addr, 65536, BPF_F_NO_PREALLOC);
 TP_MAP(tp_node_names, BPF_MAP_TYPE_HASH, __u64, struct tp_addr, 65536, BPF_F_NO_PREALLOC);
+TP_MAP(tp_udp_nodes, BPF_MAP_TYPE_HASH, __u64, struct tp_addr, 65536, BPF_F_NO_PREALLOC);
 TP_MAP(tp_affinity, BPF_MAP_TYPE_LRU_HASH, struct tp_affinity_key, struct tp_affinity, 32768, 0);
 TP_MAP(tp_sock_peer, BPF_MAP_TYPE_SK_STORAGE, int, struct tp_sock_peer, 0, BPF_F_NO_PREALLOC);
 TP_MAP(tp_sock_load, BPF_MAP_TYPE_SK_STORAGE, int, struct tp_sock_load, 0, BPF_F_NO_PREALLOC);

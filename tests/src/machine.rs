@@ -53,11 +53,23 @@ pub fn lab_cgroup(lab: &str) -> Result<PathBuf> {
 /// # Errors
 /// There is none at the moment.
 pub fn lab_agent(lab: &str, node: &str) -> Result<i32> {
+    lab_process(lab, node, "agent")
+}
+
+/// The process of a node that carries packets in user space.
+///
+/// # Errors
+/// There is none at the moment.
+pub fn lab_carry(lab: &str, node: &str) -> Result<i32> {
+    lab_process(lab, node, "carry")
+}
+
+fn lab_process(lab: &str, node: &str, command: &str) -> Result<i32> {
     let system = lab_cgroup(lab)?.join("nodes").join(node).join("system");
-    let mut agents = processes_below(&system)
+    let mut found = processes_below(&system)
         .into_iter()
-        .filter(|pid| command_line(*pid).get(1).is_some_and(|word| word == "agent"));
-    agents.next().with_context(|| format!("node {node} has no agent"))
+        .filter(|pid| command_line(*pid).get(1).is_some_and(|word| word == command));
+    found.next().with_context(|| format!("node {node} has no process {command}"))
 }
 
 /// Waits for the agent that is started in the place of one that was killed.

@@ -180,7 +180,6 @@ fn from_each_backend_to_each_other_no_packet_is_lost() -> Result<()> {
     )
 }
 
-/// Between nodes' IPv6 addresses udp is not there.
 #[test]
 fn nor_is_one_where_nodes_have_ipv6_addresses_only() -> Result<()> {
     goes(
@@ -189,10 +188,11 @@ fn nor_is_one_where_nodes_have_ipv6_addresses_only() -> Result<()> {
         &Course {
             pairs: &[
                 ["host-gw", "ipip", "vxlan", "ipip", "host-gw", "vxlan"].as_slice(),
-                &["macvlan", "host-gw", "macvlan", "ipip", "macvlan", "vxlan"],
+                &["udp", "host-gw", "udp", "ipip", "udp", "vxlan"],
+                &["macvlan", "host-gw", "macvlan", "ipip", "macvlan", "udp", "macvlan", "vxlan"],
             ]
             .concat(),
-            fast: &["host-gw", "ipip", "macvlan", "ipip", "host-gw", "vxlan", "ipip"],
+            fast: &["host-gw", "udp", "macvlan", "vxlan", "udp", "macvlan", "host-gw", "udp", "ipip"],
         },
     )
 }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, socket};
+use serde_json::Value;
 use towpath_walkthrough::cluster::{Cluster, Families, field};
 use towpath_walkthrough::in_charge::{all_send_by, network_config};
 use towpath_walkthrough::machine::can_run_labs;
@@ -93,16 +94,27 @@ impl Scene {
 
 #[test]
 fn marks_of_congestion_go_into_envelopes_and_come_out_of_them() -> Result<()> {
+    marks_go_through("e2e-congestion", Families::Dual)
+}
+
+#[test]
+fn marks_of_congestion_go_into_envelopes_over_ipv6_too() -> Result<()> {
+    marks_go_through("e2e-congestion6", Families::Ipv6)
+}
+
+/// Envelopes go over IPv4 where nodes have such addresses.
+fn marks_go_through(name: &str, families: Families) -> Result<()> {
     if !can_run_labs()? {
         return Ok(());
     }
-    let cluster = Cluster::up("e2e-congestion", 2, Families::Dual)?;
+    let cluster = Cluster::up(name, 2, families)?;
+    let outside = if families == Families::Ipv6 { "ip6" } else { "ip" };
     cluster.apply_text(&(shell("from", "n1", "app: from") + &shell("to", "n2", "app: to")))?;
     let place = |name: &str| Place::of_pod(&cluster, &cluster.wait_pod(name)?);
     let (from, to) = (place("from")?, place("to")?);
     let pod = cluster.get("pod", "to")?;
-    let ips: Vec<IpAddr> =
-        ["0", "1"].iter().map(|at| address(&field(&pod, &format!("/status/podIPs/{at}/ip")))).collect::<Result<_>>()?;
+    let all = pod.pointer("/status/podIPs").and_then(Value::as_array).context("no podIPs")?;
+    let ips: Vec<IpAddr> = all.iter().map(|ip| address(&field(ip, "/ip"))).collect::<Result<_>>()?;
     let tap = to.enter(|| {
         let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
         Ok(socket(AddressFamily::Packet, SockType::Raw, flags, SockProtocol::EthAll)?)
@@ -125,12 +137,13 @@ fn marks_of_congestion_go_into_envelopes_and_come_out_of_them() -> Result<()> {
                 expect("a link that marks nothing", comes(mark)?, Some(mark))?;
             }
             // Only what says outside that it is understood.
-            scene.link(&["ip ecn ect0 ip ecn set ce", "ip ecn ect1 ip ecn set ce"])?;
+            let rules = ["ect0", "ect1"].map(|mark| format!("{outside} ecn {mark} {outside} ecn set ce"));
+            scene.link(&rules.each_ref().map(String::as_str))?;
             expect("a link that marks what may be marked", comes(NONE)?, Some(NONE))?;
             for mark in [1, UNDERSTOOD, MET] {
                 expect("a link that marks what may be marked", comes(mark)?, Some(MET))?;
             }
-            scene.link(&["ip ecn set ce"])?;
+            scene.link(&[&format!("{outside} ecn set ce")])?;
             expect("a link that marks everything", comes(UNDERSTOOD)?, Some(MET))?;
             expect("a link that marks everything", comes(NONE)?, None)?;
         }

@@ -71,6 +71,7 @@ mod socket_services;
 mod udp;
 
 pub use progress::Progress;
+pub(crate) use progress::ways as ways_to;
 pub use report::{Report, RuleNames, SharedReport};
 
 use pace::Pace;

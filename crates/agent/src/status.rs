@@ -11,8 +11,8 @@ use towpath_datapath::bpf::Count;
 use towpath_datapath::{Datapath, NodeStatus};
 use towpath_model::NodeName;
 use towpath_model::custom::BackendName;
-use towpath_model::desired::Reach;
-use towpath_plan::backend::{self, Able, Behind, Says, Way};
+use towpath_model::desired::{NodePeer, Reach};
+use towpath_plan::backend::{self, Able, Behind, Says};
 use towpath_wire::config::AgentConfig;
 use towpath_wire::status::{AgentStatus, PathStatus, PeerStatus};
 
@@ -23,7 +23,7 @@ use crate::ipam::LeaseStore;
 use crate::json_socket;
 use crate::names::book::SharedBook;
 use crate::paths::{Paths, SmallPath};
-use crate::reconcile::SharedReport;
+use crate::reconcile::{SharedReport, ways_to};
 use crate::udp::Carried;
 
 /// What the status and the metrics are made of, once the data path is open.
@@ -194,7 +194,7 @@ async fn collected(
             status.pods = count(kernel.pods);
             status.pod_mtu = kernel.facts.pod_mtu;
             status.limited = kernel.limited.iter().map(|(pod, limits)| format!("{pod} ({limits})")).collect();
-            status.hints.extend(ways(report.backend, &mut status.peers, &kernel, said));
+            status.hints.extend(ways(report.backend, &report.peers, &mut status.peers, &kernel, said));
             problems.extend(kernel.problems);
             status.hints.extend(report.mtu_problems);
             status.hints.extend(report.bandwidth_problems);
@@ -247,8 +247,8 @@ fn tell_of_udp(carried: &Carried, status: &mut AgentStatus) {
         Carried::Unknown => {}
         Carried::No(why) if status.backend == BackendName::Udp.as_str() => status.problems.push(why.clone()),
         Carried::No(why) => status.hints.push(why.clone()),
-        Carried::Yes(counts) => {
-            status.counters.extend(counts.named().map(|(name, count)| (format!("udp.{name}"), count)));
+        Carried::Yes { counters, .. } => {
+            status.counters.extend(counters.named().map(|(name, count)| (format!("udp.{name}"), count)));
         }
     }
 }
@@ -256,6 +256,7 @@ fn tell_of_udp(carried: &Carried, status: &mut AgentStatus) {
 /// Names the backend by which each peer is reached, and why it is not the one that is wanted.
 fn ways(
     wanted: BackendName,
+    known: &[NodePeer],
     peers: &mut [PeerStatus],
     kernel: &NodeStatus,
     said: &BTreeMap<NodeName, Says>,
@@ -264,12 +265,8 @@ fn ways(
         let reach = kernel.reached.get(&NodeName::new(&peer.node)).copied().unwrap_or(Reach::Tunnel);
         peer.backend = backend::of_way(reach).as_str().to_owned();
     }
-    let tunnel = |node: &NodeName| peers.iter().find(|peer| peer.node == node.as_str()).and_then(|peer| peer.tunnel);
-    let ways = kernel.reached.iter().filter_map(|(node, reach)| {
-        Some(Way { node, reach: *reach, tunnel: tunnel(node)?, beyond: kernel.beyond.contains(node) })
-    });
     let able = Able { ipip: true, udp: true, macs: kernel.facts.bears_macs };
-    let behind = backend::behind(wanted, able, ways.collect::<Vec<_>>(), said);
+    let behind = backend::behind(wanted, able, ways_to(known, kernel), said);
     for peer in &mut *peers {
         let found = behind.iter().find(|behind| behind.node.as_str() == peer.node);
         peer.why = found.map(|behind| behind.why.reason().to_owned());

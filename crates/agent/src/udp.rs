@@ -3,8 +3,11 @@
 //! Carry goes on by itself. The agent is there to open what it needs, once, and to notice when it is gone: then this node sends envelopes, and
 //! says that it takes no other.
 
+use std::collections::BTreeSet;
+use std::net::Ipv6Addr;
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -27,14 +30,22 @@ const RETRY_LATER: Duration = Duration::from_millis(500);
 /// How long the device may take to get its carrier.
 const CARRIER: Duration = Duration::from_secs(5);
 
+/// Nodes at IPv6 addresses, to which carry sends only when it knows them.
+pub type Nodes = Arc<BTreeSet<Ipv6Addr>>;
+
 /// Whether packets are carried.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Carried {
     /// Nobody has asked yet, or it is not wanted.
     #[default]
     Unknown,
-    /// They are; what was counted when carry was asked last.
-    Yes(UdpCounters),
+    /// They are.
+    Yes {
+        /// What was counted when carry was asked last.
+        counters: UdpCounters,
+        /// The nodes at IPv6 addresses that it knows.
+        nodes: Nodes,
+    },
     /// They are not; why, for people.
     No(String),
 }
@@ -42,7 +53,12 @@ pub enum Carried {
 impl Carried {
     /// Whether they are for sure.
     pub fn is_yes(&self) -> bool {
-        matches!(self, Self::Yes(_))
+        matches!(self, Self::Yes { .. })
+    }
+
+    /// The nodes at IPv6 addresses to which they are carried; none: packets are not carried at all.
+    pub fn nodes(&self) -> Option<Nodes> {
+        if let Self::Yes { nodes, .. } = self { Some(Arc::clone(nodes)) } else { None }
     }
 
     /// Whether they are as far as is known: an earlier agent's carry goes on.
@@ -61,6 +77,7 @@ pub(crate) async fn keep(
     socket: PathBuf,
     datapath: Datapath,
     mut wanted: watch::Receiver<Option<UdpWork>>,
+    mut nodes: watch::Receiver<Nodes>,
     told: watch::Sender<Carried>,
 ) {
     loop {
@@ -72,16 +89,22 @@ pub(crate) async fn keep(
             continue;
         };
         tokio::select! {
-            () = keep_one(&socket, &datapath, &work, &told) => {}
+            () = keep_one(&socket, &datapath, &work, &mut nodes, &told) => {}
             changed = wanted.changed() => if changed.is_err() { return },
         }
     }
 }
 
-async fn keep_one(socket: &Path, datapath: &Datapath, work: &UdpWork, told: &watch::Sender<Carried>) {
+async fn keep_one(
+    socket: &Path,
+    datapath: &Datapath,
+    work: &UdpWork,
+    nodes: &mut watch::Receiver<Nodes>,
+    told: &watch::Sender<Carried>,
+) {
     let mut failed = 0;
     loop {
-        let why = match follow(socket, datapath, work, told, &mut failed).await {
+        let why = match follow(socket, datapath, work, nodes, told, &mut failed).await {
             Ok(()) => "it ended".to_owned(),
             Err(why) => why,
         };
@@ -104,29 +127,40 @@ async fn follow(
     socket: &Path,
     datapath: &Datapath,
     work: &UdpWork,
+    nodes: &mut watch::Receiver<Nodes>,
     told: &watch::Sender<Carried>,
     failed: &mut u32,
 ) -> Result<(), String> {
     let words = |error: &dyn std::fmt::Display| error.to_string();
     let mut connection = Connection::open(socket).await.map_err(|e| words(&e))?;
+    let mut known = None::<Nodes>;
     loop {
+        // First, so that who carries from now on knows to whom.
+        let now = Arc::clone(&nodes.borrow_and_update());
+        if work.address.is_ipv6() && known.as_ref() != Some(&now) {
+            connection.know(now.iter().copied()).await.map_err(|e| words(&e))?;
+            known = Some(now);
+        }
         let counters = match connection.carry(work).await.map_err(|e| words(&e))? {
             Answer::Carrying(counters) => counters,
             Answer::Give => {
-                let ends = datapath.open_udp(work.queues).await.map_err(|e| words(&e))?;
+                let ends = datapath.open_udp(work.address, work.queues).await.map_err(|e| words(&e))?;
                 let all = [ends.queues.queues, ends.receivers, ends.senders];
                 connection.give(all, ends.queues.cuts_udp).await.map_err(|e| words(&e))?
             }
         };
         has_carrier(datapath).await?;
         *failed = 0;
-        let was = told.send_replace(Carried::Yes(counters)).is_yes();
+        let nodes_known = known.clone().unwrap_or_default();
+        let was = told.send_replace(Carried::Yes { counters, nodes: nodes_known }).is_yes();
         if !was {
             info!(port = work.port, queues = work.queues, "packets are carried by way of user space (udp)");
         }
-        // The end of the connection is the end of carry.
-        if timeout(ASK, connection.is_over()).await.is_ok() {
-            return Ok(());
+        tokio::select! {
+            () = sleep(ASK) => {}
+            // The end of the connection is the end of carry.
+            () = connection.is_over() => return Ok(()),
+            changed = nodes.changed() => changed.map_err(|e| words(&e))?,
         }
     }
 }

@@ -13,6 +13,7 @@
 //! The sockets are the same ones, queue and all: a query that waits in the kernel is read by whoever reads next. A successor that
 //! dies gives its predecessor everything back by dying, as long as there is one.
 
+use std::net::Ipv6Addr;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::Duration;
@@ -29,7 +30,7 @@ use crate::descriptors;
 use crate::feed::FeedError;
 use crate::feed::frame::Frames;
 use crate::own_socket;
-use crate::udp::Ends;
+use crate::udp::{Ends, Share};
 
 /// How long either side waits for the other: a large state is made ready meanwhile.
 const WITHIN: Duration = Duration::from_secs(15);
@@ -48,6 +49,9 @@ struct Handed {
 #[derive(Debug, Serialize, Deserialize)]
 struct HandedWork {
     work: UdpWork,
+    /// The nodes at IPv6 addresses that are known.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    nodes: Vec<Ipv6Addr>,
     cuts_udp: bool,
     descriptors: usize,
 }
@@ -66,7 +70,7 @@ pub(crate) struct Predecessor {
     /// What it answered from.
     pub(crate) state: Option<FeedMessage>,
     /// Between what it carries packets.
-    pub(crate) udp: Option<(UdpWork, Ends)>,
+    pub(crate) udp: Option<Share>,
     frames: Frames,
 }
 
@@ -98,7 +102,8 @@ pub(crate) async fn ask(socket: &Path) -> Result<Option<Predecessor>, CarryError
         let handed: Handed = frames.read().await?.ok_or(FeedError::Closed)?;
         let udp = handed.udp.and_then(|udp| {
             let first = descriptors.len().checked_sub(udp.descriptors)?;
-            Some((udp.work, Ends::of(descriptors.split_off(first), udp.cuts_udp)?))
+            let ends = Ends::of(descriptors.split_off(first), udp.cuts_udp)?;
+            Some(Share { work: udp.work, nodes: udp.nodes, ends })
         });
         let sockets = descriptors.into_iter().map(Socket::from).collect();
         Ok::<_, FeedError>(Predecessor { sockets, state: handed.state.and_then(known), udp, frames })
@@ -132,14 +137,14 @@ pub(crate) async fn offer(
     stream: UnixStream,
     sockets: Vec<Socket>,
     state: Option<FeedMessage>,
-    udp: Option<(UdpWork, Ends)>,
+    udp: Option<Share>,
 ) -> Result<Duty, FeedError> {
     let offered = timeout(WITHIN, async {
         let mut all: Vec<OwnedFd> = sockets.into_iter().map(OwnedFd::from).collect();
-        let udp = udp.map(|(work, ends)| {
+        let udp = udp.map(|Share { work, nodes, ends }| {
             let (cuts_udp, before) = (ends.cuts_udp, all.len());
             all.extend(ends.into_descriptors());
-            HandedWork { work, cuts_udp, descriptors: all.len() - before }
+            HandedWork { work, nodes, cuts_udp, descriptors: all.len() - before }
         });
         descriptors::send(&stream, 0, &all).await.map_err(FeedError::Io)?;
         let mut frames = Frames::new(stream);

@@ -176,7 +176,7 @@ impl Server {
             Some(predecessor) => {
                 tracing::info!("taking over from the process that answers DNS on this node");
                 self.sockets.adopt(std::mem::take(&mut predecessor.sockets), &self.own);
-                predecessor.udp.take().into_iter().for_each(|(work, ends)| self.carrier.take(work, ends));
+                predecessor.udp.take().into_iter().for_each(|share| self.carrier.take(share));
                 predecessor.state.take().into_iter().for_each(|state| self.cluster.restore(state));
             }
             None => store::load(&self.state_file()).into_iter().for_each(|state| self.cluster.restore(state)),
@@ -227,7 +227,7 @@ impl Server {
     /// All sockets or none: one that stayed would go on getting queries, which nobody reads.
     async fn hand_over(&self, to: UnixStream) -> Result<handover::Duty, feed::FeedError> {
         let sockets = self.sockets.all().map_err(feed::FeedError::Io)?;
-        handover::offer(to, sockets, self.cluster.state(), self.carrier.ends()).await
+        handover::offer(to, sockets, self.cluster.state(), self.carrier.share()).await
     }
 
     fn servers(&self, term: &server::Term) -> Tasks {

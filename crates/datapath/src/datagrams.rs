@@ -5,18 +5,19 @@
 
 use std::io::{self, IoSlice};
 use std::mem::{size_of, zeroed};
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::sys::socket::{
-    AddressFamily, SockFlag, SockProtocol, SockType, SockaddrIn, bind, setsockopt, socket, sockopt,
+    AddressFamily, SockFlag, SockProtocol, SockType, SockaddrLike, SockaddrStorage, bind, setsockopt, socket, sockopt,
 };
 
 use crate::net::Error;
 
 /// Bytes that wait in a socket at most, as the kernel counts them.
 const WAITING: usize = 8 << 20;
-/// `IP_PMTUDISC_OMIT` of linux/in.h: nobody's word about the path is believed, and what does not fit the device is cut into fragments.
+/// `IP_PMTUDISC_OMIT` of linux/in.h, `IPV6_PMTUDISC_OMIT` of linux/in6.h: nobody's word about the path is believed, and what does not fit the device is
+/// cut into fragments.
 const PMTUDISC_OMIT: libc::c_int = 5;
 /// `UDP_GRO` of linux/udp.h.
 const UDP_GRO: libc::c_int = 104;
@@ -26,21 +27,46 @@ const UDP_SEGMENT: libc::c_int = 103;
 const BUFFER: usize = 0x1_0000;
 /// Room for the two control messages that are asked for or given (each a number of 4 bytes at most).
 const CONTROL: usize = 64;
-/// The bits of the TOS octet that are marks of congestion (RFC 3168 5).
+/// The bits of the TOS octet, and of the traffic class, that are marks of congestion (RFC 3168 5).
 const ECN: u8 = 3;
+
+/// What sockets of a family call the same thing: asks for, gives and brings marks of congestion, and says what becomes of the path's MTU.
+struct Names {
+    level: libc::c_int,
+    told: libc::c_int,
+    mark: libc::c_int,
+    discover: libc::c_int,
+}
+
+fn names(address: IpAddr) -> Names {
+    match address {
+        IpAddr::V4(_) => Names {
+            level: libc::IPPROTO_IP,
+            told: libc::IP_RECVTOS,
+            mark: libc::IP_TOS,
+            discover: libc::IP_MTU_DISCOVER,
+        },
+        IpAddr::V6(_) => Names {
+            level: libc::IPPROTO_IPV6,
+            told: libc::IPV6_RECVTCLASS,
+            mark: libc::IPV6_TCLASS,
+            discover: libc::IPV6_MTU_DISCOVER,
+        },
+    }
+}
 
 /// A socket that takes datagrams at an address, beside others of the same user that do: the kernel gives each one a share of the flows.
 ///
 /// # Errors
 /// The port is taken by a socket that does not share it, or the address is not here.
-pub fn receiver(at: SocketAddrV4) -> Result<OwnedFd, Error> {
+pub fn receiver(at: SocketAddr) -> Result<OwnedFd, Error> {
     let said = |what: &str| format!("{what} for UDP at {at}");
-    let socket = open().map_err(|e| Error::system(said("open a socket"), e))?;
+    let (socket, names) = (open(at.ip()).map_err(|e| Error::system(said("open a socket"), e))?, names(at.ip()));
     setsockopt(&socket, sockopt::ReusePort, &true).map_err(|e| Error::system(said("share the socket's port"), e))?;
     enlarge(&socket);
     set(&socket, libc::SOL_UDP, UDP_GRO, 1).map_err(|e| Error::system(said("have datagrams come together"), e))?;
-    set(&socket, libc::IPPROTO_IP, libc::IP_RECVTOS, 1).map_err(|e| Error::system(said("hear of congestion"), e))?;
-    bind(socket.as_raw_fd(), &SockaddrIn::from(at)).map_err(|e| match e {
+    set(&socket, names.level, names.told, 1).map_err(|e| Error::system(said("hear of congestion"), e))?;
+    bind(socket.as_raw_fd(), &SockaddrStorage::from(at)).map_err(|e| match e {
         nix::Error::EADDRINUSE => Error::Refused(format!(
             "UDP port {} of {} is taken: find who has it with `ss -ulnp sport = :{}`, or set another spec.udp.port",
             at.port(),
@@ -56,19 +82,25 @@ pub fn receiver(at: SocketAddrV4) -> Result<OwnedFd, Error> {
 ///
 /// # Errors
 /// The address is not here.
-pub fn sender(from: Ipv4Addr) -> Result<OwnedFd, Error> {
+pub fn sender(from: IpAddr) -> Result<OwnedFd, Error> {
     let said = |what: &str| format!("{what} for UDP from {from}");
-    let socket = open().map_err(|e| Error::system(said("open a socket"), e))?;
+    let (socket, names) = (open(from).map_err(|e| Error::system(said("open a socket"), e))?, names(from));
     enlarge(&socket);
-    set(&socket, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, PMTUDISC_OMIT)
+    set(&socket, names.level, names.discover, PMTUDISC_OMIT)
         .map_err(|e| Error::system(said("let packets be fragmented"), e))?;
-    bind(socket.as_raw_fd(), &SockaddrIn::from(SocketAddrV4::new(from, 0)))
+    bind(socket.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(from, 0)))
         .map_err(|e| Error::system(said("bind a socket"), e))?;
     Ok(socket)
 }
 
-fn open() -> nix::Result<OwnedFd> {
-    socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, SockProtocol::Udp)
+/// Of the address' own family alone: one of IPv6 has to do with no IPv4 address.
+fn open(address: IpAddr) -> nix::Result<OwnedFd> {
+    let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let socket = socket(family, SockType::Datagram, SockFlag::SOCK_CLOEXEC, SockProtocol::Udp)?;
+    if address.is_ipv6() {
+        setsockopt(&socket, sockopt::Ipv6V6Only, &true)?;
+    }
+    Ok(socket)
 }
 
 /// As much room as may be had: beyond the limit for all with the right to it, up to the limit without.
@@ -97,7 +129,7 @@ fn set(socket: &OwnedFd, level: libc::c_int, name: libc::c_int, value: libc::c_i
 #[derive(Debug)]
 pub struct Train<'a> {
     /// Where to.
-    pub to: SocketAddrV4,
+    pub to: SocketAddr,
     /// Bytes of each but the last.
     pub segment: u16,
     /// Their mark of congestion, 0 to 3 (RFC 3168 5).
@@ -143,15 +175,16 @@ impl Control {
 /// # Errors
 /// The first that did not go, with its place.
 pub fn send(socket: BorrowedFd<'_>, trains: &[Train<'_>]) -> Result<(), (usize, io::Error)> {
-    let mut names: Vec<libc::sockaddr_in> = trains.iter().map(|train| sockaddr(train.to)).collect();
+    let ends: Vec<SockaddrStorage> = trains.iter().map(|train| SockaddrStorage::from(train.to)).collect();
     let mut controls: Vec<Control> = trains.iter().map(|_| Control([0; CONTROL])).collect();
     let mut messages: Vec<libc::mmsghdr> = Vec::with_capacity(trains.len());
-    for ((train, name), control) in trains.iter().zip(&mut names).zip(&mut controls) {
+    for ((train, end), control) in trains.iter().zip(&ends).zip(&mut controls) {
         // SAFETY: all zero is a value of this plain struct.
         let mut message: libc::mmsghdr = unsafe { zeroed() };
         let header = &mut message.msg_hdr;
-        header.msg_name = (&raw mut *name).cast();
-        header.msg_namelen = size_of::<libc::sockaddr_in>() as libc::socklen_t;
+        // The call only reads it.
+        header.msg_name = end.as_ptr().cast_mut().cast();
+        header.msg_namelen = end.len();
         // An IoSlice has the layout of an iovec, which the call only reads.
         header.msg_iov = train.pieces.as_ptr().cast_mut().cast();
         header.msg_iovlen = train.pieces.len() as _;
@@ -161,7 +194,8 @@ pub fn send(socket: BorrowedFd<'_>, trains: &[Train<'_>]) -> Result<(), (usize, 
             control.add(header, &mut used, (libc::SOL_UDP, UDP_SEGMENT), train.segment);
         }
         if train.ecn != 0 {
-            control.add(header, &mut used, (libc::IPPROTO_IP, libc::IP_TOS), libc::c_int::from(train.ecn & ECN));
+            let names = names(train.to.ip());
+            control.add(header, &mut used, (names.level, names.mark), libc::c_int::from(train.ecn & ECN));
         }
         messages.push(message);
     }
@@ -181,12 +215,21 @@ pub fn send(socket: BorrowedFd<'_>, trains: &[Train<'_>]) -> Result<(), (usize, 
     Ok(())
 }
 
-fn sockaddr(address: SocketAddrV4) -> libc::sockaddr_in {
-    libc::sockaddr_in {
-        sin_family: libc::AF_INET as libc::sa_family_t,
-        sin_port: address.port().to_be(),
-        sin_addr: libc::in_addr { s_addr: u32::from(*address.ip()).to_be() },
-        sin_zero: [0; 8],
+/// Whom the kernel names.
+fn address_of(name: &libc::sockaddr_storage) -> IpAddr {
+    let name: *const libc::sockaddr_storage = name;
+    // SAFETY: the storage is as large and as aligned as any address, all of it was written (zero before the call), and any bytes are numbers.
+    unsafe {
+        match libc::c_int::from((*name).ss_family) {
+            libc::AF_INET6 => {
+                let address = (*name.cast::<libc::sockaddr_in6>()).sin6_addr.s6_addr;
+                IpAddr::V6(Ipv6Addr::from(address))
+            }
+            _ => {
+                let address = (*name.cast::<libc::sockaddr_in>()).sin_addr.s_addr;
+                IpAddr::V4(Ipv4Addr::from(u32::from_be(address)))
+            }
+        }
     }
 }
 
@@ -200,7 +243,7 @@ pub struct Incoming {
 /// Of the last read, what a buffer holds.
 #[derive(Debug)]
 struct Held {
-    from: Ipv4Addr,
+    from: IpAddr,
     ecn: u8,
     /// Bytes of all.
     bytes: usize,
@@ -212,7 +255,7 @@ struct Held {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Datagram<'a> {
     /// Who sent it.
-    pub from: Ipv4Addr,
+    pub from: IpAddr,
     /// The mark of congestion with which it came, 0 to 3.
     pub ecn: u8,
     /// What it holds.
@@ -233,7 +276,7 @@ impl Incoming {
         self.held.clear();
         let count = self.buffers.len();
         // SAFETY: all zero is a value of these plain structs.
-        let mut names: Vec<libc::sockaddr_in> = vec![unsafe { zeroed() }; count];
+        let mut names: Vec<libc::sockaddr_storage> = vec![unsafe { zeroed() }; count];
         let mut controls: Vec<Control> = (0..count).map(|_| Control([0; CONTROL])).collect();
         let room = |buffer: &mut Box<[u8]>| libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
         let mut pieces: Vec<libc::iovec> = self.buffers.iter_mut().map(room).collect();
@@ -242,7 +285,7 @@ impl Incoming {
             // SAFETY: as above.
             let mut message: libc::mmsghdr = unsafe { zeroed() };
             message.msg_hdr.msg_name = (&raw mut *name).cast();
-            message.msg_hdr.msg_namelen = size_of::<libc::sockaddr_in>() as libc::socklen_t;
+            message.msg_hdr.msg_namelen = size_of::<libc::sockaddr_storage>() as libc::socklen_t;
             message.msg_hdr.msg_iov = piece;
             message.msg_hdr.msg_iovlen = 1;
             message.msg_hdr.msg_control = control.0.as_mut_ptr().cast();
@@ -258,7 +301,7 @@ impl Incoming {
         for (message, name) in messages.iter().zip(&names).take(read) {
             let bytes = message.msg_len as usize;
             let whole = message.msg_hdr.msg_flags & libc::MSG_TRUNC == 0;
-            let from = Ipv4Addr::from(u32::from_be(name.sin_addr.s_addr));
+            let from = address_of(name);
             let (segment, ecn) = told_of(&message.msg_hdr);
             let segment = segment.filter(|segment| *segment > 0).unwrap_or(bytes);
             self.held.push(Held { from, ecn, bytes: if whole { bytes } else { 0 }, segment });
@@ -289,6 +332,9 @@ fn told_of(header: &libc::msghdr) -> (Option<usize>, u8) {
                     segment = usize::try_from(libc::CMSG_DATA(next).cast::<libc::c_int>().read_unaligned()).ok();
                 }
                 (libc::IPPROTO_IP, libc::IP_TOS) if holds(1) => ecn = libc::CMSG_DATA(next).read() & ECN,
+                (libc::IPPROTO_IPV6, libc::IPV6_TCLASS) if holds(size_of::<libc::c_int>()) => {
+                    ecn = libc::CMSG_DATA(next).cast::<libc::c_int>().read_unaligned() as u8 & ECN;
+                }
                 _ => {}
             }
             next = libc::CMSG_NXTHDR(header, next);
@@ -303,14 +349,24 @@ mod tests {
 
     use super::*;
 
-    fn received(socket: &OwnedFd, bytes: usize) -> Vec<(u8, Vec<u8>)> {
+    const LOCAL: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
+
+    /// A socket that takes datagrams here, and where.
+    fn taker(here: IpAddr) -> (OwnedFd, SocketAddr) {
+        let to = receiver(SocketAddr::new(here, 0)).unwrap();
+        let at: SockaddrStorage = nix::sys::socket::getsockname(to.as_raw_fd()).unwrap();
+        let port = at.as_sockaddr_in().map_or_else(|| at.as_sockaddr_in6().unwrap().port(), |v4| v4.port());
+        (to, SocketAddr::new(here, port))
+    }
+
+    fn received(socket: &OwnedFd, here: IpAddr, bytes: usize) -> Vec<(u8, Vec<u8>)> {
         let (mut room, mut all) = (Incoming::new(4), Vec::<(u8, Vec<u8>)>::new());
         let deadline = std::time::Instant::now() + std::time::Duration::from_secs(5);
         while all.iter().map(|(_, bytes)| bytes.len()).sum::<usize>() < bytes {
             assert!(std::time::Instant::now() < deadline, "only {} datagrams came", all.len());
             match room.receive(socket.as_fd()) {
                 Ok(()) => all.extend(room.datagrams().map(|datagram| {
-                    assert_eq!(datagram.from, Ipv4Addr::LOCALHOST);
+                    assert_eq!(datagram.from, here);
                     (datagram.ecn, datagram.bytes.to_vec())
                 })),
                 Err(error) => assert_eq!(error.kind(), io::ErrorKind::WouldBlock),
@@ -321,37 +377,44 @@ mod tests {
 
     #[test]
     fn what_goes_as_a_train_comes_as_single_datagrams_with_their_own_bytes_and_marks() {
-        let to = receiver(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0)).unwrap();
-        let at: SockaddrIn = nix::sys::socket::getsockname(to.as_raw_fd()).unwrap();
-        let at = SocketAddrV4::new(Ipv4Addr::LOCALHOST, at.port());
-        let from = sender(Ipv4Addr::LOCALHOST).unwrap();
-        let (a, b, c) = (vec![1; 600], vec![2; 600], vec![3; 250]);
-        let long = [IoSlice::new(&a[..8]), IoSlice::new(&a[8..]), IoSlice::new(&b), IoSlice::new(&c)];
-        let short = [IoSlice::new(b"alone")];
-        let trains = [
-            Train { to: at, segment: 600, ecn: 2, pieces: &long },
-            Train { to: at, segment: 5, ecn: 0, pieces: &short },
-            Train { to: at, segment: 5, ecn: 3, pieces: &short },
-        ];
-        send(from.as_fd(), &trains).unwrap();
-        let alone = b"alone".to_vec();
-        assert_eq!(received(&to, 1460), [(2, a), (2, b), (2, c), (0, alone.clone()), (3, alone)]);
+        for here in LOCAL {
+            let (to, at) = taker(here);
+            let from = sender(here).unwrap();
+            let (a, b, c) = (vec![1; 600], vec![2; 600], vec![3; 250]);
+            let long = [IoSlice::new(&a[..8]), IoSlice::new(&a[8..]), IoSlice::new(&b), IoSlice::new(&c)];
+            let short = [IoSlice::new(b"alone")];
+            let trains = [
+                Train { to: at, segment: 600, ecn: 2, pieces: &long },
+                Train { to: at, segment: 5, ecn: 0, pieces: &short },
+                Train { to: at, segment: 5, ecn: 3, pieces: &short },
+            ];
+            send(from.as_fd(), &trains).unwrap();
+            let alone = b"alone".to_vec();
+            assert_eq!(received(&to, here, 1460), [(2, a), (2, b), (2, c), (0, alone.clone()), (3, alone)]);
+        }
     }
 
     #[test]
     fn a_train_that_cannot_go_is_named_and_what_stood_before_it_went() {
-        let to = receiver(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0)).unwrap();
-        let at: SockaddrIn = nix::sys::socket::getsockname(to.as_raw_fd()).unwrap();
-        let at = SocketAddrV4::new(Ipv4Addr::LOCALHOST, at.port());
-        let from = sender(Ipv4Addr::LOCALHOST).unwrap();
-        let (fine, long) = ([IoSlice::new(b"fine")], vec![0; 65_508]);
-        let long = [IoSlice::new(&long)];
-        let trains = [
-            Train { to: at, segment: 4, ecn: 0, pieces: &fine },
-            Train { to: at, segment: u16::MAX, ecn: 0, pieces: &long },
-        ];
-        let (place, error) = send(from.as_fd(), &trains).unwrap_err();
-        assert_eq!((place, error.raw_os_error()), (1, Some(libc::EMSGSIZE)));
-        assert_eq!(received(&to, 4), [(0, b"fine".to_vec())]);
+        for (here, most) in LOCAL.into_iter().zip([65_507, 65_527]) {
+            let (to, at) = taker(here);
+            let from = sender(here).unwrap();
+            let (fine, long) = ([IoSlice::new(b"fine")], vec![0; most + 1]);
+            let long = [IoSlice::new(&long)];
+            let trains = [
+                Train { to: at, segment: 4, ecn: 0, pieces: &fine },
+                Train { to: at, segment: u16::MAX, ecn: 0, pieces: &long },
+            ];
+            let (place, error) = send(from.as_fd(), &trains).unwrap_err();
+            assert_eq!((place, error.raw_os_error()), (1, Some(libc::EMSGSIZE)));
+            assert_eq!(received(&to, here, 4), [(0, b"fine".to_vec())]);
+        }
+    }
+
+    #[test]
+    fn a_socket_of_ipv6_takes_the_port_of_no_ipv4_address() {
+        let (_six, at) = taker(IpAddr::V6(Ipv6Addr::UNSPECIFIED));
+        let other = std::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, at.port()));
+        assert!(other.is_ok(), "{other:?}");
     }
 }

@@ -122,15 +122,14 @@ impl Datapath {
         self.worker.call(|node| node.take_tunnel()).await
     }
 
-    /// Whether other nodes' packets are taken by way of user space (`udp`): makes the device for them and says its index, none where this node
-    /// cannot, or takes it away. Before it is called, one that is there stays.
+    /// Whether other nodes' packets are taken by way of user space (`udp`): makes the device for them and says its index, or takes it away. Before it is called, one that is there stays.
     pub async fn take_udp(&self, wanted: bool) -> Result<Option<u32>, Error> {
         self.worker.call(move |node| node.take_udp(wanted)).await
     }
 
-    /// What carries packets between that device and other nodes: for who reads and writes them.
-    pub async fn open_udp(&self, count: usize) -> Result<UdpEnds, Error> {
-        self.worker.call(move |node| node.open_udp(count)).await
+    /// What carries packets between that device and other nodes, by datagrams of this address, where this node's tunnel has to end: for who reads and writes them.
+    pub async fn open_udp(&self, address: IpAddr, count: usize) -> Result<UdpEnds, Error> {
+        self.worker.call(move |node| node.open_udp(address, count)).await
     }
 
     /// Whether the device of `udp` sends: a while after the first queue of it was opened.

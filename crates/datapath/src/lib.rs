@@ -15,6 +15,7 @@ mod node;
 pub mod predecessor;
 mod records;
 mod requests;
+pub mod udp_names;
 mod uninstall;
 mod worker;
 

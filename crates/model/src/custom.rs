@@ -297,7 +297,7 @@ pub struct PeerBehind {
     pub node: String,
     /// The backend that its pods are reached by.
     pub backend: String,
-    /// Why, in one word: `NotReady`, `Silent`, `Kernel`, `BeyondRouter`, `OverIPv6`.
+    /// Why, in one word: `NotReady`, `Silent`, `Kernel`, `BeyondRouter`, `SameName`, `Uplink`.
     pub reason: String,
 }
 

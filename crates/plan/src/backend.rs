@@ -5,7 +5,6 @@
 //! them, also after it has left that backend itself.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -91,8 +90,8 @@ pub enum Why {
     Kernel,
     /// It is not on a link with this one.
     BeyondRouter,
-    /// It is reached over IPv6, over which that backend is not there.
-    OverIpv6,
+    /// It goes by what another node goes by where this backend has no room for whole addresses, or this node does.
+    SameName,
     /// Its uplink, or this node's, bears no MAC address but its own.
     Uplink,
 }
@@ -105,7 +104,7 @@ impl Why {
             Self::Silent => "Silent",
             Self::Kernel => "Kernel",
             Self::BeyondRouter => "BeyondRouter",
-            Self::OverIpv6 => "OverIPv6",
+            Self::SameName => "SameName",
             Self::Uplink => "Uplink",
         }
     }
@@ -117,7 +116,9 @@ impl Why {
             Self::Silent => "has said nothing: is its agent running, and of this version?",
             Self::Kernel => "has a kernel that cannot take it (ipip asks for Linux 6.3)",
             Self::BeyondRouter => "is beyond a router",
-            Self::OverIpv6 => "is reached over IPv6",
+            Self::SameName => {
+                "has, or this node has, an IPv6 address of the same 40 bits as another node's (udp): give one of them another address"
+            }
             Self::Uplink => {
                 "has, or this node has, an uplink that bears no MAC addresses of pods (macvlan asks for Ethernet, not wireless)"
             }
@@ -159,8 +160,8 @@ pub struct Way<'a> {
     pub node: &'a NodeName,
     /// How its pods are reached.
     pub reach: Reach,
-    /// Outer address of its tunnel.
-    pub tunnel: IpAddr,
+    /// It or this node goes by what another node goes by in datagrams (`udp`).
+    pub same_name: bool,
     /// There is a router in between.
     pub beyond: bool,
 }
@@ -180,7 +181,7 @@ pub fn behind<'a>(
             why: match said.get(way.node) {
                 _ if way.beyond => Why::BeyondRouter,
                 _ if wanted == BackendName::Macvlan && !able.macs => Why::Uplink,
-                _ if wanted == BackendName::Udp && way.tunnel.is_ipv6() => Why::OverIpv6,
+                _ if wanted == BackendName::Udp && way.same_name => Why::SameName,
                 None => Why::Silent,
                 // Whose agent is ready takes those of this backend whatever its own is, if its kernel can.
                 Some(says)
@@ -278,24 +279,23 @@ mod tests {
             (names["late"].clone(), says(BackendName::Vxlan)),
             (names["there"].clone(), says(BackendName::HostGw)),
         ]);
-        let behind = |wanted, tunnel: &str| {
-            let tunnel: IpAddr = tunnel.parse().unwrap();
+        let behind = |wanted, same_name| {
             let ways = names.iter().map(|(name, node)| {
                 let reach = match (*name, wanted) {
                     ("there", BackendName::HostGw) => Reach::Route,
                     ("there", BackendName::Ipip) => Reach::Ipip,
                     _ => Reach::Tunnel,
                 };
-                Way { node, reach, tunnel, beyond: *name == "router" }
+                Way { node, reach, same_name, beyond: *name == "router" }
             });
             let found = super::behind(wanted, ABLE, ways, &said);
             assert!(found.iter().all(|behind| behind.by == BackendName::Vxlan));
             found.into_iter().map(|behind| (behind.node.to_string(), behind.why)).collect::<Vec<_>>()
         };
         let expected = |list: &[(&str, Why)]| list.iter().map(|(n, w)| ((*n).to_owned(), *w)).collect::<Vec<_>>();
-        assert_eq!(behind(BackendName::Vxlan, "192.0.2.1"), []);
+        assert_eq!(behind(BackendName::Vxlan, false), []);
         assert_eq!(
-            behind(BackendName::HostGw, "192.0.2.1"),
+            behind(BackendName::HostGw, false),
             expected(&[
                 ("late", Why::NotReady),
                 ("old", Why::NotReady),
@@ -303,11 +303,11 @@ mod tests {
                 ("silent", Why::Silent)
             ])
         );
-        assert_eq!(behind(BackendName::Ipip, "192.0.2.1")[1], ("old".to_owned(), Why::Kernel));
-        assert_eq!(behind(BackendName::Ipip, "2001:db8::1"), behind(BackendName::Ipip, "192.0.2.1"));
-        assert!(
-            behind(BackendName::Udp, "2001:db8::1").iter().any(|(name, why)| name == "late" && *why == Why::OverIpv6)
-        );
+        assert_eq!(behind(BackendName::Ipip, false)[1], ("old".to_owned(), Why::Kernel));
+        assert_eq!(behind(BackendName::Ipip, true), behind(BackendName::Ipip, false));
+        let late = |same_name| behind(BackendName::Udp, same_name).into_iter().find(|(name, _)| name == "late");
+        assert_eq!([false, true].map(|same| late(same).unwrap().1), [Why::NotReady, Why::SameName]);
+        assert!(!Why::SameName.passes());
         let wireless = |able: Able, other: Able| {
             let said = BTreeMap::from([(
                 names["there"].clone(),
@@ -317,7 +317,7 @@ mod tests {
                     ..Says::default()
                 },
             )]);
-            let way = Way { node: &names["there"], reach: Reach::Tunnel, tunnel: [192, 0, 2, 1].into(), beyond: false };
+            let way = Way { node: &names["there"], reach: Reach::Tunnel, same_name: false, beyond: false };
             super::behind(BackendName::Macvlan, able, [way], &said)[0].why
         };
         let none = Able { macs: false, ..ABLE };

@@ -2,7 +2,8 @@
 //! refused, in whole or in part, with a reason for people.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use towpath_model::desired::{FlannelPeer, NodePeer, Reach};
@@ -31,6 +32,18 @@ pub struct Tunnels {
     pub plain: bool,
     /// Whether this node's pods are on the link ([`crate::backend::takes_on_link`]).
     pub on_link: bool,
+    /// The nodes at IPv6 addresses that whoever carries packets in user space knows. What is for others goes in envelopes until it does.
+    pub udp_known: Arc<BTreeSet<Ipv6Addr>>,
+}
+
+impl Tunnels {
+    /// Whether datagrams get to a node at this address.
+    fn takes_datagrams(&self, node: IpAddr) -> bool {
+        match node {
+            IpAddr::V4(_) => true,
+            IpAddr::V6(v6) => self.udp_known.contains(&v6),
+        }
+    }
 }
 
 /// Plans the peers of `local`. `previous` is the last result: who had a range or an address keeps it, whatever others say of themselves since;
@@ -109,8 +122,7 @@ pub fn plan(world: &World, local: &NodeName, previous: &[NodePeer], tunnels: &Tu
         let reach = match tunnels.instead.get(&node.name) {
             _ if own && tunnels.on_link => Reach::Link,
             _ if own => Reach::Tunnel,
-            // Datagrams go between IPv4 addresses only.
-            Some(Reach::Udp) if tunnel.is_ipv6() => Reach::Tunnel,
+            Some(Reach::Udp) if !tunnels.takes_datagrams(tunnel) => Reach::Tunnel,
             instead => instead.copied().unwrap_or(Reach::Tunnel),
         };
         let peer = NodePeer {

@@ -106,7 +106,7 @@ pub struct PeerStatus {
     /// Backend by which packets go to its pods.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub backend: String,
-    /// Why that is not the backend that is wanted: `NotReady`, `Silent`, `Kernel`, `BeyondRouter` or `OverIPv6`.
+    /// Why that is not the backend that is wanted: `NotReady`, `Silent`, `Kernel`, `BeyondRouter`, `SameName` or `Uplink`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub why: Option<String>,
     /// The network that connects its pods, if it is not this one (`flannel`).

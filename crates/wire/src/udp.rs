@@ -3,6 +3,8 @@
 //!
 //! ```text
 //! agent                                      carry
+//!   ├─ Nodes {nodes} ──────────────────────────►│ where nodes' tunnels run over IPv6: the others, at first and whenever they are others
+//!   │◄─ Known ───────────────────────────────────┤ packets to these are carried from here on
 //!   ├─ Carry {work} ───────────────────────────►│ carries this already: Carrying
 //!   │◄─ Give ────────────────────────────────────┤ does not: asks for what it takes
 //!   ├─ queues, receivers, senders (SCM_RIGHTS) ─►│ as many of each; the byte with them: 1 if the device takes UDP that is to be cut
@@ -10,7 +12,7 @@
 //!   ├─ Carry {work} ───────────────────────────►│ again, every few seconds: still? what was counted?
 //! ```
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use serde::{Deserialize, Serialize};
 
@@ -23,8 +25,8 @@ pub const MAX_QUEUES: usize = 16;
 pub struct UdpWork {
     /// Index of the device.
     pub device: u32,
-    /// This node's address.
-    pub address: Ipv4Addr,
+    /// This node's address, of the family that all nodes' tunnels run over.
+    pub address: IpAddr,
     /// UDP port, of all nodes.
     pub port: u16,
     /// Network identifier, 24 bits.
@@ -42,6 +44,11 @@ pub enum UdpRequest {
         /// Between what.
         work: UdpWork,
     },
+    /// Know these, and no others: a frame says of a node at an IPv6 address no more than a hash of it.
+    Nodes {
+        /// The other nodes' addresses.
+        nodes: Vec<Ipv6Addr>,
+    },
 }
 
 /// What carry answers.
@@ -55,6 +62,8 @@ pub enum UdpReply {
     },
     /// Give the ends.
     Give,
+    /// It knows the nodes.
+    Known,
     /// It does not.
     Refused {
         /// Why, for people.
@@ -70,11 +79,11 @@ pub struct UdpCounters {
     pub sent: u64,
     /// Packets that other nodes sent.
     pub received: u64,
-    /// Frames of the device that are for no node or cannot be read.
+    /// Frames of the device that are for no node that is known, or cannot be read.
     pub unsent: u64,
     /// Datagrams that could not be sent.
     pub send_failed: u64,
-    /// Datagrams that hold nothing that a node would send.
+    /// Datagrams that hold nothing that a node would send, or come from one that goes by what another goes by.
     pub malformed: u64,
     /// Datagrams with another network's identifier.
     pub other_network: u64,

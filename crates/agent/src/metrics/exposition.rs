@@ -264,7 +264,7 @@ async fn kernel(page: &mut Page, sources: &Sources) -> Result<()> {
     };
     page.gauges("path_mtu_bytes", "What such a path carries, in bytes", paths.iter().map(carries));
     let carried = match &*sources.carried.borrow() {
-        Carried::Yes(counts) => counts.named().to_vec(),
+        Carried::Yes { counters, .. } => counters.named().to_vec(),
         Carried::No(_) | Carried::Unknown => Vec::new(),
     };
     page.counters(

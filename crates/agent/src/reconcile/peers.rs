@@ -1,12 +1,14 @@
 //! The other nodes: who they are, how they are reached, and whether this one is still where it was.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
+use towpath_datapath::udp_names;
 use towpath_model::NodeName;
 use towpath_plan::backend::{self, Able, Says};
-use towpath_plan::peers;
+use towpath_plan::peers::{self, Peers};
 use tracing::{debug, warn};
 
 use super::{AUDIT_SOON, Reconciler};
@@ -80,9 +82,13 @@ impl Reconciler {
         }
         let plain = self.plain_until.is_some_and(|until| now < until);
         let on_link = self.on_link_until.is_some_and(|until| now < until);
-        let tunnels = &mut self.tunnels;
-        let changed = (instead != tunnels.instead) || (plain, on_link) != (tunnels.plain, tunnels.on_link) || took_udp;
-        (tunnels.instead, tunnels.plain, tunnels.on_link) = (instead, plain, on_link);
+        let (udp_known, tunnels) = (self.udp.known(), &mut self.tunnels);
+        let changed = instead != tunnels.instead
+            || udp_known != tunnels.udp_known
+            || (plain, on_link) != (tunnels.plain, tunnels.on_link)
+            || took_udp;
+        (tunnels.instead, tunnels.udp_known) = (instead, udp_known);
+        (tunnels.plain, tunnels.on_link) = (plain, on_link);
         changed
     }
 
@@ -100,16 +106,27 @@ impl Reconciler {
         self.due_ways || plain || on_link || self.udp.is_due(now)
     }
 
+    fn planned(&self) -> Peers {
+        peers::plan(read(&self.index).world(), &self.node, &self.peers, &self.tunnels)
+    }
+
     pub(super) async fn apply_peers(&mut self) -> Result<(), String> {
         self.nodes_taken_over();
         self.ways_changed();
-        let work = self.own_udp_work();
-        if self.udp.make(&self.datapath, work).await {
+        let mut planned = self.planned();
+        let work = self.own_udp_work(&planned.peers);
+        if self.udp.make(&self.datapath, work, || udp_names::others(&planned.peers)).await {
             // Whoever carried for an earlier run says so at once: no way is left only to be taken again.
             self.udp.settle().await;
             self.ways_changed();
+            planned = self.planned();
         }
-        let planned = peers::plan(read(&self.index).world(), &self.node, &self.peers, &self.tunnels);
+        let udp_nodes = udp_names::others(&planned.peers);
+        if !self.tunnels.udp_known.is_subset(&udp_nodes) {
+            // One of them goes by what another has from now on: nothing may lead to it before whoever carries is told.
+            self.tunnels.udp_known = Arc::new(self.tunnels.udp_known.intersection(&udp_nodes).copied().collect());
+            planned = self.planned();
+        }
         self.peers.clone_from(&planned.peers);
         let (backend, no_udp) = (self.backend, self.udp.problem());
         let mut refused = planned.refused;
@@ -127,7 +144,8 @@ impl Reconciler {
         });
         self.lower_mtu(&planned.peers).await;
         let applied = self.datapath.apply_peers(planned.peers).await.map_err(|e| e.to_string())?;
-        // Nothing leads there any more.
+        // Nothing leads there any more. To those that are new packets go that way when whoever carries them says that it knows them.
+        self.udp.know(udp_nodes);
         self.udp.unmake(&self.datapath).await?;
         self.follow_mtu().await;
         self.teller.due = true;

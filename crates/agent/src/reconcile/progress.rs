@@ -8,8 +8,10 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
+use towpath_datapath::{NodeStatus, udp_names};
 use towpath_model::NodeName;
 use towpath_model::custom::BackendName;
+use towpath_model::desired::{NodePeer, Reach};
 use towpath_plan::backend::{self, Behind, Way};
 
 use super::Reconciler;
@@ -31,6 +33,18 @@ pub struct Progress {
     pub pod_mtu: u32,
     /// Pods will have more if everything stays as it is for a while.
     pub mtu_waits: bool,
+}
+
+/// How each of these nodes is reached.
+pub(crate) fn ways<'a>(peers: &[NodePeer], status: &'a NodeStatus) -> Vec<Way<'a>> {
+    let named = udp_names::others(peers);
+    let same_name = |tunnel: IpAddr| matches!(tunnel, IpAddr::V6(v6) if !named.contains(&v6));
+    let known: BTreeMap<&NodeName, bool> = peers.iter().map(|peer| (&peer.name, same_name(peer.tunnel))).collect();
+    let way = |(node, reach): (&'a NodeName, &Reach)| {
+        let same_name = *known.get(node)?;
+        Some(Way { node, reach: *reach, same_name, beyond: status.beyond.contains(node) })
+    };
+    status.reached.iter().filter_map(way).collect()
 }
 
 /// Who tells it, and when it did so last.
@@ -71,11 +85,7 @@ impl Reconciler {
         if self.peers.is_empty() {
             return;
         }
-        let tunnels: BTreeMap<&NodeName, IpAddr> = self.peers.iter().map(|peer| (&peer.name, peer.tunnel)).collect();
-        let ways = status.reached.iter().filter_map(|(node, reach)| {
-            let tunnel = *tunnels.get(node)?;
-            Some(Way { node, reach: *reach, tunnel, beyond: status.beyond.contains(node) })
-        });
+        let ways = ways(&self.peers, &status);
         let behind = backend::behind(self.backend, self.able(), ways, read(&self.index).backends());
         let now = Progress {
             backend: self.backend,

@@ -1,5 +1,6 @@
 //! The agent's end: asks `towpath carry` to carry packets between ends that it opens when it is asked for them.
 
+use std::net::Ipv6Addr;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::Duration;
@@ -51,6 +52,20 @@ impl Connection {
             UdpReply::Carrying { counters } => Ok(Answer::Carrying(counters)),
             UdpReply::Give => Ok(Answer::Give),
             UdpReply::Refused { reason } => Err(FeedError::Refused(reason)),
+            UdpReply::Known => Err(FeedError::Closed),
+        }
+    }
+
+    /// Has these known, and no others: afterwards what is for them is sent to them.
+    ///
+    /// # Errors
+    /// The connection broke, or there was no answer.
+    pub async fn know(&mut self, nodes: impl IntoIterator<Item = Ipv6Addr>) -> Result<(), FeedError> {
+        self.0.write(&UdpRequest::Nodes { nodes: nodes.into_iter().collect() }).await?;
+        match self.answer().await? {
+            UdpReply::Known => Ok(()),
+            UdpReply::Refused { reason } => Err(FeedError::Refused(reason)),
+            UdpReply::Carrying { .. } | UdpReply::Give => Err(FeedError::Closed),
         }
     }
 
@@ -64,7 +79,7 @@ impl Connection {
         match self.answer().await? {
             UdpReply::Carrying { counters } => Ok(counters),
             UdpReply::Refused { reason } => Err(FeedError::Refused(reason)),
-            UdpReply::Give => Err(FeedError::Closed),
+            UdpReply::Give | UdpReply::Known => Err(FeedError::Closed),
         }
     }
 

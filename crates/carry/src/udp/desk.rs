@@ -51,10 +51,16 @@ async fn connection(stream: UnixStream, carrier: Arc<Carrier>) {
 }
 
 async fn talk(mut frames: Frames, carrier: &Carrier) -> Result<(), FeedError> {
-    while let Some(UdpRequest::Carry { work }) = frames.read().await? {
-        let reply = match carrier.carries(&work) {
-            Some(counters) => UdpReply::Carrying { counters },
-            None => take(&mut frames, carrier, work).await?,
+    while let Some(request) = frames.read().await? {
+        let reply = match request {
+            UdpRequest::Nodes { nodes } => {
+                carrier.know(nodes);
+                UdpReply::Known
+            }
+            UdpRequest::Carry { work } => match carrier.carries(&work) {
+                Some(counters) => UdpReply::Carrying { counters },
+                None => take(&mut frames, carrier, work).await?,
+            },
         };
         frames.write(&reply).await?;
     }

@@ -1,6 +1,6 @@
 //! What stands before a packet: at the device a virtio header and an Ethernet header, between nodes one of eight bytes.
 //!
-//! The Ethernet addresses of the device are made of nodes' addresses (`bpf/abi.h`): the kernel's programs say so where a frame goes, and are
+//! The Ethernet addresses of the device are made of nodes' addresses ([`udp_names`]): the kernel's programs say so where a frame goes, and are
 //! told so where it came from.
 //!
 //! ```text
@@ -15,7 +15,7 @@
 //! kernel keeps it, the flag says so, and the receiving kernel goes on with it as with what it got from a pod of its own. On the way the packet is
 //! covered by the checksum of the datagram.
 
-use std::net::Ipv4Addr;
+use towpath_datapath::udp_names;
 
 use super::bytes::{be16, finish_ipv4, put};
 
@@ -122,18 +122,9 @@ impl Head {
     }
 }
 
-/// The Ethernet address that stands for the node at this address.
-pub(crate) fn mac(node: Ipv4Addr) -> [u8; 6] {
-    let [a, b, c, d] = node.octets();
-    [0x02, 0x77, a, b, c, d]
-}
-
-/// The node that a frame is for; `ethernet`: its Ethernet header and what follows.
-pub(super) fn node_of(ethernet: &[u8]) -> Option<Ipv4Addr> {
-    match ethernet.first_chunk::<6>()? {
-        [0x02, 0x77, a, b, c, d] => Some(Ipv4Addr::new(*a, *b, *c, *d)),
-        _ => None,
-    }
+/// What the node goes by that a frame is for; `ethernet`: its Ethernet header and what follows.
+pub(super) fn node_of(ethernet: &[u8]) -> Option<[u8; 6]> {
+    ethernet.first_chunk::<6>().copied().filter(|mac| udp_names::is_name(*mac))
 }
 
 /// What is known of an IP packet without its options: where its transport header is, and whether it is the whole of a datagram.

@@ -4,12 +4,13 @@
 //! Pure: bytes in, slices out. Nothing is believed of a datagram: what cannot be read is refused, what is not certain goes as it is.
 
 use std::io::IoSlice;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use towpath_datapath::datagrams::Datagram;
+use towpath_datapath::udp_names::mac_of;
 
 use super::bytes::{be16, be32, change_length, finish_ipv4, put};
-use super::frame::{CE, FRONT, GSO_TCPV4, GSO_TCPV6, GSO_UDP, Head, Ip, Unfinished, VNET, Vnet, mac};
+use super::frame::{CE, FRONT, GSO_TCPV4, GSO_TCPV6, GSO_UDP, Head, Ip, Unfinished, VNET, Vnet};
 use super::split::{ACK, PSH, TOGETHER_MAX};
 
 const TCP: u8 = 6;
@@ -72,7 +73,7 @@ impl Joinable {
 /// The frame that is being made.
 #[derive(Debug)]
 struct Current {
-    from: Ipv4Addr,
+    from: IpAddr,
     /// None: it stays alone.
     joinable: Option<Joinable>,
     /// Payload bytes of each packet but the last.
@@ -90,7 +91,8 @@ struct Current {
 #[derive(Debug)]
 pub(crate) struct Joiner<'a> {
     network: u32,
-    own: Ipv4Addr,
+    /// What this node goes by.
+    own: [u8; 6],
     /// Whether the device takes UDP that is to be cut.
     udp: bool,
     current: Option<Current>,
@@ -100,8 +102,8 @@ pub(crate) struct Joiner<'a> {
 
 impl<'a> Joiner<'a> {
     /// For the network with this identifier, on the node with this address.
-    pub(crate) fn new(network: u32, own: Ipv4Addr, udp: bool) -> Self {
-        Self { network, own, udp, current: None, front: Vec::new(), bodies: Vec::new() }
+    pub(crate) fn new(network: u32, own: IpAddr, udp: bool) -> Self {
+        Self { network, own: mac_of(own), udp, current: None, front: Vec::new(), bodies: Vec::new() }
     }
 
     /// Takes a datagram that came from a node. A frame that it does not belong to goes to `write` first, in two parts: what stands before the
@@ -140,7 +142,7 @@ impl<'a> Joiner<'a> {
     }
 
     /// Whether the packet is part of the present frame now.
-    fn join(&mut self, from: Ipv4Addr, other: Joinable, packet: &'a [u8]) -> bool {
+    fn join(&mut self, from: IpAddr, other: Joinable, packet: &'a [u8]) -> bool {
         let Some(current) = &mut self.current else { return false };
         let Some(ours) = current.joinable else { return false };
         let Some(body) = packet.get(other.headers..) else { return false };
@@ -179,11 +181,11 @@ impl<'a> Joiner<'a> {
     }
 
     /// A frame with what stands before a packet, and so many bytes of that; the rest is its body.
-    fn stand(&mut self, from: Ipv4Addr, head: Head, ip: Ip, headers: usize, packet: &'a [u8]) -> (&'a [u8], &'a [u8]) {
+    fn stand(&mut self, from: IpAddr, head: Head, ip: Ip, headers: usize, packet: &'a [u8]) -> (&'a [u8], &'a [u8]) {
         let kind: [u8; 2] = if ip.v6 { [0x86, 0xdd] } else { [8, 0] };
         self.front.clear();
         self.front.extend(Vnet { unfinished: head.unfinished, ..Vnet::default() }.bytes());
-        self.front.extend(mac(self.own).into_iter().chain(mac(from)).chain(kind));
+        self.front.extend(self.own.into_iter().chain(mac_of(from)).chain(kind));
         let (headers, body) = packet.split_at_checked(headers).unwrap_or((&[], packet));
         self.front.extend(headers);
         self.bodies.push(IoSlice::new(body));
@@ -191,7 +193,7 @@ impl<'a> Joiner<'a> {
     }
 
     /// A packet that is to say that it met congestion stays alone.
-    fn begin_marked(&mut self, from: Ipv4Addr, head: Head, ip: Ip, packet: &'a [u8]) -> Option<()> {
+    fn begin_marked(&mut self, from: IpAddr, head: Head, ip: Ip, packet: &'a [u8]) -> Option<()> {
         let (_, body) = self.stand(from, head, ip, ip.length, packet);
         let (segment, payload) = (body.len(), body.len());
         self.current =
@@ -199,7 +201,7 @@ impl<'a> Joiner<'a> {
         ip.mark(self.front.get_mut(FRONT..)?)
     }
 
-    fn begin(&mut self, from: Ipv4Addr, head: Head, ip: Ip, joinable: Option<Joinable>, packet: &'a [u8]) {
+    fn begin(&mut self, from: IpAddr, head: Head, ip: Ip, joinable: Option<Joinable>, packet: &'a [u8]) {
         let (headers, body) = self.stand(from, head, ip, joinable.map_or(0, |j| j.headers), packet);
         let flags = joinable.filter(|j| j.ip.protocol == TCP).and_then(|j| headers.get(j.ip.length + 13));
         let pushes = flags.is_some_and(|flags| flags & PSH != 0);

@@ -14,18 +14,21 @@ pub mod client;
 pub(crate) mod desk;
 mod frame;
 mod join;
+mod nodes;
 mod queue;
 mod split;
 #[cfg(test)]
 mod tests;
 
 use std::io;
+use std::net::Ipv6Addr;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use towpath_wire::udp::{MAX_QUEUES, UdpCounters, UdpWork};
 
+pub(crate) use nodes::Nodes;
 use queue::{Lane, Stop};
 
 /// The ends between which packets are carried, as many of each kind.
@@ -90,6 +93,15 @@ impl Counts {
     }
 }
 
+/// What is carried between what, as one process gives it to the next.
+#[derive(Debug)]
+pub(crate) struct Share {
+    pub(crate) work: UdpWork,
+    /// The nodes at IPv6 addresses that are known.
+    pub(crate) nodes: Vec<Ipv6Addr>,
+    pub(crate) ends: Ends,
+}
+
 /// Packets being carried.
 #[derive(Debug)]
 struct Carrying {
@@ -105,6 +117,7 @@ struct Carrying {
 #[derive(Debug, Default)]
 pub(crate) struct Carrier {
     carrying: Mutex<Option<Carrying>>,
+    nodes: Nodes,
     counts: Arc<Counts>,
 }
 
@@ -120,6 +133,11 @@ impl Carrier {
         same.then(|| self.counts.read())
     }
 
+    /// The nodes at IPv6 addresses, from now on; what is being carried goes on, and goes by them at once.
+    pub(crate) fn know(&self, nodes: Vec<Ipv6Addr>) {
+        self.nodes.replace(nodes);
+    }
+
     /// Carries between these, and no longer between others. Both do for a moment, which is no harm: each packet is read once.
     pub(crate) fn start(&self, work: UdpWork, ends: Ends) -> io::Result<()> {
         let (stop, stopped) = Stop::new()?;
@@ -127,8 +145,8 @@ impl Carrier {
         let clones = ends.try_clone()?;
         let cuts_udp = clones.cuts_udp;
         for ((queue, receiver), sender) in clones.queues.into_iter().zip(clones.receivers).zip(clones.senders) {
-            let (work, counts) = (work.clone(), Arc::clone(&self.counts));
-            let lane = Lane { queue, receiver, sender, work, cuts_udp, counts, stopped: stopped.try_clone()? };
+            let (work, nodes, counts) = (work.clone(), self.nodes.clone(), Arc::clone(&self.counts));
+            let lane = Lane { queue, receiver, sender, work, nodes, cuts_udp, counts, stopped: stopped.try_clone()? };
             lane.start(&broken)?;
         }
         tracing::info!(queues = ends.queues.len(), port = work.port, "carrying packets between nodes (udp)");
@@ -137,17 +155,18 @@ impl Carrier {
     }
 
     /// As [`Carrier::start`], of what another process carried.
-    pub(crate) fn take(&self, work: UdpWork, ends: Ends) {
+    pub(crate) fn take(&self, Share { work, nodes, ends }: Share) {
+        self.know(nodes);
         if let Err(error) = self.start(work, ends) {
             tracing::warn!(%error, "packets between nodes (udp) wait for the agent");
         }
     }
 
     /// What is carried, for another process.
-    pub(crate) fn ends(&self) -> Option<(UdpWork, Ends)> {
+    pub(crate) fn share(&self) -> Option<Share> {
         let carrying = self.carrying();
         let now = carrying.as_ref().filter(|now| !now.broken.load(Ordering::Relaxed))?;
-        Some((now.work.clone(), now.ends.try_clone().ok()?))
+        Some(Share { work: now.work.clone(), nodes: self.nodes.known().list(), ends: now.ends.try_clone().ok()? })
     }
 
     /// Carries nothing any more; what was read is still written.

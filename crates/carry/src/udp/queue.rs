@@ -3,7 +3,7 @@
 //! They block, so they are threads; each takes what is there in as few calls as there can be, and waits only when nothing is.
 
 use std::io::{self, IoSlice};
-use std::net::SocketAddrV4;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -14,9 +14,9 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use towpath_datapath::datagrams::{self, Incoming};
 use towpath_wire::udp::UdpWork;
 
-use super::Counts;
 use super::join::{Joiner, Refused};
 use super::split::{Outbox, Train};
+use super::{Counts, Nodes};
 
 /// Reads of 64 KiB in one call.
 const READS: usize = 8;
@@ -40,6 +40,7 @@ pub(super) struct Lane {
     pub(super) receiver: OwnedFd,
     pub(super) sender: OwnedFd,
     pub(super) work: UdpWork,
+    pub(super) nodes: Nodes,
     pub(super) cuts_udp: bool,
     pub(super) counts: Arc<Counts>,
     pub(super) stopped: OwnedFd,
@@ -113,14 +114,17 @@ impl Lane {
     }
 
     fn send(&self, trains: &[Train<'_>]) {
-        let of = |train: &Train<'_>| SocketAddrV4::new(train.to, self.work.port);
-        let whole: Vec<datagrams::Train<'_>> = trains
-            .iter()
-            .filter_map(|train| {
-                let segment = u16::try_from(train.segment).ok()?;
-                Some(datagrams::Train { to: of(train), segment, ecn: train.ecn, pieces: &train.pieces })
-            })
-            .collect();
+        // Looked at when the frames are there: whoever had them sent knew the nodes before.
+        let nodes = self.nodes.known();
+        let mut whole: Vec<datagrams::Train<'_>> = Vec::with_capacity(trains.len());
+        for train in trains {
+            let (Some(node), Ok(segment)) = (nodes.at(train.to), u16::try_from(train.segment)) else {
+                self.add(|counts| &counts.unsent, train.pieces.len() as u64 / 2);
+                continue;
+            };
+            let to = SocketAddr::new(node, self.work.port);
+            whole.push(datagrams::Train { to, segment, ecn: train.ecn, pieces: &train.pieces });
+        }
         let mut rest = whole.as_slice();
         while let Err((gone, _)) = datagrams::send(self.sender.as_fd(), rest) {
             self.add(|counts| &counts.sent, packets(rest.get(..gone).unwrap_or_default()));
@@ -170,8 +174,16 @@ impl Lane {
                 outcome = Err(error);
             }
         };
-        let mut received = 0;
+        let nodes = self.nodes.known();
+        let (mut received, mut last) = (0, None::<(IpAddr, bool)>);
         for datagram in incoming.datagrams() {
+            let passes = last.filter(|(from, _)| *from == datagram.from).map(|(_, passes)| passes);
+            let passes = passes.unwrap_or_else(|| nodes.may_be_from(datagram.from));
+            last = Some((datagram.from, passes));
+            if !passes {
+                self.add(|counts| &counts.malformed, 1);
+                continue;
+            }
             match joiner.take(datagram, &mut write) {
                 Ok(()) => received += 1,
                 Err(Refused::Malformed) => self.add(|counts| &counts.malformed, 1),

@@ -4,7 +4,6 @@
 //! Pure: bytes in, slices out.
 
 use std::io::IoSlice;
-use std::net::Ipv4Addr;
 use std::ops::Range;
 
 use super::bytes::{be16, be32, change_length, finish_ipv4, put};
@@ -36,7 +35,8 @@ pub(crate) enum Unsent {
 /// One datagram: headers that were written, and a piece of a frame.
 #[derive(Clone, Debug)]
 struct Datagram {
-    to: Ipv4Addr,
+    /// What the node goes by ([`towpath_datapath::udp_names`]).
+    to: [u8; 6],
     /// Of the packet, and so of the datagram (RFC 6040 4.1).
     ecn: u8,
     head: Range<usize>,
@@ -52,8 +52,8 @@ impl Datagram {
 /// Datagrams to one node that the kernel can take as one: all of `segment` bytes, the last perhaps shorter.
 #[derive(Debug)]
 pub(crate) struct Train<'a> {
-    /// The node.
-    pub(crate) to: Ipv4Addr,
+    /// What the node goes by.
+    pub(crate) to: [u8; 6],
     /// Bytes of each datagram but the last.
     pub(crate) segment: usize,
     /// Their mark of congestion.
@@ -165,7 +165,7 @@ impl Outbox {
 /// A packet that is to be cut.
 struct Cutter<'a> {
     network: u32,
-    to: Ipv4Addr,
+    to: [u8; 6],
     packet: &'a [u8],
     /// Where it begins among the frames.
     at: usize,

@@ -1,19 +1,23 @@
 //! Cutting and joining, against packets that are built and judged here by other means: sums are added up in full, never adjusted.
 
 use std::io::IoSlice;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use proptest::prelude::*;
 use towpath_datapath::datagrams::Datagram;
+use towpath_datapath::udp_names::mac_of as mac;
 
 use super::bytes::{fold, sum};
-use super::frame::{FRONT, GSO_NONE, GSO_TCPV4, GSO_TCPV6, GSO_UDP, HEAD, Head, Unfinished, Vnet, mac};
+use super::frame::{FRONT, GSO_NONE, GSO_TCPV4, GSO_TCPV6, GSO_UDP, HEAD, Head, Unfinished, Vnet};
 use super::join::{Joiner, Refused};
+use super::nodes::Nodes;
 use super::split::{Outbox, Unsent};
 
 const NETWORK: u32 = 0x0a_0b0c;
-const HERE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
-const THERE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
+const HERE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
+const THERE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 2));
+const HERE_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
+const THERE_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 2);
 const ACK: u8 = 0x10;
 const PSH: u8 = 0x08;
 const FIN: u8 = 0x01;
@@ -131,8 +135,8 @@ fn put(outbox: &mut Outbox, frame: &[u8]) -> Result<(), Unsent> {
     outbox.take(frame.len())
 }
 
-/// The datagrams of an outbox, in order; what the kernel asks of a train is asked here.
-fn datagrams(outbox: &Outbox) -> Vec<(Ipv4Addr, Vec<u8>)> {
+/// The datagrams of an outbox, in order, and what the node goes by that each is for; what the kernel asks of a train is asked here.
+fn datagrams(outbox: &Outbox) -> Vec<([u8; 6], Vec<u8>)> {
     let mut all = Vec::new();
     for train in outbox.trains() {
         let lengths: Vec<usize> = train.pieces.chunks(2).map(|two| two[0].len() + two[1].len()).collect();
@@ -145,14 +149,18 @@ fn datagrams(outbox: &Outbox) -> Vec<(Ipv4Addr, Vec<u8>)> {
 }
 
 /// The frames that datagrams become, from whom each came.
-fn join(all: &[(Ipv4Addr, Vec<u8>)]) -> (Vec<Vec<u8>>, Vec<Refused>) {
+fn join(all: &[(IpAddr, Vec<u8>)]) -> (Vec<Vec<u8>>, Vec<Refused>) {
     let unmarked: Vec<_> = all.iter().map(|(from, bytes)| Datagram { from: *from, ecn: 0, bytes }).collect();
     join_marked(&unmarked)
 }
 
 fn join_marked(all: &[Datagram<'_>]) -> (Vec<Vec<u8>>, Vec<Refused>) {
+    join_at(HERE, all)
+}
+
+fn join_at(here: IpAddr, all: &[Datagram<'_>]) -> (Vec<Vec<u8>>, Vec<Refused>) {
     let (mut frames, mut refused) = (Vec::new(), Vec::new());
-    let mut joiner = Joiner::new(NETWORK, HERE, true);
+    let mut joiner = Joiner::new(NETWORK, here, true);
     let mut write = |front: &[u8], bodies: &[IoSlice<'_>]| {
         let bodies: Vec<u8> = bodies.iter().flat_map(|body| body.to_vec()).collect();
         frames.push([front, &bodies].concat());
@@ -164,7 +172,7 @@ fn join_marked(all: &[Datagram<'_>]) -> (Vec<Vec<u8>>, Vec<Refused>) {
     (frames, refused)
 }
 
-fn sent(packet: &Packet, segment: u16) -> Vec<(Ipv4Addr, Vec<u8>)> {
+fn sent(packet: &Packet, segment: u16) -> Vec<([u8; 6], Vec<u8>)> {
     let mut outbox = Outbox::new(NETWORK);
     put(&mut outbox, &packet.frame(segment)).unwrap();
     datagrams(&outbox)
@@ -193,7 +201,7 @@ proptest! {
         let mut payload: Vec<u8> = Vec::new();
         for (number, (to, datagram)) in all.iter().enumerate() {
             let (head, inner) = Head::read(datagram).unwrap();
-            prop_assert_eq!((*to, head.network, head.unfinished), (THERE, NETWORK, Some(packet.unfinished())));
+            prop_assert_eq!((*to, head.network, head.unfinished), (mac(THERE), NETWORK, Some(packet.unfinished())));
             finish_and_judge(inner, packet.unfinished());
             if !packet.v6 {
                 let id = packet.id.wrapping_add(number as u16);
@@ -247,7 +255,7 @@ proptest! {
             drop(join(&[(THERE, datagram.clone())]));
         }
         // One byte of something good: the likelier way in.
-        let mut all = sent(&packet, segment);
+        let mut all: Vec<_> = sent(&packet, segment).into_iter().map(|(_, datagram)| (THERE, datagram)).collect();
         let place = spoiled.0.index(all.len().min(3));
         let at = spoiled.0.index(all[place].1.len().min(HEAD + 60));
         all[place].1[at] ^= spoiled.1;
@@ -300,7 +308,7 @@ fn only_what_follows_in_a_flow_is_joined() {
         assert_eq!((frames.len(), refused.len()), (2, 0), "{what}");
         assert_eq!((&frames[0][FRONT..], &frames[1][FRONT..]), (&all[0].1[HEAD..], &all[1].1[HEAD..]), "{what}");
     }
-    let spoof = Ipv4Addr::new(192, 0, 2, 3);
+    let spoof = IpAddr::from([192, 0, 2, 3]);
     let (frames, _) = join(&[(THERE, datagram(&first)), (spoof, datagram(&next))]);
     assert_eq!((&frames[0][16..22], &frames[1][16..22]), (mac(THERE).as_slice(), mac(spoof).as_slice()));
     for at in [1, 8, 15, 19, 21, 23, 30, 35, 45] {
@@ -354,7 +362,7 @@ fn padding_of_a_link_stays_on_it_and_what_is_for_no_node_too() {
     let mut outbox = Outbox::new(NETWORK);
     let padded = [packet.frame(0).as_slice(), &[0; 7]].concat();
     put(&mut outbox, &padded).unwrap();
-    assert_eq!(datagrams(&outbox), [(THERE, datagram(&packet))]);
+    assert_eq!(datagrams(&outbox), [(mac(THERE), datagram(&packet))]);
     let mut broadcast = packet.frame(0);
     broadcast[10..16].fill(0xff);
     assert_eq!(put(&mut outbox, &broadcast), Err(Unsent::NoNode));
@@ -369,7 +377,7 @@ fn datagrams_of_one_length_to_one_node_go_together_and_stay_in_order() {
         let packet = Packet { sequence: n as u32, ..small(&vec![n as u8; *length]) };
         let mut frame = packet.frame(0);
         if n == 4 {
-            frame[10..16].copy_from_slice(&mac(Ipv4Addr::new(192, 0, 2, 3)));
+            frame[10..16].copy_from_slice(&mac([192, 0, 2, 3].into()));
         }
         put(&mut outbox, &frame).unwrap();
     }
@@ -466,4 +474,46 @@ fn what_the_path_says_of_congestion_is_said_of_the_packet() {
         assert_eq!(said, [(2, 0, 200), (3, 200, 100), (2, 300, 100), (3, 400, 100), (3, 500, 100), (0, 700, 100)]);
         assert!(frames.iter().all(|frame| Vnet::read(frame).is_some_and(|vnet| vnet.unfinished == head.unfinished)));
     }
+}
+
+#[test]
+fn nodes_at_ipv6_addresses_are_told_apart_as_those_at_ipv4_addresses_are() {
+    let (here, there) = (IpAddr::V6(HERE_V6), IpAddr::V6(THERE_V6));
+    let others = [there, Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 3).into(), THERE];
+    let mut outbox = Outbox::new(NETWORK);
+    for other in others {
+        let mut frame = small(b"x").frame(0);
+        frame[10..16].copy_from_slice(&mac(other));
+        put(&mut outbox, &frame).unwrap();
+    }
+    let all = datagrams(&outbox);
+    assert_eq!(all.iter().map(|(to, _)| *to).collect::<Vec<_>>(), others.map(mac));
+    let came: Vec<_> =
+        others.iter().zip(&all).map(|(from, (_, bytes))| Datagram { from: *from, ecn: 0, bytes }).collect();
+    let (frames, refused) = join_at(here, &came);
+    assert!(refused.is_empty());
+    for (frame, from) in frames.iter().zip(others) {
+        assert_eq!((&frame[10..16], &frame[16..22]), (mac(here).as_slice(), mac(from).as_slice()));
+    }
+    assert_eq!(frames.len(), 3);
+}
+
+#[test]
+fn a_node_at_an_ipv6_address_is_one_that_was_named_and_nobody_else_goes_by_its_name() {
+    let nodes = Nodes::default();
+    let there = IpAddr::V6(THERE_V6);
+    assert_eq!((nodes.known().at(mac(there)), nodes.known().at(mac(THERE))), (None, Some(THERE)));
+    assert!(nodes.known().may_be_from(there), "whom the programs here know is theirs to say");
+    let before = nodes.known();
+    nodes.replace([THERE_V6]);
+    assert_eq!((before.at(mac(there)), nodes.known().at(mac(there))), (None, Some(there)));
+    assert_eq!(nodes.known().list(), [THERE_V6]);
+    // The same 40 bits: found by search, as a node's owner could.
+    let pair: [Ipv6Addr; 2] = ["fd50::2", "fd50::5f93:499b:1e8c:6610"].map(|text| text.parse().unwrap());
+    assert_eq!(mac(pair[0].into()), mac(pair[1].into()));
+    nodes.replace(pair);
+    assert_eq!(nodes.known().at(mac(pair[1].into())), Some(pair[0].into()));
+    assert!(nodes.known().may_be_from(pair[0].into()) && !nodes.known().may_be_from(pair[1].into()));
+    nodes.replace([]);
+    assert_eq!(nodes.known().at(mac(pair[0].into())), None);
 }

@@ -40,6 +40,11 @@ impl Addr {
         self.ip().is_ipv6().then(|| self.hash() >> 16)
     }
 
+    /// 40 bits of the hash, by which a node goes on the device of the backend `udp` ([`crate::udp_names`]).
+    pub(crate) fn udp_tag(self) -> u64 {
+        self.hash() >> 24
+    }
+
     /// Which bit of `tp_service_bits` is the address's (`tp_service_bit` in `bpf/addr.h`).
     pub fn service_bit(self) -> u32 {
         (self.hash() >> (64 - TP_SERVICE_BITS_SHIFT)) as u32

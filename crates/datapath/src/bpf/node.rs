@@ -1,7 +1,7 @@
 //! The node's own facts, its peers, and the revision under which verdicts are made.
 
 use std::collections::{BTreeSet, HashMap};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use libbpf_rs::Object;
 use towpath_model::desired::{NodePeer, Reach};
@@ -15,6 +15,7 @@ use crate::abi::{
     TP_NODE_PLAIN_ROUTING, TP_NODE_SILENT_LO4, TP_NODE_SILENT_LO6, TP_PEER_IPIP, TP_PEER_LINK, TP_PEER_LOCAL,
     TP_PEER_NODE, TP_PEER_PLAIN, TP_PEER_SILENT, TP_PEER_UDP,
 };
+use crate::udp_names;
 
 /// `tp_node_config`, `tp_peers` and `tp_revision`.
 #[derive(Debug)]
@@ -23,6 +24,8 @@ pub(crate) struct NodeMaps {
     peers: Mirror<CidrKey, abi::Peer>,
     /// Nodes' IPv6 addresses by [`Addr::name`].
     names: Mirror<u64, Addr>,
+    /// Other nodes' by what they go by on the device of the backend `udp`.
+    udp_nodes: Mirror<u64, Addr>,
     revision: Map<u32, u32>,
     surroundings: Surroundings,
 }
@@ -109,6 +112,7 @@ impl NodeMaps {
             config: Mirror::open(object, "tp_node_config")?,
             peers: Mirror::open(object, "tp_peers")?,
             names: Mirror::open(object, "tp_node_names")?,
+            udp_nodes: Mirror::open(object, "tp_udp_nodes")?,
             revision: Map::open(object, "tp_revision")?,
             surroundings: Surroundings::default(),
         })
@@ -137,6 +141,11 @@ impl NodeMaps {
         let names: HashMap<u64, Addr> = nodes.filter_map(|address| Some((address.name()?, address))).collect();
         self.names.retain(|name| names.contains_key(name))?;
         self.names.put_all(names)?;
+        let address = |node: &Ipv6Addr| Addr::new(IpAddr::V6(*node));
+        let named: HashMap<u64, Addr> =
+            udp_names::others(peers).iter().map(|node| (address(node).udp_tag(), address(node))).collect();
+        self.udp_nodes.retain(|tag| named.contains_key(tag))?;
+        self.udp_nodes.put_all(named)?;
         Ok(changes)
     }
 

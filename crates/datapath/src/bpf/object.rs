@@ -21,7 +21,7 @@ use crate::abi::{Plain, TP_ABI_VERSION};
 static OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/towpath.o"));
 
 /// Maps that outlive the process. The others are scratch, constants and what only tests use.
-const PINNED: [&str; 32] = [
+const PINNED: [&str; 33] = [
     "tp_node_config",
     "tp_revision",
     "tp_pods",
@@ -49,6 +49,7 @@ const PINNED: [&str; 32] = [
     "tp_source_ranges",
     "tp_service_names",
     "tp_node_names",
+    "tp_udp_nodes",
     "tp_affinity",
     "tp_sock_load",
     "tp_sock_peer",
@@ -92,7 +93,7 @@ fn limit_of(limits: &Limits, map: &str) -> Option<(&'static str, u32)> {
         "tp_class_pods" | "tp_class_cidrs" => ("classes", limits.classes),
         "tp_set_class" => ("setClasses", limits.set_classes),
         "tp_rules" => ("rules", limits.rules),
-        "tp_peers" | "tp_node_names" => ("peers", limits.peers),
+        "tp_peers" | "tp_node_names" | "tp_udp_nodes" => ("peers", limits.peers),
         "tp_pods" | "tp_netns_pods" => ("pods", limits.pods),
         // No pod has less than one address; and two holders are no pods.
         "tp_flows" => ("pods", limits.pods.saturating_add(2)),

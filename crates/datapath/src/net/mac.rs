@@ -14,8 +14,9 @@ pub fn of_tunnel(address: IpAddr) -> [u8; 6] {
     folded(OF_NODES[0], address)
 }
 
-/// What the MAC addresses of nodes' devices begin with: of tunnels, and of the backend `udp` ([`super::tap`]).
-pub(super) const OF_NODES: [[u8; 2]; 2] = [[0x02, 0x74], [0x02, 0x77]];
+/// What the MAC addresses of nodes' devices begin with: of tunnels, and of the backend `udp` between IPv4 addresses ([`crate::udp_names`]; between
+/// others they begin as anybody's may, and no link ever sees them).
+pub(crate) const OF_NODES: [[u8; 2]; 2] = [[0x02, 0x74], [0x02, 0x77]];
 
 /// What the MAC addresses of pods begin with, of IPv4 and of IPv6.
 const OF_PODS: [[u8; 2]; 2] = [[0x06, 0x74], [0x06, 0x76]];

@@ -18,7 +18,8 @@ use towpath_model::NodeName;
 use towpath_model::desired::{NodePeer, Reach};
 
 use super::route::{Encap, Route};
-use super::{MAIN_TABLE, NODE_TABLE, gateway_of, host_range, mac, of_family, tap};
+use super::{MAIN_TABLE, NODE_TABLE, gateway_of, host_range, mac, of_family};
+use crate::udp_names;
 
 /// This node's end of the tunnel.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -123,10 +124,7 @@ pub fn tables(tunnel: &Tunnel, peers: &[NodePeer]) -> PeerTables {
 
 /// MAC address of a peer on the device of `udp`; none: it is not to be had there, or the device is not.
 fn udp_mac(tunnel: &Tunnel, peer: &NodePeer) -> Option<[u8; 6]> {
-    match peer.tunnel {
-        IpAddr::V4(address) if tunnel.udp > 0 && !tunnel.lent => Some(tap::mac_of(address)),
-        _ => None,
-    }
+    (tunnel.udp > 0 && !tunnel.lent).then(|| udp_names::mac_of(peer.tunnel))
 }
 
 /// How the kernel's routes lead to a peer.

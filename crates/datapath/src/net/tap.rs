@@ -7,7 +7,6 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
@@ -34,13 +33,6 @@ const TUN_F_TSO6: libc::c_ulong = 0x04;
 const TUN_F_TSO_ECN: libc::c_ulong = 0x08;
 const TUN_F_USO4: libc::c_ulong = 0x20;
 const TUN_F_USO6: libc::c_ulong = 0x40;
-
-/// MAC address of the device of the node with this address.
-pub fn mac_of(node: Ipv4Addr) -> [u8; 6] {
-    let [a, b, c, d] = node.octets();
-    let [first, second] = super::mac::OF_NODES[1];
-    [first, second, a, b, c, d]
-}
 
 /// Makes the device, down, or finds that it is there.
 ///

@@ -2,7 +2,7 @@
 //!
 //! It outlives agents, and who reads it: its index, program and routes stay, so that whoever carries next goes on at once.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 
 use super::Node;
 use crate::datagrams;
@@ -11,16 +11,9 @@ use crate::net::link::{self, Link};
 use crate::net::tap::{self, UDP_DEVICE};
 use crate::net::{self, sysctl};
 use crate::requests::UdpEnds;
+use crate::udp_names;
 
 impl Node {
-    /// The address that datagrams come in at and go from; none: this node's tunnels run over IPv6.
-    fn udp_address(&self) -> Option<Ipv4Addr> {
-        match self.facts.tunnel_address {
-            IpAddr::V4(address) => Some(address),
-            IpAddr::V6(_) => None,
-        }
-    }
-
     /// See [`crate::Datapath::take_udp`].
     pub(crate) fn take_udp(&mut self, wanted: bool) -> Result<Option<u32>, Error> {
         let before = self.facts.udp_ifindex;
@@ -33,24 +26,24 @@ impl Node {
         Ok(Some(self.facts.udp_ifindex).filter(|index| *index > 0))
     }
 
-    /// The device as it should be, but down if it is new; none: it is not wanted, or this node cannot have it.
+    /// The device as it should be, but down if it is new; none: it is not wanted.
     pub(super) fn ensure_udp_device(&mut self, changes: &mut Vec<String>) -> Result<Option<Link>, Error> {
         let mut present = link::by_name(&mut self.netlink, UDP_DEVICE)?;
         self.facts.udp_ifindex = 0;
-        let Some(address) = self.udp_address().filter(|_| self.udp_wanted != Some(false)) else {
+        if self.udp_wanted == Some(false) {
             if let Some(gone) = present {
                 self.forget_udp_device(&gone)?;
                 changes.push(format!("delete device {UDP_DEVICE}"));
             }
             return Ok(None);
-        };
+        }
         if present.is_none() && self.udp_wanted == Some(true) {
             tap::make(UDP_DEVICE)?;
             changes.push(format!("make device {UDP_DEVICE}"));
             present = Some(link::existing(&mut self.netlink, UDP_DEVICE)?);
         }
         let Some(device) = present else { return Ok(None) };
-        let (mac, mtu) = (tap::mac_of(address), self.facts.tunnel_mtu);
+        let (mac, mtu) = (udp_names::mac_of(self.facts.tunnel_address), self.facts.tunnel_mtu);
         let mut requests = Vec::new();
         if !device.up {
             requests.push(link::no_link_local(device.index, UDP_DEVICE));
@@ -86,11 +79,18 @@ impl Node {
     }
 
     /// See [`crate::Datapath::open_udp`].
-    pub(crate) fn open_udp(&mut self, count: usize) -> Result<UdpEnds, Error> {
-        let Some(address) = self.udp_address().filter(|_| self.facts.udp_ifindex > 0) else {
+    pub(crate) fn open_udp(&mut self, address: IpAddr, count: usize) -> Result<UdpEnds, Error> {
+        if self.facts.udp_ifindex == 0 {
             return Err(net::Error::Refused(format!("device {UDP_DEVICE} is not there")).into());
-        };
-        let at = SocketAddrV4::new(address, self.config.settings.udp_port);
+        }
+        if address != self.facts.tunnel_address {
+            let other = format!(
+                "datagrams are to go from {address}, and this node's tunnel ends at {}",
+                self.facts.tunnel_address
+            );
+            return Err(net::Error::Refused(other).into());
+        }
+        let at = SocketAddr::new(address, self.config.settings.udp_port);
         Ok(UdpEnds {
             receivers: (0..count).map(|_| datagrams::receiver(at)).collect::<Result<_, _>>()?,
             senders: (0..count).map(|_| datagrams::sender(address)).collect::<Result<_, _>>()?,

@@ -4,11 +4,12 @@
 use std::net::{IpAddr, SocketAddr};
 
 use towpath_datapath::bpf::{Hook, NodeConfig};
+use towpath_datapath::udp_names::mac_of;
 use towpath_model::desired::*;
 use towpath_model::{Family, Protocol};
 
 use crate::frame::{ACK, Frame, L4, Mac, SYN};
-use crate::plain::node2_is;
+use crate::plain::{node2_at, node2_is};
 use crate::world::*;
 
 const PORT: u16 = 8285;
@@ -16,6 +17,10 @@ const PORT: u16 = 8285;
 const NODE1: Mac = [2, 0x77, 192, 168, 50, 1];
 const NODE2: Mac = [2, 0x77, 192, 168, 50, 2];
 const NODE3: Mac = [2, 0x77, 192, 168, 50, 3];
+/// Where nodes' tunnels end if they run over IPv6; what goes by the name of the second; and two more addresses that go by one name.
+const ENDS_V6: [&str; 3] = ["fd50::1", "fd50::2", "fd50::3"];
+const SAME_AS_NODE2: &str = "fd50::5f93:499b:1e8c:6610";
+const PAIR: [&str; 2] = ["2001:db8::1", "2001:db8::4597:d9a9:2684:61f3"];
 
 /// A world with the device, in which node2 takes packets so; its index.
 fn begin(w: &mut World) -> u32 {
@@ -171,6 +176,13 @@ fn whoever_is_no_node_does_not_reach_the_port_of_datagrams() {
         begin(w);
         w.from_uplink(&to("198.51.100.9")).dropped("tunnel_outsider");
         w.from_uplink(&to("192.168.50.2")).passed();
+        let to =
+            |from: &str| arriving(MAC_UPLINK, ip(from), 50000, ip("fd50::1"), PORT, L4::udp(b"\x10\0\0\0\0\0\0\0"));
+        node2_at(w, Reach::Udp, false, ENDS_V6);
+        w.from_uplink(&to("fd99::9")).dropped("tunnel_outsider");
+        w.from_uplink(&to("fd50::2")).passed();
+        // Who goes by what a node goes by is no node for that.
+        w.from_uplink(&to(SAME_AS_NODE2)).dropped("tunnel_outsider");
     });
 }
 
@@ -197,5 +209,102 @@ fn a_connection_changes_between_the_device_and_every_other_way_with_its_node() {
             w.programs.apply_node(&NodeConfig { udp: (device, PORT), ..node_config(w.tunnel, w.uplink) }).unwrap();
             handed(&asks(w), device);
         }
+    });
+}
+
+fn name(node: &str) -> Mac {
+    mac_of(ip(node))
+}
+
+/// As [`begin`], where nodes' tunnels run over IPv6.
+fn begin_v6(w: &mut World) -> u32 {
+    let device = begin(w);
+    node2_at(w, Reach::Udp, false, ENDS_V6);
+    device
+}
+
+/// A packet of node2's pod, or another, as it comes by the device from the node that goes by `from`.
+fn comes_v6(w: &World, device: u32, from: Mac, frame: Frame) -> Outcome {
+    let bytes = Frame { src_mac: from, dst_mac: name(ENDS_V6[0]), ..frame }.bytes();
+    w.run(Hook::FromTunnel, &bytes, device, device, None)
+}
+
+#[test]
+fn between_ipv6_addresses_packets_go_by_the_device_too_and_the_answers_come_so() {
+    in_world(|w| {
+        let device = begin_v6(w);
+        let [node1, node2, _] = ENDS_V6.map(name);
+        for family in BOTH {
+            let h = hosts(family);
+            let handed = |out: &Outcome| {
+                let frame = out.out_of(2, device);
+                assert_eq!((frame.dst_mac, frame.src_mac), (node2, node1));
+                frame
+            };
+            handed(&w.from_pod(&sent_by(h.a, 4000, h.remote, 80, L4::syn())));
+            comes_v6(w, device, node2, asked(family, 80, 4000, L4::tcp(SYN | ACK))).into_pod(w.pod_a);
+            handed(&w.from_pod(&sent_by(h.a, 4000, h.remote, 80, L4::data(b"more"))));
+            comes_v6(w, device, node2, asked(family, 5000, 80, L4::syn())).into_pod(w.pod_a);
+            handed(&w.from_pod(&sent_by(h.a, 80, h.remote, 5000, L4::tcp(SYN | ACK))));
+            // Another node's client outside, and the way back to it.
+            comes_v6(w, device, node2, arriving(node1, h.outside, 4400, h.a, 80, L4::syn())).into_pod(w.pod_a);
+            handed(&w.from_pod(&sent_by(h.a, 80, h.outside, 4400, L4::tcp(SYN | ACK))));
+            // A node that does not take it, and one that does no longer.
+            let node3 = if family == Family::V4 { ip("10.3.0.30") } else { ip("fd03::30") };
+            w.from_pod(&sent_by(h.a, 4001, node3, 80, L4::syn())).into_tunnel(w, ip(ENDS_V6[2]));
+            node2_at(w, Reach::Tunnel, false, ENDS_V6);
+            w.from_pod(&sent_by(h.a, 4000, h.remote, 80, L4::data(b"on"))).into_tunnel(w, ip(ENDS_V6[1]));
+            comes_v6(w, device, node2, asked(family, 80, 4000, L4::data(b"late"))).into_pod(w.pod_a);
+            node2_at(w, Reach::Udp, false, ENDS_V6);
+        }
+    });
+}
+
+#[test]
+fn at_an_ipv6_address_too_a_node_speaks_for_its_own_pods_only() {
+    in_world(|w| {
+        let device = begin_v6(w);
+        let [node1, node2, node3] = ENDS_V6.map(name);
+        for family in BOTH {
+            let h = hosts(family);
+            let nobody = [node1, node3, name("fd50::9"), [0x0a, 0, 0, 0, 0, 0], NODE3, MAC_ROUTER];
+            for (from, sport) in nobody.into_iter().zip(4000..) {
+                comes_v6(w, device, from, asked(family, sport, 80, L4::syn())).dropped("tunnel_source");
+            }
+            for source in [h.a, h.b, h.node] {
+                comes_v6(w, device, node2, arriving(node1, source, 4100, h.a, 80, L4::syn())).dropped("tunnel_source");
+            }
+            comes_v6(w, device, node2, asked(family, 4200, 80, L4::syn())).into_pod(w.pod_a);
+            comes_v6(w, device, node3, asked(family, 4200, 80, L4::data(b"x"))).dropped("tunnel_source");
+        }
+    });
+}
+
+#[test]
+fn of_two_nodes_that_go_by_one_name_the_one_with_the_lower_address_does() {
+    in_world(|w| {
+        let device = begin_v6(w);
+        let [low, high] = PAIR;
+        assert_eq!((name(low), name(SAME_AS_NODE2)), (name(high), name(ENDS_V6[1])));
+        let syn = |family, sport, of: &str| {
+            let node3 = if family == Family::V4 { ip("10.3.0.30") } else { ip("fd03::30") };
+            let source = if of == "node2" { hosts(family).remote } else { node3 };
+            arriving(name(ENDS_V6[0]), source, sport, hosts(family).a, 80, L4::syn())
+        };
+        // Whichever of the nodes it is, before and after.
+        for (round, (ends, heard, not)) in
+            (0..).zip([(["fd50::1", low, high], "node2", "node3"), (["fd50::1", high, low], "node3", "node2")])
+        {
+            node2_at(w, Reach::Udp, false, ends);
+            for family in BOTH {
+                comes_v6(w, device, name(high), syn(family, 4000 + round, heard)).into_pod(w.pod_a);
+                comes_v6(w, device, name(high), syn(family, 4100 + round, not)).dropped("tunnel_source");
+            }
+        }
+        // This node itself: then it hears nobody.
+        node2_at(w, Reach::Udp, false, [high, low, "fd50::3"]);
+        comes_v6(w, device, name(low), syn(Family::V4, 4300, "node2")).dropped("tunnel_source");
+        node2_at(w, Reach::Udp, false, ["fd50::1", low, "fd50::3"]);
+        comes_v6(w, device, name(low), syn(Family::V4, 4300, "node2")).into_pod(w.pod_a);
     });
 }

@@ -1,6 +1,8 @@
 use towpath_model::{Node, NodeName, World};
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv6Addr;
+use std::sync::Arc;
 
 use towpath_model::desired::{FlannelPeer, Reach};
 use towpath_model::flannel::{self, Flannel, Vtep};
@@ -233,6 +235,22 @@ fn a_node_that_is_ready_for_packets_as_they_are_is_reached_by_route_and_keeps_it
     let ways: Vec<_> = peers.iter().map(|peer| (peer.reach, peer.plain)).collect();
     assert_eq!(ways, [(Reach::Tunnel, false), (Reach::Route, true), (Reach::Tunnel, true)]);
     assert_eq!(peers[1].tunnel.to_string(), "192.168.0.2");
+}
+
+#[test]
+fn datagrams_go_to_the_ipv6_addresses_that_whoever_carries_them_knows_and_to_every_ipv4_address() {
+    let reached = |addresses: [&str; 3]| {
+        let nodes = ["1", "2", "3"].into_iter().zip(addresses);
+        let nodes: Vec<Node> =
+            nodes.map(|(n, at)| node(&format!("n{n}"), &[at], &[&format!("10.244.{n}.0/24")])).collect();
+        let instead = ["n1", "n2", "n3"].map(|n| (NodeName::new(n), Reach::Udp)).into();
+        let udp_known = Arc::new([Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 2)].into());
+        let ways = Tunnels { instead, udp_known, ..tunnels(&[]) };
+        let peers = plan(&world(nodes), &NodeName::new("n1"), &[], &ways).peers;
+        peers.iter().map(|peer| peer.reach).collect::<Vec<_>>()
+    };
+    assert_eq!(reached(["192.168.0.1", "192.168.0.2", "192.168.0.3"]), [Reach::Tunnel, Reach::Udp, Reach::Udp]);
+    assert_eq!(reached(["2001:db8::1", "2001:db8::2", "2001:db8::3"]), [Reach::Tunnel, Reach::Udp, Reach::Tunnel]);
 }
 
 #[test]
