@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde_json::{Value, json};
 use towpath_walkthrough::cluster::{Cluster, Families, Pod, Said, field, host, wait};
-use towpath_walkthrough::in_charge::network_config;
+use towpath_walkthrough::in_charge::{network_config, status_text};
 use towpath_walkthrough::load::Load;
 use towpath_walkthrough::machine::{another_agent, can_run_labs, kill, lab_agent};
 use towpath_walkthrough::place::{Place, address};
@@ -115,15 +115,9 @@ impl Scene {
         Ok(())
     }
 
-    fn status(&self) -> Result<String> {
-        let mut command = Command::new(self.cluster.towpath());
-        let out = command.args(["status", "--lab", self.cluster.name()]).output()?;
-        Ok(String::from_utf8_lossy(&out.stdout).into_owned())
-    }
-
     fn says(&self, words: &[&str]) -> Result<()> {
         wait(&format!("towpath status to say {words:?}"), SOON, || {
-            let said = self.status()?;
+            let said = status_text(&self.cluster)?;
             ensure!(said.lines().any(|line| words.iter().all(|word| line.contains(word))), "{said}");
             Ok(())
         })
@@ -131,7 +125,7 @@ impl Scene {
 
     fn says_not(&self, words: &[&str]) -> Result<()> {
         wait(&format!("towpath status not to say {words:?}"), SOON, || {
-            let said = self.status()?;
+            let said = status_text(&self.cluster)?;
             ensure!(!said.lines().any(|line| words.iter().all(|word| line.contains(word))), "{said}");
             Ok(())
         })
@@ -273,7 +267,7 @@ fn story(scene: &Scene) -> Result<()> {
     for backend in ["ipip", "udp", "macvlan", "host-gw"] {
         cluster.apply_text(&network_config(&format!("{{backend: {backend}}}")))?;
         wait(&format!("the nodes to send by {backend}"), SOON, || {
-            let said = scene.status()?;
+            let said = status_text(&scene.cluster)?;
             ensure!(said.matches(&format!("({backend})")).count() >= 2, "{said}");
             Ok(())
         })?;
