@@ -352,7 +352,7 @@ fn a_full_node_gets_a_second_range_while_it_runs_and_nobody_gets_anothers() -> R
     if !can_run_labs()? {
         return Ok(());
     }
-    let cluster = Cluster::up_with("e2e-ranges", 2, Families::Dual, &["--node-cidr-mask-size", "29"])?;
+    let cluster = Cluster::up_with("e2e-pod-ranges", 2, Families::Dual, &["--node-cidr-mask-size", "29"])?;
     let scene = Scene { cluster };
     let lets_choose = json!({
         "apiVersion": "v1", "kind": "Namespace",
