@@ -2,6 +2,8 @@
 //!
 //! On a machine without a `kubectl` of 1.31 or newer the same requests go through `towpath lab …`, which speaks to the same API.
 
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -72,13 +74,22 @@ pub struct Cluster {
     families: Families,
     keep: bool,
     hooked: bool,
+    /// While it is open nobody else has a lab of this name.
+    _sole: UnixListener,
+}
+
+/// Has a name of a lab to itself: who takes a lab of it down first, as every test does, ends another's.
+fn sole(name: &str) -> Result<UnixListener> {
+    let address = SocketAddr::from_abstract_name(format!("towpath-walkthrough/{name}"))?;
+    UnixListener::bind_addr(&address)
+        .with_context(|| format!("somebody else has a lab {name} now: two tests need labs of two names"))
 }
 
 impl Cluster {
     /// Brings up a lab of `nodes` nodes.
     ///
     /// # Errors
-    /// `towpath lab up` failed; its output is in the message.
+    /// `towpath lab up` failed; its output is in the message. Or another test has a lab of this name.
     pub fn up(name: &str, nodes: u32, families: Families) -> Result<Self> {
         Self::up_with(name, nodes, families, &[])
     }
@@ -98,6 +109,7 @@ impl Cluster {
             families,
             keep: false,
             hooked: true,
+            _sole: sole(name)?,
         };
         // What an earlier run that was killed may have left.
         let _ = cluster.lab(&["down"]);

@@ -21,6 +21,26 @@ fn statuses(cluster: &Cluster) -> Result<Vec<Value>> {
     Ok(answers.into_iter().map(|mut answer| answer.get_mut("status").map(Value::take).unwrap_or_default()).collect())
 }
 
+/// What `towpath status` says, for people.
+///
+/// # Errors
+/// It cannot be run.
+pub fn status_text(cluster: &Cluster) -> Result<String> {
+    let said = Command::new(cluster.towpath()).args(["status", "--lab", cluster.name()]).output()?;
+    Ok(String::from_utf8_lossy(&said.stdout).into_owned())
+}
+
+/// Gives a pod's annotation a value, or takes it away.
+///
+/// # Errors
+/// The API server refuses.
+pub fn annotate_pod(cluster: &Cluster, pod: &str, annotation: &str, value: Option<&str>) -> Result<()> {
+    let change = value.map_or_else(|| format!("{annotation}-"), |value| format!("{annotation}={value}"));
+    let out = cluster.try_kubectl(&["annotate", "pod", pod, &change, "--overwrite"])?;
+    ensure!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    Ok(())
+}
+
 /// The status of one node's agent.
 ///
 /// # Errors

@@ -5,419 +5,38 @@
 //! Every frame names its attempt. It is looked for in other pods, in what nodes send, and at sockets of the node; frames of the same making that are
 //! nobody's abuse arrive there.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::Path;
-use std::process::Command;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use etherparse::{
-    ArpHardwareId, ArpOperation, ArpPacket, EtherType, IpFragOffset, IpHeaders, IpNumber, Ipv4Extensions, Ipv4Header,
-    Ipv4Options, Ipv6Extensions, Ipv6FragmentHeader, Ipv6Header, Ipv6RawExtHeader, PacketBuilder,
+    IpFragOffset, IpHeaders, IpNumber, Ipv4Header, Ipv4Options, Ipv6Extensions, Ipv6FragmentHeader, Ipv6RawExtHeader,
 };
-use nix::net::if_::if_nametoindex;
-use nix::sys::socket::{AddressFamily, LinkAddr, SockFlag, SockProtocol, SockType, recvfrom, socket};
-use serde_json::Value;
-use towpath_datapath::net::packet::{Listen, PacketSocket};
 use towpath_walkthrough::cluster::{Cluster, Families, wait};
-use towpath_walkthrough::in_charge::status_of;
-use towpath_walkthrough::libcni::Sandbox;
 use towpath_walkthrough::machine::can_run_labs;
-use towpath_walkthrough::place::{Place, Session, address};
+use towpath_walkthrough::place::{Session, address};
 use towpath_walkthrough::pods::{server, shell};
 
-type Mac = [u8; 6];
+#[path = "abuse/frames.rs"]
+mod frames;
+#[path = "abuse/scene.rs"]
+mod scene;
 
-/// Before the number of an attempt.
-const MARK: [u8; 8] = *b"\xabused\x0074";
-/// A port of the victim's that its policy opens to the attacker, and one that it does not.
-const OPEN: u16 = 5353;
-const CLOSED: u16 = 5354;
-/// Where sockets of the node itself listen.
-const NODES_OWN: u16 = 7171;
-const VNI: [u8; 3] = [0, 0, 116];
-const VXLAN: u16 = 8472;
+use frames::{
+    ALL_NODES_MAC, BROADCAST, VNI, VXLAN, arp_reply, complaint, discovery, ip_headers, raw, tcp_reset, udp, udp_behind,
+    vxlan,
+};
+use scene::{By, CLOSED, NODES_OWN, OPEN, Scene, Stand, TIMES, after, outside, say};
+
 const IPIP: IpNumber = IpNumber(4);
 const IPV6_IN_IP: IpNumber = IpNumber(41);
-const ALL_NODES: IpAddr = IpAddr::V6(Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1));
-const ALL_NODES_MAC: Mac = [0x33, 0x33, 0, 0, 0, 1];
-const BROADCAST: Mac = [0xff; 6];
-/// Each frame is sent so often.
-const TIMES: u64 = 3;
-/// By then what was sent has arrived, on one machine.
-const ARRIVED: Duration = Duration::from_millis(30);
 const SOON: Duration = Duration::from_secs(10);
 
 const POLICY: &str = "---\napiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: guard}\nspec:\n  podSelector: {matchLabels: {app: victim}}\n  \
                       ingress:\n  - {from: [{podSelector: {matchLabels: {app: attacker}}}], ports: [{port: 5353, protocol: UDP}]}\n  - {from: [{podSelector: \
                       {matchLabels: {app: other}}}]}\n";
 
-/// Somebody with an address of each family on a link, and the neighbour to whom all that leaves is sent.
-struct Stand {
-    place: Place,
-    mac: Mac,
-    ips: [IpAddr; 2],
-    gateway: Mac,
-}
-
-fn say(place: &Place, command: &str) -> Result<String> {
-    place.enter(|| {
-        let said = Command::new("sh").args(["-c", command]).output()?;
-        ensure!(said.status.success(), "{command} in {}: {}", place.name(), String::from_utf8_lossy(&said.stderr));
-        Ok(String::from_utf8(said.stdout)?)
-    })
-}
-
-fn mac(text: &str) -> Result<Mac> {
-    let bytes: Vec<u8> = text.split(':').filter_map(|byte| u8::from_str_radix(byte, 16).ok()).collect();
-    bytes.try_into().map_err(|_| anyhow::anyhow!("{text:?} is no MAC address"))
-}
-
-fn after<'t>(text: &'t str, word: &str) -> Result<&'t str> {
-    let rest = text.split_once(&format!("{word} ")).with_context(|| format!("no {word} in {text:?}"))?.1;
-    rest.split([' ', '/', '\n']).next().context("nothing")
-}
-
-impl Stand {
-    fn new(place: Place, gateway: Option<Mac>) -> Result<Self> {
-        let shown = say(&place, "ip -o link show eth0")?;
-        let own = |family: &str, word: &str| -> Result<IpAddr> {
-            address(after(&say(&place, &format!("ip -{family} -o address show dev eth0 scope global"))?, word)?)
-        };
-        let ips = [own("4", "inet")?, own("6", "inet6")?];
-        let gateway = match gateway {
-            Some(mac) => mac,
-            None => mac(after(&say(&place, "ip -4 neigh show nud permanent dev eth0")?, "lladdr")?)?,
-        };
-        Ok(Self { mac: mac(after(&shown, "link/ether")?)?, place, ips, gateway })
-    }
-
-    fn ip(&self, six: bool) -> IpAddr {
-        if six { self.ips[1] } else { self.ips[0] }
-    }
-
-    fn at(&self, six: bool, port: u16) -> SocketAddr {
-        SocketAddr::new(self.ip(six), port)
-    }
-
-    fn sends(&self, frame: &[u8]) -> Result<()> {
-        self.place.enter(|| Ok(PacketSocket::open(if_nametoindex("eth0")?, Listen::Arp)?.send(frame)?))
-    }
-}
-
-fn ip_headers(from: IpAddr, to: IpAddr) -> Result<IpHeaders> {
-    Ok(match (from, to) {
-        (IpAddr::V4(from), IpAddr::V4(to)) => {
-            let header = Ipv4Header {
-                time_to_live: 64,
-                source: from.octets(),
-                destination: to.octets(),
-                ..Ipv4Header::default()
-            };
-            IpHeaders::Ipv4(header, Ipv4Extensions::default())
-        }
-        (IpAddr::V6(from), IpAddr::V6(to)) => {
-            let header =
-                Ipv6Header { hop_limit: 64, source: from.octets(), destination: to.octets(), ..Ipv6Header::default() };
-            IpHeaders::Ipv6(header, Ipv6Extensions::default())
-        }
-        _ => anyhow::bail!("{from} and {to} in one packet"),
-    })
-}
-
-fn udp(macs: (Mac, Mac), from: SocketAddr, to: SocketAddr, payload: &[u8]) -> Result<Vec<u8>> {
-    udp_behind(macs, ip_headers(from.ip(), to.ip())?, (from.port(), to.port()), payload)
-}
-
-fn udp_behind(macs: (Mac, Mac), headers: IpHeaders, ports: (u16, u16), payload: &[u8]) -> Result<Vec<u8>> {
-    let mut frame = Vec::new();
-    PacketBuilder::ethernet2(macs.0, macs.1).ip(headers).udp(ports.0, ports.1).write(&mut frame, payload)?;
-    Ok(frame)
-}
-
-/// Nobody there.
-fn outside(six: bool) -> IpAddr {
-    if six { Ipv6Addr::new(0x2001, 0xdb8, 0x77, 0, 0, 0, 0, 9).into() } else { Ipv4Addr::new(192, 0, 2, 9).into() }
-}
-
-/// A packet of any protocol.
-fn raw(macs: (Mac, Mac), headers: IpHeaders, protocol: IpNumber, payload: &[u8]) -> Result<Vec<u8>> {
-    let mut frame = Vec::new();
-    PacketBuilder::ethernet2(macs.0, macs.1).ip(headers).write(&mut frame, protocol, payload)?;
-    Ok(frame)
-}
-
-fn vxlan(vni: [u8; 3], inner: &[u8]) -> Vec<u8> {
-    [[8, 0, 0, 0].as_slice(), &vni, &[0], inner].concat()
-}
-
-fn arp_reply(macs: (Mac, Mac), claimed: IpAddr, mark: &[u8]) -> Result<Vec<u8>> {
-    let IpAddr::V4(claimed) = claimed else { anyhow::bail!("{claimed} in ARP") };
-    let (hardware, operation) = (ArpHardwareId::ETHERNET, ArpOperation::REPLY);
-    let packet =
-        ArpPacket::new(hardware, EtherType::IPV4, operation, &macs.0, &claimed.octets(), &macs.1, &claimed.octets())?;
-    let mut frame = Vec::new();
-    PacketBuilder::ethernet2(macs.0, macs.1).arp(packet).write(&mut frame)?;
-    Ok([&frame, mark].concat())
-}
-
-/// Neighbour discovery of some type to all, with an option at its end that nobody knows.
-fn discovery(source: &Stand, from: Ipv6Addr, kind: u8, body: &[u8], mark: &[u8]) -> Result<Vec<u8>> {
-    let IpHeaders::Ipv6(header, rest) = ip_headers(from.into(), ALL_NODES)? else { anyhow::bail!("not IPv6") };
-    let headers = IpHeaders::Ipv6(Ipv6Header { hop_limit: 255, ..header }, rest);
-    let option = [[253, u8::try_from((mark.len() + 2).div_ceil(8))?].as_slice(), mark, &[0; 8]].concat();
-    let option = option.get(..(mark.len() + 2).div_ceil(8) * 8).context("too short")?;
-    let (word, body) = body.split_first_chunk::<4>().context("too short")?;
-    let mut frame = Vec::new();
-    PacketBuilder::ethernet2(source.mac, ALL_NODES_MAC)
-        .ip(headers)
-        .icmpv6_raw(kind, 0, *word)
-        .write(&mut frame, &[body, option].concat())?;
-    Ok(frame)
-}
-
-/// An ICMP error that quotes a packet.
-fn complaint(macs: (Mac, Mac), from: IpAddr, to: IpAddr, [kind, code]: [u8; 2], quoted: &[u8]) -> Result<Vec<u8>> {
-    let mut frame = Vec::new();
-    let start = PacketBuilder::ethernet2(macs.0, macs.1).ip(ip_headers(from, to)?);
-    let quoted = quoted.get(14..).context("no frame")?;
-    if from.is_ipv4() {
-        start.icmpv4_raw(kind, code, [0, 0, 2, 88]).write(&mut frame, quoted)?;
-    } else {
-        start.icmpv6_raw(kind, code, [0, 0, 5, 0]).write(&mut frame, quoted)?;
-    }
-    Ok(frame)
-}
-
-fn tcp_reset(macs: (Mac, Mac), from: SocketAddr, to: SocketAddr, mark: &[u8]) -> Result<Vec<u8>> {
-    let mut frame = Vec::new();
-    PacketBuilder::ethernet2(macs.0, macs.1)
-        .ip(ip_headers(from.ip(), to.ip())?)
-        .tcp(from.port(), to.port(), 1000, 1000)
-        .rst()
-        .write(&mut frame, mark)?;
-    Ok(frame)
-}
-
-/// Frames that come by on all devices of a place.
-struct Tap(OwnedFd);
-
-impl Tap {
-    fn at(place: &Place) -> Result<Self> {
-        place.enter(|| {
-            let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
-            Ok(Self(socket(AddressFamily::Packet, SockType::Raw, flags, SockProtocol::EthAll)?))
-        })
-    }
-
-    /// The devices by which frames that hold `mark` came in since the last time.
-    fn heard(&self, mark: &[u8]) -> Vec<usize> {
-        let (mut frame, mut heard) = ([0; 4096], Vec::new());
-        while let Ok((count, from)) = recvfrom::<LinkAddr>(self.0.as_raw_fd(), &mut frame) {
-            let seen = frame.get(..count).is_some_and(|frame| frame.windows(mark.len()).any(|window| window == mark));
-            let inward = from.as_ref().is_some_and(|from| from.pkttype() != nix::libc::PACKET_OUTGOING);
-            if let (true, true, Some(from)) = (seen, inward, from) {
-                heard.push(from.ifindex());
-            }
-        }
-        heard
-    }
-}
-
-/// Who tries.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum By {
-    Pod,
-    Neighbour,
-}
-
-/// Reasons by which an attempt may be counted; `&[]`: the kernel has nobody here who takes it (a DHCP client, another tunnel device, `ipip`).
-type Counted = &'static [&'static str];
-
-struct Scene {
-    cluster: Cluster,
-    attacker: Stand,
-    victim: Stand,
-    /// On the other node.
-    other: Stand,
-    neighbour: Stand,
-    nodes: [Stand; 2],
-    taps: Vec<(String, Tap)>,
-    /// Of the link between the nodes, and its ports to them.
-    link: (Tap, Vec<usize>),
-    nodes_own: UdpSocket,
-    number: std::cell::Cell<u32>,
-    failures: std::cell::RefCell<Vec<String>>,
-    _neighbour: Sandbox,
-}
-
 impl Scene {
-    fn new(cluster: Cluster) -> Result<Self> {
-        let pod = |name: &str| Stand::new(Place::of_pod(&cluster, &cluster.wait_pod(name)?)?, None);
-        let (attacker, victim, other) = (pod("attacker")?, pod("victim")?, pod("other")?);
-        let node = |name: &str| Stand::new(Place::of_node(&cluster, name)?, Some(BROADCAST));
-        let nodes = [node("n1")?, node("n2")?];
-        let path = Path::new("/run/netns").join(format!("tp-{}-underlay", cluster.name()));
-        let underlay = Place::of_netns("underlay", &path)?;
-        let sandbox = Sandbox::make("neighbour")?;
-        say(
-            &underlay,
-            &format!(
-                "ip link add attacks type veth peer name eth0 netns {} && ip link set attacks master nodes0 up",
-                sandbox.pid()
-            ),
-        )?;
-        let place = Place::of_netns("the neighbour", &sandbox.netns())?;
-        say(
-            &place,
-            "ip address add 192.168.255.99/24 dev eth0 && ip address add fd00:255::99/64 dev eth0 nodad && ip link set eth0 up",
-        )?;
-        let neighbour = Stand::new(place, Some(nodes[0].mac))?;
-        // As kube-proxy sets it: the kernel itself lets loopback addresses in (CVE-2020-8558).
-        for device in ["all", "eth0"] {
-            say(&nodes[0].place, &format!("echo 1 > /proc/sys/net/ipv4/conf/{device}/route_localnet"))?;
-        }
-        let ports = underlay.enter(|| Ok(vec![if_nametoindex("n1")? as usize, if_nametoindex("n2")? as usize]))?;
-        let taps = [&victim, &other].map(|stand| Ok((stand.place.name().to_owned(), Tap::at(&stand.place)?)));
-        let taps = taps.into_iter().collect::<Result<_>>()?;
-        let nodes_own = nodes[0].place.enter(|| Ok(UdpSocket::bind((Ipv6Addr::UNSPECIFIED, NODES_OWN))?))?;
-        nodes_own.set_nonblocking(true)?;
-        let link = (Tap::at(&underlay)?, ports);
-        let (number, failures) = Default::default();
-        Ok(Self {
-            cluster,
-            attacker,
-            victim,
-            other,
-            neighbour,
-            nodes,
-            taps,
-            link,
-            nodes_own,
-            number,
-            failures,
-            _neighbour: sandbox,
-        })
-    }
-
-    fn counted(&self, reasons: Counted) -> Result<u64> {
-        let status = status_of(&self.cluster, "n1")?;
-        let count = |reason: &&str| {
-            status.pointer(&format!("/counters/drop.{reason}")).and_then(Value::as_u64).unwrap_or_default()
-        };
-        Ok(reasons.iter().map(count).sum())
-    }
-
-    /// Where frames of this mark arrived.
-    fn arrived(&self, by: By, mark: &[u8]) -> Vec<String> {
-        let mut at: Vec<String> =
-            self.taps.iter().filter(|(_, tap)| !tap.heard(mark).is_empty()).map(|(name, _)| name.clone()).collect();
-        // What a node says of a stranger's packet to that stranger quotes it.
-        let sent = self.link.0.heard(mark).iter().any(|port| self.link.1.contains(port));
-        if sent && by == By::Pod {
-            at.push("the link between the nodes".to_owned());
-        }
-        let mut buffer = [0; 4096];
-        while let Ok(count) = self.nodes_own.recv(&mut buffer) {
-            if buffer.get(..count).is_some_and(|bytes| bytes.windows(mark.len()).any(|window| window == mark)) {
-                at.push("a socket of the node".to_owned());
-            }
-        }
-        at
-    }
-
-    /// The frames that are made for a mark, in this order, several times; where they arrived, and how often it was counted.
-    fn send(
-        &self,
-        by: By,
-        counted: Counted,
-        make: impl Fn(&[u8]) -> Result<Vec<Vec<u8>>>,
-    ) -> Result<(Vec<String>, u64)> {
-        self.number.set(self.number.get() + 1);
-        let mark = [MARK.as_slice(), &self.number.get().to_be_bytes()].concat();
-        let frames = make(&mark)?;
-        ensure!(
-            frames.iter().any(|frame| frame.windows(mark.len()).any(|window| window == mark)),
-            "no frame names the attempt"
-        );
-        let before = self.counted(counted)?;
-        let from = if by == By::Pod { &self.attacker } else { &self.neighbour };
-        for _ in 0..TIMES {
-            frames.iter().try_for_each(|frame| from.sends(frame))?;
-        }
-        std::thread::sleep(ARRIVED);
-        Ok((self.arrived(by, &mark), self.counted(counted)? - before))
-    }
-
-    /// An attempt that is to fail.
-    fn attempt(
-        &self,
-        what: &str,
-        by: By,
-        counted: Counted,
-        make: impl Fn(&[u8]) -> Result<Vec<Vec<u8>>>,
-    ) -> Result<()> {
-        let (arrived, count) = self.send(by, counted, make).with_context(|| what.to_owned())?;
-        println!("{what}: counted {count} times as {counted:?}");
-        let mut failures = self.failures.borrow_mut();
-        if !arrived.is_empty() {
-            failures.push(format!("{what}: arrived at {arrived:?}"));
-        }
-        if !counted.is_empty() && count < TIMES {
-            failures.push(format!("{what}: counted {count} of {TIMES} times as {counted:?}"));
-        }
-        Ok(())
-    }
-
-    /// The same with a frame.
-    fn one(&self, what: &str, by: By, counted: Counted, make: impl Fn(&[u8]) -> Result<Vec<u8>>) -> Result<()> {
-        self.attempt(what, by, counted, |mark| Ok(vec![make(mark)?]))
-    }
-
-    /// What is nobody's abuse arrives, so the rest would, too.
-    fn honest_frames_arrive(&self) -> Result<()> {
-        let (attacker, victim, neighbour) = (&self.attacker, &self.victim, &self.neighbour);
-        for six in [false, true] {
-            let macs = (attacker.mac, attacker.gateway);
-            let (arrived, _) = self
-                .send(By::Pod, &[], |mark| Ok(vec![udp(macs, attacker.at(six, 4000), victim.at(six, OPEN), mark)?]))?;
-            ensure!(arrived == ["victim"], "a datagram to an open port arrived at {arrived:?}, IPv6: {six}");
-            let (arrived, _) = self.send(By::Pod, &[], |mark| {
-                Ok(vec![udp(macs, attacker.at(six, 4000), SocketAddr::new(outside(six), 9), mark)?])
-            })?;
-            ensure!(
-                arrived == ["the link between the nodes"],
-                "a datagram to the outside arrived at {arrived:?}, IPv6: {six}"
-            );
-            let (arrived, _) = self.send(By::Neighbour, &[], |mark| {
-                Ok(vec![udp(
-                    (neighbour.mac, neighbour.gateway),
-                    neighbour.at(six, 4000),
-                    self.nodes[0].at(six, NODES_OWN),
-                    mark,
-                )?])
-            })?;
-            ensure!(
-                arrived.iter().all(|at| at == "a socket of the node") && !arrived.is_empty(),
-                "a datagram to the node arrived at {arrived:?}"
-            );
-        }
-        // An envelope of the same making, by the node whose it may be: what it holds is let in by the policy.
-        let (n1, n2) = (&self.nodes[0], &self.nodes[1]);
-        self.number.set(self.number.get() + 1);
-        let mark = [MARK.as_slice(), &self.number.get().to_be_bytes()].concat();
-        let inner = udp((BROADCAST, BROADCAST), self.other.at(false, 4000), victim.at(false, CLOSED), &mark)?;
-        n2.place.enter(|| {
-            Ok(UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?.send_to(&vxlan(VNI, &inner), n1.at(false, VXLAN))?)
-        })?;
-        std::thread::sleep(ARRIVED);
-        let arrived = self.arrived(By::Neighbour, &mark);
-        // It answers that nobody listens there.
-        ensure!(arrived.iter().any(|at| at == "victim"), "an envelope of the other node's arrived at {arrived:?}");
-        Ok(())
-    }
-
     /// A pod that gives itself other names (A1).
     fn spoofs(&self) -> Result<()> {
         let (attacker, victim, other) = (&self.attacker, &self.victim, &self.other);
@@ -501,7 +120,7 @@ impl Scene {
             ("a redirect", local, 137, &redirect, &["arp_nd"]),
         ] {
             self.one(&format!("{what} of a pod"), By::Pod, counted, |mark| {
-                discovery(attacker, from, kind, body, mark)
+                discovery(attacker.mac, from, kind, body, mark)
             })?;
         }
         let nobody: SocketAddr = "0.0.0.0:68".parse()?;
@@ -740,15 +359,6 @@ impl Scene {
         self.one("a reset of a neighbour as a client", By::Neighbour, &["spoofed_node"], |mark| {
             tcp_reset((neighbour.mac, neighbour.gateway), client, server, mark)
         })
-    }
-
-    /// What others know of their neighbourhood and where they send.
-    fn known(&self) -> Result<String> {
-        let command =
-            "ip neigh show nud permanent; ip -4 route; ip -6 route show table all | sed 's/ expires [0-9]*sec//'";
-        let places = [&self.victim, &self.other, &self.nodes[0], &self.nodes[1]];
-        let all: Vec<String> = places.iter().map(|stand| say(&stand.place, command)).collect::<Result<_>>()?;
-        Ok(all.join("---\n"))
     }
 }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 use towpath_walkthrough::cluster::{Cluster, Families, field, wait};
+use towpath_walkthrough::in_charge::status_text;
 use towpath_walkthrough::machine::can_run_labs;
 
 /// Where the extra agents serve health: the lab's own have 9116.
@@ -224,11 +225,6 @@ fn leftovers_of_others_and_missing_definitions_are_named_while_the_network_goes_
     }
     let cluster = Cluster::up("e2e-bad-else", 1, Families::Ipv4)?;
     let readyz = || cluster.node("n1", "curl -sS -m 3 -w ' %{http_code}' http://127.0.0.1:9116/readyz");
-    let status = || -> Result<String> {
-        let mut command = Command::new(cluster.towpath());
-        let output = command.args(["status", "--lab", cluster.name()]).output()?;
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-    };
     let leftover = format!("/run/towpath/lab/{}/nodes/n1/cni/net.d/05-foreign.conflist", cluster.name());
     std::fs::write(&leftover, r#"{"cniVersion":"1.0.0","name":"foreign","plugins":[{"type":"bridge"}]}"#)?;
     let gone = cluster.try_kubectl(&["delete", "crd", "nodenetworks.towpath.dev"])?;
@@ -242,18 +238,18 @@ fn leftovers_of_others_and_missing_definitions_are_named_while_the_network_goes_
     )?;
     ensure!(firewall.ok, "{}", firewall.all());
     wait("the leftover to be named", Duration::from_secs(45), || {
-        has(&status()?, &["05-foreign.conflist before ours"])?;
+        has(&status_text(&cluster)?, &["05-foreign.conflist before ours"])?;
         let ready = readyz()?;
         ensure!(ready.out.contains("05-foreign.conflist") && ready.out.ends_with(" 503"), "{}", ready.all());
         Ok(())
     })?;
     wait("the missing kind to be named", Duration::from_secs(45), || {
-        has(&status()?, &["does not know the kind NodeNetwork"])
+        has(&status_text(&cluster)?, &["does not know the kind NodeNetwork"])
     })?;
     event(&cluster, "n1", "05-foreign.conflist before ours")?;
     event(&cluster, "n1", "does not know the kind NodeNetwork")?;
     let named = ["queries to the node's DNS server", "policy of nftables chain inet hostfw inp", "not Towpath's"];
-    wait("the firewall to be named", Duration::from_secs(45), || has(&status()?, &named))?;
+    wait("the firewall to be named", Duration::from_secs(45), || has(&status_text(&cluster)?, &named))?;
     std::fs::remove_file(&leftover)?;
     wait("the agent to be ready again", Duration::from_secs(45), || {
         let ready = readyz()?;

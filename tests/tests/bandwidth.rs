@@ -3,13 +3,12 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use towpath_walkthrough::cluster::{Cluster, Families, wait};
-use towpath_walkthrough::in_charge::network_config;
+use towpath_walkthrough::in_charge::{annotate_pod, network_config, status_text};
 use towpath_walkthrough::log::{Log, Voice};
 use towpath_walkthrough::machine::{self, can_run_labs};
 use towpath_walkthrough::place::{Place, address};
@@ -202,23 +201,10 @@ impl Scene {
         Ok((*self.slow_ips.first().context("no address")?, PORT).into())
     }
 
-    fn annotate(&self, pod: &str, annotation: &str, value: Option<&str>) -> Result<()> {
-        let change = value.map_or_else(|| format!("{annotation}-"), |value| format!("{annotation}={value}"));
-        let out = self.cluster.try_kubectl(&["annotate", "pod", pod, &change, "--overwrite"])?;
-        ensure!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
-        Ok(())
-    }
-
-    fn status(&self) -> Result<String> {
-        let mut status = Command::new(self.cluster.towpath());
-        let out = status.args(["status", "--lab", self.cluster.name()]).output()?;
-        Ok(String::from_utf8_lossy(&out.stdout).into_owned())
-    }
-
     /// What `towpath status` says of limits on n1 comes to be this.
     fn comes_to_say(&self, limits: &str) -> Result<()> {
         wait("status to tell the limits", SOON, || {
-            let status = self.status()?;
+            let status = status_text(&self.cluster)?;
             let line = status.lines().find(|line| line.contains("limited bandwidth")).unwrap_or_default();
             ensure!(line.strip_prefix("n1: limited bandwidth: ").unwrap_or(line) == limits, "{status}");
             Ok(())
@@ -307,7 +293,7 @@ fn hold_by_every_backend(scene: &Scene) -> Result<()> {
     for backend in ["host-gw", "ipip", "udp", "macvlan", "vxlan"] {
         scene.cluster.apply_text(&network_config(&format!("{{backend: {backend}}}")))?;
         wait(&format!("nodes to send by {backend}"), SOON, || {
-            let status = scene.status()?;
+            let status = status_text(&scene.cluster)?;
             ensure!(status.matches(&format!(" ({backend}): ")).count() == 2, "{status}");
             Ok(())
         })?;
@@ -401,15 +387,15 @@ fn changes_live(scene: &Scene) -> Result<()> {
     let (slow, to) = (&scene.slow, scene.slow_at()?);
     // Open all the while.
     let (mut asks, mut answers) = connected(&scene.far.0, to, slow)?;
-    scene.annotate("slow", INGRESS, Some("40M"))?;
-    scene.annotate("slow", EGRESS, Some("16M"))?;
+    annotate_pod(&scene.cluster, "slow", INGRESS, Some("40M"))?;
+    annotate_pod(&scene.cluster, "slow", EGRESS, Some("16M"))?;
     scene.comes_to_say("default/slow (receives 40M, sends 16M)")?;
     near("TCP to it with a limit that was raised", tcp(&scene.near.0, to, slow, Way::Up, 4_000_000)?, 40.0)?;
     near("TCP from it with a limit that was raised", tcp(&scene.far.0, to, slow, Way::Down, 2_000_000)?, 16.0)?;
 
-    scene.annotate("slow", INGRESS, Some("fast"))?;
+    annotate_pod(&scene.cluster, "slow", INGRESS, Some("fast"))?;
     scene.comes_to_tell("slow", "FieldNotUnderstood", &[INGRESS, "\"fast\"", "from 1k to 1P", "stays"])?;
-    let status = scene.status()?;
+    let status = status_text(&scene.cluster)?;
     ensure!(status.contains("Pod default/slow: annotation kubernetes.io/ingress-bandwidth: \"fast\""), "{status}");
     scene.comes_to_say("default/slow (receives 40M, sends 16M)")?;
     near("TCP to it with nonsense", tcp(&scene.near.0, to, slow, Way::Up, 4_000_000)?, 40.0)?;
@@ -417,17 +403,17 @@ fn changes_live(scene: &Scene) -> Result<()> {
     // Another device begins to have a limit, and loses it again.
     let (other, ips) = &scene.near;
     let there: SocketAddr = (*ips.first().context("no address")?, PORT).into();
-    scene.annotate("near", INGRESS, Some("10M"))?;
+    annotate_pod(&scene.cluster, "near", INGRESS, Some("10M"))?;
     scene.comes_to_say("default/near (receives 10M), default/slow (receives 40M, sends 16M)")?;
     near("TCP to a pod whose limit came", tcp(&scene.far.0, there, other, Way::Up, 1_000_000)?, 10.0)?;
-    scene.annotate("near", INGRESS, None)?;
-    scene.annotate("slow", INGRESS, None)?;
+    annotate_pod(&scene.cluster, "near", INGRESS, None)?;
+    annotate_pod(&scene.cluster, "slow", INGRESS, None)?;
     scene.comes_to_say("default/slow (sends 16M)")?;
     for (what, to, server) in [("slow", to, slow), ("near", there, other)] {
         let speed = tcp(&scene.far.0, to, server, Way::Up, 20_000_000)?;
         ensure!(speed > FREE, "{what} has no limit any more: {speed:.1} Mbit/s");
     }
-    scene.annotate("slow", EGRESS, None)?;
+    annotate_pod(&scene.cluster, "slow", EGRESS, None)?;
     scene.comes_to_say("")?;
     let speed = tcp(&scene.far.0, to, slow, Way::Down, 20_000_000)?;
     ensure!(speed > FREE, "nor of what it sends: {speed:.1} Mbit/s");
@@ -446,7 +432,7 @@ fn nonsense_is_refused(scene: &Scene) -> Result<()> {
     scene.cluster.apply_text(&wrong)?;
     let words = ["pod default/wrong", EGRESS, "\"10Mbit\"", "from 1k to 1P"];
     scene.comes_to_tell("wrong", "FailedCreatePodSandBox", &words)?;
-    scene.annotate("wrong", EGRESS, Some("10M"))?;
+    annotate_pod(&scene.cluster, "wrong", EGRESS, Some("10M"))?;
     wait("the pod, asking for something that there is", Duration::from_secs(60), || {
         scene.cluster.wait_pod("wrong").map(drop)
     })?;
@@ -454,7 +440,7 @@ fn nonsense_is_refused(scene: &Scene) -> Result<()> {
 }
 
 fn leaves_with_the_pod(scene: &Scene) -> Result<()> {
-    scene.annotate("slow", INGRESS, Some("20M"))?;
+    annotate_pod(&scene.cluster, "slow", INGRESS, Some("20M"))?;
     scene.comes_to_say("default/slow (receives 20M), default/wrong (sends 10M)")?;
     let queues = scene.cluster.node("n1", "tc qdisc show")?;
     ensure!(queues.out.contains("tbf 7470:"), "{}", queues.all());

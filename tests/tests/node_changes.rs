@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Result, anyhow, bail, ensure};
 use towpath_walkthrough::cluster::{Cluster, Families, field, wait};
+use towpath_walkthrough::in_charge::status_text;
 use towpath_walkthrough::load::Load;
 use towpath_walkthrough::log::{Log, Voice};
 use towpath_walkthrough::machine::{self, can_run_labs};
@@ -68,15 +69,9 @@ impl Scene {
         })
     }
 
-    fn status(&self) -> Result<String> {
-        let mut command = std::process::Command::new(self.cluster.towpath());
-        let out = command.args(["status", "--lab", self.cluster.name()]).output()?;
-        Ok(String::from_utf8_lossy(&out.stdout).into_owned())
-    }
-
     fn is_refused(&self, words: &[&str]) -> Result<()> {
         wait(&format!("towpath status to say {words:?}"), PATIENCE, || {
-            let said = self.status()?;
+            let said = status_text(&self.cluster)?;
             if words.iter().all(|word| said.contains(word)) { Ok(()) } else { bail!("{said}") }
         })
     }
@@ -193,9 +188,7 @@ fn a_node_with_another_mac_address_is_reached_again_within_five_seconds() -> Res
         );
         cluster.apply_text(&config)?;
         wait(&format!("the nodes to send by {backend}"), PATIENCE, || {
-            let mut command = std::process::Command::new(cluster.towpath());
-            let out = command.args(["status", "--lab", cluster.name()]).output()?;
-            let said = String::from_utf8_lossy(&out.stdout).into_owned();
+            let said = status_text(&cluster)?;
             if said.matches(&format!("({backend})")).count() >= 2 { Ok(()) } else { bail!("{said}") }
         })?;
         let mut sessions = Vec::new();

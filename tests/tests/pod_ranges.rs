@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde_json::{Value, json};
 use towpath_walkthrough::cluster::{Cluster, Families, Pod, Said, field, host, wait};
-use towpath_walkthrough::in_charge::network_config;
+use towpath_walkthrough::in_charge::{network_config, status_text};
 use towpath_walkthrough::load::Load;
 use towpath_walkthrough::machine::{another_agent, can_run_labs, kill, lab_agent};
 use towpath_walkthrough::place::{Place, address};
@@ -115,15 +115,9 @@ impl Scene {
         Ok(())
     }
 
-    fn status(&self) -> Result<String> {
-        let mut command = Command::new(self.cluster.towpath());
-        let out = command.args(["status", "--lab", self.cluster.name()]).output()?;
-        Ok(String::from_utf8_lossy(&out.stdout).into_owned())
-    }
-
     fn says(&self, words: &[&str]) -> Result<()> {
         wait(&format!("towpath status to say {words:?}"), SOON, || {
-            let said = self.status()?;
+            let said = status_text(&self.cluster)?;
             ensure!(said.lines().any(|line| words.iter().all(|word| line.contains(word))), "{said}");
             Ok(())
         })
@@ -131,7 +125,7 @@ impl Scene {
 
     fn says_not(&self, words: &[&str]) -> Result<()> {
         wait(&format!("towpath status not to say {words:?}"), SOON, || {
-            let said = self.status()?;
+            let said = status_text(&self.cluster)?;
             ensure!(!said.lines().any(|line| words.iter().all(|word| line.contains(word))), "{said}");
             Ok(())
         })
@@ -273,7 +267,7 @@ fn story(scene: &Scene) -> Result<()> {
     for backend in ["ipip", "udp", "macvlan", "host-gw"] {
         cluster.apply_text(&network_config(&format!("{{backend: {backend}}}")))?;
         wait(&format!("the nodes to send by {backend}"), SOON, || {
-            let said = scene.status()?;
+            let said = status_text(&scene.cluster)?;
             ensure!(said.matches(&format!("({backend})")).count() >= 2, "{said}");
             Ok(())
         })?;
@@ -358,7 +352,7 @@ fn a_full_node_gets_a_second_range_while_it_runs_and_nobody_gets_anothers() -> R
     if !can_run_labs()? {
         return Ok(());
     }
-    let cluster = Cluster::up_with("e2e-ranges", 2, Families::Dual, &["--node-cidr-mask-size", "29"])?;
+    let cluster = Cluster::up_with("e2e-pod-ranges", 2, Families::Dual, &["--node-cidr-mask-size", "29"])?;
     let scene = Scene { cluster };
     let lets_choose = json!({
         "apiVersion": "v1", "kind": "Namespace",

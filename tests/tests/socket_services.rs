@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use tap::Tap;
 use towpath_walkthrough::cluster::{Cluster, Families, Pod, field, wait};
+use towpath_walkthrough::in_charge::{annotate_pod, status_text};
 use towpath_walkthrough::machine::{self, can_run_labs};
 use towpath_walkthrough::place::{Place, Session, address};
 use towpath_walkthrough::pods::{server, shell};
@@ -165,19 +166,6 @@ impl Scene {
         Ok(())
     }
 
-    fn annotate(&self, pod: &str, value: Option<&str>) -> Result<()> {
-        let change = value.map_or_else(|| format!("{ANNOTATION}-"), |value| format!("{ANNOTATION}={value}"));
-        let out = self.cluster.try_kubectl(&["annotate", "pod", pod, &change, "--overwrite"])?;
-        ensure!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
-        Ok(())
-    }
-
-    fn status(&self) -> Result<String> {
-        let mut status = Command::new(self.cluster.towpath());
-        let out = status.args(["status", "--lab", self.cluster.name()]).output()?;
-        Ok(String::from_utf8_lossy(&out.stdout).into_owned())
-    }
-
     fn explain(&self, from: &str) -> Result<String> {
         let mut explain = Command::new(self.cluster.towpath());
         explain.args(["explain", from, "svc/web", "8080"]).env("KUBECONFIG", self.cluster.kubeconfig());
@@ -223,7 +211,7 @@ fn a_pod_that_asks_for_it_has_its_sockets_left_alone_and_every_service_works() -
 
 /// By `status`, by `explain`, and where a value means nothing by an Event on the pod.
 fn is_told(scene: &Scene) -> Result<()> {
-    let status = scene.status()?;
+    let status = status_text(&scene.cluster)?;
     let line = status.lines().find(|line| line.contains("sockets left alone")).unwrap_or_default();
     ensure!(line.starts_with("n1: ") && line.ends_with(": default/apart, mesh/meshed"), "{status}");
     ensure!(
@@ -262,7 +250,7 @@ fn changes_live(scene: &Scene) -> Result<()> {
         let held = place.enter(|| Ok(UdpSocket::bind(("0.0.0.0", udp))?))?;
         held.set_read_timeout(Some(ANSWER))?;
         held.connect((to.ip(), 53))?;
-        scene.annotate("plain", value)?;
+        annotate_pod(&scene.cluster, "plain", ANNOTATION, value)?;
         wait("the change", PATIENCE, || scene.ask(&place, after))?;
         tap.went();
         open.ask(ANSWER).context("over the connection from before")?;
@@ -285,10 +273,11 @@ fn outlives_the_agent(scene: &Scene) -> Result<()> {
     let (killed, mut back) = (Instant::now(), None);
     // And for a moment after it is ready: the first plan is in the kernel.
     while back.is_none_or(|at: Instant| at.elapsed() < Duration::from_secs(1)) {
-        ensure!(killed.elapsed() < Duration::from_secs(60), "no agent came back: {}", scene.status()?);
+        ensure!(killed.elapsed() < Duration::from_secs(60), "no agent came back: {}", status_text(&scene.cluster)?);
         scene.connects(&place, &mut tap, to, Way::Device)?;
         if back.is_none() {
-            let ready = scene.status()?.lines().any(|line| line.starts_with(" n1 ") && line.contains(" yes "));
+            let ready =
+                status_text(&scene.cluster)?.lines().any(|line| line.starts_with(" n1 ") && line.contains(" yes "));
             back = (ready && machine::lab_agent(scene.cluster.name(), "n1").is_ok_and(|new| new != pid))
                 .then(Instant::now);
         }

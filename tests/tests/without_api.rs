@@ -3,12 +3,12 @@
 
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 use towpath_walkthrough::cluster::{Cluster, Families, field, wait};
+use towpath_walkthrough::in_charge::status_text;
 use towpath_walkthrough::libcni::{Libcni, Sandbox, address_of};
 use towpath_walkthrough::machine::{self, can_run_labs};
 use towpath_walkthrough::place::{Place, Session, address};
@@ -81,11 +81,6 @@ fn restart_agent(cluster: &Cluster, node: &str, cni: &Libcni) -> Result<()> {
     Ok(())
 }
 
-fn status(cluster: &Cluster) -> Result<String> {
-    let said = Command::new(cluster.towpath()).args(["status", "--lab", cluster.name()]).output()?;
-    Ok(String::from_utf8_lossy(&said.stdout).into_owned())
-}
-
 #[test]
 fn what_runs_goes_on_and_what_is_started_again_too_while_the_api_server_is_gone() -> Result<()> {
     if !can_run_labs()? {
@@ -122,7 +117,7 @@ fn what_runs_goes_on_and_what_is_started_again_too_while_the_api_server_is_gone(
     ensure!(refused(&from_stranger, pod)?, "the stranger reaches the server");
     let names = cluster.exec("web", "timeout 5 nslookup web.default.svc.cluster.local")?;
     ensure!(names.out.contains(&service.ip().to_string()), "no names: {}", names.all());
-    let status = status(&cluster)?;
+    let status = status_text(&cluster)?;
     ensure!(status.contains("earlier run"), "status says nothing of it: {status}");
 
     // As kubelet does for a pod whose sandbox died.
@@ -152,7 +147,7 @@ fn what_runs_goes_on_and_what_is_started_again_too_while_the_api_server_is_gone(
     })?;
     // Each kind comes back by itself, half a minute later at most.
     wait("everything to be listed again", Duration::from_secs(60), || {
-        let status = self::status(&cluster)?;
+        let status = status_text(&cluster)?;
         if status.contains("earlier run") { bail!("{status}") } else { Ok(()) }
     })?;
     cluster.down()

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use proptest::prelude::*;
-use towpath_model::desired::{PolicyImage, Verdict};
+use towpath_model::desired::{ClassId, PolicyImage, Verdict};
 use towpath_model::{Direction, NodeName};
 use towpath_policy::compile::UsedIds;
 use towpath_policy::{Compiler, View, image};
@@ -179,6 +179,20 @@ fn compile(compiler: &mut Compiler, spec: &Spec, now: Duration) -> PolicyImage {
     compiler.compile(&view, &NodeName::new("m0"), now).unwrap()
 }
 
+/// Classes of pods and blocks among sixteen addresses, and nothing else.
+fn classes() -> impl Strategy<Value = PolicyImage> {
+    let class = || (1u32..5).prop_map(ClassId);
+    let pods = prop::collection::btree_map((0u8..16).prop_map(|last| IpAddr::from([10, 0, 0, last])), class(), 0..8);
+    let block = (0u8..16, 28u8..=32)
+        .prop_map(|(last, length)| IpNet::new(IpAddr::from([10, 0, 0, last]), length).unwrap().trunc());
+    let blocks = prop::collection::btree_map(block, class(), 0..8);
+    (pods, blocks).prop_map(|(pod_classes, cidr_classes)| PolicyImage {
+        pod_classes,
+        cidr_classes,
+        ..PolicyImage::default()
+    })
+}
+
 fn without_retired(image: &PolicyImage) -> usize {
     image.pods.values().flat_map(|s| s.all()).filter(|s| s.0 != 0).collect::<BTreeSet<_>>().len()
 }
@@ -263,6 +277,24 @@ proptest! {
                 prop_assert_eq!(after.pod_classes.len(), fresh.pod_classes.len());
                 prop_assert_eq!(after.cidr_classes.len(), fresh.cidr_classes.len());
             }
+        }
+    }
+
+    /// Whatever pods and blocks come and go at once, a node's range and its gateway among them.
+    #[test]
+    fn every_address_goes_from_its_class_before_to_that_after_in_one_step(before in classes(), after in classes()) {
+        let addresses: Vec<IpAddr> = (0..16).map(|last| IpAddr::from([10, 0, 0, last])).collect();
+        let of = |maps: &PolicyImage| addresses.iter().map(|ip| image::class_of(maps, *ip)).collect::<Vec<_>>();
+        let mut maps = before.clone();
+        let mut is = of(&maps);
+        for (step, write) in Kernel::writes(&before, &after).iter().enumerate() {
+            write(&mut maps);
+            let now = of(&maps);
+            for (index, address) in addresses.iter().enumerate() {
+                let goes_on = now[index] == is[index] || now[index] == of(&after)[index];
+                prop_assert!(goes_on, "step {}: {} from {:?} to {:?}", step, address, is[index], now[index]);
+            }
+            is = now;
         }
     }
 
