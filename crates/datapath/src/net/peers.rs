@@ -315,6 +315,12 @@ mod tests {
         assert_eq!(with.udp_neighbours[&gateway], [0x02, 0x77, 192, 0, 2, 2]);
         assert_eq!(with.neighbours[&gateway], mac::of_tunnel("192.0.2.2".parse().unwrap()));
         // Neighbours are the same before and after; without the device it is a node as any.
+        let six = NodePeer { reach: Reach::Udp, ..peer("c", "2001:db8::1", &["10.244.3.0/24"], false) };
+        let own = Tunnel { addresses: vec!["2001:db8::9".parse().unwrap()], ..tunnel() };
+        let over_ipv6 = tables(&own, &[six]);
+        let next: IpAddr = "10.244.3.1".parse().unwrap();
+        assert_eq!((over_ipv6.ranges[0].device, &over_ipv6.ranges[0].encap), (9, &None));
+        assert_eq!(over_ipv6.udp_neighbours[&next], udp_names::mac_of("2001:db8::1".parse().unwrap()));
         let before = tables(&tunnel(), &[NodePeer { reach: Reach::Tunnel, ..b.clone() }]);
         assert_eq!((&before.neighbours, &before.udp_neighbours), (&with.neighbours, &with.udp_neighbours));
         let without = tables(&Tunnel { udp: 0, ..tunnel() }, &[b]);
