@@ -15,7 +15,7 @@ use crate::net::mac::OF_NODES;
 const OF_V6: u8 = 0x0a;
 
 /// The MAC address that stands for the node whose tunnel ends at this address. Of IPv6 addresses, those that differ in their last five bytes only have
-/// different ones; of others one in 2^40 has the same.
+/// different ones; that others have the same is rare, unless one looks for it.
 pub fn mac_of(node: IpAddr) -> [u8; 6] {
     match node {
         IpAddr::V4(v4) => {
@@ -90,14 +90,15 @@ mod tests {
 
     #[test]
     fn nodes_have_names_of_their_own_however_they_are_numbered() {
-        let mut all = BTreeSet::new();
-        for prefix in ["2001:db8::{}", "2001:db8::{}:0:0", "2001:db8:0:{}::1", "2001:db8:{}::1", "fd00:{}::a", "{}::1"]
-        {
-            for number in 1..8192_u16 {
-                all.insert(v6(&prefix.replace("{}", &format!("{number:x}"))));
-            }
+        let differ =
+            |all: BTreeSet<Ipv6Addr>| assert_eq!(named(all.iter().copied()).len(), all.len(), "{:?}", all.first());
+        for way in ["2001:db8::{}", "2001:db8::{}:0:0", "2001:db8:0:{}::1", "2001:db8:{}::1", "fd00:{}::a", "{}::1"] {
+            differ((1..8192).map(|number| v6(&way.replace("{}", &format!("{number:x}")))).collect());
         }
-        assert_eq!(named(all.iter().copied()).len(), all.len());
+        let racks = (0..200).flat_map(|rack| (1..250).map(move |node| (rack, node)));
+        differ(racks.clone().map(|(rack, node)| v6(&format!("2001:db8:0:{rack:x}::{node:x}"))).collect());
+        differ(racks.clone().map(|(rack, node)| v6(&format!("fd00::a00:{:x}", rack << 8 | node))).collect());
+        differ(racks.map(|(rack, node)| v6(&format!("fe00::2ff:fe{rack:02x}:{node:x}"))).collect());
     }
 
     fn peer(name: &str, tunnel: &str, local: bool) -> NodePeer {
