@@ -9,7 +9,7 @@ pub(crate) mod metadata;
 mod prepare;
 pub(crate) mod print;
 pub(crate) mod protobuf;
-mod quantity;
+pub mod quantity;
 pub(crate) mod read;
 mod rules;
 pub(crate) mod schema;

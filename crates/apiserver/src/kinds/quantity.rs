@@ -12,7 +12,7 @@ const NANOS: i128 = 1_000_000_000;
 
 /// A quantity's value in 10⁻⁹ units, capped at what an `i128` holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Quantity {
+pub struct Quantity {
     nanos: i128,
 }
 
@@ -29,8 +29,13 @@ impl Ord for Quantity {
 }
 
 impl Quantity {
+    /// A whole number.
+    pub fn whole(number: u64) -> Quantity {
+        Quantity { nanos: i128::from(number) * NANOS }
+    }
+
     /// Reads a quantity; none when it is malformed.
-    pub(crate) fn parse(text: &str) -> Option<Quantity> {
+    pub fn parse(text: &str) -> Option<Quantity> {
         let (sign, rest) = match text.as_bytes().first()? {
             b'+' => (1, text.get(1..)?),
             b'-' => (-1, text.get(1..)?),
@@ -47,6 +52,12 @@ impl Quantity {
         let shift = power.saturating_add(9).saturating_sub(i32::try_from(fraction.len()).unwrap_or(i32::MAX));
         let scaled = digits.saturating_mul(multiplier);
         Some(Quantity { nanos: sign * shift_decimal(scaled, shift) })
+    }
+
+    /// How often `divisor` goes into it, rounded up; none if that is zero.
+    pub fn divided_up(self, divisor: Quantity) -> Option<i128> {
+        let (whole, rest) = (self.nanos.checked_div(divisor.nanos)?, self.nanos.checked_rem(divisor.nanos)?);
+        Some(whole + i128::from(rest != 0 && (rest < 0) == (divisor.nanos < 0)))
     }
 
     /// Whether it is below zero.

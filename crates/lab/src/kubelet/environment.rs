@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::num::NonZero;
 
 use anyhow::{Context, Result, bail};
 use k8s_openapi::api::core::v1::{ConfigMap, Container, Pod, Secret, Service};
 use kube::{Api, Client, ResourceExt};
+use towpath_apiserver::kinds::quantity::Quantity;
 
 /// What references may name.
 pub(crate) struct Sources<'a> {
@@ -172,6 +174,10 @@ pub(crate) fn field_of(pod: &Pod, pod_ips: &[IpAddr], host_ips: &[IpAddr], path:
     })
 }
 
+fn quantity(text: &str) -> Result<Quantity> {
+    Quantity::parse(text).with_context(|| format!("{text:?} is no quantity, as in 500m or 64Mi"))
+}
+
 /// A resource field (`limits.cpu` …) divided by `divisor` and rounded up; a limit that is not set is a whole machine's.
 pub(crate) fn resource_value(container: &Container, resource: &str, divisor: &str) -> Result<String> {
     let (which, name) = resource.split_once('.').with_context(|| format!("unsupported resource {resource:?}"))?;
@@ -181,34 +187,15 @@ pub(crate) fn resource_value(container: &Container, resource: &str, divisor: &st
     });
     let value = match (set, which, name) {
         (Some(text), _, _) => quantity(&text)?,
-        (None, "limits", "cpu") => std::thread::available_parallelism().map_or(1.0, |n| n.get() as f64),
-        (None, "limits", "memory") => super::node::memory_bytes() as f64,
-        _ => 0.0,
+        (None, "limits", "cpu") => {
+            Quantity::whole(std::thread::available_parallelism().map_or(1, NonZero::get).try_into()?)
+        }
+        (None, "limits", "memory") => Quantity::whole(super::node::memory_bytes()),
+        _ => Quantity::whole(0),
     };
-    let divisor = if divisor.is_empty() || divisor == "0" { 1.0 } else { quantity(divisor)? };
-    Ok(format!("{}", (value / divisor).ceil()))
-}
-
-/// A Kubernetes quantity as a number.
-fn quantity(text: &str) -> Result<f64> {
-    let split = text.find(|c: char| !(c.is_ascii_digit() || matches!(c, '.' | '+' | '-'))).unwrap_or(text.len());
-    let (number, suffix) = text.split_at(split);
-    let factor = match suffix {
-        "" => 1.0,
-        "n" => 1e-9,
-        "u" => 1e-6,
-        "m" => 1e-3,
-        "k" => 1e3,
-        "M" => 1e6,
-        "G" => 1e9,
-        "T" => 1e12,
-        "Ki" => 1024.0,
-        "Mi" => 1024.0 * 1024.0,
-        "Gi" => 1024.0 * 1024.0 * 1024.0,
-        "Ti" => 1024.0_f64.powi(4),
-        other => bail!("unknown quantity suffix {other:?}"),
-    };
-    Ok(number.parse::<f64>().with_context(|| format!("bad quantity {text:?}"))? * factor)
+    let divisor = if divisor.is_empty() || divisor == "0" { Quantity::whole(1) } else { quantity(divisor)? };
+    let often = value.divided_up(divisor).with_context(|| format!("resource {resource:?} divided by zero"))?;
+    Ok(often.to_string())
 }
 
 /// `NAME_SERVICE_HOST` and its like for the Services of the pod's namespace and for `default/kubernetes`.
@@ -295,5 +282,7 @@ mod tests {
         assert_eq!(resource_value(&container, "limits.cpu", "").unwrap(), "2");
         assert_eq!(resource_value(&container, "limits.memory", "1Mi").unwrap(), "64");
         assert_eq!(resource_value(&container, "requests.cpu", "1m").unwrap(), "0");
+        assert_eq!(resource_value(&container, "limits.memory", "1e6").unwrap(), "68", "67.1");
+        assert!(resource_value(&container, "limits.memory", "1 Mi").is_err());
     }
 }

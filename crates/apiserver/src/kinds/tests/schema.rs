@@ -166,6 +166,16 @@ fn quantities_compare_by_value() {
     for bad in ["", "lots", "1..2", "1 Gi", "1gi", "e3", "."] {
         assert_eq!(read(bad), None, "{bad}");
     }
+    for (quantity, divisor, often) in [
+        ("1500m", "1", Some(2)),
+        ("64Mi", "1Mi", Some(64)),
+        ("-3", "2", Some(-1)),
+        ("3", "-2", Some(-1)),
+        ("1", "0", None),
+    ] {
+        let (quantity, divisor) = (read(quantity).unwrap(), read(divisor).unwrap());
+        assert_eq!(quantity.divided_up(divisor), often, "{quantity:?} by {divisor:?}");
+    }
 }
 
 #[test]
