@@ -171,9 +171,10 @@ static __always_inline void tp_full_prefix(struct tp_cidr_key *key, const struct
 	key->addr = *a;
 }
 
+/* Which it has not, of a family, is zero: nobody's address, but what who has none yet asks from. */
 static __always_inline int tp_is_own_node(const struct tp_node_config *cfg, const struct tp_addr *a)
 {
-	return tp_same(a, &cfg->node4) || (tp_same(a, &cfg->node6) && !tp_is_zero(a));
+	return (tp_same(a, &cfg->node4) || tp_same(a, &cfg->node6)) && !tp_is_zero(a);
 }
 
 #endif

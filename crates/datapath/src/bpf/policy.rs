@@ -135,7 +135,7 @@ struct Writes {
     pods: Entries<Addr, u32>,
 }
 
-/// Returns when every program that runs now has ended (`membarrier(2)`, a grace period of RCU, some ten milliseconds). A kernel that does not do
+/// Returns when every program that runs now has ended (`membarrier(2)`, a grace period of RCU, 8 ms where this was tried). A kernel that does not do
 /// it, with `nohz_full`, leaves the packets that are just being looked at to be judged as neither image says; their connections are judged again.
 fn programs_end() {
     let _ = rustix::thread::membarrier(rustix::thread::MembarrierCommand::Global);

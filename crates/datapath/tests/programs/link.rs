@@ -135,6 +135,21 @@ fn who_asks_by_neighbour_discovery_is_told_too() {
     });
 }
 
+/// Who is about to take an address asks from none (RFC 4862 5.4.2), which a node without one of a family has in that place.
+#[test]
+fn who_makes_sure_that_nobody_has_an_address_is_let_ask_nodes_of_any_family() {
+    in_world(|w| {
+        let group = [0x33, 0x33, 0xff, 0, 0, 0x10];
+        for addresses in [vec!["192.168.50.1"], vec!["fd50::1"], vec!["192.168.50.1", "fd50::1"]] {
+            let addresses = addresses.into_iter().map(ip).collect();
+            let config = NodeConfig { addresses, ..node_config(w.tunnel, w.uplink) };
+            w.programs.apply_node(&config).unwrap();
+            let asked = solicitation(group, Ipv6Addr::UNSPECIFIED, "fd50::77".parse().unwrap(), 255, false);
+            on_uplink(w, &asked).passed();
+        }
+    });
+}
+
 #[test]
 fn packets_go_to_the_pods_own_mac_and_come_to_it() {
     in_world(|w| {
