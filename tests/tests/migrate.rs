@@ -89,7 +89,7 @@ impl Walk {
         Ok((Place::of_pod(&self.cluster, pod)?, pod.clone()))
     }
 
-    /// Every pod asks every other, and every node asks every pod.
+    /// Every pod asks every other and every node, and every node asks every pod.
     fn everybody_reaches_everybody(&self, when: &str) -> Result<()> {
         let mut from = Vec::new();
         for name in self.pods.keys() {
@@ -101,6 +101,14 @@ impl Walk {
         let mut targets = Vec::new();
         for pod in self.pods.values() {
             targets.push((pod, self.addresses(&pod.name)?));
+        }
+        for (name, place) in from.iter().filter(|(name, _)| self.pods.contains_key(name)) {
+            for node in &self.nodes {
+                for ip in std::iter::once(&node.ip).chain(node.v6.as_ref().map(|v6| &v6.ip)) {
+                    let answered = place.enter(|| traffic::answers(ip))?;
+                    ensure!(answered, "{when}: {name} to node {} ({ip})\n{}", node.name, self.states());
+                }
+            }
         }
         for (name, place) in &from {
             for (pod, ips) in targets.iter().filter(|(pod, _)| pod.name != *name) {
@@ -294,6 +302,9 @@ fn walk(name: &str, backend: Backend) -> Result<()> {
             ensure!(flannels.contains(&other), "{other} is not said to be Flannel's: {status}");
         }
         ensure!(!flannels.contains(&node), "{node} is said to be Flannel's: {status}");
+        let problems = status.pointer("/problems").and_then(Value::as_array).into_iter().flatten();
+        let problems: Vec<&str> = problems.filter_map(Value::as_str).filter(|p| !p.contains("recreate it")).collect();
+        ensure!(problems.is_empty(), "{node}: {problems:?}\n{}", walk.states());
         walk.everybody_reaches_everybody(&format!("{node} taken over"))?;
         // A new pod comes beside the old one, with an address of its own.
         walk.under_traffic(&format!("a new pod on {node}"), &staying, |walk| walk.run(new, node))?;

@@ -98,6 +98,12 @@ impl Drop for Traffic {
     }
 }
 
+/// Whether an address answers a ping from where the caller is.
+pub(crate) fn answers(ip: &str) -> Result<bool> {
+    let ping = Command::new("ping").args(["-n", "-c", "1", "-W", "3", ip]).stdout(Stdio::null()).status();
+    Ok(ping.context("start ping")?.success())
+}
+
 /// Sequence numbers that nobody answered.
 fn gaps(text: &str) -> Vec<String> {
     let mut next = 1_u64;

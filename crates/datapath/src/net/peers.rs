@@ -8,7 +8,8 @@
 //!
 //! Over a tunnel device that another network lent (Flannel's, while its pods are here) routes carry no tunnel key: the device finds the
 //! node by the MAC address in its forwarding table, which is written too. Next hops are then the ranges' network addresses, as
-//! Flannel's, so that its entries and ours are the same.
+//! Flannel's, so that its entries and ours are the same. Its routes for IPv6 are by other devices, and serve as long as they are there:
+//! IPv6 takes no second route whose next hop is within the range of the first, on another device.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -35,6 +36,10 @@ pub struct Tunnel {
     pub gateways: Vec<IpAddr>,
     /// The device is another network's.
     pub lent: bool,
+    /// Beside a lent device: that network's own device for IPv6, 0 when there is none.
+    pub lent_v6: u32,
+    /// Beside a lent device: IPv6 ranges that another network's routes lead to, and the devices they do it by.
+    pub led: BTreeMap<IpNet, u32>,
     /// Index of the uplink.
     pub uplink: u32,
     /// Index of the device of the backend `udp`; 0: there is none.
@@ -100,9 +105,11 @@ pub fn tables(tunnel: &Tunnel, peers: &[NodePeer]) -> PeerTables {
             if tunnel.lent || peer.flannel.is_some() {
                 tables.yielding.insert(range.trunc());
             }
-            tables.ranges.push(path.route(MAIN_TABLE, range.trunc(), gateway));
+            if !tunnel.led.contains_key(&range.trunc()) {
+                tables.ranges.push(path.route(MAIN_TABLE, range.trunc(), gateway));
+            }
             if let (Some(mac), Some(gateway)) = (to_node.mac, to_node.next_hop(*range)) {
-                gateways.push(gateway);
+                gateways.push((gateway, *range));
                 tables.udp_neighbours.extend(udp.map(|mac| (gateway, mac)));
                 // In the tunnel, too: no route finds its next hop gone while a peer changes its way.
                 let mac = if reach == Reach::Udp { mac::of_tunnel(peer.tunnel) } else { mac };
@@ -111,9 +118,16 @@ pub fn tables(tunnel: &Tunnel, peers: &[NodePeer]) -> PeerTables {
             }
         }
         for address in &peer.addresses {
-            let Some(gateway) = of_family(&gateways, *address) else { continue };
+            let next = gateways.iter().find(|(gateway, _)| gateway.is_ipv4() == address.is_ipv4());
+            let Some((gateway, range)) = next.copied() else { continue };
             if taken.insert((NODE_TABLE, host_range(*address))) {
-                tables.nodes.push(to_node.route(NODE_TABLE, host_range(*address), gateway));
+                let route = to_node.route(NODE_TABLE, host_range(*address), gateway);
+                match tunnel.led.get(&range.trunc()) {
+                    None => tables.nodes.push(route),
+                    Some(&device) if device == tunnel.lent_v6 => tables.nodes.push(Route { device, ..route }),
+                    // Pods' packets go there as they are; so do those to the node itself, without a route of ours.
+                    Some(_) => {}
+                }
             } else {
                 tables.problems.push(format!("node {}: address {address} is another node's too", peer.name));
             }
@@ -222,6 +236,8 @@ mod tests {
             addresses: vec!["192.0.2.1".parse().unwrap()],
             gateways: vec!["10.244.1.1".parse().unwrap()],
             lent: false,
+            lent_v6: 0,
+            led: BTreeMap::new(),
             uplink: 2,
             udp: 9,
             plain: BTreeMap::new(),
@@ -287,6 +303,25 @@ mod tests {
         assert_eq!(tables.neighbours[&"10.244.2.0".parse().unwrap()], VTEP);
         assert_eq!(tables.forwarding[&VTEP], "192.0.2.2".parse::<IpAddr>().unwrap());
         assert!(tables.yielding.contains(&"10.244.2.0/24".parse().unwrap()));
+    }
+
+    #[test]
+    fn a_range_of_ipv6_that_flannel_leads_to_keeps_its_route_and_its_node_is_reached_the_same_way() {
+        let mut b = peer("b", "192.0.2.2", &["10.244.2.0/24", "fd00:2::/64"], false);
+        b.addresses.push("2001:db8::2".parse().unwrap());
+        let range: IpNet = "fd00:2::/64".parse().unwrap();
+        let by = |led: &[(IpNet, u32)]| {
+            let own = Tunnel { lent: true, lent_v6: 8, led: led.iter().copied().collect(), ..tunnel() };
+            let tables = tables(&own, std::slice::from_ref(&b));
+            let routes = tables.ranges.iter().chain(&tables.nodes);
+            let words = routes.map(|r| format!("{} via {} by {}", r.destination, r.gateway.unwrap(), r.device));
+            words.collect::<Vec<_>>()
+        };
+        let (pods, node) = ("10.244.2.0/24 via 10.244.2.0 by 7", "192.0.2.2/32 via 10.244.2.0 by 7");
+        assert_eq!(by(&[(range, 8)]), [pods, node, "2001:db8::2/128 via fd00:2:: by 8"]);
+        assert_eq!(by(&[(range, 2)]), [pods, node], "as they are");
+        let never_flannels = [pods, "fd00:2::/64 via fd00:2:: by 7", node, "2001:db8::2/128 via fd00:2:: by 7"];
+        assert_eq!(by(&[]), never_flannels);
     }
 
     #[test]

@@ -229,17 +229,7 @@ pub fn device_towards(netlink: &mut Netlink, address: IpAddr) -> Result<Option<u
 pub fn default_devices(netlink: &mut Netlink) -> Result<Vec<u32>, Error> {
     let mut devices = Vec::new();
     for family in [AddressFamily::Inet, AddressFamily::Inet6] {
-        let mut filter = RouteMessage::default();
-        filter.header.address_family = family;
-        let answers = match netlink.dump("list default routes", Message::GetRoute(filter)) {
-            Err(error) if error.is_absent() => continue,
-            answers => answers?,
-        };
-        for route in answers.into_iter().filter_map(|m| if let Message::NewRoute(r) = m { Some(r) } else { None }) {
-            let in_main = u32::from(route.header.table) == super::MAIN_TABLE;
-            if !in_main || route.header.destination_prefix_length != 0 || route.header.kind != RouteType::Unicast {
-                continue;
-            }
+        for route in in_main(netlink, family)?.iter().filter(|route| route.header.destination_prefix_length == 0) {
             for attribute in &route.attributes {
                 match attribute {
                     RouteAttribute::Oif(device) => devices.push(*device),
@@ -252,6 +242,33 @@ pub fn default_devices(netlink: &mut Netlink) -> Result<Vec<u32>, Error> {
     devices.sort_unstable();
     devices.dedup();
     Ok(devices)
+}
+
+/// What IPv6 routes of others lead to, main table: destination and index of the device.
+pub fn of_others_v6(netlink: &mut Netlink) -> Result<BTreeMap<IpNet, u32>, Error> {
+    let mut led = BTreeMap::new();
+    for route in in_main(netlink, AddressFamily::Inet6)? {
+        let device =
+            route.attributes.iter().find_map(|a| if let RouteAttribute::Oif(to) = a { Some(*to) } else { None });
+        if route.header.protocol != RouteProtocol::Other(PROTOCOL) {
+            led.extend(destination_of(&route).zip(device));
+        }
+    }
+    Ok(led)
+}
+
+/// Routes to somewhere, main table, whosever they are.
+fn in_main(netlink: &mut Netlink, family: AddressFamily) -> Result<Vec<RouteMessage>, Error> {
+    let mut filter = RouteMessage::default();
+    filter.header.address_family = family;
+    let answers = match netlink.dump("list the routes of the main table", Message::GetRoute(filter)) {
+        Err(error) if error.is_absent() => return Ok(Vec::new()),
+        answers => answers?,
+    };
+    let routes = answers.into_iter().filter_map(|m| if let Message::NewRoute(route) = m { Some(route) } else { None });
+    let counts =
+        |r: &RouteMessage| u32::from(r.header.table) == super::MAIN_TABLE && r.header.kind == RouteType::Unicast;
+    Ok(routes.filter(counts).collect())
 }
 
 /// Makes our routes of `table` that lie in `scope` exactly `wanted`. What was changed, in words, and what could not be.

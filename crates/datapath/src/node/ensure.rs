@@ -196,7 +196,10 @@ impl Node {
 
     /// Routes, neighbours and rules towards the peers. Neighbours come before the routes that lead to them.
     pub(super) fn ensure_peers(&mut self, applied: &mut Applied) {
-        let tables = self.peer_tables();
+        let tables = match self.peer_tables() {
+            Ok(tables) => tables,
+            Err(error) => return applied.problems.push(error.to_string()),
+        };
         let device = self.facts.tunnel_ifindex;
         applied.problems.extend(tables.problems);
         match &self.lent {

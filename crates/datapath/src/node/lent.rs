@@ -11,6 +11,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use rtnetlink::packet_route::link::InfoKind;
 use towpath_model::NodeName;
 use towpath_model::desired::{NodePeer, Reach, Vxlan};
@@ -94,6 +95,16 @@ impl Node {
         }
         self.lent = Some(found.name.clone());
         Ok(Some(found))
+    }
+
+    /// Beside a lent device: index of Flannel's own for IPv6 (0: there is none), and where routes of others lead by which device.
+    pub(super) fn find_lent_v6(&mut self) -> Result<(u32, BTreeMap<IpNet, u32>), Error> {
+        if self.lent.is_none() {
+            return Ok((0, BTreeMap::new()));
+        }
+        let mut led = route::of_others_v6(&mut self.netlink)?;
+        led.retain(|_, device| *device != self.facts.tunnel_ifindex);
+        Ok((tunnel6(&link::list(&mut self.netlink)?), led))
     }
 
     /// Makes our own device as soon as the lent one is gone. For every second or so.

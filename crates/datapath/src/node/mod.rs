@@ -416,17 +416,20 @@ impl Node {
         Error::collect(errors)
     }
 
-    fn tunnel(&self) -> Tunnel {
-        Tunnel {
+    fn tunnel(&mut self) -> Result<Tunnel, Error> {
+        let (lent_v6, led) = self.find_lent_v6()?;
+        Ok(Tunnel {
             device: self.facts.tunnel_ifindex,
             id: self.config.settings.vxlan.vni,
             addresses: self.config.settings.addresses.clone(),
             gateways: self.facts.gateways.clone(),
             lent: self.lent.is_some(),
+            lent_v6,
+            led,
             uplink: self.facts.uplink_ifindex,
             udp: self.facts.udp_ifindex,
             plain: self.plain.clone(),
-        }
+        })
     }
 
     fn nft_facts(&self) -> nft::Facts {
@@ -453,8 +456,8 @@ impl Node {
         }
     }
 
-    fn peer_tables(&self) -> PeerTables {
-        peers::tables(&self.tunnel(), &self.peers)
+    fn peer_tables(&mut self) -> Result<PeerTables, Error> {
+        Ok(peers::tables(&self.tunnel()?, &self.peers))
     }
 }
 

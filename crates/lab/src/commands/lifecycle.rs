@@ -40,7 +40,10 @@ pub fn up(options: &UpOptions, progress: &mut dyn FnMut(&str)) -> Result<LabStat
         bail!("lab {name} exists and is stopped; `towpath lab start` brings it back, `towpath lab down` removes it");
     }
     let spec = ClusterSpec::plan(options, free_port()?)?;
-    make_private_dir(layout.state())?;
+    {
+        let _shared = teardown::lock_shared()?;
+        make_private_dir(layout.state())?;
+    }
     let text = serde_json::to_vec_pretty(&spec)?;
     std::fs::write(layout.cluster_file(), text)
         .with_context(|| format!("write {}", layout.cluster_file().display()))?;
@@ -88,7 +91,7 @@ pub fn down(name: &LabName) -> Result<()> {
     let lock = lock(&layout)?;
     let mut errors = teardown::runtime(&layout);
     errors.extend(teardown::state(&layout));
-    teardown::remove_lock(&layout, lock);
+    errors.extend(teardown::remove_lock(&layout, lock).err());
     finish(name, errors)
 }
 
@@ -116,10 +119,13 @@ fn make_private_dir(path: &Path) -> Result<()> {
 
 /// Waits for other commands on the same lab.
 fn lock(layout: &Layout) -> Result<Flock<File>> {
-    make_private_dir(Path::new(RUN_DIR))?;
     let path = layout.lock();
     loop {
-        let file = File::options().create(true).truncate(false).write(true).open(&path);
+        let file = {
+            let _shared = teardown::lock_shared()?;
+            make_private_dir(Path::new(RUN_DIR))?;
+            File::options().create(true).truncate(false).write(true).open(&path)
+        };
         let file = file.with_context(|| format!("open {}", path.display()))?;
         let locked = Flock::lock(file, FlockArg::LockExclusive)
             .map_err(|(_, error)| error)
@@ -140,8 +146,12 @@ fn launch(layout: &Layout, spec: &ClusterSpec, progress: &mut dyn FnMut(&str)) -
         return Err(error.context("remove what an earlier run left behind"));
     }
     make_private_dir(layout.run())?;
-    if ns::prepare_netns_dir()? {
-        std::fs::write(teardown::NETNS_DIR_MARK, "").with_context(|| format!("write {}", teardown::NETNS_DIR_MARK))?;
+    {
+        let _shared = teardown::lock_shared()?;
+        if ns::prepare_netns_dir()? {
+            let mark = teardown::NETNS_DIR_MARK;
+            std::fs::write(mark, "").with_context(|| format!("write {mark}"))?;
+        }
     }
     let log = File::options().create(true).append(true).open(layout.supervisor_log());
     let log = log.with_context(|| format!("open {}", layout.supervisor_log().display()))?;
