@@ -247,7 +247,7 @@ impl Rules {
     }
 
     /// One transaction: rules that lead to chains, then what is in the chains (which may lead to each other), then the chains.
-    fn transaction(&self) -> Value {
+    fn transaction(&self) -> Vec<Value> {
         let mut commands = Vec::new();
         for ([family, table, chain], handle) in &self.jumps {
             commands.push(
@@ -262,14 +262,14 @@ impl Rules {
         for (family, name) in &self.tables {
             commands.push(json!({"delete": {"table": {"family": family, "name": name}}}));
         }
-        json!({ "nftables": commands })
+        commands
     }
 
     fn delete(&self) -> Result<(), Error> {
         if *self == Self::default() {
             return Ok(());
         }
-        Ok(nft::run(&self.transaction())?)
+        Ok(nft::run(self.transaction())?)
     }
 }
 
@@ -292,9 +292,8 @@ mod tests {
         let names: Vec<&str> = rules.chains.iter().map(|[_, _, name]| name.as_str()).collect();
         assert_eq!(names, ["FLANNEL-POSTRTG", "cali-nat-outgoing"]);
         assert_eq!(rules.jumps.iter().map(|(_, handle)| *handle).collect::<Vec<_>>(), [3, 5]);
-        let verbs: Vec<String> = rules.transaction()["nftables"]
-            .as_array()
-            .unwrap()
+        let verbs: Vec<String> = rules
+            .transaction()
             .iter()
             .flat_map(|command| {
                 command

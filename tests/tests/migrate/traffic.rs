@@ -28,7 +28,7 @@ impl Traffic {
         let name = format!("{} to {to} ({ip})", from.name());
         let ping = from.enter(|| {
             let command = Command::new("ping")
-                .args(["-n", "-i", "0.02", "-W", "5", ip])
+                .args(["-n", "-D", "-i", "0.02", "-W", "5", ip])
                 .stdin(Stdio::null())
                 .stdout(Stdio::piped())
                 .stderr(Stdio::piped())
@@ -104,10 +104,11 @@ pub(crate) fn answers(ip: &str) -> Result<bool> {
     Ok(ping.context("start ping")?.success())
 }
 
-/// Sequence numbers that nobody answered.
+/// Sequence numbers that nobody answered, and when (seconds since 1970) the answer before them came.
 fn gaps(text: &str) -> Vec<String> {
     let mut next = 1_u64;
     let mut gaps = Vec::new();
+    let mut last = "";
     for line in text.lines() {
         let Some(sequence) =
             line.split("icmp_seq=").nth(1).and_then(|rest| rest.split(' ').next()?.parse::<u64>().ok())
@@ -115,8 +116,9 @@ fn gaps(text: &str) -> Vec<String> {
             continue;
         };
         if sequence > next {
-            gaps.push(format!("{next}-{}", sequence - 1));
+            gaps.push(format!("{next}-{} after {last}", sequence - 1));
         }
+        last = line.split(']').next().unwrap_or_default().trim_start_matches('[');
         next = next.max(sequence + 1);
     }
     gaps
