@@ -74,6 +74,7 @@ fn run() -> Result<(), String> {
     compile(&bpf.join("towpath.c"), &Path::new(&out).join("towpath.o"))?;
     compile(&bpf.join("held.c"), &Path::new(&out).join("held.o"))?;
     compile(&bpf.join("wire.c"), &Path::new(&out).join("wire.o"))?;
+    compile(&bpf.join("steer.c"), &Path::new(&out).join("steer.o"))?;
     let next = Path::new(&out).join("next");
     other_layouts(&bpf, &next).map_err(|e| format!("cannot write {}: {e}", next.display()))?;
     compile(&next.join("towpath.c"), &Path::new(&out).join("next.o"))

@@ -25,6 +25,7 @@ mod observe;
 mod policy;
 mod purge;
 mod services;
+mod steer;
 mod translations;
 mod wire;
 
@@ -67,6 +68,7 @@ pub(crate) use inherit::lay_out_as_the_next_version;
 pub use observe::{Connection, Count, End, Judged, MapUsage, Reason};
 pub use purge::Purger;
 pub use services::{LeftOut, ServicesApplied, UdpTarget};
+pub(crate) use steer::queue_of_flows;
 pub use translations::{Translation, Translations};
 
 /// The loaded programs and maps of one node.

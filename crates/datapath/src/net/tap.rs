@@ -23,6 +23,7 @@ pub const WAITING: u32 = 2048;
 const TUNSETIFF: libc::Ioctl = 0x4004_54ca_u32 as libc::Ioctl;
 const TUNSETPERSIST: libc::Ioctl = 0x4004_54cb_u32 as libc::Ioctl;
 const TUNSETOFFLOAD: libc::Ioctl = 0x4004_54d0_u32 as libc::Ioctl;
+const TUNSETSTEERINGEBPF: libc::Ioctl = 0x8004_54e0_u32 as libc::Ioctl;
 const IFF_TAP: libc::c_int = 0x0002;
 const IFF_MULTI_QUEUE: libc::c_int = 0x0100;
 const IFF_NO_PI: libc::c_int = 0x1000;
@@ -73,6 +74,18 @@ pub fn open(name: &str, count: usize) -> Result<Queues, Error> {
         queues.push(queue.into());
     }
     Ok(Queues { queues, cuts_udp })
+}
+
+/// Has a program say by which queue of a device a frame goes (`BPF_PROG_TYPE_SOCKET_FILTER`), from now on; `queue` is one of the device's. The
+/// device keeps the program.
+///
+/// # Errors
+/// The kernel takes no such program.
+pub fn steer(name: &str, queue: &OwnedFd, program: &OwnedFd) -> Result<(), Error> {
+    let program: libc::c_int = program.as_raw_fd();
+    // SAFETY: both files are open, and the kernel reads `program` during the call.
+    let set = unsafe { libc::ioctl(queue.as_raw_fd(), TUNSETSTEERINGEBPF, &raw const program) };
+    done(set, || format!("have flows of device {name} keep to one queue each"))
 }
 
 fn attach(name: &str) -> Result<File, Error> {

@@ -5,6 +5,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use super::Node;
+use crate::bpf;
 use crate::datagrams;
 use crate::error::Error;
 use crate::net::link::{self, Link};
@@ -91,10 +92,14 @@ impl Node {
             return Err(net::Error::Refused(other).into());
         }
         let at = SocketAddr::new(address, self.config.settings.udp_port);
+        let queues = tap::open(UDP_DEVICE, count)?;
+        if let Some(queue) = queues.queues.first() {
+            tap::steer(UDP_DEVICE, queue, &bpf::queue_of_flows()?)?;
+        }
         Ok(UdpEnds {
             receivers: (0..count).map(|_| datagrams::receiver(at)).collect::<Result<_, _>>()?,
             senders: (0..count).map(|_| datagrams::sender(address)).collect::<Result<_, _>>()?,
-            queues: tap::open(UDP_DEVICE, count)?,
+            queues,
         })
     }
 
