@@ -51,17 +51,19 @@ impl Table {
         }
         let (facts, rules, sets) = (facts.clone(), rules::rules(facts), rules::sets(facts));
         // What is there is not known any more if writing fails.
-        let written = match self.written.take() {
-            Some(written) if written.rules == rules => {
-                run(sets::turn(&written.sets, &sets))?;
-                Written { facts, sets, ..written }
+        if let Some(written) = self.written.take().filter(|written| written.rules == rules) {
+            match run(sets::turn(&written.sets, &sets)) {
+                Ok(()) => {
+                    self.written = Some(Written { facts, sets, ..written });
+                    return Ok(true);
+                }
+                // Somebody took what was to go, or the table.
+                Err(error) => tracing::warn!(%error, "the table is not as it was written: writing all of it"),
             }
-            _ => {
-                write(&rules, &sets)?;
-                Written { facts, rules, sets, listed: list()?.map(sets::without_elements) }
-            }
-        };
-        self.written = Some(written);
+        }
+        write(&rules, &sets)?;
+        let listed = list()?.map(sets::without_elements);
+        self.written = Some(Written { facts, rules, sets, listed });
         Ok(true)
     }
 
