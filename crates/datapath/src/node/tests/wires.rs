@@ -191,9 +191,9 @@ impl Talk {
         Self { stop, rounds, thread: std::thread::spawn(talk) }
     }
 
-    /// Waits for a number of questions and answers.
+    /// Waits for 20 questions and answers, and for the one that is under way.
     fn goes_on(&self) {
-        let (deadline, wanted) = (Instant::now() + PATIENCE, self.rounds.load(Ordering::Relaxed) + 20);
+        let (deadline, wanted) = (Instant::now() + PATIENCE, self.rounds.load(Ordering::Relaxed) + 21);
         while self.rounds.load(Ordering::Relaxed) < wanted {
             assert!(Instant::now() < deadline && !self.thread.is_finished(), "the connection is dead");
             std::thread::sleep(Duration::from_millis(1));
