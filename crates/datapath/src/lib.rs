@@ -15,6 +15,8 @@ mod node;
 pub mod predecessor;
 mod records;
 mod requests;
+#[cfg(test)]
+mod testing;
 pub mod udp_names;
 mod uninstall;
 mod worker;

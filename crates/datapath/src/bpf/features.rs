@@ -140,6 +140,7 @@ fn is_since(release: &str, version: (u32, u32)) -> bool {
 mod tests {
     use super::*;
     use crate::bpf::Error;
+    use crate::testing::root;
 
     #[test]
     fn releases_are_compared_by_their_numbers() {
@@ -170,9 +171,7 @@ mod tests {
 
     #[test]
     fn this_kernel_has_all_that_is_needed_and_not_what_no_kernel_has() {
-        // SAFETY: asks for a number.
-        if unsafe { libc::geteuid() } != 0 {
-            println!("skipped: needs root");
+        if !root() {
             return;
         }
         assert_eq!(missing(), []);

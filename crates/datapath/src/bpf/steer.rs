@@ -29,11 +29,10 @@ mod tests {
     use std::collections::BTreeMap;
     use std::process::Command;
 
-    use nix::sched::{CloneFlags, unshare};
-
     use super::*;
     use crate::net::packet::{Listen, PacketSocket};
     use crate::net::tap;
+    use crate::testing::alone;
 
     const TCP: u8 = 6;
     const UDP: u8 = 17;
@@ -95,20 +94,6 @@ mod tests {
             let with_header = [vec![0; 10], frame.to_vec()].concat();
             nix::unistd::write(&self.queues[queue], &with_header).unwrap();
         }
-    }
-
-    /// In a network namespace of its own; nothing where that cannot be.
-    fn alone(work: impl FnOnce() + Send + 'static) {
-        // SAFETY: asks for a number.
-        if unsafe { libc::geteuid() } != 0 {
-            println!("skipped: needs root");
-            return;
-        }
-        let thread = std::thread::spawn(move || {
-            unshare(CloneFlags::CLONE_NEWNET).unwrap();
-            work();
-        });
-        thread.join().unwrap();
     }
 
     #[test]

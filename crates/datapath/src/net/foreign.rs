@@ -272,6 +272,7 @@ mod tests {
     use std::process::{Command, Stdio};
 
     use super::*;
+    use crate::testing::root;
 
     fn sample() -> Sample {
         Sample {
@@ -287,9 +288,7 @@ mod tests {
 
     /// The ruleset as nft lists it after taking `rules`, in a network namespace of its own; none where that cannot be.
     fn listed(rules: &str) -> Option<Value> {
-        // SAFETY: asks for a number.
-        if unsafe { libc::geteuid() } != 0 {
-            println!("skipped: needs root");
+        if !root() {
             return None;
         }
         let script = "nft -f - && nft -j list ruleset";

@@ -56,6 +56,7 @@ fn stretch(text: &str) -> Option<(u32, u32)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::alone;
 
     #[test]
     fn a_range_that_reaches_into_the_programs_ports_is_found_unless_they_are_reserved() {
@@ -74,11 +75,7 @@ mod tests {
 
     #[test]
     fn a_widened_range_is_told_in_words_that_say_what_to_do() {
-        if !nix::unistd::geteuid().is_root() {
-            return;
-        }
-        let said = std::thread::spawn(|| {
-            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+        let said = alone(|| {
             sysctl::set(RANGE, "32768\t60999").unwrap();
             let before = problem().unwrap();
             sysctl::set(RANGE, "1024\t65535").unwrap();
@@ -86,7 +83,7 @@ mod tests {
             sysctl::set(RESERVED, "61000-65535").unwrap();
             [before, wide, problem().unwrap()]
         });
-        let [before, wide, reserved] = said.join().unwrap();
+        let Some([before, wide, reserved]) = said else { return };
         assert_eq!((before, reserved), (None, None));
         let wide = wide.unwrap();
         assert!(wide.contains("is 1024-65535,") && wide.contains("61000 to 65535"), "{wide}");

@@ -175,16 +175,11 @@ fn bind(socket: &OwnedFd, device: u32, protocol: u16) -> std::io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use nix::sched::{CloneFlags, unshare};
+    use crate::testing::{alone, root};
 
     #[test]
     fn a_filter_lets_only_neighbour_discovery_through_and_the_loopback_of_a_namespace_shows_it() {
-        // SAFETY: geteuid takes nothing and cannot fail.
-        if unsafe { libc::geteuid() } != 0 {
-            return;
-        }
-        std::thread::spawn(|| {
-            unshare(CloneFlags::CLONE_NEWNET).unwrap();
+        alone(|| {
             let up = std::process::Command::new("ip").args(["link", "set", "lo", "up"]).status().unwrap();
             assert!(up.success());
             let (hears, says) = (
@@ -212,15 +207,12 @@ mod tests {
             says.send(&frame(136)).unwrap();
             let kinds = drain(&mut buffer);
             assert_eq!(kinds, [(78, 135), (78, 136)]);
-        })
-        .join()
-        .unwrap();
+        });
     }
 
     #[test]
     fn a_device_that_is_not_there_is_named() {
-        // SAFETY: geteuid takes nothing and cannot fail.
-        if unsafe { libc::geteuid() } == 0 {
+        if root() {
             let error = PacketSocket::open(0x7fff_fff0, Listen::Arp).unwrap_err();
             assert!(error.is_absent() && error.to_string().contains("2147483632"), "{error}");
         }

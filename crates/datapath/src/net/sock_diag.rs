@@ -143,12 +143,11 @@ fn cookie_of(socket: &UdpSocket) -> Result<u64, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::root;
 
     #[test]
     fn the_socket_with_the_cookie_ends_and_no_other() {
-        // SAFETY: asks for a number.
-        if unsafe { libc::geteuid() } != 0 {
-            println!("skipped: needs root");
+        if !root() {
             return;
         }
         works_here().unwrap();

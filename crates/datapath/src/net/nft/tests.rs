@@ -3,11 +3,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use nix::sched::{CloneFlags, unshare};
 use towpath_model::Family;
 
 use super::*;
 use crate::abi::{TP_SNAT_PORT_MAX, TP_SNAT_PORT_MIN};
+use crate::testing::alone;
 
 #[test]
 fn who_masquerades_and_who_translates_share_no_source_port() {
@@ -85,20 +85,6 @@ fn what_stays_in_a_set_is_not_mentioned() {
     let back = sets::turn(&rules::sets(&more), &rules::sets(&facts()));
     assert_eq!(back.len(), 1);
     assert!(back[0].get("delete").is_some());
-}
-
-/// In a network namespace of its own; nothing where that cannot be.
-fn alone(work: impl FnOnce() + Send + 'static) {
-    // SAFETY: asks for a number.
-    if unsafe { libc::geteuid() } != 0 {
-        println!("skipped: needs root");
-        return;
-    }
-    let thread = thread::spawn(move || {
-        unshare(CloneFlags::CLONE_NEWNET).unwrap();
-        work();
-    });
-    thread.join().unwrap();
 }
 
 /// What the kernel has; sets in the order of their names.

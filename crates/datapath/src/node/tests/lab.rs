@@ -19,19 +19,10 @@ use crate::net::netlink::Netlink;
 use crate::node::Node;
 use crate::node::pods::attach_pod;
 use crate::requests::{AttachRequest, DatapathConfig};
+pub(super) use crate::testing::root;
 use crate::worker::Worker;
 
 pub(super) const PATIENCE: Duration = Duration::from_secs(3);
-
-/// Whether tests that need root can run; says so when they cannot, and fails where that is not acceptable.
-pub(super) fn root() -> bool {
-    let root = nix::unistd::geteuid().is_root();
-    assert!(root || std::env::var_os("CI").is_none_or(|v| v != "true"), "these tests need root, and CI=true");
-    if !root {
-        println!("skipped: needs root; run `sudo -E cargo nextest run -p towpath-datapath`");
-    }
-    root
-}
 
 /// What a lab tries.
 #[derive(Clone, Copy, Debug)]
