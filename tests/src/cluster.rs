@@ -2,6 +2,7 @@
 //!
 //! On a machine without a `kubectl` of 1.31 or newer the same requests go through `towpath lab …`, which speaks to the same API.
 
+use std::net::IpAddr;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::{Path, PathBuf};
@@ -426,6 +427,8 @@ pub struct Pod {
     pub uid: String,
     /// Its address.
     pub ip: String,
+    /// All its addresses, that one first.
+    pub ips: Vec<IpAddr>,
     /// Its node.
     pub node: String,
     /// Whether it is ready.
@@ -438,10 +441,12 @@ impl Pod {
     /// From an object as the API shows it.
     pub fn from_json(pod: &Value) -> Self {
         let conditions = pod.pointer("/status/conditions").and_then(Value::as_array).cloned().unwrap_or_default();
+        let ips = pod.pointer("/status/podIPs").and_then(Value::as_array).into_iter().flatten();
         Self {
             name: field(pod, "/metadata/name"),
             uid: field(pod, "/metadata/uid"),
             ip: field(pod, "/status/podIP"),
+            ips: ips.filter_map(|ip| field(ip, "/ip").parse().ok()).collect(),
             node: field(pod, "/spec/nodeName"),
             ready: conditions.iter().any(|c| field(c, "/type") == "Ready" && field(c, "/status") == "True"),
             terminating: pod.pointer("/metadata/deletionTimestamp").is_some(),

@@ -43,10 +43,7 @@ fn pods(cluster: &Cluster) -> Result<Pods> {
         let name = format!("web-{node}");
         let pod = cluster.wait_pod(&name)?;
         places.push(Arc::new(Place::of_pod(cluster, &pod)?));
-        let object = cluster.get("pod", &name)?;
-        let all = object.pointer("/status/podIPs").and_then(Value::as_array).context("no podIPs")?;
-        let texts = all.iter().filter_map(|ip| ip.get("ip")?.as_str());
-        ips.push(texts.map(address).collect::<Result<_>>()?);
+        ips.push(pod.ips);
         askers.push(Place::of_pod(cluster, &cluster.wait_pod(&format!("asker-{node}"))?)?);
     }
     Ok(Pods { places, ips, askers })

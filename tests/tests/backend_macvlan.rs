@@ -36,9 +36,7 @@ struct Stand {
 
 fn stand(cluster: &Cluster, name: &str) -> Result<Stand> {
     let pod: Pod = cluster.wait_pod(name)?;
-    let object = cluster.get("pod", name)?;
-    let ips = object.pointer("/status/podIPs").and_then(Value::as_array).context("no podIPs")?;
-    let ips = ips.iter().filter_map(|ip| Some(ip.get("ip")?.as_str()?.to_owned())).collect();
+    let ips = pod.ips.iter().map(ToString::to_string).collect();
     let place = Place::of_pod(cluster, &pod)?;
     let link = said(&place, "ip -o link show eth0")?.out;
     let mac = link.split_whitespace().skip_while(|word| *word != "link/ether").nth(1).context("no MAC")?.to_owned();

@@ -15,7 +15,7 @@ use serde_json::Value;
 use towpath_walkthrough::cluster::{Cluster, Families, field, wait};
 use towpath_walkthrough::in_charge::network_config;
 use towpath_walkthrough::machine::{can_run_labs, freeze, kill, lab_agent};
-use towpath_walkthrough::place::{Place, address};
+use towpath_walkthrough::place::Place;
 use towpath_walkthrough::pods::{server, shell};
 use towpath_walkthrough::traffic::{Bulk, Clock, Packet, Receiver};
 
@@ -33,11 +33,8 @@ struct Pod {
 }
 
 fn pod(cluster: &Cluster, name: &str) -> Result<Pod> {
-    let place = Arc::new(Place::of_pod(cluster, &cluster.wait_pod(name)?)?);
-    let object = cluster.get("pod", name)?;
-    let all = object.pointer("/status/podIPs").and_then(Value::as_array).context("no podIPs")?;
-    let ips = all.iter().filter_map(|ip| ip.get("ip")?.as_str()).map(address).collect::<Result<_>>()?;
-    Ok(Pod { place, ips })
+    let pod = cluster.wait_pod(name)?;
+    Ok(Pod { place: Arc::new(Place::of_pod(cluster, &pod)?), ips: pod.ips })
 }
 
 /// Runs a command where a pod stands; what it says.

@@ -164,9 +164,7 @@ struct Scene {
 }
 
 fn ips(cluster: &Cluster, pod: &str) -> Result<Vec<IpAddr>> {
-    let object = cluster.get("pod", pod)?;
-    let ips = object.pointer("/status/podIPs").and_then(Value::as_array).cloned().unwrap_or_default();
-    ips.iter().map(|ip| address(ip.pointer("/ip").and_then(Value::as_str).unwrap_or_default())).collect()
+    Ok(cluster.wait_pod(pod)?.ips)
 }
 
 impl Scene {

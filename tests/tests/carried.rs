@@ -28,11 +28,8 @@ struct Pod {
 }
 
 fn pod(cluster: &Cluster, name: &str) -> Result<Pod> {
-    let place = Arc::new(Place::of_pod(cluster, &cluster.wait_pod(name)?)?);
-    let object = cluster.get("pod", name)?;
-    let all = object.pointer("/status/podIPs").and_then(Value::as_array).context("no podIPs")?;
-    let ips = all.iter().filter_map(|ip| ip.get("ip")?.as_str()).map(address).collect::<Result<_>>()?;
-    Ok(Pod { place, ips })
+    let pod = cluster.wait_pod(name)?;
+    Ok(Pod { place: Arc::new(Place::of_pod(cluster, &pod)?), ips: pod.ips })
 }
 
 struct Scene {

@@ -1,7 +1,7 @@
 //! Marks of congestion (ECN, RFC 3168) go through the envelopes between nodes in both directions of the layers (RFC 6040): what a pod says that it understands
 //! stands on the outside, what the network between nodes marks there reaches the pod, and what cannot be marked is lost.
 
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 use std::process::Command;
@@ -9,11 +9,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, socket};
-use serde_json::Value;
-use towpath_walkthrough::cluster::{Cluster, Families, field};
+use towpath_walkthrough::cluster::{Cluster, Families};
 use towpath_walkthrough::in_charge::{all_send_by, network_config};
 use towpath_walkthrough::machine::can_run_labs;
-use towpath_walkthrough::place::{Place, address};
+use towpath_walkthrough::place::Place;
 use towpath_walkthrough::pods::shell;
 
 const PORT: u16 = 7272;
@@ -110,11 +109,9 @@ fn marks_go_through(name: &str, families: Families) -> Result<()> {
     let cluster = Cluster::up(name, 2, families)?;
     let outside = if families == Families::Ipv6 { "ip6" } else { "ip" };
     cluster.apply_text(&(shell("from", "n1", "app: from") + &shell("to", "n2", "app: to")))?;
-    let place = |name: &str| Place::of_pod(&cluster, &cluster.wait_pod(name)?);
-    let (from, to) = (place("from")?, place("to")?);
-    let pod = cluster.get("pod", "to")?;
-    let all = pod.pointer("/status/podIPs").and_then(Value::as_array).context("no podIPs")?;
-    let ips: Vec<IpAddr> = all.iter().map(|ip| address(&field(ip, "/ip"))).collect::<Result<_>>()?;
+    let pod = cluster.wait_pod("to")?;
+    let (from, to) = (Place::of_pod(&cluster, &cluster.wait_pod("from")?)?, Place::of_pod(&cluster, &pod)?);
+    let ips = pod.ips;
     let tap = to.enter(|| {
         let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
         Ok(socket(AddressFamily::Packet, SockType::Raw, flags, SockProtocol::EthAll)?)

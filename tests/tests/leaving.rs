@@ -100,7 +100,7 @@ fn a_family_and_a_destination_see_the_pods_own_address_where_that_is_configured(
     let outside = format!("tp-{}-outside", cluster.name());
     let at = both(addresses_of(&outside)?)?;
     let node = both(listed(&cluster.get("node", "n1")?, "/status/addresses", "address"))?;
-    let own = both(listed(&cluster.get("pod", "client")?, "/status/podIPs", "ip"))?;
+    let own = both(pod.ips.clone())?;
     let path = Path::new("/run/netns").join(&outside);
     let fixture = Fixture { pod: Place::of_pod(&cluster, &pod)?, outside: Place::of_netns("outside", &path)?, at };
 

@@ -67,9 +67,7 @@ impl Walk {
              terminationGracePeriodSeconds: 0\n  containers: [{{name: web, image: nginx, ports: [{{containerPort: 80}}]}}]\n"
         ))?;
         let pod = self.cluster.wait_pod(name).with_context(|| log_of(&self.cluster, node))?;
-        let object = self.cluster.get("pod", name)?;
-        let ips = object.pointer("/status/podIPs").and_then(Value::as_array).cloned().unwrap_or_default();
-        let ips: Vec<String> = ips.iter().filter_map(|ip| Some(ip.get("ip")?.as_str()?.to_owned())).collect();
+        let ips: Vec<String> = pod.ips.iter().map(ToString::to_string).collect();
         let expected = if self.backend.families() == Families::Dual { 2 } else { 1 };
         ensure!(ips.len() == expected, "{name} has addresses {ips:?}");
         self.ips.insert(name.to_owned(), ips);

@@ -177,9 +177,7 @@ fn a_node_with_another_mac_address_is_reached_again_within_five_seconds() -> Res
     }
     let cluster = Cluster::up("e2e-mac", 2, Families::Dual)?;
     cluster.apply_text(&(server("web", "n2", "app: web") + &shell("near", "n1", "")))?;
-    cluster.wait_pod("web")?;
-    let all = cluster.get("pod", "web")?;
-    let ips = all.pointer("/status/podIPs").and_then(serde_json::Value::as_array).cloned().unwrap_or_default();
+    let ips = cluster.wait_pod("web")?.ips;
     ensure!(ips.len() == 2, "both families: {ips:?}");
     let near = Place::of_pod(&cluster, &cluster.wait_pod("near")?)?;
     for backend in ["vxlan", "host-gw", "ipip"] {
@@ -193,7 +191,7 @@ fn a_node_with_another_mac_address_is_reached_again_within_five_seconds() -> Res
         })?;
         let mut sessions = Vec::new();
         for ip in &ips {
-            let to = SocketAddr::new(address(&field(ip, "/ip"))?, 80);
+            let to = SocketAddr::new(*ip, 80);
             sessions.push(near.enter(|| {
                 let mut session = Session::open(to, ANSWER)?;
                 session.ask(ANSWER)?;

@@ -77,10 +77,9 @@ struct Scene {
 impl Scene {
     fn pod(&self, name: &str) -> Result<(Place, [IpAddr; 2])> {
         wait(&format!("pod {name} ready"), SOON, || {
-            let object = self.cluster.get("pod", name)?;
-            let pod = Pod::from_json(&object);
+            let pod = Pod::from_json(&self.cluster.get("pod", name)?);
             ensure!(pod.ready, "{pod:?}; {:?}", self.events(name)?);
-            Ok((Place::of_pod(&self.cluster, &pod)?, both(&listed(&object, "/status/podIPs", "ip"))?))
+            Ok((Place::of_pod(&self.cluster, &pod)?, both(&pod.ips)?))
         })
     }
 

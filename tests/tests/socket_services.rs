@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use tap::Tap;
-use towpath_walkthrough::cluster::{Cluster, Families, Pod, field, wait};
+use towpath_walkthrough::cluster::{Cluster, Families, Pod, wait};
 use towpath_walkthrough::in_charge::{annotate_pod, status_text};
 use towpath_walkthrough::machine::{self, can_run_labs};
 use towpath_walkthrough::place::{Place, Session, address};
@@ -84,10 +84,9 @@ impl Scene {
         )?;
         let (mut backends, mut echoes) = (BTreeSet::new(), Vec::new());
         for name in ["near", "far"] {
-            let place = Place::of_pod(&cluster, &cluster.wait_pod(name)?)?;
-            let pod = cluster.get("pod", name)?;
-            for ip in pod.pointer("/status/podIPs").and_then(|ips| ips.as_array()).into_iter().flatten() {
-                let ip = address(&field(ip, "/ip"))?;
+            let pod = cluster.wait_pod(name)?;
+            let place = Place::of_pod(&cluster, &pod)?;
+            for ip in pod.ips {
                 echoes.push(Server::at(&place, (ip, 5353).into())?);
                 backends.insert(ip);
             }
