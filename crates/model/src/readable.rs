@@ -4,13 +4,16 @@
 //! as a whole then. Who may write one such field (`status.conditions[].lastTransitionTime` of a Service, say) would end every
 //! watch of that kind. So each object is read by itself, and the parts that nobody here looks at are dropped first.
 
+mod sieve;
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::{Metadata, Resource};
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, DeserializeSeed};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Value, json};
 
 use crate::load_balancer::{INGRESS_FIELD, MANAGER};
+use sieve::Place;
 
 /// An object of type `K`, or why it is none, with its metadata in either case.
 #[derive(Clone, Debug)]
@@ -70,7 +73,7 @@ impl<K: Serialize> Serialize for Readable<K> {
 
 impl<'de, K: DeserializeOwned> Deserialize<'de> for Readable<K> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let mut value = Value::deserialize(deserializer)?;
+        let mut value = Place::Object.deserialize(deserializer)?;
         trim(&mut value);
         let metadata = value.get("metadata").map(essentials).unwrap_or_default();
         let object = serde_json::from_value(value).map_err(|error| error.to_string());
@@ -78,8 +81,7 @@ impl<'de, K: DeserializeOwned> Deserialize<'de> for Readable<K> {
     }
 }
 
-/// Drops who wrote which field, which is often the larger half, but for the one entry that says that a load balancer's addresses are
-/// ours; and gives conditions the time that their type must have and a Go client may leave out.
+/// Drops who wrote which field but for the one entry that says that a load balancer's addresses are ours; and gives conditions the time that their type must have and a Go client may leave out.
 fn trim(value: &mut Value) {
     if let Some(metadata) = value.get_mut("metadata").and_then(Value::as_object_mut) {
         let fields = metadata.remove("managedFields");
@@ -114,6 +116,8 @@ fn essentials(metadata: &Value) -> ObjectMeta {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
     use crate::Service as Noun;
     use crate::load_balancer::is_ours;
     use k8s_openapi::List;
@@ -162,5 +166,44 @@ mod tests {
         assert!(items[0].object().unwrap_err().contains("none"), "{:?}", items[0]);
         assert_eq!(items[0].metadata().name.as_deref(), Some("web"));
         assert!(items[1].object().is_ok());
+    }
+
+    /// JSON whose names are often those that are looked at.
+    fn any_json() -> impl Strategy<Value = Value> {
+        let names =
+            ["metadata", "managedFields", "manager", "fieldsV1", "f:status", "f:loadBalancer", "f:ingress", "name"];
+        let name = proptest::sample::select(names.to_vec()).prop_map(str::to_owned);
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            any::<u64>().prop_map(Value::from),
+            (-1e9..1e9).prop_map(Value::from),
+            Just(Value::from(MANAGER)),
+            ".{0,3}".prop_map(Value::from),
+        ];
+        leaf.prop_recursive(10, 64, 4, move |inner| {
+            prop_oneof![
+                proptest::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+                proptest::collection::vec((name.clone(), inner), 0..5)
+                    .prop_map(|all| Value::Object(all.into_iter().collect())),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_left_out_while_reading_is_what_would_be_dropped(status in any_json(), fields in any_json(), object in any_json()) {
+            let mut whole = service(&status);
+            whole["metadata"]["managedFields"] = fields;
+            for object in [whole, object] {
+                let text = object.to_string();
+                let mut object: Value = serde_json::from_str(&text).unwrap();
+                let mut read = Place::Object.deserialize(&mut serde_json::Deserializer::from_str(&text)).unwrap();
+                trim(&mut object);
+                trim(&mut read);
+                prop_assert_eq!(read, object);
+            }
+        }
     }
 }
