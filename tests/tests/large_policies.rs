@@ -1,12 +1,13 @@
 //! A policy that asks for more than a node holds costs the pods that it selects, and nobody else: they are closed, and said to be; what others
-//! write is enforced as ever, over an agent's death too; and as soon as it asks for less, it is enforced as it is written.
+//! write is enforced as ever, over an agent's death too; and as soon as it asks for less, it is enforced as it is written. Policies that fill a node's
+//! table to its last entry, all of it in force, hold up no change.
 
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use towpath_walkthrough::cluster::{Cluster, Families, field, wait};
 use towpath_walkthrough::log::{Log, Voice};
 use towpath_walkthrough::machine::{self, can_run_labs};
@@ -82,9 +83,7 @@ impl Scene {
         let isolated = asking(&format!("others-{round}"), "other", 0, 0);
         self.settles("the other pods to be open", self.other, [true, true])?;
         self.cluster.apply_text(&isolated)?;
-        let (done, said) =
-            self.towpath(&["policy", "wait", &format!("networkpolicy/others-{round}"), "--timeout", "30"])?;
-        ensure!(done, "policy wait says {said}");
+        self.enforces(&format!("others-{round}"))?;
         self.settles("the others' policy to be enforced", self.other, [true, false])?;
         let late = format!("late-{round}");
         self.cluster.apply_text(&server(&late, "n1", "app: other"))?;
@@ -110,25 +109,99 @@ impl Scene {
     }
 }
 
+impl Scene {
+    /// Two servers on one node, and on the other a friend and a stranger.
+    fn up(name: &str, limits: &str) -> Result<Self> {
+        let cluster = Cluster::up_with(name, 2, Families::Ipv4, &["--agent-config", limits])?;
+        let pods = [
+            server("web", "n1", "app: web"),
+            server("other", "n1", "app: other"),
+            shell("friend", "n2", "app: friend"),
+            shell("stranger", "n2", "app: stranger"),
+        ];
+        cluster.apply_text(&pods.concat())?;
+        let server = |name: &str| Ok::<_, anyhow::Error>(SocketAddr::new(address(&cluster.wait_pod(name)?.ip)?, 80));
+        let (web, other) = (server("web")?, server("other")?);
+        let place = |name: &str| Place::of_pod(&cluster, &cluster.wait_pod(name)?);
+        let (friend, stranger) = (place("friend")?, place("stranger")?);
+        Ok(Self { friend, stranger, web, other, cluster })
+    }
+
+    /// Entries of the table of rules on the servers' node.
+    fn rules(&self) -> Result<usize> {
+        let page = self.cluster.node("n1", "curl -sS -m 3 http://127.0.0.1:9116/metrics")?;
+        let entries = page.out.lines().find_map(|line| line.strip_prefix("towpath_map_entries{map=\"tp_rules\"} "));
+        Ok(entries.context("the table of rules is in the metrics")?.trim().parse::<f64>()? as usize)
+    }
+
+    /// Waits until the table has so many entries, which nobody adds to.
+    fn rules_are(&self, wanted: usize) -> Result<()> {
+        wait("entries of the table of rules", SOON, || {
+            let rules = self.rules()?;
+            ensure!(rules == wanted, "{rules}, not {wanted}");
+            Ok(())
+        })
+    }
+
+    /// Waits until a policy is in force on all nodes.
+    fn enforces(&self, policy: &str) -> Result<()> {
+        let (done, said) = self.towpath(&["policy", "wait", &format!("networkpolicy/{policy}"), "--timeout", "30"])?;
+        ensure!(done, "policy wait says {said}");
+        Ok(())
+    }
+}
+
+/// A little more than [`asking`] for twenty blocks at thirty ports, twice.
+const FEW: usize = 1300;
+
+#[test]
+fn a_table_that_is_full_to_its_last_entry_takes_the_next_change() -> Result<()> {
+    if !can_run_labs()? {
+        return Ok(());
+    }
+    let scene = Scene::up("e2e-full", &format!(r#"limits={{"rules":{FEW}}}"#))?;
+    let cluster = &scene.cluster;
+    cluster.apply_text(&server("open", "n1", "app: open"))?;
+    let open = SocketAddr::new(address(&cluster.wait_pod("open")?.ip)?, 80);
+    let mut kept = scene.friend.enter(|| Session::open(open, ANSWER))?;
+
+    cluster.apply_text(&asking("web", "web", 20, 30))?;
+    scene.enforces("web")?;
+    let with_web = scene.rules()?;
+    let small = 100;
+    cluster.apply_text(&asking("other", "other", 1, small))?;
+    scene.enforces("other")?;
+    let with_both = scene.rules()?;
+    ensure!(with_web > 600 && with_both > with_web + small && with_both < FEW, "{with_web}, {with_both}");
+    cluster.kubectl(&Log::new(Voice::Plain), &["delete", "networkpolicy", "other"])?;
+    scene.rules_are(with_web)?;
+    // A port more is a row more.
+    let ports = small + FEW - with_both;
+    cluster.apply_text(&asking("other", "other", 1, ports))?;
+    scene.rules_are(FEW)?;
+    scene.enforces("other")?;
+    scene.settles("both to be enforced", scene.web, [true, false])?;
+    scene.settles("both to be enforced", scene.other, [true, false])?;
+
+    // Of the one the friend is let in no more: nothing of that fits beside what is there.
+    let closed = asking("web", "web", 20, 20).replace("app: friend", "app: enemy");
+    cluster.apply_text(&closed)?;
+    scene.enforces("web")?;
+    scene.settles("the change to be enforced", scene.web, [false, false])?;
+    scene.settles("the other still to be", scene.other, [true, false])?;
+    let (_, said) = scene.towpath(&["status", "--lab", cluster.name()])?;
+    ensure!(!said.contains("no room") && !said.contains("tp_rules"), "status says {said}");
+    kept.ask(ANSWER)?;
+    scene.cluster.down()
+}
+
 #[test]
 fn a_policy_that_asks_for_too_much_costs_only_the_pods_that_it_selects() -> Result<()> {
     if !can_run_labs()? {
         return Ok(());
     }
-    let cluster = Cluster::up_with("e2e-large", 2, Families::Ipv4, &["--agent-config", LIMITS])?;
-    let pods = [
-        server("web", "n1", "app: web"),
-        server("other", "n1", "app: other"),
-        shell("friend", "n2", "app: friend"),
-        shell("stranger", "n2", "app: stranger"),
-    ];
-    cluster.apply_text(&pods.concat())?;
-    let server = |name: &str| Ok::<_, anyhow::Error>(SocketAddr::new(address(&cluster.wait_pod(name)?.ip)?, 80));
-    let (web, other) = (server("web")?, server("other")?);
-    let place = |name: &str| Place::of_pod(&cluster, &cluster.wait_pod(name)?);
-    let (friend, stranger) = (place("friend")?, place("stranger")?);
-    let scene = Scene { friend, stranger, web, other, cluster };
-    let cluster = &scene.cluster;
+    let scene = Scene::up("e2e-large", LIMITS)?;
+    let (cluster, web, other) = (&scene.cluster, scene.web, scene.other);
 
     let small = asking("crowd", "web", 20, 20);
     cluster.apply_text(&small)?;

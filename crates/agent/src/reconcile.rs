@@ -21,11 +21,11 @@ use towpath_datapath::net::address::DeviceAddress;
 use towpath_model::custom::BackendName;
 use towpath_model::desired::{Clients, NodePeer, PodSets};
 use towpath_model::{AskedBandwidth, NamespacedName, NodeName};
-use towpath_plan::Changed;
 use towpath_plan::dns::FeedPlanner;
 use towpath_plan::peers::Tunnels;
 use towpath_plan::pod_mtu::{Change, PodMtu};
 use towpath_plan::services::{Planner, Refusal, RefusedPart, ServiceConfig, api_server, asks};
+use towpath_plan::{Changed, ChangedPods};
 use towpath_policy::Compiler;
 use towpath_policy::check::Checker;
 use towpath_policy::compile::Touched;
@@ -541,7 +541,10 @@ impl Reconciler {
         let ranges = self.follow_service_ranges().await;
         let non_masquerade = self.follow_non_masquerade().await;
         let mut due = std::mem::take(&mut self.due);
-        self.policy_touched.merge(due.take_touched());
+        let touched = due.take_touched();
+        let pods = touched.pods().cloned();
+        let pods = pods.as_ref().map_or(ChangedPods::All, ChangedPods::These);
+        self.policy_touched.merge(touched);
         let expired = self.compiler.next_expiry().is_some_and(|at| at <= self.now());
         let room = self.room.is_some_and(|(at, _)| at <= Instant::now());
         let drained = room || self.services.next_deadline().is_some_and(|at| at <= self.now());
@@ -597,7 +600,7 @@ impl Reconciler {
         {
             failures.insert("bandwidth", error);
         }
-        let host_ports = std::mem::take(&mut self.host_ports_due) && self.plan_host_ports();
+        let host_ports = std::mem::take(&mut self.host_ports_due) && self.plan_host_ports(pods);
         let mut unapplied = due.led_to_by().to_vec();
         if due.any(&[Kind::Service, Kind::EndpointSlice, Kind::Node]) || drained || host_ports {
             match self.apply_services_timed(&due).await {
@@ -609,7 +612,7 @@ impl Reconciler {
             self.feed_dns_config();
         }
         if due.any(&[Kind::Service, Kind::EndpointSlice, Kind::Namespace, Kind::Pod]) {
-            self.feed_names(&due);
+            self.feed_names(&due, pods);
         }
         if std::mem::take(&mut self.give_back) {
             // Lists were read and tables of all were written: most of what that took is free now.
@@ -652,9 +655,9 @@ impl Reconciler {
     }
 
     /// Host ports as pods, nodes and leases are now; whether the table is another.
-    fn plan_host_ports(&mut self) -> bool {
+    fn plan_host_ports(&mut self, pods: ChangedPods<'_>) -> bool {
         let (now, own, index) = (self.now(), self.leases.pod_addresses(), self.index.clone());
-        tokio::task::block_in_place(|| self.services.plan_host_ports(read(&index).world(), &self.node, &own, now))
+        tokio::task::block_in_place(|| self.services.plan_host_ports(read(&index).world(), pods, &self.node, &own, now))
     }
 
     async fn apply_services_timed(&mut self, due: &Changes) -> Result<(), String> {

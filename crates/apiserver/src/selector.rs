@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::resource::Strategy;
+use crate::resource::{ResourceKind, Strategy};
 use crate::status::ApiError;
 use crate::store::Stored;
 
@@ -167,17 +167,17 @@ impl FieldSelector {
         self.0.is_empty()
     }
 
-    /// Whether an object matches; `parse` is called when a field of its inside is asked for.
-    pub(crate) fn matches(&self, strategy: &dyn Strategy, stored: &Stored, parse: impl Fn() -> Value) -> bool {
+    /// Whether an object matches, as this version of its kind shows it; `parse` is called when a field of its inside is asked for that nobody asked for
+    /// before.
+    pub(crate) fn matches(&self, kind: &ResourceKind, stored: &Stored, parse: impl Fn() -> Value) -> bool {
         let mut parsed = None;
         self.0.iter().all(|(field, equal, wanted)| {
             let same = match field.as_str() {
                 "metadata.name" => *stored.key.name == **wanted,
                 "metadata.namespace" => *stored.key.namespace == **wanted,
-                other => {
-                    let object = parsed.get_or_insert_with(&parse);
-                    strategy.selectable_field(other, object).unwrap_or_default() == *wanted
-                }
+                other => stored.field_is(&kind.gvk, other, wanted, || {
+                    kind.strategy.selectable_field(other, parsed.get_or_insert_with(&parse)).unwrap_or_default()
+                }),
             };
             same == *equal
         })

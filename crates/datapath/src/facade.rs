@@ -168,6 +168,12 @@ impl Datapath {
         self.worker.call(move |node| node.apply_policy_changes(&changes)).await
     }
 
+    /// Takes all rules out of the kernel's tables, for policies that do not fit there beside those before. Until the next [`Datapath::apply_policy`] the
+    /// pods that had any are closed to all but their node; the others stay as they are.
+    pub async fn vacate_policy(&self) -> Result<Changes, Error> {
+        self.worker.call(|node| node.vacate_policy()).await
+    }
+
     /// The pods of this node with these addresses have what they send to Services translated at their device, all others in their sockets;
     /// how many that is a change for. Open connections go on as they are.
     pub async fn apply_translated_at(&self, device: BTreeSet<IpAddr>) -> Result<usize, Error> {

@@ -389,6 +389,11 @@ impl PodSets {
         [self.ingress, self.egress, self.audit_ingress, self.audit_egress]
     }
 
+    /// Whether one of them judges.
+    pub fn isolates(&self) -> bool {
+        self.ingress != SetId(0) || self.egress != SetId(0)
+    }
+
     /// The one that judges in a direction, and the one that would.
     pub fn of(&self, direction: crate::Direction) -> (SetId, SetId) {
         match direction {

@@ -14,6 +14,15 @@ pub enum Changed<'a> {
     Services(&'a BTreeSet<NamespacedName>),
 }
 
+/// Which pods a planner must look at again.
+#[derive(Clone, Copy, Debug)]
+pub enum ChangedPods<'a> {
+    /// Nobody knows which.
+    All,
+    /// These: they changed, came or went.
+    These(&'a BTreeSet<NamespacedName>),
+}
+
 impl Changed<'_> {
     /// The slices of the Services concerned.
     pub(crate) fn slices<'w>(&self, world: &'w World) -> BTreeMap<&'w NamespacedName, Vec<&'w EndpointSlice>> {

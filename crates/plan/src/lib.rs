@@ -18,4 +18,4 @@ pub mod service_ranges;
 pub mod services;
 pub mod socket_services;
 
-pub use changed::Changed;
+pub use changed::{Changed, ChangedPods};

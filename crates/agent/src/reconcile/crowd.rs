@@ -27,14 +27,20 @@ const ONE_BY_ONE: usize = 8;
 /// Why policies are not in the kernel.
 #[derive(Debug)]
 pub(super) enum Failure {
-    /// They ask for more than it holds, or than is compiled or checked.
+    /// They ask for more than is compiled or checked.
     TooLarge(String),
+    /// They ask for more than its tables hold beside what is there.
+    Full(String),
     /// Something else.
     Other(String),
 }
 
 /// Said where even closing all of them does not help.
 const STAY: &str = "the policies are not enforced as they are now; those before stay in force";
+
+/// Said where that does not help in empty tables either.
+const CLOSED: &str =
+    "the policies are not enforced; the pods that those before isolated are closed to all but their node";
 
 /// Why policies stand aside, and when they are tried again.
 #[derive(Debug)]
@@ -92,29 +98,39 @@ impl Reconciler {
         if self.crowd_is_due() {
             next.former = self.take_back();
         }
-        let mut more = false;
+        let (mut more, mut vacated) = (false, false);
         loop {
-            let reason = match self.write_policy().await {
+            let (reason, full) = match self.write_policy().await {
                 Ok(()) => break,
                 Err(Failure::Other(reason)) => return Err(reason),
-                Err(Failure::TooLarge(reason)) => reason,
+                Err(Failure::TooLarge(reason)) => (reason, false),
+                Err(Failure::Full(reason)) => (reason, true),
             };
-            let those = if self.crowd.in_vain && Instant::now() < self.crowd.again {
+            let waits = self.crowd.in_vain && Instant::now() < self.crowd.again;
+            let those = if waits {
                 Vec::new()
             } else {
                 next.take(|| tokio::task::block_in_place(|| order(read(&self.index).world(), &self.node)))
             };
-            if those.is_empty() {
-                if !self.take_back().is_empty() {
-                    self.crowd.in_vain = true;
-                    self.crowd.again = Instant::now() + REVIEW;
-                }
-                self.crowd.why.clear();
-                self.with_report(|report| report.aside.clear());
-                return Err(format!("{STAY}: {reason}"));
+            if !those.is_empty() {
+                more = true;
+                self.set_aside(&those, &reason);
+                continue;
             }
-            more = true;
-            self.set_aside(&those, &reason);
+            let stood_aside = !self.take_back().is_empty();
+            self.crowd.why.clear();
+            if full && !waits && !vacated {
+                // Even what closes pods finds no room beside what is there: what is there goes first.
+                self.vacate(&reason).await?;
+                (next, more, vacated) = (Next::default(), false, true);
+                continue;
+            }
+            if stood_aside {
+                self.crowd.in_vain = true;
+                self.crowd.again = Instant::now() + REVIEW;
+            }
+            self.with_report(|report| report.aside.clear());
+            return Err(format!("{}: {reason}", if vacated { CLOSED } else { STAY }));
         }
         self.crowd.in_vain = false;
         let aside = read(&self.index).aside();
@@ -127,6 +143,20 @@ impl Reconciler {
         let refusals: Vec<Refusal> = self.crowd.why.iter().map(|(policy, why)| refusal(policy, why)).collect();
         self.with_report(|report| report.aside = refusals);
         Ok(())
+    }
+
+    /// Has the kernel's tables emptied, with all pods closed that have rules there: better than rules that nobody has written any more.
+    ///
+    /// # Errors
+    /// Why they were not.
+    async fn vacate(&mut self, reason: &str) -> Result<(), String> {
+        warn!(
+            reason,
+            "the tables of policy are so full that no change fits: pods with policies are closed until they are written anew"
+        );
+        self.pod_sets.retain(|_, sets| !sets.isolates());
+        self.datapath.vacate_policy().await.map_err(|error| error.to_string())?;
+        self.forget_compiled().await
     }
 
     fn set_aside(&mut self, policies: &[PolicyRef], reason: &str) {

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use towpath_plan::ChangedPods;
 use towpath_plan::dns::rules;
 use tracing::warn;
 
@@ -10,9 +11,9 @@ use crate::index::{Changes, Kind};
 use crate::read;
 
 impl Reconciler {
-    pub(super) fn feed_names(&mut self, due: &Changes) {
+    pub(super) fn feed_names(&mut self, due: &Changes, pods: ChangedPods<'_>) {
         let index = self.index.clone();
-        let places = due.any(&[Kind::Namespace, Kind::Pod]);
+        let places = due.any(&[Kind::Namespace, Kind::Pod]).then_some(pods);
         let messages = tokio::task::block_in_place(|| self.names.plan(read(&index).world(), due.services(), places));
         self.feed.send(messages);
     }

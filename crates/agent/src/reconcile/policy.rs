@@ -75,15 +75,24 @@ impl Reconciler {
         match applied {
             Ok(_) => {}
             Err(error @ Error::Bpf(bpf::Error::Full { map, .. })) if POLICY_TABLES.contains(&map) => {
-                // What was compiled is not there and never was: what follows is compiled over what is.
-                let adopted = self.datapath.adopted().await.map_err(|error| Failure::Other(error.to_string()))?;
-                self.compiler = Compiler::resume(GRACE, &used(adopted), self.now());
-                return Err(Failure::TooLarge(error.to_string()));
+                // What was compiled is not there and never was.
+                self.forget_compiled().await.map_err(Failure::Other)?;
+                return Err(Failure::Full(error.to_string()));
             }
             Err(error) => return Err(Failure::Other(error.to_string())),
         }
         self.policy_followed = true;
         self.pod_sets = pod_sets;
+        Ok(())
+    }
+
+    /// Has what follows compiled over what the kernel holds.
+    ///
+    /// # Errors
+    /// Why nobody knows what it holds.
+    pub(super) async fn forget_compiled(&mut self) -> Result<(), String> {
+        let adopted = self.datapath.adopted().await.map_err(|error| error.to_string())?;
+        self.compiler = Compiler::resume(GRACE, &used(adopted), self.now());
         Ok(())
     }
 

@@ -84,7 +84,7 @@ impl Selection {
 
     pub(crate) fn matches(&self, kind: &ResourceKind, stored: &Stored) -> bool {
         let parse = || parsed(kind, stored).unwrap_or_default();
-        self.labels.matches(&stored.labels) && self.fields.matches(kind.strategy.as_ref(), stored, parse)
+        self.labels.matches(&stored.labels) && self.fields.matches(kind, stored, parse)
     }
 }
 

@@ -2,13 +2,14 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Bound;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use hyper::body::Bytes;
 use serde_json::Value;
 use tokio::sync::watch;
 
 use super::TooOld;
+use crate::resource::GroupVersionKind;
 
 /// Events kept a table. A watcher that falls further behind lists again.
 const WINDOW_EVENTS: usize = 2048;
@@ -37,6 +38,16 @@ pub(crate) struct Stored {
     pub(crate) json: Bytes,
     /// Its labels, so that label selectors need no parsing.
     pub(crate) labels: Vec<(Box<str>, Box<str>)>,
+    /// Fields of its inside that selectors have asked for: each watcher asks the same, and one reads the object.
+    fields: Mutex<Vec<Field>>,
+}
+
+/// A field, as a version of the kind has it.
+#[derive(Debug)]
+struct Field {
+    gvk: GroupVersionKind,
+    path: Box<str>,
+    value: Box<str>,
 }
 
 impl Stored {
@@ -48,7 +59,25 @@ impl Stored {
                 labels.iter().filter_map(|(key, value)| Some((key.as_str().into(), value.as_str()?.into()))).collect()
             })
             .unwrap_or_default();
-        Self { key, version, json, labels }
+        Self { key, version, json, labels, fields: Mutex::default() }
+    }
+
+    /// Whether a field has this value in a version of the kind; it is looked for once.
+    pub(crate) fn field_is(
+        &self,
+        gvk: &GroupVersionKind,
+        path: &str,
+        wanted: &str,
+        find: impl FnOnce() -> String,
+    ) -> bool {
+        let mut fields = self.fields.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = fields.iter().find(|field| *field.path == *path && field.gvk == *gvk) {
+            return *known.value == *wanted;
+        }
+        let value = find();
+        let same = value == wanted;
+        fields.push(Field { gvk: gvk.clone(), path: path.into(), value: value.into() });
+        same
     }
 
     /// The object, parsed.

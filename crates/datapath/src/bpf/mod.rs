@@ -362,6 +362,13 @@ impl Programs {
         self.policy.apply_changes(changes, || node.raise_revision())
     }
 
+    /// Takes all rules out of the tables, for policies that do not fit beside those before. Until the next [`Programs::apply_policy`] the pods that had
+    /// any are closed to all but their node; the others stay as they are.
+    pub fn vacate_policy(&mut self) -> Result<Changes> {
+        let node = &self.node;
+        self.policy.vacate(|| node.raise_revision())
+    }
+
     /// Makes a pod known whose sockets are translated. To be called before its device is up. Idempotent.
     pub fn set_pod(&mut self, pod: &LocalPod, isolation: Isolation) -> Result<()> {
         self.enter_pod(pod, isolation, TranslatedAt::Sockets)

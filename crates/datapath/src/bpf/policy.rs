@@ -256,6 +256,23 @@ impl PolicyMaps {
         self.write(writes, &image.pods, raise)
     }
 
+    /// Takes all rules out of the tables, for policies that are to come and do not fit beside those that are there. Pods that have any are closed to
+    /// all but their node first, and stay so until an image comes; the others stay as they are.
+    pub(crate) fn vacate(&mut self, raise: impl Fn() -> Result<u32>) -> Result<Changes> {
+        self.unraised = true;
+        let held = self.pods.held().iter().map(|(address, pod)| (*address, *pod));
+        let (isolated_pods, others): (Vec<_>, Vec<_>) = held.partition(|(_, pod)| sets_of(pod).isolates());
+        let mut changes =
+            self.pods.put_all(isolated_pods.into_iter().map(|(at, pod)| (at, isolated(pod, Isolation::HostOnly))))?;
+        // Before an address loses its class: to a set that is in force it would be a stranger, whom the set may let in.
+        raise()?;
+        programs_end();
+        let open = others.into_iter().filter(|(_, pod)| pod.flags & TP_POD_HOST_ONLY == 0);
+        let pods = open.map(|(address, _)| (address.ip(), PodSets::default())).collect();
+        changes += self.apply(&PolicyImage { pods, ..PolicyImage::default() }, raise)?;
+        Ok(changes)
+    }
+
     /// What became different since the image that is in force.
     pub(crate) fn apply_changes(
         &mut self,

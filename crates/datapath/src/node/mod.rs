@@ -319,6 +319,12 @@ impl Node {
         Ok(changes)
     }
 
+    /// See [`crate::Datapath::vacate_policy`].
+    pub(crate) fn vacate_policy(&mut self) -> Result<Changes, Error> {
+        let Some(programs) = &mut self.programs else { return Ok(Changes::default()) };
+        Ok(programs.vacate_policy()?)
+    }
+
     /// See [`crate::Datapath::sweep`].
     pub(crate) fn sweep(&mut self, now: Instant) -> Result<usize, Error> {
         self.forget_buried()?;

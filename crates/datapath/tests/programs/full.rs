@@ -216,3 +216,32 @@ fn policies_that_do_not_fit_leave_the_tables_as_they_are() {
         });
     }
 }
+
+/// What fills its table to the last entry leaves no room for what closes pods either. Emptied, the tables take it: and until they have it, who
+/// was isolated is closed, whom nothing isolates is not, and an address that loses its class is no stranger whom somebody lets in.
+#[test]
+fn tables_full_to_the_last_entry_are_emptied_with_their_pods_closed() {
+    in_world_with(Limits { rules: 64, ..Limits::default() }, |w| {
+        let h = hosts(Family::V4);
+        let full = rows(w, 5, 64);
+        w.programs.apply_policy(&full).unwrap();
+        let syn = |w: &World, from, to, sport, port| w.from_pod(&sent_by(from, sport, to, port, L4::syn()));
+        syn(w, h.a, h.b, 4001, 20).into_pod(w.pod_b);
+        let least = rows(w, 6, 1);
+        let error = w.programs.apply_policy(&least).unwrap_err();
+        assert!(matches!(error, Error::Full { map: "tp_rules", limit: 64 }), "{error}");
+        w.programs.vacate_policy().unwrap();
+        for map in ["tp_rules", "tp_set_class", "tp_class_cidrs", "tp_class_pods"] {
+            assert_eq!(libbpf_rs::MapCore::keys(&w.map(map)).count(), 0, "{map}");
+        }
+        // A connection that was let in, and a new one.
+        for sport in [4001, 4002] {
+            syn(w, h.a, h.b, sport, 20).dropped("ingress_policy");
+        }
+        syn(w, h.b, h.a, 4003, 80).dropped("egress_policy");
+        w.programs.apply_policy(&least).unwrap();
+        syn(w, h.a, h.b, 4004, 1).into_pod(w.pod_b);
+        syn(w, h.a, h.b, 4005, 2).dropped("ingress_policy");
+        syn(w, h.b, h.a, 4006, 80).into_pod(w.pod_a);
+    });
+}

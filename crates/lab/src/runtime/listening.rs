@@ -7,16 +7,28 @@ const LIMIT: Duration = Duration::from_secs(5);
 /// State `LISTEN` in `/proc/net/tcp` (`TCP_LISTEN`, include/net/tcp_states.h).
 const LISTEN: &str = "0A";
 
+/// The first pause between two looks, and the longest: each look has the kernel walk its whole table of connections.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(32));
+
 /// Waits until the process listens on all TCP ports, has ended, or has had its time.
 pub(super) async fn wait(pid: u32, ports: &[u16]) {
+    if ports.is_empty() {
+        return;
+    }
     let started = tokio::time::Instant::now();
+    let mut pause = PAUSE.0;
     while started.elapsed() < LIMIT {
         let Ok(six) = std::fs::read_to_string(format!("/proc/{pid}/net/tcp6")) else { return };
-        let four = std::fs::read_to_string(format!("/proc/{pid}/net/tcp")).unwrap_or_default();
-        if ports.iter().all(|port| listens(&six, *port) || listens(&four, *port)) {
+        let missing: Vec<u16> = ports.iter().copied().filter(|port| !listens(&six, *port)).collect();
+        if missing.is_empty() {
             return;
         }
-        tokio::time::sleep(Duration::from_millis(2)).await;
+        let four = std::fs::read_to_string(format!("/proc/{pid}/net/tcp")).unwrap_or_default();
+        if missing.iter().all(|port| listens(&four, *port)) {
+            return;
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(PAUSE.1);
     }
 }
 

@@ -3,11 +3,11 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use towpath_model::{EndpointSlice, Phase, Protocol, Service, ServiceKind, World};
+use towpath_model::{EndpointSlice, NamespacedName, Phase, Pod, Protocol, Service, ServiceKind, World};
 use towpath_wire::dns::{DnsAnswer, DnsEndpoint, DnsPod, DnsPort, DnsRules, DnsService, FeedMessage, Shared};
 
 use super::records::Records;
-use crate::Changed;
+use crate::{Changed, ChangedPods};
 
 /// Remembers what was fed and says what to feed next.
 #[derive(Debug)]
@@ -41,9 +41,8 @@ impl FeedPlanner {
     }
 
     /// What to send so that the other side knows this world: first a snapshot (whatever else is said), then the
-    /// differences among the Services concerned and, if `places` says that pods or namespaces changed too, among those.
-    /// Empty when nothing differs.
-    pub fn plan(&mut self, world: &World, changed: Changed<'_>, places: bool) -> Vec<FeedMessage> {
+    /// differences among the Services concerned and, if pods or namespaces changed too, among those. Empty when nothing differs.
+    pub fn plan(&mut self, world: &World, changed: Changed<'_>, places: Option<ChangedPods<'_>>) -> Vec<FeedMessage> {
         let Some(fed) = &mut self.fed else {
             let snapshot = snapshot(world, &self.domain, self.rules.clone());
             let mut records = Records::default();
@@ -52,8 +51,9 @@ impl FeedPlanner {
             return vec![snapshot];
         };
         let mut messages = Vec::new();
-        if places || matches!(changed, Changed::All) {
-            messages.extend(place_changes(world, fed));
+        let places = if matches!(changed, Changed::All) { Some(ChangedPods::All) } else { places };
+        if let Some(pods) = places {
+            messages.extend(place_changes(world, fed, pods));
         }
         messages.extend(service_changes(world, changed, fed));
         for message in &messages {
@@ -79,26 +79,39 @@ fn snapshot(world: &World, domain: &str, rules: Option<DnsRules>) -> FeedMessage
     }
 }
 
-fn place_changes(world: &World, fed: &Records) -> Vec<FeedMessage> {
+fn place_changes(world: &World, fed: &Records, pods: ChangedPods<'_>) -> Vec<FeedMessage> {
     let mut messages = Vec::new();
     let namespaces: BTreeSet<String> = world.namespaces.keys().cloned().collect();
     if namespaces != *fed.namespaces() {
         messages.push(FeedMessage::Namespaces { namespaces: namespaces.into_iter().collect() });
     }
     let (mut set, mut remove) = (Vec::new(), Vec::new());
-    let (none, mut there) = (BTreeSet::new(), BTreeSet::new());
-    for (namespace, addresses) in all_pods(world) {
+    let none = BTreeSet::new();
+    let mut compare = |namespace: &str, addresses: &[IpAddr]| {
         let known = fed.pods().get(namespace).unwrap_or(&none);
-        there.insert(namespace);
-        if known.iter().eq(&addresses) {
-            continue;
+        if !known.iter().eq(addresses) {
+            let gone = known.iter().filter(|address| addresses.binary_search(address).is_err());
+            remove.extend(dns_pods(namespace, gone.copied()));
+            set.extend(dns_pods(namespace, addresses.iter().filter(|address| !known.contains(*address)).copied()));
         }
-        let gone = known.iter().filter(|address| addresses.binary_search(address).is_err());
-        remove.extend(dns_pods(namespace, gone.copied()));
-        set.extend(dns_pods(namespace, addresses.iter().filter(|address| !known.contains(*address)).copied()));
-    }
-    for (namespace, addresses) in fed.pods().iter().filter(|(namespace, _)| !there.contains(namespace.as_str())) {
-        remove.extend(dns_pods(namespace, addresses.iter().copied()));
+    };
+    match pods {
+        ChangedPods::All => {
+            let there: BTreeSet<&str> = all_pods(world)
+                .map(|(namespace, addresses)| {
+                    compare(namespace, &addresses);
+                    namespace
+                })
+                .collect();
+            fed.pods()
+                .keys()
+                .filter(|namespace| !there.contains(namespace.as_str()))
+                .for_each(|gone| compare(gone, &[]));
+        }
+        ChangedPods::These(names) => {
+            let namespaces: BTreeSet<&str> = names.iter().map(|name| name.namespace.as_str()).collect();
+            namespaces.into_iter().for_each(|namespace| compare(namespace, &addresses_in(world, namespace)));
+        }
     }
     if !set.is_empty() || !remove.is_empty() {
         messages.push(FeedMessage::Pods { set, remove });
@@ -119,7 +132,7 @@ fn service_changes(world: &World, changed: Changed<'_>, fed: &Records) -> Vec<Fe
     };
     let mut messages = Vec::new();
     for (namespace, name) in names {
-        let key = towpath_model::NamespacedName::new(&namespace, &name);
+        let key = NamespacedName::new(&namespace, &name);
         let of_service = slices.get(&key).map(Vec::as_slice).unwrap_or_default();
         let new = world.services.get(&key).and_then(|service| dns_service(service, of_service));
         match (new, fed.service(&namespace, &name)) {
@@ -137,14 +150,22 @@ fn all_pods(world: &World) -> impl Iterator<Item = (&str, Vec<IpAddr>)> {
     std::iter::from_fn(move || {
         // Pods of a namespace come one after the other.
         let namespace = pods.peek()?.name.namespace.as_str();
-        let mut addresses = Vec::new();
-        while let Some(pod) = pods.next_if(|pod| pod.name.namespace == namespace) {
-            addresses.extend(&pod.ips);
-        }
-        addresses.sort_unstable();
-        addresses.dedup();
-        Some((namespace, addresses))
+        Some((namespace, sorted(std::iter::from_fn(|| pods.next_if(|pod| pod.name.namespace == namespace)))))
     })
+}
+
+/// The same of one namespace.
+fn addresses_in(world: &World, namespace: &str) -> Vec<IpAddr> {
+    let from = world.pods.range(NamespacedName::new(namespace, "")..);
+    let pods = from.map(|(_, pod)| pod).take_while(|pod| pod.name.namespace == namespace);
+    sorted(pods.filter(|pod| pod.phase != Phase::Terminated))
+}
+
+fn sorted<'a>(pods: impl Iterator<Item = &'a Pod>) -> Vec<IpAddr> {
+    let mut addresses: Vec<IpAddr> = pods.flat_map(|pod| pod.ips.iter().copied()).collect();
+    addresses.sort_unstable();
+    addresses.dedup();
+    addresses
 }
 
 fn dns_pods(namespace: &str, addresses: impl IntoIterator<Item = IpAddr>) -> impl Iterator<Item = DnsPod> {

@@ -8,7 +8,7 @@ use towpath_model::{EndpointSlice, Namespace, NamespacedName, Pod, Service, Worl
 use towpath_wire::dns::{DnsAnswer, FeedMessage};
 
 use super::{FeedPlanner, Records};
-use crate::Changed;
+use crate::{Changed, ChangedPods};
 
 fn service(value: serde_json::Value) -> Service {
     Service::try_from(&serde_json::from_value::<core::Service>(value).unwrap()).unwrap()
@@ -50,16 +50,19 @@ fn world() -> World {
             terminating: false,
         },
     );
-    for (name, phase) in [("db-0", "Running"), ("done", "Succeeded")] {
-        let pod: core::Pod = serde_json::from_value(json!({
-            "metadata": {"name": name, "namespace": "default"}, "spec": {"containers": []},
-            "status": {"phase": phase, "podIP": if name == "done" { "10.244.0.9" } else { "10.244.0.2" }},
-        }))
-        .unwrap();
-        let pod = Pod::try_from(&pod).unwrap();
+    for pod in [pod("default", "db-0", "Running", "10.244.0.2"), pod("default", "done", "Succeeded", "10.244.0.9")] {
         world.pods.insert(pod.name.clone(), pod);
     }
     world
+}
+
+fn pod(namespace: &str, name: &str, phase: &str, address: &str) -> Pod {
+    let pod: core::Pod = serde_json::from_value(json!({
+        "metadata": {"name": name, "namespace": namespace}, "spec": {"containers": []},
+        "status": {"phase": phase, "podIP": address},
+    }))
+    .unwrap();
+    Pod::try_from(&pod).unwrap()
 }
 
 fn named(name: &str) -> NamespacedName {
@@ -69,7 +72,7 @@ fn named(name: &str) -> NamespacedName {
 #[test]
 fn the_first_message_is_a_snapshot_of_everything() {
     let mut planner = FeedPlanner::new("cluster.local");
-    let messages = planner.plan(&world(), Changed::Services(&BTreeSet::new()), false);
+    let messages = planner.plan(&world(), Changed::Services(&BTreeSet::new()), None);
     let [FeedMessage::Snapshot { domain, services, namespaces, pods, .. }] = messages.as_slice() else {
         panic!("{messages:?}")
     };
@@ -84,14 +87,14 @@ fn the_first_message_is_a_snapshot_of_everything() {
     assert_eq!((ports[0].name.as_str(), ports[0].protocol.as_str(), ports[0].port), ("http", "tcp", 80));
     let addresses: Vec<IpAddr> = pods.iter().map(|p| p.address).collect();
     assert_eq!(addresses, [IpAddr::from([10, 244, 0, 2])], "pods that ended have no name");
-    assert!(planner.plan(&world(), Changed::All, true).is_empty(), "and nothing when nothing differs");
+    assert!(planner.plan(&world(), Changed::All, None).is_empty(), "and nothing when nothing differs");
 }
 
 #[test]
 fn publish_not_ready_addresses_lists_all_endpoints() {
     let mut world = world();
     world.services.get_mut(&named("db")).unwrap().publish_not_ready = true;
-    let messages = FeedPlanner::new("c").plan(&world, Changed::All, true);
+    let messages = FeedPlanner::new("c").plan(&world, Changed::All, None);
     let FeedMessage::Snapshot { services, .. } = &messages[0] else { panic!() };
     assert!(matches!(&services[0].answer, DnsAnswer::Endpoints { endpoints } if endpoints.len() == 2));
 }
@@ -100,28 +103,42 @@ fn publish_not_ready_addresses_lists_all_endpoints() {
 fn changes_lead_to_the_same_records_as_a_new_snapshot() {
     let (mut planner, mut records) = (FeedPlanner::new("cluster.local"), Records::default());
     let mut world = world();
-    let mut feed = |planner: &mut FeedPlanner, world: &World, names: &[&str], places: bool| -> usize {
-        let names: BTreeSet<NamespacedName> = names.iter().map(|n| named(n)).collect();
-        let messages = planner.plan(world, Changed::Services(&names), places);
-        let count = messages.len();
-        messages.into_iter().for_each(|m| records.apply(m));
-        let mut whole = Records::default();
-        FeedPlanner::new("cluster.local").plan(world, Changed::All, true).into_iter().for_each(|m| whole.apply(m));
-        assert_eq!(records, whole);
-        count
-    };
-    assert_eq!(feed(&mut planner, &world, &[], true), 1);
+    let mut feed =
+        |planner: &mut FeedPlanner, world: &World, names: &[&str], pods: Option<&[NamespacedName]>| -> usize {
+            let names: BTreeSet<NamespacedName> = names.iter().map(|n| named(n)).collect();
+            let pods: Option<BTreeSet<NamespacedName>> = pods.map(|pods| pods.iter().cloned().collect());
+            let messages = planner.plan(world, Changed::Services(&names), pods.as_ref().map(ChangedPods::These));
+            let count = messages.len();
+            messages.into_iter().for_each(|m| records.apply(m));
+            let mut whole = Records::default();
+            FeedPlanner::new("cluster.local").plan(world, Changed::All, None).into_iter().for_each(|m| whole.apply(m));
+            assert_eq!(records, whole);
+            count
+        };
+    assert_eq!(feed(&mut planner, &world, &[], None), 1);
 
     let mut slice = world.slices[&named("db-1")].clone();
     slice.endpoints[0].conditions.ready = true;
     world.slices.insert(named("db-1"), slice);
-    assert_eq!(feed(&mut planner, &world, &["db"], false), 1);
+    assert_eq!(feed(&mut planner, &world, &["db"], None), 1);
 
     world.services.remove(&named("web"));
     world.services.get_mut(&named("pending")).unwrap().cluster_ips = vec![IpAddr::from([10, 96, 0, 7])];
-    assert_eq!(feed(&mut planner, &world, &["web", "pending", "db"], false), 2, "db did not change");
+    assert_eq!(feed(&mut planner, &world, &["web", "pending", "db"], None), 2, "db did not change");
+
+    let names = ["a", "b"].map(|name| NamespacedName::new("other", name));
+    for (name, address) in [("a", "10.244.0.7"), ("b", "10.244.0.8")] {
+        let pod = pod("other", name, "Running", address);
+        world.pods.insert(pod.name.clone(), pod);
+    }
+    assert_eq!(feed(&mut planner, &world, &[], Some(&names)), 1, "pods of a namespace that had none");
+    world.pods.insert(names[0].clone(), pod("other", "a", "Running", "10.244.0.9"));
+    world.pods.insert(names[1].clone(), pod("other", "b", "Succeeded", "10.244.0.8"));
+    assert_eq!(feed(&mut planner, &world, &[], Some(&names)), 1, "one has another address, and one has ended");
+    world.pods.remove(&names[0]);
+    assert_eq!(feed(&mut planner, &world, &[], Some(&names[..1])), 1, "the last of a namespace is gone");
 
     world.pods.remove(&named("db-0"));
     world.namespaces.clear();
-    assert_eq!(feed(&mut planner, &world, &[], true), 2);
+    assert_eq!(feed(&mut planner, &world, &[], Some(&[named("db-0")])), 2);
 }

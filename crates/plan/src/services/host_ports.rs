@@ -18,6 +18,8 @@ use towpath_model::desired::{BackendAddress, Frontend, FrontendTarget};
 use towpath_model::{Endpoint, Family, HostPort, NamespacedName, NodeName, Pod, Protocol, World, family_of};
 
 use super::frontends::target_of_one;
+use crate::ChangedPods;
+
 use super::{Asks, Planned, Planner, PortKey, Rank, RefusedPart, Scope};
 
 /// TCP ports of kubelet (API, health) and of the agent (kube-proxy's status and health, metrics).
@@ -90,14 +92,17 @@ pub fn asks(port_name: &str) -> Asks {
 pub type OwnPods = BTreeMap<NamespacedName, Vec<IpAddr>>;
 
 impl Planner {
-    /// Brings the host ports of all pods up to date; whether the table changed. `now` never goes back.
-    pub fn plan_host_ports(&mut self, world: &World, node: &NodeName, own: &OwnPods, now: Duration) -> bool {
-        let with_ports: BTreeSet<NamespacedName> = world
-            .pods
-            .values()
-            .filter(|pod| !pod.host_ports.is_empty() && pod.on_pod_network())
-            .map(|pod| pod.name.clone())
-            .collect();
+    /// Brings the host ports of all pods up to date, of which these may be others; whether the table changed. `now` never goes back.
+    pub fn plan_host_ports(
+        &mut self,
+        world: &World,
+        pods: ChangedPods<'_>,
+        node: &NodeName,
+        own: &OwnPods,
+        now: Duration,
+    ) -> bool {
+        self.follow_asking(world, pods);
+        let with_ports = self.asking_pods.clone().unwrap_or_default();
         let gone: Vec<NamespacedName> =
             self.planned_pods.keys().filter(|name| !with_ports.contains(*name)).cloned().collect();
         if gone.is_empty() && with_ports.is_empty() {
@@ -122,6 +127,22 @@ impl Planner {
             }
         }
         changed
+    }
+
+    /// Keeps in mind which pods have host ports: few of many, which need not be asked each time.
+    fn follow_asking(&mut self, world: &World, pods: ChangedPods<'_>) {
+        let asks = |pod: &&Pod| !pod.host_ports.is_empty() && pod.on_pod_network();
+        match (&mut self.asking_pods, pods) {
+            (Some(asking), ChangedPods::These(names)) => {
+                for name in names {
+                    match world.pods.get(name).filter(asks) {
+                        Some(_) => drop(asking.insert(name.clone())),
+                        None => drop(asking.remove(name)),
+                    }
+                }
+            }
+            (asking, _) => *asking = Some(world.pods.values().filter(asks).map(|pod| pod.name.clone()).collect()),
+        }
     }
 
     fn compute_host_ports(

@@ -179,6 +179,8 @@ pub struct Planner {
     config: ServiceConfig,
     planned: BTreeMap<NamespacedName, Planned>,
     planned_pods: BTreeMap<NamespacedName, Planned>,
+    /// Pods with host ports; none: nobody has looked.
+    asking_pods: Option<BTreeSet<NamespacedName>>,
     claims: BTreeMap<Frontend, Few<Claim, Claimed>>,
     /// Frontends that more than one asks for, or that give way to a NodePort.
     contested: BTreeSet<Frontend>,
@@ -205,6 +207,7 @@ impl Planner {
             config,
             planned: BTreeMap::new(),
             planned_pods: BTreeMap::new(),
+            asking_pods: None,
             contested: BTreeSet::new(),
             refused: BTreeSet::new(),
             health_checked: BTreeSet::new(),

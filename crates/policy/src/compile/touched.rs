@@ -40,6 +40,11 @@ impl Touched {
         self.everything || !self.pods.is_empty()
     }
 
+    /// The pods among them; none: nobody knows which.
+    pub fn pods(&self) -> Option<&BTreeSet<NamespacedName>> {
+        (!self.everything).then_some(&self.pods)
+    }
+
     /// Whether a pod is.
     pub fn has_pod(&self, name: &NamespacedName) -> bool {
         self.everything || self.pods.contains(name)

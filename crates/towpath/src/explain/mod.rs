@@ -23,7 +23,7 @@ use towpath_model::{
 };
 use towpath_plan::backend::{self, Able, Says};
 use towpath_plan::services::{OwnPods, Planner, ServiceConfig, host_port_of};
-use towpath_plan::{Changed, modes, socket_services};
+use towpath_plan::{Changed, ChangedPods, modes, socket_services};
 use towpath_policy::names::{Learned, Limits};
 use towpath_policy::{Decision, Evaluator, Flow, Holder, Side, View};
 use towpath_wire::config::AgentConfig;
@@ -435,7 +435,7 @@ impl Case<'_> {
     fn planned_on(&self, node: &NodeName, facts: &Facts) -> Planner {
         let mut planner = Planner::new(facts.services.clone());
         planner.plan(self.world, node, Changed::All, Duration::ZERO);
-        planner.plan_host_ports(self.world, node, &OwnPods::new(), Duration::ZERO);
+        planner.plan_host_ports(self.world, ChangedPods::All, node, &OwnPods::new(), Duration::ZERO);
         planner
     }
 

@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -8,8 +8,8 @@ use towpath_model::{
     World,
 };
 
-use crate::Changed;
 use crate::services::{OwnPods, Planner, ServiceConfig};
+use crate::{Changed, ChangedPods};
 
 const START: Duration = Duration::ZERO;
 
@@ -89,7 +89,7 @@ fn table(planner: &Planner) -> Vec<String> {
 
 fn planned(world: &World, on: &str) -> Planner {
     let mut planner = Planner::new(ServiceConfig::default());
-    planner.plan_host_ports(world, &NodeName::new(on), &OwnPods::new(), START);
+    planner.plan_host_ports(world, ChangedPods::All, &NodeName::new(on), &OwnPods::new(), START);
     planner.plan(world, &NodeName::new(on), Changed::All, START);
     planner
 }
@@ -211,12 +211,24 @@ fn of_two_pods_the_one_that_has_it_keeps_it_until_it_is_gone() {
     let second = pod("a", "n1", &["10.244.0.2"], vec![port(Some("192.168.0.1"), 80, Protocol::Tcp)]);
     let mut planner = planned(&world(vec![first.clone()]), "n1");
     let n1 = NodeName::new("n1");
-    planner.plan_host_ports(&world(vec![first, second.clone()]), &n1, &OwnPods::new(), START);
+    planner.plan_host_ports(
+        &world(vec![first, second.clone()]),
+        ChangedPods::These(&[named("a")].into()),
+        &n1,
+        &OwnPods::new(),
+        START,
+    );
     assert_eq!(table(&planner), ["192.168.0.1 80/TCP -> 10.244.0.1 8080"]);
     let refusal = &planner.refusals()[0];
     assert_eq!(refusal.object(), "Pod default/a");
     assert!(refusal.reason.contains("already belongs to Pod default/z"), "{refusal:?}");
-    planner.plan_host_ports(&world(vec![second]), &n1, &OwnPods::new(), START);
+    planner.plan_host_ports(
+        &world(vec![second]),
+        ChangedPods::These(&[named("z")].into()),
+        &n1,
+        &OwnPods::new(),
+        START,
+    );
     assert_eq!(table(&planner), ["192.168.0.1 80/TCP -> 10.244.0.2 8080"]);
     assert!(planner.refusals().is_empty());
 }
@@ -243,15 +255,25 @@ fn a_lease_is_known_before_the_api_has_the_address_and_two_of_one_name_are_not_g
     let n1 = NodeName::new("n1");
     let mut planner = planned(&world, "n1");
     assert!(table(&planner).is_empty());
+    let none = BTreeSet::new();
     let leased =
         |addresses: &[&str]| BTreeMap::from([(named("a"), addresses.iter().map(|t| ip(t)).collect::<Vec<_>>())]);
-    assert!(planner.plan_host_ports(&world, &n1, &leased(&["10.244.0.7"]), START));
+    assert!(planner.plan_host_ports(&world, ChangedPods::These(&none), &n1, &leased(&["10.244.0.7"]), START));
     assert_eq!(table(&planner), ["192.168.0.1 80/TCP -> 10.244.0.7 8080"]);
-    assert!(!planner.plan_host_ports(&world, &n1, &leased(&["10.244.0.7"]), START), "nothing new, nothing written");
-    planner.plan_host_ports(&world, &n1, &leased(&["10.244.0.7", "10.244.0.8"]), START);
+    assert!(
+        !planner.plan_host_ports(&world, ChangedPods::These(&none), &n1, &leased(&["10.244.0.7"]), START),
+        "nothing new, nothing written"
+    );
+    planner.plan_host_ports(&world, ChangedPods::These(&none), &n1, &leased(&["10.244.0.7", "10.244.0.8"]), START);
     assert!(table(&planner).is_empty(), "two sandboxes have the pod's name");
     world.pods.get_mut(&named("a")).unwrap().ips = vec![ip("10.244.0.8")].into();
-    planner.plan_host_ports(&world, &n1, &leased(&["10.244.0.7", "10.244.0.8"]), START);
+    planner.plan_host_ports(
+        &world,
+        ChangedPods::These(&[named("a")].into()),
+        &n1,
+        &leased(&["10.244.0.7", "10.244.0.8"]),
+        START,
+    );
     assert_eq!(table(&planner), ["192.168.0.1 80/TCP -> 10.244.0.8 8080"]);
 }
 
@@ -262,7 +284,7 @@ fn a_pod_that_ended_answers_no_more() {
     let mut planner = planned(&world, "n1");
     assert_eq!(table(&planner).len(), 2);
     world.pods.get_mut(&named("a")).unwrap().phase = Phase::Terminated;
-    assert!(planner.plan_host_ports(&world, &n1, &OwnPods::new(), START));
+    assert!(planner.plan_host_ports(&world, ChangedPods::These(&[named("a")].into()), &n1, &OwnPods::new(), START));
     assert!(table(&planner).is_empty());
     assert!(planner.table().backends.is_empty(), "a UDP backend does not linger");
 }
@@ -275,7 +297,7 @@ fn a_restarted_planner_gives_a_host_port_the_id_it_has_in_the_kernel() {
     let mut after = Planner::new(ServiceConfig::default());
     let other = towpath_model::desired::ServiceId(target.id.0 + 40);
     after.adopt(before.table().backends.iter().map(|(i, b)| (*i, *b)), [(*frontend, other)], [], START);
-    after.plan_host_ports(&world, &NodeName::new("n1"), &OwnPods::new(), START);
+    after.plan_host_ports(&world, ChangedPods::All, &NodeName::new("n1"), &OwnPods::new(), START);
     after.plan(&world, &NodeName::new("n1"), Changed::All, START);
     assert_eq!(after.table().frontends[frontend].id, other);
     assert_eq!(after.table().frontends[frontend].backends, target.backends);
