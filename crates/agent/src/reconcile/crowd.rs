@@ -35,6 +35,9 @@ pub(super) enum Failure {
     Other(String),
 }
 
+/// The kernel's tables are emptied for others at most so often: who changes what fills them must not keep everybody's pods closed.
+const VACATE_EVERY: Duration = Duration::from_secs(60);
+
 /// Said where even closing all of them does not help.
 const STAY: &str = "the policies are not enforced as they are now; those before stay in force";
 
@@ -50,11 +53,19 @@ pub(super) struct Crowd {
     tries: Backoff,
     /// All stood aside, and that was not enough.
     in_vain: bool,
+    /// When the kernel's tables were emptied last.
+    vacated_at: Option<Instant>,
 }
 
 impl Default for Crowd {
     fn default() -> Self {
-        Self { why: BTreeMap::new(), again: Instant::now(), tries: Backoff::between(SOON, REVIEW), in_vain: false }
+        Self {
+            why: BTreeMap::new(),
+            again: Instant::now(),
+            tries: Backoff::between(SOON, REVIEW),
+            in_vain: false,
+            vacated_at: None,
+        }
     }
 }
 
@@ -92,7 +103,7 @@ impl Reconciler {
     /// Has the policies enforced; those for which there is no room stand aside.
     ///
     /// # Errors
-    /// Why the policies that were in force before stay in force.
+    /// Why they are not. Those that were in force before stay in force, or the pods that they isolated are closed.
     pub(super) async fn apply_policy(&mut self) -> Result<(), String> {
         let mut next = Next::default();
         if self.crowd_is_due() {
@@ -119,15 +130,16 @@ impl Reconciler {
             }
             let stood_aside = !self.take_back().is_empty();
             self.crowd.why.clear();
-            if full && !waits && !vacated {
-                // Even what closes pods finds no room beside what is there: what is there goes first.
-                self.vacate(&reason).await?;
-                (next, more, vacated) = (Next::default(), false, true);
-                continue;
-            }
-            if stood_aside {
-                self.crowd.in_vain = true;
-                self.crowd.again = Instant::now() + REVIEW;
+            if !waits {
+                let vacate_from = self.crowd.vacated_at.map(|at| at + VACATE_EVERY);
+                if full && vacate_from.is_none_or(|from| Instant::now() >= from) {
+                    // Even what closes pods finds no room beside what is there: what is there goes first.
+                    self.vacate(&reason).await?;
+                    (next, more, vacated) = (Next::default(), false, true);
+                    continue;
+                }
+                self.crowd.in_vain = stood_aside;
+                self.crowd.again = vacate_from.filter(|_| full && !vacated).unwrap_or_else(|| Instant::now() + REVIEW);
             }
             self.with_report(|report| report.aside.clear());
             return Err(format!("{}: {reason}", if vacated { CLOSED } else { STAY }));
@@ -154,6 +166,7 @@ impl Reconciler {
             reason,
             "the tables of policy are so full that no change fits: pods with policies are closed until they are written anew"
         );
+        self.crowd.vacated_at = Some(Instant::now());
         self.pod_sets.retain(|_, sets| !sets.isolates());
         self.datapath.vacate_policy().await.map_err(|error| error.to_string())?;
         self.forget_compiled().await
