@@ -3,6 +3,7 @@
 use serde_json::json;
 
 use super::*;
+use crate::resource::GroupVersionKind;
 
 fn object(name: &str, label: &str) -> Value {
     json!({"metadata": {"name": name, "namespace": "a", "labels": {"l": label}}})
@@ -102,4 +103,24 @@ async fn a_list_of_a_table_that_was_never_written_can_be_watched_from_its_versio
     // The first watcher comes after others have moved the version on.
     drop(store.subscribe("quiet"));
     assert!(store.events_after("quiet", listed).is_ok_and(|(events, _)| events.is_empty()));
+}
+
+#[tokio::test]
+async fn a_field_is_looked_for_once_in_each_version_of_a_kind_and_anew_when_the_object_is_another() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir);
+    let key = Key::new("a", "x");
+    let kind = |group: &'static str| GroupVersionKind { group: group.into(), version: "v1".into(), kind: "K".into() };
+    let never = || -> String { panic!("it is known") };
+    let first = store.put("t", &key, object("x", "1"), Expect::Absent).unwrap();
+    assert!(first.field_is(&kind("one"), "spec.node", "n1", || "n1".to_owned()));
+    assert!(
+        first.field_is(&kind("one"), "spec.node", "n1", never)
+            && !first.field_is(&kind("one"), "spec.node", "n2", never)
+    );
+    assert!(first.field_is(&kind("two"), "spec.node", "n2", || "n2".to_owned()), "as another group has it");
+    assert!(first.field_is(&kind("one"), "status.phase", "Running", || "Running".to_owned()));
+    let second = store.put("t", &key, object("x", "2"), Expect::Version(first.version)).unwrap();
+    assert!(second.field_is(&kind("one"), "spec.node", "n3", || "n3".to_owned()));
+    assert!(first.field_is(&kind("one"), "spec.node", "n1", never), "as it was");
 }
