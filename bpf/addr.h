@@ -114,6 +114,12 @@ static __always_inline int tp_is_link_local(const struct tp_addr *a)
 	return (tp_word(a, 0) & bpf_htonl(0xffc00000)) == bpf_htonl(0xfe800000);
 }
 
+/* ff02::/16: heard on the link, and routed nowhere (RFC 4291 2.7). */
+static __always_inline int tp_is_link_multicast(const struct tp_addr *a)
+{
+	return (tp_word(a, 0) & bpf_htonl(0xff0f0000)) == bpf_htonl(0xff020000);
+}
+
 /*
  * What a pod sees as the source of what it sent to itself by way of a Service: 169.254.116.9 or fd00:7470::9. (A host takes no packet with
  * its own source, and sends none to its own address out of a device.) Nobody has these addresses; what comes from them is forged.

@@ -518,6 +518,7 @@ TP_APART __u32 tp_track_error(tp_context *skb, struct tp_work *w, const struct t
 	__u32 revision = tp_revision_now();
 	struct tp_ct *ct;
 	__u32 reason;
+	int stale;
 
 	if (!w || !cfg)
 		return TP_DROP_INTERNAL;
@@ -534,9 +535,14 @@ TP_APART __u32 tp_track_error(tp_context *skb, struct tp_work *w, const struct t
 			tp_resolve_via(w);
 		return reason;
 	}
-	if (tp_ct_stale(ct, revision))
-		tp_rejudge(w, cfg, ct, &w->quoted, revision);
-	reason = tp_ct_denied(w, ct);
+	stale = tp_ct_stale(ct, revision);
+	if (stale) {
+		/* The entry stays as it is: with the connection's next packet its way is looked up too. */
+		tp_origin_is(w, &w->quoted, tp_ct_forward(w, ct));
+		reason = tp_judge(w, cfg, ct->ingress_rule == TP_RULE_OWN_NODE);
+	} else {
+		reason = tp_ct_denied(w, ct);
+	}
 	if (reason)
 		return reason;
 	/* The opener knows of the Service only. */
@@ -545,13 +551,13 @@ TP_APART __u32 tp_track_error(tp_context *skb, struct tp_work *w, const struct t
 		w->nat.daddr = ct->vip;
 		w->nat.dport = ct->vport;
 	}
-	if (ct->flags & TP_CT_VIA_TUNNEL) {
-		w->via = ct->via;
-		w->has_via = 1;
-		w->by = tp_by_of_ct(ct->flags);
-	} else {
+	if (!(ct->flags & TP_CT_VIA_TUNNEL) || (stale && w->resolve)) {
 		tp_resolve_via(w);
+		return 0;
 	}
+	w->via = ct->via;
+	w->has_via = 1;
+	w->by = tp_by_of_ct(ct->flags);
 	return 0;
 }
 

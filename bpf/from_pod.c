@@ -72,7 +72,7 @@ static __always_inline int tp_is_nd(const struct tp_packet *p)
  * Neighbour discovery only with the pod's own source and about itself. The gateway's neighbour entry is permanent, so
  * nothing depends on it; what the kernel of a pod says unasked on its link is ignored, not counted as an attack.
  */
-static __noinline int tp_nd_from_pod(struct __sk_buff *skb, struct tp_work *w)
+static __noinline int tp_nd_from_pod(struct __sk_buff *skb, struct tp_work *w, const struct tp_node_config *cfg)
 {
 	struct tp_addr target;
 	__u8 type = w->p.icmp_type;
@@ -90,6 +90,9 @@ static __noinline int tp_nd_from_pod(struct __sk_buff *skb, struct tp_work *w)
 		return tp_drop(skb, TP_IGNORED);
 	if (!tp_sender(skb, w, &w->p.t.saddr) ||
 	    (type == ND_NEIGHBOUR_ADVERTISEMENT && !tp_same(&target, &w->p.t.saddr)))
+		return tp_drop(skb, TP_DROP_ARP_ND);
+	/* The stack would route what is for somebody beyond the link, and no policy has judged it. */
+	if (!tp_is_link_local(&w->p.t.daddr) && !tp_is_link_multicast(&w->p.t.daddr) && !tp_is_own_node(cfg, &w->p.t.daddr))
 		return tp_drop(skb, TP_DROP_ARP_ND);
 	return TC_ACT_OK;
 }
@@ -270,13 +273,18 @@ int tp_from_pod(struct __sk_buff *skb)
 
 	if (!cfg || !w)
 		return TC_ACT_SHOT;
+	/* A pod is on no VLAN; the tag would go with the packet wherever this program sends it. */
+	if (tp_untag(skb)) {
+		tp_nothing_read(w);
+		return tp_drop(skb, TP_DROP_MALFORMED);
+	}
 	if (skb->protocol == bpf_htons(ETH_P_ARP))
 		return tp_arp_from_pod(skb, w);
 	reason = tp_parse(skb, w);
 	if (reason && reason != TP_DROP_FRAGMENT)
 		return tp_drop(skb, reason);
 	if (tp_is_nd(&w->p))
-		return tp_nd_from_pod(skb, w);
+		return tp_nd_from_pod(skb, w, cfg);
 	service = !reason && tp_has_ports(w->p.t.proto) && tp_may_be_service(cfg, &w->p.t.daddr, w->p.t.dport);
 	if (service) {
 		w->sent = w->p.t;

@@ -169,17 +169,22 @@ int tp_from_uplink(struct __sk_buff *skb)
 	struct tp_work *w = tp_work();
 	struct tp_peer *peer;
 	__u32 reason, header;
-	int own, choice, done, grouped;
+	int own, choice, done, grouped, tagged = tp_untag(skb);
 
-	if (cfg && w && tp_is_on_link(skb, cfg)) {
+	if (!cfg || !w || tagged > 0)
+		return TC_ACT_OK;
+	if (tagged < 0) {
+		tp_nothing_read(w);
+		return tp_drop(skb, TP_DROP_MALFORMED);
+	}
+	if (tp_is_on_link(skb, cfg)) {
 		done = tp_on_link(skb, w);
 		if (done >= 0)
 			return done;
 	}
 	/* To a MAC of all or many, which IP takes as well: nothing to translate or to unwrap, but nobody else's source, and no loopback. */
 	grouped = skb->pkt_type == PACKET_BROADCAST || skb->pkt_type == PACKET_MULTICAST;
-	if (!cfg || !w || (skb->pkt_type && !grouped) || skb->vlan_present ||
-	    (skb->protocol != bpf_htons(ETH_P_IP) && skb->protocol != bpf_htons(ETH_P_IPV6)))
+	if ((skb->pkt_type && !grouped) || (skb->protocol != bpf_htons(ETH_P_IP) && skb->protocol != bpf_htons(ETH_P_IPV6)))
 		return TC_ACT_OK;
 	/* At any other device the kernel may know better (rp_filter), and its tunnel device is there for what it lets in. */
 	if (!grouped && skb->ifindex == cfg->uplink_ifindex && tp_is_envelope(skb, w, cfg)) {
@@ -195,15 +200,16 @@ int tp_from_uplink(struct __sk_buff *skb)
 	reason = tp_parse(skb, w);
 	if (reason == TP_DROP_MAPPED_V4)
 		return tp_drop(skb, reason);
-	/* What cannot be read, or follows a fragment that was not ours, is for the kernel to judge. */
-	if (reason && reason != TP_DROP_FRAGMENT)
-		return TC_ACT_OK;
+	/* Also of what cannot be read any further. */
 	if (tp_names_loopback(&w->p.t))
 		return tp_drop(skb, TP_DROP_LOOPBACK);
 	tp_full_prefix(&w->cidr, &w->p.t.saddr);
 	peer = bpf_map_lookup_elem(&tp_peers, &w->cidr);
 	if (tp_is_inside_source(w, cfg, peer, skb->ifindex))
 		return tp_drop(skb, TP_DROP_SPOOFED_NODE);
+	/* The kernel judges what cannot be read. */
+	if (reason && reason != TP_DROP_FRAGMENT)
+		return TC_ACT_OK;
 	/* Its first fragment is not here yet, or went to the stack. What is for a Service's address can only be lost: there it is for nobody. */
 	if (reason)
 		return tp_is_service_address(w, 0) ? tp_drop(skb, reason) : TC_ACT_OK;

@@ -292,7 +292,11 @@ static __always_inline void tp_aim(struct tp_work *w, __u8 chosen)
 	w->chosen = chosen;
 }
 
-/* A SYN of the same client port may be a retransmission, which must go where the first one went, or a new connection. */
+/*
+ * A SYN of the same client port begins a new connection once the former one was closed. Until then it goes where that went: it may be a
+ * retransmission, or somebody's who writes the client's address. To a client that did begin anew an open connection's end answers with an ACK
+ * of what it has (RFC 9293 3.10.7.4), and hears a RST: so that is closed, and the next SYN chooses.
+ */
 static __always_inline int tp_is_new_connection(struct tp_work *w)
 {
 	struct tp_ct *ct;
@@ -304,7 +308,7 @@ static __always_inline int tp_is_new_connection(struct tp_work *w)
 	w->origin.dport = w->lb.backend.port;
 	tp_tell_ends_apart(&w->origin);
 	ct = tp_ct_find(w, &w->origin);
-	return !ct || (ct->flags & TP_CT_ESTABLISHED) || CT_CLOSED(ct->flags);
+	return !ct || CT_CLOSED(ct->flags);
 }
 
 /*

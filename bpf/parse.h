@@ -226,20 +226,36 @@ static __always_inline __u32 tp_parse_v4(tp_context *ctx, struct tp_work *w, con
 #define NEXT_DEST 60
 #define EXTENSIONS_MAX 6
 
+/* The beginning of an extension header; the last two fields are a fragment header's. */
+struct tp_extension {
+	__u8 next;
+	__u8 len;
+	__be16 offset;
+	__be32 id;
+};
+
+static __always_inline int tp_is_extension(__u8 next)
+{
+	return next == NEXT_HOP || next == NEXT_ROUTING || next == NEXT_FRAGMENT || next == NEXT_AUTH || next == NEXT_DEST;
+}
+
+/* In bytes, of a header of the kind `kind`. */
+static __always_inline __u32 tp_extension_len(__u8 kind, const struct tp_extension *ext)
+{
+	if (kind == NEXT_FRAGMENT)
+		return 8;
+	return kind == NEXT_AUTH ? (ext->len + 2) * 4 : (ext->len + 1) * 8;
+}
+
 /* Walks the extension headers to the transport header. */
 static __always_inline __u32 tp_parse_extensions(tp_context *ctx, struct tp_packet *p, const __u32 base,
 						__u8 next)
 {
-	struct {
-		__u8 next;
-		__u8 len;
-		__be16 offset;
-		__be32 id;
-	} ext;
+	struct tp_extension ext;
 	__u32 off = ETH_LEN + sizeof(struct ipv6hdr);
 
 	for (int i = 0; i < EXTENSIONS_MAX; i++) {
-		if (next != NEXT_HOP && next != NEXT_ROUTING && next != NEXT_FRAGMENT && next != NEXT_AUTH && next != NEXT_DEST) {
+		if (!tp_is_extension(next)) {
 			p->t.proto = next;
 			p->l4_off = off;
 			return 0;
@@ -255,7 +271,7 @@ static __always_inline __u32 tp_parse_extensions(tp_context *ctx, struct tp_pack
 				p->frag_id = ext.id;
 				p->flags |= frag & 0xfff8 ? TP_PKT_LATER_FRAG : TP_PKT_FIRST_FRAG;
 			}
-			off += 8;
+			off += tp_extension_len(NEXT_FRAGMENT, &ext);
 			next = ext.next;
 			if (p->flags & TP_PKT_LATER_FRAG) {
 				p->t.proto = next;
@@ -265,7 +281,7 @@ static __always_inline __u32 tp_parse_extensions(tp_context *ctx, struct tp_pack
 			continue;
 		}
 		p->flags |= TP_PKT_SLOW;
-		off += next == NEXT_AUTH ? (ext.len + 2) * 4 : (ext.len + 1) * 8;
+		off += tp_extension_len(next, &ext);
 		next = ext.next;
 	}
 	return TP_DROP_MALFORMED;
@@ -337,6 +353,25 @@ static __noinline __u32 tp_parse_in_ipip6(tp_context *ctx, struct tp_work *w)
 	return tp_parse_at(ctx, w, sizeof(struct ipv6hdr), w->outer.eth_type);
 }
 
+/* Walks the extension headers of a quoted packet, as far as they are quoted. */
+static __always_inline int tp_quoted_extensions(tp_context *ctx, __u8 *next, __u32 *off)
+{
+	struct tp_extension ext;
+
+	for (int i = 0; i < EXTENSIONS_MAX; i++) {
+		if (!tp_is_extension(*next))
+			return 0;
+		if (tp_load(ctx, *off, &ext, sizeof(ext)))
+			return -1;
+		/* Behind it are no ports. */
+		if (*next == NEXT_FRAGMENT && (ext.offset & bpf_htons(0xfff8)))
+			return -1;
+		*off += tp_extension_len(*next, &ext);
+		*next = ext.next;
+	}
+	return -1;
+}
+
 /* The tuple of the packet that an ICMP error quotes, as the quoted packet has it. */
 static __noinline __u32 tp_parse_quoted(tp_context *ctx, struct tp_work *w)
 {
@@ -353,6 +388,8 @@ static __noinline __u32 tp_parse_quoted(tp_context *ctx, struct tp_work *w)
 		tp_set_v6(&t->daddr, &ip.daddr);
 		t->proto = ip.nexthdr;
 		off += sizeof(ip);
+		if (tp_quoted_extensions(ctx, &t->proto, &off))
+			return TP_DROP_MALFORMED;
 	} else {
 		struct iphdr ip;
 

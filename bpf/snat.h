@@ -88,10 +88,10 @@ static __noinline int tp_snat_remove(const struct tp_tuple *answer, const struct
 	return removed + !bpf_map_delete_elem(&tp_snat, answer);
 }
 
-/* A client's port may come round: its SYN then begins another connection, unless it is one more of those that were not answered. */
+/* A client's port may come round: its SYN then begins another connection, unless the former one is open yet (see tp_is_new_connection). */
 static __always_inline int tp_snat_begins_anew(const struct tp_work *w, __u32 flags)
 {
-	return w->sent.proto == IPPROTO_TCP && (w->p.flags & TP_PKT_OPENS) && ((flags & TP_CT_ESTABLISHED) || CT_CLOSED(flags));
+	return w->sent.proto == IPPROTO_TCP && (w->p.flags & TP_PKT_OPENS) && CT_CLOSED(flags);
 }
 
 /* Whether w->way keeps the client's own address and port: the backend is this node. */

@@ -33,6 +33,27 @@ static __always_inline long tp_load(struct __sk_buff *skb, __u32 off, void *to, 
 	return bpf_skb_load_bytes(skb, off, to, len);
 }
 
+#define VLAN_ID 0x0fff
+/* As many priority tags in a row are more than anybody writes. */
+#define TAGS_MAX 4
+
+/*
+ * Takes priority tags off (VLAN 0, IEEE 802.1Q 9.6): the kernel takes such a frame for one without a tag, so it has to be judged as one. More than
+ * 0: it is of a VLAN; less: it cannot be told.
+ */
+static __always_inline int tp_untag(struct __sk_buff *skb)
+{
+	for (int i = 0; i < TAGS_MAX; i++) {
+		if (!skb->vlan_present)
+			return 0;
+		if (skb->vlan_tci & VLAN_ID)
+			return 1;
+		if (bpf_skb_vlan_pop(skb))
+			return -1;
+	}
+	return -1;
+}
+
 static __always_inline int tp_drop(struct __sk_buff *skb, __u32 reason)
 {
 	tp_count(reason, skb->len);

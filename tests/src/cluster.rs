@@ -361,6 +361,28 @@ impl Cluster {
         all.filter(|(name, _)| name == node).map(|(_, ip)| ip).next().with_context(|| format!("no node {node}"))
     }
 
+    /// A machine joins, and is ready.
+    ///
+    /// # Errors
+    /// `towpath lab node add` failed.
+    pub fn add_node(&self) -> Result<()> {
+        checked(self.node_command(&["add"]), "towpath lab node add").map(drop)
+    }
+
+    /// A machine is switched off for good.
+    ///
+    /// # Errors
+    /// `towpath lab node delete` failed.
+    pub fn delete_node(&self, node: &str) -> Result<()> {
+        checked(self.node_command(&["delete", node]), "towpath lab node delete").map(drop)
+    }
+
+    fn node_command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(&self.towpath);
+        command.args(["lab", "node"]).args(args).args(["--name", &self.name]);
+        command
+    }
+
     /// Takes the lab down.
     ///
     /// # Errors

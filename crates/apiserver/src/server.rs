@@ -222,6 +222,11 @@ impl ApiServer {
         )
     }
 
+    /// Replaces the bearer tokens of [`Config::tokens`]. Requests that are under way, watches too, go on.
+    pub fn set_tokens(&self, tokens: &[(String, UserInfo)]) {
+        self.core.authenticator.set_tokens(tokens);
+    }
+
     /// Registers who answers `log`, `exec`, `attach` and `portforward`.
     pub fn set_stream_handler(&self, handler: Arc<dyn StreamHandler>) {
         *self.core.streams.write().unwrap_or_else(PoisonError::into_inner) = Some(handler);

@@ -1,6 +1,6 @@
 //! A development front end of the lab without the rest of Towpath: hidden stages, and up, down and the like.
 //!
-//! `labdev up [CONFLIST]`, `labdev down|stop|start|status`, `labdev exec NODE CMD…`, `labdev outside CMD…`; the lab's name
+//! `labdev up [CONFLIST]`, `labdev down|stop|start|status`, `labdev node add`, `labdev node delete NODE`, `labdev exec NODE CMD…`, `labdev outside CMD…`; the lab's name
 //! comes from `LAB` (default `dev`), the number of nodes from `NODES`, the IP family from `FAMILY`.
 #![forbid(unsafe_code)]
 
@@ -57,6 +57,8 @@ fn run(args: &[String]) -> Result<()> {
         ["start"] => commands::start(&name, &mut progress).map(drop),
         ["stop"] => commands::stop(&name),
         ["down"] => commands::down(&name),
+        ["node", "add"] => commands::add_node(&name).map(|node| println!("{}", node.name)),
+        ["node", "delete", node] => commands::delete_node(&name, node).map(drop),
         ["status"] => {
             println!("{}", serde_json::to_string_pretty(&commands::status(&name)?)?);
             Ok(())

@@ -99,7 +99,7 @@ impl Layout {
         &self.state
     }
 
-    /// Lock that `up`, `down`, `stop` and `start` of one lab take.
+    /// Lock that commands which change one lab take: `up`, `down`, `stop`, `start`, `node`.
     pub fn lock(&self) -> PathBuf {
         Path::new(RUN_DIR).join(format!("{}.lock", self.name))
     }
@@ -117,6 +117,16 @@ impl Layout {
     /// Certificates, tokens and the kubeconfigs of components.
     pub fn credentials(&self) -> PathBuf {
         self.state.join("credentials")
+    }
+
+    /// Bearer tokens of components.
+    pub(crate) fn tokens(&self) -> PathBuf {
+        self.credentials().join("tokens.json")
+    }
+
+    /// Where the running supervisor is asked for changes.
+    pub(crate) fn control_socket(&self) -> PathBuf {
+        self.run.join("control.sock")
     }
 
     /// Data of the API server.

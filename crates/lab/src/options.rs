@@ -1,6 +1,7 @@
 //! What a person may choose about a lab, and the [`ClusterSpec`] that follows from it and is kept on disk.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -60,7 +61,7 @@ impl FromStr for IpFamily {
 pub struct UpOptions {
     /// The lab's name.
     pub name: LabName,
-    /// Number of nodes, 1 to 200.
+    /// Number of nodes, 1 to [`MOST_NODES`].
     pub nodes: usize,
     /// Address families.
     pub ip_family: IpFamily,
@@ -90,6 +91,12 @@ pub struct UpOptions {
 
 /// As Kubernetes has it.
 pub const NODE_CIDR_MASK_SIZE: u8 = 24;
+/// How many nodes a lab may have: beside them, a network of 256 addresses holds those of load balancers.
+pub const MOST_NODES: usize = 200;
+
+fn kubernetes_mask() -> u8 {
+    NODE_CIDR_MASK_SIZE
+}
 
 impl UpOptions {
     /// Defaults, with the running program as the one that is started for the stages.
@@ -150,6 +157,9 @@ pub struct ClusterSpec {
     pub ip_family: IpFamily,
     /// Pod ranges of the cluster.
     pub pod_cidrs: Vec<IpNet>,
+    /// Length of a node's part of the IPv4 pod range.
+    #[serde(default = "kubernetes_mask")]
+    pub node_cidr_mask_size: u8,
     /// Service ranges.
     pub service_cidrs: Vec<IpNet>,
     /// Addresses of the cluster's DNS: the tenth of each Service range.
@@ -233,7 +243,7 @@ impl ClusterSpec {
     /// Decides everything that [`UpOptions`] leave open, and refuses ranges that overlap or are too small.
     pub fn plan(options: &UpOptions, api_port: u16) -> Result<Self> {
         let family = options.ip_family;
-        ensure!((1..=200).contains(&options.nodes), "a lab has 1 to 200 nodes, not {}", options.nodes);
+        ensure!((1..=MOST_NODES).contains(&options.nodes), "a lab has 1 to {MOST_NODES} nodes, not {}", options.nodes);
         let pod_cidrs = ranges(
             "the pod range",
             &options.pod_cidrs,
@@ -272,9 +282,12 @@ impl ClusterSpec {
             name: options.name.clone(),
             ip_family: family,
             dns_addresses: service_cidrs.iter().map(|net| nth_address(net, 10)).collect::<Result<_>>()?,
-            nodes: plan_nodes(options, &underlay, &pod_cidrs)?,
+            nodes: (1..=options.nodes)
+                .map(|number| plan_node(number, &underlay, &pod_cidrs, options.node_cidr_mask_size))
+                .collect::<Result<_>>()?,
             outside: plan_outside(&outside)?,
             pod_cidrs,
+            node_cidr_mask_size: options.node_cidr_mask_size,
             service_cidrs,
             underlay,
             api_port,
@@ -286,9 +299,31 @@ impl ClusterSpec {
         })
     }
 
+    /// The node that comes next: the first number that none has, so one that was deleted comes back with its name, addresses and ranges.
+    ///
+    /// # Errors
+    ///
+    /// A range has nothing left for it.
+    pub(crate) fn next_node(&self) -> Result<NodeSpec> {
+        let taken = |number: &usize| self.nodes.iter().any(|node| node.name == format!("n{number}"));
+        let number = (1..=MOST_NODES).find(|number| !taken(number));
+        let number = number.with_context(|| format!("lab {} has {MOST_NODES} nodes, which is the most", self.name))?;
+        let node = plan_node(number, &self.underlay, &self.pod_cidrs, self.node_cidr_mask_size)?;
+        for range in self.load_balancer_pools() {
+            if let Some(address) = node.addresses.iter().map(IpNet::addr).find(|address| range.contains(address)) {
+                bail!("{address} would be node {}'s, and load balancers have it: the underlay is too small", node.name);
+            }
+        }
+        Ok(node)
+    }
+
     /// Addresses on the underlay for Services of type LoadBalancer: the last forty of an IPv4 network (without its broadcast address), or as
     /// many as are free above the nodes; 256 of an IPv6 network.
     pub(crate) fn load_balancer_ranges(&self) -> Vec<String> {
+        self.load_balancer_pools().iter().map(|range| format!("{}-{}", range.start(), range.end())).collect()
+    }
+
+    fn load_balancer_pools(&self) -> Vec<RangeInclusive<IpAddr>> {
         let highest = |net: &IpNet| {
             let nodes = self.nodes.iter().flat_map(|node| &node.addresses).map(IpNet::addr);
             nodes.chain([net.addr()]).filter(|address| net.contains(address)).max()
@@ -297,12 +332,9 @@ impl ClusterSpec {
             (IpNet::V4(v4), IpAddr::V4(highest)) => {
                 let last = u32::from(v4.broadcast()).checked_sub(1)?;
                 let first = last.saturating_sub(39).max(u32::from(highest).saturating_add(1));
-                (first <= last).then(|| format!("{}-{}", Ipv4Addr::from(first), Ipv4Addr::from(last)))
+                (first <= last).then(|| Ipv4Addr::from(first).into()..=Ipv4Addr::from(last).into())
             }
-            (IpNet::V6(_), _) => {
-                let (first, last) = (nth_address(net, 0x1000).ok()?, nth_address(net, 0x10ff).ok()?);
-                Some(format!("{first}-{last}"))
-            }
+            (IpNet::V6(_), _) => Some(nth_address(net, 0x1000).ok()?..=nth_address(net, 0x10ff).ok()?),
             _ => None,
         };
         self.underlay.iter().filter_map(range).collect()
@@ -317,20 +349,17 @@ impl ClusterSpec {
     }
 }
 
-fn plan_nodes(options: &UpOptions, underlay: &[IpNet], pod_cidrs: &[IpNet]) -> Result<Vec<NodeSpec>> {
-    let (mask, longest) = (options.node_cidr_mask_size, 30);
+/// The node `n<number>`, counted from 1.
+fn plan_node(number: usize, underlay: &[IpNet], pod_cidrs: &[IpNet], mask: u8) -> Result<NodeSpec> {
+    let longest = 30;
     ensure!(mask <= longest, "a node's pod range of length {mask} holds no pod: give at most {longest}");
-    let mut nodes = Vec::with_capacity(options.nodes);
-    for number in 1..=options.nodes {
-        let offset = u32::try_from(number)?;
-        let addresses = underlay
-            .iter()
-            .map(|net| Ok(IpNet::new(nth_address(net, 10 + offset)?, net.prefix_len())?))
-            .collect::<Result<_>>()?;
-        let pods = pod_cidrs.iter().map(|net| node_range(net, mask, number - 1)).collect::<Result<_>>()?;
-        nodes.push(NodeSpec { name: format!("n{number}"), addresses, pod_cidrs: pods });
-    }
-    Ok(nodes)
+    let offset = u32::try_from(number)?;
+    let addresses = underlay
+        .iter()
+        .map(|net| Ok(IpNet::new(nth_address(net, 10 + offset)?, net.prefix_len())?))
+        .collect::<Result<_>>()?;
+    let pods = pod_cidrs.iter().map(|net| node_range(net, mask, number - 1)).collect::<Result<_>>()?;
+    Ok(NodeSpec { name: format!("n{number}"), addresses, pod_cidrs: pods })
 }
 
 /// The node's share of the pod range: of IPv4 as long as is asked for, a /64 of IPv6, as Kubernetes' controller cuts it.
@@ -411,6 +440,22 @@ mod tests {
         assert_eq!(ranges(&[], 3), usual);
         assert_eq!(ranges(&[], 200), usual, "nodes end at .210");
         assert_eq!(ranges(&["10.9.0.1/28", "fd00:9::1/64"], 3)[0], "10.9.0.14-10.9.0.14", "nodes are .11 to .13");
+    }
+
+    #[test]
+    fn the_next_node_takes_the_first_number_that_is_free_and_no_address_of_load_balancers() {
+        let plan = |options: &UpOptions| ClusterSpec::plan(options, 1).unwrap();
+        let mut spec = plan(&UpOptions { node_cidr_mask_size: 26, ..options() });
+        let (second, fourth) = (spec.nodes.remove(1), spec.next_node().unwrap());
+        assert_eq!(fourth, second, "it comes back as it was");
+        spec.nodes.insert(1, second);
+        let fourth = spec.next_node().unwrap();
+        assert_eq!((fourth.name.as_str(), fourth.addresses[0].to_string()), ("n4", "192.168.255.14/24".to_owned()));
+        assert_eq!(fourth.pod_cidrs[0].to_string(), "10.244.0.192/26");
+        let small = plan(&UpOptions { underlay: vec!["10.9.0.1/28".parse().unwrap()], ..options() });
+        assert!(small.next_node().unwrap_err().to_string().contains("10.9.0.14"), "of .11 to .14");
+        let full = plan(&UpOptions { nodes: MOST_NODES, ..options() });
+        assert!(full.next_node().is_err());
     }
 
     #[test]

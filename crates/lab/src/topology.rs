@@ -23,7 +23,7 @@ use rtnetlink::{Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, RouteMessage
 
 use crate::kernel::{ns, sysctl};
 use crate::layout::Layout;
-use crate::options::ClusterSpec;
+use crate::options::{ClusterSpec, NodeSpec};
 
 /// Bridge of the nodes, in the underlay namespace.
 const NODES_BRIDGE: &str = "nodes0";
@@ -43,29 +43,71 @@ struct Host {
 pub(crate) async fn create(layout: &Layout, spec: &ClusterSpec) -> Result<()> {
     let underlay = layout.netns("underlay");
     ns::create(ns::Pins { net: Some(underlay.clone()), ..ns::Pins::default() }, || prepare_namespace(true)).await?;
-    let hosts = hosts(layout, spec);
+    let gateways: Vec<IpNet> = spec.outside.iter().flat_map(|host| host.gateways.iter().copied()).collect();
+    let nodes_gateways = spec.underlay.clone();
+    with_netlink(&underlay, move |netlink| async move {
+        add_bridge(&netlink, NODES_BRIDGE, &nodes_gateways).await?;
+        add_bridge(&netlink, OUTER_BRIDGE, &gateways).await
+    })
+    .await
+    .context("build the underlay")?;
+    let outside = spec.outside.iter().map(|host| Host {
+        netns: layout.netns(&host.netns),
+        port: host.netns.clone(),
+        bridge: OUTER_BRIDGE,
+        addresses: host.addresses.clone(),
+        gateways: host.gateways.iter().map(IpNet::addr).collect(),
+    });
+    add_hosts(layout, spec.nodes.iter().map(|node| machine(layout, spec, node)).chain(outside).collect()).await
+}
+
+/// Makes a node's namespace and link, beside those that are there.
+pub(crate) async fn add_node(layout: &Layout, spec: &ClusterSpec, node: &NodeSpec) -> Result<()> {
+    add_hosts(layout, vec![machine(layout, spec, node)]).await
+}
+
+/// Removes a node's link, as who pulls its cable, and its namespace; not there is fine.
+pub(crate) async fn remove_node(layout: &Layout, node: &str) -> Result<()> {
+    let port = node.to_owned();
+    with_netlink(&layout.netns("underlay"), move |netlink| async move {
+        // The namespace's own end would take it along, some time after its last process.
+        match find_link(&netlink, &port).await? {
+            Some(index) => netlink.link().del(index).execute().await.with_context(|| format!("remove link {port}")),
+            None => Ok(()),
+        }
+    })
+    .await?;
+    ns::remove(&layout.netns(node))
+}
+
+fn machine(layout: &Layout, spec: &ClusterSpec, node: &NodeSpec) -> Host {
+    Host {
+        netns: layout.netns(&node.name),
+        port: node.name.clone(),
+        bridge: NODES_BRIDGE,
+        addresses: node.addresses.clone(),
+        gateways: spec.underlay.iter().map(IpNet::addr).collect(),
+    }
+}
+
+/// Makes namespaces, and a link from each to its bridge.
+async fn add_hosts(layout: &Layout, hosts: Vec<Host>) -> Result<()> {
     let made = hosts.iter().map(|host| {
         let pins = ns::Pins { net: Some(host.netns.clone()), ..ns::Pins::default() };
         let forwards = host.bridge == NODES_BRIDGE;
         ns::create(pins, move || prepare_namespace(forwards))
     });
     futures::future::try_join_all(made).await?;
-
-    let gateways: Vec<IpNet> = spec.outside.iter().flat_map(|host| host.gateways.iter().copied()).collect();
     let ports: Vec<(String, &'static str, PathBuf)> =
         hosts.iter().map(|h| (h.port.clone(), h.bridge, h.netns.clone())).collect();
-    let nodes_gateways = spec.underlay.clone();
-    with_netlink(&underlay, move |netlink| async move {
-        add_bridge(&netlink, NODES_BRIDGE, &nodes_gateways).await?;
-        add_bridge(&netlink, OUTER_BRIDGE, &gateways).await?;
+    with_netlink(&layout.netns("underlay"), move |netlink| async move {
         for (port, bridge, netns) in ports {
             add_port(&netlink, &port, bridge, &netns).await?;
         }
         Ok(())
     })
     .await
-    .context("build the underlay")?;
-
+    .context("join hosts to the underlay")?;
     let configured = hosts.into_iter().map(|host| {
         let netns = host.netns.clone();
         async move {
@@ -76,24 +118,6 @@ pub(crate) async fn create(layout: &Layout, spec: &ClusterSpec) -> Result<()> {
     });
     futures::future::try_join_all(configured).await?;
     Ok(())
-}
-
-fn hosts(layout: &Layout, spec: &ClusterSpec) -> Vec<Host> {
-    let nodes = spec.nodes.iter().map(|node| Host {
-        netns: layout.netns(&node.name),
-        port: node.name.clone(),
-        bridge: NODES_BRIDGE,
-        addresses: node.addresses.clone(),
-        gateways: spec.underlay.iter().map(IpNet::addr).collect(),
-    });
-    let outside = spec.outside.iter().map(|host| Host {
-        netns: layout.netns(&host.netns),
-        port: host.netns.clone(),
-        bridge: OUTER_BRIDGE,
-        addresses: host.addresses.clone(),
-        gateways: host.gateways.iter().map(IpNet::addr).collect(),
-    });
-    nodes.chain(outside).collect()
 }
 
 /// Switches of a fresh namespace. Nodes and the router forward, as every Kubernetes node must; duplicate address
@@ -140,11 +164,16 @@ where
     result.await.context("a netlink thread died")?
 }
 
+async fn find_link(netlink: &Handle, name: &str) -> Result<Option<u32>> {
+    match netlink.link().get().match_name(name.to_owned()).execute().try_next().await {
+        Ok(link) => Ok(link.map(|link| link.header.index)),
+        Err(rtnetlink::Error::NetlinkError(error)) if error.raw_code() == -nix::libc::ENODEV => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("find link {name}")),
+    }
+}
+
 async fn link_index(netlink: &Handle, name: &str) -> Result<u32> {
-    let link = netlink.link().get().match_name(name.to_owned()).execute().try_next().await;
-    let link =
-        link.with_context(|| format!("find link {name}"))?.with_context(|| format!("link {name} is not there"))?;
-    Ok(link.header.index)
+    find_link(netlink, name).await?.with_context(|| format!("link {name} is not there"))
 }
 
 async fn set_up(netlink: &Handle, name: &str) -> Result<u32> {

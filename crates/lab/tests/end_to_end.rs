@@ -252,3 +252,64 @@ async fn stop_and_start_bring_the_same_cluster_back() {
     assert_eq!(first.metadata.uid, second.metadata.uid);
     lab.succeed(&["exec", "n2", "ping", "-c1", "-W2", &address(&in_phase(&pods, "web", "Running").await)]);
 }
+
+#[tokio::test]
+async fn nodes_that_join_and_leave_are_as_those_that_came_with_the_lab() {
+    if cannot_run() {
+        return;
+    }
+    let lab = Lab::up("nodes");
+    assert_eq!(lab.succeed(&["node", "add"]), "n3\n");
+    let client = lab.client().await;
+    let pods: Api<Pod> = Api::namespaced(client.clone(), "default");
+    let nodes: Api<Node> = Api::all(client.clone());
+    let idle = |name: &str, node: &str| pod(name, node, &json!({"image": "busybox", "command": ["sleep", "1000"]}));
+    for (name, node) in [("stays", "n1"), ("goes", "n2"), ("joined", "n3")] {
+        pods.create(&PostParams::default(), &idle(name, node)).await.unwrap();
+    }
+    for name in ["stays", "goes", "joined"] {
+        in_phase(&pods, name, "Running").await;
+    }
+    let first = nodes.get("n2").await.unwrap();
+    let of_n2 = |traces: &BTreeSet<String>| -> Vec<String> {
+        traces.iter().filter(|trace| trace.contains("/n2") || trace.ends_with("-n2")).cloned().collect()
+    };
+    let before = lab.traces();
+    assert!(!of_n2(&before).is_empty(), "{before:?}");
+    lab.succeed(&["node", "delete", "n2"]);
+    let after = lab.traces();
+    assert_eq!(of_n2(&after), Vec::<String>::new());
+    let sandboxes = |traces: &BTreeSet<String>| traces.iter().filter(|trace| trace.contains("-p-")).count();
+    assert!(sandboxes(&after) < sandboxes(&before), "its pods' namespaces are there: {after:?}");
+    assert!(nodes.get_opt("n2").await.unwrap().is_none() && pods.get_opt("goes").await.unwrap().is_none());
+    assert!(!lab.run(&["node", "delete", "n2"]).status.success(), "there is none");
+
+    // It is brought back as it is now, and the number that is free is given again, to a machine that knows nothing.
+    lab.succeed(&["stop"]);
+    lab.succeed(&["start"]);
+    let pods: Api<Pod> = Api::namespaced(lab.client().await, "default");
+    let nodes: Api<Node> = Api::all(lab.client().await);
+    let names: Vec<String> = lab.status()["nodes"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|node| node["name"].as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(names, ["n1", "n3"]);
+    in_phase(&pods, "joined", "Running").await;
+    assert_eq!(lab.succeed(&["node", "add"]), "n2\n");
+    let second = nodes.get("n2").await.unwrap();
+    assert_eq!(first.spec.unwrap().pod_cidrs, second.spec.unwrap().pod_cidrs);
+    let machine = |node: &Option<k8s_openapi::api::core::v1::NodeStatus>| {
+        node.as_ref().unwrap().node_info.as_ref().unwrap().machine_id.clone()
+    };
+    assert_ne!(machine(&first.status), machine(&second.status));
+    pods.create(&PostParams::default(), &idle("again", "n2")).await.unwrap();
+    in_phase(&pods, "again", "Running").await;
+
+    lab.succeed(&["node", "delete", "n1"]);
+    lab.succeed(&["node", "delete", "n2"]);
+    assert!(!lab.run(&["node", "delete", "n3"]).status.success(), "the last one stays");
+    lab.succeed(&["down"]);
+    assert_eq!(lab.traces(), BTreeSet::new());
+}

@@ -30,6 +30,9 @@ pub(crate) enum Command {
     Status(Named),
     /// All labs of this machine.
     List,
+    /// Changes which nodes a running lab has.
+    #[command(subcommand)]
+    Node(NodeCommand),
     /// The admin kubeconfig on standard output.
     Kubeconfig {
         #[command(flatten)]
@@ -75,6 +78,20 @@ pub(crate) enum Command {
     Scale(lab_client::Scale),
     #[command(hide = true)]
     Serve { name: LabName },
+}
+
+/// Nodes that come and go.
+#[derive(clap::Subcommand, Debug)]
+pub(crate) enum NodeCommand {
+    /// One more joins, as a new machine; it gets the first number that no node has.
+    Add(Named),
+    /// One is switched off at once and deleted, with the pods that were on it.
+    Delete {
+        #[command(flatten)]
+        named: Named,
+        /// Its name.
+        node: String,
+    },
 }
 
 /// Which lab.
@@ -162,6 +179,7 @@ pub(crate) fn run(command: Command) -> Result<bool> {
                 crate::print(&format!("{:<20} {state:<8} {} nodes  {}", lab.name.as_str(), lab.nodes.len(), lab.api))?;
             }
         }
+        Command::Node(command) => change_nodes(command)?,
         Command::Kubeconfig { named, path } => {
             let file = commands::kubeconfig(&named.name)?;
             if path {
@@ -191,6 +209,26 @@ pub(crate) fn run(command: Command) -> Result<bool> {
         }
     }
     Ok(true)
+}
+
+fn change_nodes(command: NodeCommand) -> Result<()> {
+    let started = Instant::now();
+    match command {
+        NodeCommand::Add(Named { name }) => {
+            let node = commands::add_node(&name)?;
+            let addresses: Vec<String> = node.addresses.iter().map(|net| net.addr().to_string()).collect();
+            crate::print(&format!(
+                "node {} of lab {name} is ready after {:.1} s: {}",
+                node.name,
+                started.elapsed().as_secs_f64(),
+                addresses.join(", ")
+            ))
+        }
+        NodeCommand::Delete { named: Named { name }, node } => {
+            commands::delete_node(&name, &node)?;
+            crate::print(&format!("node {node} of lab {name} is deleted"))
+        }
+    }
 }
 
 fn bring_up(word: &str, work: impl FnOnce(&mut dyn FnMut(&str)) -> Result<LabStatus>) -> Result<()> {

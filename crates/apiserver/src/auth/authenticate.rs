@@ -1,6 +1,7 @@
 //! From credentials to a user.
 
 use std::collections::HashMap;
+use std::sync::{PoisonError, RwLock};
 
 use http::HeaderMap;
 
@@ -10,13 +11,18 @@ use crate::server::Core;
 use crate::status::ApiError;
 
 pub(crate) struct Authenticator {
-    tokens: HashMap<String, UserInfo>,
+    tokens: RwLock<HashMap<String, UserInfo>>,
     anonymous: bool,
 }
 
 impl Authenticator {
     pub(crate) fn new(tokens: &[(String, UserInfo)], anonymous: bool) -> Self {
-        Self { tokens: tokens.iter().cloned().collect(), anonymous }
+        Self { tokens: RwLock::new(tokens.iter().cloned().collect()), anonymous }
+    }
+
+    /// These tokens, and no others of the configuration's, are good from now on.
+    pub(crate) fn set_tokens(&self, tokens: &[(String, UserInfo)]) {
+        *self.tokens.write().unwrap_or_else(PoisonError::into_inner) = tokens.iter().cloned().collect();
     }
 
     /// Who sends this request: by certificate, then by bearer token. A wrong token is an error, none is anonymous.
@@ -37,7 +43,7 @@ impl Authenticator {
 
     /// The user of a bearer token.
     pub(crate) fn token(&self, core: &Core, token: &str) -> Option<UserInfo> {
-        if let Some(user) = self.tokens.get(token) {
+        if let Some(user) = self.tokens.read().unwrap_or_else(PoisonError::into_inner).get(token) {
             return Some(user.clone());
         }
         token_user(core, &core.tokens.verify(token)?)

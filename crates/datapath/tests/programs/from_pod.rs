@@ -146,9 +146,13 @@ fn arp_only_about_the_pods_own_address() {
 }
 
 fn nd(kind: u8, src: &str, target: &str) -> Vec<u8> {
+    nd_to("ff02::1", kind, src, target)
+}
+
+fn nd_to(to: &str, kind: u8, src: &str, target: &str) -> Vec<u8> {
     let IpAddr::V6(target) = ip(target) else { panic!("IPv6") };
     let l4 = L4::Icmp { kind, code: 0, rest: [0; 4], payload: target.octets().to_vec() };
-    let mut frame = sent_by(ip(src), 0, ip("ff02::1"), 0, l4);
+    let mut frame = sent_by(ip(src), 0, ip(to), 0, l4);
     frame.ttl = 255;
     frame.bytes()
 }
@@ -169,6 +173,15 @@ fn neighbour_discovery_only_about_the_pods_own_address() {
             (137, "fd01::10", "fd01::1"),
         ] {
             run(&nd(kind, src, target)).dropped("arp_nd");
+        }
+        // It is spoken on the link; what the kernel would route is no such talk, and no policy has seen it.
+        for (kind, target) in [(135, "fd01::1"), (136, "fd01::10")] {
+            for to in ["fe80::1", "ff02::1:ff00:1", "fd50::1"] {
+                run(&nd_to(to, kind, "fd01::10", target)).passed();
+            }
+            for to in ["fd99::9", "fd02::20", "fd01::11", "fd50::2", "ff05::1", "ff0e::1"] {
+                run(&nd_to(to, kind, "fd01::10", target)).dropped("arp_nd");
+            }
         }
         // The kernel of every pod says these of itself.
         for (kind, src) in [(133, "fe80::aa"), (143, "fe80::aa"), (135, "::")] {

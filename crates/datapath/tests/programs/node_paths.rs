@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use towpath_datapath::bpf::Hook;
 use towpath_model::desired::*;
 use towpath_model::{Family, Protocol};
 
@@ -96,6 +97,41 @@ fn a_frame_to_all_brings_no_other_source_than_one_to_the_node() {
                 }
             }
         }
+    });
+}
+
+/// The kernel reads on where these programs do not, and puts pieces together.
+#[test]
+fn what_cannot_be_read_to_its_end_brings_no_address_of_the_cluster_either() {
+    in_both_worlds(|w| {
+        let run = |frame: &[u8]| w.run(Hook::FromUplink, frame, w.uplink, w.uplink, None);
+        // The first piece of a TCP header, and the second.
+        let pieces = |src, dst| {
+            let mut head = arriving(MAC_UPLINK, src, 4000, dst, 22, L4::Raw { proto: 6, bytes: vec![0; 8] });
+            let mut rest = head.clone();
+            head.fragment = Some((7, 0, true));
+            rest.fragment = Some((7, 8, false));
+            [head.bytes(), rest.bytes()]
+        };
+        // More extension headers than are walked.
+        let behind = |src, dst| {
+            let mut chain = [[60, 0, 1, 4, 0, 0, 0, 0].as_slice(); 7].concat();
+            chain[48] = 17;
+            chain.extend([0x0f, 0xa0, 0, 53, 0, 8, 0, 0]);
+            [arriving(MAC_UPLINK, src, 0, dst, 0, L4::Raw { proto: 60, bytes: chain }).bytes()]
+        };
+        let (four, six) = (hosts(Family::V4), hosts(Family::V6));
+        for src in [four.node, four.a, four.remote] {
+            pieces(src, four.node).iter().for_each(|frame| run(frame).dropped("spoofed_node"));
+        }
+        for src in [six.node, six.a, six.remote] {
+            behind(src, six.node).iter().for_each(|frame| run(frame).dropped("spoofed_node"));
+        }
+        pieces(four.outside, ip("127.0.0.1")).iter().for_each(|frame| run(frame).dropped("loopback"));
+        behind(six.outside, ip("::1")).iter().for_each(|frame| run(frame).dropped("loopback"));
+        // Anybody else's is the kernel's.
+        pieces(four.outside, four.node).iter().for_each(|frame| drop(run(frame).passed()));
+        behind(six.outside, six.node).iter().for_each(|frame| drop(run(frame).passed()));
     });
 }
 

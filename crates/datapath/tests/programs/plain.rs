@@ -7,6 +7,7 @@ use towpath_model::desired::*;
 use towpath_model::{Family, Protocol};
 
 use crate::frame::{ACK, Frame, L4, SYN};
+use crate::policy::unreachable;
 use crate::world::*;
 
 /// The end of node2's tunnel.
@@ -112,6 +113,23 @@ fn a_connection_changes_its_way_with_its_node_and_loses_no_packet() {
             node2_is(w, Reach::Tunnel, false);
             w.from_uplink(&comes(family, 80, 4000, L4::data(b"too late"))).dropped("spoofed_node");
             asks(w).into_tunnel(w, node2());
+        }
+    });
+}
+
+/// An error is judged again as well after a change, and the connection's way is looked up with its own next packet.
+#[test]
+fn an_error_about_a_connection_does_not_keep_it_on_its_former_way() {
+    in_world(|w| {
+        for family in BOTH {
+            let h = hosts(family);
+            node2_is(w, Reach::Tunnel, true);
+            w.from_pod(&sent_by(h.a, 4000, h.remote, 53, L4::udp(b"ask"))).into_tunnel(w, node2());
+            node2_is(w, Reach::Route, true);
+            let mut error = unreachable(h.remote, h.a, (h.a, 4000, h.remote, 53));
+            (error.src_mac, error.dst_mac) = (MAC_ROUTER, MAC_TUNNEL);
+            w.from_tunnel(&error, "192.168.50.2").into_pod(w.pod_a);
+            goes_plain(w, family, &sent_by(h.a, 4000, h.remote, 53, L4::udp(b"ask")));
         }
     });
 }

@@ -266,6 +266,33 @@ fn an_icmp_error_is_as_welcome_as_the_flow_it_quotes() {
     });
 }
 
+/// A datagram that its sender cut up: a router complains of the first piece, behind whose fragment header the ports are.
+#[test]
+fn an_error_about_the_first_piece_of_a_datagram_is_as_welcome_as_the_flow() {
+    in_world(|w| {
+        let a = w.local_a();
+        w.isolate(&a, 7, 0);
+        w.apply_policy();
+        for h in BOTH.map(hosts) {
+            w.from_pod(&sent_by(h.a, 4000, h.outside, 53, L4::udp(b"hello"))).passed();
+            let complains = |sport, fragment| {
+                let mut piece = sent_by(h.a, sport, h.outside, 53, L4::udp(&[1; 64]));
+                piece.fragment = Some(fragment);
+                let (kind, code, rest) = if h.a.is_ipv4() { (3, 4, [0, 0, 5, 0]) } else { (2, 0, [0, 0, 5, 0]) };
+                let error = L4::Icmp { kind, code, rest, payload: piece.packet() };
+                let mut frame = arriving(MAC_A, h.node2, 0, h.a, 0, error);
+                frame.ttl = 63;
+                w.to_pod(&frame, w.pod_a, w.uplink)
+            };
+            complains(4000, (7, 0, true)).passed();
+            complains(4001, (7, 0, true)).dropped("ingress_policy");
+            if h.a.is_ipv6() {
+                complains(4000, (7, 64, false)).dropped("malformed");
+            }
+        }
+    });
+}
+
 #[test]
 fn a_full_table_fails_closed_for_isolated_pods_and_open_for_others() {
     in_world_with(Limits { connections: 8, ..Limits::default() }, |w| {

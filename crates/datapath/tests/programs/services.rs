@@ -1,6 +1,6 @@
 //! Services on the veth path: translated once a connection, translated back, refused at once without a backend.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
@@ -155,6 +155,42 @@ fn a_connection_keeps_its_backend_and_a_new_one_chooses_again() {
         w.programs.sweep(Instant::now() + Duration::from_secs(60)).unwrap();
         assert_eq!(port_of(w, 4000, L4::data(b"x")), stays);
         assert_eq!(port_of(w, 4200, L4::syn()), keep.port());
+    });
+}
+
+/// Who writes a client's address and a SYN takes its connection to nobody else (and a client whose port has come round is told by the open end).
+#[test]
+fn a_syn_of_a_connection_that_is_open_goes_where_that_goes_and_once_it_is_closed_chooses() {
+    in_both_worlds(|w| {
+        for h in BOTH.map(hosts) {
+            let family = if h.a.is_ipv4() { Family::V4 } else { Family::V6 };
+            let backends: Vec<SocketAddr> = (1..=8).map(|n| SocketAddr::new(h.b, 8000 + n)).collect();
+            w.serve(1, family, Some(h.service), 80, Protocol::Tcp, &backends);
+            let asks = |w: &World, l4| w.from_pod(&sent_by(h.a, 4000, h.service, 80, l4)).into_pod(w.pod_b).dst.port();
+            let from_outside = |w: &World, l4| {
+                let frame = arriving(MAC_UPLINK, h.outside, 4000, h.service, 80, l4);
+                w.from_uplink(&frame).into_pod(w.pod_b).dst.port()
+            };
+            let each: [(_, &dyn Fn(&World, L4) -> u16); 2] = [(h.a, &asks), (h.outside, &from_outside)];
+            for (client, sends) in each {
+                let first = sends(w, L4::syn());
+                w.from_pod(&sent_by(h.b, first, client, 4000, L4::tcp(SYN | ACK)));
+                assert_eq!(sends(w, L4::tcp(ACK)), first);
+                let again: BTreeSet<u16> = (0..40).map(|_| sends(w, L4::syn())).collect();
+                assert_eq!(again, [first].into(), "of {client}");
+                assert_eq!(sends(w, L4::data(b"goes on")), first);
+                // What a client answers that began anew, and was told what is open.
+                assert_eq!(sends(w, L4::tcp(RST)), first);
+                let seen: BTreeSet<u16> = (0..100)
+                    .map(|_| {
+                        let chosen = sends(w, L4::syn());
+                        sends(w, L4::tcp(RST));
+                        chosen
+                    })
+                    .collect();
+                assert!(seen.len() > 4, "{seen:?}");
+            }
+        }
     });
 }
 

@@ -1,4 +1,4 @@
-//! `up`, `start`, `stop` and `down`.
+//! `up`, `start`, `stop` and `down`, and `node`.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};
@@ -15,8 +15,9 @@ use nix::unistd::Pid;
 use super::{LabStatus, Step, require_root, spec, status, teardown};
 use crate::kernel::{cgroup, ns};
 use crate::layout::{LabName, Layout, RUN_DIR};
-use crate::options::{ClusterSpec, UpOptions};
+use crate::options::{ClusterSpec, NodeSpec, UpOptions};
 use crate::runtime::image;
+use crate::supervisor::control::{self, Ask};
 
 /// How long the supervisor may take to end in good order.
 const STOP_LIMIT: Duration = Duration::from_secs(15);
@@ -93,6 +94,32 @@ pub fn down(name: &LabName) -> Result<()> {
     errors.extend(teardown::state(&layout));
     errors.extend(teardown::remove_lock(&layout, lock).err());
     finish(name, errors)
+}
+
+/// Makes one more node of a running lab, and waits until it is ready. It gets the first number that no node has.
+///
+/// # Errors
+///
+/// The lab does not run, a range has nothing left for the node, or it did not become ready (it is left as it is then, for a look at its logs).
+pub fn add_node(name: &LabName) -> Result<NodeSpec> {
+    change_nodes(name, &Ask::AddNode)
+}
+
+/// Switches a node of a running lab off, at once, and takes it and the pods that were on it out of the cluster, with all that was on its disk.
+///
+/// # Errors
+///
+/// The lab does not run, it has no such node or no other, or something of the node could not be removed.
+pub fn delete_node(name: &LabName, node: &str) -> Result<NodeSpec> {
+    change_nodes(name, &Ask::DeleteNode(node.to_owned()))
+}
+
+fn change_nodes(name: &LabName, change: &Ask) -> Result<NodeSpec> {
+    require_root()?;
+    let layout = Layout::new(name)?;
+    let _lock = lock(&layout)?;
+    spec(name)?;
+    control::ask(&layout, change)
 }
 
 fn finish(name: &LabName, errors: Vec<anyhow::Error>) -> Result<()> {

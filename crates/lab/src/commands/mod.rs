@@ -18,7 +18,7 @@ use crate::stage::{EnterSpec, enter};
 use crate::supervisor;
 
 pub use crate::supervisor::Step;
-pub use lifecycle::{down, start, stop, up};
+pub use lifecycle::{add_node, delete_node, down, start, stop, up};
 
 /// What is known of a lab.
 #[derive(Clone, Debug, Serialize)]

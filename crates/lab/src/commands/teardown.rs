@@ -37,18 +37,13 @@ pub(super) fn runtime(layout: &Layout) -> Vec<anyhow::Error> {
             errors.push(error);
         }
     }
-    errors.extend(mounts::unmount_below(layout.run()));
-    // Never delete through a mount that stayed.
-    match mounts::mount_points() {
-        Ok(points) if points.iter().any(|point| point.starts_with(layout.run())) => {}
-        _ => errors.extend(remove_tree(layout.run())),
-    }
+    errors.extend(mounts::remove_with_mounts(layout.run()));
     errors
 }
 
 /// Removes objects, disks, logs and credentials.
 pub(super) fn state(layout: &Layout) -> Vec<anyhow::Error> {
-    let mut errors: Vec<_> = remove_tree(layout.state()).into_iter().collect();
+    let mut errors: Vec<_> = mounts::remove_tree(layout.state()).err().into_iter().collect();
     let _shared = lock_shared().map_err(|error| errors.push(error));
     for dir in [Path::new(STATE_DIR), Path::new("/var/lib/towpath")] {
         // Fails while something else is in it.
@@ -71,12 +66,4 @@ pub(super) fn remove_lock(layout: &Layout, lock: Flock<File>) -> Result<()> {
         let _ = std::fs::remove_dir(dir);
     }
     Ok(())
-}
-
-fn remove_tree(path: &Path) -> Option<anyhow::Error> {
-    match std::fs::remove_dir_all(path) {
-        Ok(()) => None,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
-        Err(error) => Some(anyhow::Error::new(error).context(format!("remove {}", path.display()))),
-    }
 }

@@ -66,3 +66,24 @@ pub(crate) fn unmount_below(dir: &Path) -> Vec<anyhow::Error> {
     }
     errors
 }
+
+/// Removes a directory with all in it, after what is mounted there was unmounted; none is fine. Returns what could not be removed.
+pub(crate) fn remove_with_mounts(dir: &Path) -> Vec<anyhow::Error> {
+    let mut errors = unmount_below(dir);
+    // Never delete through a mount that stayed.
+    match mount_points() {
+        Ok(points) if points.iter().any(|point| point.starts_with(dir)) => {}
+        _ => errors.extend(remove_tree(dir).err()),
+    }
+    errors
+}
+
+/// Removes a directory with all in it; none is fine.
+pub(crate) fn remove_tree(path: &Path) -> Result<()> {
+    match std::fs::remove_dir_all(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("remove {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}

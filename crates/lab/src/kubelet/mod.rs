@@ -106,8 +106,9 @@ impl Registry {
         }
     }
 
-    fn remove(&self, uid: &str) {
-        self.map().remove(uid);
+    /// Forgets a pod.
+    pub(crate) fn take(&self, uid: &str) -> Option<Entry> {
+        self.map().remove(uid)
     }
 }
 

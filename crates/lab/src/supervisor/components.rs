@@ -7,13 +7,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
-use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
 use towpath_apiserver::{ApiServer, UserInfo};
 use towpath_wire::config::ipnet_text::Cidr;
 use towpath_wire::config::{AgentConfig, CarryConfig, ControllerConfig};
 
-use super::child::{self, ChildSpec};
+use super::child::ChildSpec;
 use super::{API_PORT, gateways, stage_program};
 use crate::layout::Layout;
 use crate::options::{CLUSTER_DOMAIN, ClusterSpec, NodeSpec};
@@ -31,20 +29,36 @@ pub(super) struct Tokens {
 
 impl Tokens {
     /// The lab's tokens; made at the first start.
-    pub(super) fn load_or_make(file: &Path, spec: &ClusterSpec) -> Result<Self> {
-        let mut tokens: Self = match std::fs::read(file) {
+    pub(super) fn load_or_make(layout: &Layout, spec: &ClusterSpec) -> Result<Self> {
+        let file = layout.tokens();
+        let mut tokens: Self = match std::fs::read(&file) {
             Ok(text) => serde_json::from_slice(&text).with_context(|| format!("understand {}", file.display()))?,
             Err(_) => Self::default(),
         };
-        let fresh = || format!("{}{}", uuid::Uuid::new_v4().simple(), uuid::Uuid::new_v4().simple());
         for node in &spec.nodes {
-            tokens.agents.entry(node.name.clone()).or_insert_with(fresh);
+            tokens.agents.entry(node.name.clone()).or_insert_with(fresh_token);
         }
         if tokens.controller.is_empty() {
-            tokens.controller = fresh();
+            tokens.controller = fresh_token();
         }
-        write_private(file, &serde_json::to_vec(&tokens)?)?;
+        tokens.write(layout)?;
         Ok(tokens)
+    }
+
+    /// Makes one for a node that joins.
+    pub(super) fn add(&mut self, layout: &Layout, node: &str) -> Result<()> {
+        self.agents.insert(node.to_owned(), fresh_token());
+        self.write(layout)
+    }
+
+    /// A node's is worth nothing any more.
+    pub(super) fn remove(&mut self, layout: &Layout, node: &str) -> Result<()> {
+        self.agents.remove(node);
+        self.write(layout)
+    }
+
+    fn write(&self, layout: &Layout) -> Result<()> {
+        write_private(&layout.tokens(), &serde_json::to_vec(self)?)
     }
 
     /// Whom each token stands for: service accounts, the agent's bound to its node as a pod's token is.
@@ -62,56 +76,57 @@ impl Tokens {
     }
 }
 
-/// The running components; dropping it ends them at once.
-pub(super) struct Children(JoinSet<()>);
-
-impl Children {
-    /// Waits until all have ended, after the token they were started with was cancelled.
-    pub(super) async fn shut_down(mut self) {
-        while self.0.join_next().await.is_some() {}
-    }
+fn fresh_token() -> String {
+    format!("{}{}", uuid::Uuid::new_v4().simple(), uuid::Uuid::new_v4().simple())
 }
 
-/// Writes configurations and starts agent and carry a node, and the controller. Nothing with another CNI.
-pub(super) fn start(
+/// Where nodes reach the API server.
+pub(super) fn api_url(spec: &ClusterSpec) -> Result<String> {
+    let gateway = gateways(spec).into_iter().next().context("no underlay")?;
+    Ok(format!("https://{}", SocketAddr::new(gateway, API_PORT)))
+}
+
+/// Writes the configurations of a node's agent and carry. Nothing with another CNI.
+pub(super) fn of_node(
     layout: &Layout,
     spec: &ClusterSpec,
     api: &ApiServer,
     tokens: &Tokens,
-    stop: &CancellationToken,
-) -> Result<Children> {
-    let mut children = JoinSet::new();
+    node: &NodeSpec,
+) -> Result<Vec<ChildSpec>> {
     if spec.cni_conf.is_some() {
-        return Ok(Children(children));
+        return Ok(Vec::new());
     }
-    let url = format!("https://{}", SocketAddr::new(*gateways(spec).first().context("no underlay")?, API_PORT));
-    let program = stage_program(spec);
-    let mut specs = Vec::new();
-    for node in &spec.nodes {
-        let token = tokens.agents.get(&node.name).context("a node without a token")?;
-        let kubeconfig = layout.credentials().join(format!("agent-{}.kubeconfig", node.name));
-        write_private(&kubeconfig, api.token_kubeconfig(&url, token).as_bytes())?;
-        let agent = agent_config(layout, spec, node, &kubeconfig);
-        let carry = carry_config(layout, node, &agent);
-        let extra = serde_json::Value::Object(spec.agent_config.clone());
-        specs.push(component(layout, spec, node, "agent", merged(serde_json::to_value(&agent)?, extra))?);
-        specs.push(component(layout, spec, node, "carry", serde_json::to_value(&carry)?)?);
-    }
+    let token = tokens.agents.get(&node.name).context("a node without a token")?;
+    let kubeconfig = layout.credentials().join(format!("agent-{}.kubeconfig", node.name));
+    write_private(&kubeconfig, api.token_kubeconfig(&api_url(spec)?, token).as_bytes())?;
+    let agent = agent_config(layout, spec, node, &kubeconfig);
+    let carry = carry_config(layout, node, &agent);
+    let extra = serde_json::Value::Object(spec.agent_config.clone());
+    Ok(vec![
+        component(layout, spec, node, "agent", merged(serde_json::to_value(&agent)?, extra))?,
+        component(layout, spec, node, "carry", serde_json::to_value(&carry)?)?,
+    ])
+}
+
+/// Writes the controller's configuration; it runs on this node.
+pub(super) fn controller(
+    layout: &Layout,
+    spec: &ClusterSpec,
+    api: &ApiServer,
+    tokens: &Tokens,
+    node: &NodeSpec,
+) -> Result<ChildSpec> {
     let kubeconfig = layout.credentials().join("controller.kubeconfig");
-    write_private(&kubeconfig, api.token_kubeconfig(&url, &tokens.controller).as_bytes())?;
-    let first = spec.nodes.first().context("a lab without nodes")?;
+    write_private(&kubeconfig, api.token_kubeconfig(&api_url(spec)?, &tokens.controller).as_bytes())?;
     let controller = ControllerConfig {
         kubeconfig: Some(kubeconfig),
-        identity: first.name.clone(),
+        identity: node.name.clone(),
         // The lab gives ranges itself, as kube-controller-manager does in a kubeadm cluster.
         cluster_cidrs: Vec::new(),
         ..ControllerConfig::default()
     };
-    specs.push(component(layout, spec, first, "controller", serde_json::to_value(&controller)?)?);
-    for child in specs {
-        children.spawn(child::keep(child, program.clone(), stop.clone()));
-    }
-    Ok(Children(children))
+    component(layout, spec, node, "controller", serde_json::to_value(&controller)?)
 }
 
 fn merged(mut base: serde_json::Value, extra: serde_json::Value) -> serde_json::Value {

@@ -7,15 +7,18 @@
 //!          └─ children, restarted when they die: agent and carry a node, controller
 //! ```
 //!
+//! Nodes come and go while it runs ([`nodes`]), as `towpath lab node` asks for it ([`control`]).
+//!
 //! It says what it does as lines of JSON on its standard output ([`Step`]) until the cluster is ready, then closes it.
 //! An essential part's death ends the process; SIGTERM ends it in good order.
 
 mod bootstrap;
 mod child;
 mod components;
+pub(crate) mod control;
+mod nodes;
 
 use std::net::{IpAddr, SocketAddr, TcpListener};
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,22 +26,23 @@ use anyhow::{Context, Result, anyhow, bail};
 use kube::Client;
 use kube::runtime::{WatchStreamExt, reflector, watcher};
 use serde::{Deserialize, Serialize};
+use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use towpath_apiserver::{ApiServer, Config, Durability, UserInfo};
 
-use crate::kernel::{cgroup, mounts, ns};
-use crate::kubelet::events::EventSink;
-use crate::kubelet::{self, NodeContext, Registry};
+use crate::kernel::{cgroup, ns};
+use crate::kubelet::Registry;
 use crate::layout::Layout;
-use crate::options::{ClusterSpec, NodeSpec};
-use crate::runtime::cni::Cni;
+use crate::options::ClusterSpec;
 use crate::runtime::image;
 use crate::runtime::spawn::{StageProgram, write_private};
 use crate::{controllers, streams, topology};
 use components::Tokens;
+use control::{Ask, Asked};
+use nodes::{Nodes, Starting};
 
 /// Port of the API server inside the underlay, as kubeadm's.
 pub(crate) const API_PORT: u16 = 6443;
@@ -95,7 +99,7 @@ pub(crate) fn main(layout: &Layout) -> Result<()> {
 async fn serve(layout: &Layout) -> Result<()> {
     let text =
         std::fs::read(layout.cluster_file()).with_context(|| format!("read {}", layout.cluster_file().display()))?;
-    let spec: Arc<ClusterSpec> = Arc::new(serde_json::from_slice(&text).context("understand the lab's cluster file")?);
+    let spec: ClusterSpec = serde_json::from_slice(&text).context("understand the lab's cluster file")?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let stop = CancellationToken::new();
@@ -123,17 +127,15 @@ async fn serve(layout: &Layout) -> Result<()> {
     let registry = Registry::default();
     api.set_stream_handler(Arc::new(streams::Streams::new(layout.clone(), registry.clone())));
     let services = watch_services(&admin, &mut essential);
-    let children = components::start(layout, &spec, &api, &tokens, &stop)?;
-    let mut ready = Vec::new();
-    for node in &spec.nodes {
-        let (is_ready, became_ready) = watch::channel(false);
-        ready.push((node.name.clone(), became_ready));
-        let context = node_context(layout, &spec, node, &api, services.clone(), registry.clone(), &mut essential)?;
-        essential.spawn(async move { kubelet::run(context, is_ready).await });
-    }
+    let socket = layout.control_socket();
+    let listener = UnixListener::bind(&socket).with_context(|| format!("listen on {}", socket.display()))?;
+    let (asking, mut asked) = mpsc::channel(1);
+    essential.spawn(control::listen(listener, asking));
+    let mut nodes = Nodes::new(layout.clone(), spec, api.clone(), admin, tokens, services, registry);
+    let starting = nodes.start_all(&mut essential)?;
 
     tell(&Step::Doing("waiting for nodes to become ready".to_owned()));
-    let waiting = wait_until_ready(layout, &spec, ready);
+    let waiting = wait_until_ready(layout.clone(), nodes.spec().clone(), starting);
     tokio::pin!(waiting);
     let mut announced = false;
     let result = loop {
@@ -146,50 +148,46 @@ async fn serve(layout: &Layout) -> Result<()> {
                 }
                 close_stdout();
             }
+            Some(asked) = asked.recv() => change_nodes(layout, &mut nodes, asked, &mut essential).await,
             _ = terminate.recv() => break Ok(()),
             _ = interrupt.recv() => break Ok(()),
-            Some(ended) = essential.join_next() => {
-                break match ended {
-                    Ok(Ok(())) => Err(anyhow!("a part of the lab ended unexpectedly")),
-                    Ok(Err(error)) => Err(error),
-                    Err(error) => Err(anyhow!("a part of the lab died: {error}")),
-                };
-            }
+            Some(ended) = essential.join_next() => match ended {
+                // A node that was told to.
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => break Err(error),
+                Err(error) => break Err(anyhow!("a part of the lab died: {error}")),
+            },
         }
     };
     stop.cancel();
     essential.shutdown().await;
-    children.shut_down().await;
+    nodes.shut_down().await;
     api.shutdown().await;
     result
 }
 
-fn prepare_directories(layout: &Layout, spec: &ClusterSpec) -> Result<()> {
-    let make = |path: &Path| std::fs::create_dir_all(path).with_context(|| format!("create {}", path.display()));
-    make(&layout.credentials())?;
-    make(&layout.run().join("pods"))?;
-    for node in &spec.nodes {
-        make(&layout.node_cni_conf(&node.name))?;
-        make(&layout.node_host_dir(&node.name))?;
-        cgroup::create(&layout.node_system_cgroup(&node.name))?;
-        mounts::mount_bpffs(&layout.node_bpffs(&node.name))?;
-        if let Some(template) = &spec.cni_conf {
-            let text = fill_cni_conf(template, layout, node)?;
-            let file = layout.node_cni_conf(&node.name).join("10-given.conflist");
-            std::fs::write(&file, text).with_context(|| format!("write {}", file.display()))?;
+/// Does what was asked; of a node that is added, the answer waits until it is ready.
+async fn change_nodes(layout: &Layout, nodes: &mut Nodes, asked: Asked, essential: &mut JoinSet<Result<()>>) {
+    match &asked.what {
+        Ask::DeleteNode(name) => {
+            let deleted = nodes.delete(name).await;
+            asked.answer(deleted);
         }
+        Ask::AddNode => match nodes.add(essential).await {
+            Ok((node, ready)) => {
+                let waiting = wait_until_ready(layout.clone(), nodes.spec().clone(), vec![(node.clone(), ready)]);
+                tokio::spawn(async move { asked.answer(waiting.await.map(|()| node)) });
+            }
+            Err(error) => asked.answer(Err(error)),
+        },
     }
-    Ok(())
 }
 
-/// Replaces the placeholders that [`crate::options::UpOptions::cni_conf`] documents.
-fn fill_cni_conf(template: &str, layout: &Layout, node: &NodeSpec) -> Result<String> {
-    let cidrs: Vec<String> = node.pod_cidrs.iter().map(ToString::to_string).collect();
-    Ok(template
-        .replace("$NODE", &node.name)
-        .replace("$POD_CIDRS", &serde_json::to_string(&cidrs)?)
-        .replace("$POD_CIDR", cidrs.first().map_or("", String::as_str))
-        .replace("$STATE", &layout.node_state(&node.name).display().to_string()))
+fn prepare_directories(layout: &Layout, spec: &ClusterSpec) -> Result<()> {
+    for dir in [layout.credentials(), layout.run().join("pods")] {
+        std::fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
+    }
+    spec.nodes.iter().try_for_each(|node| nodes::prepare(layout, spec, node))
 }
 
 fn gateways(spec: &ClusterSpec) -> Vec<IpAddr> {
@@ -199,7 +197,7 @@ fn gateways(spec: &ClusterSpec) -> Vec<IpAddr> {
 async fn start_api(layout: &Layout, spec: &ClusterSpec) -> Result<(ApiServer, Tokens)> {
     let credentials = layout.credentials();
     std::fs::create_dir_all(&credentials).with_context(|| format!("create {}", credentials.display()))?;
-    let tokens = Tokens::load_or_make(&credentials.join("tokens.json"), spec)?;
+    let tokens = Tokens::load_or_make(layout, spec)?;
     let mut config = Config::new(layout.api_data());
     config.service_cidrs.clone_from(&spec.service_cidrs);
     config.advertise = gateways(spec).into_iter().map(|address| (address, API_PORT)).collect();
@@ -256,72 +254,33 @@ fn watch_services(
     store
 }
 
-fn node_context(
-    layout: &Layout,
-    spec: &Arc<ClusterSpec>,
-    node: &NodeSpec,
-    api: &ApiServer,
-    services: reflector::Store<k8s_openapi::api::core::v1::Service>,
-    registry: Registry,
-    essential: &mut JoinSet<Result<()>>,
-) -> Result<Arc<NodeContext>> {
-    let user = UserInfo::new(format!("system:node:{}", node.name), &["system:nodes"]);
-    let client = Client::new(api.loopback(user), "default");
-    let (events, writing) = EventSink::new(client.clone(), &node.name);
-    essential.spawn(async move {
-        writing.await;
-        std::future::pending().await
-    });
-    let url = format!("https://{}", SocketAddr::new(*gateways(spec).first().context("no underlay")?, API_PORT));
-    let credentials = api.client_credentials(&format!("system:node:{}", node.name), &["system:nodes"])?;
-    let file = layout.credentials().join(format!("kubelet-{}.kubeconfig", node.name));
-    write_private(&file, api.kubeconfig(&url, &credentials).as_bytes())?;
-    Ok(Arc::new(NodeContext {
-        layout: layout.clone(),
-        spec: spec.clone(),
-        node: node.clone(),
-        client,
-        stage: stage_program(spec),
-        image_root: layout.images(),
-        cni: Cni {
-            conf_dir: layout.node_cni_conf(&node.name),
-            bin_dirs: spec.cni_bin_dirs.clone(),
-            node_netns: layout.netns(&node.name),
-        },
-        events,
-        services,
-        registry,
-    }))
-}
-
 /// How this lab's hidden commands are called.
 pub(crate) fn stage_program(spec: &ClusterSpec) -> StageProgram {
     StageProgram { program: spec.program.clone(), args: spec.program_args.clone() }
 }
 
-/// Waits until every node is Ready and, with Towpath as the network, cluster DNS answers on each.
-async fn wait_until_ready(
-    layout: &Layout,
-    spec: &ClusterSpec,
-    ready: Vec<(String, watch::Receiver<bool>)>,
-) -> Result<()> {
+/// Waits until these nodes are Ready and, with Towpath as the network, cluster DNS answers on each.
+async fn wait_until_ready(layout: Layout, spec: ClusterSpec, starting: Vec<Starting>) -> Result<()> {
     // Their agents start all at once, on one machine.
-    let limit = READY_LIMIT + READY_LIMIT_EACH * u32::try_from(ready.len()).unwrap_or(u32::MAX);
+    let limit = READY_LIMIT + READY_LIMIT_EACH * u32::try_from(starting.len()).unwrap_or(u32::MAX);
     let deadline = tokio::time::Instant::now() + limit;
-    for (node, mut is_ready) in ready {
+    let mut nodes = Vec::new();
+    for (node, mut is_ready) in starting {
         let waited = tokio::time::timeout_at(deadline, is_ready.wait_for(|ready| *ready)).await;
         if !matches!(waited, Ok(Ok(_))) {
-            let log = layout.node_state(&node).join("agent.log");
+            let log = layout.node_state(&node.name).join("agent.log");
             bail!(
-                "node {node} did not become ready within {} s; its agent's log is {}",
+                "node {} did not become ready within {} s; its agent's log is {}",
+                node.name,
                 limit.as_secs(),
                 log.display()
             );
         }
+        nodes.push(node);
     }
     if spec.cni_conf.is_none() {
-        for node in &spec.nodes {
-            components::wait_for_dns(layout, spec, node, deadline).await?;
+        for node in &nodes {
+            components::wait_for_dns(&layout, &spec, node, deadline).await?;
         }
     }
     Ok(())

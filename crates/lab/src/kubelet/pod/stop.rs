@@ -145,6 +145,6 @@ impl Worker {
         let (namespace, name) = (self.pod.namespace().unwrap_or_default(), self.pod.name_any());
         let logs = self.context.layout.pod_logs(&self.context.node.name, &namespace, &name, &self.uid);
         let _ = std::fs::remove_dir_all(logs);
-        self.context.registry.remove(&self.uid);
+        self.context.registry.take(&self.uid);
     }
 }
