@@ -1,4 +1,4 @@
-# Few targets, each a thin name for a script. `make demo` and `make test` need root and install what they miss.
+# Few targets, each a thin name for a script. scripts/prepare says which need root; what is missing is installed, by root.
 SHELL := /bin/bash
 .PHONY: demo test check fuzz bench image manifests man kernels clean
 

@@ -18,8 +18,12 @@ use towpath_walkthrough::traffic::{Bulk, Clock, Flow, Heard, Receiver, Sender, S
 
 const NODES: [&str; 3] = ["n1", "n2", "n3"];
 const SOON: Duration = Duration::from_secs(30);
-/// How long it goes on each way.
-const STAY: Duration = Duration::from_secs(2);
+/// How long it goes on each way at least, and the last time.
+const STAY: Duration = Duration::from_millis(500);
+const LAST_STAY: Duration = Duration::from_secs(2);
+/// So many packets of a node show that they go by a backend; that many are sent within a second where the machine is not busy.
+const ENOUGH: u64 = 500;
+const ENOUGH_WITHIN: Duration = Duration::from_secs(10);
 const PORT: u16 = 5300;
 /// Between the datagrams of a flow.
 const PACE: Duration = Duration::from_millis(4);
@@ -138,16 +142,19 @@ fn change(cluster: &Cluster, backend: &str) -> Result<()> {
     cluster.apply_text(&network_config(&format!("{{backend: {backend}}}")))
 }
 
-/// Sees that packets go by this backend for a while.
-fn stays(cluster: &Cluster, backend: &str) -> Result<()> {
+/// Sees that packets go by this backend for a while, `at_least` so long.
+fn stays(cluster: &Cluster, backend: &str, at_least: Duration) -> Result<()> {
     all_send_by(cluster, backend)?;
     let before = counters(cluster, "n1")?;
-    std::thread::sleep(STAY);
-    let after = counters(cluster, "n1")?;
-    let gone: BTreeMap<_, _> =
-        after.iter().zip(before.values()).map(|((name, after), before)| (*name, after - before)).collect();
+    std::thread::sleep(at_least);
+    let gone = wait(&format!("packets by {backend}"), ENOUGH_WITHIN, || {
+        let after = counters(cluster, "n1")?;
+        let gone: BTreeMap<_, _> =
+            after.iter().zip(before.values()).map(|((name, after), before)| (*name, after - before)).collect();
+        ensure!(gone.get(backend).is_some_and(|count| *count > ENOUGH), "packets do not go by {backend}: {gone:?}");
+        Ok(gone)
+    })?;
     println!("{backend}: packets by {gone:?}");
-    ensure!(gone.get(backend).is_some_and(|count| *count > 500), "packets do not go by {backend}: {gone:?}");
     Ok(())
 }
 
@@ -235,20 +242,22 @@ fn goes(name: &str, families: Families, course: &Course<'_>) -> Result<()> {
         }
         let done = (|| -> Result<(usize, u64)> {
             let traffic = Traffic::start(&pods, usize::try_from(mtu)?)?;
-            stays(&cluster, "vxlan")?;
-            for (n, backend) in (0..).zip(course.pairs) {
+            stays(&cluster, "vxlan", STAY)?;
+            // In turns: an agent that did not live ten seconds is started again later each time.
+            let victims = [None, Some("n2"), None, Some("n3")].into_iter().cycle();
+            for (backend, victim) in course.pairs.iter().zip(victims) {
                 change(&cluster, backend)?;
-                if n % 2 == 1 {
-                    kill(wait("an agent", SOON, || lab_agent(cluster.name(), "n2"))?)?;
+                if let Some(victim) = victim {
+                    kill(wait("an agent", SOON, || lab_agent(cluster.name(), victim))?)?;
                 }
-                stays(&cluster, backend)?;
+                stays(&cluster, backend, STAY)?;
             }
             for backend in course.fast {
                 change(&cluster, backend)?;
                 std::thread::sleep(Duration::from_millis(400));
             }
             kill(wait("an agent", SOON, || lab_agent(cluster.name(), "n3"))?)?;
-            stays(&cluster, "ipip")?;
+            stays(&cluster, "ipip", LAST_STAY)?;
             traffic.end()
         })();
         load.ends();

@@ -365,7 +365,7 @@ fn a_path_that_carries_less_than_assumed_is_found_named_and_fitted_to() -> Resul
     if !can_run_labs()? {
         return Ok(());
     }
-    let cluster = Cluster::up("e2e-mtu-path", 3, Families::Dual)?;
+    let cluster = Cluster::up_with("e2e-mtu-path", 3, Families::Dual, &["--agent-config", "pathRoundSeconds=3"])?;
     let servers = NODES.map(|node| server(&format!("web-{node}"), node, "app: web"));
     cluster.apply_text(&servers.concat())?;
     let pods = NODES.iter().map(|node| pod(&cluster, &format!("web-{node}"))).collect::<Result<Vec<_>>>()?;
@@ -399,9 +399,13 @@ fn a_path_that_carries_less_than_assumed_is_found_named_and_fitted_to() -> Resul
         }
         Ok(())
     })?;
-    let fit = condition(&cluster, "n1", "PathsFit")?;
-    let right = fit["status"] == "False" && fit["reason"] == "TooSmall" && fit["message"].to_string().contains("n3");
-    ensure!(right, "{fit}");
+    wait("the condition to say so", SOON, || {
+        let fit = condition(&cluster, "n1", "PathsFit")?;
+        let right =
+            fit["status"] == "False" && fit["reason"] == "TooSmall" && fit["message"].to_string().contains("n3");
+        ensure!(right, "{fit}");
+        Ok(())
+    })?;
     let metrics = cluster.node("n1", "curl -sS -m 3 http://127.0.0.1:9116/metrics | grep path")?;
     ensure!(metrics.out.contains("node=\"n3\"") && metrics.out.contains(" 1300"), "{}", metrics.all());
     let lost = say(&pods[0].place, &format!("ping -M do -c1 -W1 -s 1300 {}", pods[2].ips[0]))?;

@@ -48,6 +48,11 @@ fn serve_dns(load: &Load) -> Result<()> {
     Ok(())
 }
 
+/// A source port that was used a moment ago leads where it led then, until that server's flows are let go of.
+const LET_GO_OF: Duration = Duration::from_secs(4);
+/// So many answers in a row show who gives them.
+const TELLING: usize = 100;
+
 const NAME: &str = "kubernetes.default.svc.cluster.local";
 
 /// Asks over `socket`; whether the server behind the Service answered, and not Towpath's.
@@ -141,18 +146,24 @@ fn corefile_is(cluster: &Cluster, host: &str, stub: &str) -> Result<()> {
 }
 
 fn dns_hand_over_and_back(cluster: &Cluster, coredns: &str, answers: &Answers) -> Result<()> {
-    let answered_by = |theirs: bool| -> Result<()> {
-        // A source port that was used a moment ago leads where it led then, until that server's flows are let go of.
-        std::thread::sleep(Duration::from_secs(4));
-        let count = || (answers.theirs.load(Ordering::Relaxed), answers.ours.load(Ordering::Relaxed));
-        let before = count();
-        std::thread::sleep(Duration::from_secs(1));
-        let after = count();
-        let (of_theirs, of_ours) = (after.0 - before.0, after.1 - before.1);
-        // CoreDNS stays the server of flows that it had, as long as it is there.
-        let right = if theirs { of_ours == 0 && of_theirs > 20 } else { of_ours > 20 && of_ours > 4 * of_theirs };
-        ensure!(right, "who answers: {before:?} to {after:?}");
-        Ok(())
+    let count = || (answers.theirs.load(Ordering::Relaxed), answers.ours.load(Ordering::Relaxed));
+    let more = |before: (usize, usize)| {
+        wait("answers", Duration::from_secs(5), || {
+            let now = count();
+            ensure!(now.0 + now.1 >= before.0 + before.1 + TELLING, "from {before:?} to {now:?}");
+            Ok(now)
+        })
+    };
+    let answered_by = |theirs: bool| {
+        wait("another to answer", LET_GO_OF, || {
+            let before = count();
+            let after = more(before)?;
+            let (of_theirs, of_ours) = (after.0 - before.0, after.1 - before.1);
+            // CoreDNS stays the server of flows that it had, as long as it is there.
+            let right = if theirs { of_ours == 0 } else { of_ours > 4 * of_theirs };
+            ensure!(right, "who answers: {before:?} to {after:?}");
+            Ok(())
+        })
     };
     answered_by(false)?;
     println!("CoreDNS comes");

@@ -282,6 +282,26 @@ fn restart_alone(cluster: &Cluster, node: &str) -> Result<()> {
     })
 }
 
+/// Waits until a node has on its disk what its agent goes on with alone: the Service with its address, the endpoint, and that it announces it.
+fn has_kept(cluster: &Cluster, node: &str, address: &str, endpoint: &str) -> Result<()> {
+    let state = Path::new("/var/lib/towpath/lab").join(cluster.name()).join("nodes").join(node).join("towpath");
+    let service = format!(r#""load_balancer_ips":["{address}"],"load_balancer_class":null,"balanced_by_us":true"#);
+    let endpoint = format!(r#"{{"address":"{endpoint}","conditions":{{"ready":true"#);
+    let kept = [
+        ("last-known/services.jsonl", service),
+        ("last-known/endpointslices.jsonl", endpoint),
+        ("announced.json", format!("\"{address}\"")),
+    ];
+    wait(&format!("{node} to have kept what it knows"), Duration::from_secs(30), || {
+        for (file, text) in &kept {
+            let path = state.join(file);
+            let found = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+            ensure!(found.contains(text), "{}: no {text} in {found}", path.display());
+        }
+        Ok(())
+    })
+}
+
 #[test]
 fn an_agent_that_starts_without_the_api_server_announces_what_it_held_and_nothing_that_another_has() -> Result<()> {
     if !can_run_labs()? {
@@ -289,7 +309,7 @@ fn an_agent_that_starts_without_the_api_server_announces_what_it_held_and_nothin
     }
     let cluster = Cluster::up("e2e-lb-alone", 2, Families::Ipv4)?;
     cluster.apply_text(&(web("web", "n1") + &service("web", 80, "", "")))?;
-    cluster.wait_ready("app=web", 1)?;
+    let endpoint = cluster.wait_ready("app=web", 1)?.pop().context("a pod")?.ip;
     let address = balancer_address(&cluster, "web")?;
     answers_from_outside(&cluster, &address, 80)?;
     let first = announced_by_one(&cluster, &address)?;
@@ -306,8 +326,7 @@ fn an_agent_that_starts_without_the_api_server_announces_what_it_held_and_nothin
     let shown: Value = serde_json::from_slice(&shown.stdout).context("towpath service show")?;
     ensure!(field(&shown, "/announced/0/node") == first, "{shown}");
 
-    // What is known is kept every few seconds.
-    std::thread::sleep(Duration::from_secs(7));
+    has_kept(&cluster, &first, &address, &endpoint)?;
     let server = api_server(&cluster, &first)?;
     // The one that stands by first: it is not to take over meanwhile.
     for node in [second, first.as_str()] {

@@ -16,6 +16,9 @@ use towpath_walkthrough::pods::{server, shell};
 /// Longest an answer may take: the machine may be busy, a connection that was lost does not answer at all.
 const ANSWER: Duration = Duration::from_secs(5);
 const NODE_PORT: u16 = 30080;
+/// So many new connections are opened before the next change; and so many that nobody serves show that nobody does.
+const SETTLED: usize = 100;
+const TELLING: usize = 300;
 const NODES: [&str; 2] = ["n1", "n2"];
 
 const RULES: &str = r#"---
@@ -72,6 +75,16 @@ struct Load {
 impl Load {
     fn goes_on(&self) -> bool {
         !self.over.load(Ordering::Relaxed)
+    }
+
+    /// Waits until so many more connections have been opened.
+    fn opens(&self, count: usize) -> Result<()> {
+        let until = self.opened.load(Ordering::Relaxed) + count;
+        wait(&format!("{count} new connections"), Duration::from_secs(20), || {
+            let opened = self.opened.load(Ordering::Relaxed);
+            ensure!(opened >= until, "{opened} of {until}");
+            Ok(())
+        })
     }
 }
 
@@ -157,9 +170,9 @@ fn hand_over_and_back(
     check: &dyn Fn() -> Result<()>,
 ) -> Result<()> {
     let next = || load.phase.fetch_add(1, Ordering::Relaxed);
-    let settle = || std::thread::sleep(Duration::from_secs(2));
+    let settle = || load.opens(SETTLED);
     ensure!(health(cluster)? == "200", "kube-proxy's health is ours to answer");
-    settle();
+    settle()?;
 
     println!("kube-proxy comes, and gets Services once it has settled");
     kube_proxy.arrives()?;
@@ -167,9 +180,12 @@ fn hand_over_and_back(
     ensure!(took > Duration::from_secs(8), "it was given them after {took:?}, before it can have settled");
     next();
     let before = kube_proxy.served()?;
-    settle();
-    let after = kube_proxy.served()?;
-    ensure!(before.iter().zip(&after).all(|(b, a)| a > b), "its rules serve nobody: {before:?}, {after:?}");
+    settle()?;
+    wait("its rules to serve on every node", ANSWER, || {
+        let after = kube_proxy.served()?;
+        ensure!(before.iter().zip(&after).all(|(b, a)| a > b), "its rules serve nobody: {before:?}, {after:?}");
+        Ok(())
+    })?;
     ensure!(health(cluster)? == "000", "its ports are its own");
     check()?;
 
@@ -189,7 +205,7 @@ fn hand_over_and_back(
     in_charge(cluster, "serviceProxy", "towpath")?;
     next();
     let before = kube_proxy.served()?;
-    settle();
+    load.opens(TELLING)?;
     ensure!(before == kube_proxy.served()?, "kube-proxy's rules still serve");
     config_says(cluster, "Applied", "True", "all 2 nodes")?;
     // What cannot be used is in force nowhere; taken back, it is everywhere, and no agent has started again for it.
@@ -203,7 +219,7 @@ fn hand_over_and_back(
     config_says(cluster, "ServicesByTowpath", "True", "towpath on 2 nodes")?;
     NODES.iter().try_for_each(|node| kube_proxy.pod_goes(node))?;
     kube_proxy.rules_go()?;
-    settle();
+    settle()?;
     check()?;
     wait(
         "kube-proxy's health to be ours",
@@ -217,7 +233,7 @@ fn hand_over_and_back(
     in_charge(cluster, "serviceProxy", "kube-proxy")?;
     next();
     config_says(cluster, "ServicesByTowpath", "False", "delete daemonset kube-proxy")?;
-    settle();
+    settle()?;
 
     println!("kube-proxy is deleted for good");
     NODES.iter().try_for_each(|node| kube_proxy.pod_goes(node))?;
@@ -225,8 +241,7 @@ fn hand_over_and_back(
     ensure!(took > Duration::from_secs(25), "Towpath took over after {took:?}, as if no pod were ever rolled");
     next();
     kube_proxy.rules_go()?;
-    settle();
-    Ok(())
+    settle()
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! No packet contrary to policy while policies change: every packet is judged at its receiver, by what was wanted when and by what each node
 //! had acknowledged, with agents that are killed and cut off meanwhile. And policies hold while their namespace ends.
 //!
-//! The seed is printed; `TOWPATH_SEED` repeats a run, `TOWPATH_FULL=1` makes a thousand changes instead of a hundred (nextest's profile `full` has the time).
+//! The seed is printed; `TOWPATH_SEED` repeats a run, `TOWPATH_FULL=1` makes a thousand changes instead of a hundred, and kills agents for longer (nextest's
+//! profile `full` has the time).
 
 #![allow(clippy::indexing_slicing, reason = "indexes come from the dice, below the length")]
 
@@ -337,8 +338,32 @@ fn before_a_node_acknowledges_a_change_it_judges_by_old_or_new_and_after_it_by_n
 
 /// So many kernel calls a change of policy takes, about; many take fewer, and then nobody dies.
 const CALLS: u32 = 9;
-/// They are gone through for so long, again and again.
+/// They are gone through for so long, again and again, at most; with `TOWPATH_FULL=1` that long.
 const KILLING: Duration = Duration::from_secs(45);
+/// As often an agent is killed in each call, or finds that a change does not get so far.
+const OFTEN: usize = 2;
+
+/// The calls that agents were to die in, in their order.
+#[derive(Debug, Default)]
+struct Tries {
+    killed: Vec<u32>,
+    missed: Vec<u32>,
+    last: u32,
+}
+
+impl Tries {
+    /// The next one in turn that has not been tried often enough; none: all have.
+    fn next(&self) -> Option<u32> {
+        let often = |tries: &[u32], call| tries.iter().filter(|tried| **tried == call).count() >= OFTEN;
+        let enough = |call| !full() && (often(&self.killed, call) || often(&self.missed, call));
+        (self.last + 1..=CALLS).chain(1..=self.last).find(|call| !enough(*call))
+    }
+
+    fn note(&mut self, call: u32, died: bool) {
+        self.last = call;
+        if died { &mut self.killed } else { &mut self.missed }.push(call);
+    }
+}
 
 #[test]
 fn an_agent_that_is_killed_in_any_call_of_a_change_leaves_old_or_new_and_the_next_ends_it() -> Result<()> {
@@ -364,10 +389,13 @@ fn an_agent_that_is_killed_in_any_call_of_a_change_leaves_old_or_new_and_the_nex
         run.change(Which::All, &NODES, false)?;
     }
     let traffic = Everywhere::begin(&cluster, &pods, clock)?;
-    let (begun, mut calls) = (Instant::now(), Vec::new());
-    for call in (1..=CALLS).cycle().take_while(|_| begun.elapsed() < KILLING) {
-        if run.change_and_die_in_call(call).with_context(|| format!("TOWPATH_SEED={seed}"))? {
-            calls.push(call);
+    let (begun, mut tries) = (Instant::now(), Tries::default());
+    while begun.elapsed() < KILLING
+        && let Some(call) = tries.next()
+    {
+        let died = run.change_and_die_in_call(call).with_context(|| format!("TOWPATH_SEED={seed}"))?;
+        tries.note(call, died);
+        if died {
             // One that comes up is in the midst of things, too; but it is the change that is to be cut.
             run.settled()?;
         }
@@ -375,7 +403,9 @@ fn an_agent_that_is_killed_in_any_call_of_a_change_leaves_old_or_new_and_the_nex
     let passed = traffic.end()?;
     let judged = run.history.judge(&passed.ways, &passed.sent, &passed.heard)?;
     println!(
-        "killed in calls {calls:?} within {:.1} s; {} packets sent, {} heard, {} of those in a window; {} forbidden, {} lost",
+        "killed in calls {:?}, not in calls {:?}, within {:.1} s; {} packets sent, {} heard, {} of those in a window; {} forbidden, {} lost",
+        tries.killed,
+        tries.missed,
         begun.elapsed().as_secs_f64(),
         judged.sent,
         judged.heard,
@@ -384,7 +414,7 @@ fn an_agent_that_is_killed_in_any_call_of_a_change_leaves_old_or_new_and_the_nex
         judged.lost
     );
     ensure!(judged.forbidden + judged.lost == 0, "TOWPATH_SEED={seed}\n{}", judged.told.join("\n"));
-    let tried: BTreeSet<u32> = calls.into_iter().collect();
+    let tried: BTreeSet<u32> = tries.killed.into_iter().collect();
     ensure!(
         tried.len() > 2 && judged.telling > 0 && judged.in_windows > 0,
         "too little was tried: {tried:?} {judged:?}"

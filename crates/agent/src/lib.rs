@@ -184,7 +184,8 @@ async fn run_until(config: AgentConfig, shutdown: CancellationToken) -> Result<E
     let announcing = owned(node_ready::announce_when_ready(client.clone(), parsed.node.clone(), readiness.clone()));
     let facts = datapath.facts().await?;
     let (found, paths) = channel::channel(None);
-    let probing = owned(paths::probe(datapath.clone(), report.clone(), own.addresses.clone(), found));
+    let round = Duration::from_secs(config.path_round_seconds.into());
+    let probing = owned(paths::probe(datapath.clone(), report.clone(), own.addresses.clone(), round, found));
     let publisher = Publisher::new(
         client.clone(),
         publish::Facts {

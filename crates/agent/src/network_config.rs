@@ -1,7 +1,7 @@
 //! The cluster-wide `NetworkConfig`: laid over the agent's own configuration at the start, and followed.
 //!
 //! What was read last is kept on disk, so that an agent which starts while the API server is away has the same configuration as
-//! before. A change that can be used ends the process, whose successor starts with it; what is in the kernel goes on meanwhile. What says the
+//! before. With a change that can be used the agent starts anew within its process; what is in the kernel goes on meanwhile. What says the
 //! same under another generation (a change taken back, an object deleted and made again) is in force already: only its generation is told.
 
 use std::net::IpAddr;

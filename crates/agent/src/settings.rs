@@ -116,6 +116,9 @@ pub fn parse(config: &AgentConfig) -> Result<Parsed> {
             config.udp_port
         );
     }
+    if config.path_round_seconds == 0 {
+        bail!("agent configuration, pathRoundSeconds: 0; write 1 or more, paths are tried again after so many seconds");
+    }
     Ok(Parsed {
         node,
         cluster_cidrs,
@@ -388,6 +391,13 @@ mod tests {
         };
         let error = parse(&config).unwrap_err().to_string();
         assert!(error.contains("10.244.0.0/16") && error.contains("10.244.8.0/22"), "{error}");
+    }
+
+    #[test]
+    fn a_round_of_no_seconds_is_refused() {
+        let config = AgentConfig { node_name: "n".to_owned(), path_round_seconds: 0, ..AgentConfig::default() };
+        let error = parse(&config).unwrap_err().to_string();
+        assert!(error.contains("pathRoundSeconds"), "{error}");
     }
 
     #[test]

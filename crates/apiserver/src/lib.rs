@@ -25,7 +25,6 @@
 //!   `set_stream_handler(Arc<dyn StreamHandler>)`, `shutdown().await`. It is cheap to clone.
 //! - [`streaming::StreamHandler`] is what the embedder implements so that `kubectl logs`, `exec`, `attach` and
 //!   `port-forward` reach containers; register it with [`ApiServer::set_stream_handler`].
-//! - [`auth::Authorizer`] may decide before RBAC does.
 //! - [`Config`] has the ranges that Service addresses and node ports come from.
 //!
 //! The server knows the built-in kinds through [`kinds`] and makes custom ones from `CustomResourceDefinition` objects.

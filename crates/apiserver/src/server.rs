@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::alloc::ServiceAddresses;
-use crate::auth::{Authenticator, Authorizer, RbacCache, TokenIssuer, UserInfo, certificate_user};
+use crate::auth::{Authenticator, RbacCache, TokenIssuer, UserInfo, certificate_user};
 use crate::config::Config;
 use crate::registry::Registry;
 use crate::rest::{self, Who};
@@ -86,7 +86,6 @@ pub(crate) struct Core {
     pub(crate) closing: CancellationToken,
     pub(crate) openapi: crate::discovery::OpenApiCache,
     streams: RwLock<Option<Arc<dyn StreamHandler>>>,
-    authorizer: RwLock<Option<Arc<dyn Authorizer>>>,
     authority: Authority,
     tasks: TaskTracker,
 }
@@ -94,10 +93,6 @@ pub(crate) struct Core {
 impl Core {
     pub(crate) fn streams(&self) -> Option<Arc<dyn StreamHandler>> {
         self.streams.read().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    pub(crate) fn authorizer(&self) -> Option<Arc<dyn Authorizer>> {
-        self.authorizer.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The storage key of a resource, whatever its version.
@@ -146,7 +141,6 @@ impl ApiServer {
             closing: CancellationToken::new(),
             openapi: crate::discovery::OpenApiCache::default(),
             streams: RwLock::new(None),
-            authorizer: RwLock::new(None),
             authority,
             tasks: TaskTracker::new(),
             config,
@@ -230,11 +224,6 @@ impl ApiServer {
     /// Registers who answers `log`, `exec`, `attach` and `portforward`.
     pub fn set_stream_handler(&self, handler: Arc<dyn StreamHandler>) {
         *self.core.streams.write().unwrap_or_else(PoisonError::into_inner) = Some(handler);
-    }
-
-    /// Registers an authorizer that is asked before the node rules and RBAC.
-    pub fn set_authorizer(&self, authorizer: Arc<dyn Authorizer>) {
-        *self.core.authorizer.write().unwrap_or_else(PoisonError::into_inner) = Some(authorizer);
     }
 
     /// Ends watches and connections, writes everything to disk and closes the database.

@@ -1,4 +1,10 @@
-//! Pure decisions: service tables, routes, address allocation, DNS answers.
+//! Pure decisions. Each takes what is known, and the time where it matters, as arguments, and says what should be.
+//!
+//! - between nodes: [`peers`], [`backend`], [`path`], [`pod_mtu`], [`bandwidth`];
+//! - Services: [`services`], [`socket_services`], [`service_ranges`], [`load_balancer`], [`election`] of who announces;
+//! - addresses: [`ipam`], [`cluster_cidrs`], [`added_ranges`];
+//! - names: [`dns`];
+//! - who is in charge of Services and DNS: [`modes`].
 #![forbid(unsafe_code)]
 
 pub mod added_ranges;

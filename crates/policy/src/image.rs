@@ -5,16 +5,8 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use towpath_model::Direction;
 use towpath_model::desired::{ClassId, LocalClass, PolicyImage, RowKey, RowProtocol, RuleId, SetId, Verdict};
-use towpath_model::{Direction, Protocol};
-
-/// The protocol of rule rows for an IP protocol number (IANA).
-pub fn row_protocol(number: u8) -> RowProtocol {
-    match Protocol::ALL.into_iter().find(|p| p.number() == number) {
-        Some(protocol) => RowProtocol::Ports(protocol),
-        None => RowProtocol::Other,
-    }
-}
 
 /// The class of an address: pods first, then the longest prefix of its family, else class 0.
 pub fn class_of(image: &PolicyImage, address: IpAddr) -> ClassId {

@@ -16,7 +16,7 @@ use towpath_policy::compile::{TooLarge, Touched};
 use towpath_policy::{Compiler, View};
 
 const GRACE: Duration = Duration::from_secs(5);
-/// The default of `mapLimits.setClasses`.
+/// The default of `limits.setClasses`.
 const SET_CLASSES: usize = 262_144;
 /// Bytes of an entry of `tp_set_class` in the kernel (`BPF_F_NO_PREALLOC`): an element's head of 48, a key of 8, a value of 4, in a slab of 64.
 const ENTRY: usize = 64;

@@ -76,7 +76,7 @@ enum Command {
     Bench(bench::Command),
     /// The node agent (one a node).
     Agent(daemon::Options),
-    /// What answers DNS (one a node, beside the agent). It takes over from one that runs.
+    /// What answers DNS and carries packets of the backend udp (one a node, beside the agent). It takes over from one that runs.
     Carry(daemon::CarryOptions),
     /// Cluster-wide duties, under a Lease.
     Controller(daemon::Options),
@@ -147,14 +147,8 @@ fn main() -> ExitCode {
     if args.iter().skip(1).take(2).eq(["lab", "stage"]) {
         return towpath_lab::stage::main(args.get(3..).unwrap_or_default());
     }
-    let command = Cli::parse().command;
-    // Its exit codes tell an answer from a question that was not understood.
-    if let Command::Verify(command) = &command {
-        return verify::run(command);
-    }
-    match run(command) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
+    match run(Cli::parse().command) {
+        Ok(code) => code,
         Err(error) => {
             eprintln!("towpath: {error:#}");
             ExitCode::FAILURE
@@ -162,13 +156,14 @@ fn main() -> ExitCode {
     }
 }
 
-/// Runs a command; `false` is an answer that is no success (`explain`: denied), not an error.
-fn run(command: Command) -> Result<bool> {
-    match command {
+/// Runs a command. An answer that is no success (`explain`: denied) is no error, but its exit code is one's.
+fn run(command: Command) -> Result<ExitCode> {
+    let succeeded = match command {
+        // Its exit codes tell an answer from a question that was not understood.
+        Command::Verify(command) => return Ok(verify::run(&command)),
         Command::Lab(command) => lab::run(command),
         Command::Status(options) => client_runtime()?.block_on(status::run(&options)),
         Command::Explain(options) => client_runtime()?.block_on(explain::run(&options)),
-        Command::Verify(command) => Ok(verify::run(&command) == ExitCode::SUCCESS),
         Command::Policy(command) => client_runtime()?.block_on(policy::run(&command)),
         Command::Service(command) => client_runtime()?.block_on(service::run(&command)),
         Command::Dns(command) => client_runtime()?.block_on(dns::run(&command)),
@@ -189,7 +184,8 @@ fn run(command: Command) -> Result<bool> {
             clap_complete::generate(shell, &mut Cli::command(), "towpath", &mut std::io::stdout());
             Ok(true)
         }
-    }
+    }?;
+    Ok(if succeeded { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// A runtime for commands that ask an API server something.

@@ -9,6 +9,8 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use towpath_wire::config::AgentConfig;
+
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
 }
@@ -41,28 +43,92 @@ fn every_room_is_in_the_architecture_and_every_room_there_exists() {
     assert_eq!(described, crates());
 }
 
+/// All documents, by their paths below the root.
+fn documents() -> Vec<String> {
+    let below = |directory: &str| {
+        let entries = std::fs::read_dir(root().join(directory)).unwrap();
+        let names = entries.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned());
+        let documents = names.filter(|name| name.ends_with(".md"));
+        documents.map(|name| format!("{directory}{name}")).collect::<Vec<_>>()
+    };
+    ["", "docs/", "docs/decisions/"].into_iter().flat_map(below).collect()
+}
+
+/// What links may name behind a `#`: the headings, as GitHub makes anchors of them.
+fn anchors(text: &str) -> BTreeSet<String> {
+    let (mut found, mut in_code) = (BTreeSet::new(), false);
+    for line in text.lines() {
+        in_code ^= line.starts_with("```");
+        let title = line.trim_start_matches('#');
+        if in_code || title.len() == line.len() || !title.starts_with(' ') {
+            continue;
+        }
+        let kept = title.trim().to_lowercase();
+        let kept = kept.chars().filter(|c| c.is_alphanumeric() || " -_".contains(*c)).collect::<String>();
+        let plain = kept.replace(' ', "-");
+        let numbered = (1..).map(|number| format!("{plain}-{number}"));
+        let free = std::iter::once(plain.clone()).chain(numbered).find(|anchor| !found.contains(anchor));
+        found.extend(free);
+    }
+    found
+}
+
 #[test]
 fn links_of_the_documents_lead_somewhere() {
-    for document in [
-        "README.md",
-        "ARCHITECTURE.md",
-        "docs/roadmap.md",
-        "docs/install.md",
-        "docs/operations.md",
-        "docs/load-balancer.md",
-        "docs/security.md",
-        "docs/services.md",
-        "docs/verify.md",
-    ] {
-        let text = read(document);
-        let base = root().join(document).parent().unwrap().to_path_buf();
+    for document in documents() {
+        let text = read(&document);
+        let path = root().join(&document);
         for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
-            if !link.starts_with("http") {
-                let target = link.split('#').next().unwrap_or_default();
-                assert!(base.join(target).exists(), "{document} points to {target}, which is not there");
+            if link.starts_with("http") {
+                continue;
+            }
+            let (target, anchor) = link.split_once('#').unwrap_or((link, ""));
+            let target = if target.is_empty() { path.clone() } else { path.parent().unwrap().join(target) };
+            assert!(target.exists(), "{document} points to {link}, which is not there");
+            if !anchor.is_empty() {
+                let headings = anchors(&std::fs::read_to_string(&target).unwrap());
+                assert!(headings.contains(anchor), "{document} points to {link}; headings there are {headings:?}");
             }
         }
     }
+}
+
+/// What a document says may be in `agent.yaml`: code that begins with `limits` or its like, or stands before "in `agent.yaml`".
+fn configured(text: &str) -> Vec<String> {
+    let pieces: Vec<&str> = text.split('`').collect();
+    let is_limit = |code: &str| {
+        let first = code.split(['.', ':']).next().unwrap_or_default();
+        first == "limits" || first.ends_with("Limits")
+    };
+    // Code and what stands between it take turns.
+    let code = pieces.windows(3).skip(1).step_by(2);
+    let keys = code.filter(|window| is_limit(window[0]) || window[1..] == [" in ", "agent.yaml"]);
+    keys.map(|window| window[0].to_owned()).collect()
+}
+
+/// The field that an agent's configuration does not have; none: it has all that are named.
+fn unknown_field(key: &str) -> Option<String> {
+    let text = match key.contains(':') {
+        true => key.to_owned(),
+        false => key.rsplit('.').fold("null".to_owned(), |inner, name| format!("{{{name}: {inner}}}")),
+    };
+    let value: serde_json::Value = serde_saphyr::from_str(&text).unwrap_or_else(|e| panic!("{key}: {e}"));
+    let refused = serde_json::from_value::<AgentConfig>(value).err()?.to_string();
+    refused.contains("unknown field").then_some(refused)
+}
+
+#[test]
+fn keys_that_documents_name_are_keys_of_the_agents_configuration() {
+    assert!(unknown_field("mapLimits.setClasses").is_some() && unknown_field("limits.sets").is_some());
+    let mut named = 0;
+    for document in documents() {
+        for key in configured(&read(&document)) {
+            let unknown = unknown_field(&key);
+            assert!(unknown.is_none(), "{document} names {key}: {}", unknown.unwrap_or_default());
+            named += 1;
+        }
+    }
+    assert!(named >= 6, "only {named} keys were found: how documents name them has changed");
 }
 
 #[test]

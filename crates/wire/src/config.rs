@@ -122,6 +122,8 @@ pub struct AgentConfig {
     pub devices: Vec<String>,
     /// MTU of pod devices in bytes; none: derived from the uplink.
     pub pod_mtu: Option<u32>,
+    /// From one look at what the paths to the other nodes carry to the next, in seconds; 1 at least.
+    pub path_round_seconds: u32,
     /// What pods send out of the cluster by IPv4 leaves with their node's address.
     pub masquerade_ipv4: bool,
     /// The same of IPv6.
@@ -195,6 +197,7 @@ impl Default for AgentConfig {
             uplink: None,
             devices: Vec::new(),
             pod_mtu: None,
+            path_round_seconds: 60,
             masquerade_ipv4: true,
             masquerade_ipv6: true,
             non_masquerade_cidrs: Vec::new(),

@@ -1,7 +1,7 @@
 //! What the paths to the other nodes really carry: each is tried every now and then with an echo as large as what pods may send makes packets between
 //! nodes, that nobody may cut on its way.
 //!
-//! One echo is under way at a time, and a round over all nodes takes a minute at least, so what this adds to a network is next to nothing. Where echoes are not let
+//! One echo is under way at a time, and a round over all nodes takes a minute at least (`pathRoundSeconds`), so what this adds to a network is next to nothing. Where echoes are not let
 //! through nothing is known, and nothing is said.
 
 mod echo;
@@ -18,8 +18,6 @@ use tracing::{debug, info, warn};
 
 use crate::reconcile::SharedReport;
 
-/// From the begin of a round to that of the next.
-const ROUND: Duration = Duration::from_secs(60);
 /// After something was changed the first round comes so soon.
 const SOON: Duration = Duration::from_secs(2);
 /// Between two nodes.
@@ -59,8 +57,14 @@ impl SmallPath {
 /// What was found out in the last round; none: there was none yet.
 pub type Paths = Option<Vec<SmallPath>>;
 
-/// Tries paths for ever.
-pub async fn probe(datapath: Datapath, report: SharedReport, own: Vec<IpAddr>, found: watch::Sender<Paths>) {
+/// Tries paths for ever; `round`: from the begin of a round to that of the next.
+pub async fn probe(
+    datapath: Datapath,
+    report: SharedReport,
+    own: Vec<IpAddr>,
+    round: Duration,
+    found: watch::Sender<Paths>,
+) {
     let mut before: Option<(u32, Vec<NodePeer>)> = None;
     loop {
         let begun = Instant::now();
@@ -92,7 +96,7 @@ pub async fn probe(datapath: Datapath, report: SharedReport, own: Vec<IpAddr>, f
             another
         });
         let now = (needed, peers);
-        let until = begun + ROUND;
+        let until = begun + round;
         before.replace(now);
         // What pods may send, or who is there, is another: then it is looked at again soon.
         while Instant::now() < until {

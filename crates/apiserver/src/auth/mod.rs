@@ -1,8 +1,8 @@
 //! Who asks (authentication) and whether they may (authorization).
 //!
 //! Users come from client certificates (common name → user, organisations → groups), from the embedder's static
-//! bearer tokens, and from tokens that `serviceaccounts/NAME/token` issued. An embedder's [`Authorizer`] may decide first;
-//! then RBAC objects and the node rules decide.
+//! bearer tokens, and from tokens that `serviceaccounts/NAME/token` issued. The node rules
+//! and RBAC objects decide.
 
 mod authenticate;
 mod impersonate;
@@ -64,40 +64,23 @@ impl UserInfo {
 
 /// What somebody wants to do, as `SubjectAccessReview` names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Attributes<'a> {
+pub(crate) struct Attributes<'a> {
     /// Who.
-    pub user: &'a UserInfo,
+    pub(crate) user: &'a UserInfo,
     /// `get`, `list`, `watch`, `create`, `update`, `patch`, `delete`, `deletecollection`.
-    pub verb: &'a str,
+    pub(crate) verb: &'a str,
     /// API group, empty for core and for paths.
-    pub group: &'a str,
+    pub(crate) group: &'a str,
     /// API version.
-    pub version: &'a str,
+    pub(crate) version: &'a str,
     /// Plural resource; empty for a path outside the resources.
-    pub resource: &'a str,
+    pub(crate) resource: &'a str,
     /// Subresource, empty when none.
-    pub subresource: &'a str,
+    pub(crate) subresource: &'a str,
     /// Namespace, empty when cluster-wide.
-    pub namespace: &'a str,
+    pub(crate) namespace: &'a str,
     /// Object name, empty when not known.
-    pub name: &'a str,
+    pub(crate) name: &'a str,
     /// URL path, used when `resource` is empty.
-    pub path: &'a str,
-}
-
-/// An authorizer's answer.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Decision {
-    /// Yes.
-    Allow,
-    /// No, and nobody else is asked. The reason is shown.
-    Deny(String),
-    /// The next one decides.
-    NoOpinion,
-}
-
-/// Decides before RBAC does. `system:masters` are not asked.
-pub trait Authorizer: Send + Sync + 'static {
-    /// Decides one request.
-    fn authorize(&self, attributes: &Attributes<'_>) -> Decision;
+    pub(crate) path: &'a str,
 }

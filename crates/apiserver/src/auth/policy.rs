@@ -1,31 +1,24 @@
-//! The chain of authorizers: `system:masters`, the embedder's, the node rules, RBAC.
+//! The chain of authorizers: `system:masters`, the node rules, RBAC.
 
-use super::{Attributes, Decision, node};
+use super::{Attributes, node};
 use crate::server::Core;
 use crate::status::{ApiError, qualified};
 
-/// Whether the user may do this, and why not.
-pub(crate) fn decide(core: &Core, attributes: &Attributes<'_>) -> Result<(), String> {
-    if attributes.user.groups.iter().any(|group| group == "system:masters") {
-        return Ok(());
-    }
-    if let Some(authorizer) = core.authorizer() {
-        match authorizer.authorize(attributes) {
-            Decision::Allow => return Ok(()),
-            Decision::Deny(why) => return Err(why),
-            Decision::NoOpinion => {}
-        }
-    }
-    if node::allows(attributes) || core.rbac.allows(core, attributes) { Ok(()) } else { Err(String::new()) }
+/// Whether the user may do this.
+pub(crate) fn allows(core: &Core, attributes: &Attributes<'_>) -> bool {
+    attributes.user.groups.iter().any(|group| group == "system:masters")
+        || node::allows(attributes)
+        || core.rbac.allows(core, attributes)
 }
 
 /// The same as an answer to the request: 403 as Kubernetes words it.
 pub(crate) fn authorize(core: &Core, attributes: &Attributes<'_>) -> Result<(), ApiError> {
-    let Err(why) = decide(core, attributes) else { return Ok(()) };
+    if allows(core, attributes) {
+        return Ok(());
+    }
     let user = &attributes.user.name;
-    let why = if why.is_empty() { String::new() } else { format!(": {why}") };
     if attributes.resource.is_empty() {
-        let message = format!("forbidden: User {user:?} cannot {} path {:?}{why}", attributes.verb, attributes.path);
+        let message = format!("forbidden: User {user:?} cannot {} path {:?}", attributes.verb, attributes.path);
         let mut error = ApiError::new(403, "Forbidden", message);
         error.set_details(serde_json::json!({}));
         return Err(error);
@@ -43,7 +36,7 @@ pub(crate) fn authorize(core: &Core, attributes: &Attributes<'_>) -> Result<(), 
     let object = qualified(attributes.group, attributes.resource);
     let named = if attributes.name.is_empty() { object } else { format!("{object} {:?}", attributes.name) };
     let message = format!(
-        "{named} is forbidden: User {user:?} cannot {} resource {resource:?} in API group {:?} {place}{why}",
+        "{named} is forbidden: User {user:?} cannot {} resource {resource:?} in API group {:?} {place}",
         attributes.verb, attributes.group
     );
     let mut error = ApiError::new(403, "Forbidden", message);

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::policy::decide;
+use super::policy::allows;
 use super::{Attributes, UserInfo};
 use crate::meta;
 use crate::rest::Call;
@@ -76,9 +76,5 @@ fn access(call: &Call, user: &UserInfo, object: &Value) -> Value {
         name: &name,
         path: &path,
     };
-    match decide(&call.core, &attributes) {
-        Ok(()) => json!({"allowed": true}),
-        Err(why) if why.is_empty() => json!({"allowed": false}),
-        Err(why) => json!({"allowed": false, "reason": why}),
-    }
+    json!({"allowed": allows(&call.core, &attributes)})
 }
