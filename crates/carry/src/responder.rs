@@ -1,5 +1,6 @@
 //! One message in, one message out: the cluster's names at once, all others by way of the forwarder.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -143,14 +144,14 @@ impl Responder {
         self.forwarder.tell_cached();
     }
 
-    /// Answers a question after asking upstream, and after the agent has learned what policies ask for of it.
-    pub(crate) async fn later(&self, pending: Pending) -> Vec<u8> {
+    /// Answers a client's question after asking upstream, and after the agent has learned what policies ask for of it.
+    pub(crate) async fn later(&self, pending: Pending, client: IpAddr) -> Vec<u8> {
         let Pending { query, key, alias, found } = pending;
         let (found, wait) = match found {
             Some((found, wait)) => (Some(found), Some(wait)),
             None => {
                 let begun = Instant::now();
-                let found = self.forwarder.resolve(key.clone()).await;
+                let found = self.forwarder.resolve(key.clone(), client).await;
                 self.cluster.counters.took(begun.elapsed());
                 let wait = found.as_ref().and_then(|found| self.forwarder.tell(&key, found));
                 (found, wait)
@@ -164,15 +165,15 @@ impl Responder {
         reply
     }
 
-    /// The reply when more is asked than can be carried.
-    pub(crate) fn overloaded(&self, pending: &Pending) -> Vec<u8> {
-        self.cluster.counters.overloaded.add();
+    /// The reply to a client of whom as much waits as may.
+    pub(crate) fn over_share(&self, pending: &Pending) -> Vec<u8> {
+        self.cluster.counters.client_over_share();
         let reply = compose::error(&pending.query, rcode::SERVFAIL);
         self.cluster.counters.responded(&reply);
         reply
     }
 
-    /// A message or connection was turned away.
+    /// A connection was turned away.
     pub(crate) fn count_overload(&self) {
         self.cluster.counters.overloaded.add();
     }

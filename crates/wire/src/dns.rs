@@ -160,6 +160,10 @@ pub struct DnsCounters {
     pub malformed: u64,
     /// Queries turned away because too many were on their way upstream, or too many connections open.
     pub overloaded: u64,
+    /// Of those, queries of a client that had its share of what may wait or be on its way.
+    pub clients_over_share: u64,
+    /// Of those, queries for upstream servers that had their share of what may be on its way.
+    pub servers_over_share: u64,
     /// Messages of the feed applied.
     pub feed_messages: u64,
     /// Responses sent, by [`RCODES`].
