@@ -94,9 +94,9 @@ impl Responder {
     fn outcome(&self, query: &Query) -> Outcome {
         let (rules, qtype) = (self.cluster.rules(), QueryType::from(query.qtype));
         let alias = rules.zone_of(&query.name).and_then(|zone| zone.alias(&query.name)).map(str::to_owned);
-        let Some(to) = alias else { return self.outcome_of(&rules, &query.name, qtype) };
+        let Some(to) = alias else { return self.outcome_of(&rules, &query.name, qtype, query.id) };
         let record = Record { owner: query.name.clone(), ttl: TTL, data: Data::Cname(to.clone()) };
-        let mut answer = match self.outcome_of(&rules, &to, qtype) {
+        let mut answer = match self.outcome_of(&rules, &to, qtype, query.id) {
             _ if qtype == QueryType::Cname => nothing(Rcode::NoError),
             Outcome::Answer(answer) => answer,
             Outcome::Forward => Answer { chase: Some(to), ..nothing(Rcode::NoError) },
@@ -106,12 +106,12 @@ impl Responder {
         Outcome::Answer(answer)
     }
 
-    fn outcome_of(&self, rules: &Rules, name: &str, qtype: QueryType) -> Outcome {
-        let Some(zone) = rules.zone_of(name) else { return self.cluster.answer(name, qtype) };
+    fn outcome_of(&self, rules: &Rules, name: &str, qtype: QueryType, turn: u16) -> Outcome {
+        let Some(zone) = rules.zone_of(name) else { return self.cluster.answer(name, qtype, turn) };
         if let Some(answer) = zone.host(name, qtype) {
             return Outcome::Answer(answer);
         }
-        let outcome = if zone.over_cluster { Outcome::Forward } else { self.cluster.answer(name, qtype) };
+        let outcome = if zone.over_cluster { Outcome::Forward } else { self.cluster.answer(name, qtype, turn) };
         match outcome {
             Outcome::Forward if zone.ends_here() => Outcome::Answer(nothing(Rcode::NxDomain)),
             outcome => outcome,

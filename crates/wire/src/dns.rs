@@ -285,6 +285,9 @@ pub enum DnsAnswer {
         addresses: Vec<IpAddr>,
         /// Its named and unnamed ports.
         ports: Vec<DnsPort>,
+        /// Endpoints that have a `hostname`: those that are ready, or all with `publishNotReadyAddresses`. The others have no name.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        endpoints: Vec<DnsEndpoint>,
     },
     /// Its endpoints (headless): those that are ready, or all with `publishNotReadyAddresses`.
     Endpoints {
@@ -309,7 +312,7 @@ pub struct DnsPort {
     pub port: u16,
 }
 
-/// An endpoint of a headless Service.
+/// An endpoint that has a name below its Service.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DnsEndpoint {
     /// Its address.

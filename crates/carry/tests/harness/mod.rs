@@ -98,6 +98,7 @@ pub(crate) fn web(address: [u8; 4]) -> Shared<DnsService> {
         DnsAnswer::ClusterIps {
             addresses: vec![address.into()],
             ports: vec![DnsPort { name: "http".to_owned(), protocol: "tcp".to_owned(), port: 80 }],
+            endpoints: vec![],
         },
     )
 }
