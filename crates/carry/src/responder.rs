@@ -15,6 +15,9 @@ use crate::message::{Incoming, Query, Transport, query, rcode};
 use crate::names::Wait;
 use crate::rules::{Rules, nothing};
 
+/// How many names, of which each leads to the next, are looked up here for one answer.
+const MAX_LOOK_UPS: usize = 8;
+
 /// Answers messages.
 pub(crate) struct Responder {
     cluster: Arc<Cluster>,
@@ -90,20 +93,35 @@ impl Responder {
         }
     }
 
-    /// What is known of a question's name: by the rules, by the cluster, or that others must be asked.
+    /// What is known of a question's name: by the rules, by the cluster, or that others must be asked. Where an ExternalName leads is looked
+    /// up as if the client had asked for that.
     fn outcome(&self, query: &Query) -> Outcome {
         let (rules, qtype) = (self.cluster.rules(), QueryType::from(query.qtype));
-        let alias = rules.zone_of(&query.name).and_then(|zone| zone.alias(&query.name)).map(str::to_owned);
-        let Some(to) = alias else { return self.outcome_of(&rules, &query.name, qtype, query.id) };
-        let record = Record { owner: query.name.clone(), ttl: TTL, data: Data::Cname(to.clone()) };
-        let mut answer = match self.outcome_of(&rules, &to, qtype, query.id) {
-            _ if qtype == QueryType::Cname => nothing(Rcode::NoError),
-            Outcome::Answer(answer) => answer,
-            Outcome::Forward => Answer { chase: Some(to), ..nothing(Rcode::NoError) },
-            Outcome::NotReady => return Outcome::NotReady,
-        };
-        answer.answers.insert(0, record);
-        Outcome::Answer(answer)
+        let mut aliases: Vec<Record> = Vec::new();
+        let mut name = query.name.clone();
+        for _ in 0..MAX_LOOK_UPS {
+            if let Some(to) = rules.zone_of(&name).and_then(|zone| zone.alias(&name)).map(str::to_owned) {
+                aliases.push(Record { owner: name, ttl: TTL, data: Data::Cname(to.clone()) });
+                if qtype == QueryType::Cname || is_owner(&aliases, &to) {
+                    break;
+                }
+                name = to;
+            }
+            let mut answer = match self.outcome_of(&rules, &name, qtype, query.id) {
+                Outcome::Answer(answer) => answer,
+                Outcome::Forward if !aliases.is_empty() => {
+                    return Outcome::Answer(Answer { answers: aliases, chase: Some(name), ..nothing(Rcode::NoError) });
+                }
+                nothing_known => return nothing_known,
+            };
+            answer.answers.splice(0..0, aliases);
+            match answer.chase.take().filter(|target| !is_owner(&answer.answers, target)) {
+                Some(target) => (aliases, name) = (answer.answers, target),
+                None => return Outcome::Answer(answer),
+            }
+        }
+        // Names in a circle, or too many of them: what is known so far is all there is.
+        Outcome::Answer(Answer { answers: aliases, ..nothing(Rcode::NoError) })
     }
 
     fn outcome_of(&self, rules: &Rules, name: &str, qtype: QueryType, turn: u16) -> Outcome {
@@ -201,4 +219,9 @@ impl Responder {
             None => compose::error(query, rcode::SERVFAIL),
         }
     }
+}
+
+/// Whether a name has a record among these.
+fn is_owner(records: &[Record], name: &str) -> bool {
+    records.iter().any(|record| record.owner == name)
 }
