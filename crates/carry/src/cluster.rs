@@ -78,8 +78,9 @@ impl Cluster {
         tracing::info!(zones = rules.zones.len(), "zones, hosts and aliases beside the cluster's names changed");
     }
 
-    pub(crate) fn answer(&self, name: &str, query: QueryType) -> Outcome {
-        self.zone.read().unwrap_or_else(PoisonError::into_inner).answer(name, query)
+    /// As [`Zone::answer`].
+    pub(crate) fn answer(&self, name: &str, query: QueryType, turn: u16) -> Outcome {
+        self.zone.read().unwrap_or_else(PoisonError::into_inner).answer(name, query, turn)
     }
 
     /// Everything fed, to be saved.

@@ -43,6 +43,8 @@ counters!(
     truncated,
     malformed,
     overloaded,
+    clients_over_share,
+    servers_over_share,
     feed_messages,
     names_told,
     names_held,
@@ -62,6 +64,18 @@ impl Counters {
             _ => 5,
         };
         self.rcodes.get(place).into_iter().for_each(Counter::add);
+    }
+
+    /// A query was turned away because its client had its share.
+    pub(crate) fn client_over_share(&self) {
+        self.overloaded.add();
+        self.clients_over_share.add();
+    }
+
+    /// A query was turned away because those to be asked had their share.
+    pub(crate) fn servers_over_share(&self) {
+        self.overloaded.add();
+        self.servers_over_share.add();
     }
 
     /// Somebody upstream was asked for it, and it took so long.

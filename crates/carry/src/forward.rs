@@ -1,13 +1,13 @@
 //! Names outside the cluster: from the cache, by joining a question that is already on its way, or from upstream.
 
 use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::{BoxFuture, Shared, WeakShared};
-use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use crate::cache::{Cache, Hit, Key};
@@ -16,10 +16,14 @@ use crate::message::response::{MAX_TTL, wire_name};
 use crate::message::{Response, rcode};
 use crate::names::Wait;
 use crate::rules::Route;
+use crate::shares::Shares;
 use crate::upstream::{Ask, Upstreams};
 
 /// Questions on their way upstream at a time; each has a socket.
 const MAX_IN_FLIGHT: usize = 512;
+/// A client that asks for what nobody answers holds a quarter of them, and a zone whose servers are silent half, when it is the only one.
+const CLIENTS_PART: usize = 3;
+const SERVERS_PART: usize = 1;
 /// TTL of an answer that is given after its time (RFC 8767 §4 recommends 30 s).
 const STALE_TTL: u32 = 30;
 /// How long a failure is remembered, so that one broken name is not asked for again by everybody (RFC 9520).
@@ -44,7 +48,9 @@ pub(crate) struct Forwarded {
 pub(crate) struct Forwarder {
     shared: Arc<State>,
     in_flight: Mutex<HashMap<Key, WeakShared<Answering>>>,
-    slots: Arc<Semaphore>,
+    /// Who began what is in flight, and who is asked.
+    clients: Shares<IpAddr>,
+    servers: Shares<Arc<[SocketAddr]>>,
 }
 
 struct State {
@@ -66,7 +72,8 @@ impl Forwarder {
         Self {
             shared: Arc::new(State { cluster, upstreams, cache, failures, version: AtomicU64::new(0) }),
             in_flight: Mutex::new(HashMap::new()),
-            slots: Arc::new(Semaphore::new(MAX_IN_FLIGHT)),
+            clients: Shares::new(MAX_IN_FLIGHT, CLIENTS_PART),
+            servers: Shares::new(MAX_IN_FLIGHT, SERVERS_PART),
         }
     }
 
@@ -78,11 +85,11 @@ impl Forwarder {
         Some(self.fresh(key, hit))
     }
 
-    /// The answer; none when nobody has one.
-    pub(crate) async fn resolve(&self, key: Key) -> Option<Forwarded> {
+    /// The answer for a client; none when nobody has one.
+    pub(crate) async fn resolve(&self, key: Key, client: IpAddr) -> Option<Forwarded> {
         let failed = locked(&self.shared.failures).get(&key).is_some_and(|at| at.elapsed() < FAILURE_FOR);
         if !failed
-            && let Some(flight) = self.flight(&key)
+            && let Some(flight) = self.flight(&key, client)
             && let Some(response) = flight.await
         {
             let cap = self.shared.longest(&key.name, &response);
@@ -125,22 +132,28 @@ impl Forwarder {
         Forwarded { response: hit.response, age: hit.age, cap }
     }
 
-    /// Joins the question if it is on its way, else sends it; none when too many are.
-    fn flight(&self, key: &Key) -> Option<Flight> {
+    /// Joins the question if it is on its way, which costs nothing; else sends it, if the client and those to be asked have a share left.
+    fn flight(&self, key: &Key, client: IpAddr) -> Option<Flight> {
         let mut in_flight = locked(&self.in_flight);
         // A question that everybody stopped waiting for is not upgraded, and so asked anew.
         if let Some(flight) = in_flight.get(key).and_then(WeakShared::upgrade) {
             self.shared.cluster.counters.joined.add();
             return Some(flight);
         }
-        let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() else {
-            self.shared.cluster.counters.overloaded.add();
+        let counters = &self.shared.cluster.counters;
+        let Some(of_client) = self.clients.take(&client) else {
+            counters.client_over_share();
+            return None;
+        };
+        let servers = self.shared.upstreams_of(&key.name).map(|upstreams| upstreams.servers()).unwrap_or_default();
+        let Some(of_servers) = self.servers.take(&servers) else {
+            counters.servers_over_share();
             return None;
         };
         let (state, of) = (Arc::clone(&self.shared), key.clone());
         let flight = async move {
             let answer = state.ask(of).await;
-            drop(slot);
+            drop((of_client, of_servers));
             answer
         }
         .boxed()
@@ -174,15 +187,17 @@ impl State {
         })
     }
 
-    /// Asks whom the rules name for the name's zone.
+    /// Whom the rules name for the name's zone, if anybody.
+    fn upstreams_of(&self, name: &str) -> Option<Arc<Upstreams>> {
+        match self.cluster.rules().zone_of(name).map(|zone| &zone.route) {
+            None | Some(Route::Node) => Some(Arc::clone(&self.upstreams)),
+            Some(Route::Servers(servers)) => Some(Arc::clone(servers)),
+            Some(Route::Nobody) => None,
+        }
+    }
+
     async fn ask_upstream(&self, name: &str, ask: &Ask) -> Option<Response> {
-        let rules = self.cluster.rules();
-        let upstreams = match rules.zone_of(name).map(|zone| &zone.route) {
-            None | Some(Route::Node) => &self.upstreams,
-            Some(Route::Servers(servers)) => servers,
-            Some(Route::Nobody) => return None,
-        };
-        upstreams.resolve(ask).await
+        self.upstreams_of(name)?.resolve(ask).await
     }
 
     async fn ask(&self, key: Key) -> Option<Arc<Response>> {

@@ -28,6 +28,7 @@ mod resolv;
 mod responder;
 mod rules;
 mod server;
+mod shares;
 mod store;
 pub mod udp;
 mod upstream;

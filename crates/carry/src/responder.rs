@@ -1,5 +1,6 @@
 //! One message in, one message out: the cluster's names at once, all others by way of the forwarder.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -13,6 +14,9 @@ use crate::message::compose::{self, Composed};
 use crate::message::{Incoming, Query, Transport, query, rcode};
 use crate::names::Wait;
 use crate::rules::{Rules, nothing};
+
+/// How many names, of which each leads to the next, are looked up here for one answer.
+const MAX_LOOK_UPS: usize = 8;
 
 /// Answers messages.
 pub(crate) struct Responder {
@@ -89,28 +93,43 @@ impl Responder {
         }
     }
 
-    /// What is known of a question's name: by the rules, by the cluster, or that others must be asked.
+    /// What is known of a question's name: by the rules, by the cluster, or that others must be asked. Where an ExternalName leads is looked
+    /// up as if the client had asked for that.
     fn outcome(&self, query: &Query) -> Outcome {
         let (rules, qtype) = (self.cluster.rules(), QueryType::from(query.qtype));
-        let alias = rules.zone_of(&query.name).and_then(|zone| zone.alias(&query.name)).map(str::to_owned);
-        let Some(to) = alias else { return self.outcome_of(&rules, &query.name, qtype) };
-        let record = Record { owner: query.name.clone(), ttl: TTL, data: Data::Cname(to.clone()) };
-        let mut answer = match self.outcome_of(&rules, &to, qtype) {
-            _ if qtype == QueryType::Cname => nothing(Rcode::NoError),
-            Outcome::Answer(answer) => answer,
-            Outcome::Forward => Answer { chase: Some(to), ..nothing(Rcode::NoError) },
-            Outcome::NotReady => return Outcome::NotReady,
-        };
-        answer.answers.insert(0, record);
-        Outcome::Answer(answer)
+        let mut aliases: Vec<Record> = Vec::new();
+        let mut name = query.name.clone();
+        for _ in 0..MAX_LOOK_UPS {
+            if let Some(to) = rules.zone_of(&name).and_then(|zone| zone.alias(&name)).map(str::to_owned) {
+                aliases.push(Record { owner: name, ttl: TTL, data: Data::Cname(to.clone()) });
+                if qtype == QueryType::Cname || is_owner(&aliases, &to) {
+                    break;
+                }
+                name = to;
+            }
+            let mut answer = match self.outcome_of(&rules, &name, qtype, query.id) {
+                Outcome::Answer(answer) => answer,
+                Outcome::Forward if !aliases.is_empty() => {
+                    return Outcome::Answer(Answer { answers: aliases, chase: Some(name), ..nothing(Rcode::NoError) });
+                }
+                nothing_known => return nothing_known,
+            };
+            answer.answers.splice(0..0, aliases);
+            match answer.chase.take().filter(|target| !is_owner(&answer.answers, target)) {
+                Some(target) => (aliases, name) = (answer.answers, target),
+                None => return Outcome::Answer(answer),
+            }
+        }
+        // Names in a circle, or too many of them: what is known so far is all there is.
+        Outcome::Answer(Answer { answers: aliases, ..nothing(Rcode::NoError) })
     }
 
-    fn outcome_of(&self, rules: &Rules, name: &str, qtype: QueryType) -> Outcome {
-        let Some(zone) = rules.zone_of(name) else { return self.cluster.answer(name, qtype) };
+    fn outcome_of(&self, rules: &Rules, name: &str, qtype: QueryType, turn: u16) -> Outcome {
+        let Some(zone) = rules.zone_of(name) else { return self.cluster.answer(name, qtype, turn) };
         if let Some(answer) = zone.host(name, qtype) {
             return Outcome::Answer(answer);
         }
-        let outcome = if zone.over_cluster { Outcome::Forward } else { self.cluster.answer(name, qtype) };
+        let outcome = if zone.over_cluster { Outcome::Forward } else { self.cluster.answer(name, qtype, turn) };
         match outcome {
             Outcome::Forward if zone.ends_here() => Outcome::Answer(nothing(Rcode::NxDomain)),
             outcome => outcome,
@@ -143,14 +162,14 @@ impl Responder {
         self.forwarder.tell_cached();
     }
 
-    /// Answers a question after asking upstream, and after the agent has learned what policies ask for of it.
-    pub(crate) async fn later(&self, pending: Pending) -> Vec<u8> {
+    /// Answers a client's question after asking upstream, and after the agent has learned what policies ask for of it.
+    pub(crate) async fn later(&self, pending: Pending, client: IpAddr) -> Vec<u8> {
         let Pending { query, key, alias, found } = pending;
         let (found, wait) = match found {
             Some((found, wait)) => (Some(found), Some(wait)),
             None => {
                 let begun = Instant::now();
-                let found = self.forwarder.resolve(key.clone()).await;
+                let found = self.forwarder.resolve(key.clone(), client).await;
                 self.cluster.counters.took(begun.elapsed());
                 let wait = found.as_ref().and_then(|found| self.forwarder.tell(&key, found));
                 (found, wait)
@@ -164,15 +183,15 @@ impl Responder {
         reply
     }
 
-    /// The reply when more is asked than can be carried.
-    pub(crate) fn overloaded(&self, pending: &Pending) -> Vec<u8> {
-        self.cluster.counters.overloaded.add();
+    /// The reply to a client of whom as much waits as may.
+    pub(crate) fn over_share(&self, pending: &Pending) -> Vec<u8> {
+        self.cluster.counters.client_over_share();
         let reply = compose::error(&pending.query, rcode::SERVFAIL);
         self.cluster.counters.responded(&reply);
         reply
     }
 
-    /// A message or connection was turned away.
+    /// A connection was turned away.
     pub(crate) fn count_overload(&self) {
         self.cluster.counters.overloaded.add();
     }
@@ -200,4 +219,9 @@ impl Responder {
             None => compose::error(query, rcode::SERVFAIL),
         }
     }
+}
+
+/// Whether a name has a record among these.
+fn is_owner(records: &[Record], name: &str) -> bool {
+    records.iter().any(|record| record.owner == name)
 }

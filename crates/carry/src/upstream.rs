@@ -63,9 +63,13 @@ impl Upstreams {
         self.preferred.store(0, Ordering::Relaxed);
     }
 
+    /// The servers, whichever is asked first.
+    pub(crate) fn servers(&self) -> Arc<[SocketAddr]> {
+        Arc::clone(&self.servers.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
     fn in_order(&self) -> Vec<(usize, SocketAddr)> {
-        let servers = Arc::clone(&self.servers.read().unwrap_or_else(PoisonError::into_inner));
-        let mut order: Vec<(usize, SocketAddr)> = servers.iter().copied().enumerate().collect();
+        let mut order: Vec<(usize, SocketAddr)> = self.servers().iter().copied().enumerate().collect();
         let first = self.preferred.load(Ordering::Relaxed).checked_rem(order.len()).unwrap_or(0);
         order.rotate_left(first);
         order

@@ -13,7 +13,7 @@ mod harness;
 use domain::base::Rtype;
 use domain::base::iana::Rcode;
 use harness::*;
-use towpath_wire::dns::{DnsAlias, DnsHost, DnsRules, DnsUpstream, DnsZone, FeedMessage};
+use towpath_wire::dns::{DnsAlias, DnsAnswer, DnsHost, DnsRules, DnsUpstream, DnsZone, FeedMessage};
 
 fn zone(name: &str, upstream: DnsUpstream) -> DnsZone {
     DnsZone { name: name.to_owned(), upstream, hosts_fall_through: true, ..DnsZone::default() }
@@ -122,4 +122,62 @@ async fn a_zone_within_the_clusters_domain_is_asked_elsewhere_and_the_rest_stays
     );
     assert_eq!(stub.asked("udp", "db.consul.cluster.local"), 1);
     assert_eq!(udp(carry.dns, "other.cluster.local", Rtype::A).await.rcode, Rcode::NXDOMAIN);
+}
+
+#[tokio::test]
+async fn where_an_external_name_leads_is_looked_up_by_the_same_rules_as_what_is_asked_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = Upstream::start(1).await;
+    let carry = Carry::start(config(dir.path(), vec![node.address])).await;
+    let alias = |from: &str, to: &str| DnsAlias { from: from.to_owned(), to: to.to_owned() };
+    let svc = |name: &str| format!("{name}.default.svc.cluster.local");
+    let root = DnsZone {
+        hosts: vec![DnsHost { name: "db.corp".to_owned(), addresses: vec!["198.51.100.7".parse().unwrap()] }],
+        aliases: vec![
+            alias("api.corp", &svc("web")),
+            alias("old.corp", "new.example"),
+            alias("new.example", "old.corp"),
+            alias("again.corp", &svc("to-db")),
+            alias("ring.corp", &svc("ring")),
+        ],
+        ..zone("", DnsUpstream::Node)
+    };
+    let leads = [
+        ("to-db", "db.corp"),
+        ("to-api", "api.corp"),
+        ("to-old", "old.corp"),
+        ("to-again", "again.corp"),
+        ("ring", "ring.corp"),
+    ];
+    let mut services = vec![web([10, 96, 0, 1])];
+    services.extend(leads.map(|(name, to)| service(name, DnsAnswer::Alias { target: to.to_owned() })));
+    // A way that is longer than any is followed.
+    let long = (0..12).map(|n| (format!("long{n}"), format!("long{}.corp", n + 1)));
+    services.extend(long.map(|(name, target)| service(&name, DnsAnswer::Alias { target })));
+    let longer = (1..12).map(|n| alias(&format!("long{n}.corp"), &svc(&format!("long{n}"))));
+    let root = DnsZone { aliases: root.aliases.iter().cloned().chain(longer).collect(), ..root };
+    let _client = feed(dir.path(), vec![cluster(services), rules(vec![root])]).await;
+    let ask = async |name: &str| udp(carry.dns, &svc(name), Rtype::A).await;
+
+    let said = ask("to-db").await;
+    assert_eq!(said.answers, ["db.corp A 198.51.100.7".to_owned(), format!("{} CNAME db.corp.", svc("to-db"))]);
+    assert_eq!(udp(carry.dns, &svc("to-db"), Rtype::AAAA).await.answers.len(), 1, "the host has no such address");
+    assert_eq!(udp(carry.dns, &svc("to-db"), Rtype::CNAME).await.answers.len(), 1);
+    assert_eq!(node.asked("udp", "db.corp"), 0);
+
+    let said = ask("to-api").await;
+    assert_eq!(said.answers.len(), 3, "{said:?}");
+    assert!(said.answers.contains(&format!("{} A 10.96.0.1", svc("web"))), "{said:?}");
+
+    let said = ask("to-old").await;
+    assert!(said.answers.contains(&"new.example A 192.0.2.1".to_owned()), "{said:?}");
+    assert_eq!(node.asked("udp", "old.corp"), 0, "a name has another's place once, as for a client");
+
+    let said = ask("to-again").await;
+    assert!(said.answers.contains(&"db.corp A 198.51.100.7".to_owned()), "{said:?}");
+
+    let said = ask("ring").await;
+    assert_eq!((said.rcode, said.answers.len()), (Rcode::NOERROR, 2), "a circle ends: {said:?}");
+    let said = ask("long0").await;
+    assert_eq!((said.rcode, said.answers.len()), (Rcode::NOERROR, 15), "and so does what is too long: {said:?}");
 }

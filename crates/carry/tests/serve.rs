@@ -16,7 +16,7 @@ use domain::base::iana::Rcode;
 use futures::future::join_all;
 use harness::*;
 use towpath_carry::feed;
-use towpath_wire::dns::{DnsAnswer, DnsEndpoint, FeedMessage};
+use towpath_wire::dns::{DnsAnswer, DnsEndpoint, DnsRules, DnsUpstream, DnsZone, FeedMessage};
 
 #[tokio::test]
 async fn cluster_names_are_answered_from_the_feed_and_follow_it() {
@@ -213,6 +213,54 @@ async fn one_client_cannot_take_all_tcp_connections() {
         tcp.receive().await.is_some()
     })
     .await;
+}
+
+#[tokio::test]
+async fn one_client_that_asks_for_what_nobody_answers_takes_no_answer_from_another() {
+    let dir = tempfile::tempdir().unwrap();
+    let upstream = Upstream::start(1).await;
+    let carry = Carry::start(config(dir.path(), vec![upstream.address])).await;
+    let _client = feed(dir.path(), vec![cluster(vec![])]).await;
+    let counters = async || feed::counters(&dir.path().join("run/carry.sock")).await.unwrap();
+
+    let _asking = flood(&carry, dir.path(), address(6), 600, "example").await;
+    let counted = counters().await;
+    assert!((128..256).contains(&counted.forwarded), "a quarter of 512: {counted:?}");
+    assert_eq!(counted.clients_over_share, 600 - counted.forwarded, "{counted:?}");
+    assert_eq!(udp(carry.dns, "b.example", Rtype::A).await.answers, ["b.example A 192.0.2.1"]);
+
+    // Joining what is on its way costs no share of those, but one of what may wait: a quarter of 2048.
+    for round in 1..=6 {
+        flood(&carry, dir.path(), address(6), 100, "example").await;
+        assert_eq!(counters().await.forwarded, counted.forwarded + 1, "round {round}: nothing is asked twice");
+    }
+    let counted = counters().await;
+    assert!((300..450).contains(&counted.joined) && counted.servers_over_share == 0, "{counted:?}");
+    assert_eq!(udp(carry.dns, "c.example", Rtype::A).await.answers, ["c.example A 192.0.2.1"]);
+}
+
+#[tokio::test]
+async fn a_zone_whose_servers_are_silent_leaves_room_for_the_others_however_many_ask() {
+    let dir = tempfile::tempdir().unwrap();
+    let (node, stub) = (Upstream::start(1).await, Upstream::start(2).await);
+    let carry = Carry::start(config(dir.path(), vec![node.address])).await;
+    let dead = DnsZone {
+        name: "dead.test".to_owned(),
+        upstream: DnsUpstream::Servers { servers: vec![stub.address] },
+        hosts_fall_through: true,
+        ..DnsZone::default()
+    };
+    let rules = FeedMessage::Rules { rules: DnsRules { zones: vec![dead] } };
+    let _client = feed(dir.path(), vec![cluster(vec![]), rules]).await;
+    let mut asking = Vec::new();
+    for client in 1..=10 {
+        asking.push(flood(&carry, dir.path(), [127, 0, 1, client].into(), 60, "dead.test").await);
+    }
+    let counted = feed::counters(&dir.path().join("run/carry.sock")).await.unwrap();
+    assert!((256..400).contains(&counted.forwarded) && counted.servers_over_share > 200, "half of 512: {counted:?}");
+    assert_eq!(udp(carry.dns, "some.example", Rtype::A).await.answers, ["some.example A 192.0.2.1"]);
+    assert_eq!(udp(carry.dns, "x.dead.test", Rtype::A).await.rcode, Rcode::SERVFAIL);
+    assert_eq!(stub.asked("udp", "x.dead.test"), 0, "at once, not when its servers have been waited for");
 }
 
 #[tokio::test]

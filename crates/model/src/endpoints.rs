@@ -40,7 +40,7 @@ pub struct Endpoint {
     pub address: IpAddr,
     /// Its state.
     pub conditions: Conditions,
-    /// `hostname`: gets a DNS name of its own below a headless Service.
+    /// `hostname`: gets a DNS name of its own below the Service.
     pub hostname: Option<Box<str>>,
     /// The node it is on.
     pub node: Option<NodeName>,

@@ -160,6 +160,10 @@ pub struct DnsCounters {
     pub malformed: u64,
     /// Queries turned away because too many were on their way upstream, or too many connections open.
     pub overloaded: u64,
+    /// Of those, queries of a client that had its share of what may wait or be on its way.
+    pub clients_over_share: u64,
+    /// Of those, queries for upstream servers that had their share of what may be on its way.
+    pub servers_over_share: u64,
     /// Messages of the feed applied.
     pub feed_messages: u64,
     /// Responses sent, by [`RCODES`].
@@ -281,6 +285,9 @@ pub enum DnsAnswer {
         addresses: Vec<IpAddr>,
         /// Its named and unnamed ports.
         ports: Vec<DnsPort>,
+        /// Endpoints that have a `hostname`: those that are ready, or all with `publishNotReadyAddresses`. The others have no name.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        endpoints: Vec<DnsEndpoint>,
     },
     /// Its endpoints (headless): those that are ready, or all with `publishNotReadyAddresses`.
     Endpoints {
@@ -305,7 +312,7 @@ pub struct DnsPort {
     pub port: u16,
 }
 
-/// An endpoint of a headless Service.
+/// An endpoint that has a name below its Service.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DnsEndpoint {
     /// Its address.

@@ -337,6 +337,11 @@ async fn dns(page: &mut Page, sources: &Sources) {
     page.counters("dns_responses", "DNS responses sent, by response code", codes);
     page.counter("dns_upstream_failures", "DNS queries that no upstream server answered", c.upstream_failures);
     page.counter("dns_overloaded", "DNS queries turned away because too many were under way", c.overloaded);
+    page.counters(
+        "dns_over_share",
+        "DNS queries turned away because their client, or the servers to be asked, had their share of what may be under way",
+        [(label("of", "client"), c.clients_over_share), (label("of", "servers"), c.servers_over_share)],
+    );
     page.counter("dns_malformed", "DNS messages that were no query", c.malformed);
     page.counter("dns_truncated", "DNS answers truncated for UDP", c.truncated);
     page.counter("dns_names_told", "DNS answers told to the agent because policies ask for their names", c.names_told);

@@ -59,7 +59,7 @@ pub(crate) async fn serve(address: SocketAddr, sockets: Arc<Sockets>, responder:
                     responder.count_overload();
                 }
                 Ok((stream, client)) => {
-                    let connection = connection(stream, Arc::clone(&responder), term.over.clone());
+                    let connection = connection(stream, client.ip(), Arc::clone(&responder), term.over.clone());
                     let task = connections.spawn(term.under_way.track_future(connection));
                     clients.came(task.id(), client.ip());
                 }
@@ -100,7 +100,7 @@ impl Clients {
     }
 }
 
-async fn connection(stream: TcpStream, responder: Arc<Responder>, over: CancellationToken) {
+async fn connection(stream: TcpStream, client: IpAddr, responder: Arc<Responder>, over: CancellationToken) {
     let codec =
         LengthDelimitedCodec::builder().length_field_length(2).max_frame_length(usize::from(u16::MAX)).new_codec();
     let mut frames = Framed::new(stream, codec);
@@ -122,7 +122,7 @@ async fn connection(stream: TcpStream, responder: Arc<Responder>, over: Cancella
                 Ok(Some(Ok(query))) => match responder.now(&query, Transport::Tcp) {
                     Now::Reply(reply) => reply,
                     Now::Later(pending) => {
-                        waiting.push(responder.later(pending).boxed());
+                        waiting.push(responder.later(pending, client).boxed());
                         continue;
                     }
                     Now::Silence => continue,

@@ -1,6 +1,6 @@
 //! DNS over UDP: a batch of datagrams at a time, answered in place where nobody else must be asked.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +12,7 @@ use tokio_util::task::TaskTracker;
 use super::{Sockets, Term, opened};
 use crate::message::Transport;
 use crate::responder::{Now, Responder};
+use crate::shares::Shares;
 
 /// Datagrams answered before other tasks get their turn.
 const BATCH: usize = 64;
@@ -19,6 +20,8 @@ const BATCH: usize = 64;
 const LONGEST_QUERY: usize = 4096;
 /// Questions that wait for upstream servers at a time.
 const MAX_WAITING: usize = 2048;
+/// One client alone comes to a quarter of them.
+const CLIENTS_PART: usize = 3;
 /// Room for bursts in the kernel.
 const RECEIVE_BUFFER: usize = 1 << 20;
 
@@ -33,7 +36,7 @@ pub(crate) async fn serve(address: SocketAddr, sockets: Arc<Sockets>, responder:
     let Some(socket) = opened("UDP", address, &term.over, open).await else { return };
     let socket = Arc::new(socket);
     // Of this socket alone: many at one address cost the others nothing.
-    let waiting = TaskTracker::new();
+    let waiting = Shares::new(MAX_WAITING, CLIENTS_PART);
     loop {
         tokio::select! {
             () = term.over.cancelled() => return,
@@ -48,7 +51,7 @@ pub(crate) async fn serve(address: SocketAddr, sockets: Arc<Sockets>, responder:
     }
 }
 
-async fn batch(socket: &Arc<UdpSocket>, responder: &Arc<Responder>, waiting: &TaskTracker, under_way: &TaskTracker) {
+async fn batch(socket: &Arc<UdpSocket>, responder: &Arc<Responder>, waiting: &Shares<IpAddr>, under_way: &TaskTracker) {
     let mut buffer = [0u8; LONGEST_QUERY];
     for _ in 0..BATCH {
         let (length, client) = match socket.try_recv_from(&mut buffer) {
@@ -60,15 +63,17 @@ async fn batch(socket: &Arc<UdpSocket>, responder: &Arc<Responder>, waiting: &Ta
         match responder.now(buffer.get(..length).unwrap_or_default(), Transport::Udp) {
             Now::Silence => {}
             Now::Reply(reply) => send(socket, &reply, client).await,
-            Now::Later(pending) if waiting.len() >= MAX_WAITING => {
-                send(socket, &responder.overloaded(&pending), client).await;
-            }
             Now::Later(pending) => {
+                let Some(place) = waiting.take(&client.ip()) else {
+                    send(socket, &responder.over_share(&pending), client).await;
+                    continue;
+                };
                 let (socket, responder) = (Arc::clone(socket), Arc::clone(responder));
-                under_way.spawn(waiting.track_future(async move {
-                    let reply = responder.later(pending).await;
+                under_way.spawn(async move {
+                    let reply = responder.later(pending, client.ip()).await;
                     send(&socket, &reply, client).await;
-                }));
+                    drop(place);
+                });
             }
         }
     }

@@ -98,6 +98,7 @@ pub(crate) fn web(address: [u8; 4]) -> Shared<DnsService> {
         DnsAnswer::ClusterIps {
             addresses: vec![address.into()],
             ports: vec![DnsPort { name: "http".to_owned(), protocol: "tcp".to_owned(), port: 80 }],
+            endpoints: vec![],
         },
     )
 }
@@ -196,6 +197,22 @@ pub(crate) async fn raw(server: SocketAddr, bytes: &[u8], patience: Duration) ->
     let length = timeout(patience, socket.recv(&mut buffer)).await.ok()?.ok()?;
     buffer.truncate(length);
     Some(buffer)
+}
+
+/// Asks for so many names of a zone, to which a server as [`Upstream`] never answers, without waiting for answers; until they are all read.
+pub(crate) async fn flood(carry: &Carry, dir: &Path, from: IpAddr, names: u32, zone: &str) -> UdpSocket {
+    let socket = UdpSocket::bind((from, 0)).await.unwrap();
+    socket.connect(carry.dns).await.unwrap();
+    let queries = async || towpath_carry::feed::counters(&dir.join("run/carry.sock")).await.unwrap().udp_queries;
+    let before = queries().await;
+    for name in 0..names {
+        socket.send(&query(&format!("silent.{name}.{from}.{zone}"), Rtype::A, None)).await.unwrap();
+        // No more at a time than a socket has room for.
+        if name % 50 == 49 || name + 1 == names {
+            eventually("they are read", async || queries().await > before + u64::from(name)).await;
+        }
+    }
+    socket
 }
 
 /// A TCP connection to a DNS server.

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use towpath_model::{EndpointSlice, NamespacedName, Phase, Pod, Protocol, Service, ServiceKind, World};
+use towpath_model::{Endpoint, EndpointSlice, NamespacedName, Phase, Pod, Protocol, Service, ServiceKind, World};
 use towpath_wire::dns::{DnsAnswer, DnsEndpoint, DnsPod, DnsPort, DnsRules, DnsService, FeedMessage, Shared};
 
 use super::records::Records;
@@ -178,7 +178,7 @@ fn dns_service(service: &Service, slices: &[&EndpointSlice]) -> Option<DnsServic
         ServiceKind::ExternalName(target) => {
             DnsAnswer::Alias { target: target.trim_end_matches('.').to_ascii_lowercase() }
         }
-        ServiceKind::Headless => DnsAnswer::Endpoints { endpoints: endpoints(service, slices) },
+        ServiceKind::Headless => DnsAnswer::Endpoints { endpoints: endpoints(service, slices, |_| true) },
         ServiceKind::ClusterIp | ServiceKind::NodePort | ServiceKind::LoadBalancer => {
             if service.cluster_ips.is_empty() {
                 return None;
@@ -186,19 +186,20 @@ fn dns_service(service: &Service, slices: &[&EndpointSlice]) -> Option<DnsServic
             DnsAnswer::ClusterIps {
                 addresses: service.cluster_ips.clone(),
                 ports: service.ports.iter().map(|p| dns_port(&p.name, p.protocol, p.port)).collect(),
+                endpoints: endpoints(service, slices, |endpoint| endpoint.hostname.is_some()),
             }
         }
     };
     Some(DnsService { namespace: service.name.namespace.clone(), name: service.name.name.clone(), answer })
 }
 
-/// The endpoints of a headless Service that are ready (all with `publishNotReadyAddresses`), in a stable order.
-fn endpoints(service: &Service, slices: &[&EndpointSlice]) -> Vec<DnsEndpoint> {
+/// The endpoints of a Service that have a name and are ready (or not, with `publishNotReadyAddresses`), in a stable order.
+fn endpoints(service: &Service, slices: &[&EndpointSlice], has_name: impl Fn(&Endpoint) -> bool) -> Vec<DnsEndpoint> {
     let mut endpoints: Vec<DnsEndpoint> = Vec::new();
     for slice in slices {
         let ports: Vec<DnsPort> = slice.ports.iter().map(|p| dns_port(&p.name, p.protocol, p.port)).collect();
         for endpoint in &slice.endpoints {
-            if endpoint.conditions.ready || service.publish_not_ready {
+            if has_name(endpoint) && (endpoint.conditions.ready || service.publish_not_ready) {
                 endpoints.push(DnsEndpoint {
                     address: endpoint.address,
                     hostname: endpoint.hostname.as_ref().map(|h| h.to_ascii_lowercase()),

@@ -91,6 +91,39 @@ fn the_first_message_is_a_snapshot_of_everything() {
 }
 
 #[test]
+fn endpoints_of_a_service_with_an_address_are_fed_if_they_have_a_host_name() {
+    let (mut planner, mut world) = (FeedPlanner::new("c"), world());
+    planner.plan(&world, Changed::All, None);
+    let slice: discovery::EndpointSlice = serde_json::from_value(json!({
+        "metadata": {"name": "web-1", "namespace": "default", "labels": {"kubernetes.io/service-name": "web"}},
+        "addressType": "IPv4",
+        "ports": [{"name": "http", "port": 8080}],
+        "endpoints": [
+            {"addresses": ["10.244.0.4"], "hostname": "web-1", "conditions": {"ready": false}},
+            {"addresses": ["10.244.0.5"], "hostname": "Web-0", "conditions": {"ready": true}},
+            {"addresses": ["10.244.0.6"], "conditions": {"ready": true}},
+        ],
+    }))
+    .unwrap();
+    let slice = EndpointSlice::try_from(&slice).unwrap();
+    world.slices.insert(slice.name.clone(), slice);
+    let mut fed = |world: &World| match planner.plan(world, Changed::Services(&[named("web")].into()), None).as_slice()
+    {
+        [FeedMessage::Set { service }] => match &service.answer {
+            DnsAnswer::ClusterIps { endpoints, .. } => endpoints.clone(),
+            other => panic!("{other:?}"),
+        },
+        other => panic!("{other:?}"),
+    };
+    let endpoints = fed(&world);
+    assert_eq!(endpoints.len(), 1, "{endpoints:?}: the ready one; who has no host name takes no memory");
+    assert_eq!((endpoints[0].hostname.as_deref(), endpoints[0].ports[0].port), (Some("web-0"), 8080));
+
+    world.services.get_mut(&named("web")).unwrap().publish_not_ready = true;
+    assert_eq!(fed(&world).len(), 2);
+}
+
+#[test]
 fn publish_not_ready_addresses_lists_all_endpoints() {
     let mut world = world();
     world.services.get_mut(&named("db")).unwrap().publish_not_ready = true;

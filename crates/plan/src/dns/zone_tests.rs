@@ -1,5 +1,8 @@
+use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::time::Duration;
 
+use nix::time::{ClockId, clock_gettime};
 use proptest::prelude::*;
 use towpath_wire::dns::{DnsAnswer, DnsEndpoint, DnsPod, DnsPort, DnsService, FeedMessage, Shared};
 
@@ -30,6 +33,10 @@ fn alias(target: &str) -> DnsAnswer {
     DnsAnswer::Alias { target: target.to_owned() }
 }
 
+fn cluster_ips(addresses: &[&str], ports: Vec<DnsPort>) -> DnsAnswer {
+    DnsAnswer::ClusterIps { addresses: addresses.iter().map(|a| ip(a)).collect(), ports, endpoints: vec![] }
+}
+
 fn zone() -> Zone {
     let mut zone = Zone::new(vec![ip("169.254.116.10"), ip("fd00:7470::a")]);
     zone.apply(FeedMessage::Snapshot {
@@ -41,12 +48,22 @@ fn zone() -> Zone {
                 DnsAnswer::ClusterIps {
                     addresses: vec![ip("10.96.0.1"), ip("fd00:96::1")],
                     ports: vec![port("http", "tcp", 80), port("dns", "udp", 53)],
+                    endpoints: vec![],
                 },
             ),
+            service("default", "plain", cluster_ips(&["10.96.0.2"], vec![port("", "tcp", 80)])),
             service(
                 "default",
-                "plain",
-                DnsAnswer::ClusterIps { addresses: vec![ip("10.96.0.2")], ports: vec![port("", "tcp", 80)] },
+                "set",
+                DnsAnswer::ClusterIps {
+                    addresses: vec![ip("10.96.0.3")],
+                    ports: vec![port("peer", "tcp", 70)],
+                    endpoints: vec![
+                        endpoint("10.244.2.1", Some("set-0")),
+                        endpoint("fd00:244:2::1", Some("set-0")),
+                        DnsEndpoint { ports: vec![], ..endpoint("10.244.2.2", Some("set-1")) },
+                    ],
+                },
             ),
             service(
                 "default",
@@ -101,7 +118,7 @@ fn lines(records: &[super::Record]) -> Vec<String> {
 }
 
 fn ask(name: &str, query: QueryType) -> Answer {
-    match zone().answer(name, query) {
+    match zone().answer(name, query, 0) {
         Outcome::Answer(answer) => answer,
         other => panic!("{name} {query:?}: {other:?}"),
     }
@@ -138,6 +155,29 @@ fn names_that_have_data() {
                 &format!("_peer._tcp.db.default SRV 0 50 7000 db-0.db.{svc}"),
             ],
         ),
+        (
+            "db-0.db.default",
+            Srv,
+            &[
+                &format!("db-0.db.default SRV 0 50 1 db-0.db.{svc}"),
+                &format!("db-0.db.default SRV 0 50 7000 db-0.db.{svc}"),
+            ],
+        ),
+        ("set.default", A, &["set.default A 10.96.0.3"]),
+        ("set-0.set.default", A, &["set-0.set.default A 10.244.2.1"]),
+        ("set-0.set.default", Aaaa, &["set-0.set.default AAAA fd00:244:2::1"]),
+        ("set-1.set.default", A, &["set-1.set.default A 10.244.2.2"]),
+        (
+            "set-0.set.default",
+            Srv,
+            &[
+                &format!("set-0.set.default SRV 0 50 1 set-0.set.{svc}"),
+                &format!("set-0.set.default SRV 0 50 7000 set-0.set.{svc}"),
+            ],
+        ),
+        ("_peer._tcp.set.default", Srv, &[&format!("_peer._tcp.set.default SRV 0 100 70 set.{svc}")]),
+        ("3.0.96.10.in-addr.arpa.", Ptr, &[&format!("3.0.96.10.in-addr.arpa PTR set.{svc}")]),
+        ("1.2.244.10.in-addr.arpa.", Ptr, &[&format!("1.2.244.10.in-addr.arpa PTR set-0.set.{svc}")]),
         ("1.0.96.10.in-addr.arpa.", Ptr, &[&format!("1.0.96.10.in-addr.arpa PTR web.{svc}")]),
         ("2.1.244.10.in-addr.arpa.", Ptr, &[&format!("2.1.244.10.in-addr.arpa PTR db-0.db.{svc}")]),
         ("3.1.244.10.in-addr.arpa.", Ptr, &[&format!("3.1.244.10.in-addr.arpa PTR 10-244-1-3.db.{svc}")]),
@@ -176,6 +216,8 @@ fn names_that_exist_without_data_of_the_type_are_nodata_with_the_soa() {
         ("_tcp.db.default", A),
         ("_http._tcp.web.default", A),
         ("10-244-1-3.db.default", Aaaa),
+        ("set-1.set.default", Aaaa),
+        ("set-1.set.default", Srv),
         ("default", A),
         ("bare", A),
         ("bare.pod.cluster.local.", A),
@@ -205,6 +247,10 @@ fn names_that_do_not_exist_are_nxdomain_with_the_soa() {
         ("empty.default", A),
         ("x.web.default", A),
         ("x.out.default", A),
+        ("set-2.set.default", A),
+        ("10-244-2-1.set.default", A),
+        ("_peer._tcp.set-0.set.default", Srv),
+        ("10-244-1-2.db.default", A),
         ("_tcp.plain.default", A),
         ("_udp.db.default", A),
         ("__tcp.plain.default", Srv),
@@ -242,8 +288,8 @@ fn names_of_others_are_forwarded() {
         "0.0.ip6.arpa",
         "01.0.96.10.in-addr.arpa",
     ] {
-        assert_eq!(zone().answer(name, QueryType::A), Outcome::Forward, "{name}");
-        assert_eq!(zone().answer(name, QueryType::Ptr), Outcome::Forward, "{name}");
+        assert_eq!(zone().answer(name, QueryType::A, 0), Outcome::Forward, "{name}");
+        assert_eq!(zone().answer(name, QueryType::Ptr, 0), Outcome::Forward, "{name}");
     }
 }
 
@@ -270,32 +316,36 @@ fn srv_answers_carry_the_addresses_of_their_targets() {
         lines(&answer.additional),
         ["10-244-1-3.db.default A 10.244.1.3", "db-0.db.default A 10.244.1.2", "db-0.db.default AAAA fd00:244::2",]
     );
+    let answer = ask(&full("set-0.set.default"), QueryType::Srv);
+    assert_eq!(
+        lines(&answer.additional),
+        ["set-0.set.default A 10.244.2.1", "set-0.set.default AAAA fd00:244:2::1"],
+        "once, though two ports lead to them"
+    );
 }
 
 #[test]
 fn nothing_is_answered_before_the_first_snapshot() {
     let zone = Zone::new(vec![]);
-    assert_eq!(zone.answer("web.default.svc.cluster.local", QueryType::A), Outcome::NotReady);
-    assert_eq!(zone.answer("example.com", QueryType::A), Outcome::NotReady);
+    assert_eq!(zone.answer("web.default.svc.cluster.local", QueryType::A, 0), Outcome::NotReady);
+    assert_eq!(zone.answer("example.com", QueryType::A, 0), Outcome::NotReady);
 }
 
 #[test]
 fn changes_are_answered_from_then_on_reverse_names_too() {
     let mut zone = zone();
     let serial = zone.serial();
-    let pointer = |zone: &Zone, name: &str| matches!(zone.answer(name, QueryType::Ptr), Outcome::Answer(_));
+    let pointer = |zone: &Zone, name: &str| matches!(zone.answer(name, QueryType::Ptr, 0), Outcome::Answer(_));
     assert!(pointer(&zone, "1.0.96.10.in-addr.arpa"));
-    zone.apply(FeedMessage::Set {
-        service: service("default", "web", DnsAnswer::ClusterIps { addresses: vec![ip("10.96.0.7")], ports: vec![] }),
-    });
+    zone.apply(FeedMessage::Set { service: service("default", "web", cluster_ips(&["10.96.0.7"], vec![])) });
     assert!(!pointer(&zone, "1.0.96.10.in-addr.arpa"));
     assert!(pointer(&zone, "7.0.96.10.in-addr.arpa"));
     zone.apply(FeedMessage::Remove { namespace: "default".to_owned(), name: "web".to_owned() });
     assert!(!pointer(&zone, "7.0.96.10.in-addr.arpa"));
-    let Outcome::Answer(answer) = zone.answer("web.default.svc.cluster.local", QueryType::A) else { panic!() };
+    let Outcome::Answer(answer) = zone.answer("web.default.svc.cluster.local", QueryType::A, 0) else { panic!() };
     assert_eq!(answer.rcode, Rcode::NxDomain);
     zone.apply(FeedMessage::Namespaces { namespaces: vec!["new".to_owned()] });
-    let Outcome::Answer(answer) = zone.answer("new.svc.cluster.local", QueryType::A) else { panic!() };
+    let Outcome::Answer(answer) = zone.answer("new.svc.cluster.local", QueryType::A, 0) else { panic!() };
     assert_eq!(answer.rcode, Rcode::NoError);
     assert!(zone.serial() > serial);
 }
@@ -305,19 +355,81 @@ fn other_cluster_domains_work() {
     let mut zone = Zone::new(vec![]);
     zone.apply(FeedMessage::Snapshot {
         domain: "K8s.Example.".to_owned(),
-        services: vec![service(
-            "default",
-            "web",
-            DnsAnswer::ClusterIps { addresses: vec![ip("10.0.0.1")], ports: vec![] },
-        )],
+        services: vec![service("default", "web", cluster_ips(&["10.0.0.1"], vec![]))],
         namespaces: vec![],
         pods: vec![],
         rules: None,
     });
     assert!(
-        matches!(zone.answer("web.default.svc.k8s.example", QueryType::A), Outcome::Answer(a) if a.answers.len() == 1)
+        matches!(zone.answer("web.default.svc.k8s.example", QueryType::A, 0), Outcome::Answer(a) if a.answers.len() == 1)
     );
-    assert_eq!(zone.answer("web.default.svc.cluster.local", QueryType::A), Outcome::Forward);
+    assert_eq!(zone.answer("web.default.svc.cluster.local", QueryType::A, 0), Outcome::Forward);
+}
+
+/// A headless Service `all` of pods of two families; every other one has a host name.
+fn headless_of(pods: u32) -> Zone {
+    let endpoints = (0..pods).flat_map(|pod| {
+        let hostname = (pod % 2 == 0).then(|| format!("all-{pod}"));
+        let v4 = IpAddr::from((0x0af4_0000 + pod).to_be_bytes());
+        let v6 = IpAddr::from((0xfd00_0244u128 << 96 | u128::from(pod)).to_be_bytes());
+        [v4, v6].map(|a| DnsEndpoint { address: a, ..endpoint("10.0.0.1", hostname.as_deref()) })
+    });
+    let mut endpoints: Vec<DnsEndpoint> = endpoints.collect();
+    endpoints.sort_by_key(|endpoint| endpoint.address);
+    let mut zone = zone();
+    zone.apply(FeedMessage::Set { service: service("default", "all", DnsAnswer::Endpoints { endpoints }) });
+    zone
+}
+
+/// An answer of it, and this thread's own time for it: a busy machine changes nothing about that.
+fn timed(zone: &Zone, name: &str, query: QueryType, turn: u16) -> (Answer, Duration) {
+    let now = || Duration::from(clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).unwrap());
+    let begun = now();
+    let Outcome::Answer(answer) = zone.answer(&full(name), query, turn) else { panic!("{name} is forwarded") };
+    (answer, now() - begun)
+}
+
+#[test]
+fn what_srv_of_many_endpoints_costs_grows_with_their_number_and_not_with_its_square() {
+    let cost = |pods: u32| {
+        let zone = headless_of(pods);
+        let times = (0..5).map(|_| {
+            let (answer, took) = timed(&zone, "_peer._tcp.all.default", QueryType::Srv, 0);
+            assert_eq!(
+                answer.answers.len(),
+                usize::try_from(pods / 2 * 3).unwrap(),
+                "one of a host name, one of each address"
+            );
+            took
+        });
+        times.min().unwrap()
+    };
+    let (few, many) = (cost(640), cost(2560));
+    let ratio = many.as_secs_f64() / few.as_secs_f64();
+    println!("{few:?}, four times as many {many:?}: {ratio:.1} times");
+    assert!(ratio < 8.0, "{few:?}, four times as many {many:?}: {ratio:.1} times");
+}
+
+#[test]
+fn twenty_thousand_endpoints_are_answered_at_once_with_as_many_as_a_message_has_room_for() {
+    let zone = headless_of(10_000);
+    let ask = |name, query, turn| {
+        let (answer, took) = timed(&zone, name, query, turn);
+        println!("{name} {query:?}: {took:?}");
+        // A bound for code that is not optimised.
+        assert!(took < Duration::from_millis(120), "{name} {query:?}: {took:?}");
+        answer
+    };
+    assert_eq!(ask("_peer._tcp.all.default", QueryType::Srv, 0).answers.len(), 4096);
+    assert_eq!(ask("all-9998.all.default", QueryType::Srv, 0).additional.len(), 2, "both families, once");
+    assert_eq!(ask("10-244-39-15.all.default", QueryType::A, 0).answers.len(), 1);
+    let mut given = BTreeSet::new();
+    for turn in [0, 4000, 8000] {
+        let answer = ask("all.default", QueryType::A, turn);
+        assert_eq!(answer.answers.len(), 4096);
+        given.extend(answer.answers.into_iter().map(|record| record.data));
+    }
+    assert_eq!(given.len(), 10_000, "another turn, other endpoints: everyone's comes");
 }
 
 proptest! {
@@ -326,7 +438,7 @@ proptest! {
         name in "([a-z0-9_*.\\\\-]{0,40})(\\.default)?(\\.svc|\\.pod)?(\\.cluster\\.local|\\.in-addr\\.arpa|\\.ip6\\.arpa)?",
         query in any::<u16>(),
     ) {
-        if let Outcome::Answer(answer) = zone().answer(&name, QueryType::from(query)) {
+        if let Outcome::Answer(answer) = zone().answer(&name, QueryType::from(query), 0) {
             prop_assert!(!answer.answers.is_empty() || answer.authority.len() == 1, "{answer:?}");
         }
     }
@@ -342,15 +454,19 @@ proptest! {
             zone.apply(if gone {
                 FeedMessage::Remove { namespace: "d".to_owned(), name }
             } else {
-                let addresses = hosts.iter().map(|h| IpAddr::from([10, 0, 0, *h])).collect();
-                FeedMessage::Set { service: service("d", &name, DnsAnswer::ClusterIps { addresses, ports: vec![] }) }
+                let (addresses, named) = hosts.split_at(hosts.len() / 2);
+                let addresses = addresses.iter().map(|h| IpAddr::from([10, 0, 0, *h])).collect();
+                let endpoints = named.iter().map(|h| endpoint(&format!("10.0.0.{h}"), Some("h"))).collect();
+                FeedMessage::Set {
+                    service: service("d", &name, DnsAnswer::ClusterIps { addresses, ports: vec![], endpoints }),
+                }
             });
         }
         let mut fresh = Zone::new(vec![]);
         fresh.apply(zone.records().snapshot());
         for host in 0..4 {
             let name = format!("{host}.0.0.10.in-addr.arpa");
-            prop_assert_eq!(zone.answer(&name, QueryType::Ptr), fresh.answer(&name, QueryType::Ptr));
+            prop_assert_eq!(zone.answer(&name, QueryType::Ptr, 0), fresh.answer(&name, QueryType::Ptr, 0));
         }
     }
 }
