@@ -1,4 +1,4 @@
-//! Pure decisions: service tables, routes, address allocation, DNS answers.
+//! Pure decisions: what is configured, service tables, routes, address allocation, DNS answers.
 #![forbid(unsafe_code)]
 
 pub mod added_ranges;
@@ -6,6 +6,7 @@ pub mod backend;
 pub mod bandwidth;
 pub mod changed;
 pub mod cluster_cidrs;
+pub mod config;
 pub mod dns;
 pub mod election;
 pub mod ipam;
