@@ -70,6 +70,7 @@ use towpath_carry::feed;
 use towpath_datapath::{Datapath, DatapathConfig};
 use towpath_model::custom::NetworkConfigSpec;
 use towpath_model::desired::NodeSettings;
+use towpath_plan::config::overlay;
 use towpath_plan::service_ranges::Own;
 use towpath_wire::config::AgentConfig;
 use tracing::info;
@@ -135,7 +136,7 @@ async fn run_until(config: AgentConfig, shutdown: CancellationToken) -> Result<E
     let telling = owned(events::announce_problems(client.clone(), node, sources.clone(), readiness.clone()));
     let refusing = owned(events::refusals::announce(client.clone(), sources.clone()));
     let own_config = config;
-    let overlaid = |spec: &NetworkConfigSpec| network_config::overlay(own_config.clone(), spec);
+    let overlaid = |spec: &NetworkConfigSpec| overlay(own_config.clone(), spec);
     let usable = |spec: &NetworkConfigSpec| settings::parse(&overlaid(spec)?).map(drop);
     let in_force = network_config::read(&client, &own_config, usable).await?;
     let config = overlaid(&in_force.spec)?;
@@ -152,7 +153,7 @@ async fn run_until(config: AgentConfig, shutdown: CancellationToken) -> Result<E
         index.ask_about_namespaces(parsed.node.clone(), asking);
         index.remember_policies(former);
         index.say_all(Kept::open(&config.state_dir).said().clone());
-        index.bound_pod_ranges(parsed.cluster_cidrs.clone(), parsed.service_cidrs.clone());
+        index.bound_pod_ranges(parsed.ranges.cluster_cidrs.clone(), parsed.ranges.service_cidrs.clone());
     }
     let outliving = owned(outliving::answer(client.clone(), questions, updates.clone()));
     let mut watches = watch::watch_all(&client, &updates);
@@ -166,7 +167,7 @@ async fn run_until(config: AgentConfig, shutdown: CancellationToken) -> Result<E
     info!(node = %parsed.node, addresses = ?own.addresses, pod_cidrs = ?own.pod_cidrs, "this node");
 
     let ranges = ranges_at_start(&config, &parsed, &own, &index);
-    let non_masquerade = NonMasquerade::at_start(&config.state_dir, &parsed.non_masquerade_cidrs);
+    let non_masquerade = NonMasquerade::at_start(&config.state_dir, &parsed.ranges.non_masquerade_cidrs);
     let datapath = open_datapath(&config, &parsed, &own, &ranges, &non_masquerade).await?;
     let before = HostLocal::new(&config.cni_state_dir);
     let leases = Arc::new(LeaseStore::open(&config.state_dir, &own.pod_cidrs, Arc::new(RealDisk))?.after(before));
@@ -307,10 +308,10 @@ async fn open_datapath(
 /// The ranges of Services as the run before knew them, unless they touch this node's own by now.
 fn ranges_at_start(config: &AgentConfig, parsed: &Parsed, own: &OwnNode, index: &SharedIndex) -> Ranges {
     let index = read(index);
-    let cluster: Vec<IpNet> = parsed.cluster_cidrs.iter().chain(&own.pod_cidrs).copied().collect();
+    let cluster: Vec<IpNet> = parsed.ranges.cluster_cidrs.iter().chain(&own.pod_cidrs).copied().collect();
     let addresses: Vec<IpAddr> = own.addresses.iter().chain(&config.dns_addresses).copied().collect();
     let own = Own { world: index.world(), cluster: &cluster, dns: &addresses };
-    Ranges::at_start(&config.state_dir, &parsed.service_cidrs, &own)
+    Ranges::at_start(&config.state_dir, &parsed.ranges.service_cidrs, &own)
 }
 
 /// A task that is cancelled when its handle is dropped.

@@ -1,10 +1,10 @@
-//! The cluster-wide `NetworkConfig`: laid over the agent's own configuration at the start, and followed.
+//! The cluster-wide `NetworkConfig`: read at the start, and followed. How it is laid over the agent's own configuration is
+//! [`towpath_plan::config`]'s.
 //!
 //! What was read last is kept on disk, so that an agent which starts while the API server is away has the same configuration as
 //! before. With a change that can be used the agent starts anew within its process; what is in the kernel goes on meanwhile. What says the
 //! same under another generation (a change taken back, an object deleted and made again) is in force already: only its generation is told.
 
-use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -15,7 +15,6 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch as channel;
 use towpath_model::custom::{NETWORK_CONFIG_NAME, NetworkConfig, NetworkConfigSpec};
 use towpath_wire::config::AgentConfig;
-use towpath_wire::config::ipnet_text::Cidr;
 use tracing::{debug, error, info, warn};
 
 use crate::relist::Watch;
@@ -85,57 +84,6 @@ fn kept(path: &Path) -> Option<InForce> {
     serde_json::from_slice(&std::fs::read(path).ok()?).ok()
 }
 
-fn cidrs(list: &[String]) -> Vec<Cidr> {
-    list.iter().cloned().map(Cidr).collect()
-}
-
-/// The configuration with what the object names in place of its own.
-///
-/// # Errors
-/// Something that is no address, or that this version cannot do.
-pub fn overlay(mut config: AgentConfig, spec: &NetworkConfigSpec) -> Result<AgentConfig> {
-    let said = |field: &str| format!("NetworkConfig {NETWORK_CONFIG_NAME}, spec.{field}");
-    config.backend = spec.backend.unwrap_or(config.backend);
-    if let Some(vxlan) = spec.vxlan {
-        config.vxlan_vni = vxlan.vni.unwrap_or(config.vxlan_vni);
-        config.vxlan_port = vxlan.port.unwrap_or(config.vxlan_port);
-    }
-    config.udp_port = spec.udp.and_then(|udp| udp.port).unwrap_or(config.udp_port);
-    for (own, named) in [
-        (&mut config.cluster_cidrs, &spec.cluster_cidrs),
-        (&mut config.service_cidrs, &spec.service_cidrs),
-        (&mut config.non_masquerade_cidrs, &spec.non_masquerade_cidrs),
-        (&mut config.external_cidrs, &spec.external_cidrs),
-    ] {
-        if let Some(named) = named {
-            *own = cidrs(named);
-        }
-    }
-    if let Some(masquerade) = spec.masquerade {
-        config.masquerade_ipv4 = masquerade.ipv4.unwrap_or(config.masquerade_ipv4);
-        config.masquerade_ipv6 = masquerade.ipv6.unwrap_or(config.masquerade_ipv6);
-    }
-    if let Some(addresses) = &spec.node_port_addresses {
-        config.node_port_addresses.clone_from(addresses);
-    }
-    if let Some(devices) = &spec.devices {
-        config.devices.clone_from(devices);
-    }
-    config.direct_server_return = spec.direct_server_return.unwrap_or(config.direct_server_return);
-    config.pod_mtu = spec.mtu.or(config.pod_mtu);
-    config.service_proxy = spec.service_proxy.unwrap_or(config.service_proxy);
-    config.service_acceleration = spec.service_acceleration.unwrap_or(config.service_acceleration);
-    config.dns = spec.dns.unwrap_or(config.dns);
-    if let Some(list) = &spec.cluster_dns {
-        let parse = |text: &String| text.parse::<IpAddr>().with_context(|| format!("{}: {text:?}", said("clusterDNS")));
-        config.cluster_dns = list.iter().map(parse).collect::<Result<_>>()?;
-    }
-    if let Some(domain) = &spec.cluster_domain {
-        config.cluster_domain.clone_from(domain);
-    }
-    Ok(config)
-}
-
 /// Ends when the object says something else than what is in force, and `usable` takes it: it is kept for the next start. `generation`
 /// is that of the object that says what is in force.
 pub async fn changed(
@@ -194,48 +142,6 @@ pub async fn changed(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use towpath_model::custom::{Acceleration, Duty, MasqueradeConfig, VxlanConfig};
-
-    #[test]
-    fn what_is_named_wins_and_the_rest_stays() {
-        let own = AgentConfig { pod_mtu: Some(1400), cluster_domain: "own".to_owned(), ..AgentConfig::default() };
-        let spec = NetworkConfigSpec {
-            devices: Some(vec!["eth*".to_owned()]),
-            direct_server_return: Some(true),
-            masquerade: Some(MasqueradeConfig { ipv4: None, ipv6: Some(false) }),
-            cluster_cidrs: Some(vec!["10.8.0.0/16".to_owned()]),
-            vxlan: Some(VxlanConfig { vni: None, port: Some(4789) }),
-            service_acceleration: Some(Acceleration::BestEffort),
-            cluster_dns: Some(vec!["10.96.0.53".to_owned()]),
-            ..NetworkConfigSpec::default()
-        };
-        let now = overlay(own.clone(), &spec).unwrap();
-        assert_eq!(now.cluster_cidrs, [Cidr("10.8.0.0/16".to_owned())]);
-        assert_eq!((now.vxlan_vni, now.vxlan_port), (own.vxlan_vni, 4789));
-        assert_eq!(now.devices, ["eth*"]);
-        assert_eq!((now.masquerade_ipv4, now.masquerade_ipv6), (true, false));
-        assert!(now.direct_server_return && !own.direct_server_return);
-        assert_eq!(now.service_acceleration, Acceleration::BestEffort);
-        assert_eq!(now.cluster_dns, ["10.96.0.53".parse::<IpAddr>().unwrap()]);
-        assert_eq!(
-            (now.pod_mtu, now.cluster_domain, now.service_cidrs),
-            (Some(1400), "own".to_owned(), own.service_cidrs)
-        );
-    }
-
-    #[test]
-    fn what_cannot_be_done_is_said_by_field() {
-        let refused = |spec: NetworkConfigSpec| format!("{:#}", overlay(AgentConfig::default(), &spec).unwrap_err());
-        let dns = NetworkConfigSpec { cluster_dns: Some(vec!["x".to_owned()]), ..NetworkConfigSpec::default() };
-        assert!(refused(dns).contains("spec.clusterDNS"));
-        let duties = NetworkConfigSpec {
-            dns: Some(Duty::Off),
-            service_proxy: Some(Duty::Towpath),
-            ..NetworkConfigSpec::default()
-        };
-        let now = overlay(AgentConfig::default(), &duties).unwrap();
-        assert_eq!((now.service_proxy, now.dns), (Duty::Towpath, Duty::Off));
-    }
 
     #[test]
     fn what_is_kept_is_read_again_and_damage_counts_as_nothing() {

@@ -19,7 +19,7 @@ use towpath_datapath::Datapath;
 use towpath_datapath::bpf::Adopted;
 use towpath_datapath::net::address::DeviceAddress;
 use towpath_model::custom::BackendName;
-use towpath_model::desired::{Clients, NodePeer, PodSets};
+use towpath_model::desired::{NodePeer, PodSets};
 use towpath_model::{AskedBandwidth, NamespacedName, NodeName};
 use towpath_plan::dns::FeedPlanner;
 use towpath_plan::peers::Tunnels;
@@ -253,16 +253,10 @@ impl Reconciler {
         let started = Instant::now();
         let mut adopted = datapath.adopted().await?;
         let audited = datapath.audited().await?;
+        // Whose its Services are, and where it answers DNS, follows from who is in charge, which is decided before the first plan.
         let mut services = Planner::new(ServiceConfig {
-            node_ports: config.node_ports,
-            node_port_addresses: parsed.node_port_addresses.clone(),
-            // Both follow from who is in charge, which is decided before the first plan.
-            cluster_dns: Vec::new(),
-            clients: Clients::All,
             dns_addresses: settings.dns_addresses.clone(),
-            service_cidrs: ranges.in_force().to_vec(),
-            external_cidrs: parsed.external_cidrs.clone(),
-            grace: Duration::from_secs(60),
+            ..towpath_plan::config::services(config, &parsed.ranges, ranges.in_force())
         });
         let Adopted { backends, frontends, inside, .. } = &mut adopted;
         services.adopt(std::mem::take(backends), std::mem::take(frontends), std::mem::take(inside), Duration::ZERO);

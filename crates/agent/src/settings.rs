@@ -13,8 +13,8 @@ use towpath_datapath::bpf::Limits;
 use towpath_datapath::net::address::DeviceAddress;
 use towpath_model::custom::NodeNetworkSpec;
 use towpath_model::desired::{NodeSettings, Vxlan};
-use towpath_model::{Family, Node, NodeName, NodePortAddresses, POD_CIDRS_ANNOTATION, family_of};
-use towpath_wire::config::ipnet_text::Cidr;
+use towpath_model::{Node, NodeName, POD_CIDRS_ANNOTATION, family_of};
+use towpath_plan::config::{self, Ranges};
 use towpath_wire::config::{AgentConfig, MapLimits};
 
 /// The configuration with every text parsed.
@@ -22,38 +22,8 @@ use towpath_wire::config::{AgentConfig, MapLimits};
 pub struct Parsed {
     /// This node.
     pub node: NodeName,
-    /// Pod ranges of the cluster.
-    pub cluster_cidrs: Vec<IpNet>,
-    /// Service ranges.
-    pub service_cidrs: Vec<IpNet>,
-    /// Destinations that see pod addresses.
-    pub non_masquerade_cidrs: Vec<IpNet>,
-    /// Ranges in which Services may have external addresses.
-    pub external_cidrs: Vec<IpNet>,
-    /// At which of a node's addresses NodePorts answer.
-    pub node_port_addresses: NodePortAddresses,
-}
-
-fn cidrs(field: &str, list: &[Cidr]) -> Result<Vec<IpNet>> {
-    list.iter()
-        .map(|c| {
-            c.0.parse::<IpNet>()
-                .map(|n| n.trunc())
-                .with_context(|| format!("agent configuration, {field}: {:?} is no CIDR", c.0))
-        })
-        .collect()
-}
-
-fn refuse_overlap(named: &[(&str, &[IpNet])]) -> Result<()> {
-    let all: Vec<(&str, &IpNet)> = named.iter().flat_map(|(name, list)| list.iter().map(move |n| (*name, n))).collect();
-    for (i, (name, net)) in all.iter().enumerate() {
-        for (other_name, other) in all.iter().skip(i + 1) {
-            if net.contains(&other.network()) || other.contains(&net.network()) {
-                bail!("agent configuration: {name} {net} overlaps {other_name} {other}; choose disjoint ranges");
-            }
-        }
-    }
-    Ok(())
+    /// The ranges.
+    pub ranges: Ranges,
 }
 
 /// The node's name: the configured one, else the machine's.
@@ -101,32 +71,9 @@ fn underlay_overlap(own: &[IpAddr], ranges: &[IpNet], addresses: &[DeviceAddress
 /// Parses and checks a configuration.
 ///
 /// # Errors
-/// A range that is none, ranges that overlap, or no node name.
+/// As [`config::parse`], or there is no node name.
 pub fn parse(config: &AgentConfig) -> Result<Parsed> {
-    let node = parse_node_name(config)?;
-    let cluster_cidrs = cidrs("clusterCidrs", &config.cluster_cidrs)?;
-    let service_cidrs = cidrs("serviceCidrs", &config.service_cidrs)?;
-    refuse_overlap(&[("clusterCidrs", &cluster_cidrs), ("serviceCidrs", &service_cidrs)])?;
-    if config.node_ports.0 > config.node_ports.1 {
-        bail!("agent configuration, nodePorts: {} is above {}", config.node_ports.0, config.node_ports.1);
-    }
-    if config.udp_port == config.vxlan_port {
-        bail!(
-            "agent configuration: vxlanPort and udpPort are both {}; a node takes packets of both backends",
-            config.udp_port
-        );
-    }
-    if config.path_round_seconds == 0 {
-        bail!("agent configuration, pathRoundSeconds: 0; write 1 or more, paths are tried again after so many seconds");
-    }
-    Ok(Parsed {
-        node,
-        cluster_cidrs,
-        service_cidrs,
-        non_masquerade_cidrs: cidrs("nonMasqueradeCidrs", &config.non_masquerade_cidrs)?,
-        external_cidrs: cidrs("externalCidrs", &config.external_cidrs)?,
-        node_port_addresses: NodePortAddresses::parse(&config.node_port_addresses).context("agent configuration")?,
-    })
+    Ok(Parsed { node: parse_node_name(config)?, ranges: config::parse(config)? })
 }
 
 /// Limits of the kernel's tables.
@@ -214,7 +161,7 @@ impl OwnNode {
         }
         for cidr in node.assigned() {
             if let Some(service) =
-                config.service_cidrs.iter().find(|s| s.contains(&cidr.network()) || cidr.contains(&s.network()))
+                config.ranges.service_cidrs.iter().find(|s| s.contains(&cidr.network()) || cidr.contains(&s.network()))
             {
                 bail!("node {}: its pod range {cidr} overlaps the Service range {service}", node.name);
             }
@@ -292,16 +239,13 @@ pub fn node_settings(config: &AgentConfig, parsed: &Parsed, own: &OwnNode) -> No
         name: parsed.node.clone(),
         addresses: own.addresses.clone(),
         pod_cidrs: own.pod_cidrs.clone(),
-        cluster_cidrs: parsed.cluster_cidrs.clone(),
-        service_cidrs: parsed.service_cidrs.clone(),
-        masqueraded: [(Family::V4, config.masquerade_ipv4), (Family::V6, config.masquerade_ipv6)]
-            .into_iter()
-            .filter_map(|(family, masqueraded)| masqueraded.then_some(family))
-            .collect(),
-        non_masquerade_cidrs: parsed.non_masquerade_cidrs.clone(),
+        cluster_cidrs: parsed.ranges.cluster_cidrs.clone(),
+        service_cidrs: parsed.ranges.service_cidrs.clone(),
+        masqueraded: config::masqueraded(config),
+        non_masquerade_cidrs: parsed.ranges.non_masquerade_cidrs.clone(),
         dns_addresses: config.dns_addresses.iter().copied().filter(has).collect(),
         node_ports: config.node_ports,
-        node_port_addresses: parsed.node_port_addresses.clone(),
+        node_port_addresses: parsed.ranges.node_port_addresses.clone(),
         vxlan: Vxlan { vni: config.vxlan_vni, port: config.vxlan_port },
         udp_port: config.udp_port,
         pod_mtu: config.pod_mtu,
@@ -380,17 +324,6 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let error = cgroup2(dir.path()).unwrap_err().to_string();
         assert!(error.contains(&dir.path().display().to_string()) && error.contains("cgroup2"), "{error}");
-    }
-
-    #[test]
-    fn overlapping_ranges_are_refused_by_name() {
-        let config = AgentConfig {
-            node_name: "n".to_owned(),
-            service_cidrs: vec![Cidr("10.244.8.0/22".to_owned())],
-            ..AgentConfig::default()
-        };
-        let error = parse(&config).unwrap_err().to_string();
-        assert!(error.contains("10.244.0.0/16") && error.contains("10.244.8.0/22"), "{error}");
     }
 
     #[test]

@@ -17,8 +17,9 @@ use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 use tokio::sync::watch as channel;
 use tokio::time::timeout;
-use towpath_agent::network_config::{changed, overlay, read};
+use towpath_agent::network_config::{changed, read};
 use towpath_model::custom::{NetworkConfig, NetworkConfigSpec};
+use towpath_plan::config::overlay;
 use towpath_wire::config::AgentConfig;
 
 use cluster::cluster;
@@ -61,7 +62,7 @@ impl Followed {
         configs.create(&PostParams::default(), &NetworkConfig::new(spec)).await.unwrap();
         let directory = tempfile::tempdir().unwrap();
         let config = AgentConfig { state_dir: directory.path().to_owned(), ..AgentConfig::default() };
-        let usable = |spec: &NetworkConfigSpec| overlay(AgentConfig::default(), spec).map(drop);
+        let usable = |spec: &NetworkConfigSpec| Ok(overlay(AgentConfig::default(), spec).map(drop)?);
         let in_force = read(&cluster.client, &config, usable).await.unwrap();
         assert_eq!(in_force.generation, Some(1));
         let (tell, told) = channel::channel(in_force.generation);

@@ -1,5 +1,6 @@
 //! Pure decisions. Each takes what is known, and the time where it matters, as arguments, and says what should be.
 //!
+//! - how configuration is read: [`config`];
 //! - between nodes: [`peers`], [`backend`], [`path`], [`pod_mtu`], [`bandwidth`];
 //! - Services: [`services`], [`socket_services`], [`service_ranges`], [`load_balancer`], [`election`] of who announces;
 //! - addresses: [`ipam`], [`cluster_cidrs`], [`added_ranges`];
@@ -12,6 +13,7 @@ pub mod backend;
 pub mod bandwidth;
 pub mod changed;
 pub mod cluster_cidrs;
+pub mod config;
 pub mod dns;
 pub mod election;
 pub mod ipam;

@@ -17,6 +17,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use towpath_model::custom::NodeNetworkStatus;
 use towpath_model::desired::Clients;
 use towpath_model::{NamespacedName, NodeName, Phase, Pod, World};
 use towpath_wire::config::Duty;
@@ -60,6 +61,10 @@ impl Proxy {
             Self::Others => "others",
         }
     }
+
+    fn named(name: &str) -> Option<Self> {
+        [Self::Towpath, Self::KubeProxy, Self::Others].into_iter().find(|one| one.name() == name)
+    }
 }
 
 /// Who answers cluster DNS.
@@ -91,6 +96,10 @@ impl Dns {
             Self::Others => "others",
         }
     }
+
+    fn named(name: &str) -> Option<Self> {
+        [Self::Towpath, Self::CoreDns, Self::StandIn, Self::Others].into_iter().find(|one| one.name() == name)
+    }
 }
 
 /// Who is in charge on a node. What is kept across restarts of the agent.
@@ -100,6 +109,18 @@ pub struct InCharge {
     pub proxy: Proxy,
     /// Of cluster DNS.
     pub dns: Dns,
+}
+
+impl InCharge {
+    /// What a node's `NodeNetwork` says of it; none: not yet, or in words of another version.
+    pub fn said(status: &NodeNetworkStatus) -> Option<Self> {
+        Some(Self { proxy: Proxy::named(status.service_proxy.as_ref()?)?, dns: Dns::named(status.dns.as_ref()?)? })
+    }
+
+    /// What an agent decides at a first look, of which nothing is known but what is configured and what the API has.
+    pub fn at_first_look(service_proxy: Duty, dns: Duty, seen: KubeProxy, servers: CoreDns) -> Self {
+        Modes::new(service_proxy, dns, None).decide(seen, servers, false, Duration::ZERO)
+    }
 }
 
 /// kube-proxy as a node sees it.

@@ -16,7 +16,9 @@ use serde::de::DeserializeOwned;
 use tokio::io::AsyncReadExt;
 use towpath_model::cluster_policy::object::ClusterNetworkPolicy as ClusterPolicyObject;
 use towpath_model::custom::{NETWORK_CONFIG_NAME, NetworkConfig, NetworkConfigSpec, NodeNetwork};
-use towpath_model::{ClusterNetworkPolicy, Invalid, NamespacedName, NetworkPolicy, NodeName, Readable, World};
+use towpath_model::{
+    ClusterNetworkPolicy, Invalid, NamespacedName, NetworkPolicy, NodeName, Readable, ServiceCidr, World,
+};
 use towpath_plan::added_ranges::{self, Within};
 use towpath_plan::backend::Says;
 
@@ -122,22 +124,61 @@ pub(crate) async fn world(client: &kube::Client) -> Result<World> {
 }
 
 /// The cluster's own configuration; none where it was not made, or its definition is not there.
-pub(crate) async fn network(client: &kube::Client) -> Option<NetworkConfigSpec> {
+///
+/// # Errors
+/// The API server does not answer or refuses.
+pub(crate) async fn network(client: &kube::Client) -> Result<Option<NetworkConfigSpec>> {
     let network = Api::<NetworkConfig>::all(client.clone()).get_opt(NETWORK_CONFIG_NAME).await;
-    network.ok().flatten().map(|network| network.spec)
+    let network = network.with_context(|| format!("could not read NetworkConfig {NETWORK_CONFIG_NAME}"))?;
+    Ok(network.map(|network| network.spec))
 }
 
-/// What nodes say of their backends; none where that cannot be read.
-pub(crate) async fn backends(client: &kube::Client) -> Option<BTreeMap<NodeName, Says>> {
-    let said = Api::<NodeNetwork>::all(client.clone()).list(&ListParams::default()).await.ok()?.items.into_iter();
-    Some(said.map(|object| (NodeName::new(object.name_any()), Says::of(&object))).collect())
+/// What nodes say of themselves; nothing where their definition is not there.
+///
+/// # Errors
+/// The API server does not answer or refuses.
+pub(crate) async fn node_networks(client: &kube::Client) -> Result<Vec<NodeNetwork>> {
+    match Api::<NodeNetwork>::all(client.clone()).list(&ListParams::default()).await {
+        Ok(list) => Ok(list.items),
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(Vec::new()),
+        Err(error) => Err(error).context("could not list nodenetworks.towpath.dev"),
+    }
+}
+
+/// Ranges of Services by their objects' names; none where the API has no such kind (Kubernetes before 1.33).
+///
+/// # Errors
+/// The API server does not answer or refuses.
+pub(crate) async fn service_cidrs(client: &kube::Client) -> Result<Option<BTreeMap<String, ServiceCidr>>> {
+    let api: Api<Readable<networking::ServiceCIDR>> = Api::all(client.clone());
+    let list = match api.list(&ListParams::default()).await {
+        Ok(list) => list,
+        Err(kube::Error::Api(status)) if status.code == 404 => return Ok(None),
+        Err(error) => return Err(error).context("could not list servicecidrs"),
+    };
+    let parsed = list.items.iter().filter_map(|read| {
+        let object = read.object().ok()?;
+        Some((object.metadata.name.clone()?, ServiceCidr::try_from(object).ok()?))
+    });
+    Ok(Some(parsed.collect()))
+}
+
+/// The data of a ConfigMap in `kube-system`; none where there is no such one.
+///
+/// # Errors
+/// The API server does not answer or refuses.
+pub(crate) async fn system_config_map(client: &kube::Client, name: &str) -> Result<Option<BTreeMap<String, String>>> {
+    let read = Api::<core::ConfigMap>::namespaced(client.clone(), SYSTEM).get_opt(name).await;
+    let object = read.with_context(|| format!("could not read ConfigMap {SYSTEM}/{name}"))?;
+    Ok(object.map(|object| object.data.unwrap_or_default()))
 }
 
 /// All nodes, with the pod ranges that are in force. Of those that were added to them it is what they say they use: which of them may be is known
 /// to their agents.
 async fn nodes(client: &kube::Client) -> Result<BTreeMap<NodeName, towpath_model::Node>> {
     let mut nodes = parsed::<core::Node, towpath_model::Node, _>(client, "nodes", |n| n.name.clone()).await?;
-    let said = backends(client).await.unwrap_or_default();
+    let said = node_networks(client).await.unwrap_or_default();
+    let said = said.iter().map(|object| (NodeName::new(object.name_any()), Says::of(object))).collect();
     let mut settled = added_ranges::settle(&nodes, &said, &Within::Used);
     for (name, node) in &mut nodes {
         node.put_in_force(settled.in_force.remove(name).unwrap_or_default());
@@ -163,11 +204,13 @@ pub(crate) async fn services(client: &kube::Client, only: Option<&NamespacedName
     })
 }
 
+/// Where the agents' own objects are.
+const SYSTEM: &str = "kube-system";
 /// Labels of the agents' pods.
 const AGENTS: &str = "app.kubernetes.io/name=towpath,app.kubernetes.io/component=node";
 
 fn system_pods(client: &kube::Client) -> Api<core::Pod> {
-    Api::namespaced(client.clone(), "kube-system")
+    Api::namespaced(client.clone(), SYSTEM)
 }
 
 /// The agents' pods: node and name.

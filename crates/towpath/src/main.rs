@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod configured;
 mod connectivity;
 mod daemon;
 mod dns;

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use towpath_lab::layout::{LabName, Layout};
 use towpath_wire::config::AgentConfig;
 
@@ -49,6 +49,11 @@ impl Where {
         self.lab.is_some() || self.kubeconfig.is_some() || std::env::var_os("KUBECONFIG").is_some()
     }
 
+    /// The lab that is named, by itself or by its kubeconfig.
+    pub(crate) fn named_lab(&self) -> Result<Option<LabName>> {
+        if self.is_named() { self.lab() } else { Ok(None) }
+    }
+
     /// The lab that is meant: by name, by its kubeconfig, or because there is nothing else.
     pub(crate) fn lab(&self) -> Result<Option<LabName>> {
         if self.lab.is_some() {
@@ -64,6 +69,16 @@ impl Where {
             (None, _) => None,
         })
     }
+}
+
+/// How the agents of a lab are configured but for what differs between nodes: as that of its first node is.
+///
+/// # Errors
+/// There is no such lab, it has no node, or the file cannot be read.
+pub(crate) fn agent_config_of_lab(lab: &LabName) -> Result<AgentConfig> {
+    let (layout, spec) = (Layout::new(lab)?, towpath_lab::commands::spec(lab)?);
+    let node = spec.nodes.first().with_context(|| format!("lab {:?} has no node", lab.as_str()))?;
+    crate::daemon::load(Some(&layout.node_run(&node.name).join("agent.json")))
 }
 
 /// Names of a lab's nodes, and how each agent is configured as far as its sockets go.

@@ -34,7 +34,7 @@ impl Reconciler {
 
     /// Where NodePorts answer now; none: it cannot be found out.
     async fn node_port_addresses(&self) -> Option<At> {
-        let chosen = &self.parsed.node_port_addresses;
+        let chosen = &self.parsed.ranges.node_port_addresses;
         if *chosen == NodePortAddresses::All {
             return Some(At::Everywhere);
         }

@@ -22,7 +22,8 @@ const LOOK_PART: u32 = 100;
 impl Reconciler {
     /// Does something with the book, the world and what is the cluster's own.
     fn with_book<T>(&self, work: impl FnOnce(&mut Book, &towpath_model::World, &Inside<'_>) -> T) -> T {
-        let inside = Inside { cluster: &self.parsed.cluster_cidrs, services: self.ranges.in_force(), dns: &self.dns };
+        let inside =
+            Inside { cluster: &self.parsed.ranges.cluster_cidrs, services: self.ranges.in_force(), dns: &self.dns };
         let index = read(&self.index);
         let mut book = self.book.write().unwrap_or_else(PoisonError::into_inner);
         work(&mut book, index.world(), &inside)

@@ -16,7 +16,7 @@ impl Reconciler {
         }
         let planned = {
             let index = read(&self.index);
-            let own = Own { world: index.world(), cluster: &self.parsed.cluster_cidrs, dns: &self.dns };
+            let own = Own { world: index.world(), cluster: &self.parsed.ranges.cluster_cidrs, dns: &self.dns };
             self.ranges.decide(index.service_cidrs(), &own)
         };
         if let Err(error) = self.ranges.keep() {

@@ -190,3 +190,21 @@ fn towpaths_own_servers_behind_the_service_are_not_core_dns() {
     let own = ["169.254.116.10".parse().unwrap()];
     assert_eq!(core_dns(&world, &own), CoreDns { endpoints: 2, ready: 1 });
 }
+
+#[test]
+fn who_is_in_charge_is_read_as_it_is_said_and_words_of_another_version_say_nothing() {
+    let status = |proxy: Option<&str>, dns: Option<&str>| NodeNetworkStatus {
+        service_proxy: proxy.map(str::to_owned),
+        dns: dns.map(str::to_owned),
+        ..NodeNetworkStatus::default()
+    };
+    for proxy in [Proxy::Towpath, Proxy::KubeProxy, Proxy::Others] {
+        for dns in [Dns::Towpath, Dns::CoreDns, Dns::StandIn, Dns::Others] {
+            let said = InCharge::said(&status(Some(proxy.name()), Some(dns.name())));
+            assert_eq!(said, Some(InCharge { proxy, dns }));
+        }
+    }
+    for (proxy, dns) in [(None, None), (Some("towpath"), None), (Some("pigeon"), Some("coredns"))] {
+        assert_eq!(InCharge::said(&status(proxy, dns)), None);
+    }
+}

@@ -2,8 +2,10 @@
 
 use kube::Client;
 use serde::Serialize;
+use towpath_lab::layout::LabName;
 
 use super::checks::{Cast, Check, Phase, Want};
+use crate::configured::Found;
 use crate::probe::{Answer, Outcome};
 
 /// How a check ended.
@@ -195,11 +197,16 @@ fn note_small_mtu(results: &mut [CheckResult]) {
 }
 
 /// The results, with what to do about those that failed, as the cluster is now.
-pub(super) async fn explained(client: &Client, namespace: &str, mut results: Vec<CheckResult>) -> Vec<CheckResult> {
+pub(super) async fn explained(
+    client: &Client,
+    lab: Option<&LabName>,
+    namespace: &str,
+    mut results: Vec<CheckResult>,
+) -> Vec<CheckResult> {
     if results.iter().all(|result| result.status != Status::Failed) {
         return results;
     }
-    let world = crate::kubernetes::world(client).await;
+    let (world, found) = (crate::kubernetes::world(client).await, Found::ask(client, lab).await);
     note_small_mtu(&mut results);
     for result in results.iter_mut().filter(|result| result.status == Status::Failed) {
         result.next.push(format!("towpath status    # on node {}", result.from_node));
@@ -207,7 +214,7 @@ pub(super) async fn explained(client: &Client, namespace: &str, mut results: Vec
         let again = format!("towpath connectivity test --keep --only {}", result.name);
         result.next.push(format!("{again} && towpath explain -n {namespace} {from} {to} {port}"));
         result.explanation = match &world {
-            Ok(world) => crate::explain::in_words(world, namespace, from, to, port).ok(),
+            Ok(world) => crate::explain::in_words(world, &found, namespace, [from, to, port]).ok(),
             Err(_) => None,
         };
     }

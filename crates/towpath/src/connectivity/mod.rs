@@ -31,6 +31,7 @@ pub(crate) use report::escaped;
 use report::{Report, Reporter};
 use stage::Stage;
 
+use crate::place::Where;
 use crate::probe::Outcome;
 
 /// Commands of `towpath connectivity`.
@@ -161,6 +162,8 @@ async fn test(
     report: &mut Report,
 ) -> Result<()> {
     report.begin();
+    let place = Where { kubeconfig: options.kubeconfig.clone(), lab: options.lab.clone(), output: crate::Output::Text };
+    let lab = place.named_lab()?;
     stage.claim_namespace(options.replace).await?;
     let nodes = stage.choose_nodes(&options.named, usize::from(options.nodes)).await?;
     let names: Vec<&str> = nodes.iter().map(|node| node.name.as_str()).collect();
@@ -198,7 +201,7 @@ async fn test(
             results.push(CheckResult::of_drops(&check, &before, &after, options.metrics_port));
             results.last().into_iter().for_each(|result| reporter.result(result));
         }
-        report.results.extend(judge::explained(client, &options.namespace, results).await);
+        report.results.extend(judge::explained(client, lab.as_ref(), &options.namespace, results).await);
     }
     Ok(())
 }

@@ -3,36 +3,42 @@
 //! Pure but for [`run`]: [`explain()`] answers from a [`World`], with the same planner and the same evaluator that the agent and
 //! the tests use.
 
+#[cfg(test)]
+mod config_tests;
+mod path;
 mod show;
 #[cfg(test)]
 mod tests;
 mod who;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
-use serde::Serialize;
-use towpath_model::custom::NetworkConfigSpec;
-use towpath_model::desired::{Algorithm, BackendAddress, Frontend, PolicyRef, Reach, RowProtocol, Verdict};
-use towpath_model::{
-    ClusterNetworkPolicy, DomainName, NamespacedName, NodeName, NodePortAddresses, Protocol,
-    SOCKET_SERVICES_ANNOTATION, Service, SocketServices, TrafficPolicy, World, family_of,
+use serde::{Serialize, Serializer};
+use towpath_model::desired::{
+    Algorithm, BackendAddress, Clients, Frontend, FrontendTarget, PolicyRef, RowProtocol, Verdict,
 };
-use towpath_plan::backend::{self, Able, Says};
-use towpath_plan::services::{OwnPods, Planner, ServiceConfig, host_port_of};
-use towpath_plan::{Changed, ChangedPods, modes, socket_services};
+use towpath_model::{
+    ClusterNetworkPolicy, DomainName, NamespacedName, NodeName, Protocol, SOCKET_SERVICES_ANNOTATION, Service,
+    SocketServices, TrafficPolicy, World, family_of,
+};
+use towpath_plan::modes::Proxy;
+use towpath_plan::services::{OwnPods, Planner, host_port_of};
+use towpath_plan::{Changed, ChangedPods, socket_services};
 use towpath_policy::names::{Learned, Limits};
 use towpath_policy::{Decision, Evaluator, Flow, Holder, Side, View};
-use towpath_wire::config::AgentConfig;
 use towpath_wire::names::LearnedName;
 
 pub(crate) use who::{PortSpec, Target};
 
+use crate::configured::{Configured, Found};
 use crate::kubernetes;
 use crate::place::Where;
+use path::Entry;
 
 /// Options of `towpath explain`.
 #[derive(clap::Args, Debug)]
@@ -54,12 +60,51 @@ pub(crate) struct Options {
     output: crate::Output,
 }
 
+/// What is at one end of a path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum EndKind {
+    /// A pod of the pod network.
+    Pod(NamespacedName),
+    /// A node.
+    Node(NodeName),
+    /// What listens on the loopback of this node.
+    Loopback(NodeName),
+    /// The server of DNS that every node has.
+    OwnDns,
+    /// A Service, at an address of its own.
+    Service(NamespacedName),
+    /// An address in a range of Services that no Service has.
+    NoService,
+    /// Anybody else.
+    Outside,
+}
+
+impl fmt::Display for EndKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Pod(name) => write!(f, "pod {name}"),
+            Self::Node(name) => write!(f, "node {name}"),
+            Self::Loopback(node) => write!(f, "loopback of node {node}"),
+            Self::OwnDns => f.write_str("the node's own DNS"),
+            Self::Service(name) => write!(f, "Service {name}"),
+            Self::NoService => f.write_str("an address for Services that none has"),
+            Self::Outside => f.write_str("outside the cluster"),
+        }
+    }
+}
+
+impl Serialize for EndKind {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
 /// One end of a path.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct End {
-    /// `pod default/web`, `node n1`, `Service default/web` or `outside`.
-    pub(crate) what: String,
+    /// What is there; in JSON as in words: `pod default/web`, `node n1`, `Service default/web`, `outside the cluster` …
+    pub(crate) what: EndKind,
     /// Its address.
     pub(crate) address: IpAddr,
     /// The node it is on.
@@ -77,12 +122,15 @@ pub(crate) struct Translation {
     pub(crate) binding: Option<String>,
     /// What the sender connects to.
     pub(crate) frontend: String,
-    /// Where the translation happens.
+    /// Where the translation happens, and by whom if that is not Towpath.
     pub(crate) place: String,
+    #[serde(skip)]
+    by: Proxy,
     /// Endpoints that take new connections.
     pub(crate) backends: Vec<String>,
-    /// How one of them is chosen.
-    pub(crate) algorithm: Algorithm,
+    /// How one of them is chosen; none: that is not Towpath's to say.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) algorithm: Option<Algorithm>,
     /// `loadBalancerSourceRanges`, where the address is a load balancer's; none: it is for everybody.
     pub(crate) sources: Option<Vec<String>>,
 }
@@ -129,6 +177,9 @@ pub(crate) struct Explanation {
     /// Domain names of policies that the destination goes by, or why they are not known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) names: Option<String>,
+    /// What is assumed, because it is not known here.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) notes: Vec<String>,
     /// The ways; several when a Service has several endpoints.
     pub(crate) ways: Vec<Way>,
     /// `allow`, `deny`, or `depends` when ways differ; `refused` when a Service has no endpoint or no such port.
@@ -153,70 +204,14 @@ pub(crate) enum Outcome {
     NotForClient,
 }
 
-/// Facts that are not in the API.
+/// What an answer depends on besides the world.
 #[derive(Clone, Debug)]
 pub(crate) struct Facts {
-    dns: Vec<IpAddr>,
-    services: ServiceConfig,
+    configured: Configured,
     /// What domain names stand for on the node of the sender.
     names: Learned,
     /// Why that is not known, for people.
     no_names: Option<String>,
-    /// What nodes say of their backends; none: that is not known.
-    backends: Option<BTreeMap<NodeName, Says>>,
-}
-
-impl Default for Facts {
-    fn default() -> Self {
-        let config = AgentConfig::default();
-        Self {
-            services: ServiceConfig {
-                node_ports: config.node_ports,
-                cluster_dns: config.cluster_dns,
-                dns_addresses: config.dns_addresses.clone(),
-                ..ServiceConfig::default()
-            },
-            dns: config.dns_addresses,
-            names: Learned::default(),
-            no_names: None,
-            backends: None,
-        }
-    }
-}
-
-impl Facts {
-    /// What the cluster's own objects say of its DNS address, and `network` of external addresses.
-    pub(crate) fn of(world: &World, network: Option<&NetworkConfigSpec>) -> Self {
-        let mut facts = Self::default();
-        let external = network.and_then(|spec| spec.external_cidrs.as_ref()).into_iter().flatten();
-        facts.services.external_cidrs = external.filter_map(|range| range.parse().ok()).collect();
-        let node_ports = network.and_then(|spec| spec.node_port_addresses.as_ref());
-        if let Some(Ok(chosen)) = node_ports.map(|list| NodePortAddresses::parse(list)) {
-            facts.services.node_port_addresses = chosen;
-        }
-        // With servers behind it, it is a Service like any other.
-        if modes::core_dns(world, &facts.dns).endpoints == 0 {
-            facts.services.cluster_dns = modes::dns_addresses(world, &facts.services.cluster_dns).0;
-        }
-        facts
-    }
-
-    /// How pods' packets go from one node to another, in words.
-    fn way(&self, from: &NodeName, to: &NodeName) -> &'static str {
-        let Some(backends) = &self.backends else { return "by the backend in force, which is not known here," };
-        let sends = backends.get(from).and_then(|says| says.sends).unwrap_or_default();
-        // Who sends so is able to.
-        let able = Able { ipip: true, udp: true, macs: true };
-        match backend::instead(sends, able, backends).get(to) {
-            Some(Reach::Route) => "as it is (host-gw; VXLAN where a router lies between)",
-            Some(Reach::Link) => {
-                "as it is, between the pods' own MAC addresses (macvlan; VXLAN where a router lies between)"
-            }
-            Some(Reach::Ipip) => "in an IP header (ipip)",
-            Some(Reach::Udp) => "in a UDP datagram (udp)",
-            Some(Reach::Tunnel | Reach::TunnelTo(_)) | None => "VXLAN",
-        }
-    }
 }
 
 /// Asks the API server, prints the answer. The exit code is 0 when the answer is `allow`, 1 when it is not.
@@ -226,10 +221,10 @@ pub(crate) async fn run(options: &Options) -> Result<bool> {
     let namespace = options.namespace.clone().unwrap_or_else(|| kubernetes::default_namespace(&client));
     let from = who::parse(&world, &namespace, &options.from)?;
     let to = who::parse(&world, &namespace, &options.to)?;
-    let mut facts = Facts::of(&world, kubernetes::network(&client).await.as_ref());
-    facts.backends = kubernetes::backends(&client).await;
+    let place = Where { kubeconfig: options.kubeconfig.clone(), lab: None, output: options.output };
+    let mut facts = Facts::of(&world, &Found::ask(&client, place.named_lab()?.as_ref()).await)?;
     if let Some(node) = asks_for_names(&world, &from) {
-        facts.ask_for_names(options, &node).await;
+        facts.ask_for_names(&place, &node).await;
     }
     let explanation = explain(&world, &facts, &from, &to, options.port)?;
     match options.output {
@@ -243,16 +238,9 @@ pub(crate) async fn run(options: &Options) -> Result<bool> {
 ///
 /// # Errors
 /// As [`explain()`], or an end that is not there.
-pub(crate) fn in_words(world: &World, namespace: &str, from: &str, to: &str, port: &str) -> Result<String> {
+pub(crate) fn in_words(world: &World, found: &Found, namespace: &str, [from, to, port]: [&str; 3]) -> Result<String> {
     let (from, to) = (who::parse(world, namespace, from)?, who::parse(world, namespace, to)?);
-    Ok(explain(world, &Facts::of(world, None), &from, &to, parse_port(port)?)?.to_string())
-}
-
-impl Facts {
-    /// What a planner is told.
-    pub(crate) fn services(self) -> ServiceConfig {
-        self.services
-    }
+    Ok(explain(world, &Facts::of(world, found)?, &from, &to, parse_port(port)?)?.to_string())
 }
 
 /// The node of a sender that domain names of policies may concern.
@@ -264,9 +252,16 @@ fn asks_for_names(world: &World, from: &Target) -> Option<String> {
 }
 
 impl Facts {
+    /// What agents go by, and of domain names nothing yet.
+    ///
+    /// # Errors
+    /// As [`Configured::of`].
+    fn of(world: &World, found: &Found) -> Result<Self> {
+        Ok(Self { configured: Configured::of(world, found)?, names: Learned::default(), no_names: None })
+    }
+
     /// Asks a node's agent what domain names stand for there.
-    async fn ask_for_names(&mut self, options: &Options, node: &str) {
-        let place = Where { kubeconfig: options.kubeconfig.clone(), lab: None, output: options.output };
+    async fn ask_for_names(&mut self, place: &Where, node: &str) {
         let said = match place.cluster().await {
             Ok(cluster) => crate::dns::of_node(&cluster, node).await,
             Err(error) => Err(error),
@@ -308,22 +303,22 @@ struct Case<'a> {
 /// An end has no address, or not in a family of the other.
 pub(crate) fn explain(world: &World, facts: &Facts, from: &Target, to: &Target, port: PortSpec) -> Result<Explanation> {
     let no_pod_ips = BTreeMap::new();
-    let view = View { world, dns: &facts.dns, pod_ips: &no_pod_ips, names: &facts.names };
+    let view = View { world, dns: facts.configured.own_dns(), pod_ips: &no_pod_ips, names: &facts.names };
     let as_if_enforced = Evaluator::as_if_enforced(&view);
     let case = Case { world, evaluator: Evaluator::new(&view), as_if_enforced, facts };
     let (source, destination) = who::pair(from, to)?;
     let from = case.end(source);
     let to = match &from.node {
         _ if !destination.is_loopback() => case.end(destination),
-        Some(node) if from.what.starts_with("node ") => {
-            End { what: format!("loopback of node {node}"), address: destination, node: from.node.clone() }
+        Some(node) if matches!(from.what, EndKind::Node(_)) => {
+            End { what: EndKind::Loopback(NodeName::new(node.as_str())), address: destination, node: from.node.clone() }
         }
         _ => bail!("{destination} is its own for every host and pod: ask from node/NAME for what a node has there"),
     };
     let (service, destinations, refused) = case.translate(facts, &from, destination, port);
     // An outside client's packets enter where the Service is translated: at the node that it addressed.
     let entry = match (&service, &from.node) {
-        (Some(_), None) => Entry::Uplink(to.node.as_deref()),
+        (Some(service), None) => Entry::Uplink(to.node.as_deref(), service.by),
         _ => Entry::None,
     };
     let way = |(ip, number): &(IpAddr, u16)| case.way(&from, entry, *ip, port, *number);
@@ -336,7 +331,11 @@ pub(crate) fn explain(world: &World, facts: &Facts, from: &Target, to: &Target, 
         None => Outcome::Depends,
     };
     let names = facts.said_of(destination);
-    Ok(Explanation { from, to, protocol: port.to_string(), service, names, ways, outcome })
+    let mut notes = facts.configured.notes().to_vec();
+    if matches!(entry, Entry::Uplink(_, Proxy::KubeProxy)) {
+        notes.push(CLIENT_HIDDEN.to_owned());
+    }
+    Ok(Explanation { from, to, protocol: port.to_string(), service, names, notes, ways, outcome })
 }
 
 type Translated = (Option<Translation>, Vec<(IpAddr, u16)>, Option<Outcome>);
@@ -344,21 +343,27 @@ type Translated = (Option<Translation>, Vec<(IpAddr, u16)>, Option<Outcome>);
 impl Case<'_> {
     fn end(&self, address: IpAddr) -> End {
         let (what, node) = match self.evaluator.holder(address) {
-            Some(Holder::Pod(pod)) => (format!("pod {}", pod.name), pod.node.as_ref().map(ToString::to_string)),
-            Some(Holder::Node(name)) => (format!("node {name}"), Some(name.to_string())),
-            Some(Holder::Dns) => ("the node's own DNS".to_owned(), None),
-            Some(Holder::UnknownPod(name)) => (format!("pod {name}"), None),
+            Some(Holder::Pod(pod)) => (EndKind::Pod(pod.name.clone()), pod.node.as_ref().map(ToString::to_string)),
+            Some(Holder::Node(name)) => (EndKind::Node(name.clone()), Some(name.to_string())),
+            Some(Holder::Dns) => (EndKind::OwnDns, None),
+            Some(Holder::UnknownPod(name)) => (EndKind::Pod(name.clone()), None),
             None => match self.world.services.values().find(|s| s.cluster_ips.contains(&address)) {
-                Some(service) => (format!("Service {}", service.name), None),
-                None => ("outside the cluster".to_owned(), None),
+                Some(service) => (EndKind::Service(service.name.clone()), None),
+                None if self.is_for_services(address) => (EndKind::NoService, None),
+                None => (EndKind::Outside, None),
             },
         };
         End { what, address, node }
     }
 
+    fn is_for_services(&self, address: IpAddr) -> bool {
+        self.facts.configured.services().service_cidrs.iter().any(|range| range.contains(&address))
+    }
+
     fn translate(&self, facts: &Facts, from: &End, to: IpAddr, port: PortSpec) -> Translated {
         let by_node = self.world.nodes.values().find(|n| n.internal_ips.contains(&to));
-        let is_service = self.world.services.values().any(|s| s.cluster_ips.contains(&to) || is_for_all(s, to, facts));
+        let is_service = matches!(self.end(to).what, EndKind::Service(_) | EndKind::NoService)
+            || self.world.services.values().any(|service| is_for_all(service, to, facts));
         let PortSpec::Port(protocol, number) = port else {
             let silent = is_service.then_some(Outcome::NoReply);
             return (None, if is_service { Vec::new() } else { vec![(to, 0)] }, silent);
@@ -384,7 +389,7 @@ impl Case<'_> {
             planner = self.planned_on(&place, facts);
         }
         let table = planner.table();
-        let answers = by_node.is_some() && facts.services.node_port_addresses.has(to, true);
+        let answers = by_node.is_some() && facts.configured.services().node_port_addresses.has(to, true);
         let at = |frontend: &Frontend| {
             let inside = table.inside.get(frontend).filter(|_| own_clients);
             inside.or_else(|| table.frontends.get(frontend))
@@ -395,18 +400,22 @@ impl Case<'_> {
         };
         let backends: Vec<BackendAddress> =
             target.backends.iter().filter_map(|id| table.backends.get(id)).copied().collect();
-        let place = match by_node {
-            _ if own_clients => format!("on node {place}, {}", self.moment(from)),
-            Some(_) => format!("on node {place}, at the uplink"),
-            None => format!("on the node that the address leads to (here {place}), at the uplink"),
+        let by =
+            if own_clients && matches!(from.what, EndKind::Pod(_)) { Proxy::Towpath } else { self.by(target, &place) };
+        let place = match (own_clients, by) {
+            (true, Proxy::Towpath) => format!("on node {place}, {}", self.moment(from)),
+            (true, _) => format!("on node {place}"),
+            (false, _) if by_node.is_some() => format!("on node {place}, at the uplink"),
+            (false, _) => format!("on the node that the address leads to (here {place}), at the uplink"),
         };
         let translation = Translation {
             service: target.service.clone(),
             binding: host_port_of(target).map(str::to_owned),
             frontend: show::address_port(to, number),
-            place,
+            place: place + by_whom(by),
+            by,
             backends: backends.iter().map(|b| show::address_port(b.address, b.port)).collect(),
-            algorithm: target.algorithm,
+            algorithm: (by == Proxy::Towpath).then_some(target.algorithm),
             sources: target.sources.as_ref().map(|ranges| ranges.iter().map(ToString::to_string).collect()),
         };
         if target.sources.as_ref().is_some_and(|ranges| !ranges.iter().any(|range| range.contains(&from.address))) {
@@ -414,6 +423,14 @@ impl Case<'_> {
         }
         let refused = backends.is_empty().then_some(Outcome::Refused);
         (Some(translation), backends.iter().map(|b| (b.address, b.port)).collect(), refused)
+    }
+
+    /// Who translates, on a node, what anybody but its pods sends to a target.
+    fn by(&self, target: &FrontendTarget, node: &NodeName) -> Proxy {
+        match target.clients {
+            Clients::All => Proxy::Towpath,
+            Clients::Pods => self.facts.configured.in_charge(node).map_or(Proxy::Towpath, |in_charge| in_charge.proxy),
+        }
     }
 
     /// When what somebody inside sends is translated.
@@ -433,7 +450,7 @@ impl Case<'_> {
     }
 
     fn planned_on(&self, node: &NodeName, facts: &Facts) -> Planner {
-        let mut planner = Planner::new(facts.services.clone());
+        let mut planner = Planner::new(facts.configured.services_on(node));
         planner.plan(self.world, node, Changed::All, Duration::ZERO);
         planner.plan_host_ports(self.world, ChangedPods::All, node, &OwnPods::new(), Duration::ZERO);
         planner
@@ -458,12 +475,12 @@ impl Case<'_> {
             PortSpec::Port(protocol, _) => RowProtocol::Ports(protocol),
             PortSpec::Icmp => RowProtocol::Other,
         };
-        let end = if self.facts.dns.contains(&to) {
-            End { what: "the node's own DNS".to_owned(), address: to, node: from.node.clone() }
+        let end = if self.facts.configured.own_dns().contains(&to) {
+            End { what: EndKind::OwnDns, address: to, node: from.node.clone() }
         } else {
             self.end(to)
         };
-        let path = path(self.facts, from, entry, &end);
+        let path = path::hops(self.world, &self.facts.configured, from, entry, &end);
         let flow = Flow::new(from.address, to, protocol, number);
         let decision = self.evaluator.evaluate(&flow);
         let if_enforced = self.if_enforced(&flow, &decision);
@@ -499,83 +516,24 @@ impl Case<'_> {
     }
 }
 
+/// Who translates, where it is not Towpath.
+fn by_whom(by: Proxy) -> &'static str {
+    match by {
+        Proxy::Towpath => "",
+        Proxy::KubeProxy => ", by kube-proxy",
+        Proxy::Others => ", by whoever serves Services there (serviceProxy: off)",
+    }
+}
+
 /// Whether the outside knows a Service by this address.
 fn is_for_all(service: &Service, address: IpAddr, facts: &Facts) -> bool {
-    let allowed = || facts.services.external_cidrs.iter().any(|range| range.contains(&address));
+    let allowed = || facts.configured.services().external_cidrs.iter().any(|range| range.contains(&address));
     service.load_balancer_ips.contains(&address) || (service.external_ips.contains(&address) && allowed())
 }
 
-/// What becomes of an outside client's source towards an endpoint that is no pod.
-const SOURCE_TRANSLATED: &str = "translated to an address of the node and a port of 61000 to 65535";
-
-/// Where an outside client's packets were translated.
-#[derive(Clone, Copy)]
-enum Entry<'a> {
-    /// They were not, or it is no outside client.
-    None,
-    /// At the uplink of this node; none: of whatever node the address leads to.
-    Uplink(Option<&'a str>),
-}
-
-impl Entry<'_> {
-    /// In words.
-    fn name(self) -> String {
-        match self {
-            Self::Uplink(Some(node)) => format!("node {node}"),
-            Self::Uplink(None) | Self::None => "the node that the address leads to".to_owned(),
-        }
-    }
-}
-
-/// Hop by hop. (See `bpf/far.h` for endpoints that are no pods.)
-fn path(facts: &Facts, from: &End, entry: Entry<'_>, to: &End) -> Vec<String> {
-    let pod = |end: &End| end.what.starts_with("pod ");
-    let mut path = vec![format!("{} ({})", from.what, from.address)];
-    match (&from.node, &to.node) {
-        (Some(a), Some(b)) if a == b => {
-            let how = if pod(from) && pod(to) { "straight into the other pod" } else { "through the node's own stack" };
-            path.push(format!("node {a}: {how}"));
-        }
-        (Some(a), Some(b)) => {
-            let how = match (pod(from), pod(to)) {
-                (true, true) => facts.way(&NodeName::new(a), &NodeName::new(b)),
-                (false, false) => "the node's network",
-                _ => "VXLAN",
-            };
-            path.push(format!("node {a}: {how} to node {b}"));
-            path.push(format!("node {b}"));
-        }
-        (Some(a), None) => {
-            let translated = if pod(from) { ", masqueraded as the node's address" } else { "" };
-            path.push(format!("node {a}: the node's own routes{translated}"));
-        }
-        (None, Some(b)) => match entry {
-            Entry::Uplink(Some(entry)) if entry == b => path.push(format!("node {b}: from its uplink")),
-            Entry::Uplink(Some(entry)) if pod(to) => {
-                path.push(format!("node {entry}: from its uplink, VXLAN to node {b} with the client's address kept"));
-                path.push(format!("node {b}; the answer goes back the same way"));
-            }
-            Entry::Uplink(Some(entry)) => {
-                path.push(format!(
-                    "node {entry}: from its uplink, {SOURCE_TRANSLATED}, by the node's network to node {b}"
-                ));
-                path.push(format!("node {b}; the answer goes back the same way"));
-            }
-            Entry::Uplink(None) if !pod(to) => path.push(format!(
-                "{}: from its uplink; unless that is node {b} itself, {SOURCE_TRANSLATED}",
-                entry.name()
-            )),
-            Entry::Uplink(None) | Entry::None => path.push(format!("node {b}: from its uplink")),
-        },
-        (None, None) if matches!(entry, Entry::Uplink(_)) => path.push(format!(
-            "{}: from its uplink, {SOURCE_TRANSLATED}, by the node's own routes; the answer goes back the same way",
-            entry.name()
-        )),
-        (None, None) => path.push("neither end is in the cluster".to_owned()),
-    }
-    path.push(format!("{} ({})", to.what, to.address));
-    path
-}
+/// What kube-proxy does where it is in charge, and what follows from it for policies.
+const CLIENT_HIDDEN: &str = "kube-proxy gives clients outside a source of its node's own unless externalTrafficPolicy is Local: policies judge that one then, \
+                             not the client's as they do below";
 
 /// What `PORT` may be on the command line.
 pub(crate) fn parse_port(text: &str) -> Result<PortSpec> {

@@ -33,14 +33,14 @@ impl fmt::Display for Explanation {
                 0 => writeln!(f, "    no ready endpoint")?,
                 1 => writeln!(f, "    its only endpoint: {}", service.backends.join(""))?,
                 n => {
-                    let how = match service.algorithm {
-                        Algorithm::Random => "at random",
-                        Algorithm::RoundRobin => "in turns",
-                        Algorithm::LeastConnections => "the one with the fewest open connections by this node",
-                        Algorithm::SourceHash => "by the client's address",
-                        Algorithm::Maglev => "by addresses and ports",
-                    };
-                    writeln!(f, "    to one of {n} endpoints, {how}: {}", service.backends.join(", "))?;
+                    let how = service.algorithm.map_or("", |algorithm| match algorithm {
+                        Algorithm::Random => ", at random",
+                        Algorithm::RoundRobin => ", in turns",
+                        Algorithm::LeastConnections => ", the one with the fewest open connections by this node",
+                        Algorithm::SourceHash => ", by the client's address",
+                        Algorithm::Maglev => ", by addresses and ports",
+                    });
+                    writeln!(f, "    to one of {n} endpoints{how}: {}", service.backends.join(", "))?;
                 }
             }
             if let Some(ranges) = &service.sources {
@@ -50,6 +50,9 @@ impl fmt::Display for Explanation {
         }
         if let Some(names) = &self.names {
             writeln!(f, "  {names}")?;
+        }
+        for note in &self.notes {
+            writeln!(f, "  {note}")?;
         }
         for way in &self.ways {
             writeln!(f, "  {}", way.path.join("\n    → "))?;

@@ -1,13 +1,16 @@
 use std::collections::BTreeMap;
 
-use towpath_model::custom::BackendName;
+use towpath_model::custom::{BackendName, NetworkConfigSpec};
 use towpath_model::{
     Conditions, Endpoint, EndpointPort, EndpointSlice, Enforcement, HostPort, Labels, Namespace, NetworkPolicy, Node,
     Phase, Pod, PolicyPort, PolicyRule, PortMatch, Selector, Service, ServiceKind, ServicePort, TargetPort,
     TrafficPolicy,
 };
 
+use towpath_plan::backend::{self, Able, Says};
+
 use super::*;
+use crate::configured::NodeSays;
 
 fn pod(name: &str, node: &str, ip: &str, label: &str) -> (NamespacedName, Pod) {
     let name = NamespacedName::new("default", name);
@@ -46,7 +49,7 @@ fn node(name: &str, ip: &str, cidr: &str) -> (NodeName, Node) {
     (node.name.clone(), node)
 }
 
-fn world() -> World {
+pub(super) fn world() -> World {
     let service = NamespacedName::new("default", "web");
     let endpoint = |ip: &str| Endpoint {
         address: ip.parse().unwrap(),
@@ -114,11 +117,23 @@ fn world() -> World {
     }
 }
 
-fn ask(world: &World, from: &str, to: &str, port: &str) -> Explanation {
+pub(super) fn asked(world: &World, found: &Found, from: &str, to: &str, port: &str) -> Explanation {
     let from = who::parse(world, "default", from).unwrap();
     let to = who::parse(world, "default", to).unwrap();
-    let facts = Facts { backends: Some(BTreeMap::new()), ..Facts::of(world, None) };
+    let facts = Facts::of(world, found).unwrap();
     explain(world, &facts, &from, &to, port.parse().unwrap()).unwrap()
+}
+
+/// Nodes that say so of backends.
+pub(super) fn saying<const N: usize>(said: [(&str, Says); N]) -> BTreeMap<NodeName, NodeSays> {
+    said.map(|(node, backends)| (NodeName::new(node), NodeSays { backends, ..NodeSays::default() })).into()
+}
+
+/// Of a cluster whose nodes all send by VXLAN, and say so.
+fn ask(world: &World, from: &str, to: &str, port: &str) -> Explanation {
+    let says = || Says { sends: Some(BackendName::Vxlan), ..Says::default() };
+    let found = Found { nodes: saying([("n1", says()), ("n2", says())]), ..Found::default() };
+    asked(world, &found, from, to, port)
 }
 
 fn isolate_web(world: &mut World) {
@@ -167,10 +182,8 @@ fn between_nodes_the_way_is_that_of_the_senders_backend_if_the_other_takes_it() 
         (says(BackendName::Macvlan, true), says(BackendName::HostGw, true), "VXLAN to node n2"),
         (says(BackendName::Vxlan, true), says(BackendName::HostGw, true), "VXLAN to node n2"),
     ] {
-        let backends = [("n1", n1), ("n2", n2)].map(|(node, says)| (NodeName::new(node), says)).into();
-        let facts = Facts { backends: Some(backends), ..Facts::of(&world, None) };
-        let [from, to] = ["pod/client", "svc/web"].map(|end| who::parse(&world, "default", end).unwrap());
-        let answer = explain(&world, &facts, &from, &to, "8080".parse().unwrap()).unwrap();
+        let found = Found { nodes: saying([("n1", n1), ("n2", n2)]), ..Found::default() };
+        let answer = asked(&world, &found, "pod/client", "svc/web", "8080");
         assert!(answer.ways[1].path[1].contains(way), "{way}: {:?}", answer.ways[1].path);
     }
 }
@@ -262,8 +275,8 @@ fn a_host_port_names_the_pod_and_the_binding() {
         assert_eq!(ask(&world, from, to, port).service, None, "{from} to {to} {port}");
     }
     let parse = |text| who::parse(&world, "default", text).unwrap();
-    let from_pod =
-        explain(&world, &Facts::of(&world, None), &parse("pod/client"), &parse("127.0.0.1"), "8089".parse().unwrap());
+    let facts = Facts::of(&world, &Found::default()).unwrap();
+    let from_pod = explain(&world, &facts, &parse("pod/client"), &parse("127.0.0.1"), "8089".parse().unwrap());
     assert!(from_pod.unwrap_err().to_string().contains("node/NAME"));
 }
 
@@ -309,33 +322,17 @@ fn a_load_balancer_from_outside_is_explained_with_its_algorithm_and_its_ranges()
 }
 
 #[test]
-fn an_external_address_is_a_services_where_the_network_allows_it() {
-    let mut world = world();
-    world.services.values_mut().next().unwrap().external_ips = vec!["203.0.113.7".parse().unwrap()];
-    let asked = |spec: Option<&NetworkConfigSpec>| {
-        let (from, to) = (who::parse(&world, "default", "pod/client"), who::parse(&world, "default", "203.0.113.7"));
-        let facts = Facts::of(&world, spec);
-        explain(&world, &facts, &from.unwrap(), &to.unwrap(), "8080".parse().unwrap()).unwrap()
-    };
-    assert!(asked(None).service.is_none());
-    let spec = NetworkConfigSpec { external_cidrs: Some(vec!["203.0.113.0/28".to_owned()]), ..Default::default() };
-    assert_eq!(asked(Some(&spec)).service.unwrap().backends.len(), 2);
-}
-
-#[test]
 fn a_node_port_is_a_services_only_at_the_addresses_that_the_network_chooses() {
     let world = world();
-    let asked = |chosen: Option<&str>| {
+    let service = |chosen: Option<&str>| {
         let node_port_addresses = chosen.map(|chosen| vec![chosen.to_owned()]);
-        let spec = NetworkConfigSpec { node_port_addresses, ..Default::default() };
-        let (from, to) = (who::parse(&world, "default", "203.0.113.10"), who::parse(&world, "default", "node/n2"));
-        let facts = Facts::of(&world, Some(&spec));
-        explain(&world, &facts, &from.unwrap(), &to.unwrap(), "30000".parse().unwrap()).unwrap().service
+        let network = Some(NetworkConfigSpec { node_port_addresses, ..Default::default() });
+        asked(&world, &Found { network, ..Found::default() }, "203.0.113.10", "node/n2", "30000").service
     };
-    assert!(asked(None).is_some());
-    assert!(asked(Some("primary")).is_some(), "a node's object names it");
-    assert!(asked(Some("192.168.255.12/32")).is_some());
-    assert!(asked(Some("10.0.0.0/8")).is_none(), "its own business");
+    assert!(service(None).is_some());
+    assert!(service(Some("primary")).is_some(), "a node's object names it");
+    assert!(service(Some("192.168.255.12/32")).is_some());
+    assert!(service(Some("10.0.0.0/8")).is_none(), "its own business");
 }
 
 #[test]

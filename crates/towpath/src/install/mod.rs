@@ -184,7 +184,7 @@ fn check_url(url: &str) -> Result<()> {
 fn check_processes(values: &Values) -> Result<()> {
     let data = manifests::config_data(values)?;
     let agent: AgentConfig = serde_saphyr::from_str(data.get("agent.yaml").map_or("", String::as_str))?;
-    towpath_agent::settings::parse(&AgentConfig { node_name: "any".to_owned(), ..agent })?;
+    towpath_plan::config::parse(&agent)?;
     let _: ControllerConfig = serde_saphyr::from_str(data.get("controller.yaml").map_or("", String::as_str))?;
     Ok(())
 }

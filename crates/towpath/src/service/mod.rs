@@ -21,6 +21,7 @@ use towpath_model::NamespacedName;
 use towpath_wire::config::AgentConfig;
 use towpath_wire::service::NodeConnections;
 
+use crate::configured::{Configured, Found};
 use crate::kubernetes;
 use crate::place::{Cluster, Where};
 use nodes::Counted;
@@ -97,12 +98,12 @@ async fn list(options: &ListOptions) -> Result<bool> {
     let world = kubernetes::services(&cluster.client, None).await?;
     let counted = if options.connections { Some(counted(&cluster).await) } else { None };
     let wanted = |name: &NamespacedName| options.namespace.as_ref().is_none_or(|only| name.namespace == *only);
-    let network = kubernetes::network(&cluster.client).await;
-    let views = Views::new(&world, network.as_ref(), counted.as_ref());
+    let found = Found::ask(&cluster.client, cluster.lab.as_ref()).await;
+    let views = Views::new(&world, Configured::of(&world, &found)?, counted.as_ref());
     let all = world.services.values().filter(|s| wanted(&s.name)).map(|s| views.of(s));
     match options.place.output {
         crate::Output::Json => crate::print_json_array(all)?,
-        crate::Output::Text => crate::print(&show::list(all, counted.as_ref()))?,
+        crate::Output::Text => crate::print(&show::list(all, views.notes(), counted.as_ref()))?,
     }
     Ok(true)
 }
@@ -120,8 +121,8 @@ async fn show(options: &ShowOptions) -> Result<bool> {
         .get(&name)
         .with_context(|| format!("there is no Service {name}; `towpath service list` shows all that there are"))?;
     let counted = if options.no_connections { None } else { Some(counted(&cluster).await) };
-    let network = kubernetes::network(&cluster.client).await;
-    let mut view = Views::new(&world, network.as_ref(), counted.as_ref()).of(service);
+    let found = Found::ask(&cluster.client, cluster.lab.as_ref()).await;
+    let mut view = Views::new(&world, Configured::of(&world, &found)?, counted.as_ref()).of(service);
     view.announced = announcers::of(&cluster.client, service).await;
     match options.place.output {
         crate::Output::Json => crate::print_json(&view)?,

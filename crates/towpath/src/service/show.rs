@@ -34,7 +34,9 @@ pub(super) fn one(view: &ServiceView, counted: Option<&Counted>) -> String {
                 .unwrap_or_default(),
         );
     }
+    view.others_serve.iter().for_each(|others| say("not by us", others.clone()));
     view.refused.iter().for_each(|refused| say("refused", refused.clone()));
+    view.notes.iter().for_each(|note| say("note", note.clone()));
     let mut text = lines.join("\n");
     for port in &view.ports {
         text.push_str("\n\n");
@@ -49,6 +51,11 @@ pub(super) fn one(view: &ServiceView, counted: Option<&Counted>) -> String {
 
 fn of_nodes(counted: &Counted) -> String {
     let names: Vec<String> = counted.nodes.iter().cloned().collect();
+    nodes(&names)
+}
+
+/// Nodes by name, if they are not many.
+pub(super) fn nodes(names: &[String]) -> String {
     match names.len() {
         0 => "no node".to_owned(),
         count if count > NAMED => format!("{count} nodes"),
@@ -124,7 +131,7 @@ fn users(uses: &UseView) -> String {
 
 /// All Services.
 /// A view at a time: with every node's use of every endpoint they are large.
-pub(super) fn list(all: impl Iterator<Item = ServiceView>, counted: Option<&Counted>) -> String {
+pub(super) fn list(all: impl Iterator<Item = ServiceView>, assumed: &[String], counted: Option<&Counted>) -> String {
     let mut table = Table::new();
     table.load_style(NOTHING);
     let mut header = vec!["NAMESPACE", "NAME", "TYPE", "ADDRESSES", "PORTS", "ALGORITHM", "ENDPOINTS"];
@@ -150,6 +157,7 @@ pub(super) fn list(all: impl Iterator<Item = ServiceView>, counted: Option<&Coun
         table.add_row(row);
         notes.extend(view.refused.iter().map(|refused| format!("{}/{}: {refused}", view.namespace, view.name)));
     }
+    notes.extend_from_slice(assumed);
     notes.extend(counted.into_iter().flat_map(|counted| counted.incomplete.iter().cloned()));
     let mut text = table.to_string().lines().map(str::trim_end).collect::<Vec<_>>().join("\n");
     if table.row_count() == 0 {

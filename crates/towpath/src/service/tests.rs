@@ -5,12 +5,15 @@ use std::os::unix::net::UnixListener;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
 use serde_json::{Value, json};
-use towpath_model::{EndpointSlice, Node, Service, World};
+use towpath_model::custom::NetworkConfigSpec;
+use towpath_model::{EndpointSlice, Node, NodeName, Service, World};
+use towpath_plan::modes::{Dns, InCharge, Proxy};
 use towpath_wire::service::{BackendConnections, NodeConnections};
 
 use super::nodes::Counted;
 use super::show;
 use super::view::{ServiceView, Views};
+use crate::configured::{Configured, Found, NodeSays};
 use crate::nodes::ask;
 
 fn parse<T: serde::de::DeserializeOwned>(value: Value) -> T {
@@ -101,10 +104,14 @@ fn counted() -> Counted {
     counted
 }
 
+fn configured(world: &World, found: &Found) -> Configured {
+    Configured::of(world, found).unwrap()
+}
+
 fn view(name: &str, counted: Option<&Counted>) -> ServiceView {
     let world = world();
     let key = towpath_model::NamespacedName::new("shop", name);
-    Views::new(&world, None, counted).of(&world.services[&key])
+    Views::new(&world, configured(&world, &Found::default()), counted).of(&world.services[&key])
 }
 
 #[test]
@@ -173,15 +180,15 @@ fn a_service_without_endpoints_leads_nowhere_and_a_headless_one_is_not_served() 
 #[test]
 fn the_list_has_a_line_a_service_and_what_is_refused_below() {
     let (world, counted) = (world(), counted());
-    let views = Views::new(&world, None, Some(&counted));
+    let views = Views::new(&world, configured(&world, &Found::default()), Some(&counted));
     let all: Vec<ServiceView> = world.services.values().map(|service| views.of(service)).collect();
-    let text = show::list(all.into_iter(), Some(&counted));
+    let text = show::list(all.into_iter(), views.notes(), Some(&counted));
     let line = |name: &str| text.lines().find(|line| line.contains(&format!(" {name} "))).unwrap_or_default();
     let words = |name: &str| line(name).split_whitespace().collect::<Vec<_>>().join(" ");
     assert_eq!(words("web"), "shop web NodePort 10.96.0.1 80:30080/TCP random 2/5 6");
     assert_eq!(words("cache"), "shop cache ClusterIP 10.96.0.2 53/UDP random 0/0 0");
     assert!(text.contains("shop/web: EndpointSlice shop/web-abc: endpoint 127.0.0.1"), "{text}");
-    assert_eq!(show::list(std::iter::empty(), None), "no Services");
+    assert_eq!(show::list(std::iter::empty(), &[], None), "no Services");
 }
 
 #[test]
@@ -205,6 +212,31 @@ fn an_agent_of_another_version_or_none_is_said() {
 }
 
 #[test]
+fn an_endpoint_in_a_range_of_services_is_refused_as_nodes_refuse_it() {
+    let world = world();
+    let network = NetworkConfigSpec { service_cidrs: Some(vec!["10.0.0.0/24".to_owned()]), ..Default::default() };
+    let found = Found { network: Some(network), ..Found::default() };
+    let view = Views::new(&world, configured(&world, &found), None)
+        .of(&world.services[&towpath_model::NamespacedName::new("shop", "web")]);
+    assert!(view.leads_nowhere(), "{view:?}");
+    let text = show::one(&view, None);
+    assert!(text.contains("endpoint 10.0.0.1: itself a Service address"), "{text}");
+    assert!(text.contains("none: itself a Service address"), "{text}");
+}
+
+#[test]
+fn where_kube_proxy_serves_others_than_pods_it_is_said_by_node() {
+    let (world, web) = (world(), towpath_model::NamespacedName::new("shop", "web"));
+    let in_charge = Some(InCharge { proxy: Proxy::KubeProxy, dns: Dns::CoreDns });
+    let nodes = BTreeMap::from([(NodeName::new("n2"), NodeSays { in_charge, ..NodeSays::default() })]);
+    let found = Found { nodes, doubts: vec!["the moon".to_owned()], ..Found::default() };
+    let text = show::one(&Views::new(&world, configured(&world, &found), None).of(&world.services[&web]), None);
+    assert!(text.contains("not by us      on n2, kube-proxy serves nodes' own processes"), "{text}");
+    assert!(text.contains("note           the moon"), "{text}");
+    assert!(!show::one(&view("web", None), None).contains("not by us"));
+}
+
+#[test]
 fn cluster_dns_leads_to_each_nodes_own_server_where_that_answers() {
     let mut world = world();
     let dns: core::Service = parse(json!({
@@ -214,7 +246,7 @@ fn cluster_dns_leads_to_each_nodes_own_server_where_that_answers() {
     }));
     let dns = Service::try_from(&dns).unwrap();
     world.services.insert(dns.name.clone(), dns.clone());
-    let view = Views::new(&world, None, None).of(&dns);
+    let view = Views::new(&world, configured(&world, &Found::default()), None).of(&dns);
     let [port, metrics] = view.ports.as_slice() else { panic!("{view:?}") };
     assert_eq!(port.backends.iter().map(|one| one.state.as_str()).collect::<Vec<_>>(), ["node's own DNS"]);
     assert_eq!(port.backends[0].inside.used_by, ["n1", "n2"]);

@@ -5,22 +5,24 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use serde::Serialize;
-use towpath_model::custom::NetworkConfigSpec;
 use towpath_model::desired::Frontend;
 use towpath_model::{
     EndpointSlice, NamespacedName, NodeName, Protocol, Service, ServiceKind, ServicePort, TrafficPolicy, World,
     family_of,
 };
 use towpath_plan::Changed;
+use towpath_plan::modes::Proxy;
 use towpath_plan::services::describe::{self, Condition, DescribedBackend, Unused, Uses};
-use towpath_plan::services::{Asks, Planner, ServiceConfig};
+use towpath_plan::services::{Asks, Planner};
 
 use super::announcers::Announcer;
 use super::nodes::Counted;
-use crate::explain::Facts;
+use crate::configured::Configured;
 
 /// Port of DNS (RFC 1035 4.2).
 const DNS_PORT: u16 = 53;
+/// Why clients of a node do not use its own server of DNS.
+const OTHER_DNS: &str = "its node answers no cluster DNS";
 /// State of the server of DNS that every node has.
 const OWN_DNS: &str = "node's own DNS";
 
@@ -66,6 +68,12 @@ pub(super) struct ServiceView {
     pub(super) external_ips: Vec<IpAddr>,
     /// What it asks for and does not get.
     pub(super) refused: Vec<String>,
+    /// Who else serves Services to nodes' own processes and to the outside, and where.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) others_serve: Vec<String>,
+    /// What is assumed, because it is not known here.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) notes: Vec<String>,
     /// Nodes whose connections are counted; none: nobody was asked.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) counted_on: Option<Vec<String>>,
@@ -189,18 +197,17 @@ impl ServiceView {
 /// Makes views of a world's Services.
 pub(super) struct Views<'a> {
     world: &'a World,
-    config: ServiceConfig,
+    configured: Configured,
     refused: BTreeMap<NamespacedName, Vec<String>>,
     frontends: BTreeMap<NamespacedName, Vec<Frontend>>,
     counted: Option<&'a Counted>,
 }
 
 impl<'a> Views<'a> {
-    pub(super) fn new(world: &'a World, network: Option<&NetworkConfigSpec>, counted: Option<&'a Counted>) -> Self {
-        let config = Facts::of(world, network).services();
+    pub(super) fn new(world: &'a World, configured: Configured, counted: Option<&'a Counted>) -> Self {
         // Frontends are the same on all nodes, whatever they lead to.
         let place = world.nodes.keys().next().cloned().unwrap_or_else(|| NodeName::new(""));
-        let mut planner = Planner::new(config.clone());
+        let mut planner = Planner::new(configured.services_on(&place));
         planner.plan(world, &place, Changed::All, Duration::ZERO);
         let mut frontends: BTreeMap<NamespacedName, Vec<Frontend>> = BTreeMap::new();
         for (frontend, target) in &planner.table().frontends {
@@ -212,7 +219,12 @@ impl<'a> Views<'a> {
                 refused.entry(refusal.name).or_default().push(refusal.reason);
             }
         }
-        Self { world, config, refused, frontends, counted }
+        Self { world, configured, refused, frontends, counted }
+    }
+
+    /// What is assumed of all of them, for people.
+    pub(super) fn notes(&self) -> &[String] {
+        self.configured.notes()
     }
 
     pub(super) fn of(&self, service: &Service) -> ServiceView {
@@ -243,6 +255,8 @@ impl<'a> Views<'a> {
                 .source_ranges
                 .as_ref()
                 .map(|ranges| ranges.iter().map(ToString::to_string).collect()),
+            others_serve: if not_served.is_none() { self.others() } else { Vec::new() },
+            notes: self.notes().to_vec(),
             not_served,
             ports,
             refused: self.refused.get(&service.name).cloned().unwrap_or_default(),
@@ -253,7 +267,7 @@ impl<'a> Views<'a> {
 
     fn port(&self, service: &Service, port: &ServicePort) -> PortView {
         let slices: Vec<&EndpointSlice> = self.world.slices.of(&service.name).collect();
-        let described = describe::backends(service, port, &slices, &self.world.nodes, &self.config);
+        let described = describe::backends(service, port, &slices, &self.world.nodes, self.configured.services());
         let open = self.open(service, port);
         let mut backends: Vec<BackendView> = described.iter().map(|one| backend(one, open.as_ref())).collect();
         backends.extend(self.own_dns(service, port, open.as_ref()));
@@ -301,9 +315,11 @@ impl<'a> Views<'a> {
         port: &ServicePort,
         open: Option<&BTreeMap<SocketAddr, u64>>,
     ) -> Vec<BackendView> {
-        let ours = |ip: &&IpAddr| port.port == DNS_PORT && self.config.cluster_dns.contains(ip);
+        let (here, elsewhere): (Vec<&NodeName>, Vec<&NodeName>) =
+            self.world.nodes.keys().partition(|node| self.configured.answers_dns(node));
+        let ours = |ip: &&IpAddr| !here.is_empty() && port.port == DNS_PORT && self.configured.dns_at().contains(ip);
         let families = service.cluster_ips.iter().filter(ours).map(|ip| family_of(*ip));
-        let at = families.filter_map(|family| self.config.dns_addresses.iter().find(|ip| family_of(**ip) == family));
+        let at = families.filter_map(|family| self.configured.own_dns().iter().find(|ip| family_of(**ip) == family));
         let view = |ip: &IpAddr| BackendView {
             address: *ip,
             port: DNS_PORT,
@@ -312,13 +328,37 @@ impl<'a> Views<'a> {
             slices: BTreeSet::new(),
             state: OWN_DNS.to_owned(),
             inside: UseView {
-                used_by: self.world.nodes.keys().map(ToString::to_string).collect(),
+                used_by: here.iter().map(ToString::to_string).collect(),
+                unused: if elsewhere.is_empty() {
+                    BTreeMap::new()
+                } else {
+                    [(OTHER_DNS.to_owned(), elsewhere.iter().map(ToString::to_string).collect())].into()
+                },
                 ..UseView::default()
             },
             outside: None,
             connections: open.map(|open| open.get(&SocketAddr::new(*ip, DNS_PORT)).copied().unwrap_or(0)),
         };
         at.map(view).collect()
+    }
+
+    /// Who else serves, and on which nodes.
+    fn others(&self) -> Vec<String> {
+        let on = |proxy: Proxy| -> Vec<String> {
+            let in_charge = |node: &&NodeName| self.configured.in_charge(node).is_some_and(|who| who.proxy == proxy);
+            self.world.nodes.keys().filter(in_charge).map(ToString::to_string).collect()
+        };
+        [(Proxy::KubeProxy, "kube-proxy serves"), (Proxy::Others, "whoever is installed for it serves")]
+            .into_iter()
+            .map(|(proxy, who)| (on(proxy), who))
+            .filter(|(nodes, _)| !nodes.is_empty())
+            .map(|(nodes, who)| {
+                format!(
+                    "on {}, {who} nodes' own processes and the outside; Towpath the pods",
+                    super::show::nodes(&nodes)
+                )
+            })
+            .collect()
     }
 
     fn is_node(&self, ip: IpAddr) -> bool {
