@@ -167,10 +167,10 @@ async fn run_until(config: AgentConfig, shutdown: CancellationToken) -> Result<E
 
     let ranges = ranges_at_start(&config, &parsed, &own, &index);
     let non_masquerade = NonMasquerade::at_start(&config.state_dir, &parsed.non_masquerade_cidrs);
-    let datapath = open_datapath(&config, &parsed, &own, &ranges, &non_masquerade).await?;
     let before = HostLocal::new(&config.cni_state_dir);
     let leases = Arc::new(LeaseStore::open(&config.state_dir, &own.pod_cidrs, Arc::new(RealDisk))?.after(before));
     leases.close(&own.closed);
+    let datapath = open_datapath(&config, &parsed, &own, &ranges, &non_masquerade, &leases).await?;
     let (requests, request_inbox) = mpsc::channel::<Request>(1024);
     let feed = feed::Client::start(config.carry_socket());
     let ends = reconcile::Ends { index: index.clone(), datapath: datapath.clone(), leases: leases.clone(), feed };
@@ -284,6 +284,7 @@ async fn open_datapath(
     own: &OwnNode,
     ranges: &Ranges,
     non_masquerade: &NonMasquerade,
+    leases: &LeaseStore,
 ) -> Result<Datapath> {
     let settings = NodeSettings {
         service_cidrs: ranges.in_force().to_vec(),
@@ -295,6 +296,7 @@ async fn open_datapath(
         bpffs: config.bpffs.clone(),
         cgroup: config.cgroup.as_deref().map(settings::cgroup2).transpose()?,
         state_dir: config.run_dir.join("pods"),
+        remembered: leases.attached(),
         uplink: config.uplink.clone(),
         devices: config.devices.clone(),
         acceleration: config.service_acceleration,
