@@ -32,6 +32,7 @@ pub mod index;
 pub mod ipam;
 mod json_socket;
 pub mod last_known;
+mod last_ready;
 pub mod masquerade;
 pub mod metrics;
 pub mod modes;
@@ -246,6 +247,8 @@ async fn run_until(config: AgentConfig, shutdown: CancellationToken) -> Result<E
         paths,
     });
     let clean = owned(forget_when_ready(config.clone(), readiness.clone()));
+    let noting = owned(last_ready::keep(config.run_dir.clone(), readiness.clone()));
+    let was_ready = readiness.clone();
     let in_kube_proxys_place =
         config.kube_proxy_health.then(|| proxy_health::serve_when_in_charge(in_charge, readiness));
 
@@ -259,6 +262,7 @@ async fn run_until(config: AgentConfig, shutdown: CancellationToken) -> Result<E
         () = cni.ended() => Err(anyhow::anyhow!("the CNI server ended")),
         Some(ended) = watches.join_next() => Err(anyhow::anyhow!("a watch ended: {ended:?}")),
     };
+    last_ready::note(&config.run_dir, &was_ready);
     // Requests in work end first; nothing that they made is lost if they do not.
     tokio::join!(cni.drain(Duration::from_secs(5)), announcing_balancers.drain());
     if !loop_task.is_finished() {
@@ -266,7 +270,17 @@ async fn run_until(config: AgentConfig, shutdown: CancellationToken) -> Result<E
         // Its turn ends first: what comes after it in this process is to find no write under way.
         let _ended_or_too_long = tokio::time::timeout(Duration::from_secs(5), &mut loop_task).await;
     }
-    drop((status, telling, clean, watching_rules, health, in_kube_proxys_place, announcing, announcing_to_flannel));
+    drop((
+        status,
+        telling,
+        clean,
+        noting,
+        watching_rules,
+        health,
+        in_kube_proxys_place,
+        announcing,
+        announcing_to_flannel,
+    ));
     drop((outliving, policies_in_force, named, hearing, probing));
     drop((publishing, recalling, keeping, service_status, observed, refusing, telling_who_announces));
     last_known.keep_now(index).await;
