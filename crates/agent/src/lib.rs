@@ -38,6 +38,7 @@ pub mod metrics;
 pub mod modes;
 pub mod names;
 pub mod network_config;
+pub mod node_going;
 pub mod node_network;
 pub mod node_ready;
 mod observe;
@@ -229,6 +230,7 @@ async fn run_until(config: AgentConfig, shutdown: CancellationToken) -> Result<E
         index.clone(),
         announcing_balancers.announced(),
     ));
+    let going = node_going::watch(client.clone(), &parsed.node);
     let pods = Arc::new(pods::Pods::new(parsed.node.clone(), client, index.clone(), datapath.clone(), requests));
     let mut cni =
         CniServer::start(CniServerConfig::new(&config), pods.clone(), pods, leases.clone(), readiness.clone()).await?;
@@ -250,7 +252,7 @@ async fn run_until(config: AgentConfig, shutdown: CancellationToken) -> Result<E
     let noting = owned(last_ready::keep(config.run_dir.clone(), readiness.clone()));
     let was_ready = readiness.clone();
     let in_kube_proxys_place =
-        config.kube_proxy_health.then(|| proxy_health::serve_when_in_charge(in_charge, readiness));
+        config.kube_proxy_health.then(|| proxy_health::serve_when_in_charge(in_charge, readiness, going));
 
     let outcome = tokio::select! {
         () = shutdown.cancelled() => Ok(Ended::Told),
