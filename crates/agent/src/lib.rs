@@ -49,6 +49,7 @@ mod plain_http;
 pub mod pods;
 pub mod predecessor;
 pub mod proxy_health;
+pub mod pulse;
 pub mod reconcile;
 mod relist;
 pub mod service_ranges;
@@ -179,7 +180,7 @@ async fn run_until(config: AgentConfig, shutdown: CancellationToken) -> Result<E
     let reconciler = Reconciler::new(&config, &parsed, &own, ranges, non_masquerade, ends).await?;
     let carried = reconciler.carried();
     let (report, in_charge, book) = (reconciler.report(), reconciler.in_charge(), reconciler.book());
-    let progress = reconciler.progress();
+    let (progress, pulse) = (reconciler.progress(), reconciler.pulse());
     let hearing = owned(names::hear(config.carry_socket(), reconciler.asked_names(), requests.clone()));
     let mut loop_task = tokio::spawn(reconciler.run(inbox, request_inbox, ready, config.clone()));
 
@@ -247,6 +248,7 @@ async fn run_until(config: AgentConfig, shutdown: CancellationToken) -> Result<E
         book,
         carried,
         paths,
+        pulse,
     });
     let clean = owned(forget_when_ready(config.clone(), readiness.clone()));
     let noting = owned(last_ready::keep(config.run_dir.clone(), readiness.clone()));
