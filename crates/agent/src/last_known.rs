@@ -212,8 +212,7 @@ impl LastKnown {
             }
             match self.clone().recall_on_another_thread(missing.clone()).await {
                 Ok(recalled) => {
-                    let knew = "going on with what an earlier run knew of the cluster";
-                    warn!(?missing, "the API server does not answer: {knew}");
+                    warn!(?missing, "the API server does not answer: of these, going on with what an earlier run knew");
                     // Judged again by each: what has been listed meanwhile is newer.
                     for update in recalled {
                         if updates.send(update).await.is_err() {

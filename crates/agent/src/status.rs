@@ -159,7 +159,7 @@ async fn collected(
         }
     };
     if report.recalled {
-        problems.push("the API server has not answered since this agent started: it goes on with what an earlier run knew of the cluster".to_owned());
+        problems.push("the API server has not said all of the cluster since this agent started: of the rest it goes on with what an earlier run knew".to_owned());
     }
     problems.extend(report.failures.iter().map(|(what, why)| format!("{what}: {why}")));
     problems.extend(report.refused.iter().flat_map(|(n, why)| why.iter().map(move |w| format!("node {n}: {w}"))));
