@@ -38,5 +38,5 @@ pub(crate) async fn client(config: &AgentConfig) -> Result<kube::Client> {
     };
     // Shorter than an ADD waits for a pod it does not know: a server that swallows packets must not look like a slow one.
     kube_config.connect_timeout = Some(Duration::from_secs(1));
-    Ok(kube::Client::try_from(kube_config)?)
+    Ok(towpath_api::client(kube_config)?)
 }

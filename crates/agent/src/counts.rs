@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -123,6 +123,8 @@ pub(crate) fn applied(part: &'static str, took: Duration) {
 pub(crate) struct Watch {
     /// When it last brought something.
     pub(crate) heard: Option<SystemTime>,
+    /// The same by the clock that nobody sets.
+    pub(crate) heard_at: Option<Instant>,
     /// Why it was interrupted, until it brings something again.
     pub(crate) trouble: Option<String>,
 }
@@ -137,7 +139,13 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// A watch brought something.
 pub(crate) fn heard(kind: Kind) {
-    locked(&WATCHES).insert(kind, Watch { heard: Some(SystemTime::now()), trouble: None });
+    let (heard, heard_at) = (Some(SystemTime::now()), Some(Instant::now()));
+    locked(&WATCHES).insert(kind, Watch { heard, heard_at, trouble: None });
+}
+
+/// When any watch last brought something.
+pub(crate) fn last_heard() -> Option<Instant> {
+    locked(&WATCHES).values().filter_map(|watch| watch.heard_at).max()
 }
 
 /// A watch was interrupted.

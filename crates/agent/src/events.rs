@@ -67,30 +67,70 @@ impl NodeEvents {
     }
 }
 
-/// Problems that were seen: since when, and whether they were written.
+/// Problems that were seen, by their words without amounts.
 #[derive(Debug, Default)]
-struct Seen(BTreeMap<String, (Instant, bool)>);
+struct Seen(BTreeMap<String, Vec<Stands>>);
+
+/// A problem that stands.
+#[derive(Debug)]
+struct Stands {
+    /// As it was told last.
+    text: String,
+    since: Instant,
+    written: bool,
+}
 
 impl Seen {
     /// Takes the problems of now; those to write.
     fn look(&mut self, problems: &[String], now: Instant) -> Vec<String> {
-        let keys: Vec<String> = problems.iter().map(|problem| shape(problem)).collect();
-        self.0.retain(|key, _| keys.contains(key));
-        let mut due = Vec::new();
-        for (key, problem) in keys.into_iter().zip(problems) {
-            let (since, written) = self.0.entry(key).or_insert((now, false));
-            if !*written && now.duration_since(*since) >= SETTLE && due.len() < AT_ONCE {
-                *written = true;
-                due.push(problem.clone());
+        let mut before = std::mem::take(&mut self.0);
+        let mut alike: BTreeMap<String, Vec<&String>> = BTreeMap::new();
+        for problem in problems {
+            let texts = alike.entry(without_amounts(problem)).or_default();
+            if !texts.contains(&problem) {
+                texts.push(problem);
             }
         }
-        due
+        for (words, texts) in alike {
+            let former = before.remove(&words).unwrap_or_default();
+            self.0.insert(words, same_or_new(former, &texts, now));
+        }
+        let settled = |known: &&mut Stands| !known.written && now.duration_since(known.since) >= SETTLE;
+        let due = self.0.values_mut().flatten().filter(settled).take(AT_ONCE);
+        due.map(|known| {
+            known.written = true;
+            known.text.clone()
+        })
+        .collect()
     }
 }
 
-/// A problem without its numbers, which may change while it is the same.
-fn shape(problem: &str) -> String {
-    problem.chars().filter(|c| !c.is_ascii_digit()).collect()
+/// Of problems that differ in amounts at most: one that was told in the same words is the same, and where one is gone and another came, its
+/// amounts have changed. As many as are there now stay.
+fn same_or_new(mut former: Vec<Stands>, texts: &[&String], now: Instant) -> Vec<Stands> {
+    let (mut stand, mut changed) = (Vec::new(), Vec::new());
+    for text in texts {
+        match former.iter().position(|known| known.text == **text) {
+            Some(at) => stand.push(former.remove(at)),
+            None => changed.push((*text).clone()),
+        }
+    }
+    let mut former = former.into_iter();
+    stand.extend(changed.into_iter().map(|text| match former.next() {
+        Some(known) => Stands { text, ..known },
+        None => Stands { text, since: now, written: false },
+    }));
+    stand
+}
+
+/// A problem without the numbers that stand by themselves, as amounts do, which may change while it is the same. Numbers in names and
+/// addresses say what it is about.
+fn without_amounts(problem: &str) -> String {
+    let is_amount = |word: &&str| {
+        let bare = word.trim_matches(|c: char| c.is_ascii_punctuation());
+        !bare.is_empty() && bare.bytes().all(|b| b.is_ascii_digit())
+    };
+    problem.split(' ').filter(|word| !is_amount(word)).collect::<Vec<_>>().join(" ")
 }
 
 /// Writes an Event for every problem that stays. Runs for ever.
@@ -126,6 +166,21 @@ mod tests {
         assert!(seen.look(&[], start + SETTLE * 3).is_empty());
         assert!(seen.look(&stays(91), start + SETTLE * 4).is_empty(), "it came back: a new one");
         assert_eq!(seen.look(&stays(91), start + SETTLE * 5), stays(91));
+    }
+
+    #[test]
+    fn problems_of_two_objects_are_two_however_alike_their_names_and_addresses() {
+        let (mut seen, start) = (Seen::default(), Instant::now());
+        let of = |node: u32| format!("node n{node}: its address 10.0.0.{node} is another's");
+        let port = |port: u32| format!("pod a/b: host port {port} is another's");
+        let all = [of(1), of(2), port(80), port(81)];
+        seen.look(&all, start);
+        let told = seen.look(&all, start + SETTLE);
+        assert!(all.iter().all(|problem| told.contains(problem)), "{told:?}");
+        // One goes and another comes, later than the first was told.
+        let next = [of(3), of(2), port(80), port(81)];
+        assert!(seen.look(&next, start + SETTLE * 2).is_empty());
+        assert_eq!(seen.look(&next, start + SETTLE * 3), [of(3)]);
     }
 
     #[test]

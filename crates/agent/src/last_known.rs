@@ -5,10 +5,11 @@
 //! it is pinned, and stays as it is until something is known.
 //!
 //! A file a kind, `last-known/<kind>.jsonl` in the state directory: a header, a line an object, a line that counts them. It is
-//! written whole and renamed; one that is not whole, or of another format, counts as absent. It is written when the kind has
-//! changed, [`EVERY`] at most, and so that writing takes no more than a two-hundredth of the time. What is there is used only
-//! while the API server has listed *nothing* since the start: an API server that answers slowly is waited for, because what it
-//! says is newer, and until then the kernel goes on with what was newer, too.
+//! written whole, synced and renamed; one that is not whole, or of another format, counts as absent. It is written when the kind has
+//! changed, [`EVERY`] at most, and so that writing takes no more than a two-hundredth of the time. What is there is used only of
+//! kinds that the API server has not listed since the start, and only when it has been silent for a while, be it before its
+//! first word or in the middle: an API server that answers slowly is waited for, because what it says is newer, and until then the
+//! kernel goes on with what was newer, too.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -27,10 +28,11 @@ use tracing::{debug, info, warn};
 
 use crate::index::{Index, Kind, Noun};
 use crate::watch::Update;
-use crate::{SharedIndex, read};
+use crate::{SharedIndex, counts, read};
 
-/// So long nothing may be listed after the start before what is kept is used.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long the API server is waited for when the agent starts.
+const PATIENCE: Patience =
+    Patience { unheard: Duration::from_secs(5), once_heard: Duration::from_secs(15), look: Duration::from_secs(1) };
 /// Nothing is written more often.
 const EVERY: Duration = Duration::from_secs(5);
 /// Writing rests for so many times as long as it took.
@@ -39,6 +41,24 @@ const REST_FACTOR: u32 = 200;
 const CHUNK: usize = 50;
 /// What a file says first. Another number: another shape of the nouns, or of the file.
 const FORMAT: u32 = 4;
+
+/// See [`PATIENCE`].
+#[derive(Clone, Copy, Debug)]
+struct Patience {
+    /// So long nothing may come after the start before what is kept is used.
+    unheard: Duration,
+    /// The same where something was listed: the API server was there a moment ago, and may only be slow.
+    once_heard: Duration,
+    /// How often it is looked whether anything came.
+    look: Duration,
+}
+
+impl Patience {
+    /// Whether the API server counts as silent when the last word of any watch, or the start, was so long ago.
+    fn is_over(&self, any_listed: bool, silent: Duration) -> bool {
+        silent >= if any_listed { self.once_heard } else { self.unheard }
+    }
+}
 
 #[derive(Serialize, Deserialize, PartialEq, Eq)]
 struct Header {
@@ -168,35 +188,56 @@ impl LastKnown {
         Ok(kept)
     }
 
-    /// Hands over what an earlier run knew if the API server lists nothing for some time.
+    /// Hands over what an earlier run knew of the kinds that are missing, when the API server has said nothing for some time. Ends when
+    /// no kind is missing.
     pub async fn recall_when_silent(self, index: SharedIndex, updates: mpsc::Sender<Update>) {
-        tokio::time::sleep(PATIENCE).await;
-        self.recall_if_silent(index, updates).await;
+        self.recall_after(PATIENCE, index, updates).await;
     }
 
-    async fn recall_if_silent(self, index: SharedIndex, updates: mpsc::Sender<Update>) {
-        if !read(&index).listed().is_empty() {
-            return;
-        }
-        let read_all = tokio::task::spawn_blocking(move || self.recall()).await;
-        match read_all {
-            Ok(Ok(recalled)) => {
-                warn!("the API server does not answer: going on with what an earlier run knew of the cluster");
-                // Judged again by each: what has been listed meanwhile is newer.
-                for update in recalled {
-                    if updates.send(update).await.is_err() {
-                        return;
+    async fn recall_after(self, patience: Patience, index: SharedIndex, updates: mpsc::Sender<Update>) {
+        let begun = Instant::now();
+        let mut complained = false;
+        loop {
+            tokio::time::sleep(patience.look).await;
+            let (missing, any_listed) = {
+                let index = read(&index);
+                (index.missing(), !index.listed().is_empty())
+            };
+            if missing.is_empty() {
+                return;
+            }
+            let heard = counts::last_heard().map_or(begun, |heard| heard.max(begun));
+            if !patience.is_over(any_listed, heard.elapsed()) {
+                continue;
+            }
+            match self.clone().recall_on_another_thread(missing.clone()).await {
+                Ok(recalled) => {
+                    warn!(?missing, "the API server does not answer: of these, going on with what an earlier run knew");
+                    // Judged again by each: what has been listed meanwhile is newer.
+                    for update in recalled {
+                        if updates.send(update).await.is_err() {
+                            return;
+                        }
                     }
                 }
+                Err(error) if !complained => {
+                    info!(?missing, "nothing more is known of the cluster until the API server answers: {error:#}");
+                    complained = true;
+                }
+                Err(_) => {}
             }
-            Ok(Err(error)) => info!("nothing is known of the cluster until the API server answers: {error:#}"),
-            Err(error) => debug!(%error, "recalling was cut"),
+            tokio::time::sleep(patience.unheard).await;
         }
     }
 
-    /// All kinds, or none: a world in which one kind is missing would be another cluster.
-    fn recall(&self) -> Result<Vec<Update>> {
-        KINDS.iter().map(|(_, name, _, recall)| recall(&self.file(name))).collect()
+    async fn recall_on_another_thread(self, kinds: Vec<Kind>) -> Result<Vec<Update>> {
+        tokio::task::spawn_blocking(move || self.recall(&kinds)).await.context("recalling was cut")?
+    }
+
+    /// All of these kinds, or none: a world in which one kind is missing would be another cluster.
+    fn recall(&self, kinds: &[Kind]) -> Result<Vec<Update>> {
+        let wanted = KINDS.iter().filter(|(kind, ..)| kinds.contains(kind));
+        wanted.map(|(_, name, _, recall)| recall(&self.file(name))).collect()
     }
 }
 
@@ -204,6 +245,7 @@ fn write_kind<N: Noun>(path: &Path, index: &SharedIndex) -> Result<()> {
     let unfinished = path.with_extension("new");
     write_objects::<N>(&unfinished, index)
         .and_then(|()| fs::rename(&unfinished, path))
+        .and_then(|()| path.parent().map_or(Ok(()), |directory| File::open(directory)?.sync_all()))
         .with_context(|| format!("write {}", path.display()))
 }
 
@@ -225,8 +267,8 @@ fn write_objects<N: Noun>(path: &Path, index: &SharedIndex) -> io::Result<()> {
         }
     }
     line(&mut out, &Trailer { objects })?;
-    out.into_inner().map_err(io::IntoInnerError::into_error)?;
-    Ok(())
+    // Else a machine that loses power may keep the name, and not what is under it.
+    out.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()
 }
 
 /// The next objects after a key; the last one's key if there may be more.
@@ -333,7 +375,7 @@ mod tests {
         let index = listed();
         last_known.write(&index, BTreeMap::new()).unwrap();
         let mut again = Index::default();
-        last_known.recall().unwrap().into_iter().for_each(|update| update(&mut again));
+        last_known.recall(&Kind::ALL).unwrap().into_iter().for_each(|update| update(&mut again));
         assert_eq!(again.world(), read(&index).world());
         assert!(again.is_synced() && again.listed().is_empty());
     }
@@ -380,23 +422,59 @@ mod tests {
             ),
         ] {
             fs::write(&file, text).unwrap();
-            assert!(last_known.recall().is_err(), "{damage}");
+            assert!(last_known.recall(&Kind::ALL).is_err(), "{damage}");
         }
         fs::write(&file, &whole).unwrap();
-        assert_eq!(last_known.recall().unwrap().len(), 7);
+        assert_eq!(last_known.recall(&Kind::ALL).unwrap().len(), 7);
     }
 
     #[tokio::test]
-    async fn an_api_server_that_has_listed_anything_is_waited_for() {
+    async fn kinds_that_were_not_listed_before_the_api_server_went_away_are_recalled_beside_those_that_were() {
         let dir = tempfile::tempdir().unwrap();
         let last_known = LastKnown::new(dir.path());
         last_known.write(&listed(), BTreeMap::new()).unwrap();
         let (updates, mut inbox) = mpsc::channel(16);
-        let fresh: SharedIndex = Arc::default();
-        crate::write(&fresh).reset::<Node>(BTreeMap::new());
-        last_known.clone().recall_if_silent(fresh, updates.clone()).await;
-        assert!(inbox.try_recv().is_err());
-        last_known.recall_if_silent(Arc::default(), updates).await;
-        assert!(inbox.try_recv().is_ok());
+        let index: SharedIndex = Arc::default();
+        // The smallest list comes, and nothing after it.
+        crate::write(&index).reset(BTreeMap::from([("new".to_owned(), namespace("new"))]));
+        counts::heard(Kind::Namespace);
+        let (unheard, look) = (Duration::from_secs(3600), Duration::from_millis(1));
+        let patience = Patience { unheard, once_heard: Duration::from_millis(20), look };
+        let _recalling = tokio::spawn(last_known.recall_after(patience, index.clone(), updates));
+        while !read(&index).is_synced() {
+            let update = tokio::time::timeout(Duration::from_secs(30), inbox.recv()).await;
+            update.expect("the other kinds are waited for").unwrap()(&mut crate::write(&index));
+        }
+        let namespaces: Vec<String> = read(&index).world().namespaces.keys().cloned().collect();
+        assert_eq!(namespaces, ["new"], "what was listed is newer");
+        assert_eq!(read(&index).world().policies.len(), 1);
+    }
+
+    #[test]
+    fn an_api_server_that_was_heard_is_waited_for_longer_than_one_that_never_was() {
+        let waits = |any_listed, seconds| !PATIENCE.is_over(any_listed, Duration::from_secs(seconds));
+        assert!(waits(false, 4) && !waits(false, 5));
+        assert!(waits(true, 14) && !waits(true, 15));
+    }
+
+    #[tokio::test]
+    async fn every_word_of_a_watch_is_a_sign_of_life() {
+        let dir = tempfile::tempdir().unwrap();
+        let last_known = LastKnown::new(dir.path());
+        last_known.write(&listed(), BTreeMap::new()).unwrap();
+        let (updates, mut inbox) = mpsc::channel(16);
+        let (unheard, look) = (Duration::from_millis(1500), Duration::from_millis(1));
+        let patience = Patience { unheard, once_heard: unheard, look };
+        let begun = Instant::now();
+        let _recalling = tokio::spawn(last_known.recall_after(patience, Arc::default(), updates));
+        let mut last = begun;
+        // Pages of a long list: none of it is in the index before its end.
+        while begun.elapsed() < unheard * 2 && last.elapsed() < unheard {
+            (_, last) = (counts::heard(Kind::Pod), Instant::now());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let recalled = inbox.try_recv().is_ok();
+        assert!(!recalled || last.elapsed() >= unheard, "it goes on listing");
+        assert!(tokio::time::timeout(Duration::from_secs(30), inbox.recv()).await.unwrap().is_some());
     }
 }

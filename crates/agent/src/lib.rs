@@ -32,11 +32,13 @@ pub mod index;
 pub mod ipam;
 mod json_socket;
 pub mod last_known;
+mod last_ready;
 pub mod masquerade;
 pub mod metrics;
 pub mod modes;
 pub mod names;
 pub mod network_config;
+pub mod node_going;
 pub mod node_network;
 pub mod node_ready;
 mod observe;
@@ -47,6 +49,7 @@ mod plain_http;
 pub mod pods;
 pub mod predecessor;
 pub mod proxy_health;
+pub mod pulse;
 pub mod reconcile;
 mod relist;
 pub mod service_ranges;
@@ -168,17 +171,17 @@ async fn run_until(config: AgentConfig, shutdown: CancellationToken) -> Result<E
 
     let ranges = ranges_at_start(&config, &parsed, &own, &index);
     let non_masquerade = NonMasquerade::at_start(&config.state_dir, &parsed.ranges.non_masquerade_cidrs);
-    let datapath = open_datapath(&config, &parsed, &own, &ranges, &non_masquerade).await?;
     let before = HostLocal::new(&config.cni_state_dir);
     let leases = Arc::new(LeaseStore::open(&config.state_dir, &own.pod_cidrs, Arc::new(RealDisk))?.after(before));
     leases.close(&own.closed);
+    let datapath = open_datapath(&config, &parsed, &own, &ranges, &non_masquerade, &leases).await?;
     let (requests, request_inbox) = mpsc::channel::<Request>(1024);
     let feed = feed::Client::start(config.carry_socket());
     let ends = reconcile::Ends { index: index.clone(), datapath: datapath.clone(), leases: leases.clone(), feed };
     let reconciler = Reconciler::new(&config, &parsed, &own, ranges, non_masquerade, ends).await?;
     let carried = reconciler.carried();
     let (report, in_charge, book) = (reconciler.report(), reconciler.in_charge(), reconciler.book());
-    let progress = reconciler.progress();
+    let (progress, pulse) = (reconciler.progress(), reconciler.pulse());
     let hearing = owned(names::hear(config.carry_socket(), reconciler.asked_names(), requests.clone()));
     let mut loop_task = tokio::spawn(reconciler.run(inbox, request_inbox, ready, config.clone()));
 
@@ -230,6 +233,7 @@ async fn run_until(config: AgentConfig, shutdown: CancellationToken) -> Result<E
         index.clone(),
         announcing_balancers.announced(),
     ));
+    let going = node_going::watch(client.clone(), &parsed.node);
     let pods = Arc::new(pods::Pods::new(parsed.node.clone(), client, index.clone(), datapath.clone(), requests));
     let mut cni =
         CniServer::start(CniServerConfig::new(&config), pods.clone(), pods, leases.clone(), readiness.clone()).await?;
@@ -246,10 +250,13 @@ async fn run_until(config: AgentConfig, shutdown: CancellationToken) -> Result<E
         book,
         carried,
         paths,
+        pulse,
     });
     let clean = owned(forget_when_ready(config.clone(), readiness.clone()));
+    let noting = owned(last_ready::keep(config.run_dir.clone(), readiness.clone()));
+    let was_ready = readiness.clone();
     let in_kube_proxys_place =
-        config.kube_proxy_health.then(|| proxy_health::serve_when_in_charge(in_charge, readiness));
+        config.kube_proxy_health.then(|| proxy_health::serve_when_in_charge(in_charge, readiness, going));
 
     let outcome = tokio::select! {
         () = shutdown.cancelled() => Ok(Ended::Told),
@@ -261,6 +268,7 @@ async fn run_until(config: AgentConfig, shutdown: CancellationToken) -> Result<E
         () = cni.ended() => Err(anyhow::anyhow!("the CNI server ended")),
         Some(ended) = watches.join_next() => Err(anyhow::anyhow!("a watch ended: {ended:?}")),
     };
+    last_ready::note(&config.run_dir, &was_ready);
     // Requests in work end first; nothing that they made is lost if they do not.
     tokio::join!(cni.drain(Duration::from_secs(5)), announcing_balancers.drain());
     if !loop_task.is_finished() {
@@ -268,7 +276,17 @@ async fn run_until(config: AgentConfig, shutdown: CancellationToken) -> Result<E
         // Its turn ends first: what comes after it in this process is to find no write under way.
         let _ended_or_too_long = tokio::time::timeout(Duration::from_secs(5), &mut loop_task).await;
     }
-    drop((status, telling, clean, watching_rules, health, in_kube_proxys_place, announcing, announcing_to_flannel));
+    drop((
+        status,
+        telling,
+        clean,
+        noting,
+        watching_rules,
+        health,
+        in_kube_proxys_place,
+        announcing,
+        announcing_to_flannel,
+    ));
     drop((outliving, policies_in_force, named, hearing, probing));
     drop((publishing, recalling, keeping, service_status, observed, refusing, telling_who_announces));
     last_known.keep_now(index).await;
@@ -286,6 +304,7 @@ async fn open_datapath(
     own: &OwnNode,
     ranges: &Ranges,
     non_masquerade: &NonMasquerade,
+    leases: &LeaseStore,
 ) -> Result<Datapath> {
     let settings = NodeSettings {
         service_cidrs: ranges.in_force().to_vec(),
@@ -297,6 +316,7 @@ async fn open_datapath(
         bpffs: config.bpffs.clone(),
         cgroup: config.cgroup.as_deref().map(settings::cgroup2).transpose()?,
         state_dir: config.run_dir.join("pods"),
+        remembered: leases.attached(),
         uplink: config.uplink.clone(),
         devices: config.devices.clone(),
         acceleration: config.service_acceleration,

@@ -1,7 +1,7 @@
 //! `/metrics` in the text format of OpenMetrics, `/healthz` and `/readyz`: the latter two from the first moment of the process on.
 //!
 //! `/readyz` also fails while the container runtime takes another network's configuration before ours: pods would not get this
-//! network, however ready it is. What the metrics are is in [`exposition`].
+//! network, however ready it is. `/healthz` fails when the agent hangs, so that kubelet starts it anew ([`crate::pulse`]). What the metrics are is in [`exposition`].
 
 mod exposition;
 mod kube_proxy;
@@ -13,9 +13,11 @@ use anyhow::{Context, Result};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
+use tracing::error;
 
 use crate::cni_server::Readiness;
 use crate::plain_http::{self, Answer};
+use crate::pulse;
 use crate::status::{SharedSources, Sources};
 
 /// Media type of the text format of OpenMetrics 1.0, which Prometheus understands since 2.5.
@@ -57,6 +59,12 @@ async fn answer(path: &str, sources: Option<&Sources>, readiness: &watch::Receiv
             Ok(text) => Answer { content_type: OPENMETRICS, ..Answer::text(Answer::OK, text) },
             Err(error) => Answer::text("500 Internal Server Error", format!("{error:#}\n")),
         },
+        ("/healthz", _, Some(sources))
+            if let Some(what) = pulse::hangs(sources.pulse.age(), sources.datapath.busy_for()) =>
+        {
+            error!("{what}: this agent is to be started anew");
+            Answer::text(Answer::UNAVAILABLE, format!("{what}\n"))
+        }
         ("/healthz", _, _) | ("/readyz", None, _) => Answer::text(Answer::OK, "ok\n"),
         ("/metrics", why, None) | ("/readyz", why, _) => Answer::text(Answer::UNAVAILABLE, why.unwrap_or_default()),
         _ => Answer::not_found(),

@@ -32,12 +32,14 @@ const TRY_AGAIN: Duration = Duration::from_secs(5);
 pub fn serve_when_in_charge(
     mut in_charge: watch::Receiver<State>,
     readiness: watch::Receiver<Readiness>,
+    going: watch::Receiver<bool>,
 ) -> AbortOnDropHandle<()> {
+    let health = ProxyHealth { readiness, going };
     AbortOnDropHandle::new(tokio::spawn(async move {
         let mut ports = Ports::default();
         loop {
             if in_charge.borrow_and_update().stands_in_for_kube_proxy() {
-                ports.open(&readiness);
+                ports.open(&health);
             } else {
                 ports = Ports::default();
             }
@@ -55,6 +57,14 @@ pub fn serve_when_in_charge(
     }))
 }
 
+/// What kube-proxy's health is made of.
+#[derive(Clone, Debug)]
+struct ProxyHealth {
+    readiness: watch::Receiver<Readiness>,
+    /// Whether the node is about to leave the cluster.
+    going: watch::Receiver<bool>,
+}
+
 /// The two ports of kube-proxy. A port that somebody else has is said once, left to him, and tried again.
 #[derive(Default)]
 struct Ports {
@@ -68,10 +78,10 @@ impl Ports {
         self.healthz.is_some() && self.status.is_some()
     }
 
-    fn open(&mut self, readiness: &watch::Receiver<Readiness>) {
+    fn open(&mut self, health: &ProxyHealth) {
         let mut refused = Vec::new();
         if self.healthz.is_none() {
-            match serve_healthz(readiness) {
+            match serve_healthz(health) {
                 Ok(task) => self.healthz = Some(task),
                 Err(error) => refused.push((HEALTHZ_PORT, error)),
             }
@@ -89,9 +99,9 @@ impl Ports {
     }
 }
 
-fn serve_healthz(readiness: &watch::Receiver<Readiness>) -> std::io::Result<AbortOnDropHandle<()>> {
-    let (listener, readiness) = (listen_everywhere(HEALTHZ_PORT)?, readiness.clone());
-    let healthz = move |path: String| std::future::ready(healthz(&path, &readiness));
+fn serve_healthz(health: &ProxyHealth) -> std::io::Result<AbortOnDropHandle<()>> {
+    let (listener, health) = (listen_everywhere(HEALTHZ_PORT)?, health.clone());
+    let healthz = move |path: String| std::future::ready(health.answer(&path));
     Ok(AbortOnDropHandle::new(tokio::spawn(serve(listener, healthz))))
 }
 
@@ -108,17 +118,24 @@ fn serve_status() -> std::io::Result<AbortOnDropHandle<()>> {
     };
     Ok(AbortOnDropHandle::new(tokio::spawn(serve(listener, mode))))
 }
-/// As kube-proxy: healthy once Services are in the kernel.
-fn healthz(path: &str, readiness: &watch::Receiver<Readiness>) -> Answer {
-    if !matches!(path, "/healthz" | "/livez") {
-        return Answer::not_found();
+
+impl ProxyHealth {
+    /// As kube-proxy: healthy once Services are in the kernel. `/healthz` is also for load balancers, which are to send nothing new to
+    /// a node that is going (KEP-3836); `/livez` is about this process alone.
+    fn answer(&self, path: &str) -> Answer {
+        let ready = *self.readiness.borrow() == Readiness::Ready;
+        let eligible = !*self.going.borrow();
+        let well = match path {
+            "/healthz" => ready && eligible,
+            "/livez" => ready,
+            _ => return Answer::not_found(),
+        };
+        let code = if well { "200" } else { "503" };
+        counts::PROXY_HEALTH.get_or_create(&counts::health_labels(path.trim_start_matches('/'), code)).inc();
+        let now = Timestamp::try_from(SystemTime::now()).unwrap_or_default().to_string();
+        let body = json!({"lastUpdated": now, "currentTime": now, "nodeEligible": ready && eligible});
+        Answer::json(if well { Answer::OK } else { Answer::UNAVAILABLE }, &body)
     }
-    let ready = *readiness.borrow() == Readiness::Ready;
-    let code = if ready { "200" } else { "503" };
-    counts::PROXY_HEALTH.get_or_create(&counts::health_labels(path.trim_start_matches('/'), code)).inc();
-    let now = Timestamp::try_from(SystemTime::now()).unwrap_or_default().to_string();
-    let body = json!({"lastUpdated": now, "currentTime": now, "nodeEligible": ready});
-    Answer::json(if ready { Answer::OK } else { Answer::UNAVAILABLE }, &body)
 }
 
 struct Port {
@@ -308,11 +325,26 @@ mod tests {
     #[test]
     fn kube_proxys_health_says_when_and_is_bad_until_ready() {
         let (sender, readiness) = watch::channel(Readiness::Starting("first list".to_owned()));
-        assert_eq!(healthz("/healthz", &readiness).status, Answer::UNAVAILABLE);
+        let (_stays, going) = watch::channel(false);
+        let health = ProxyHealth { readiness, going };
+        assert_eq!(health.answer("/healthz").status, Answer::UNAVAILABLE);
         sender.send_replace(Readiness::Ready);
-        let answer = healthz("/healthz", &readiness);
+        let answer = health.answer("/healthz");
         assert_eq!(answer.status, Answer::OK);
         assert!(answer.body.contains("lastUpdated"), "{}", answer.body);
-        assert_eq!(healthz("/else", &readiness), Answer::not_found());
+        assert_eq!(health.answer("/else"), Answer::not_found());
+    }
+
+    #[test]
+    fn load_balancers_hear_that_the_node_is_going_and_who_asks_for_the_process_does_not() {
+        let (_ready, readiness) = watch::channel(Readiness::Ready);
+        let (leaves, going) = watch::channel(true);
+        let health = ProxyHealth { readiness, going };
+        let answer = health.answer("/healthz");
+        assert_eq!(answer.status, Answer::UNAVAILABLE);
+        assert!(answer.body.contains("\"nodeEligible\":false"), "{}", answer.body);
+        assert_eq!(health.answer("/livez").status, Answer::OK);
+        leaves.send_replace(false);
+        assert_eq!(health.answer("/healthz").status, Answer::OK, "the autoscaler has changed its mind");
     }
 }

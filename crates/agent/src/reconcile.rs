@@ -45,6 +45,7 @@ use crate::names::book::{Book, SharedBook};
 use crate::node_network::kept::Kept;
 use crate::predecessor::Remains;
 use crate::proxy_health::HealthPorts;
+use crate::pulse::Pulse;
 use crate::service_ranges::Ranges;
 use crate::settings::{OwnNode, Parsed};
 use crate::udp::Carried;
@@ -214,6 +215,7 @@ pub struct Reconciler {
     /// Devices that are being made, each with who waits for it.
     attaching: JoinSet<()>,
     report: SharedReport,
+    pulse: Pulse,
 }
 
 /// What the loop reads from and writes to.
@@ -321,12 +323,18 @@ impl Reconciler {
             audit_at: started + AUDIT,
             attaching: JoinSet::new(),
             report: SharedReport::default(),
+            pulse: Pulse::default(),
         })
     }
 
     /// What the loop reports.
     pub fn report(&self) -> SharedReport {
         self.report.clone()
+    }
+
+    /// The turns of the loop, as it takes them.
+    pub fn pulse(&self) -> Pulse {
+        self.pulse.clone()
     }
 
     /// What domain names of policies stand for.
@@ -366,6 +374,7 @@ impl Reconciler {
         let mut sweep = tokio::time::interval(SWEEP);
         sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
+            self.pulse.beat();
             let (mut attaches, mut lessons): (Vec<Attach>, Vec<Lesson>) = (Vec::new(), Vec::new());
             let retry = self.retry_at.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
             tokio::select! {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock, PoisonError};
+use std::time::Duration;
 
 use anyhow::Result;
 use tokio::sync::watch;
@@ -23,6 +24,7 @@ use crate::ipam::LeaseStore;
 use crate::json_socket;
 use crate::names::book::SharedBook;
 use crate::paths::{Paths, SmallPath};
+use crate::pulse::Pulse;
 use crate::reconcile::{SharedReport, ways_to};
 use crate::udp::Carried;
 
@@ -48,6 +50,8 @@ pub struct Sources {
     pub carried: watch::Receiver<Carried>,
     /// Which paths to other nodes carry less than they have to.
     pub paths: watch::Receiver<Paths>,
+    /// Turns of the loop.
+    pub pulse: Pulse,
 }
 
 impl std::fmt::Debug for Sources {
@@ -76,13 +80,34 @@ pub fn serve(
     })
 }
 
+/// Who asks for the status asks because something is wrong: it is answered though the data path is not.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// What is not done of other DNS servers' configuration: of interest before a hand-over, too.
 fn dns_hints(left_out: &[String]) -> impl Iterator<Item = String> {
     left_out.iter().map(|line| format!("DNS: not done when Towpath answers: {line}"))
 }
 
-/// The state of this agent now.
+/// The state of this agent now; what can be said of it without the data path where that is at something else for long.
 pub async fn collect(node: &str, sources: &SharedSources, readiness: &watch::Receiver<Readiness>) -> AgentStatus {
+    let within = tokio::time::timeout(PATIENCE, collect_all(node, sources, readiness)).await;
+    within.unwrap_or_else(|_| {
+        let busy = sources.get().and_then(|sources| sources.datapath.busy_for()).unwrap_or_default();
+        let problem = format!(
+            "the data path does not answer: it has been at one call for {} s; if that goes on, see the agent's log and `ps -eLo pid,stat,wchan,comm`",
+            busy.as_secs()
+        );
+        AgentStatus {
+            node: node.to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            ready: *readiness.borrow() == Readiness::Ready,
+            problems: vec![problem],
+            ..AgentStatus::default()
+        }
+    })
+}
+
+async fn collect_all(node: &str, sources: &SharedSources, readiness: &watch::Receiver<Readiness>) -> AgentStatus {
     match sources.get() {
         Some(sources) => {
             let said = crate::read(&sources.index).backends().clone();
@@ -134,7 +159,7 @@ async fn collected(
         }
     };
     if report.recalled {
-        problems.push("the API server has not answered since this agent started: it goes on with what an earlier run knew of the cluster".to_owned());
+        problems.push("the API server has not said all of the cluster since this agent started: of the rest it goes on with what an earlier run knew".to_owned());
     }
     problems.extend(report.failures.iter().map(|(what, why)| format!("{what}: {why}")));
     problems.extend(report.refused.iter().flat_map(|(n, why)| why.iter().map(move |w| format!("node {n}: {w}"))));

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use towpath_wire::cni::{
-    AddRequest, CheckRequest, CniError, DELETES_NAME, DelRequest, ErrorCode, NetworkConfig, Reply, Request, Version,
+    AddRequest, CheckRequest, CniError, DELETES_NAME, DelRequest, ErrorCode, NetworkConfig, READY_NAME, Reply, Request,
+    Version,
 };
 
 use crate::agent;
@@ -19,6 +20,9 @@ const DEL_PATIENCE: Duration = Duration::from_secs(15);
 const CHECK_PATIENCE: Duration = Duration::from_secs(30);
 const GC_PATIENCE: Duration = Duration::from_secs(60);
 const STATUS_PATIENCE: Duration = Duration::from_secs(3);
+/// So long an agent may be between its end and being ready again: a new version of it, or a crash. Runtimes ask for STATUS every few
+/// seconds, and kubelet makes a node NotReady at the first error.
+const BETWEEN_AGENTS: Duration = Duration::from_secs(60);
 
 /// `NSFS_MAGIC` of linux/magic.h: the file system of namespaces.
 const NSFS_MAGIC: rustix::fs::FsWord = 0x6e73_6673;
@@ -126,11 +130,32 @@ fn status(input: &[u8]) -> Result<(), CniError> {
     let config = NetworkConfig::parse(input)?;
     at_least(&config, Version::V1_1_0, "STATUS")?;
     let request = Request::Status { network: config.name.clone() };
-    let reply = agent::ask(&config.socket, &request, None, STATUS_PATIENCE).map_err(|error| {
+    let error = match agent::ask(&config.socket, &request, None, STATUS_PATIENCE) {
+        Ok(Reply::Failed { error }) if error.code == ErrorCode::NotAvailable => error,
+        Ok(reply) => return done("STATUS", reply),
         // Running pods go on without the agent, so this is 50 and not 51.
-        CniError { code: ErrorCode::NotAvailable, ..unreachable(&config, &error) }
-    })?;
-    done("STATUS", reply)
+        Err(error) => {
+            let told = CniError { code: ErrorCode::NotAvailable, ..unreachable(&config, &error) };
+            // An agent that is there and says nothing is none that comes back by itself.
+            if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) {
+                return Err(told);
+            }
+            told
+        }
+    };
+    between_agents(&config, error)
+}
+
+/// Success while the agent was ready a moment ago: an ADD that comes meanwhile is tried again by kubelet.
+fn between_agents(config: &NetworkConfig, error: CniError) -> Result<(), CniError> {
+    let since = std::fs::metadata(config.socket.with_file_name(READY_NAME)).and_then(|file| file.modified()).ok();
+    match since.and_then(|ready| ready.elapsed().ok()) {
+        Some(since) if since < BETWEEN_AGENTS => Ok(()),
+        Some(since) => {
+            Err(CniError { msg: format!("{}; it was last ready {} s ago", error.msg, since.as_secs()), ..error })
+        }
+        None => Err(error),
+    }
 }
 
 fn done(verb: &str, reply: Reply) -> Result<(), CniError> {

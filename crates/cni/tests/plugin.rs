@@ -11,6 +11,8 @@
 
 mod rig;
 
+use std::time::Duration;
+
 use rig::{Fake, Rig, netns, root};
 use serde_json::{Value, json};
 use towpath_wire::cni::{
@@ -108,6 +110,38 @@ fn without_an_agent_add_is_to_be_tried_again_and_status_is_not_available() {
     let out = rig.run("STATUS", &[], &rig.config(Version::V1_1_0, json!({})));
     assert_eq!((out.code, &out.json["code"]), (1, &json!(50)), "{out:?}");
     assert!(out.json["msg"].as_str().unwrap().contains("is not running"), "{out:?}");
+}
+
+fn status(rig: &Rig) -> rig::Out {
+    rig.run("STATUS", &[], &rig.config(Version::V1_1_0, json!({})))
+}
+
+#[test]
+fn status_is_well_between_one_agent_and_the_next_for_a_minute_and_then_says_how_long_there_is_none() {
+    let (rig, starting) = (Rig::new(), Rig::new());
+    let not_ready = CniError::new(ErrorCode::NotAvailable, "the Towpath agent is not ready: waiting");
+    let _fake = Fake::start(&starting, Reply::Failed { error: not_ready });
+    for rig in [&rig, &starting] {
+        assert_eq!(status(rig).json["code"], 50, "no agent was ever ready here");
+        rig.was_ready(Duration::from_secs(20));
+        let out = status(rig);
+        assert_eq!((out.code, out.text.as_str()), (0, ""), "{out:?}");
+        rig.was_ready(Duration::from_secs(75));
+        let out = status(rig);
+        assert_eq!((out.code, &out.json["code"]), (1, &json!(50)), "{out:?}");
+        assert!(out.json["msg"].as_str().unwrap().contains("it was last ready 75 s ago"), "{out:?}");
+    }
+}
+
+#[test]
+fn an_agent_that_hangs_is_no_agent_that_comes_back() {
+    let rig = Rig::new();
+    rig.was_ready(Duration::ZERO);
+    // It takes what comes, and says nothing.
+    let _hangs = std::os::unix::net::UnixListener::bind(rig.socket()).unwrap();
+    let out = status(&rig);
+    assert_eq!((out.code, &out.json["code"]), (1, &json!(50)), "{out:?}");
+    assert!(out.json["msg"].as_str().unwrap().contains("did not answer in time"), "{out:?}");
 }
 
 #[test]

@@ -119,7 +119,7 @@ async fn client(config: &ControllerConfig) -> Result<Client, ControllerError> {
             Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.map_err(wrong)?
         }
     };
-    Ok(Client::try_from(config)?)
+    Ok(towpath_api::client(config)?)
 }
 
 /// The configured identity, else the host name, which in Kubernetes is the pod's.

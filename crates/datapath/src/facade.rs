@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use towpath_model::AskedBandwidth;
@@ -47,6 +47,11 @@ impl Datapath {
     /// What opening found out or made.
     pub async fn facts(&self) -> Result<NodeFacts, Error> {
         self.worker.call(|node| Ok(node.facts().clone())).await
+    }
+
+    /// How long the call under way has taken; none: there is none. Answered at once, whatever hangs.
+    pub fn busy_for(&self) -> Option<Duration> {
+        self.worker.busy_for()
     }
 
     /// Facts and counts for `towpath status`.

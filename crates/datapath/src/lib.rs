@@ -25,6 +25,6 @@ pub use error::Error;
 pub use facade::Datapath;
 pub use requests::{
     Applied, AttachRequest, CheckRequest, DatapathConfig, NodeFacts, NodeStatus, PodMtu, PodSurvey, Released,
-    ServiceFlow, ServiceFlows, UdpEnds,
+    RememberedPod, ServiceFlow, ServiceFlows, UdpEnds,
 };
 pub use uninstall::uninstall;

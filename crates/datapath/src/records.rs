@@ -1,7 +1,8 @@
 //! What each pod's device is for, on disk: the kernel keeps the device, but not the pod's name, addresses and sandbox.
 //!
 //! One JSON file a device, written by rename, in a directory that outlives the agent. The device in the kernel is the truth:
-//! a record without one is stale, a device without one was never finished. A pod that was detached leaves a tombstone (its
+//! a record without one is stale, a device without one was never finished, unless somebody else remembers whose it is
+//! ([`RememberedPod`](crate::RememberedPod)). A pod that was detached leaves a tombstone (its
 //! record with another ending) until its connections are gone from the programs' tables, however often the agent dies meanwhile.
 
 use std::collections::BTreeMap;
@@ -42,18 +43,20 @@ pub(crate) struct Records {
     directory: PathBuf,
     records: BTreeMap<String, Record>,
     tombstones: Vec<(PathBuf, Record)>,
+    /// Devices whose record is there and says nothing, with the reason.
+    unreadable: BTreeMap<String, String>,
 }
 
 impl Records {
     /// Reads the directory, making it if need be. A file that cannot be understood is left where it is and reported in the
-    /// log; its device counts as unfinished.
+    /// log; its device has no record.
     pub(crate) fn open(directory: PathBuf) -> Result<Self, Error> {
         let failed = |operation, path: &Path| {
             let path = path.to_owned();
             move |source| Error::Record { operation, path, source }
         };
         fs::create_dir_all(&directory).map_err(failed("make directory", &directory))?;
-        let (mut records, mut tombstones) = (BTreeMap::new(), Vec::new());
+        let (mut records, mut tombstones, mut unreadable) = (BTreeMap::new(), Vec::new(), BTreeMap::new());
         for entry in fs::read_dir(&directory).map_err(failed("read directory", &directory))? {
             let path = entry.map_err(failed("read directory", &directory))?.path();
             let dead = path.extension().is_some_and(|e| e == TOMBSTONE);
@@ -66,10 +69,25 @@ impl Records {
                 Ok(record) => {
                     records.insert(record.pod.host_device.clone(), record);
                 }
-                Err(error) => tracing::warn!(path = %path.display(), %error, "pod record left out: cannot be read"),
+                Err(error) => {
+                    tracing::warn!(path = %path.display(), %error, "pod record left out: cannot be read");
+                    if let Some(device) = path.file_stem().filter(|_| !dead) {
+                        unreadable.insert(device.to_string_lossy().into_owned(), error.to_string());
+                    }
+                }
             }
         }
-        Ok(Self { directory, records, tombstones })
+        Ok(Self { directory, records, tombstones, unreadable })
+    }
+
+    /// Why the record of a device, which is there, cannot be read.
+    pub(crate) fn unreadable(&self) -> &BTreeMap<String, String> {
+        &self.unreadable
+    }
+
+    /// Whether an earlier process left a tombstone of a device that was not yet taken.
+    pub(crate) fn is_buried(&self, device: &str) -> bool {
+        self.tombstones.iter().any(|(_, record)| record.pod.host_device == device)
     }
 
     pub(crate) fn get(&self, device: &str) -> Option<&Record> {
@@ -88,6 +106,7 @@ impl Records {
         let text = serde_json::to_vec(&record).map_err(|e| failed(io::Error::other(e)))?;
         fs::write(&temporary, text).map_err(failed)?;
         fs::rename(&temporary, &path).map_err(failed)?;
+        self.unreadable.remove(&record.pod.host_device);
         self.records.insert(record.pod.host_device.clone(), record);
         Ok(())
     }

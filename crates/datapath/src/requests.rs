@@ -23,6 +23,8 @@ pub struct DatapathConfig {
     pub cgroup: Option<PathBuf>,
     /// Directory for the records of attached pods; made if it is not there. It must outlive the agent, not a reboot.
     pub state_dir: PathBuf,
+    /// Pods that were given a device, by who keeps that elsewhere: for those whose record is lost or cannot be read.
+    pub remembered: Vec<RememberedPod>,
     /// Uplink device; none: the one that holds the node's address.
     pub uplink: Option<String>,
     /// Further devices that lead out of the node, by name or by the beginning of names (`eth*`); none: those of default routes, and network
@@ -32,6 +34,15 @@ pub struct DatapathConfig {
     pub acceleration: Acceleration,
     /// Limits of the maps.
     pub limits: bpf::Limits,
+}
+
+/// A pod that was given a device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RememberedPod {
+    /// The pod, as [`crate::Datapath::attach_pod`] answered.
+    pub pod: LocalPod,
+    /// Name of the device in the pod.
+    pub ifname: String,
 }
 
 /// A pod to give a device.

@@ -11,7 +11,7 @@
 //!
 //! Chores are what can wait: the next is done when no job has come for a while, so that a job waits for one chore at most.
 
-use std::sync::mpsc;
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
@@ -27,11 +27,29 @@ type Job<S> = Box<dyn FnOnce(&mut S) + Send>;
 #[derive(Debug)]
 pub(crate) struct Worker<S> {
     jobs: mpsc::Sender<Job<S>>,
+    in_hand: InHand,
 }
 
 impl<S> Clone for Worker<S> {
     fn clone(&self) -> Self {
-        Self { jobs: self.jobs.clone() }
+        Self { jobs: self.jobs.clone(), in_hand: self.in_hand.clone() }
+    }
+}
+
+/// Since when the thread is at what it does now; none: it waits.
+#[derive(Clone, Debug, Default)]
+struct InHand(Arc<Mutex<Option<Instant>>>);
+
+impl InHand {
+    fn during<R>(&self, work: impl FnOnce() -> R) -> R {
+        self.set(Some(Instant::now()));
+        let result = work();
+        self.set(None);
+        result
+    }
+
+    fn set(&self, since: Option<Instant>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = since;
     }
 }
 
@@ -44,10 +62,12 @@ impl<S: 'static> Worker<S> {
     ) -> Result<Self, Error> {
         let (jobs, inbox) = mpsc::channel::<Job<S>>();
         let (opened, result) = oneshot::channel();
+        let in_hand = InHand::default();
+        let here = in_hand.clone();
         let run = move || match open() {
             Ok(mut state) => {
                 if opened.send(Ok(())).is_ok() {
-                    work(&mut state, &inbox, chore);
+                    work(&mut state, &inbox, chore, &here);
                 }
             }
             // Nobody waits for the outcome any more: there is nobody to tell.
@@ -58,7 +78,12 @@ impl<S: 'static> Worker<S> {
             .spawn(run)
             .map_err(|e| crate::net::Error::system("start the data path thread", e))?;
         result.await.unwrap_or(Err(Error::Stopped))?;
-        Ok(Self { jobs })
+        Ok(Self { jobs, in_hand })
+    }
+
+    /// How long the thread has been at what it does now; none: it waits for work.
+    pub(crate) fn busy_for(&self) -> Option<Duration> {
+        self.in_hand.0.lock().unwrap_or_else(PoisonError::into_inner).map(|since| since.elapsed())
     }
 
     /// Runs `work` on the thread. A caller that goes away does not stop it.
@@ -90,7 +115,7 @@ impl<S: 'static> Worker<S> {
 }
 
 /// Does jobs until there is nobody to send them.
-fn work<S>(state: &mut S, inbox: &mpsc::Receiver<Job<S>>, chore: fn(&mut S) -> bool) {
+fn work<S>(state: &mut S, inbox: &mpsc::Receiver<Job<S>>, chore: fn(&mut S) -> bool, in_hand: &InHand) {
     let mut rest = Some(QUIET);
     loop {
         let next = match rest {
@@ -99,13 +124,13 @@ fn work<S>(state: &mut S, inbox: &mpsc::Receiver<Job<S>>, chore: fn(&mut S) -> b
         };
         match next {
             Ok(job) => {
-                job(state);
+                in_hand.during(|| job(state));
                 rest = Some(QUIET);
             }
             Err(mpsc::RecvTimeoutError::Timeout) => {
                 let begun = Instant::now();
                 // A chore may hold a lock of the whole machine, so half of the time is for others.
-                rest = chore(state).then(|| begun.elapsed());
+                rest = in_hand.during(|| chore(state)).then(|| begun.elapsed());
             }
             Err(mpsc::RecvTimeoutError::Disconnected) => return,
         }
@@ -129,6 +154,27 @@ mod tests {
         assert_eq!(worker.call(say("third")).await.unwrap(), ["first", "second", "third"]);
         assert_eq!(second.await.unwrap(), ["first", "second"]);
         assert_eq!(first.await.unwrap(), ["first"]);
+    }
+
+    #[tokio::test]
+    async fn what_is_in_hand_is_seen_while_it_hangs_and_not_after_it() {
+        let worker = Worker::start(|| Ok(()), |()| false).await.unwrap();
+        let (release, hangs) = mpsc::channel::<()>();
+        let call = worker.submit(move |()| {
+            let _released = hangs.recv();
+            Ok(())
+        });
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while worker.busy_for().is_none_or(|time| time < Duration::from_millis(5)) {
+            assert!(Instant::now() < deadline, "{:?}", worker.busy_for());
+            tokio::task::yield_now().await;
+        }
+        drop(release);
+        call.await.unwrap();
+        while worker.busy_for().is_some() {
+            assert!(Instant::now() < deadline);
+            tokio::task::yield_now().await;
+        }
     }
 
     #[tokio::test]

@@ -25,6 +25,8 @@ pub const DEFAULT_RUN_DIR: &str = "/run/towpath";
 pub const DEFAULT_STATE_DIR: &str = "/var/lib/towpath";
 /// Name of the agent's socket in the run directory.
 pub const SOCKET_NAME: &str = "cni.sock";
+/// Name of the file beside the agent's socket whose time of change says when the agent was last ready.
+pub const READY_NAME: &str = "last-ready";
 /// Name of the directory of queued DELs in the state directory.
 pub const DELETES_NAME: &str = "deletes";
 

@@ -36,6 +36,7 @@ use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use tokio::sync::watch;
+use towpath_datapath::RememberedPod;
 use towpath_model::NamespacedName;
 use towpath_plan::ipam::{Holder, IpamError, Pool, REST, Usage, gateway_of};
 use towpath_wire::cni::{AddRequest, Attachment};
@@ -372,6 +373,15 @@ impl LeaseStore {
     /// All leases.
     pub fn leases(&self) -> Vec<Lease> {
         self.lock().leases.values().cloned().collect()
+    }
+
+    /// Pods whose ADD was answered, for a data path that has lost whose devices there are.
+    pub fn attached(&self) -> Vec<RememberedPod> {
+        let known = |(owner, lease): (&Attachment, &Lease)| {
+            let pod = lease.attached.as_ref()?.pod.clone();
+            Some(RememberedPod { pod, ifname: owner.ifname().to_owned() })
+        };
+        self.lock().leases.iter().filter_map(known).collect()
     }
 
     /// The lease of an attachment.

@@ -77,6 +77,17 @@ fn leases_outlive_the_agent() {
 }
 
 #[test]
+fn what_was_made_is_remembered_of_who_was_answered_and_of_nobody_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let made = {
+        let store = open(dir.path());
+        store.reserve(&request("b"), &[]).unwrap();
+        add(&store, "a").attached.unwrap().pod
+    };
+    assert_eq!(open(dir.path()).attached(), [RememberedPod { pod: made, ifname: "eth0".to_owned() }]);
+}
+
+#[test]
 fn a_second_agent_is_kept_out() {
     let dir = tempfile::tempdir().unwrap();
     let first = open(dir.path());

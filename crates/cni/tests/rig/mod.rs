@@ -10,10 +10,10 @@ use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
-use towpath_wire::cni::{Reply, Request, Version};
+use towpath_wire::cni::{READY_NAME, Reply, Request, Version};
 
 pub(crate) struct Rig {
     dir: tempfile::TempDir,
@@ -33,6 +33,12 @@ impl Rig {
 
     pub(crate) fn socket(&self) -> PathBuf {
         self.dir.path().join("cni.sock")
+    }
+
+    /// As an agent does that is ready, so long ago.
+    pub(crate) fn was_ready(&self, before: Duration) {
+        let stamp = File::create(self.dir.path().join(READY_NAME)).unwrap();
+        stamp.set_modified(SystemTime::now() - before).unwrap();
     }
 
     pub(crate) fn deletes(&self) -> PathBuf {

@@ -13,6 +13,7 @@ mod on_link;
 pub(crate) mod pods;
 mod reaper;
 mod release;
+mod remembered;
 #[cfg(test)]
 mod tests;
 mod udp;
@@ -42,7 +43,7 @@ use crate::net::peers::{PeerTables, Tunnel};
 use crate::net::uplink::Outside;
 use crate::net::{self, gateway_of, local_ports, mac, netns, nft, of_family, peers, tap, uplink};
 use crate::records::Records;
-use crate::requests::{Applied, DatapathConfig, NodeFacts, NodeStatus, ServiceFlows};
+use crate::requests::{Applied, DatapathConfig, NodeFacts, NodeStatus, Released, ServiceFlows};
 use crate::uninstall;
 
 /// Duplicate address detection takes one to two seconds (RFC 4862 §5.4).
@@ -102,6 +103,8 @@ pub(crate) struct Node {
     groups: Groups,
     nft: nft::Table,
     problems: Vec<String>,
+    /// Pods that could not be adopted when this was opened.
+    lost: Vec<String>,
     /// What pods have by [`Node::apply_pod_mtu`]; none: it was not called.
     pod_mtu: Option<u32>,
     /// Where pods' network namespaces were found.
@@ -176,11 +179,13 @@ impl Node {
             groups,
             nft,
             problems: Vec::new(),
+            lost: Vec::new(),
             pod_mtu: None,
             namespaces: Namespaces::new(namespaces::PLACES.map(PathBuf::from)),
         };
         node.ensure_node()?;
         node.ensure_nftables(false)?;
+        node.remember_pods()?;
         node.bury_again();
         node.adopt_pods()?;
         if let Some(programs) = &mut node.programs {
@@ -208,11 +213,16 @@ impl Node {
             reached: self.peers.iter().filter(|p| !p.local).map(|p| (p.name.clone(), p.reach)).collect(),
             beyond: self.beyond.clone(),
             on_link: self.is_on_link(),
-            problems: self.problems.iter().chain(&released.problem).cloned().chain(self.port_problem()).collect(),
+            problems: self.problems(&released),
             accelerated: self.wires.accelerated(),
             acceleration_notes: self.wires.notes(),
             released,
         }
+    }
+
+    fn problems(&self, released: &Released) -> Vec<String> {
+        let known = self.problems.iter().chain(&self.lost).chain(&released.problem).cloned();
+        known.chain(self.port_problem()).collect()
     }
 
     /// Whether sockets may take the ports that the programs give to clients.

@@ -8,8 +8,11 @@
 mod rules;
 mod sets;
 
-use std::io::Write;
-use std::process::{Command, Stdio};
+use std::io::{self, Read, Write};
+use std::process::{Command, Output, Stdio};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -19,6 +22,9 @@ use rules::Sets;
 
 /// The table's name, in family `inet`.
 pub const TABLE: &str = "towpath";
+
+/// `nft` takes some hundredths of a second, with thousands of ranges some tenths. Nothing else is done in the kernel while it runs.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Source ports that masquerading picks from: the range of ordinary clients. Those above are left for translation in
 /// kernel programs (`TP_SNAT_PORT_MIN` in `bpf/abi.h`), those below hold listeners and NodePorts.
@@ -167,23 +173,46 @@ fn nft(arguments: &[&str], input: Option<&Value>) -> Result<Vec<u8>, Error> {
             _ => format!("`nft` cannot be run: {e}"),
         },
     };
-    let mut child = Command::new("nft")
-        .args(arguments)
-        .stdin(if input.is_some() { Stdio::piped() } else { Stdio::null() })
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .map_err(broken)?;
-    if let (Some(mut stdin), Some(input)) = (child.stdin.take(), input) {
-        // A child that died at once closes the pipe; its exit status and words say why.
-        let _closed_early = stdin.write_all(input.to_string().as_bytes());
-    }
-    let output = child.wait_with_output().map_err(broken)?;
+    let output = output_of(Command::new("nft").args(arguments), input, PATIENCE).map_err(broken)?;
     if output.status.success() {
         return Ok(output.stdout);
     }
     let words = String::from_utf8_lossy(&output.stderr);
     Err(Error::Nft { reason: format!("`nft {}` failed ({}): {}", arguments.join(" "), output.status, words.trim()) })
+}
+
+/// What a program says that is given this. One that does not end in time is killed, and that is its failure.
+fn output_of(command: &mut Command, input: Option<&Value>, patience: Duration) -> io::Result<Output> {
+    let stdin = if input.is_some() { Stdio::piped() } else { Stdio::null() };
+    let mut child = command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+    let (ended, end) = mpsc::channel();
+    thread::scope(|scope| {
+        if let (Some(mut stdin), Some(input)) = (stdin, input) {
+            // A child that died at once closes the pipe; its exit status and words say why.
+            scope.spawn(move || drop(stdin.write_all(input.to_string().as_bytes())));
+        }
+        let words = scope.spawn(move || read(stderr));
+        scope.spawn(move || drop(ended.send(read(stdout))));
+        let stdout = end.recv_timeout(patience);
+        if stdout.is_err() {
+            child.kill()?;
+        }
+        let status = child.wait()?;
+        let Ok(stdout) = stdout else {
+            let late =
+                format!("it did not end within {} s and was killed; is the machine overloaded?", patience.as_secs());
+            return Err(io::Error::new(io::ErrorKind::TimedOut, late));
+        };
+        let stderr = words.join().unwrap_or_else(|_| Err(io::Error::other("its words were lost")))?;
+        Ok(Output { status, stdout: stdout?, stderr })
+    })
+}
+
+fn read(pipe: Option<impl Read>) -> io::Result<Vec<u8>> {
+    let mut all = Vec::new();
+    pipe.map_or(Ok(0), |mut pipe| pipe.read_to_end(&mut all))?;
+    Ok(all)
 }
 
 #[cfg(test)]

@@ -234,3 +234,15 @@ fn bring_loopback_up() {
     let up = Command::new("ip").args(["link", "set", "lo", "up"]).status().unwrap();
     assert!(up.success());
 }
+
+#[test]
+fn a_program_that_hangs_is_killed_and_one_that_says_much_is_heard_out() {
+    let begun = std::time::Instant::now();
+    let hangs = output_of(Command::new("sleep").arg("600"), None, Duration::from_millis(100)).unwrap_err();
+    assert_eq!(hangs.kind(), io::ErrorKind::TimedOut, "{hangs}");
+    assert!(begun.elapsed() < Duration::from_secs(60));
+    // More than a pipe holds, both ways.
+    let much = json!("x".repeat(1 << 20));
+    let said = output_of(&mut Command::new("cat"), Some(&much), PATIENCE).unwrap();
+    assert_eq!(said.stdout, much.to_string().into_bytes());
+}

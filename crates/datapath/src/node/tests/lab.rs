@@ -192,6 +192,7 @@ impl TestNode {
             bpffs,
             cgroup: Some(cgroup.clone()),
             state_dir: directory.path().join("state"),
+            remembered: Vec::new(),
             uplink: None,
             devices: Vec::new(),
             acceleration: Default::default(),

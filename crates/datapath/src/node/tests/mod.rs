@@ -9,6 +9,7 @@ mod inherit;
 mod lab;
 mod mtu;
 mod release;
+mod remembered;
 mod scenarios;
 mod several_cards;
 mod shortcut;
