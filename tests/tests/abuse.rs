@@ -23,8 +23,8 @@ mod frames;
 mod scene;
 
 use frames::{
-    ALL_NODES_MAC, BROADCAST, VNI, VXLAN, arp_reply, complaint, discovery, ip_headers, raw, tcp_reset, udp, udp_behind,
-    vxlan,
+    ALL_NODES_MAC, BROADCAST, VNI, VXLAN, arp_reply, complaint, discovery, discovery_to, ip_headers, raw, tagged,
+    tcp_reset, udp, udp_behind, vxlan,
 };
 use scene::{By, CLOSED, NODES_OWN, OPEN, Scene, Stand, TIMES, after, outside, say};
 
@@ -57,6 +57,9 @@ impl Scene {
                     udp(macs, from, node, mark)
                 })?;
             }
+            self.one("a pod with the tag of a VLAN, to the outside", By::Pod, &["malformed"], |mark| {
+                tagged(&udp(macs, attacker.at(six, 4000), SocketAddr::new(outside(six), 9), mark)?, 100)
+            })?;
             self.one("a pod with another pod's MAC", By::Pod, &["source_mac"], |mark| {
                 udp((victim.mac, macs.1), attacker.at(six, 4000), to, mark)
             })?;
@@ -122,6 +125,16 @@ impl Scene {
             self.one(&format!("{what} of a pod"), By::Pod, counted, |mark| {
                 discovery(attacker.mac, from, kind, body, mark)
             })?;
+        }
+        // What no policy judges is for the link: to anybody else it would carry whatever it likes.
+        let honest = [[0x60, 0, 0, 0].as_slice(), &own.octets(), &link_layer(2)].concat();
+        for (kind, body) in [(135, &solicitation), (136, &honest)] {
+            for (whom, to) in [("the outside", outside(true)), ("a pod of another node", self.other.ip(true))] {
+                let what = format!("neighbour discovery {kind} of a pod to {whom}");
+                self.one(&what, By::Pod, &["arp_nd"], |mark| {
+                    discovery_to((attacker.mac, attacker.gateway), (own, to), kind, body, mark)
+                })?;
+            }
         }
         let nobody: SocketAddr = "0.0.0.0:68".parse()?;
         let everybody: SocketAddr = "255.255.255.255:67".parse()?;
@@ -195,6 +208,14 @@ impl Scene {
                     udp(link, from, node, mark)
                 })?;
             }
+            // As the kernel takes a frame without a tag.
+            for (what, from) in
+                [("a pod's address", victim.at(six, 4000)), ("the node's address", self.nodes[0].at(six, 4000))]
+            {
+                self.one(&format!("a neighbour with {what}, by priority"), By::Neighbour, &["spoofed_node"], |mark| {
+                    tagged(&tagged(&udp(link, from, node, mark)?, 0)?, 0)
+                })?;
+            }
             self.one("a neighbour with a pod's address, to a pod", By::Neighbour, &["spoofed_node"], |mark| {
                 udp(link, other.at(six, 4000), victim.at(six, OPEN), mark)
             })?;
@@ -208,8 +229,26 @@ impl Scene {
             self.one("a neighbour to the node's loopback", By::Neighbour, &["loopback"], |mark| {
                 udp(link, neighbour.at(six, 4000), SocketAddr::new(own, NODES_OWN), mark)
             })?;
+            self.one("a neighbour to the node's loopback, by priority", By::Neighbour, &["loopback"], |mark| {
+                tagged(&udp(link, neighbour.at(six, 4000), SocketAddr::new(own, NODES_OWN), mark)?, 0)
+            })?;
             self.one("a neighbour with a loopback address", By::Neighbour, &["loopback"], |mark| {
                 udp(link, SocketAddr::new(own, 4000), node, mark)
+            })?;
+        }
+        // Behind more headers than anybody reads.
+        let chain = [[60, 0, 1, 4, 0, 0, 0, 0].as_slice(); 7].concat();
+        for (what, from) in
+            [("a pod's address", victim.at(true, 4000)), ("the node's address", self.nodes[0].at(true, 4000))]
+        {
+            let what = format!("a neighbour with {what} behind many headers");
+            self.one(&what, By::Neighbour, &["spoofed_node"], |mark| {
+                let to = self.nodes[0].at(true, NODES_OWN);
+                let datagram = udp(link, from, to, mark)?;
+                let mut payload = chain.clone();
+                *payload.get_mut(48).context("short")? = 17;
+                payload.extend(datagram.get(54..).context("short")?);
+                raw(link, ip_headers(from.ip(), to.ip())?, IpNumber(60), &payload)
             })?;
         }
         // To everybody's MAC, or a group's, which IP takes as well.

@@ -70,17 +70,34 @@ pub(crate) fn arp_reply(macs: (Mac, Mac), claimed: IpAddr, mark: &[u8]) -> Resul
 
 /// Neighbour discovery of some type to all, with an option at its end that nobody knows.
 pub(crate) fn discovery(mac: Mac, from: Ipv6Addr, kind: u8, body: &[u8], mark: &[u8]) -> Result<Vec<u8>> {
-    let IpHeaders::Ipv6(header, rest) = ip_headers(from.into(), ALL_NODES)? else { anyhow::bail!("not IPv6") };
+    discovery_to((mac, ALL_NODES_MAC), (from, ALL_NODES), kind, body, mark)
+}
+
+/// The same to anybody.
+pub(crate) fn discovery_to(
+    macs: (Mac, Mac),
+    (from, to): (Ipv6Addr, IpAddr),
+    kind: u8,
+    body: &[u8],
+    mark: &[u8],
+) -> Result<Vec<u8>> {
+    let IpHeaders::Ipv6(header, rest) = ip_headers(from.into(), to)? else { anyhow::bail!("not IPv6") };
     let headers = IpHeaders::Ipv6(Ipv6Header { hop_limit: 255, ..header }, rest);
     let option = [[253, u8::try_from((mark.len() + 2).div_ceil(8))?].as_slice(), mark, &[0; 8]].concat();
     let option = option.get(..(mark.len() + 2).div_ceil(8) * 8).context("too short")?;
     let (word, body) = body.split_first_chunk::<4>().context("too short")?;
     let mut frame = Vec::new();
-    PacketBuilder::ethernet2(mac, ALL_NODES_MAC)
+    PacketBuilder::ethernet2(macs.0, macs.1)
         .ip(headers)
         .icmpv6_raw(kind, 0, *word)
         .write(&mut frame, &[body, option].concat())?;
     Ok(frame)
+}
+
+/// A frame with the tag of a VLAN (IEEE 802.1Q); 0 names none and is taken for a frame without one.
+pub(crate) fn tagged(frame: &[u8], vlan: u16) -> Result<Vec<u8>> {
+    let (macs, rest) = frame.split_at_checked(12).context("no frame")?;
+    Ok([macs, &[0x81, 0], &vlan.to_be_bytes(), rest].concat())
 }
 
 /// An ICMP error that quotes a packet.
