@@ -29,11 +29,15 @@ fn node(name: &str, ip: &str, range: &str) -> String {
     )
 }
 
-/// What n1's kernel has of a range or an address: routes and neighbours. One that it looked for in vain leads nowhere.
+/// What n1's kernel has of a range or an address: routes, and neighbours. Not those that it asked for on the link: whom it looked for in vain leads
+/// nowhere, and who answered is forgotten by its own clock.
 fn knows(cluster: &Cluster, what: &str) -> Result<String> {
     let said = cluster.node("n1", "ip route; ip -6 route; ip neigh; ip -6 neigh")?;
     ensure!(said.ok, "{}", said.all());
-    let known = said.out.lines().filter(|line| line.contains(what) && !line.contains(" FAILED"));
+    let asked = |line: &&str| {
+        [" FAILED", " INCOMPLETE", " REACHABLE", " STALE", " DELAY", " PROBE"].iter().any(|state| line.contains(state))
+    };
+    let known = said.out.lines().filter(|line| line.contains(what) && !asked(line));
     Ok(known.collect::<Vec<_>>().join("\n"))
 }
 

@@ -171,8 +171,8 @@ fn a_syn_of_a_connection_that_is_open_goes_where_that_goes_and_once_it_is_closed
                 let frame = arriving(MAC_UPLINK, h.outside, 4000, h.service, 80, l4);
                 w.from_uplink(&frame).into_pod(w.pod_b).dst.port()
             };
-            let each: [(_, &dyn Fn(&World, L4) -> u16); 2] = [(h.a, &asks), (h.outside, &from_outside)];
-            for (client, sends) in each {
+            for client in [h.a, h.outside] {
+                let sends = |w: &World, l4| if client == h.a { asks(w, l4) } else { from_outside(w, l4) };
                 let first = sends(w, L4::syn());
                 w.from_pod(&sent_by(h.b, first, client, 4000, L4::tcp(SYN | ACK)));
                 assert_eq!(sends(w, L4::tcp(ACK)), first);
