@@ -1,7 +1,7 @@
 //! What a container runtime does with the plugin, by hand: a network namespace, and calls as libcni makes them.
 
 use std::fs;
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
@@ -177,6 +177,22 @@ impl Libcni {
     /// It did not; what the plugin said is in the message.
     pub fn succeed(&self, verb: &str, sandbox: Option<&Sandbox>, version: &str, extra: &Value) -> Result<Value> {
         self.call(verb, sandbox, version, extra)?.map_err(|error| anyhow::anyhow!("{verb} {version}: {error}"))
+    }
+
+    /// Asks whether the agent takes requests at this moment.
+    ///
+    /// STATUS alone would not tell: it succeeds for a while after an agent has gone, by the file that is removed here.
+    ///
+    /// # Errors
+    /// No agent is there, or it is not ready.
+    pub fn agent_is_ready(&self) -> Result<()> {
+        let socket =
+            self.list.pointer("/plugins/0/socket").and_then(Value::as_str).context("the plugin has no socket")?;
+        let stamp = Path::new(socket).with_file_name("last-ready");
+        match fs::remove_file(&stamp) {
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(error).context(stamp.display().to_string()),
+            _ => self.succeed("STATUS", None, "1.1.0", &json!({})).map(drop),
+        }
     }
 }
 

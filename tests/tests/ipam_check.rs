@@ -56,7 +56,7 @@ fn what_is_lost_is_found_and_repaired_under_a_running_pod() -> Result<()> {
     machine::kill(agent)?;
     wait("another agent to be ready", PATIENCE, || {
         ensure!(machine::lab_agent("e2e-ipam", "n1")? != agent, "not gone yet");
-        cni.succeed("STATUS", None, "1.1.0", &none)
+        cni.agent_is_ready()
     })?;
     let (found, ended_well) = check(&cluster, &["--node", "n1"])?;
     ensure!(!ended_well && kinds(&found) == ["deviceWithoutLease"], "{found:#}");

@@ -158,9 +158,7 @@ impl<'c> Node<'c> {
 
     /// Waits until an agent takes requests.
     fn ready(&self) -> Result<()> {
-        wait("the agent to take ADDs", PATIENCE, || {
-            self.cni.call("STATUS", None, VERSION, &json!({}))?.map(drop).map_err(|error| anyhow!("{error}"))
-        })
+        wait("the agent to take ADDs", PATIENCE, || self.cni.agent_is_ready())
     }
 }
 
@@ -388,7 +386,7 @@ fn many_lives_at_once_with_plugins_and_agents_killed_leave_nothing() -> Result<(
             while kills < most_kills && !over.load(Ordering::Relaxed) {
                 std::thread::sleep(Duration::from_millis(100 + dice.below(400)));
                 // One that has just started is not at work yet.
-                if node.cni.call("STATUS", None, VERSION, &json!({}))?.is_ok() {
+                if node.cni.agent_is_ready().is_ok() {
                     machine::kill(machine::lab_agent(cluster.name(), NODE)?)?;
                     kills += 1;
                 }
